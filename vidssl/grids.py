@@ -1,0 +1,59 @@
+"""Arithmetic on grids of cells, (t, h, w)."""
+
+from einops import repeat
+from torch import Tensor
+
+GridSize = tuple[int, int, int]
+
+
+def divide_exactly(size: tuple[int, int, int], strides: GridSize, owner: str) -> GridSize:
+    """Cells that tile a clip of ``size`` (frames, rows, columns) exactly.
+
+    Raises:
+        ValueError: if an axis leaves a rest.
+    """
+    if any(s < 1 or s % stride for s, stride in zip(size, strides, strict=True)):
+        raise ValueError(
+            f"{owner} takes clips whose (frames, height, width) are whole multiples of {strides}, got {size}"
+        )
+    t, h, w = (s // stride for s, stride in zip(size, strides, strict=True))
+    return t, h, w
+
+
+def common_grid(a: GridSize, b: GridSize) -> GridSize:
+    """The finest grid whose cells are whole cells of both, on which one mask can be drawn for both.
+
+    BEVT's patches (8, 56, 56) and ids (16, 14, 14) share (8, 14, 14) (Sec. 3).
+
+    Raises:
+        ValueError: if on some axis neither count is a whole multiple of the other.
+    """
+    t, h, w = (min(x, y) for x, y in zip(a, b, strict=True))
+    if any(max(x, y) % min(x, y) for x, y in zip(a, b, strict=True)):
+        raise ValueError(f"grids {a} and {b} do not nest")
+    return t, h, w
+
+
+def expand_mask(mask: Tensor, grid: GridSize) -> Tensor:
+    """Repeat a mask's cells until it covers a finer grid.
+
+    BEVT draws one mask on 8x14x14 and needs it twice: on the backbone's 8x56x56 patches, where it
+    hides inputs, and on the tokenizer's 16x14x14 ids, where it picks the loss (Sec. 3, Eq. 3).
+
+    Args:
+        mask: bool [B, t, h, w], True where hidden.
+        grid: (t', h', w'), each a whole multiple of t, h, w.
+
+    Returns:
+        bool [B, t', h', w'].
+
+    Raises:
+        ValueError: if ``grid`` is not a whole multiple of the mask's own grid.
+    """
+    own = tuple(mask.shape[1:])
+    if len(own) != 3 or any(fine % coarse for fine, coarse in zip(grid, own, strict=True)):
+        raise ValueError(f"a mask on {own} cannot be expanded to {grid}: not a whole multiple on every axis")
+    factors = {
+        f"f{axis}": fine // coarse for axis, fine, coarse in zip("thw", grid, own, strict=True)
+    }
+    return repeat(mask, "b t h w -> b (t ft) (h fh) (w fw)", **factors)

@@ -1,0 +1,311 @@
+"""The seven interfaces that components meet at, and what travels between them.
+
+Shapes are the contract. Letters: ``B C T H W`` in pixel space, ``t h w`` on a grid of cells,
+``D`` channels, ``V`` vocabulary.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vidssl.grids import GridSize, divide_exactly
+
+InputKind = Literal["pixels", "tokens"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone says of a batch.
+
+    Attributes:
+        patches: [B, t, h, w, D], the last stage.
+        cls: [B, D], or None for a backbone without a class token.
+        stages: one [B, t, h, w, D_i] a stage, finest first; empty for a backbone of one scale.
+    """
+
+    patches: Tensor
+    cls: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+
+    def pooled(self) -> Tensor:
+        """One vector a clip, [B, D]: the class token, or the mean over patches where there is none."""
+        return self.patches.mean(dim=(1, 2, 3)) if self.cls is None else self.cls
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch: the views of every stream.
+
+    Attributes:
+        views: name of a view -> its slots, each [B, 3, T, H, W]. uint8 as the loader hands them over,
+            float32 in [0, 1] once ``to`` has put them on the training device.
+        indices: name of a stream -> int64 [B], which sample of its source each row is.
+    """
+
+    views: Mapping[str, tuple[Tensor, ...]]
+    indices: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on ``device``, its pixels as float32 in [0, 1]."""
+        views = {
+            name: tuple(as_clip(slot.to(device, non_blocking=True)) for slot in slots)
+            for name, slots in self.views.items()
+        }
+        return replace(self, views=views)
+
+
+def as_clip(pixels: Tensor) -> Tensor:
+    """Pixels as float32 in [0, 1]: uint8 is divided by 255, a float tensor is taken as it is."""
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training run stands.
+
+    Attributes:
+        step: optimizer steps done before this one.
+        total_steps: of the whole run.
+    """
+
+    step: int
+    total_steps: int
+
+    @property
+    def fraction(self) -> float:
+        """0 before the first step, approaching 1 at the last."""
+        return self.step / max(1, self.total_steps)
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The loss to descend (a scalar) and what is logged beside it, named after the paper's terms."""
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """What a data source knows of one sample without decoding its pixels.
+
+    Attributes:
+        key: unique in the source and stable between runs, e.g. the path below the root.
+        num_frames: frames that can be asked for.
+        fps: mean frame rate; 0 for an image.
+        labels: label name -> class number; empty for unlabelled data.
+    """
+
+    key: str
+    num_frames: int
+    fps: float
+    labels: Mapping[str, int]
+
+
+class UnreadableSample(Exception):
+    """A sample cannot be read. The message says what is wrong with the file, in words for its owner."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+        self.key = key
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}"
+
+
+class Backbone(nn.Module, ABC):
+    """A network from clips (or token ids) to features. It never learns which paper it serves.
+
+    A constructor sets ``embed_dim`` (D of ``Features.pooled()``), ``strides`` (frames, rows and columns
+    of pixels that one cell of ``grid`` spans) and, if it has stages, ``stage_dims`` and
+    ``stage_strides``, finest first.
+    """
+
+    input_kind: ClassVar[InputKind] = "pixels"
+    takes_mask: ClassVar[bool] = True
+    embed_dim: int
+    strides: GridSize
+    stage_dims: tuple[int, ...] = ()
+    stage_strides: tuple[GridSize, ...] = ()
+
+    def grid(self, num_frames: int, height: int, width: int) -> GridSize:
+        """Cells of the input of this size; masks are drawn on them.
+
+        An image (one frame) is one cell deep whatever the temporal stride.
+
+        Raises:
+            ValueError: if the backbone does not take this size.
+        """
+        temporal = 1 if num_frames == 1 else self.strides[0]
+        return divide_exactly((num_frames, height, width), (temporal, *self.strides[1:]), type(self).__name__)
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Features of a batch.
+
+        Args:
+            x: [B, 3, T, H, W] in [0, 1], or int64 ids [B, t, h, w] where ``input_kind`` is "tokens".
+                T = 1 is an image.
+            mask: bool [B, *grid], True where the input is hidden.
+        """
+
+
+class Tokenizer(nn.Module, ABC):
+    """A frozen map from pixels to discrete ids: what masked prediction predicts.
+
+    ``strides``: frames, rows and columns of pixels that one id stands for.
+    """
+
+    vocab_size: int
+    strides: GridSize
+
+    def grid(self, num_frames: int, height: int, width: int) -> GridSize:
+        """Shape of the ids for a clip of this size; an image is one cell deep.
+
+        Raises:
+            ValueError: if the size is not a whole multiple of the strides.
+        """
+        temporal = 1 if num_frames == 1 else self.strides[0]
+        return divide_exactly((num_frames, height, width), (temporal, *self.strides[1:]), type(self).__name__)
+
+    @abstractmethod
+    def encode(self, clip: Tensor) -> Tensor:
+        """Ids int64 [B, t, h, w] in [0, vocab_size) of a clip [B, 3, T, H, W] in [0, 1]. No gradient."""
+
+    @abstractmethod
+    def decode(self, ids: Tensor) -> Tensor:
+        """Pixels [B, 3, T, H, W] in [0, 1] that ids [B, t, h, w] stand for, for pictures."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What a tokenizer under training makes of a clip.
+
+    Attributes:
+        pixels: [B, 3, T, H, W], with gradient to encoder and decoder.
+        ids: int64 [B, t, h, w].
+        regulariser: scalar, the family's own term (VQ-VAE: the commitment).
+    """
+
+    pixels: Tensor
+    ids: Tensor
+    regulariser: Tensor
+
+
+class TrainableTokenizer(Tokenizer):
+    """A tokenizer that a recipe can train."""
+
+    @abstractmethod
+    def reconstruct(self, clip: Tensor) -> Reconstruction:
+        """Encode, quantise and decode with gradients; in training mode it may collect codebook statistics."""
+
+    @abstractmethod
+    def update_codebook(self, generator: torch.Generator) -> None:
+        """Applies what ``reconstruct`` collected (EMA, revival of dead codes); called once a step."""
+
+
+class Masker(ABC):
+    """Draws which cells are hidden."""
+
+    @abstractmethod
+    def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
+        """bool [batch_size, *grid] on the generator's device, True = hidden; in each row some, never all.
+
+        Raises:
+            ValueError: if this masker cannot draw on a grid of this size.
+        """
+
+
+class Objective(nn.Module, ABC):
+    """What is minimised. Positional constructor parameters are parts (backbone, tokenizer, masker);
+    keyword-only ones are the keys of its recipe section. Heads and decoders live here."""
+
+    needs_views: ClassVar[Mapping[str, int]]
+
+    @abstractmethod
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        """The loss of a batch whose views are float32 in [0, 1] on the objective's device."""
+
+    @abstractmethod
+    def encoder(self) -> "Backbone | TrainableTokenizer":
+        """What the run saves, exports and evaluates; a recipe that trains a tokenizer returns that."""
+
+    def after_step(self, progress: Progress, generator: torch.Generator) -> None:  # noqa: B027
+        """Called after each optimizer step (EMA, codebooks). The only hook; by default nothing."""
+
+
+@dataclass(frozen=True)
+class LabelledFeatures:
+    """Feature vectors with one label each.
+
+    Attributes:
+        vectors: float32 [N, D].
+        labels: int64 [N].
+        num_classes: K; labels lie in [0, K).
+    """
+
+    vectors: Tensor
+    labels: Tensor
+    num_classes: int
+
+
+class Evaluator(ABC):
+    """A probe: learns from labelled features, then scores classes for others."""
+
+    @abstractmethod
+    def class_scores(
+        self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Scores [M, K], higher is likelier, for ``test_vectors`` [M, D]. Test labels are never seen."""
+
+
+class DataSource(ABC):
+    """Indexed videos or images."""
+
+    label_classes: Mapping[str, tuple[str, ...]]  # label name -> names of its classes, in number order
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples listed, readable or not."""
+
+    @abstractmethod
+    def info(self, index: int) -> SampleInfo:
+        """What is known of a sample before its pixels.
+
+        Raises:
+            UnreadableSample: if the file cannot be opened.
+        """
+
+    @abstractmethod
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        """Exactly the frames asked for, uint8 [len(frames), 3, H, W], RGB, rotation applied.
+
+        A frame's number is its place in sequential decoding order. Order and repeats in ``frames`` are kept.
+
+        Raises:
+            UnreadableSample: if any of them cannot be decoded.
+        """
+
+
+class ViewSampler(ABC):
+    """From one video to its named views; owns time and crops, works in uint8."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> Mapping[str, tuple[tuple[int, int, int], ...]]:
+        """View name -> (T, H, W) of each slot, known before any data is touched."""
+
+    @abstractmethod
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """The views of one sample, each slot uint8 [3, T, H, W]; one decode serves all of them.
+
+        Raises:
+            UnreadableSample: as the source does.
+        """
