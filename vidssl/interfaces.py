@@ -235,7 +235,11 @@ class Objective(nn.Module, ABC):
     def encoder(self) -> "Backbone | TrainableTokenizer":
         """What the run saves, exports and evaluates; a recipe that trains a tokenizer returns that."""
 
-    def after_step(self, progress: Progress, generator: torch.Generator) -> None:  # noqa: B027
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        """What held-out metrics (``forward``'s in eval mode) mean, in plain words for the end of a run."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+
+    def after_step(self, progress: Progress, generator: torch.Generator) -> None:
         """Called after each optimizer step (EMA, codebooks). The only hook; by default nothing."""
 
 

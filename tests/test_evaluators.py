@@ -1,0 +1,97 @@
+"""Probes agree with the library's, reach 100 % on separable features and chance on noise."""
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch.nn import functional as F
+
+from vidssl.evaluators import EVALUATORS
+from vidssl.evaluators.knn import KNN, nearest
+from vidssl.evaluators.linear import Linear, fit_logistic
+from vidssl.evaluators.statistics import wilson_interval
+from vidssl.interfaces import LabelledFeatures
+
+
+def blobs(num: int, classes: int, distance: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (num,), generator=generator)
+    centres = torch.randn(classes, 12, generator=torch.Generator().manual_seed(1)) * distance
+    return centres[labels] + torch.randn(num, 12, generator=generator), labels
+
+
+@pytest.mark.parametrize("name", sorted(EVALUATORS))
+def test_separable_features_score_everything(name):
+    vectors, labels = blobs(200, 4, 10.0, 2)
+    test_vectors, test_labels = blobs(100, 4, 10.0, 3)
+    scores = EVALUATORS[name]().class_scores(
+        LabelledFeatures(vectors, labels, 4), test_vectors, torch.Generator().manual_seed(0)
+    )
+    assert scores.shape == (100, 4)
+    assert (scores.argmax(1) == test_labels).all()
+
+
+@pytest.mark.parametrize("name", sorted(EVALUATORS))
+def test_shuffled_labels_score_chance(name):
+    vectors, _ = blobs(400, 4, 10.0, 2)
+    shuffled = torch.randint(4, (400,), generator=torch.Generator().manual_seed(9))
+    test_vectors, test_labels = blobs(2000, 4, 0.0, 3)
+    scores = EVALUATORS[name]().class_scores(
+        LabelledFeatures(vectors, shuffled, 4), test_vectors, torch.Generator().manual_seed(0)
+    )
+    assert 0.2 < float((scores.argmax(1) == test_labels).float().mean()) < 0.3
+
+
+def test_logistic_fit_is_scikit_learns_optimum():
+    vectors, labels = blobs(300, 5, 1.0, 4)
+    vectors = vectors.double()
+    ours, bias = fit_logistic(vectors, labels, 5, 2.0, max_iterations=500)
+    theirs = LogisticRegression(C=0.5, tol=1e-10, max_iter=5000).fit(vectors.numpy(), labels.numpy())
+    theirs_logits = torch.from_numpy(theirs.decision_function(vectors.numpy()))
+    assert torch.allclose((vectors @ ours.T + bias).softmax(1), theirs_logits.softmax(1), atol=1e-4)
+
+
+def test_linear_chooses_the_penalty_on_the_training_set_alone():
+    vectors, labels = blobs(60, 3, 0.8, 5)
+    probe = Linear(penalties=(1e-3, 1e4))
+    train = LabelledFeatures(vectors, labels, 3)
+    some = probe.class_scores(train, vectors[:7], torch.Generator().manual_seed(0))
+    more = probe.class_scores(train, vectors, torch.Generator().manual_seed(0))
+    assert torch.equal(some, more[:7])  # what else is scored changes nothing
+
+
+def test_knn_votes_as_scikit_learn_does():
+    vectors, labels = blobs(500, 6, 0.7, 6)
+    test_vectors, _ = blobs(200, 6, 0.7, 7)
+    scores = KNN(k=15, temperature=0.07).class_scores(
+        LabelledFeatures(vectors, labels, 6), test_vectors, torch.Generator()
+    )
+    # on unit vectors |a - b|^2 = 2 - 2 cos
+    reference = KNeighborsClassifier(
+        15, algorithm="brute", weights=lambda d: torch.from_numpy((1 - d**2 / 2) / 0.07).exp().numpy()
+    ).fit(F.normalize(vectors).numpy(), labels.numpy())
+    expected = reference.predict_proba(F.normalize(test_vectors).numpy())
+    assert torch.allclose(scores / scores.sum(1, keepdim=True), torch.from_numpy(expected).float(), atol=1e-4)
+
+
+def test_faiss_and_torch_find_the_same_neighbours():
+    train, _ = blobs(300, 4, 1.0, 8)
+    test, _ = blobs(50, 4, 1.0, 9)
+    similarity, neighbours = nearest(train, test, 7)
+    expected = (test @ train.T).topk(7, dim=1)
+    assert torch.equal(neighbours, expected.indices)
+    assert torch.allclose(similarity, expected.values, rtol=1e-5)
+
+
+def test_knn_with_fewer_videos_than_neighbours():
+    vectors, labels = blobs(5, 2, 10.0, 2)
+    scores = KNN(k=20).class_scores(LabelledFeatures(vectors, labels, 2), vectors, torch.Generator())
+    assert scores.shape == (5, 2)
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [(50, 100, 0.4038, 0.5962), (0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0)],
+)
+def test_wilson_interval_of_worked_examples(right, total, low, high):
+    assert wilson_interval(right, total) == pytest.approx((low, high), abs=1e-4)

@@ -1,0 +1,106 @@
+"""Checkpoints: one safetensors file that holds the weights and says what they are.
+
+Keys are ``encoder.*`` (what is exported and evaluated) and ``objective.*`` (heads, decoders). The
+metadata carries the step and the whole resolved recipe, so a checkpoint can be evaluated wherever it
+is copied to.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vidssl.engine.files import write_atomically
+from vidssl.errors import UsageError
+from vidssl.interfaces import Objective
+
+FORMAT = "vidssl checkpoint 1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: where it was read from.
+        step: optimizer steps behind it.
+        recipe: text of the resolved recipe.
+        encoder: the encoder's state.
+        objective: everything else the objective had, under its own names.
+    """
+
+    path: Path
+    step: int
+    recipe: str
+    encoder: Mapping[str, Tensor]
+    objective: Mapping[str, Tensor]
+
+
+def encoder_prefix(objective: Objective) -> str:
+    """Where the encoder sits inside its objective, e.g. ``backbone.``."""
+    encoder = objective.encoder()
+    for name, module in objective.named_modules():
+        if module is encoder:
+            return f"{name}." if name else ""
+    raise ValueError(f"{type(objective).__name__}.encoder() is not one of its own sub-modules")
+
+
+def save_checkpoint(path: Path, objective: Objective, *, step: int, recipe: str) -> None:
+    """Write the objective's weights to ``path`` in one piece.
+
+    Raises:
+        UsageError: if the file cannot be written; an older one of that name is left as it was.
+    """
+    prefix = encoder_prefix(objective)
+    tensors = {
+        f"encoder.{key.removeprefix(prefix)}" if key.startswith(prefix) else f"objective.{key}": value
+        for key, value in objective.state_dict().items()
+    }
+    tensors = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
+    metadata = {"format": FORMAT, "step": json.dumps(step), "recipe": recipe}
+    write_atomically(path, lambda temporary: _save(tensors, temporary, metadata))
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # the library wraps a full disk in its own type
+        raise OSError(str(error)) from error
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint. Nothing in it can execute code.
+
+    Raises:
+        UsageError: if the file is missing, cut short, or not a checkpoint of this package.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such checkpoint")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(
+            f"{path}: damaged or cut short ({error}); take an older checkpoint of the same folder"
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise UsageError(
+            f"{path}: a safetensors file, but no checkpoint that 'vidssl train' wrote (its metadata lacks "
+            f"format: {FORMAT!r})"
+        )
+    return Checkpoint(
+        path,
+        step=int(metadata["step"]),
+        recipe=metadata["recipe"],
+        encoder=_below(tensors, "encoder."),
+        objective=_below(tensors, "objective."),
+    )
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,155 @@
+"""A run's folder: recipe, environment, metrics, checkpoints and scores of one training run.
+
+runs/bevt/
+  recipe.yaml        the resolved recipe
+  environment.json   when, by which command, on what: versions, git state, devices
+  metrics.jsonl      one line a log step
+  checkpoints/       step-000300.safetensors ...
+  scores/            what 'vidssl eval' found
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from vidssl.engine.files import write_text
+from vidssl.errors import UsageError
+
+PACKAGES = (
+    "vidssl", "torch", "torchvision", "timm", "einops", "numpy", "scikit-learn",
+    "av", "safetensors", "faiss-gpu", "faiss-cpu", "pytorchvideo",
+)  # fmt: skip
+
+
+class RunFolder:
+    """Paths and writers of one run. Everything but the growing metrics file is written in one piece."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.scores = path / "scores"
+        self.metrics = path / "metrics.jsonl"
+
+    def log(self, record: Mapping[str, float]) -> None:
+        """Append one line to the metrics."""
+        try:
+            with open(self.metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps(dict(record)) + "\n")
+        except OSError as error:
+            raise UsageError(f"cannot write {self.metrics}: {error.strerror or error}") from error
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.checkpoints / f"step-{step:06d}.safetensors"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The checkpoint of the highest step, or None before the first was written."""
+        found = [
+            (int(match[1]), path)
+            for path in self.checkpoints.glob("step-*.safetensors")
+            if (match := re.fullmatch(r"step-(\d+)\.safetensors", path.name))
+        ]
+        return max(found)[1] if found else None
+
+
+def create_run(out: Path, name: str, recipe: str) -> RunFolder:
+    """Make the folder ``out/name`` (where that is taken ``name-2``, ``name-3`` ...) and describe the run in it.
+
+    Raises:
+        UsageError: if no folder can be made there.
+    """
+    folder = RunFolder(_new_folder(out, name))
+    folder.checkpoints.mkdir()
+    folder.scores.mkdir()
+    write_text(folder.path / "recipe.yaml", recipe)
+    write_text(folder.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+    return folder
+
+
+def _new_folder(out: Path, name: str) -> Path:
+    attempt = 1
+    while True:
+        path = out / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            attempt += 1
+        except OSError as error:
+            raise UsageError(
+                f"cannot make the run folder {path}: {error.strerror or error}; "
+                "name a folder you can write with run.out=FOLDER"
+            ) from error
+        if attempt > 10_000:
+            raise UsageError(f"{out}: ten thousand runs called {name!r}; choose another name or run.out")
+
+
+def newest_run(out: Path) -> RunFolder:
+    """The run below ``out`` that was started last and has a checkpoint.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    runs = [RunFolder(path.parent) for path in out.glob("*/environment.json")]
+    started = [
+        (
+            json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["started_unix"],
+            str(run.path),
+        )
+        for run in runs
+        if run.newest_checkpoint() is not None
+    ]
+    if not started:
+        raise UsageError(
+            f"no run with a checkpoint below {out.resolve()}: train one (vidssl train recipes/bevt.yaml) "
+            "or name a run folder or checkpoint"
+        )
+    return RunFolder(Path(max(started)[1]))
+
+
+def describe_environment() -> dict[str, object]:
+    """Versions, machine, command and git state: what is needed to make a run again."""
+    now = time.time()
+    return {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(now)),
+        "started_unix": now,
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "cuda_devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "git": git_state(Path.cwd()),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state(folder: Path) -> dict[str, object] | None:
+    """Commit of the checkout that ``folder`` lies in and whether it was changed; None outside one."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed_files": changed.splitlines()}
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    return done.stdout.strip()

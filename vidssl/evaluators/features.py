@@ -1,0 +1,67 @@
+"""One pass of an encoder over labelled videos."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vidssl.interfaces import Backbone, Tokenizer, as_clip
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of the readable videos of a source, in its order.
+
+    Attributes:
+        vectors: float32 [N, D], mean over the views of a video.
+        labels: label name -> int64 [N].
+        keys: N keys of the videos.
+        num_listed: videos that the source lists; N of them were found readable.
+        unreadable: what was wrong with each of the others.
+    """
+
+    vectors: Tensor
+    labels: Mapping[str, Tensor]
+    keys: tuple[str, ...]
+    num_listed: int
+    unreadable: tuple[str, ...]
+
+
+@torch.no_grad()
+def encode_views(
+    backbone: Backbone,
+    tokenizer: Tokenizer | None,
+    batches: Iterator[tuple[Tensor, Sequence[Tensor]]],
+    *,
+    device: torch.device,
+    autocast: bool,
+    tick: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """Feature vectors of every video that ``batches`` yields.
+
+    Args:
+        backbone: in eval mode on ``device``; one that reads ids needs the ``tokenizer`` of its recipe.
+        batches: (sample numbers [B], views: each uint8 [B, 3, T, H, W]).
+        autocast: bfloat16 autocast.
+        tick: called with the number of videos after each batch.
+
+    Returns:
+        float32 [N, D] on ``device``, the mean over views; int64 [N], sample numbers.
+    """
+    vectors, numbers = [], []
+    for indices, views in batches:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+            pooled = [_pooled(backbone, tokenizer, as_clip(view.to(device))) for view in views]
+        vectors.append(torch.stack(pooled).mean(0))
+        numbers.append(indices)
+        tick(len(indices))
+    return torch.cat(vectors), torch.cat(numbers)
+
+
+def _pooled(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor) -> Tensor:
+    if backbone.input_kind == "tokens":
+        if tokenizer is None:
+            raise ValueError("a backbone that reads ids needs the tokenizer of its recipe")
+        return backbone(tokenizer.encode(clip)).pooled().float()
+    return backbone(clip).pooled().float()
