@@ -62,7 +62,7 @@ class RunFolder:
 
 
 def create_run(out: Path, name: str, recipe: str) -> RunFolder:
-    """Make the folder ``out/name`` (where that is taken ``name-2``, ``name-3`` ...) and describe the run in it.
+    """Make the folder ``out/name`` (where taken ``name-2``, ``name-3`` ...) and describe the run in it.
 
     Raises:
         UsageError: if no folder can be made there.

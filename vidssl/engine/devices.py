@@ -1,0 +1,30 @@
+"""Which device and which precision."""
+
+from typing import Literal
+
+import torch
+
+from vidssl.errors import UsageError
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def pick_device(name: Device) -> torch.device:
+    """The device of a recipe's ``run.device``: ``auto`` is CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: if CUDA is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("run.device is cuda, and torch sees no CUDA device; use run.device=cpu or auto")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def use_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether to run under bfloat16 autocast: when asked to, or under ``auto`` on a GPU that has it."""
+    if precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return precision == "bf16"

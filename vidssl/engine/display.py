@@ -1,0 +1,84 @@
+"""What a training run shows: a live line with its numbers on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+HIDDEN = {"step", "seconds"}
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """``loss_video 3.21  accuracy_video 18.4%  ...``; accuracies and shares in percent."""
+    return "  ".join(
+        f"{name} {_format(name, value)}" for name, value in metrics.items() if name not in HIDDEN
+    )
+
+
+def _format(name: str, value: float) -> str:
+    if "accuracy" in name or name.startswith(("most_frequent", "copy_nearest")):
+        return f"{100 * value:.1f}%"
+    if name == "lr":
+        return f"{value:.2e}"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def format_duration(seconds: float) -> str:
+    """``48 s``, ``3 min 20 s``, ``5 h 02 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class TrainDisplay:
+    """Shows steps, time left and metrics; a context manager around the loop."""
+
+    def __init__(self, total_steps: int, console: Console) -> None:
+        self.console = console
+        self.total_steps = total_steps
+        self.started = time.monotonic()
+        self._bar = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("left"),
+            console=console,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=total_steps)
+        self._live = Live(self._bar, console=console, refresh_per_second=4) if console.is_terminal else None
+
+    def __enter__(self) -> "TrainDisplay":
+        self.started = time.monotonic()
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def step(self, done: int) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=done)
+
+    def metrics(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Shows the means of the last steps."""
+        text = format_metrics(metrics)
+        if self._live is not None:
+            self._live.update(Group(self._bar, Text(text)))
+            return
+        left = (time.monotonic() - self.started) / done * (self.total_steps - done)
+        self.say(f"step {done}/{self.total_steps}  {format_duration(left)} left  {text}")
+
+    def say(self, text: str) -> None:
+        """Prints a line that stays, above the bar."""
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
