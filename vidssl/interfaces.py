@@ -144,6 +144,13 @@ class Backbone(nn.Module, ABC):
         temporal = 1 if num_frames == 1 else self.strides[0]
         return divide_exactly((num_frames, height, width), (temporal, *self.strides[1:]), type(self).__name__)
 
+    def final_norm(self) -> nn.Module | None:
+        """The norm that makes ``Features.patches`` of the last stage, None where there is none of its own.
+
+        BEVT's decoder ends in the encoder's own norm, which is thereby trained.
+        """
+        return None
+
     @abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         """Features of a batch.

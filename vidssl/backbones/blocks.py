@@ -1,0 +1,143 @@
+"""Layers that more than one backbone is built of."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vidssl.grids import GridSize
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Normalise(nn.Module):
+    """Clips [B, 3, T, H, W] in [0, 1] with the training set's mean taken off and divided by its deviation."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
+        super().__init__()
+        # not in the state: foreign checkpoints do not have them, and the recipe says what they are
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        return (clip - self.mean) / self.std
+
+
+class PatchEmbed(nn.Module):
+    """One vector a patch, [B, t, h, w, D]: a convolution whose kernel is its stride, then LayerNorm.
+
+    A clip that is no whole number of patches is filled up with zeros at the end of each axis.
+    """
+
+    def __init__(self, patch_size: GridSize, embed_dim: int, *, norm: bool) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        # the convolution holds the weights in their usual shape; ``forward`` applies them as one matmul
+        self.proj = nn.Conv3d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.LayerNorm(embed_dim) if norm else nn.Identity()
+
+    def forward(self, clip: Tensor) -> Tensor:
+        missing = [-size % patch for size, patch in zip(clip.shape[2:], self.patch_size, strict=True)]
+        if any(missing):
+            clip = F.pad(clip, (0, missing[2], 0, missing[1], 0, missing[0]))
+        p, q, r = self.patch_size
+        pixels = rearrange(clip, "b c (t p) (h q) (w r) -> b t h w (c p q r)", p=p, q=q, r=r)
+        return self.norm(F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole samples with probability ``rate`` while training."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        kept = torch.empty(len(branch), *[1] * (branch.dim() - 1), dtype=branch.dtype, device=branch.device)
+        return branch * kept.bernoulli_(1 - self.rate).div_(1 - self.rate)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all of N tokens, [B, N, D]."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        check_heads(dim, num_heads)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three m d) -> three b m n d", three=3, m=self.num_heads)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(rearrange(attended, "b m n d -> b n (m d)"))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block with attention over all tokens."""
+
+    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def check_heads(dim: int, num_heads: int) -> None:
+    """Raises ValueError if ``dim`` channels cannot be shared out among the heads."""
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"{dim} channels cannot be divided among {num_heads} heads")
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Rates that rise linearly from 0 in the first block to ``last`` in the last."""
+    if not 0 <= last < 1:
+        raise ValueError(f"drop_path must be at least 0 and below 1, got {last}")
+    return [last * i / max(1, depth - 1) for i in range(depth)]
+
+
+def init_linear(module: nn.Module) -> None:
+    """Linear layers as transformers start: weights truncated normal of deviation 0.02, biases zero."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def hide(embedded: Tensor, mask: Tensor | None, mask_token: Tensor) -> Tensor:
+    """Patch embeddings [B, t, h, w, D] with those under the mask, bool [B, t, h, w], replaced by the mask token.
+
+    Raises:
+        ValueError: if the mask is not on the grid of the patches.
+    """
+    if mask is None:
+        return embedded
+    if mask.shape != embedded.shape[:-1]:
+        raise ValueError(
+            f"mask must be {tuple(embedded.shape[:-1])} to match the patch grid, got {tuple(mask.shape)}"
+        )
+    return torch.where(mask.unsqueeze(-1), mask_token.to(embedded.dtype), embedded)

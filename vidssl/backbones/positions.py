@@ -1,0 +1,41 @@
+"""Where a cell is: fixed position codes for grids of any size."""
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vidssl.grids import GridSize
+
+
+@lru_cache(maxsize=64)
+def sincos_positions(grid: GridSize, dim: int, device: torch.device) -> Tensor:
+    """Sine and cosine codes of a grid's cells, float32 [t, h, w, dim].
+
+    The channels are shared out among the axes, a third each (what is left over goes to time), so that
+    time, row and column can be read apart.
+
+    Raises:
+        ValueError: if ``dim`` is odd or below 6.
+    """
+    if dim % 2 or dim < 6:
+        raise ValueError(f"position codes need an even number of channels, at least 6, got {dim}")
+    spatial = dim // 6 * 2
+    widths = (dim - 2 * spatial, spatial, spatial)
+    with torch.inference_mode(False):
+        codes = [_axis_codes(size, width) for size, width in zip(grid, widths, strict=True)]
+        t, h, w = grid
+        parts = (
+            codes[0].view(t, 1, 1, -1).expand(t, h, w, -1),
+            codes[1].view(1, h, 1, -1).expand(t, h, w, -1),
+            codes[2].view(1, 1, w, -1).expand(t, h, w, -1),
+        )
+        return torch.cat(parts, dim=-1).to(device)
+
+
+def _axis_codes(size: int, dim: int) -> Tensor:
+    """float32 [size, dim]: wavelengths rise geometrically from 2 pi to 20,000 pi cells."""
+    half = dim // 2
+    frequency = 10_000 ** -(torch.arange(half, device="cpu", dtype=torch.float64) / half)
+    angle = torch.arange(size, device="cpu", dtype=torch.float64)[:, None] * frequency
+    return torch.cat((angle.sin(), angle.cos()), dim=1).float()

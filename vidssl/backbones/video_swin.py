@@ -1,0 +1,180 @@
+"""Video Swin: attention in shifted space-time windows, one pyramid for clips and images."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidssl.backbones.blocks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DropPath,
+    Mlp,
+    Normalise,
+    PatchEmbed,
+    drop_path_rates,
+    hide,
+    init_linear,
+)
+from vidssl.backbones.windows import WindowAttention, plan_windows
+from vidssl.grids import GridSize
+from vidssl.interfaces import Backbone, Features
+
+# width of the first stage, blocks and heads of each stage: Video Swin, Sec. 3.3
+VARIANTS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
+    "tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
+    "small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
+    "base": (128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
+
+class SwinBlock(nn.Module):
+    """A pre-norm block with attention in windows; every second one of a stage shifts them by half."""
+
+    def __init__(
+        self, dim: int, num_heads: int, window: GridSize, *, shifted: bool, mlp_ratio: float, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.shifted = shifted
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, t, h, w, D] to the same shape."""
+        _, t, h, w, _ = x.shape
+        plan = plan_windows((t, h, w), self.window, self.shifted, x.device)
+        x = x + self.drop_path(self.attn(self.norm1(x), plan))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchMerging(nn.Module):
+    """Every 2x2 patches of a frame become one of twice the width; an odd map is filled up with zeros."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, t, h, w, D] to [B, t, h/2, w/2, 2D]."""
+        _, _, h, w, _ = x.shape
+        if h % 2 or w % 2:
+            x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
+        # (row, column) offsets in the published order of channels, which is column after column
+        quarters = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
+        return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
+
+
+class VideoSwin(Backbone):
+    """Pyramid transformer with attention in shifted space-time windows (Video Swin; BEVT Sec. 3, "BEVT encoders").
+
+    A clip and an image (T = 1) share all but the patch embedding, as in BEVT: with one frame the windows
+    are one cell deep, and of the relative position bias the part of temporal distance 0 remains. A clip
+    that is no whole number of patches, and a map that is no whole number of windows, is filled up with
+    zeros at the end of each axis.
+
+    Args:
+        variant: a published size, which sets ``embed_dim``, ``depths`` and ``num_heads``.
+        embed_dim: width of the first stage; each further stage doubles it.
+        depths: blocks of each stage.
+        num_heads: heads of each stage.
+        patch_size: frames, rows and columns of pixels of a patch.
+        window: cells of an attention window. BEVT: (8, 7, 7), for Something-Something (16, 7, 7).
+        mlp_ratio: hidden width of a block's MLP over its own.
+        drop_path: rate of the last block; it rises linearly from 0. BEVT: 0.3 in pre-training.
+        mean: of the training pixels, taken off each channel.
+        std: of the training pixels, by which each channel is divided.
+    """
+
+    def __init__(
+        self,
+        *,
+        variant: Literal["tiny", "small", "base", "large"] | None = None,
+        embed_dim: int | None = None,
+        depths: tuple[int, ...] | None = None,
+        num_heads: tuple[int, ...] | None = None,
+        patch_size: tuple[int, int, int] = (2, 4, 4),
+        window: tuple[int, int, int] = (8, 7, 7),
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.1,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        dim, depths, num_heads = _architecture(variant, embed_dim, depths, num_heads)
+        if min(*patch_size, *window) < 1:
+            raise ValueError(f"patch_size and window must be positive, got {patch_size} and {window}")
+        num_stages = len(depths)
+        self.stage_dims = tuple(dim * 2**i for i in range(num_stages))
+        self.embed_dim = self.stage_dims[-1]
+        self.strides = patch_size
+        p, q, r = patch_size
+        self.stage_strides = tuple((p, q * 2**i, r * 2**i) for i in range(num_stages))
+
+        self.normalise = Normalise(mean, std)
+        self.embed_clip = PatchEmbed(patch_size, dim, norm=True)
+        self.embed_image = PatchEmbed((1, q, r), dim, norm=True)
+        self.mask_token = nn.Parameter(torch.empty(dim))
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
+        self.stages = nn.ModuleList(
+            nn.ModuleList(
+                SwinBlock(
+                    width, heads, window, shifted=i % 2 == 1, mlp_ratio=mlp_ratio, drop_path=next(rates)
+                )
+                for i in range(depth)
+            )
+            for width, depth, heads in zip(self.stage_dims, depths, num_heads, strict=True)
+        )
+        self.merges = nn.ModuleList(PatchMerging(width) for width in self.stage_dims[:-1])
+        self.norm = nn.LayerNorm(self.embed_dim)
+        self.apply(init_linear)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def grid(self, num_frames: int, height: int, width: int) -> GridSize:
+        """Patches of a clip of this size, any size; the last ones of an axis may be part filling."""
+        if min(num_frames, height, width) < 1:
+            raise ValueError(f"a clip has at least one pixel, got {(num_frames, height, width)}")
+        p, q, r = self.strides
+        return -(-num_frames // p), -(-height // q), -(-width // r)
+
+    def final_norm(self) -> nn.Module:
+        return self.norm
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        x = self.normalise(x)
+        # the mask token takes the place of patches behind their norm, and is the same in both streams
+        x = hide(self.embed_image(x) if x.shape[2] == 1 else self.embed_clip(x), mask, self.mask_token)
+        outputs = []
+        for i, blocks in enumerate(self.stages):
+            x = self.merges[i - 1](x) if i else x
+            for block in blocks:  # type: ignore[attr-defined]
+                x = block(x)
+            outputs.append(x)
+        return Features(patches=self.norm(x), stages=tuple(outputs))
+
+
+def _architecture(
+    variant: str | None,
+    embed_dim: int | None,
+    depths: tuple[int, ...] | None,
+    num_heads: tuple[int, ...] | None,
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    if variant is not None:
+        if not (embed_dim is None and depths is None and num_heads is None):
+            raise ValueError(
+                f"variant '{variant}' already sets embed_dim, depths and num_heads: give it or them, not both"
+            )
+        return VARIANTS[variant]
+    if embed_dim is None or depths is None or num_heads is None:
+        raise ValueError(f"give a variant ({', '.join(VARIANTS)}) or all of embed_dim, depths and num_heads")
+    if not depths or len(depths) != len(num_heads) or min(depths) < 1:
+        raise ValueError(
+            f"depths and num_heads name one positive number a stage, got {depths} and {num_heads}"
+        )
+    return embed_dim, depths, num_heads
