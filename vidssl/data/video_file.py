@@ -1,0 +1,115 @@
+"""An open video file, read with patience but never for ever: packets and frames, damage passed over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from vidssl.data.diagnose import why_not_a_file, why_unreadable
+from vidssl.interfaces import UnreadableSample
+
+PATIENCE_SECONDS = 300.0  # for one file; a whole film decodes faster than this, a hung disk does not
+
+
+class OpenVideo:
+    """The best video stream of an open file. Made by ``open_video``.
+
+    FFmpeg runs on one thread: with a worker per core, more make a clip two to five times slower.
+    """
+
+    def __init__(self, path: Path, container: InputContainer, stream: VideoStream) -> None:
+        self.container = container
+        self.stream = stream
+        self.format = container.format.name.split(",")[0]
+        self.codec = stream.codec_context.codec.canonical_name
+        self._key = str(path)
+        self._deadline = time.monotonic() + PATIENCE_SECONDS
+        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_type = "SLICE"
+
+    def packets(self) -> Iterator[av.Packet[VideoStream]]:
+        """Packets up to the end of what can be read; the empty one that flushes the decoder comes last."""
+        packets = self.container.demux(self.stream)
+        while True:
+            if time.monotonic() > self._deadline:
+                raise UnreadableSample(self._key, f"it cannot be read within {PATIENCE_SECONDS:.0f} seconds")
+            try:
+                packet = next(packets)
+            except (StopIteration, av.FFmpegError):  # what follows a broken chain of packets cannot be found
+                return
+            yield packet
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """Frames from here on in decoding order; a packet that does not decode is passed over."""
+        flushed = False
+        for packet in self.packets():
+            flushed = packet.size == 0
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                continue
+            yield from frames
+        if not flushed:
+            try:
+                held_back = self.stream.decode(None)
+            except av.FFmpegError:
+                return
+            yield from held_back
+
+    def frames_from(self, pts: int, dts: int) -> Iterator[VideoFrame]:
+        """Frames from the keyframe with these timestamps on; none if the file cannot be entered there."""
+        # an MP4's index is kept in decoding time: a seek there by pts can land behind the keyframe
+        target = dts if self.format == "mov" else pts
+        try:
+            self.container.seek(target, stream=self.stream, backward=True, any_frame=False)
+        except av.FFmpegError:
+            return
+        landed: int | None = None
+        for packet in self.packets():
+            if landed is None:
+                if not packet.is_keyframe or packet.pts is None or packet.pts > pts:
+                    return
+                landed = packet.pts
+            try:
+                frames = packet.decode()
+            except av.FFmpegError:
+                return
+            # frames shown before the keyframe may lean on what was not decoded (open GOP)
+            yield from (frame for frame in frames if frame.pts is not None and frame.pts >= landed)
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[OpenVideo]:
+    """Opens the best video stream of a file.
+
+    Raises:
+        UnreadableSample: if there is no such stream; its ``reason`` says what is wrong with the file.
+    """
+    reason = why_not_a_file(path)
+    if reason:
+        raise UnreadableSample(str(path), reason)
+    try:
+        # absolute: a relative name such as "concat:a" would be read as a protocol. Protocols are off
+        # but for files: a text file that happens to be a playlist must not reach for the network.
+        container = av.open(
+            str(path.absolute()),
+            metadata_errors="replace",  # some HMDB51 files carry a title that is no UTF-8
+            container_options={"protocol_whitelist": "file"},
+            timeout=PATIENCE_SECONDS,
+        )
+    except (av.FFmpegError, OSError) as error:
+        raise UnreadableSample(str(path), why_unreadable(path)) from error
+    with container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
+            kinds = sorted({str(other.type) for other in container.streams if other is not stream})
+            raise UnreadableSample(str(path), f"no video stream in it (only {', '.join(kinds) or 'nothing'})")
+        yield OpenVideo(path, container, stream)
