@@ -1,0 +1,255 @@
+"""The VQ-VAE: its codebook, its gradients, and what goes wrong in neither."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from vidssl.tokenizers.vqvae import VQVAE, nearest_code
+
+
+def toy(**keys: float) -> VQVAE:
+    torch.manual_seed(0)
+    settings = {"vocab_size": 16, "code_dim": 4, "width": 8, "stride": 8, "num_res_blocks": 1, **keys}
+    return VQVAE(**settings)  # type: ignore[arg-type]
+
+
+def clips(count: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.rand(count, 3, 2, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+
+def warmed(steps: int = 3, **keys: float) -> VQVAE:
+    model, generator = toy(**keys), torch.Generator().manual_seed(0)
+    for step in range(steps):
+        model.reconstruct(clips(seed=step))
+        model.update_codebook(generator)
+    return model
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_each_stride_gives_its_grid_and_the_whole_picture_back(stride: int) -> None:
+    model = toy(stride=stride)
+    clip = torch.rand(2, 3, 3, 32, 48)
+    assert model.grid(3, 32, 48) == (3, 32 // stride, 48 // stride)
+    ids = model.encode(clip)
+    assert tuple(ids.shape) == (2, 3, 32 // stride, 48 // stride)
+    assert model.decode(ids).shape == clip.shape
+    assert model.reconstruct(clip).pixels.shape == clip.shape
+
+
+def test_frames_are_encoded_one_by_one() -> None:
+    model, clip = warmed(), clips()
+    frames = [model.encode(clip[:, :, [i]]) for i in range(2)]
+    assert torch.equal(torch.cat(frames, dim=1), model.encode(clip))
+
+
+def test_reconstruct_and_encode_agree_on_the_ids() -> None:
+    model, clip = warmed(), clips()
+    assert torch.equal(model.reconstruct(clip).ids, model.encode(clip))
+
+
+def test_decoding_the_ids_gives_the_reconstructed_pixels() -> None:
+    model, clip = warmed().eval(), clips()
+    result = model.reconstruct(clip)
+    torch.testing.assert_close(model.decode(result.ids), result.pixels.detach().clamp(0, 1))
+
+
+def test_the_nearest_code_is_that_of_the_smallest_distance() -> None:
+    vectors, codebook = torch.randn(3, 50, 4), torch.randn(16, 4)
+    expected = [[int((codebook - v).norm(dim=1).argmin()) for v in rows] for rows in vectors]
+    assert nearest_code(vectors, codebook).tolist() == expected
+
+
+def test_gradients_reach_encoder_and_decoder_through_the_codes() -> None:
+    model = warmed()
+    model.reconstruct(clips()).pixels.square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_the_gradient_at_the_code_is_the_gradient_at_the_encoder_output() -> None:
+    model, clip = warmed().eval(), clips(1)
+    seen: list[torch.Tensor] = []
+
+    def watch(module: torch.nn.Module, taken: tuple[torch.Tensor, ...], given: torch.Tensor) -> None:
+        given.register_hook(seen.append)
+
+    hook = model.encoder.register_forward_hook(watch)
+    result = model.reconstruct(clip)
+    hook.remove()
+    result.pixels.square().sum().backward()
+    codes = model.codebook[result.ids].requires_grad_()  # [B, t, h, w, D]
+    model._decode_vectors(codes).square().sum().backward()
+    assert codes.grad is not None
+    torch.testing.assert_close(seen[0], codes.grad.flatten(0, 1).permute(0, 3, 1, 2))
+
+
+def test_the_regulariser_pulls_the_encoder_and_nothing_else() -> None:
+    model = warmed()
+    before = model.codebook.clone()
+    model.reconstruct(clips()).regulariser.backward()
+    assert all(p.grad is not None for p in model.encoder.parameters())
+    assert all(p.grad is None for p in model.decoder.parameters())
+    assert torch.equal(model.codebook, before)
+
+
+def test_the_codebook_follows_the_moving_averages_of_the_paper() -> None:
+    """Eq. 6 to 8, code by code and output by output, beside the vectorised update."""
+    model = warmed(ema_decay=0.9)
+    model.revive_below = 0.0
+    counts, sums = model.ema_counts.tolist(), [row.clone() for row in model.ema_sums]
+    batches = [clips(seed=7), clips(seed=8)]  # two reconstructions before one update, as in accumulation
+    chosen: list[list[torch.Tensor]] = [[] for _ in range(model.vocab_size)]
+    for batch in batches:
+        outputs = model.encoder(batch.transpose(1, 2).flatten(0, 1) * 2 - 1).detach()
+        for frame, ids in zip(outputs, model.encode(batch).flatten(0, 1), strict=True):
+            for vector, code in zip(frame.flatten(1).t(), ids.flatten().tolist(), strict=True):
+                chosen[code].append(vector)
+        model.reconstruct(batch)
+    model.update_codebook(torch.Generator())
+    for code, vectors in enumerate(chosen):
+        total = sum(vectors, torch.zeros(4))
+        count = 0.9 * counts[code] + 0.1 * len(vectors)
+        expected = (0.9 * sums[code] + 0.1 * total) / count
+        torch.testing.assert_close(model.codebook[code], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_first_update_takes_the_codebook_from_the_data() -> None:
+    model, clip = toy(), clips()
+    outputs = model.encoder(clip.transpose(1, 2).flatten(0, 1) * 2 - 1).detach()
+    outputs = outputs.permute(0, 2, 3, 1).flatten(0, 2)
+    ids = model.reconstruct(clip).ids.flatten()
+    means = torch.stack([outputs[ids == code].mean(dim=0) for code in ids.unique()])
+    model.update_codebook(torch.Generator().manual_seed(0))
+    apart = (model.codebook[:, None] - torch.cat([outputs, means])).norm(dim=2).min(dim=1).values
+    assert apart.max() < 1e-6
+    assert len(model.encode(clip).unique()) >= 15  # and not from one corner of it
+
+
+def test_a_code_that_nothing_chooses_comes_back() -> None:
+    model = warmed(ema_decay=0.5)
+    model.codebook[3] = 1e3
+    model.ema_sums[3] = 1e3 * model.ema_counts[3]
+    model.eval()
+    assert 3 not in model.encode(clips()).unique()
+    model.train()
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):  # enough for the average to fall from an even share to below 3 % of it
+        model.reconstruct(clips())
+        model.update_codebook(generator)
+    assert model.codebook[3].abs().max() < 100
+    assert 3 in model.encode(clips()).unique()
+
+
+def test_without_revival_a_dead_code_stays_where_it_is() -> None:
+    model = warmed(ema_decay=0.5)
+    model.revive_below = 0.0
+    model.codebook[3] = 1e3
+    model.ema_sums[3] = 1e3 * model.ema_counts[3]
+    for _ in range(12):
+        model.reconstruct(clips())
+        model.update_codebook(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.codebook[3], torch.full((4,), 1e3))
+
+
+def test_more_codes_than_outputs_can_be_revived() -> None:
+    model = toy(vocab_size=64)
+    model.reconstruct(torch.rand(1, 3, 1, 16, 16))  # four outputs
+    model.update_codebook(torch.Generator().manual_seed(0))
+    assert torch.isfinite(model.codebook).all()
+
+
+def test_revival_is_a_function_of_the_generator() -> None:
+    def codebook(seed: int) -> torch.Tensor:
+        model = toy()
+        model.reconstruct(clips())
+        model.update_codebook(torch.Generator().manual_seed(seed))
+        return model.codebook
+
+    assert torch.equal(codebook(1), codebook(1))
+    assert not torch.equal(codebook(1), codebook(2))
+
+
+def test_evaluation_mode_collects_nothing() -> None:
+    model = warmed().eval()
+    before = model.codebook.clone()
+    model.reconstruct(clips(seed=9))
+    model.update_codebook(torch.Generator())
+    assert torch.equal(model.codebook, before)
+
+
+def test_a_batch_that_is_not_finite_leaves_the_codebook_alone() -> None:
+    model, other = warmed(), warmed()
+    model.reconstruct(clips() * float("nan"))  # the loop skips such a step, and with it the update
+    for each in (model, other):
+        each.reconstruct(clips(seed=9))
+        each.update_codebook(torch.Generator().manual_seed(0))
+    assert torch.equal(model.codebook, other.codebook)
+
+
+def test_statistics_of_a_step_are_used_once() -> None:
+    model = warmed()
+    before = model.codebook.clone()
+    model.update_codebook(torch.Generator())
+    assert torch.equal(model.codebook, before)
+
+
+def _train_part(rank: int, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codebook of one of two processes, before and after codes were moved."""
+    model = warmed(ema_decay=0.9)
+    model.revive_below = 0.0
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    try:
+        generator = torch.Generator().manual_seed(rank)
+        for step in range(2):
+            model.reconstruct(clips(8, seed=step)[rank::2])
+            model.update_codebook(generator)
+        averaged = model.codebook.clone()
+        model.revive_below = 0.9  # many codes move, and in each process other outputs could be drawn
+        model.reconstruct(clips(8, seed=5)[rank::2])
+        model.update_codebook(generator)
+    finally:
+        dist.destroy_process_group()
+    return averaged, model.codebook
+
+
+def _second_process(folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.save(_train_part(1, folder), folder / "second.pt")
+
+
+def test_two_processes_keep_the_codebook_of_one(tmp_path: Path) -> None:
+    second = mp.get_context("spawn").Process(target=_second_process, args=(tmp_path,))
+    second.start()
+    averaged, revived = _train_part(0, tmp_path)
+    second.join()
+    averaged_too, revived_too = torch.load(tmp_path / "second.pt")
+    alone = warmed(ema_decay=0.9)
+    alone.revive_below = 0.0
+    for step in range(2):
+        alone.reconstruct(clips(8, seed=step))
+        alone.update_codebook(torch.Generator())
+    torch.testing.assert_close(averaged, alone.codebook, rtol=1e-4, atol=1e-6)
+    assert torch.equal(averaged, averaged_too)
+    assert not torch.equal(averaged, revived)
+    assert torch.equal(revived, revived_too)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"stride": 6}, "stride must be 4, 8 or 16, got 6"),
+        ({"vocab_size": 0}, "at least 1"),
+        ({"num_res_blocks": -1}, "at least 0"),
+        ({"ema_decay": 1.0}, r"must lie in \[0, 1\)"),
+        ({"revive_below": -0.1}, r"must lie in \[0, 1\)"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(keys: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        toy(**keys)

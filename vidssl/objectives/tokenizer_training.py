@@ -1,0 +1,95 @@
+"""Training a discrete tokenizer by reconstruction."""
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vidssl.interfaces import Batch, LossOutput, Objective, Progress, TrainableTokenizer
+
+
+class TokenizerTraining(Objective):
+    """Trains a tokenizer to rebuild images from its ids (van den Oord et al. 2017, Eq. 3).
+
+    The loss is the reconstruction error plus the tokenizer's own regulariser. The codebook learns outside
+    the gradient, after each step.
+
+    Metrics, each from the batch at hand but for the two about codes, which look back ``usage_window`` steps:
+
+    - ``reconstruction``: the error under ``loss``, pixels in [0, 1].
+    - ``regulariser``: the tokenizer's own term, before its weight.
+    - ``psnr``: in dB; always of the squared error.
+    - ``perplexity``: how many equally frequent codes would be as varied as those chosen.
+    - ``used_codes``: share of the vocabulary that was chosen at all.
+
+    Args:
+        commitment_weight: beta in Eq. 3, where it is 0.25.
+        loss: error of a pixel, squared ("l2", as in the paper) or absolute ("l1").
+        usage_window: steps over which the use of codes is counted (ours).
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    needs_views: ClassVar[Mapping[str, int]] = {"image": 1}
+
+    def __init__(
+        self,
+        tokenizer: TrainableTokenizer,
+        *,
+        commitment_weight: float = 0.25,
+        loss: Literal["l1", "l2"] = "l2",
+        usage_window: int = 100,
+    ) -> None:
+        super().__init__()
+        if commitment_weight < 0:
+            raise ValueError(f"commitment_weight must not be negative, got {commitment_weight}")
+        if usage_window < 1:
+            raise ValueError(f"usage_window must be at least 1 step, got {usage_window}")
+        if loss not in ("l1", "l2"):
+            raise ValueError(f"loss must be 'l1' or 'l2', got {loss!r}")
+        self.tokenizer = tokenizer
+        self.commitment_weight = commitment_weight
+        self.loss = loss
+        self.recent_counts: (
+            Tensor  # a ring of histograms, one a step; saved, so that a resumed run logs the same
+        )
+        self.register_buffer(
+            "recent_counts", torch.zeros(usage_window, tokenizer.vocab_size, dtype=torch.int64)
+        )
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        (clip,) = batch.views["image"]
+        result = self.tokenizer.reconstruct(clip)
+        squared = F.mse_loss(result.pixels, clip)
+        reconstruction = squared if self.loss == "l2" else F.l1_loss(result.pixels, clip)
+        counts = self._count(result.ids, progress.step)
+        shares = counts.double() / counts.sum()
+        return LossOutput(
+            loss=reconstruction + self.commitment_weight * result.regulariser,
+            metrics={
+                "reconstruction": reconstruction.detach(),
+                "regulariser": result.regulariser.detach(),
+                "psnr": -10 * squared.detach().log10(),
+                "perplexity": torch.special.entr(shares).sum().exp().float(),
+                "used_codes": (counts > 0).float().mean(),
+            },
+        )
+
+    def _count(self, ids: Tensor, step: int) -> Tensor:
+        """How often each code was chosen, [V]: over the window under training, else in these ids alone."""
+        counts = torch.bincount(ids.flatten(), minlength=self.tokenizer.vocab_size)
+        if not self.training:
+            return counts
+        self.recent_counts[step % len(self.recent_counts)] += counts
+        return self.recent_counts.sum(dim=0)
+
+    def encoder(self) -> TrainableTokenizer:
+        return self.tokenizer
+
+    def after_step(self, progress: Progress, generator: torch.Generator) -> None:
+        """The codebook follows the encoder, and the oldest histogram makes room for the next step's."""
+        self.tokenizer.update_codebook(generator)
+        self.recent_counts[(progress.step + 1) % len(self.recent_counts)] = 0

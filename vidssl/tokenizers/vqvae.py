@@ -1,0 +1,223 @@
+"""A small VQ-VAE over single frames (van den Oord et al. 2017, "Neural Discrete Representation Learning")."""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vidssl.interfaces import Reconstruction, TrainableTokenizer
+
+# Frames that go through the encoder together on a CPU. oneDNN and MKL choose their kernels by shape,
+# and kernels differ in the last bit, which is enough to flip an id that lies between two codes: with a
+# fixed group the ids of a frame do not depend on the batch around it. 16 frames also stay in the cache.
+_CPU_GROUP = 16
+
+
+class VQVAE(TrainableTokenizer):
+    """VQ-VAE on single frames: convolutions around a codebook that follows the encoder by moving averages.
+
+    Every frame is encoded by itself, so an image and a frame of a clip get the same ids. The encoder cuts
+    the frame into patches in its first layer and spends its channels on the coarse grid: it runs in every
+    training step of the objective that predicts its ids, while the decoder only ever draws pictures.
+
+    The codebook is no parameter. It follows the encoder's outputs (van den Oord et al. 2017, App. A.1), and
+    a code that hardly anything chooses is moved onto a current output that is badly served (ours). All
+    codes start unused, so the first update takes the whole codebook from the data.
+
+    Args:
+        vocab_size: V, number of codes.
+        code_dim: numbers per code.
+        width: channels of the encoder and decoder on the grid of ids.
+        stride: side of the square of pixels that one id stands for.
+        num_res_blocks: residual blocks in the encoder and again in the decoder.
+        ema_decay: share of the old average that a step keeps; gamma in App. A.1, where it is 0.99.
+        revive_below: a code is dead when its average count falls below this share of an even share of
+            the outputs; 0 keeps the dead dead.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 256,
+        code_dim: int = 16,
+        width: int = 64,
+        stride: Literal[4, 8, 16] = 8,
+        num_res_blocks: int = 2,
+        ema_decay: float = 0.99,
+        revive_below: float = 0.03,
+    ) -> None:
+        super().__init__()
+        if stride not in (4, 8, 16):
+            raise ValueError(f"stride must be 4, 8 or 16, got {stride}")
+        if min(vocab_size, code_dim, width) < 1 or num_res_blocks < 0:
+            raise ValueError(
+                "vocab_size, code_dim and width must be at least 1 and num_res_blocks at least 0, "
+                f"got {vocab_size}, {code_dim}, {width} and {num_res_blocks}"
+            )
+        if not 0 <= ema_decay < 1 or not 0 <= revive_below < 1:
+            raise ValueError(
+                f"ema_decay and revive_below must lie in [0, 1), got {ema_decay} and {revive_below}"
+            )
+        self.vocab_size = vocab_size
+        self.strides = (1, stride, stride)
+        self.ema_decay = ema_decay
+        self.revive_below = revive_below
+        self.encoder = _encoder(width, code_dim, stride, num_res_blocks)
+        self.decoder = _decoder(width, code_dim, stride, num_res_blocks)
+        self.codebook: Tensor
+        self.ema_counts: Tensor  # N_i, Eq. 6
+        self.ema_sums: Tensor  # m_i, Eq. 7
+        self.register_buffer("codebook", torch.randn(vocab_size, code_dim))
+        self.register_buffer("ema_counts", torch.zeros(vocab_size))
+        self.register_buffer("ema_sums", torch.zeros(vocab_size, code_dim))
+        self.seen_counts: Tensor  # what `reconstruct` collects for the next update
+        self.seen_sums: Tensor
+        self.register_buffer("seen_counts", torch.zeros(vocab_size), persistent=False)
+        self.register_buffer("seen_sums", torch.zeros(vocab_size, code_dim), persistent=False)
+        self._candidates: Tensor | None = None  # [M, code_dim], outputs a dead code may move onto
+
+    @torch.no_grad()
+    def encode(self, clip: Tensor) -> Tensor:
+        self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
+        frames = rearrange(clip, "b c t h w -> (b t) c h w")
+        with torch.autocast(clip.device.type, enabled=False):  # targets do not depend on the run's precision
+            frames = frames.float()
+            ids = (
+                self._encode_in_groups(frames) if frames.device.type == "cpu" else self._encode_frames(frames)
+            )
+        return rearrange(ids, "(b t) h w -> b t h w", b=len(clip))
+
+    def _encode_in_groups(self, frames: Tensor) -> Tensor:
+        missing = -len(frames) % _CPU_GROUP
+        padded = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else frames
+        ids = torch.cat([self._encode_frames(group) for group in padded.split(_CPU_GROUP)])
+        return ids[: len(frames)]
+
+    def _encode_frames(self, frames: Tensor) -> Tensor:
+        outputs = self.encoder(_centred(frames))
+        vectors = rearrange(outputs, "n d h w -> n (h w) d")
+        ids = nearest_code(vectors, self.codebook)
+        return ids.view(len(frames), *outputs.shape[2:])
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor) -> Tensor:
+        with torch.autocast(ids.device.type, enabled=False):
+            pixels = self._decode_vectors(self.codebook[ids])
+        return pixels.clamp(0, 1)
+
+    def _decode_vectors(self, vectors: Tensor) -> Tensor:
+        """Pixels [B, 3, T, H, W], not clamped, from code vectors [B, t, h, w, code_dim]."""
+        frames = self.decoder(rearrange(vectors, "b t h w d -> (b t) d h w"))
+        return rearrange(frames + 0.5, "(b t) c h w -> b c t h w", b=len(vectors))
+
+    def reconstruct(self, clip: Tensor) -> Reconstruction:
+        """The clip through the codebook; the regulariser is the commitment, ||z_e - sg(e)||^2 (Eq. 3)."""
+        self.grid(*clip.shape[2:])
+        outputs = self.encoder(_centred(rearrange(clip, "b c t h w -> (b t) c h w"))).float()
+        outputs = rearrange(outputs, "(b t) d h w -> b t h w d", b=len(clip))
+        with torch.autocast(clip.device.type, enabled=False):
+            ids = nearest_code(outputs.detach().flatten(0, 3)[None], self.codebook).view(outputs.shape[:-1])
+        if self.training:
+            self._collect(outputs.detach().flatten(0, 3), ids.flatten())
+        codes = self.codebook[ids]
+        through = outputs + (codes - outputs).detach()  # straight-through: the gradient skips the codebook
+        return Reconstruction(self._decode_vectors(through), ids, F.mse_loss(outputs, codes))
+
+    @torch.no_grad()
+    def _collect(self, outputs: Tensor, ids: Tensor) -> None:
+        if not torch.isfinite(outputs).all():
+            return  # the loss is not finite either: the step will be skipped, and so must this be
+        self.seen_counts.index_add_(0, ids, torch.ones_like(outputs[:, 0]))
+        self.seen_sums.index_add_(0, ids, outputs)
+        self._candidates = outputs
+
+    @torch.no_grad()
+    def update_codebook(self, generator: torch.Generator) -> None:
+        """One step of the moving averages (Eq. 6 to 8), then dead codes move onto current outputs.
+
+        Processes share their counts and sums; the first one draws for all, so codebooks stay equal.
+        """
+        counts, sums = self.seen_counts, self.seen_sums
+        if dist.is_initialized():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        total = float(counts.sum())
+        if total > 0:
+            self.ema_counts.lerp_(counts, 1 - self.ema_decay)
+            self.ema_sums.lerp_(sums, 1 - self.ema_decay)
+            alive = self.ema_counts > 0
+            self.codebook[alive] = self.ema_sums[alive] / self.ema_counts[alive, None]
+            self._revive(total / self.vocab_size, generator)
+        self.seen_counts.zero_()
+        self.seen_sums.zero_()
+        self._candidates = None
+
+    def _revive(self, even_share: float, generator: torch.Generator) -> None:
+        """Moves each dead code onto an output drawn with the squared distance to its code as weight."""
+        dead = (self.ema_counts < self.revive_below * even_share).nonzero()[:, 0]
+        if len(dead) and self._candidates is not None:
+            vectors = _far_outputs(self._candidates, self.codebook, len(dead), generator)
+            self.codebook[dead] = vectors
+            self.ema_counts[dead] = even_share  # a fair start: it takes many idle steps to die again
+            self.ema_sums[dead] = vectors * even_share
+        if dist.is_initialized():
+            for shared in (self.codebook, self.ema_counts, self.ema_sums):
+                dist.broadcast(shared, src=0)
+
+
+def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
+    """Ids int64 [n, m] of the codes [V, D] that lie nearest to ``vectors`` [n, m, D] (Eq. 1)."""
+    half_norms = codebook.square().sum(dim=1) / 2
+    table = codebook.t().expand(len(vectors), -1, -1)
+    return torch.baddbmm(half_norms, vectors, table, alpha=-1).argmin(dim=-1)
+
+
+def _far_outputs(outputs: Tensor, codebook: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` of the outputs [M, D], the likelier the worse their nearest code serves them."""
+    ids = nearest_code(outputs[None], codebook)[0]
+    weights = (outputs - codebook[ids]).square().sum(dim=1).add(1e-8).to(generator.device)
+    repeat_draws = count > len(outputs)  # then twins are drawn, and all but one of them will die again
+    chosen = torch.multinomial(weights, count, replacement=repeat_draws, generator=generator)
+    return outputs[chosen.to(outputs.device)]
+
+
+def _centred(pixels: Tensor) -> Tensor:
+    return pixels * 2 - 1
+
+
+class _Residual(nn.Module):
+    """Looks at the eight neighbours channel by channel, then mixes the channels of each cell."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.neighbours = nn.Conv2d(width, width, 3, padding=1, groups=width)
+        self.widen = nn.Conv2d(width, 2 * width, 1)
+        self.narrow = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.narrow(F.relu(self.widen(self.neighbours(x))))
+
+
+def _encoder(width: int, code_dim: int, stride: int, num_res_blocks: int) -> nn.Sequential:
+    """Patches of 4x4 pixels, halved until one cell spans ``stride`` pixels."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=4)]
+    for _ in range(stride.bit_length() - 3):  # 4, 8, 16 -> 0, 1, 2 halvings
+        layers += [nn.ReLU(), nn.Conv2d(width, width, 2, stride=2)]
+    layers += [_Residual(width) for _ in range(num_res_blocks)]
+    return nn.Sequential(*layers, nn.Conv2d(width, code_dim, 1))
+
+
+def _decoder(width: int, code_dim: int, stride: int, num_res_blocks: int) -> nn.Sequential:
+    """The encoder backwards, with 3x3 convolutions before each enlargement so that cells do not show."""
+    layers: list[nn.Module] = [nn.Conv2d(code_dim, width, 3, padding=1)]
+    layers += [_Residual(width) for _ in range(num_res_blocks)]
+    for _ in range(stride.bit_length() - 3):
+        layers += [nn.ReLU(), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)]
+    layers += [nn.ReLU(), nn.Conv2d(width, 3 * 16, 3, padding=1), nn.PixelShuffle(4)]
+    return nn.Sequential(*layers)
