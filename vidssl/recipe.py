@@ -1,0 +1,367 @@
+"""The three kinds of spec files as frozen dataclasses: recipes, evaluation protocols and tokenizers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from vidssl.errors import UsageError
+from vidssl.schema import construct, convert
+from vidssl.spec import Node, load, moved, override, parse
+from vidssl.spec_files import find
+
+STREAMS = ("video", "image")
+_WEIGHTS_KEYS = ("weights", "sha256", "source", "licence", "command")
+
+
+@dataclass(frozen=True)
+class PartSpec:
+    """A component that a spec names.
+
+    Attributes:
+        type: a name in the component's table, or ``my_file.py:MyClass``.
+        node: the section, a mapping.
+        apart: its keys that are not the constructor's.
+    """
+
+    type: str
+    node: Node
+    apart: tuple[str, ...] = ("type",)
+
+
+@dataclass(frozen=True)
+class WeightsSpec:
+    """Weights that a tokenizer file names, and what it says of them.
+
+    Attributes:
+        path: the file, absolute.
+        sha256: of the file, in hexadecimal.
+        source: where the weights come from.
+        licence: under which they may be used.
+        command: what made them, where one did.
+        node: the ``weights`` key.
+    """
+
+    path: Path
+    sha256: str
+    source: str
+    licence: str
+    command: str | None
+    node: Node
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """A tokenizer: its class and keys, and its weights unless a recipe trains it.
+
+    Attributes:
+        name: of the file in ``tokenizers/``; None where it is written into a recipe.
+        node: the key that names it, or the mapping.
+    """
+
+    part: PartSpec
+    weights: WeightsSpec | None
+    name: str | None
+    node: Node
+
+
+@dataclass(frozen=True)
+class StreamSpec:
+    """A stream of training samples: where from, which views of each, how many a step.
+
+    Attributes:
+        test_source: held-out samples that the objective's metrics are measured on, through the same views.
+    """
+
+    source: PartSpec
+    test_source: PartSpec | None
+    views: PartSpec
+    batch_size: int
+    node: Node
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """Labelled data for probes: two sources and the views that features are taken from."""
+
+    train: PartSpec
+    test: PartSpec
+    views: PartSpec
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The data of a recipe.
+
+    Attributes:
+        streams: by name, ``video`` and ``image``; at least one.
+        max_unreadable_share: of a source's samples; past it, training stops with their list.
+    """
+
+    streams: Mapping[str, StreamSpec]
+    probe: ProbeSpec | None
+    max_unreadable_share: float
+    node: Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """Where and how a run takes place.
+
+    Attributes:
+        out: folder that the run's own folder is made in.
+        device: "auto" is the GPU where there is one.
+        precision: of the forward pass; "auto" is bf16 on a GPU and fp32 on a CPU.
+        workers: processes that decode; 0 decodes in the training process.
+        checkpoint_every_steps: how often to save, and to measure on held-out streams.
+        test_batches: of the held-out streams, a measurement.
+    """
+
+    out: str = "runs"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int = 1
+    log_every_steps: int = 10
+    checkpoint_every_steps: int = 200
+    test_batches: int = 8
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"workers must be at least 0, got {self.workers}")
+        counts = (self.log_every_steps, self.checkpoint_every_steps, self.test_batches)
+        if min(counts) < 1:
+            raise ValueError(
+                f"log_every_steps, checkpoint_every_steps and test_batches must be at least 1, got {counts}"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole experiment.
+
+    Attributes:
+        init: what the backbone starts from, a run, file or ``timm:`` name; None for random weights.
+        node: the whole tree, overrides applied.
+    """
+
+    name: str
+    seed: int
+    objective: PartSpec
+    backbone: PartSpec | None
+    init: str | None
+    tokenizer: TokenizerSpec | None
+    masker: PartSpec | None
+    data: DataSpec
+    augment: PartSpec | None
+    optim: PartSpec
+    schedule: PartSpec
+    run: RunSpec
+    node: Node = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a model is measured.
+
+    Attributes:
+        batch_size: clips that go through the encoder together.
+        data: used instead of the recipe's ``data.probe`` where given.
+    """
+
+    name: str
+    evaluator: PartSpec
+    batch_size: int
+    data: ProbeSpec | None
+    node: Node = field(repr=False)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a file or name, with dotted overrides (``optim.lr=1e-3``) applied.
+
+    Raises:
+        UsageError: for anything wrong with the file that shows without knowing the components.
+    """
+    path = find("recipes", name)
+    return read_recipe(overridden(load(path), overrides), path.parent)
+
+
+def recipe_from_text(text: str, name: str) -> Recipe:
+    """The recipe in a text, such as the resolved one that a checkpoint carries; ``name`` is for messages.
+
+    Raises:
+        UsageError: as ``load_recipe``.
+    """
+    return read_recipe(parse(text, lambda line: f"{name}:{line}"), Path.cwd())
+
+
+def load_protocol(name: str, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Protocol:
+    """The protocol of a file or name, with dotted overrides applied.
+
+    Args:
+        recipe: its ``data.probe`` stands in for the ``data`` of a protocol that has none, so that
+            overrides can change a part of it.
+
+    Raises:
+        UsageError: as ``load_recipe``.
+    """
+    node = load(find("evaluation", name))
+    probe = recipe.data.node.mapping().get("probe") if recipe else None
+    if probe is not None and "data" not in node.mapping():
+        node = replace(node, value={**node.mapping(), "data": moved(probe, "data")})
+    return read_protocol(overridden(node, overrides))
+
+
+def load_tokenizer_spec(name: str) -> TokenizerSpec:
+    """The tokenizer file of a path or name.
+
+    Raises:
+        UsageError: as ``load_recipe``, and if the file names no weights.
+    """
+    path = find("tokenizers", name)
+    node = load(path)
+    spec = replace(_tokenizer(node, path.parent), name=name)
+    if spec.weights is None:
+        raise node.error("missing 'weights': only a recipe that trains its tokenizer may hold one without")
+    return spec
+
+
+def overridden(node: Node, overrides: Sequence[str]) -> Node:
+    """The tree with overrides applied in their order."""
+    for text in overrides:
+        node = override(node, text)
+    return node
+
+
+def read_recipe(node: Node, folder: Path) -> Recipe:
+    """The recipe in a tree.
+
+    Args:
+        folder: that paths of tokenizer weights are relative to.
+
+    Raises:
+        UsageError: at the first thing that is wrong.
+    """
+    sections = node.entries(
+        ("name", "objective", "data", "optim", "schedule"),
+        ("seed", "backbone", "tokenizer", "masker", "augment", "run"),
+    )
+    backbone = _optional_part(sections, "backbone", apart=("type", "init"))
+    init = backbone.node.mapping().get("init") if backbone else None
+    return Recipe(
+        name=_text(sections["name"]),
+        seed=_count(sections, "seed", default=0, lowest=0),
+        objective=_part(sections["objective"]),
+        backbone=backbone,
+        init=None if init is None else _text(init),
+        tokenizer=_recipe_tokenizer(sections["tokenizer"], folder) if "tokenizer" in sections else None,
+        masker=_optional_part(sections, "masker"),
+        data=_data(sections["data"]),
+        augment=_optional_part(sections, "augment"),
+        optim=_part(sections["optim"]),
+        schedule=_part(sections["schedule"]),
+        run=construct(sections["run"], RunSpec) if "run" in sections else RunSpec(),
+        node=node,
+    )
+
+
+def read_protocol(node: Node) -> Protocol:
+    """The protocol in a tree.
+
+    Raises:
+        UsageError: at the first thing that is wrong.
+    """
+    sections = node.entries(("name", "evaluator"), ("batch_size", "data"))
+    return Protocol(
+        name=_text(sections["name"]),
+        evaluator=_part(sections["evaluator"]),
+        batch_size=_count(sections, "batch_size", default=32, lowest=1),
+        data=_probe(sections["data"]) if "data" in sections else None,
+        node=node,
+    )
+
+
+def _part(node: Node, apart: tuple[str, ...] = ("type",)) -> PartSpec:
+    entries = node.mapping()
+    if "type" not in entries:
+        raise node.error("missing 'type'")
+    return PartSpec(_text(entries["type"]), node, apart)
+
+
+def _optional_part(
+    sections: Mapping[str, Node], key: str, apart: tuple[str, ...] = ("type",)
+) -> PartSpec | None:
+    return _part(sections[key], apart) if key in sections else None
+
+
+def _text(node: Node) -> str:
+    if not isinstance(node.value, str) or not node.value:
+        raise node.error(f"expected text, got {node.shown()}")
+    return node.value
+
+
+def _count(sections: Mapping[str, Node], key: str, *, default: int, lowest: int) -> int:
+    if key not in sections:
+        return default
+    value = convert(sections[key], int)
+    if not isinstance(value, int) or value < lowest:
+        raise sections[key].error(f"must be at least {lowest}, got {value}")
+    return value
+
+
+def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:
+    if not isinstance(node.value, str):
+        return _tokenizer(node, folder)
+    try:
+        path = find("tokenizers", node.value)
+    except UsageError as error:
+        raise node.error(str(error)) from None
+    return replace(load_tokenizer_spec(str(path)), name=node.value, node=node)
+
+
+def _tokenizer(node: Node, folder: Path) -> TokenizerSpec:
+    part = _part(node, ("type", *_WEIGHTS_KEYS))
+    entries = node.mapping()
+    if "weights" not in entries:
+        stray = [key for key in _WEIGHTS_KEYS if key in entries]
+        if stray:
+            raise entries[stray[0]].error("says something of weights, but there is no 'weights'")
+        return TokenizerSpec(part, None, None, node)
+    missing = [key for key in ("sha256", "source", "licence") if key not in entries]
+    if missing:
+        raise node.error(f"missing {', '.join(repr(key) for key in missing)}, which weights need")
+    weights = WeightsSpec(
+        path=(folder / _text(entries["weights"])).resolve(),
+        sha256=_text(entries["sha256"]).lower(),
+        source=_text(entries["source"]),
+        licence=_text(entries["licence"]),
+        command=_text(entries["command"]) if "command" in entries else None,
+        node=entries["weights"],
+    )
+    return TokenizerSpec(part, weights, None, node)
+
+
+def _data(node: Node) -> DataSpec:
+    entries = node.entries((), (*STREAMS, "probe", "max_unreadable_share"))
+    streams = {name: _stream(entries[name]) for name in STREAMS if name in entries}
+    if not streams:
+        raise node.error(f"no stream: give one or more of {', '.join(STREAMS)}")
+    share = convert(entries["max_unreadable_share"], float) if "max_unreadable_share" in entries else 0.01
+    if not isinstance(share, float) or not 0 <= share <= 1:
+        raise entries["max_unreadable_share"].error(f"must lie between 0 and 1, got {share}")
+    return DataSpec(streams, _probe(entries["probe"]) if "probe" in entries else None, share, node)
+
+
+def _stream(node: Node) -> StreamSpec:
+    entries = node.entries(("source", "views", "batch_size"), ("test_source",))
+    return StreamSpec(
+        source=_part(entries["source"]),
+        test_source=_optional_part(entries, "test_source"),
+        views=_part(entries["views"]),
+        batch_size=_count(entries, "batch_size", default=1, lowest=1),
+        node=node,
+    )
+
+
+def _probe(node: Node) -> ProbeSpec:
+    entries = node.entries(("train", "test", "views"))
+    return ProbeSpec(_part(entries["train"]), _part(entries["test"]), _part(entries["views"]))
