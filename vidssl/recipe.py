@@ -241,10 +241,12 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
     Raises:
         UsageError: at the first thing that is wrong.
     """
-    sections = node.entries(
-        ("name", "objective", "data", "optim", "schedule"),
-        ("seed", "backbone", "tokenizer", "masker", "augment", "run"),
-    )
+    optional = ("seed", "backbone", "tokenizer", "masker", "augment", "run")
+    entries = node.entries(("name", "objective", "data", "optim", "schedule"), optional)
+    # null takes a section away, so that an override can
+    sections = {
+        key: entry for key, entry in entries.items() if key not in optional or entry.value is not None
+    }
     backbone = _optional_part(sections, "backbone", apart=("type", "init"))
     init = backbone.node.mapping().get("init") if backbone else None
     return Recipe(
@@ -252,7 +254,7 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
         seed=_count(sections, "seed", default=0, lowest=0),
         objective=_part(sections["objective"]),
         backbone=backbone,
-        init=None if init is None else _text(init),
+        init=None if init is None or init.value is None else _text(init),
         tokenizer=_recipe_tokenizer(sections["tokenizer"], folder) if "tokenizer" in sections else None,
         masker=_optional_part(sections, "masker"),
         data=_data(sections["data"]),
@@ -260,7 +262,7 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
         optim=_part(sections["optim"]),
         schedule=_part(sections["schedule"]),
         run=construct(sections["run"], RunSpec) if "run" in sections else RunSpec(),
-        node=node,
+        node=replace(node, value=sections),
     )
 
 

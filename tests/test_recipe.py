@@ -1,0 +1,250 @@
+"""Sections of recipes, protocols and tokenizer files, and how a name finds its file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vidssl.errors import UsageError
+from vidssl.recipe import (
+    Recipe,
+    RunSpec,
+    load_protocol,
+    load_recipe,
+    load_tokenizer_spec,
+    recipe_from_text,
+)
+from vidssl.spec_files import find, locate, spec_files
+
+RECIPE = """\
+name: toy
+objective: {type: toy_objective}
+backbone: {type: toy_backbone, init: runs/earlier}
+data:
+  video:
+    source: {type: toy_source}
+    views: {type: toy_views}
+    batch_size: 4
+optim: {type: adamw, lr: 1e-3}
+schedule: {type: cosine, steps: 5}
+"""
+TOKENIZER = """\
+type: toy_tokenizer
+weights: weights/toy.safetensors
+sha256: ABC
+source: made here
+licence: Apache-2.0
+"""
+PROTOCOL = "name: toy\nevaluator: {type: knn}\n"
+PROBE = "{train: {type: a, root: x}, test: {type: b}, views: {type: c}}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+def message(call: Callable[[], object]) -> str:
+    with pytest.raises(UsageError) as caught:
+        call()
+    return str(caught.value)
+
+
+def changed(*overrides: str) -> Recipe:
+    write(Path("toy.yaml"), RECIPE)
+    return load_recipe("toy.yaml", overrides)
+
+
+def test_recipe_has_its_sections_and_defaults(folder: Path) -> None:
+    recipe = changed()
+    assert (recipe.name, recipe.seed, recipe.objective.type) == ("toy", 0, "toy_objective")
+    assert (recipe.tokenizer, recipe.masker, recipe.augment, recipe.data.probe) == (None, None, None, None)
+    assert recipe.run == RunSpec()
+    assert recipe.run.out == "runs"
+    assert list(recipe.data.streams) == ["video"]
+    assert recipe.data.streams["video"].batch_size == 4
+    assert recipe.data.max_unreadable_share == 0.01
+
+
+def test_init_is_no_key_of_the_backbone(folder: Path) -> None:
+    recipe = changed()
+    assert recipe.init == "runs/earlier"
+    assert recipe.backbone is not None
+    assert recipe.backbone.apart == ("type", "init")
+    assert changed("backbone={type: toy_backbone}").init is None
+    assert changed("backbone.init=null").init is None
+
+
+def test_null_takes_an_optional_section_away(folder: Path) -> None:
+    recipe = changed("backbone=null", "run=null")
+    assert recipe.backbone is None
+    assert recipe.run == RunSpec()
+    assert "backbone" not in recipe.node.mapping()
+    assert message(lambda: changed("objective=null")) == (
+        "override 'objective=null': objective: expected keys with values, got nothing"
+    )
+
+
+def test_overrides_reach_every_section(folder: Path) -> None:
+    recipe = changed(
+        "seed=3",
+        "data.image={source: {type: s}, views: {type: v}, batch_size: 2}",
+        "data.max_unreadable_share=0.5",
+        f"data.probe={PROBE}",
+        "run.precision=bf16",
+        "masker.type=tube",
+    )
+    assert recipe.seed == 3
+    assert list(recipe.data.streams) == ["video", "image"]
+    assert recipe.data.max_unreadable_share == 0.5
+    assert recipe.data.probe is not None
+    assert recipe.data.probe.test.type == "b"
+    assert recipe.run.precision == "bf16"
+    assert recipe.masker is not None
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("objectiv=3", "objectiv: unknown key. Did you mean 'objective'?"),
+        ("objective={}", "objective: missing 'type'"),
+        ("objective=bevt", "objective: expected keys with values, got 'bevt'"),
+        ("objective.type=3", "objective.type: expected text, got 3"),
+        ("name=2024", "name: expected text, got 2024"),
+        ("seed=-1", "seed: must be at least 0, got -1"),
+        ("seed=1.5", "seed: expected a whole number, got 1.5"),
+        ("data={}", "data: no stream: give one or more of video, image"),
+        ("data.vidoe={}", "data.vidoe: unknown key. Did you mean 'video'?"),
+        ("data.video.batch_size=0", "data.video.batch_size: must be at least 1, got 0"),
+        ("data.image.batch_size=2", "data.image: missing 'source', 'views'"),
+        ("data.max_unreadable_share=2", "data.max_unreadable_share: must lie between 0 and 1, got 2.0"),
+        ("data.probe={train: {type: a}}", "data.probe: missing 'test', 'views'"),
+        ("run.workers=-1", None),
+        (
+            "run.precision=fp16",
+            "run.precision: expected 'auto' or 'fp32' or 'bf16', got 'fp16'. Did you mean 'bf16'?",
+        ),
+        ("run.log_every=1", "run.log_every: unknown key. Did you mean 'log_every_steps'?"),
+        ("backbone.init=3", "backbone.init: expected text, got 3"),
+        (
+            "tokenizer={type: vqvae, sha256: x}",
+            "tokenizer.sha256: says something of weights, but there is no 'weights'",
+        ),
+        (
+            "tokenizer={type: vqvae, weights: x}",
+            "tokenizer: missing 'sha256', 'source', 'licence', which weights need",
+        ),
+    ],
+)
+def test_mistake_in_a_section_is_named(folder: Path, override: str, expected: str | None) -> None:
+    expected = expected or "run: workers must be at least 0, got -1"
+    assert message(lambda: changed(override)) == f"override '{override}': {expected}"
+
+
+def test_missing_section_is_named_with_the_file(folder: Path) -> None:
+    write(folder / "x.yaml", "# header\nname: x\noptim: {type: a}\nschedule: {type: b}\n")
+    assert message(lambda: load_recipe("x.yaml")) == "x.yaml:2: missing 'objective', 'data'"
+
+
+def test_unknown_tokenizer_is_an_error_at_the_recipes_line(folder: Path) -> None:
+    write(folder / "tokenizers" / "dalle_stride16.yaml", TOKENIZER)
+    write(folder / "x.yaml", RECIPE + "tokenizer: dale_stride16\n")
+    assert message(lambda: load_recipe("x.yaml")) == (
+        "x.yaml:11: tokenizer: dale_stride16: no such tokenizer. Did you mean 'dalle_stride16'?"
+    )
+
+
+def test_tokenizer_file_is_read_through_its_name(folder: Path) -> None:
+    write(folder / "tokenizers" / "mine.yaml", TOKENIZER + "command: make it\n")
+    write(folder / "x.yaml", RECIPE + "tokenizer: mine\n")
+    spec = load_recipe("x.yaml").tokenizer
+    assert spec is not None
+    assert spec.weights is not None
+    assert (spec.name, spec.part.type, spec.node.where) == ("mine", "toy_tokenizer", "x.yaml:11")
+    assert spec.weights.path == folder / "tokenizers" / "weights" / "toy.safetensors"
+    assert spec.weights.sha256 == "abc"
+    assert (spec.weights.source, spec.weights.licence) == ("made here", "Apache-2.0")
+    assert spec.weights.command == "make it"
+
+
+def test_tokenizer_file_without_weights_is_refused(folder: Path) -> None:
+    write(folder / "tokenizers" / "mine.yaml", "type: vqvae\n")
+    assert message(lambda: load_tokenizer_spec("mine")) == (
+        "tokenizers/mine.yaml:1: missing 'weights': "
+        "only a recipe that trains its tokenizer may hold one without"
+    )
+
+
+def test_tokenizer_written_into_a_recipe_may_be_untrained(folder: Path) -> None:
+    spec = changed("tokenizer={type: vqvae, stride: 8}").tokenizer
+    assert spec is not None
+    assert (spec.weights, spec.name) == (None, None)
+
+
+def test_recipe_in_a_text_is_read_like_a_file(folder: Path) -> None:
+    assert recipe_from_text(RECIPE, "run.yaml") == changed()
+    bad = RECIPE.replace("name: toy", "nmae: toy")
+    assert message(lambda: recipe_from_text(bad, "run.yaml")) == (
+        "run.yaml:1: nmae: unknown key. Did you mean 'name'?"
+    )
+
+
+def test_protocol_falls_back_to_the_recipes_probe_and_overrides_reach_into_it(folder: Path) -> None:
+    write(folder / "evaluation" / "toy.yaml", PROTOCOL)
+    assert load_protocol("toy").data is None
+    assert load_protocol("toy", recipe=changed()).data is None
+    recipe = changed(f"data.probe={PROBE}")
+    protocol = load_protocol("toy", ("batch_size=7", "data.train.root=y"), recipe)
+    assert protocol.batch_size == 7
+    assert protocol.data is not None
+    assert protocol.data.train.node.mapping()["root"].value == "y"
+    assert protocol.data.test.type == "b"
+
+
+def test_protocols_own_data_stands_before_the_recipes(folder: Path) -> None:
+    write(folder / "evaluation" / "toy.yaml", PROTOCOL + f"data: {PROBE.replace('type: a', 'type: own')}\n")
+    protocol = load_protocol("toy", recipe=changed(f"data.probe={PROBE}"))
+    assert protocol.data is not None
+    assert protocol.data.train.type == "own"
+
+
+def test_name_is_found_in_the_working_folder_first(folder: Path) -> None:
+    installed = find("evaluation", "linear")
+    assert not installed.is_relative_to(folder)
+    own = write(folder / "evaluation" / "linear.yaml", PROTOCOL)
+    for name in ("linear", "linear.yaml", "evaluation/linear", "evaluation/linear.yaml"):
+        assert find("evaluation", name).resolve() == Path(own)
+    assert spec_files("evaluation")["linear"] == Path(own)
+
+
+def test_files_in_subfolders_are_found_by_their_path(folder: Path) -> None:
+    own = write(folder / "recipes" / "paper" / "toy.yaml", RECIPE)
+    assert find("recipes", "paper/toy") == Path(own)
+    assert locate("recipes/paper/toy.yaml")[0] == "recipes"
+    assert locate("evaluation/linear.yaml") == ("evaluation", find("evaluation", "linear"))
+
+
+def test_any_existing_file_is_a_recipe_whatever_its_folder(folder: Path) -> None:
+    own = write(folder / "mine.yaml", RECIPE)
+    assert locate("mine.yaml") == ("recipes", Path("mine.yaml"))
+    assert load_recipe(own).name == "toy"
+
+
+@pytest.mark.parametrize("name", ["recipes/beft.yaml", "beft", "beft.yaml"])
+def test_recipe_that_does_not_exist(folder: Path, name: str) -> None:
+    write(folder / "recipes" / "bevt.yaml", RECIPE)
+    assert message(lambda: load_recipe(name)) == f"{name}: no such recipe. Did you mean 'bevt'?"
+
+
+def test_unknown_protocol_lists_those_there_are(folder: Path) -> None:
+    said = message(lambda: load_protocol("zzz"))
+    assert said.startswith("zzz: no such protocol. There are: ")
+    assert "linear" in said
