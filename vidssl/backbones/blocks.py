@@ -129,7 +129,7 @@ def init_linear(module: nn.Module) -> None:
 
 
 def hide(embedded: Tensor, mask: Tensor | None, mask_token: Tensor) -> Tensor:
-    """Patch embeddings [B, t, h, w, D] with those under the mask, bool [B, t, h, w], replaced by the mask token.
+    """Patch embeddings [B, t, h, w, D], those under the mask (bool [B, t, h, w]) replaced by the mask token.
 
     Raises:
         ValueError: if the mask is not on the grid of the patches.

@@ -72,7 +72,7 @@ class PatchMerging(nn.Module):
 
 
 class VideoSwin(Backbone):
-    """Pyramid transformer with attention in shifted space-time windows (Video Swin; BEVT Sec. 3, "BEVT encoders").
+    """Pyramid transformer with attention in shifted space-time windows (Video Swin; BEVT Sec. 3).
 
     A clip and an image (T = 1) share all but the patch embedding, as in BEVT: with one frame the windows
     are one cell deep, and of the relative position bias the part of temporal distance 0 remains. A clip

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from vidssl.backbones.blocks import check_heads
 from vidssl.grids import GridSize
 
-BLOCKED = -100.0  # added to the attention of two cells that the cyclic shift has made neighbours; as published
+BLOCKED = -100.0  # added to attention between cells that only the cyclic shift made neighbours; as published
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,16 @@ def plan_windows(grid: GridSize, window: GridSize, shifted: bool, device: torch.
     models do: exact in time, so that an image uses the part of the table of temporal distance 0 (BEVT,
     Sec. 3, "Weight sharing"), but not in height and width, where other offsets are met than trained.
     """
-    clamped = tuple(min(g, w) for g, w in zip(grid, window, strict=True))
-    shift = tuple(w // 2 if shifted and g > w else 0 for g, w in zip(grid, window, strict=True))
-    padded = tuple(-(-g // c) * c for g, c in zip(grid, clamped, strict=True))
+    axes = tuple(zip(grid, window, strict=True))
+    clamped = cast(GridSize, tuple(min(cells, win) for cells, win in axes))
+    shift = cast(GridSize, tuple(win // 2 if shifted and cells > win else 0 for cells, win in axes))
+    padded = cast(GridSize, tuple(-(-cells // min(cells, win)) * min(cells, win) for cells, win in axes))
     size = prod(clamped)
     # tensors made in inference mode could not serve a later training step
     with torch.inference_mode(False):
         index = relative_index(window)[:size, :size].flatten().to(device)
         blocked = blocked_pairs(padded, clamped, shift).to(device) if any(shift) else None
-    return WindowPlan(grid, padded, clamped, shift, index, blocked)  # type: ignore[arg-type]
+    return WindowPlan(grid, padded, clamped, shift, index, blocked)
 
 
 def relative_index(window: GridSize) -> Tensor:
@@ -68,7 +70,7 @@ def relative_index(window: GridSize) -> Tensor:
 
 
 def blocked_pairs(padded: GridSize, window: GridSize, shift: GridSize) -> Tensor:
-    """float [num_windows, 1, N, N]: ``BLOCKED`` for cells that only the cyclic shift brings into one window."""
+    """float [num_windows, 1, N, N]: ``BLOCKED`` for pairs that only the cyclic shift brings together."""
     region = torch.zeros((), dtype=torch.int64, device="cpu")
     for axis, (size, win, by) in enumerate(zip(padded, window, shift, strict=True)):
         cell = torch.arange(size, device="cpu")
@@ -124,12 +126,20 @@ class WindowAttention(nn.Module):
         qkv = rearrange(self.qkv(windows), "b w n (three m d) -> three b w m n d", three=3, m=self.num_heads)
         if plan.blocked is None:
             q, k, v = qkv.flatten(1, 2)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype).unsqueeze(0))
-            attended = attended.unflatten(0, windows.shape[:2])
+            attended = attend(q, k, v, bias.unsqueeze(0)).unflatten(0, windows.shape[:2])
         else:
             # windows go beside the heads, so that one set of biases and blocks serves the whole batch
             q, k, v = qkv.flatten(2, 3)
-            bias = (bias + plan.blocked).flatten(0, 1).to(q.dtype)
-            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0))
-            attended = attended.unflatten(1, (windows.shape[1], self.num_heads))
+            bias = (bias + plan.blocked).flatten(0, 1).unsqueeze(0)
+            attended = attend(q, k, v, bias).unflatten(1, (windows.shape[1], self.num_heads))
         return self.proj(rearrange(attended, "b w m n d -> b w n (m d)"))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Softmax attention of [B, heads, N, d] with ``bias`` [1, heads, N, N] added to its scores."""
+    bias = bias.to(q.dtype)
+    if bias.requires_grad and q.device.type == "cpu":
+        # PyTorch has no fused CPU kernel for a bias that learns, and its fallback takes half as long again
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return (scores + bias).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

@@ -1,4 +1,4 @@
-"""Names of Video Swin's parameters here, in torchvision, and in the published layout of Video Swin and BEVT."""
+"""Names of Video Swin's parameters: ours, torchvision's, and those of the published checkpoints."""
 
 import re
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ def from_published(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> d
 
 
 def from_torchvision(state: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters of ``VideoSwin`` out of torchvision's ``swin3d``, under our names; its head is left behind."""
+    """Parameters of ``VideoSwin`` out of torchvision's ``swin3d``, under our names, without its head."""
     shared = [key for key in ours if key != "mask_token" and not key.startswith("embed_image.")]
     return _renamed(state, {key: torchvision_key(key) for key in shared}, ours)
 
