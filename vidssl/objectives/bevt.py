@@ -1,0 +1,88 @@
+"""BEVT: masked image and masked video modelling through one encoder."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+
+from vidssl.interfaces import Backbone, Batch, LossOutput, Masker, Objective, Progress, Tokenizer
+from vidssl.objectives.token_prediction import TokenPrediction
+
+
+class BEVT(Objective):
+    """Predicts tokens of hidden patches in images and clips through one shared encoder (BEVT, Eq. 4).
+
+    Metrics, for each stream: ``loss_*`` (Eq. 2 and 3, unweighted) and ``accuracy_*`` at masked positions;
+    in evaluation mode also ``most_frequent_*``, the accuracy of the best constant answer, and
+    ``copy_nearest_*``, that of copying the nearest visible id.
+
+    Args:
+        image_weight: of L_MIM. Ours, for symmetry; 1 in the paper.
+        video_weight: lambda, of L_MVM; 1 in the paper.
+    """
+
+    needs_views: ClassVar[Mapping[str, int]] = {"clip": 1, "image": 1}
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: Tokenizer,
+        masker: Masker,
+        *,
+        image_weight: float = 1.0,
+        video_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if image_weight <= 0 or video_weight <= 0:
+            raise ValueError(
+                f"image_weight and video_weight must be positive, got {image_weight} and {video_weight}; "
+                "for one stream alone there are the objectives bevt_image and bevt_video"
+            )
+        self.image_weight = image_weight
+        self.video_weight = video_weight
+        self.prediction = TokenPrediction(backbone, tokenizer, masker, ("image", "video"))
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        image = self.prediction("image", batch.views["image"][0], generator)
+        video = self.prediction("video", batch.views["clip"][0], generator)
+        return LossOutput(
+            loss=self.image_weight * image.loss + self.video_weight * video.loss,
+            metrics={**image.metrics, **video.metrics},
+        )
+
+    def encoder(self) -> Backbone:
+        return self.prediction.backbone
+
+
+class BEVTImage(Objective):
+    """BEVT-I, the image stream alone: stage one of the training, and a rival of Table 1 (BEVT, Eq. 2)."""
+
+    needs_views: ClassVar[Mapping[str, int]] = {"image": 1}
+
+    def __init__(self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker) -> None:
+        super().__init__()
+        self.prediction = TokenPrediction(backbone, tokenizer, masker, ("image",))
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        image = self.prediction("image", batch.views["image"][0], generator)
+        return LossOutput(loss=image.loss, metrics=image.metrics)
+
+    def encoder(self) -> Backbone:
+        return self.prediction.backbone
+
+
+class BEVTVideo(Objective):
+    """BEVT-V, the video stream alone, from scratch or from image weights (BEVT, Eq. 3; Tables 1 and 6)."""
+
+    needs_views: ClassVar[Mapping[str, int]] = {"clip": 1}
+
+    def __init__(self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker) -> None:
+        super().__init__()
+        self.prediction = TokenPrediction(backbone, tokenizer, masker, ("video",))
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        video = self.prediction("video", batch.views["clip"][0], generator)
+        return LossOutput(loss=video.loss, metrics=video.metrics)
+
+    def encoder(self) -> Backbone:
+        return self.prediction.backbone
