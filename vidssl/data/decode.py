@@ -12,12 +12,13 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -240,6 +241,8 @@ class _Picture:
     height: int
     width: int
     turn: int
+    # one for all frames: VideoFrame.reformat sets up its tables anew for each
+    reformatter: VideoReformatter = field(default_factory=VideoReformatter)
 
     @classmethod
     def of(cls, frame: VideoFrame) -> _Picture:
@@ -253,8 +256,8 @@ class _Picture:
 
     def rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
         """The frame as uint8 [H, W, 3], turned; in this size even if the file changes its own midway."""
-        image = frame.reformat(
-            width=self.width, height=self.height, format="rgb24", interpolation="BILINEAR", threads=1
+        image = self.reformatter.reformat(
+            frame, width=self.width, height=self.height, format="rgb24", interpolation="BILINEAR", threads=1
         )
         return np.ascontiguousarray(np.rot90(image.to_ndarray(), self.turn))  # torch: no negative strides
 

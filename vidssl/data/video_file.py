@@ -112,4 +112,6 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = sorted({str(other.type) for other in container.streams if other is not stream})
             raise UnreadableSample(str(path), f"no video stream in it (only {', '.join(kinds) or 'nothing'})")
+        if stream.codec_context is None:
+            raise UnreadableSample(str(path), "its video is in a format that FFmpeg cannot decode here")
         yield OpenVideo(path, container, stream)
