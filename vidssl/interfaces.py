@@ -292,6 +292,14 @@ class DataSource(ABC):
             UnreadableSample: if the file cannot be opened.
         """
 
+    def key(self, index: int) -> str:
+        """A sample's key; sources that know it from a list do not open the file for it."""
+        return self.info(index).key
+
+    def labels(self, index: int) -> Mapping[str, int]:
+        """A sample's labels; sources that know them from a list do not open the file for them."""
+        return self.info(index).labels
+
     @abstractmethod
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         """Exactly the frames asked for, uint8 [len(frames), 3, H, W], RGB, rotation applied.
