@@ -1,0 +1,220 @@
+"""Videos and images of a user's own: in folders, or named in a list."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from vidssl.data.decode import VideoFacts, probe, read_frames
+from vidssl.data.diagnose import why_not_a_file, why_unreadable
+from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Listing, Part, list_folder, select
+from vidssl.data.lists import read_lists
+from vidssl.errors import UsageError
+from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
+
+_FACTS_KEPT = 8192  # videos; the facts of one take about 2 kB for each 300 frames
+
+
+class VideoFolder(DataSource):
+    """Videos in a folder for each class; a folder without folders holds unlabelled videos.
+
+    The label is called "class". A video's key is its path below the root.
+
+    Args:
+        root: the folder, relative to the working folder.
+        part: "train" and "test" divide each class by the hash of the key, the same way on every machine.
+        test_share: of each class, on average.
+        limit: keep at most this many videos, always the same random sample.
+    """
+
+    def __init__(
+        self, *, root: str, part: Part = "all", test_share: float = 0.25, limit: int | None = None
+    ) -> None:
+        listing = list_folder(Path(root), VIDEO_EXTENSIONS, "video")
+        listing = select(listing, part=part, test_share=test_share, limit=limit, where=root)
+        self._videos = _Videos(Path(root), listing)
+        self.label_classes = listing.label_classes
+
+    def __len__(self) -> int:
+        return len(self._videos.files)
+
+    def key(self, index: int) -> str:
+        return self._videos.files[index].key
+
+    def labels(self, index: int) -> Mapping[str, int]:
+        return self._videos.files[index].labels
+
+    def info(self, index: int) -> SampleInfo:
+        return self._videos.info(index)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        return self._videos.read(index, frames)
+
+
+class VideoList(DataSource):
+    """Videos named in a text or CSV list: on each line a path below the root, then its labels.
+
+    A CSV list may have a header, whose columns after the first name the labels; a single label without a
+    name is called "class". Labels are whole numbers or names of classes. Listed videos that do not exist
+    count as unreadable samples.
+
+    Args:
+        root: folder that paths are relative to, itself relative to the working folder.
+        list: the list, relative to the working folder.
+        test_list: held-out videos; numbers classes together with ``list``.
+        part: "test" is ``test_list``, or without one a share of each class by the hash of the path.
+        test_share: of each class, on average, where there is no ``test_list``.
+        limit: keep at most this many videos, always the same random sample.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        list: str,
+        test_list: str | None = None,
+        part: Part = "all",
+        test_share: float = 0.25,
+        limit: int | None = None,
+    ) -> None:
+        lists = read_lists(*(Path(path) for path in (list, test_list) if path is not None))
+        listing = lists[0]
+        if test_list is not None:
+            twice = {file.key for file in lists[0].files} & {file.key for file in lists[1].files}
+            if twice:
+                raise UsageError(
+                    f"{test_list}: {min(twice)} is in {list} too, so it would be trained and tested on"
+                )
+            both = Listing(lists[0].files + lists[1].files, listing.label_classes)
+            listing = {"all": both, "train": lists[0], "test": lists[1]}[part]
+            part = "all"
+        listing = select(listing, part=part, test_share=test_share, limit=limit, where=list)
+        if not any((Path(root) / file.key).exists() for file in listing.files):
+            raise UsageError(
+                f"{list}: none of its {len(listing.files)} videos is there; looked for "
+                f"{(Path(root) / listing.files[0].key).absolute()} and so on"
+            )
+        self._videos = _Videos(Path(root), listing)
+        self.label_classes = listing.label_classes
+
+    def __len__(self) -> int:
+        return len(self._videos.files)
+
+    def key(self, index: int) -> str:
+        return self._videos.files[index].key
+
+    def labels(self, index: int) -> Mapping[str, int]:
+        return self._videos.files[index].labels
+
+    def info(self, index: int) -> SampleInfo:
+        return self._videos.info(index)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        return self._videos.read(index, frames)
+
+
+class ImageFolder(DataSource):
+    """Images in a folder for each class, as ImageNet lies; a folder without folders has no labels.
+
+    An image is a video of one frame. The label is called "class"; a key is a path below the root.
+
+    Args:
+        root: the folder, relative to the working folder.
+        part: "train" and "test" divide each class by the hash of the key, the same way on every machine.
+        test_share: of each class, on average.
+        limit: keep at most this many images, always the same random sample.
+    """
+
+    def __init__(
+        self, *, root: str, part: Part = "all", test_share: float = 0.25, limit: int | None = None
+    ) -> None:
+        listing = list_folder(Path(root), IMAGE_EXTENSIONS, "image")
+        listing = select(listing, part=part, test_share=test_share, limit=limit, where=root)
+        self._root = Path(root).absolute()
+        self._files = listing.files
+        self.label_classes = listing.label_classes
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def key(self, index: int) -> str:
+        return self._files[index].key
+
+    def labels(self, index: int) -> Mapping[str, int]:
+        return self._files[index].labels
+
+    def info(self, index: int) -> SampleInfo:
+        return SampleInfo(self._files[index].key, 1, 0.0, self._files[index].labels)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        if set(frames) != {0}:
+            raise ValueError(f"an image has frame 0 only, asked for {list(frames)}")
+        key = self._files[index].key
+        return _read_image(self._root / key, key).expand(len(frames), -1, -1, -1)
+
+
+class _Videos:
+    """Listed video files, and what was found out about those that were opened last."""
+
+    def __init__(self, root: Path, listing: Listing) -> None:
+        self._root = root.absolute()
+        self.files = listing.files
+        self._facts: OrderedDict[int, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
+
+    def info(self, index: int) -> SampleInfo:
+        file = self.files[index]
+        facts = self._look(index)
+        return SampleInfo(file.key, facts.num_frames, facts.fps, file.labels)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        key = self.files[index].key
+        facts = self._look(index)
+        if max(frames) >= facts.num_frames:
+            reason = (
+                f"it shrank while in use: frame {max(frames)} was asked for, {facts.num_frames} are there"
+            )
+            raise UnreadableSample(key, reason)
+        try:
+            return read_frames(self._root / key, frames, facts)
+        except UnreadableSample as error:
+            raise UnreadableSample(key, error.reason) from error
+
+    def _look(self, index: int) -> VideoFacts:
+        """Facts of a video, kept until the file changes."""
+        key = self.files[index].key
+        try:
+            status = os.stat(self._root / key)
+        except OSError:
+            raise UnreadableSample(key, why_not_a_file(self._root / key)) from None
+        version = (status.st_size, status.st_mtime_ns)
+        if index not in self._facts or self._facts[index][0] != version:
+            try:
+                self._facts[index] = (version, probe(self._root / key))
+            except UnreadableSample as error:
+                raise UnreadableSample(key, error.reason) from error
+        self._facts.move_to_end(index)
+        if len(self._facts) > _FACTS_KEPT:
+            self._facts.popitem(last=False)
+        return self._facts[index][1]
+
+
+def _read_image(path: Path, key: str) -> Tensor:
+    """An image as uint8 [1, 3, H, W], turned as its camera noted."""
+    reason = why_not_a_file(path)
+    if reason:
+        raise UnreadableSample(key, reason)
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise UnreadableSample(key, why_unreadable(path)) from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UnreadableSample(key, f"the image is truncated or damaged ({error})") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
