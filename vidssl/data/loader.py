@@ -1,0 +1,193 @@
+"""Batches from sources: an endless order that any step can be entered at, and one pass for measuring.
+
+Nothing here has a state worth saving. Position g = step * batch_size + j of a stream is place g % N of
+epoch g // N; the epoch's order and the randomness of each place are functions of seed, epoch and place.
+So a run goes on from a step with the batches it would have had, whatever the number of workers, and
+processes that share a stream take slices of each batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from itertools import count
+from types import TracebackType
+
+from torch import Tensor
+
+from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcels
+from vidssl.errors import UsageError
+from vidssl.interfaces import Batch, DataSource, UnreadableSample, ViewSampler
+
+_log = logging.getLogger(__name__)
+_NAMED = 20  # unreadable samples that an error lists one by one
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One kind of sample for training: which source, which views of it, how many a step.
+
+    A sample that cannot be read is replaced by the next of the epoch's order.
+
+    Attributes:
+        batch_size: samples a step, of all processes together.
+        seed: decides the order and every random view.
+        workers: processes that decode; 0 decodes in this one. The batches are the same.
+        max_unreadable_share: of the source; past it training stops with the list.
+        timeout_seconds: how long a batch may take with workers before the run is given up.
+        rank: which slice of each batch, see ``share``.
+        world: number of slices.
+    """
+
+    source: DataSource
+    views: ViewSampler
+    _: KW_ONLY
+    batch_size: int
+    seed: int = 0
+    workers: int = 0
+    max_unreadable_share: float = 0.01
+    timeout_seconds: float = 900.0
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise ValueError(
+                f"batch_size must be at least 1 and workers at least 0, got {self.batch_size}, {self.workers}"
+            )
+        if self.batch_size % self.world:
+            raise ValueError(f"batch_size {self.batch_size} does not divide among {self.world} processes")
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return len(self.source)
+
+    def share(self, rank: int, world: int) -> Stream:
+        """The slice of every batch that one of ``world`` processes takes."""
+        return replace(self, rank=rank, world=world)
+
+    def positions(self, step: int) -> range:
+        """Positions in the endless order that make up this process's slice of a step's batch."""
+        size = self.batch_size // self.world
+        start = step * self.batch_size + self.rank * size
+        return range(start, start + size)
+
+
+class Loader:
+    """An endless iterator over the batches of several streams, merged; leaving its context ends its workers.
+
+    Args:
+        streams: name -> stream; no two may give a view of the same name.
+        start_step: the step whose batch comes first.
+        say: gets a line for each sample that cannot be read, once; by default the log, as a warning.
+
+    Attributes:
+        waited_seconds: how long the last batch was waited for.
+    """
+
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        *,
+        start_step: int = 0,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        given = [view for stream in streams.values() for view in stream.views.shapes]
+        if len(set(given)) < len(given):
+            raise ValueError(f"two streams give a view of the same name: {', '.join(given)}")
+        say = say or _log.warning
+        self.waited_seconds = 0.0
+        self._streams = {name: _batches(name, stream, start_step, say) for name, stream in streams.items()}
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.monotonic()
+        views: Views = {}
+        indices = {}
+        for name, batches in self._streams.items():
+            parcel = next(batches)
+            views |= parcel.views
+            indices[name] = parcel.indices
+        self.waited_seconds = time.monotonic() - started
+        return Batch(views=views, indices=indices)
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for batches in self._streams.values():
+            batches.close()
+
+
+def _batches(
+    name: str, stream: Stream, start_step: int, say: Callable[[str], None]
+) -> Generator[Parcel, None, None]:
+    """A stream's batches from a step on; names each unreadable sample once and stops when they are many."""
+    if not len(stream):
+        raise UsageError(f"the stream '{name}' has no samples")
+    allowed = int(stream.max_unreadable_share * len(stream))
+    # one failure more than may be is enough to stop, so a worker need not look further
+    samples = Endless(stream.source, stream.views, seed=stream.seed, tries=min(allowed + 1, len(stream)))
+    steps = (list(stream.positions(step)) for step in count(start_step))
+    failed: dict[int, Failure] = {}
+    for parcel in parcels(samples, steps, workers=stream.workers, timeout_seconds=stream.timeout_seconds):
+        for failure in parcel.failures:
+            if failure.index not in failed:
+                failed[failure.index] = failure
+                say(f"{name}: an unreadable sample was replaced by the next: {failure}")
+        if len(failed) > allowed or len(failed) == len(stream):
+            raise UsageError(
+                f"{name}: {len(failed)} of {len(stream)} samples cannot be read, and "
+                f"data.max_unreadable_share ({stream.max_unreadable_share:g}) allows {allowed}. Mend them, "
+                f"take them out or raise that share.{_listed([*failed.values()])}"
+            )
+        yield parcel
+
+
+def iterate_once(
+    source: DataSource,
+    views: ViewSampler,
+    *,
+    batch_size: int,
+    workers: int = 0,
+    unreadable: Callable[[UnreadableSample], None],
+) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+    """Every readable sample of a source once, in order, for measuring.
+
+    Args:
+        views: gives views of one name only; any randomness of theirs depends on the sample's number alone.
+        unreadable: called with what is wrong with each sample that is left out.
+
+    Yields:
+        Sample numbers int64 [B], and the slots of their views, each uint8 [B, 3, T, H, W].
+
+    Raises:
+        UsageError: if no sample can be read.
+    """
+    if len(views.shapes) != 1:
+        raise ValueError(f"one kind of view can be measured at a time, got {', '.join(views.shapes)}")
+    (name,) = views.shapes
+    numbers = list(range(len(source)))
+    batches = [numbers[start : start + batch_size] for start in range(0, len(source), batch_size)]
+    failed: list[Failure] = []
+    for parcel in parcels(InOrder(source, views), batches, workers=workers, timeout_seconds=900.0):
+        for failure in parcel.failures:
+            failed.append(failure)
+            unreadable(UnreadableSample(failure.key, failure.reason))
+        if len(parcel.indices):
+            yield parcel.indices, parcel.views[name]
+    if len(failed) == len(source):
+        raise UsageError(f"none of the {len(source)} samples can be read.{_listed(failed)}")
+
+
+def _listed(failures: Sequence[Failure]) -> str:
+    """The first of them, a line each."""
+    lines = [f"\n  {failure}" for failure in failures[:_NAMED]]
+    more = len(failures) - _NAMED
+    return "".join(lines) + (f"\n  and {more} more" if more > 0 else "")

@@ -1,0 +1,173 @@
+"""Batches of decoded samples, made in this process or in workers that no bad file ends."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vidssl.errors import UsageError
+from vidssl.interfaces import DataSource, UnreadableSample, ViewSampler
+
+Views = dict[str, tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that could not be read, and why."""
+
+    index: int
+    key: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What was asked for: a sample's views, or None if it could not be read; and what failed on the way."""
+
+    index: int
+    views: Views | None
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A batch on its way from a worker; it may be empty if nothing in it could be read.
+
+    Attributes:
+        indices: int64 [B].
+        views: name -> slots, each uint8 [B, 3, T, H, W].
+    """
+
+    indices: Tensor
+    views: Views
+    failures: tuple[Failure, ...]
+
+    def pin_memory(self) -> Parcel:
+        """The same in page-locked memory; the name is the one that DataLoader looks for."""
+        views = {name: tuple(slot.pin_memory() for slot in slots) for name, slots in self.views.items()}
+        return replace(self, views=views)
+
+
+class InOrder(Dataset[Sample]):
+    """The samples of a source by number."""
+
+    def __init__(self, source: DataSource, views: ViewSampler) -> None:
+        self.source = source
+        self.views = views
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.draw(index, mix(index))
+
+    def draw(self, index: int, seed: int) -> Sample:
+        """One sample's views, their randomness from this seed alone."""
+        try:
+            views = self.views.sample(self.source, index, torch.Generator().manual_seed(seed))
+        except UnreadableSample as error:
+            return Sample(index, None, (Failure(index, error.key, error.reason),))
+        return Sample(index, views)
+
+
+class Endless(Dataset[Sample]):
+    """The samples of a source in an order without end, shuffled anew in every epoch.
+
+    Args:
+        seed: decides the order and every random view.
+        tries: samples of the order to try, from the one asked for on, until one can be read.
+    """
+
+    def __init__(self, source: DataSource, views: ViewSampler, *, seed: int, tries: int) -> None:
+        self.samples = InOrder(source, views)
+        self.length = len(source)
+        self.seed = seed
+        self.tries = tries
+        self._epoch = -1
+        self._order = torch.empty(0, dtype=torch.int64)
+
+    def __getitem__(self, position: int) -> Sample:
+        epoch, place = divmod(position, self.length)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
+            self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator)
+        failures: tuple[Failure, ...] = ()
+        for attempt in range(self.tries):
+            index = int(self._order[(place + attempt) % self.length])
+            sample = self.samples.draw(index, mix(self.seed, epoch, place))
+            failures += sample.failures
+            if sample.views is not None:
+                return replace(sample, failures=failures)
+        return Sample(-1, None, failures)
+
+
+def mix(*numbers: int) -> int:
+    """One seed out of several numbers, such that neighbours share nothing."""
+    digest = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def parcels(
+    samples: Dataset[Sample], batches: Iterable[list[int]], *, workers: int, timeout_seconds: float
+) -> Iterator[Parcel]:
+    """The batches in order, decoded ahead of time by ``workers`` processes, or when asked for by this one.
+
+    Raises:
+        UsageError: if a worker dies, or gives no batch for ``timeout_seconds``.
+    """
+    context = (
+        "fork" if sys.platform == "linux" else "spawn"
+    )  # a fork shares torch's 500 MB and starts at once
+    loader = DataLoader(
+        samples,
+        batch_sampler=batches,
+        collate_fn=_collate,
+        num_workers=workers,
+        timeout=timeout_seconds if workers else 0,
+        multiprocessing_context=multiprocessing.get_context(context) if workers else None,
+        worker_init_fn=_leave_signals_to_parent,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # without one it draws from, and so moves on, the global generator
+    )
+    iterator = iter(loader)
+    while True:
+        try:
+            parcel = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader "):
+                raise
+            raise UsageError(
+                f"a data worker died, or a file or disk did not answer for {timeout_seconds:.0f} seconds: "
+                f"{' '.join(str(error).split())}. run.workers=0 decodes in the training process"
+            ) from error
+        yield parcel
+
+
+def _collate(samples: list[Sample]) -> Parcel:
+    found = [(sample.index, sample.views) for sample in samples if sample.views is not None]
+    names = found[0][1] if found else ()
+    views = {
+        name: tuple(torch.stack(slot) for slot in zip(*(views[name] for _, views in found), strict=True))
+        for name in names
+    }
+    failures = tuple(failure for sample in samples for failure in sample.failures)
+    return Parcel(torch.tensor([index for index, _ in found], dtype=torch.int64), views, failures)
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """A terminal or a scheduler signals the whole group of processes; the parent decides what comes of it.
+
+    Workers end when the parent closes the loader, or when they find that it is gone.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
