@@ -1,0 +1,230 @@
+"""The embedded data set: moving digits as real video files, written once into the user's cache folder."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vidssl.data.decode import read_frames
+from vidssl.data.digits_world import LABEL_NAMES, World, labels, render
+from vidssl.errors import UsageError
+from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
+
+_log = logging.getLogger(__name__)
+
+_FORMAT_VERSION = 1  # part of the folder's name: raise it when the same keys give other files
+_FPS = 8
+_MANIFEST = "manifest.csv"
+_SAY_EVERY_SECONDS = 5.0
+_BYTES_A_FRAME = 1000  # of 64x64 pixels, rounded up; what the disk must have room for
+
+
+class MovingDigits(DataSource):
+    """Short videos of a digit that moves over a photograph, with every factor known as a label.
+
+    Labels: digit, texture, direction, speed and profile, see ``vidssl.data.digits_world``. The videos are
+    files, H.264 or MPEG-4, in ``$VIDSSL_CACHE``, else ``$XDG_CACHE_HOME/vidssl``, else ``~/.cache/vidssl``;
+    they are written when they are first asked for, a few hundred a second.
+
+    Args:
+        split: "train" and "test" share neither a digit sample nor a pixel of a photograph.
+        num_videos: of this split; by default 4000 to train and 1000 to test.
+        limit: use only the first so many of them.
+        seed: of the whole world.
+        mode: what moves: the digit over a still photograph ("object"), or the photograph behind it ("pan").
+        size: side of the square frame in pixels.
+        num_frames: of a video.
+        digit_size: side of the digit's box in pixels.
+        num_directions: evenly spaced.
+        speeds: mean speed of each value of the label "speed", in pixels a frame.
+        ground: brightness of the photograph, 0 (black) to 1.
+        photo_shrink: the photographs (427x640) are reduced by this factor first.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "test"],
+        num_videos: int | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        mode: Literal["object", "pan"] = World.mode,
+        size: int = World.size,
+        num_frames: int = World.num_frames,
+        digit_size: int = World.digit_size,
+        num_directions: Literal[4, 8] = World.num_directions,
+        speeds: tuple[float, ...] = World.speeds,
+        ground: float = World.ground,
+        photo_shrink: int = World.photo_shrink,
+    ) -> None:
+        if num_videos is None:
+            num_videos = {"train": 4000, "test": 1000}[split]
+        for name, number, least in (("num_videos", num_videos, 1), ("limit", limit, 1), ("seed", seed, 0)):
+            if number is not None and number < least:
+                raise ValueError(f"{name} must be at least {least}, got {number}")
+        world = World(
+            mode=mode,
+            size=size,
+            num_frames=num_frames,
+            digit_size=digit_size,
+            num_directions=num_directions,
+            speeds=speeds,
+            ground=ground,
+            photo_shrink=photo_shrink,
+        )
+        self._folder = prepare(world, seed=seed, split=split, num_videos=num_videos)
+        self._rows = _read_manifest(self._folder)[:limit]
+        self._split = split
+        self._num_frames = num_frames
+        self.label_classes = {
+            name: tuple(str(number) for number in range(total)) for name, total in world.num_classes().items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def key(self, index: int) -> str:
+        return f"{self._split}/{self._rows[index][0]}"
+
+    def labels(self, index: int) -> dict[str, int]:
+        return self._rows[index][1]
+
+    def info(self, index: int) -> SampleInfo:
+        return SampleInfo(self.key(index), self._num_frames, float(_FPS), self.labels(index))
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        try:
+            return read_frames(self._folder / self._rows[index][0], frames)
+        except UnreadableSample as error:
+            raise UnreadableSample(self.key(index), error.reason) from error
+
+
+def prepare(world: World, *, seed: int, split: str, num_videos: int) -> Path:
+    """The folder of the videos, which are written first if they are not there.
+
+    Two processes may ask at once: one writes, the other waits. A process that is killed leaves a folder
+    which the next one completes.
+
+    Raises:
+        UsageError: if the cache folder cannot be written or the disk is full.
+    """
+    cache = cache_folder()
+    codec = _codec()
+    made_from = {"world": asdict(world), "seed": seed, "format": _FORMAT_VERSION, "codec": codec}
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    folder = cache / "moving_digits" / digest / f"{split}-{num_videos}"
+    if (folder / _MANIFEST).is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder.with_suffix(".lock")):
+            if not (folder / _MANIFEST).is_file():
+                _check_room(folder.parent, world, num_videos)
+                (folder.parent / "made_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
+                _write(folder, world, codec, seed=seed, split=split, num_videos=num_videos)
+    except OSError as error:
+        raise UsageError(
+            f"{folder.parent}: the moving digits cannot be written there ({error.strerror or error}). Set "
+            "the environment variable VIDSSL_CACHE to a folder with room that you may write to"
+        ) from error
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where data that the package makes is kept."""
+    if os.environ.get("VIDSSL_CACHE"):
+        return Path(os.environ["VIDSSL_CACHE"]).expanduser().absolute()
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]).absolute() / "vidssl"
+    return Path.home() / ".cache" / "vidssl"
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Waits until no other process holds this lock. The system frees it when its holder dies."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("Another process is writing %s; waiting for it", path.with_suffix(""))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _check_room(folder: Path, world: World, num_videos: int) -> None:
+    needed = int(num_videos * world.num_frames * _BYTES_A_FRAME * max(1.0, (world.size / 64) ** 2))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it may need {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free")
+
+
+def _write(folder: Path, world: World, codec: str, *, seed: int, split: str, num_videos: int) -> None:
+    """Fills a folder beside the final one, then renames it; takes up where a killed process left off."""
+    unfinished = folder.with_suffix(".unfinished")
+    unfinished.mkdir(exist_ok=True)
+    _log.info("Writing %d moving digits videos (%s) to %s, once", num_videos, split, folder)
+    said, total_bytes = time.monotonic(), 0
+    for index in range(num_videos):
+        path = unfinished / f"{index:06d}.mp4"
+        if not path.is_file():
+            pending = path.with_suffix(".pending")
+            pending.write_bytes(encode(render(world, seed=seed, split=split, index=index), codec))
+            pending.rename(path)  # a video that has its name is whole
+        total_bytes += path.stat().st_size
+        if time.monotonic() - said > _SAY_EVERY_SECONDS:
+            said = time.monotonic()
+            _log.info("  %d of %d videos written", index + 1, num_videos)
+    with (unfinished / _MANIFEST).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", *LABEL_NAMES])
+        for index in range(num_videos):
+            drawn = labels(world, seed=seed, split=split, index=index)
+            writer.writerow([f"{index:06d}.mp4", *(drawn[name] for name in LABEL_NAMES)])
+    unfinished.rename(folder)
+    _log.info("Wrote %d videos, %.1f MB in all, to %s", num_videos, total_bytes / 1e6, folder)
+
+
+def _read_manifest(folder: Path) -> list[tuple[str, dict[str, int]]]:
+    with (folder / _MANIFEST).open(newline="") as file:
+        return [(row["path"], {name: int(row[name]) for name in LABEL_NAMES}) for row in csv.DictReader(file)]
+
+
+def _codec() -> str:
+    """The encoder at hand: FFmpeg may be built without H.264."""
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
+
+
+def encode(frames: NDArray[np.uint8], codec: str) -> bytes:
+    """An MP4 file of RGB frames [T, H, W, 3]; at 48x48, 41 dB (H.264) or 38 dB (MPEG-4) from the original."""
+    quality = {"libx264": {"crf": "10", "preset": "veryfast"}, "mpeg4": {"qmin": "2", "qmax": "2"}}[codec]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=Fraction(_FPS), options=quality)
+        assert isinstance(stream, VideoStream), "both are video codecs"
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p", threads=1)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
