@@ -112,7 +112,7 @@ class RunSpec:
         out: folder that the run's own folder is made in.
         device: "auto" is the GPU where there is one.
         precision: of the forward pass; "auto" is bf16 on a GPU and fp32 on a CPU.
-        workers: processes that decode; 0 decodes in the training process.
+        workers: processes that decode, for each stream; 0 decodes in the training process.
         checkpoint_every_steps: how often to save, and to measure on held-out streams.
         test_batches: of the held-out streams, a measurement.
     """

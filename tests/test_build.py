@@ -1,0 +1,191 @@
+"""From recipes to objects: parts, weights, components of a user's own, and the way back to text."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from toy_parts import ToyMasker, ToyObjective, changed, edited, message, set_up
+
+from vidssl import build
+from vidssl.recipe import load_protocol, recipe_from_text
+from vidssl.resolved import protocol_text, resolved_text
+
+
+@pytest.fixture(autouse=True)
+def _toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_up(monkeypatch, tmp_path)
+
+
+def test_objective_gets_its_parts_and_keys() -> None:
+    made = build.objective(changed("objective.video_weight=2", "backbone.dim=6"))
+    assert isinstance(made, ToyObjective)
+    assert (made.video_weight, made.backbone.embed_dim) == (2.0, 6)
+    assert isinstance(made.masker, ToyMasker)
+    assert made.tokenizer.table.tolist() == list(range(8))
+
+
+def test_trained_tokenizer_is_frozen() -> None:
+    tokenizer = build.tokenizer("trained")
+    assert not tokenizer.training
+    assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
+
+
+def test_missing_weights_are_an_error_that_says_where_they_come_from(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizers" / "trained.safetensors"
+    path.unlink()
+    assert message(lambda: build.tokenizer("trained")) == (
+        f"tokenizers/trained.yaml:2: weights: {path}: No such file or directory. "
+        "The weights come from: a friend"
+    )
+
+
+def test_altered_weights_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizers" / "trained.safetensors"
+    good = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(path.read_bytes() + b" ")
+    bad = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert message(lambda: build.objective(changed())) == (
+        f"tokenizers/trained.yaml:2: weights: {path}: the file was altered, "
+        f"its sha256 is {bad} and not {good}. "
+        "The weights come from: a friend"
+    )
+
+
+def test_weights_of_another_architecture_are_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizers" / "trained.yaml"
+    file.write_text(file.read_text() + "vocab_size: 9\n")
+    assert "another architecture" in message(lambda: build.tokenizer("trained"))
+
+
+def test_source_that_cannot_be_opened_is_named_with_its_line() -> None:
+    assert message(lambda: build.streams(changed())) == "x.yaml:8: data.video.source: a: no such folder"
+
+
+def test_init_that_cannot_be_loaded_is_named_with_its_line() -> None:
+    recipe = edited("backbone: {type: toy}", "backbone: {type: toy, init: runs/nothing}")
+    build.check(recipe)
+    said = message(lambda: build.objective(recipe))
+    assert said.startswith("x.yaml:3: backbone.init: ")
+    assert "runs/nothing" in said
+    assert build.backbone(recipe, with_init=False).embed_dim == 4
+
+
+USERS = """\
+from vidssl.interfaces import Masker
+
+class {name}(Masker):
+    '''Mine.'''
+    def __init__(self, *, ratio: float = 0.5):
+        self.ratio = ratio
+    def __call__(self, batch_size, grid, generator): ...
+"""
+
+
+def test_class_of_a_users_own_file_is_built(tmp_path: Path) -> None:
+    (tmp_path / "my_good_masker.py").write_text(USERS.format(name="Mine"))
+    made = build.objective(changed("masker={type: my_good_masker.py:Mine, ratio: 0.25}"))
+    assert isinstance(made, ToyObjective)
+    assert made.masker.ratio == 0.25
+
+
+@pytest.mark.parametrize(
+    ("stem", "code", "expected"),
+    [
+        (
+            "my_absent",
+            None,
+            "my_absent.py: no such file (paths are relative to the working folder, {folder})",
+        ),
+        ("my_named", USERS.format(name="Mien"), "my_named.py has no class 'Mine'. Did you mean 'Mien'?"),
+        (
+            "my_kind",
+            "class Mine: ...",
+            "my_kind.py:Mine does not derive from vidssl.interfaces.Masker",
+        ),
+        (
+            "my_bare",
+            "from vidssl.interfaces import Masker\nclass Mine(Masker): ...",
+            "my_bare.py:Mine lacks __call__, which every masker has",
+        ),
+        (
+            "my_positional",
+            USERS.format(name="Mine").replace("*, ", ""),
+            "my_positional.py:Mine: its parameter 'ratio' is positional, and none may be: "
+            "put '*' before the keys",
+        ),
+        (
+            "my_untyped",
+            USERS.format(name="Mine").replace(": float", ""),
+            "parameter 'ratio' of Mine has no type annotation",
+        ),
+        (
+            "my_syntax",
+            "class Mine(",
+            "my_syntax.py cannot be imported: '(' was never closed (my_syntax.py, line 1)",
+        ),
+        (
+            "my_import",
+            "import nothing_of_that_name",
+            "my_import.py cannot be imported: No module named 'nothing_of_that_name'",
+        ),
+        (
+            "colorsys",
+            "class Mine: ...",
+            "there is another Python module called 'colorsys' already: rename colorsys.py",
+        ),
+    ],
+)
+def test_what_a_users_class_lacks_is_named(
+    tmp_path: Path, stem: str, code: str | None, expected: str
+) -> None:
+    if code is not None:
+        (tmp_path / f"{stem}.py").write_text(code)
+    override = f"masker={{type: {stem}.py:Mine}}"
+    assert message(lambda: build.check(changed(override))) == (
+        f"override '{override}': masker.type: {expected.format(folder=tmp_path)}"
+    )
+
+
+def test_resolved_recipe_has_every_default_and_reads_back_to_itself() -> None:
+    recipe = changed(
+        "backbone.init=runs/a",
+        "augment={type: per_clip}",
+        "data.probe={train: {type: none, root: a}, "
+        "test: {type: none, root: b}, views: {type: toy, name: clip}}",
+    )
+    text = resolved_text(recipe)
+    again = recipe_from_text(text, "again.yaml")
+    assert resolved_text(again) == text
+    assert "video_weight: 1.0" in text
+    assert "patch: [2, 4, 4]" in text
+    assert "init: runs/a" in text
+    assert "checkpoint_every_steps: 200" in text
+    assert "tokenizer: trained" in text
+    assert again.run == recipe.run
+    assert again.init == "runs/a"
+    build.check(again)
+
+
+def test_resolved_tokenizer_written_into_the_recipe_keeps_its_weights(tmp_path: Path) -> None:
+    facts = (tmp_path / "tokenizers" / "trained.yaml").read_text()
+    inline = "".join(f"\n  {line}" for line in facts.replace("trained.", "tokenizers/trained.").splitlines())
+    recipe = edited("tokenizer: trained", f"tokenizer:{inline}")
+    text = resolved_text(recipe)
+    assert resolved_text(recipe_from_text(text, "again.yaml")) == text
+    assert isinstance(build.objective(recipe_from_text(text, "again.yaml")), ToyObjective)
+
+
+def test_resolved_protocol_reads_back_to_itself() -> None:
+    Path("p.yaml").write_text("name: p\nevaluator: {type: knn}\n")
+    text = protocol_text(load_protocol("p.yaml"))
+    Path("q.yaml").write_text(text)
+    assert "k: 20" in text
+    assert protocol_text(load_protocol("q.yaml")) == text
+    build.check_protocol(load_protocol("q.yaml"))
+
+
+def test_mistake_in_a_protocol_is_named() -> None:
+    Path("p.yaml").write_text("name: p\nevaluator: {type: knn, kk: 3}\n")
+    assert message(lambda: build.check_protocol(load_protocol("p.yaml"))) == (
+        "p.yaml:2: evaluator.kk: unknown key. Did you mean 'k'?"
+    )

@@ -1,0 +1,286 @@
+"""From specs to objects. The one module that sees every kind of component at once."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from safetensors.torch import load as load_safetensors
+
+from vidssl.build_checks import (
+    check_epochs,
+    check_grids,
+    check_inputs,
+    check_sections,
+    check_streams,
+    check_tokenizer,
+    check_views,
+)
+from vidssl.components import (
+    AUGMENT,
+    BACKBONE,
+    EVALUATOR,
+    MASKER,
+    OBJECTIVE,
+    OPTIMIZER,
+    SCHEDULE,
+    SOURCE,
+    TOKENIZER,
+    VIEW_SAMPLER,
+    Augment,
+    Kind,
+    constructor_of,
+)
+from vidssl.data.loader import Stream
+from vidssl.engine.optim import AdamW
+from vidssl.engine.schedules import Cosine
+from vidssl.errors import UsageError
+from vidssl.interfaces import Backbone, DataSource, Evaluator, Masker, Objective, Tokenizer, ViewSampler
+from vidssl.recipe import (
+    STREAMS,
+    PartSpec,
+    ProbeSpec,
+    Protocol,
+    Recipe,
+    TokenizerSpec,
+    WeightsSpec,
+    load_protocol,
+    load_recipe,
+    load_tokenizer_spec,
+)
+from vidssl.schema import bind, construct, parts_of
+from vidssl.spec_files import Kind as SpecKind
+from vidssl.weights.load import load_init, load_whole
+
+Component = TypeVar("Component")
+Say = Callable[[str], None]
+
+
+def objective(recipe: Recipe, say: Say = print) -> Objective:
+    """The objective of a recipe with its parts, on the CPU; its backbone starts from ``init``.
+
+    Args:
+        say: gets one line on what ``backbone.init`` loaded.
+
+    Raises:
+        UsageError: if the parts do not fit, or weights are missing or altered.
+    """
+    made_tokenizer = None if recipe.tokenizer is None else tokenizer(recipe.tokenizer)
+    made_backbone = None if recipe.backbone is None else backbone(recipe, say=say)
+    return _assemble(recipe, made_backbone, made_tokenizer, _masker(recipe))
+
+
+def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Backbone:
+    """The backbone of a recipe.
+
+    Args:
+        with_init: start it from ``backbone.init`` where the recipe has that.
+        say: gets one line on what was loaded.
+
+    Raises:
+        UsageError: if the recipe has none, its keys are wrong, or ``init`` cannot be loaded.
+    """
+    if recipe.backbone is None:
+        raise recipe.node.error("missing 'backbone'")
+    made = _construct(recipe.backbone, BACKBONE)
+    if recipe.init is not None and with_init:
+        try:
+            say(str(load_init(made, recipe.init)))
+        except UsageError as error:
+            raise recipe.backbone.node.mapping()["init"].error(str(error)) from error
+    return made
+
+
+def tokenizer(spec: TokenizerSpec | str) -> Tokenizer:
+    """A tokenizer with its weights, frozen and in eval mode; one without weights is there to be trained.
+
+    Args:
+        spec: a recipe's, or the name or path of a file in ``tokenizers``.
+
+    Raises:
+        UsageError: if the weights file is missing, altered or of another architecture.
+    """
+    spec = load_tokenizer_spec(spec) if isinstance(spec, str) else spec
+    made = _construct(spec.part, TOKENIZER)
+    if spec.weights is not None:
+        load_whole(made, _verified(spec.weights), spec.weights.path)
+        made.requires_grad_(False).eval()
+    return made
+
+
+def _verified(weights: WeightsSpec) -> Mapping[str, torch.Tensor]:
+    origin = f"The weights come from: {weights.source}" + (f" ({weights.command})" if weights.command else "")
+    try:
+        content = weights.path.read_bytes()
+    except OSError as error:
+        raise weights.node.error(f"{weights.path}: {error.strerror}. {origin}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != weights.sha256:
+        raise weights.node.error(
+            f"{weights.path}: the file was altered, its sha256 is {digest} and not {weights.sha256}. {origin}"
+        )
+    return load_safetensors(content)
+
+
+def streams(recipe: Recipe) -> dict[str, Stream]:
+    """The training streams of a recipe; opens its data."""
+    return {
+        name: _stream(recipe, name, stream.source, recipe.seed)
+        for name, stream in recipe.data.streams.items()
+    }
+
+
+def test_streams(recipe: Recipe) -> dict[str, Stream]:
+    """The held-out streams of a recipe, the same for every seed; empty if it has none."""
+    return {
+        name: _stream(recipe, name, stream.test_source, seed=0)
+        for name, stream in recipe.data.streams.items()
+        if stream.test_source is not None
+    }
+
+
+def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
+    spec = recipe.data.streams[name]
+    return Stream(
+        source=source(part),
+        views=views(spec.views),
+        batch_size=spec.batch_size,
+        # streams over one source must not walk it in step
+        seed=seed * len(STREAMS) + STREAMS.index(name),
+        workers=recipe.run.workers,
+        max_unreadable_share=recipe.data.max_unreadable_share,
+    )
+
+
+def source(part: PartSpec) -> DataSource:
+    """A data source; looks at its files."""
+    return _construct(part, SOURCE)
+
+
+def views(part: PartSpec) -> ViewSampler:
+    """A view sampler."""
+    return _construct(part, VIEW_SAMPLER)
+
+
+def optim(recipe: Recipe) -> AdamW:
+    """The optimizer's settings."""
+    return _construct(recipe.optim, OPTIMIZER)
+
+
+def schedule(recipe: Recipe) -> Cosine:
+    """The schedule.
+
+    Raises:
+        UsageError: if its keys are wrong, or it counts epochs of a stream that the recipe lacks.
+    """
+    made = _construct(recipe.schedule, SCHEDULE)
+    check_epochs(recipe, made)
+    return made
+
+
+def evaluator(part: PartSpec) -> Evaluator:
+    """An evaluator."""
+    return _construct(part, EVALUATOR)
+
+
+def augment(recipe: Recipe) -> Augment | None:
+    """What is done to every batch on the training device; None for nothing."""
+    return None if recipe.augment is None else _construct(recipe.augment, AUGMENT)
+
+
+def _masker(recipe: Recipe) -> Masker | None:
+    return None if recipe.masker is None else _construct(recipe.masker, MASKER)
+
+
+def _construct(part: PartSpec, kind: Kind[Component], *parts: object) -> Component:
+    return construct(part.node, constructor_of(part, kind), *parts, apart=part.apart)
+
+
+def _assemble(
+    recipe: Recipe,
+    backbone: Backbone | None,
+    tokenizer: Tokenizer | None,
+    masker: Masker | None,
+) -> Objective:
+    made = {"backbone": backbone, "tokenizer": tokenizer, "masker": masker}
+    takes = parts_of(constructor_of(recipe.objective, OBJECTIVE))
+    check_sections(recipe, takes)
+    objective = _construct(recipe.objective, OBJECTIVE, *(made[name] for name in takes))
+    check_tokenizer(recipe, objective, tokenizer)
+    return objective
+
+
+# What follows needs neither data, weights nor a GPU.
+
+
+def check(recipe: Recipe) -> None:
+    """Builds a recipe on the meta device and checks that its parts fit each other.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    shapes = {name: views(stream.views).shapes for name, stream in recipe.data.streams.items()}
+    for stream in recipe.data.streams.values():
+        _check_keys(stream.source, SOURCE)
+        if stream.test_source is not None:
+            _check_keys(stream.test_source, SOURCE)
+    if recipe.data.probe is not None:
+        _check_probe(recipe.data.probe)
+    check_streams(recipe)
+    optim(recipe)
+    schedule(recipe)
+    augment(recipe)
+    masker = _masker(recipe)
+    with torch.device("meta"):
+        bare_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
+        bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
+        objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
+    check_inputs(recipe, bare_backbone, masker)
+    check_views(recipe, objective, shapes)
+    check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
+
+
+def check_protocol(protocol: Protocol) -> None:
+    """Checks the parts of a protocol.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    evaluator(protocol.evaluator)
+    if protocol.data is not None:
+        _check_probe(protocol.data)
+
+
+def check_tokenizer_file(name: str) -> None:
+    """Builds the tokenizer of a file on the meta device, without its weights.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    with torch.device("meta"):
+        _construct(load_tokenizer_spec(name).part, TOKENIZER)
+
+
+def check_file(kind: SpecKind, path: Path) -> None:
+    """Checks a spec file.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    if kind == "recipes":
+        check(load_recipe(str(path)))
+    elif kind == "evaluation":
+        check_protocol(load_protocol(str(path)))
+    else:
+        check_tokenizer_file(str(path))
+
+
+def _check_probe(probe: ProbeSpec) -> None:
+    _check_keys(probe.train, SOURCE)
+    _check_keys(probe.test, SOURCE)
+    views(probe.views)
+
+
+def _check_keys(part: PartSpec, kind: Kind[object]) -> None:
+    bind(part.node, constructor_of(part, kind), part.apart)

@@ -1,0 +1,177 @@
+"""What the parts of a recipe must have in common, checked before any data is touched."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from vidssl.components import BACKBONE, OBJECTIVE, names_with
+from vidssl.engine.schedules import Cosine
+from vidssl.grids import GridSize, common_grid
+from vidssl.interfaces import Backbone, Masker, Objective, Tokenizer
+from vidssl.recipe import Recipe
+from vidssl.spec import Node
+
+ClipSize = tuple[int, int, int]  # (T, H, W)
+Shapes = Mapping[str, Mapping[str, tuple[ClipSize, ...]]]  # stream -> view -> size of each slot
+
+
+def check_sections(recipe: Recipe, takes: Mapping[str, bool]) -> None:
+    """The sections for parts are those that the objective takes.
+
+    Args:
+        takes: part -> whether the objective must have it.
+
+    Raises:
+        UsageError: for a part that is missing, or a section that nothing would read.
+    """
+    sections = recipe.node.mapping()
+    name = recipe.objective.type
+    for part, needed in takes.items():
+        if needed and part not in sections:
+            raise recipe.objective.node.error(f"'{name}' needs a {part}: add a '{part}' section")
+    for part in OBJECTIVE.parts:
+        if part in sections and part not in takes:
+            raise sections[part].error(f"unused: objective '{name}' takes no {part}. Remove the section")
+
+
+def check_streams(recipe: Recipe) -> None:
+    """Held-out samples are given for all streams or for none.
+
+    Raises:
+        UsageError: if some have ``test_source`` and some have not; a batch needs every stream.
+    """
+    streams = recipe.data.streams
+    without = [name for name, stream in streams.items() if stream.test_source is None]
+    if 0 < len(without) < len(streams):
+        raise streams[without[0]].node.error("missing 'test_source': give it for every stream or for none")
+
+
+def check_epochs(recipe: Recipe, schedule: Cosine) -> None:
+    """Epochs are counted of a stream that there is.
+
+    Raises:
+        UsageError: if not.
+    """
+    counted = schedule.epochs is not None or schedule.warmup_epochs is not None
+    if counted and schedule.epoch_of not in recipe.data.streams:
+        raise recipe.schedule.node.error(
+            f"epochs are counted of the '{schedule.epoch_of}' stream, and data has only "
+            f"{', '.join(recipe.data.streams)}: set 'epoch_of'"
+        )
+
+
+def check_tokenizer(recipe: Recipe, objective: Objective, tokenizer: Tokenizer | None) -> None:
+    """A tokenizer has weights unless it is what the objective trains.
+
+    Raises:
+        UsageError: if it has none; random targets teach nothing.
+    """
+    spec = recipe.tokenizer
+    if spec is not None and spec.weights is None and objective.encoder() is not tokenizer:
+        raise spec.node.error(
+            f"has no weights, and objective '{recipe.objective.type}' does not train it. "
+            "Name a file of tokenizers/, or give 'weights', 'sha256', 'source' and 'licence'"
+        )
+
+
+def check_inputs(recipe: Recipe, backbone: Backbone | None, masker: Masker | None) -> None:
+    """The backbone can be fed what the objective has.
+
+    Raises:
+        UsageError: if it reads ids and nothing makes them, or takes no mask where one is drawn.
+    """
+    if backbone is None or recipe.backbone is None:
+        return
+    at, name = recipe.backbone.node, recipe.backbone.type
+    if backbone.input_kind == "tokens" and recipe.tokenizer is None:
+        raise at.error(f"'{name}' reads token ids: add a 'tokenizer' section that makes them")
+    if masker is not None and not backbone.takes_mask:
+        able = names_with(BACKBONE, "takes_mask", True)
+        raise at.error(
+            f"'{name}' takes no mask, and objective '{recipe.objective.type}' masks its input. "
+            f"Backbones that take one: {able}"
+        )
+
+
+def check_views(recipe: Recipe, objective: Objective, shapes: Shapes) -> None:
+    """The streams give the views that the objective needs, each from one stream, and no others.
+
+    Raises:
+        UsageError: for a view that is missing, has too few slots, is given twice or is never read.
+    """
+    needed, data, name = objective.needs_views, recipe.data, recipe.objective.type
+    givers: dict[str, str] = {}
+    for stream, given in shapes.items():
+        at = data.streams[stream].views.node
+        for view in given:
+            if view in givers:
+                raise at.error(f"view '{view}' already comes from the '{givers[view]}' stream")
+            if view not in needed:
+                raise at.error(f"unused: objective '{name}' reads no view '{view}', only {', '.join(needed)}")
+            givers[view] = stream
+    for view, count in needed.items():
+        if view not in givers:
+            has = ", ".join(f"'{given}'" for given in givers) or "none"
+            raise data.node.error(f"objective '{name}' needs the view '{view}', and the streams give {has}")
+        slots = len(shapes[givers[view]][view])
+        if slots < count:
+            at = data.streams[givers[view]].views.node
+            raise at.error(f"objective '{name}' needs {count} of the view '{view}', got {slots}")
+
+
+def check_grids(
+    recipe: Recipe,
+    shapes: Shapes,
+    backbone: Backbone | None,
+    tokenizer: Tokenizer | None,
+    masker: Masker | None,
+) -> None:
+    """Backbone and tokenizer take the clips' sizes, and one mask can be drawn for both.
+
+    Raises:
+        UsageError: naming the size, if a part refuses it, the grids do not nest, or no mask can be drawn.
+    """
+    for size in sorted(set(_sizes(shapes))):
+        ids = patches = None
+        if tokenizer is not None and recipe.tokenizer is not None:
+            ids = _grid(recipe.tokenizer.node, tokenizer, size, size)
+        if backbone is not None and recipe.backbone is not None:
+            reads = ids if backbone.input_kind == "tokens" and ids is not None else size
+            patches = _grid(recipe.backbone.node, backbone, reads, size)
+        if masker is not None and patches is not None:
+            _check_mask(recipe, masker, patches, ids, size)
+
+
+def _sizes(shapes: Shapes) -> Iterator[ClipSize]:
+    for views in shapes.values():
+        for slots in views.values():
+            yield from slots
+
+
+def _grid(at: Node, part: Backbone | Tokenizer, reads: ClipSize, size: ClipSize) -> GridSize:
+    try:
+        return part.grid(*reads)
+    except ValueError as error:
+        raise at.error(f"{error} ({_in_words(size)})") from error
+
+
+def _check_mask(
+    recipe: Recipe, masker: Masker, patches: GridSize, ids: GridSize | None, size: ClipSize
+) -> None:
+    try:
+        grid = patches if ids is None else common_grid(patches, ids)
+    except ValueError as error:
+        at = recipe.node if recipe.tokenizer is None else recipe.tokenizer.node
+        raise at.error(f"{error} ({_in_words(size)})") from error
+    try:
+        masker(1, grid, torch.Generator().manual_seed(0))
+    except ValueError as error:
+        at = recipe.node if recipe.masker is None else recipe.masker.node
+        raise at.error(f"{error} ({_in_words(size)})") from error
+
+
+def _in_words(size: ClipSize) -> str:
+    frames, height, width = size
+    return (
+        f"an image of {height}x{width}" if frames == 1 else f"a clip of {frames} frames at {height}x{width}"
+    )
