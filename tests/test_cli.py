@@ -1,0 +1,167 @@
+"""The command line: what each command is called with, and what it says when something is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from toy_parts import RECIPE, set_up
+
+from vidssl import cli
+from vidssl.components import KINDS
+
+
+@pytest.fixture(autouse=True)
+def _toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    set_up(monkeypatch, tmp_path)
+
+
+def standing_in(monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> list[tuple[object, ...]]:
+    """Replaces a function that the command calls by one that notes its arguments and returns 7."""
+    calls: list[tuple[object, ...]] = []
+    fake = ModuleType(module)
+    setattr(fake, function, lambda *given: calls.append(given) or 7)
+    monkeypatch.setitem(sys.modules, module, fake)
+    return calls
+
+
+def test_train_gets_the_recipe_with_its_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = standing_in(monkeypatch, "vidssl.train", "run_recipe")
+    Path("x.yaml").write_text(RECIPE)
+    assert cli.main(["train", "x.yaml", "optim.lr=1e-2", "run.out=some where"]) == 7
+    ((recipe,),) = calls
+    assert recipe.optim.node.mapping()["lr"].value == 1e-2
+    assert recipe.run.out == "some where"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--protocol", "knn"], (None, ["knn"], [])),
+        (["runs/a", "--protocol", "knn", "--protocol", "linear"], ("runs/a", ["knn", "linear"], [])),
+        (["--protocol", "knn", "runs/a", "batch_size=3"], ("runs/a", ["knn"], ["batch_size=3"])),
+        (
+            ["batch_size=3", "--protocol", "knn", "data={a: 1}"],
+            (None, ["knn"], ["batch_size=3", "data={a: 1}"]),
+        ),
+        (["runs/lr=3", "--protocol", "knn"], ("runs/lr=3", ["knn"], [])),
+    ],
+)
+def test_eval_takes_target_protocols_and_overrides_in_any_order(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], expected: tuple[object, ...]
+) -> None:
+    calls = standing_in(monkeypatch, "vidssl.evaluate", "evaluate_run")
+    assert cli.main(["eval", *words]) == 7
+    assert calls == [expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "the following arguments are required: COMMAND (see 'vidssl --help')"),
+        (["trian"], "no command 'trian'. Did you mean 'train'?"),
+        (["--fast"], "the following arguments are required: COMMAND (see 'vidssl --help')"),
+        (["train"], "train takes one recipe, got none (vidssl train recipes/bevt.yaml)"),
+        (["train", "a", "b"], "train takes one recipe, got a b (vidssl train recipes/bevt.yaml)"),
+        (["train", "recipes/mien.yaml"], "recipes/mien.yaml: no such recipe. Did you mean 'mine'?"),
+        (["train", "x.yaml", "--fast"], "unknown option --fast (see 'vidssl --help')"),
+        (
+            ["train", "mine", "optim.lrr=1"],
+            "override 'optim.lrr=1': optim.lrr: unknown key. Did you mean 'lr'?",
+        ),
+        (
+            ["train", "mine"],
+            "recipes/mine.yaml:8: data.video.source: a: no such folder",
+        ),
+        (["eval", "runs/a"], "the following arguments are required: --protocol (see 'vidssl eval --help')"),
+        (["eval", "a", "b", "--protocol", "knn"], "eval takes one run or checkpoint, got a b"),
+        (["list", "backbone"], "no kind of component 'backbone'. Did you mean 'backbones'?"),
+    ],
+)
+def test_mistake_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    Path("recipes").mkdir()
+    Path("recipes/mine.yaml").write_text(RECIPE)
+    assert cli.main(words) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("vidssl: ")
+    assert said.err.count("\n") == 1
+    assert said.err == f"vidssl: {expected}\n"
+
+
+def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: object) -> int:
+        raise KeyboardInterrupt
+
+    fake = ModuleType("vidssl.train")
+    fake.run_recipe = interrupted  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vidssl.train", fake)
+    Path("x.yaml").write_text(RECIPE)
+    assert cli.main(["train", "x.yaml"]) == 130
+
+
+def test_check_prints_a_line_for_each_file(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("good.yaml").write_text(RECIPE)
+    Path("bad.yaml").write_text(RECIPE.replace("name: toy", "nmae: toy"))
+    assert cli.main(["check", "good.yaml", "tokenizers/trained.yaml", "evaluation/knn.yaml"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["good.yaml: ok", "tokenizers/trained.yaml: ok"]
+    assert lines[2].endswith("evaluation/knn.yaml: ok")
+    assert cli.main(["check", "bad.yaml", "good.yaml"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "good.yaml: ok\n"
+    assert said.err == "vidssl: bad.yaml:1: nmae: unknown key. Did you mean 'name'?\n"
+
+
+def test_check_without_a_name_takes_every_file_it_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    (Path("recipes") / "deep").mkdir(parents=True)
+    (Path("recipes") / "deep" / "mine.yaml").write_text(RECIPE)
+    Path("tokenizers/untrained.yaml").write_text("type: toy\n")
+    assert cli.main(["check"]) == 2
+    said = capsys.readouterr()
+    assert "recipes/deep/mine.yaml: ok\n" in said.out
+    assert "tokenizers/trained.yaml: ok\n" in said.out
+    assert "evaluation/linear.yaml: ok\n" in said.out
+    assert said.err.startswith("vidssl: tokenizers/untrained.yaml:1: missing 'weights'")
+
+
+def test_list_shows_names_sentences_and_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list", "maskers"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "A toy masker." in said
+    assert "mode: tube" in said
+    assert cli.main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert all(kind in said for kind in cli.LISTED)
+
+
+def test_every_kind_of_component_can_be_listed() -> None:
+    assert tuple(KINDS) == cli.LISTED
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in KINDS for name in KINDS[kind].table], ids=lambda word: word
+)
+def test_every_component_has_a_sentence_and_typed_keys(kind: str, name: str) -> None:
+    from vidssl.components import summary
+    from vidssl.schema import keys_of, parts_of
+
+    constructor = KINDS[kind].table[name]
+    assert summary(constructor).endswith((".", ")")), f"{name}: its docstring starts with no sentence"
+    assert set(parts_of(constructor)) <= set(KINDS[kind].parts)
+    keys_of(constructor)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys\nfrom vidssl import cli\n"
+        "try:\n    cli.main(['train', '--help'])\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "RECIPE" in done.stdout

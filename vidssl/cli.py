@@ -1,0 +1,160 @@
+"""The commands of ``vidssl``. torch is imported by the command that needs it, so that help is quick."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from vidssl import __version__
+from vidssl.errors import UsageError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+_OVERRIDE = re.compile(r"\w[\w.]*=")
+LISTED = (
+    "objectives",
+    "backbones",
+    "tokenizers",
+    "maskers",
+    "evaluators",
+    "sources",
+    "views",
+    "augments",
+    "optimizers",
+    "schedules",
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see '{self.prog} --help')")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        Exit code: 0, 2 for what the user can mend, 130 after Ctrl-C.
+    """
+    try:
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        return int(arguments.command(arguments))
+    except UsageError as error:
+        print(f"vidssl: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(prog="vidssl", description="Self-supervised video learning from interchangeable parts.")
+    parser.add_argument("--version", action="version", version=f"vidssl {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = commands.add_parser("train", help="train what a recipe describes")
+    train.set_defaults(command=_train)
+    train.add_argument(
+        "operands", nargs="*", metavar="RECIPE [KEY=VALUE ...]", help="file or name, overrides"
+    )
+
+    evaluate = commands.add_parser("eval", help="score a trained network under evaluation protocols")
+    evaluate.set_defaults(command=_eval)
+    evaluate.add_argument(
+        "operands",
+        nargs="*",
+        metavar="[RUN_OR_CHECKPOINT] [KEY=VALUE ...]",
+        help="run folder or checkpoint, the newest run if none is named; overrides of the protocols",
+    )
+    evaluate.add_argument(
+        "--protocol",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="file or name in evaluation/; may be repeated",
+    )
+
+    check = commands.add_parser("check", help="validate recipes; needs no data, weights or GPU")
+    check.set_defaults(command=_check)
+    check.add_argument(
+        "operands", nargs="*", metavar="RECIPE", help="recipes, protocols, tokenizers; default: all"
+    )
+
+    show = commands.add_parser("list", help="show components and their keys")
+    show.set_defaults(command=_list)
+    show.add_argument("operands", nargs="*", metavar="KIND", help=f"one of {', '.join(LISTED)}; default: all")
+
+    if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
+        from vidssl.spec import nearest
+
+        raise UsageError(f"no command '{argv[0]}'. {nearest(argv[0], commands.choices, 'There are')}")
+    # options and operands may come in any order, which argparse cannot do below a command by itself
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [word for word in rest if word.startswith("-")]
+    if unknown:
+        parser.error(f"unknown option {unknown[0]}")
+    arguments.operands = [*arguments.operands, *rest]
+    return arguments
+
+
+def _split(operands: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names, and overrides (``key=value``)."""
+    overrides = [word for word in operands if _OVERRIDE.match(word)]
+    return [word for word in operands if word not in overrides], overrides
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if len(names) != 1:
+        given = f"got {' '.join(names)}" if names else "got none"
+        raise UsageError(f"train takes one recipe, {given} (vidssl train recipes/bevt.yaml)")
+    from vidssl.recipe import load_recipe
+
+    recipe = load_recipe(names[0], overrides)
+    from vidssl.train import run_recipe
+
+    return run_recipe(recipe)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if len(names) > 1:
+        raise UsageError(f"eval takes one run or checkpoint, got {' '.join(names)}")
+    from vidssl.evaluate import evaluate_run
+
+    return evaluate_run(names[0] if names else None, arguments.protocol, overrides)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from vidssl.build import check_file
+    from vidssl.spec import displayed
+    from vidssl.spec_files import NAMES, locate, spec_files
+
+    bad = 0
+    every = [(kind, path) for kind in NAMES for path in spec_files(kind).values()]
+    for target in arguments.operands or every:
+        try:
+            kind, path = locate(target) if isinstance(target, str) else target
+            check_file(kind, path)
+            print(f"{displayed(path)}: ok", flush=True)
+        except UsageError as error:
+            bad += 1
+            print(f"vidssl: {error}", file=sys.stderr, flush=True)
+    return BAD_INPUT if bad else 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    unknown = [word for word in arguments.operands if word not in LISTED]
+    if unknown:
+        from vidssl.spec import nearest
+
+        raise UsageError(f"no kind of component '{unknown[0]}'. {nearest(unknown[0], LISTED, 'There are')}")
+    from rich.console import Console
+
+    from vidssl.listing import component_table
+
+    console = Console()
+    for kind in arguments.operands or LISTED:
+        console.print(component_table(kind))
+    return 0
