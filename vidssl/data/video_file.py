@@ -40,9 +40,11 @@ class OpenVideo:
         packets = self.container.demux(self.stream)
         while True:
             if time.monotonic() > self._deadline:
-                raise UnreadableSample(self._key, f"it cannot be read within {PATIENCE_SECONDS:.0f} seconds")
+                raise UnreadableSample(self._key, _out_of_patience())
             try:
                 packet = next(packets)
+            except av.error.ExitError as error:
+                raise UnreadableSample(self._key, _out_of_patience()) from error
             except (StopIteration, av.FFmpegError):  # what follows a broken chain of packets cannot be found
                 return
             yield packet
@@ -105,6 +107,8 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
             container_options={"protocol_whitelist": "file"},
             timeout=PATIENCE_SECONDS,
         )
+    except av.error.ExitError as error:
+        raise UnreadableSample(str(path), _out_of_patience()) from error
     except (av.FFmpegError, OSError) as error:
         raise UnreadableSample(str(path), why_unreadable(path)) from error
     with container:
@@ -115,3 +119,7 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
         if stream.codec_context is None:
             raise UnreadableSample(str(path), "its video is in a format that FFmpeg cannot decode here")
         yield OpenVideo(path, container, stream)
+
+
+def _out_of_patience() -> str:
+    return f"it cannot be read within {PATIENCE_SECONDS:.0f} seconds"

@@ -1,0 +1,116 @@
+"""Clips whose every frame shows its own number, and ways to spoil them. For tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+BITS = 8
+SIDE = 16  # of a bit's square
+
+
+def numbered_frame(number: int, height: int = 48) -> np.ndarray:
+    """RGB [height, 128, 3]: the number in binary as dark and bright squares, the highest bit left."""
+    row = np.repeat([200 if number >> bit & 1 else 50 for bit in reversed(range(BITS))], SIDE)
+    return np.broadcast_to(row[None, :, None], (height, BITS * SIDE, 3)).astype(np.uint8)
+
+
+def number_shown(frame: torch.Tensor) -> int:
+    """The number that a frame [3, H, W] shows."""
+    row = frame.float().mean(dim=(0, 1))
+    bits = row.reshape(BITS, -1).mean(dim=1) > 125
+    return int("".join(str(int(bit)) for bit in bits), 2)
+
+
+def write_clip(
+    path: Path,
+    num_frames: int,
+    *,
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    times: Sequence[int] | None = None,
+    gop: int = 12,
+    max_b_frames: int = 2,
+    height: int = 48,
+    container_options: dict[str, str] | None = None,
+    noise: int = 0,
+) -> Path:
+    """Writes a numbered clip; ``times`` are the frames' timestamps in units of 1/30 s.
+
+    ``noise`` makes the frames harder to compress, and so the file long enough to be damaged in its middle.
+    """
+    rng = np.random.default_rng(0)
+    if options is None and codec == "libx264":
+        options = {"sc_threshold": "0"}  # no keyframes but those of the regular groups
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=30, options=options or {})
+        stream.height, stream.width, stream.pix_fmt = height, BITS * SIDE, "yuv420p"
+        stream.codec_context.gop_size = gop
+        stream.codec_context.max_b_frames = max_b_frames
+        stream.codec_context.time_base = Fraction(1, 30)
+        stream.codec_context.thread_count = 1
+        for number in range(num_frames):
+            picture = numbered_frame(number, height)
+            if noise:
+                picture = picture + rng.integers(0, noise, picture.shape, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", threads=1)
+            frame.pts = number if times is None else times[number]
+            frame.time_base = Fraction(1, 30)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_sound(path: Path) -> Path:
+    """Writes a second of silence without a picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
+        )
+        frame.sample_rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def turn_clip(path: Path, degrees: int) -> None:
+    """Sets the display matrix of an MP4 file's track, as a phone held sideways does."""
+    one = 0x10000
+    upright = [one, 0, 0, 0, one, 0, 0, 0, 0x40000000]
+    turned = {
+        90: [0, one, 0, -one, 0, 0, 0, 0, 0x40000000],
+        180: [-one, 0, 0, 0, -one, 0, 0, 0, 0x40000000],
+        270: [0, -one, 0, one, 0, 0, 0, 0, 0x40000000],
+    }[degrees]
+    content = path.read_bytes()
+    track = content.index(b"tkhd")
+    start = content.index(_packed(upright), track)
+    path.write_bytes(content[:start] + _packed(turned) + content[start + 36 :])
+
+
+def _packed(matrix: Sequence[int]) -> bytes:
+    return b"".join(number.to_bytes(4, "big", signed=True) for number in matrix)
+
+
+def damage_middle(path: Path, share: float = 0.15) -> Path:
+    """Overwrites the middle of a file with noise."""
+    content = bytearray(path.read_bytes())
+    length = int(len(content) * share)
+    start = (len(content) - length) // 2
+    content[start : start + length] = np.random.default_rng(1).bytes(length)
+    path.write_bytes(content)
+    return path
+
+
+def cut_off(path: Path, share: float) -> Path:
+    """Keeps the first ``share`` of a file."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    return path

@@ -1,0 +1,248 @@
+"""Frames by number, from files of every kind, whole and broken."""
+
+import json
+import os
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_clips import cut_off, damage_middle, number_shown, turn_clip, write_clip, write_sound
+from PIL import Image
+
+from vidssl.data import decode, video_file
+from vidssl.data.decode import probe, read_frames
+from vidssl.interfaces import UnreadableSample
+
+CLIPS = os.environ.get("VIDSSL_CLIPS")
+needs_clips = pytest.mark.skipif(not CLIPS, reason="VIDSSL_CLIPS does not name the folder of real clips")
+
+# what it stands for: file name, codec, what else the writer is told, whether timestamps lead to a frame
+KINDS = {
+    "h264 with B-frames": ("a.mp4", "libx264", {}, True),
+    "h264 of one long group": ("a.mp4", "libx264", {"gop": 250}, True),
+    "variable rate": ("a.mp4", "libx264", {"times": [n + n // 4 * 3 for n in range(60)]}, True),
+    "start far from zero": ("a.mp4", "libx264", {"times": [n + 5000 for n in range(60)]}, True),
+    "matroska": ("a.mkv", "libx264", {}, True),
+    "mpeg-4 avi": ("a.avi", "mpeg4", {"max_b_frames": 0}, True),
+    "motion jpeg": ("a.avi", "mjpeg", {"max_b_frames": 0, "options": {"strict": "unofficial"}}, True),
+    "avi with B-frames": ("a.avi", "mpeg4", {}, False),
+    "mpeg program stream": ("a.mpg", "mpeg2video", {}, False),
+    "transport stream": ("a.ts", "libx264", {}, False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_frame_is_found_by_its_number(tmp_path: Path, kind: str) -> None:
+    name, codec, how, seekable = KINDS[kind]
+    path = write_clip(tmp_path / name, 60, codec=codec, **how)
+    facts = probe(path)
+    assert facts.num_frames == 60
+    assert (facts.no_seeking == "") == seekable, facts.no_seeking
+    numbers = random.Random(0).sample(range(60), 12)
+    assert [number_shown(read_frames(path, [number], facts)[0]) for number in numbers] == numbers
+    assert [number_shown(frame) for frame in read_frames(path, numbers, facts)] == numbers
+
+
+def test_seeking_alone_finds_all_frames_where_it_is_said_to(tmp_path: Path, monkeypatch) -> None:
+    path = write_clip(tmp_path / "a.mp4", 60)
+    facts = probe(path)
+    monkeypatch.setattr(decode, "_read_in_order", None)
+    assert [number_shown(frame) for frame in read_frames(path, range(60), facts)] == list(range(60))
+
+
+def test_seeking_decodes_only_from_the_keyframe_on(tmp_path: Path, monkeypatch) -> None:
+    path = write_clip(tmp_path / "a.mp4", 60, max_b_frames=0)
+    facts = probe(path)
+    seen = []
+    real = video_file.OpenVideo.frames_from
+
+    def counted(self, pts, dts):
+        for frame in real(self, pts, dts):
+            seen.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video_file.OpenVideo, "frames_from", counted)
+    read_frames(path, [50], facts)
+    assert [facts.pts.index(pts) for pts in seen] == [48, 49, 50]
+
+
+def test_a_file_that_cannot_be_entered_midway_is_read_from_its_start(tmp_path: Path, monkeypatch) -> None:
+    path = write_clip(tmp_path / "a.mp4", 30)
+    facts = probe(path)
+    monkeypatch.setattr(video_file.OpenVideo, "frames_from", lambda self, pts, dts: iter(()))
+    assert number_shown(read_frames(path, [17], facts)[0]) == 17
+
+
+def test_order_and_repeats_are_kept_with_and_without_facts(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 20)
+    numbers = [7, 3, 7, 19, 0]
+    for facts in (None, probe(path)):
+        clip = read_frames(path, numbers, facts)
+        assert tuple(clip.shape) == (5, 3, 48, 128)
+        assert [number_shown(frame) for frame in clip] == numbers
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_rotation_is_applied(tmp_path: Path, degrees: int) -> None:
+    path = write_clip(tmp_path / "a.mp4", 8)
+    upright = read_frames(path, [5])[0].numpy()
+    turn_clip(path, degrees)
+    facts = probe(path)
+    expected = np.rot90(upright, k=-degrees // 90, axes=(1, 2))  # a phone's matrix turns clockwise
+    assert (facts.height, facts.width) == expected.shape[1:]
+    for known in (None, facts):
+        assert np.array_equal(read_frames(path, [5], known)[0].numpy(), expected)
+
+
+def test_facts_of_a_plain_file(tmp_path: Path) -> None:
+    facts = probe(write_clip(tmp_path / "a.mp4", 25, gop=10, max_b_frames=0))
+    assert (facts.num_frames, facts.promised_frames, facts.fps) == (25, 25, 30.0)
+    assert (facts.height, facts.width, facts.rotation, facts.codec) == (48, 128, 0, "h264")
+    assert [keyframe.number for keyframe in facts.keyframes] == [0, 10, 20]
+
+
+def test_a_number_past_the_end_is_the_callers_mistake(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 5)
+    with pytest.raises(ValueError, match="below 5"):
+        read_frames(path, [5], probe(path))
+    with pytest.raises(UnreadableSample, match="frame 5 was asked for, 5 frames decode"):
+        read_frames(path, [5])
+
+
+def test_a_file_cut_off_behind_its_index_gives_the_frames_that_are_there(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 60, container_options={"movflags": "faststart"}, noise=60)
+    facts = probe(cut_off(path, 0.6))
+    assert 10 < facts.num_frames < 60
+    assert facts.promised_frames == 60
+    assert "cut off" in facts.no_seeking
+    clip = read_frames(path, range(facts.num_frames), facts)
+    assert [number_shown(frame) for frame in clip] == list(range(facts.num_frames))
+
+
+def test_damage_in_the_middle_says_how_much_decodes_and_moves_no_number(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 60, gop=6, noise=60, container_options={"movflags": "faststart"})
+    damage_middle(path)
+    facts = probe(path)
+    assert facts.num_frames == 60
+    with pytest.raises(UnreadableSample, match=r"damaged: \d+ of the 60 frames it promises can be decoded"):
+        read_frames(path, range(60), facts)
+    assert [number_shown(frame) for frame in read_frames(path, [3, 58], facts)] == [3, 58]
+
+
+SPOILT = {
+    "empty": (lambda path: path.write_bytes(b""), "empty"),
+    "git-lfs pointer": (
+        lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"),
+        "git lfs pull",
+    ),
+    "text": (lambda path: path.write_text("404 not found\n"), "a text file.*404 not found"),
+    "noise": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(20000)), "not a video"),
+    "zeros": (lambda path: path.write_bytes(bytes(20000)), "nothing but zeros"),
+    "header zeroed": (
+        lambda path: path.write_bytes(bytes(64) + write_clip(path, 30).read_bytes()[64:]),
+        "header is damaged: the first 64 bytes",
+    ),
+    "index missing": (lambda path: cut_off(write_clip(path, 30, noise=60), 0.6), r"truncated.*\(moov\)"),
+    "sound only": (write_sound, "no video stream in it .only audio"),
+    "missing": (lambda path: None, "does not exist"),
+    "folder": (lambda path: path.mkdir(), "a folder"),
+    "pipe": (os.mkfifo, "no regular file"),
+    "playlist": (
+        lambda path: path.write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n"),
+        "a text file",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_what_is_wrong_with_a_file_is_said(tmp_path: Path, kind: str) -> None:
+    spoil, reason = SPOILT[kind]
+    path = tmp_path / "a.mp4"
+    spoil(path)
+    with pytest.raises(UnreadableSample) as caught:
+        probe(path)
+    assert caught.value.key == str(path)
+    assert re.search(reason, caught.value.reason), caught.value.reason
+
+
+def test_an_image_called_mp4_is_a_video_of_one_frame(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    Image.fromarray(np.full((20, 30, 3), 77, dtype=np.uint8)).save(path, format="png")
+    facts = probe(path)
+    assert facts.num_frames == 1
+    assert read_frames(path, [0], facts).unique().tolist() == [77]
+
+
+def test_a_title_that_is_no_utf8_does_not_matter(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.avi", 6, codec="mpeg4", max_b_frames=0)
+    content = path.read_bytes()
+    assert b"Lavf" in content
+    path.write_bytes(content.replace(b"Lavf", b"\xff\xfe\xe9\xe8", 1))
+    assert probe(path).num_frames == 6
+
+
+def test_patience_with_one_file_ends(tmp_path: Path, monkeypatch) -> None:
+    path = write_clip(tmp_path / "a.mp4", 5)
+    with video_file.open_video(path) as video, monkeypatch.context() as clock:
+        clock.setattr(video_file.time, "monotonic", lambda: float("inf"))
+        with pytest.raises(UnreadableSample, match="cannot be read within 300 seconds"):
+            next(video.frames())
+
+
+@needs_clips
+def test_real_clips_give_exactly_the_frames_asked_for() -> None:
+    root = Path(CLIPS or "")
+    means = json.loads((root / "frame_means.json").read_text())
+    assert len(means) == 28
+    for name, expected in means.items():
+        facts = probe(root / name)
+        assert facts.num_frames == len(expected), name
+        rng = random.Random(name)
+        numbers = sorted(rng.sample(range(len(expected)), min(len(expected), 8)))
+        clip = read_frames(root / name, numbers, facts).float().mean(dim=(1, 2, 3))
+        single = rng.randrange(len(expected))
+        alone = read_frames(root / name, [single], facts).float().mean()
+        assert np.allclose(clip, [expected[number] for number in numbers], atol=0.0101), name
+        assert abs(float(alone) - expected[single]) < 0.0101, name
+
+
+# frames that can be read one by one from the first on, or what is said instead
+BAD_CLIPS = {
+    "audio_only.mp4": "no video stream in it (only audio)",
+    "avi_named.mp4": 90,
+    "corrupt_middle.avi": 76,
+    "corrupt_middle.mp4": "damaged: 51 of the 90 frames it promises can be decoded, frame 36 cannot",
+    "edit_list_nonkey_start.mp4": 47,
+    "h264_10bit.mp4": 30,
+    "header_damaged.mp4": "the header is damaged: the first 64 bytes are zeros",
+    "lfs_pointer.mp4": "a Git-LFS pointer of 131 bytes, not the file itself: fetch it with 'git lfs pull'",
+    "odd_319x239_yuv444.mp4": 30,
+    "one_fps_3frames.mp4": 3,
+    "one_frame.mp4": 1,
+    "png_named.mp4": 1,
+    "portrait_rotation90.mp4": 30,
+    "random_bytes.mp4": "not a video: no known format (random or encrypted bytes, or a damaged header)",
+    "text.mp4": "a text file, not a video (it begins with 'this is not a video')",
+    "tiny_16x12.mp4": 30,
+    "truncated.avi": 44,
+    "truncated_faststart.mp4": 53,
+    "truncated_no_moov.mp4": (
+        "truncated: 30647 of at least 49191 bytes are there, and the index (moov) that follows is missing"
+    ),
+    "zero_bytes.mp4": "the file is empty (0 bytes)",
+}
+
+
+@needs_clips
+def test_real_broken_clips_are_read_or_explained() -> None:
+    folder = Path(CLIPS or "") / "bad"
+    outcomes: dict[str, int | str] = {}
+    for path in sorted(folder.iterdir()):
+        try:
+            facts = probe(path)
+            outcomes[path.name] = len(read_frames(path, range(facts.num_frames), facts))
+        except UnreadableSample as error:
+            outcomes[path.name] = error.reason
+    assert outcomes == BAD_CLIPS
