@@ -64,6 +64,14 @@ def test_eval_takes_target_protocols_and_overrides_in_any_order(
         (["--fast"], "the following arguments are required: COMMAND (see 'vidssl --help')"),
         (["train"], "train takes one recipe, got none (vidssl train recipes/bevt.yaml)"),
         (["train", "a", "b"], "train takes one recipe, got a b (vidssl train recipes/bevt.yaml)"),
+        (
+            ["train", "mine", "masker={type:", "toy}"],
+            "train takes one recipe, got mine toy} (put overrides that hold spaces in quotes)",
+        ),
+        (
+            ["train", "mine", "optim.l-r=1"],
+            "override 'optim.l-r=1': write key=value with dots between keys, like optim.lr=1e-3",
+        ),
         (["train", "recipes/mien.yaml"], "recipes/mien.yaml: no such recipe. Did you mean 'mine'?"),
         (["train", "x.yaml", "--fast"], "unknown option --fast (see 'vidssl --help')"),
         (
@@ -132,7 +140,10 @@ def test_list_shows_names_sentences_and_keys(capsys: pytest.CaptureFixture[str])
     assert cli.main(["list", "maskers"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "A toy masker." in said
-    assert "mode: tube" in said
+    assert "mode: tube ('tube' or 'cube')" in said
+    assert "min_cells: 1" in said
+    assert cli.main(["list", "views"]) == 0
+    assert "name (text)" in capsys.readouterr().out
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
     assert all(kind in said for kind in cli.LISTED)

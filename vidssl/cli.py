@@ -10,7 +10,7 @@ from vidssl import __version__
 from vidssl.errors import UsageError
 
 BAD_INPUT, INTERRUPTED = 2, 130
-_OVERRIDE = re.compile(r"\w[\w.]*=")
+_OVERRIDE = re.compile(r"[^/=]*=")  # what has a slash before its equals sign is a path
 LISTED = (
     "objectives",
     "backbones",
@@ -108,7 +108,8 @@ def _train(arguments: argparse.Namespace) -> int:
     names, overrides = _split(arguments.operands)
     if len(names) != 1:
         given = f"got {' '.join(names)}" if names else "got none"
-        raise UsageError(f"train takes one recipe, {given} (vidssl train recipes/bevt.yaml)")
+        hint = "put overrides that hold spaces in quotes" if overrides else "vidssl train recipes/bevt.yaml"
+        raise UsageError(f"train takes one recipe, {given} ({hint})")
     from vidssl.recipe import load_recipe
 
     recipe = load_recipe(names[0], overrides)

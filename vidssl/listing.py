@@ -1,5 +1,7 @@
 """Components as tables for the terminal."""
 
+from typing import Literal, get_origin
+
 from rich.markup import escape
 from rich.table import Table
 
@@ -9,7 +11,10 @@ from vidssl.spec import dump_flow
 
 
 def component_table(kind: str) -> Table:
-    """Name, sentence and keys of every component of a kind (``backbones``, ``maskers``, ...)."""
+    """Name, sentence and keys of every component of a kind (``backbones``, ``maskers``, ...).
+
+    A key stands with its default, or with the type that must be given.
+    """
     table = Table(title=kind, title_justify="left", show_lines=True)
     table.add_column("type", style="bold", no_wrap=True)
     table.add_column("what it is", ratio=1)
@@ -21,4 +26,9 @@ def component_table(kind: str) -> Table:
 
 
 def _key_line(name: str, key: Key) -> str:
-    return f"{name}: {describe(key.wanted)}" if key.required else f"{name}: {dump_flow(key.default)}"
+    if key.required:
+        return f"{name} ({describe(key.wanted)})"
+    default = f"{name}: {dump_flow(key.default)}"
+    # a default that shows its own type needs no words for it
+    tells_little = key.default is None or get_origin(key.wanted) is Literal
+    return f"{default} ({describe(key.wanted)})" if tells_little else default
