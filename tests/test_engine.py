@@ -107,7 +107,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
 
 
 def test_a_missing_checkpoint_and_a_foreign_one_are_named(tmp_path):
-    with pytest.raises(UsageError, match="no such checkpoint"):
+    with pytest.raises(UsageError, match="no such file"):
         read_checkpoint(tmp_path / "nothing.safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(UsageError, match="no checkpoint that 'vidssl train' wrote"):

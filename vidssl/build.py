@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors.torch import load as load_safetensors
 
 from vidssl.build_checks import (
     check_epochs,
@@ -51,7 +50,7 @@ from vidssl.recipe import (
 )
 from vidssl.schema import bind, construct, parts_of
 from vidssl.spec_files import Kind as SpecKind
-from vidssl.weights.load import load_init, load_whole
+from vidssl.weights.load import load_init, load_whole, read_weights
 
 Component = TypeVar("Component")
 Say = Callable[[str], None]
@@ -120,7 +119,7 @@ def _verified(weights: WeightsSpec) -> Mapping[str, torch.Tensor]:
         raise weights.node.error(
             f"{weights.path}: the file was altered, its sha256 is {digest} and not {weights.sha256}. {origin}"
         )
-    return load_safetensors(content)
+    return read_weights(weights.path)
 
 
 def streams(recipe: Recipe) -> dict[str, Stream]:

@@ -78,16 +78,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UsageError: if the file is missing, cut short, or not a checkpoint of this package.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such checkpoint")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise UsageError(
-            f"{path}: damaged or cut short ({error}); take an older checkpoint of the same folder"
-        ) from error
+    metadata, tensors = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise UsageError(
             f"{path}: a safetensors file, but no checkpoint that 'vidssl train' wrote (its metadata lacks "
@@ -100,6 +91,23 @@ def read_checkpoint(path: Path) -> Checkpoint:
         encoder=_below(tensors, "encoder."),
         objective=_below(tensors, "objective."),
     )
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file.
+
+    Raises:
+        UsageError: if the file is missing or cut short.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UsageError(
+            f"{path}: damaged or cut short ({error}); take another checkpoint, or make it again"
+        ) from error
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

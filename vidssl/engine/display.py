@@ -1,7 +1,9 @@
 """What a training run shows: a live line with its numbers on a terminal, plain lines elsewhere."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -82,3 +84,28 @@ class TrainDisplay:
     def say(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+class _Messages(logging.Handler):
+    """Prints the package's messages as plain lines."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(record.getMessage(), soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def shown_messages(console: Console) -> Iterator[None]:
+    """Let what the package reports by ``logging`` (where a data set is made, say) appear on the console."""
+    log, handler = logging.getLogger("vidssl"), _Messages(console)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

@@ -1,6 +1,6 @@
 """One pass of an encoder over labelled videos."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,6 @@ def encode_views(
     *,
     device: torch.device,
     autocast: bool,
-    tick: Callable[[int], None],
 ) -> tuple[Tensor, Tensor]:
     """Feature vectors of every video that ``batches`` yields.
 
@@ -44,7 +43,6 @@ def encode_views(
         backbone: in eval mode on ``device``; one that reads ids needs the ``tokenizer`` of its recipe.
         batches: (sample numbers [B], views: each uint8 [B, 3, T, H, W]).
         autocast: bfloat16 autocast.
-        tick: called with the number of videos after each batch.
 
     Returns:
         float32 [N, D] on ``device``, the mean over views; int64 [N], sample numbers.
@@ -55,7 +53,6 @@ def encode_views(
             pooled = [_pooled(backbone, tokenizer, as_clip(view.to(device))) for view in views]
         vectors.append(torch.stack(pooled).mean(0))
         numbers.append(indices)
-        tick(len(indices))
     return torch.cat(vectors), torch.cat(numbers)
 
 

@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine, with votes weighted by similarity (Wu et al. 2018), as SVT and VIMPAC use it."""
+"""k nearest neighbours by cosine, votes weighted by similarity (Wu et al. 2018), as in SVT and VIMPAC."""
 
 import faiss
 import torch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.checkpoint import FORMAT, read_checkpoint, read_tensors
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 
@@ -59,6 +59,16 @@ def load_init(network: nn.Module, init: str) -> LoadReport:
             )
         path = newest
     return load_state(network, read_checkpoint(path).encoder, path)
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a safetensors file; of a checkpoint of this package, its encoder's.
+
+    Raises:
+        UsageError: if the file is missing or damaged.
+    """
+    metadata, tensors = read_tensors(path)
+    return read_checkpoint(path).encoder if metadata.get("format") == FORMAT else tensors
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> LoadReport:

@@ -1,0 +1,210 @@
+"""The training loop, and what happens around it."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from vidssl import build
+from vidssl.data.loader import Loader, Stream
+from vidssl.engine.checkpoint import save_checkpoint
+from vidssl.engine.devices import pick_device, use_bfloat16
+from vidssl.engine.display import TrainDisplay, format_duration, shown_messages
+from vidssl.engine.optim import AdamW
+from vidssl.engine.runfolder import RunFolder, create_run
+from vidssl.engine.schedules import Cosine
+from vidssl.engine.signals import stop_requests
+from vidssl.engine.window import Window
+from vidssl.errors import UsageError
+from vidssl.interfaces import Backbone, Batch, Objective, Progress
+from vidssl.recipe import Recipe, RunSpec
+from vidssl.resolved import resolved_text
+
+STOPPED = 130  # exit code after Ctrl-C or SIGTERM, as a shell has it
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        folder: the run's folder.
+        checkpoint: the newest checkpoint.
+        steps: optimizer steps done.
+        total_steps: steps the schedule asked for; more than ``steps`` if the run was stopped.
+        test_metrics: the objective's metrics on held-out streams, empty if there were none.
+    """
+
+    folder: Path
+    checkpoint: Path
+    steps: int
+    total_steps: int
+    test_metrics: Mapping[str, float]
+
+
+def train(
+    objective: Objective,
+    streams: Mapping[str, Stream],
+    *,
+    optim: AdamW,
+    schedule: Cosine,
+    folder: RunFolder,
+    seed: int = 0,
+    run: RunSpec | None = None,
+    augment: Callable[[Batch, torch.Generator], Batch] | None = None,
+    test_streams: Mapping[str, Stream] | None = None,
+    recipe_text: str = "",
+    console: Console | None = None,
+) -> TrainResult:
+    """Minimise an objective over streams of views; log, test and save on the way.
+
+    Args:
+        objective: moved to the device, trained in place.
+        streams: name -> stream; one batch of each goes into every step.
+        folder: where metrics and checkpoints go (``engine.runfolder.create_run``).
+        run: device, precision and how often to log, test and save.
+        augment: applied to every batch on the device.
+        test_streams: held-out streams that give the same views.
+        recipe_text: the resolved recipe, kept in the checkpoints so that ``vidssl eval`` can read them.
+
+    Raises:
+        UsageError: if the loss stops being a number, the disk is full or too many videos cannot be read.
+            Checkpoints written before stay.
+    """
+    run = run or RunSpec()
+    device = pick_device(run.device)
+    autocast = use_bfloat16(run.precision, device)
+    objective.to(device).train()
+    optimizer = optim.build(objective)
+    plan = schedule.plan({name: len(stream) / stream.batch_size for name, stream in streams.items()})
+    generator = torch.Generator(device).manual_seed(seed)
+    window, test_metrics, done = Window(), {}, 0
+    with (
+        stop_requests() as stop,
+        TrainDisplay(plan.total_steps, console or Console()) as display,
+        Loader(streams, say=display.say) as loader,
+    ):
+        for step in range(plan.total_steps):
+            progress = Progress(step, plan.total_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = optim.lr * plan.factor(step)
+            batch = next(loader).to(device)
+            if augment is not None:
+                batch = augment(batch, generator)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+                output = objective(batch, progress, generator)
+            optimizer.zero_grad(set_to_none=True)
+            output.loss.backward()
+            grad_norm = _clip(objective, optim.clip_norm)
+            _check_finite(output.loss, grad_norm, step, folder)
+            optimizer.step()
+            objective.after_step(progress, generator)
+
+            done = step + 1
+            last = done == plan.total_steps or bool(stop)
+            window.add(output.metrics, grad_norm, batch, loader.waited_seconds)
+            display.step(done)
+            if last or done % run.log_every_steps == 0:
+                means = window.means(lr=optimizer.param_groups[0]["lr"])
+                folder.log({"step": done, "seconds": time.monotonic() - display.started, **means})
+                display.metrics(done, means)
+            if last or done % run.checkpoint_every_steps == 0:
+                save_checkpoint(folder.checkpoint_path(done), objective, step=done, recipe=recipe_text)
+                if test_streams:
+                    test_metrics = measure(
+                        objective, test_streams, batches=run.test_batches, device=device, autocast=autocast
+                    )
+                    record = {f"test_{name}": value for name, value in test_metrics.items()}
+                    folder.log({"step": done, "seconds": time.monotonic() - display.started, **record})
+            if stop:
+                break
+    return TrainResult(folder.path, folder.checkpoint_path(done), done, plan.total_steps, test_metrics)
+
+
+def _clip(objective: nn.Module, clip_norm: float | None) -> Tensor:
+    limit = float("inf") if clip_norm is None else clip_norm
+    return nn.utils.clip_grad_norm_(objective.parameters(), limit)
+
+
+def _check_finite(loss: Tensor, grad_norm: Tensor, step: int, folder: RunFolder) -> None:
+    if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
+        raise UsageError(
+            f"step {step}: the loss is {float(loss)}, the gradient norm {float(grad_norm)}; the run stops. "
+            f"Lower optim.lr, lengthen the warm-up or set run.precision=fp32. Checkpoints up to here are in "
+            f"{folder.checkpoints}"
+        )
+
+
+@torch.no_grad()
+def measure(
+    objective: Objective,
+    streams: Mapping[str, Stream],
+    *,
+    batches: int,
+    device: torch.device,
+    autocast: bool,
+) -> dict[str, float]:
+    """The objective's metrics in eval mode, mean over the first batches; the same ones at every call."""
+    generator = torch.Generator(device).manual_seed(0)
+    window = Window()
+    objective.eval()
+    with Loader(streams) as loader:
+        for _ in range(batches):
+            batch = next(loader).to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+                output = objective(batch, Progress(0, 1), generator)
+            window.add(output.metrics)
+    objective.train()
+    return window.means()
+
+
+def run_recipe(recipe: Recipe, console: Console | None = None) -> int:
+    """Train what a recipe describes, say what came of it and what to do next.
+
+    Returns:
+        Exit code: 0, or 130 if the run was asked to stop before its last step.
+    """
+    console = console or Console()
+    build.check(recipe)
+    with shown_messages(console):
+        torch.manual_seed(recipe.seed)
+        objective = build.objective(recipe, say=logging.getLogger(__name__).info)
+        text = resolved_text(recipe)
+        streams, test_streams = build.streams(recipe), build.test_streams(recipe)
+        folder = create_run(Path(recipe.run.out), recipe.name, text)
+        console.print(f"Run folder: {folder.path}", highlight=False, markup=False)
+        started = time.monotonic()
+        result = train(
+            objective,
+            streams,
+            optim=build.optim(recipe),
+            schedule=build.schedule(recipe),
+            folder=folder,
+            seed=recipe.seed,
+            run=recipe.run,
+            augment=build.augment(recipe),
+            test_streams=test_streams,
+            recipe_text=text,
+            console=console,
+        )
+    _conclude(result, objective, time.monotonic() - started, console)
+    return 0 if result.steps == result.total_steps else STOPPED
+
+
+def _conclude(result: TrainResult, objective: Objective, seconds: float, console: Console) -> None:
+    if result.steps < result.total_steps:
+        lines = [f"Stopped after {result.steps} of {result.total_steps} steps; the network so far is saved."]
+    else:
+        lines = [f"Trained {result.steps} steps in {format_duration(seconds)}."]
+    lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]
+    if result.test_metrics:
+        lines += ["On test videos, never trained on: " + objective.describe(result.test_metrics)]
+    if isinstance(objective.encoder(), Backbone):
+        lines += [f"Next: vidssl eval {result.folder} --protocol linear"]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
