@@ -11,7 +11,10 @@ from pathlib import Path
 from vidssl.data.listing import VIDEO_EXTENSIONS, Listed, Listing
 from vidssl.errors import UsageError
 
-_PATH_THEN_LABELS = re.compile(rf"(.+?\.(?:{'|'.join(VIDEO_EXTENSIONS)}))(?:\s+(\S.*))?", re.IGNORECASE)
+_PATH = rf".+?\.(?:{'|'.join(VIDEO_EXTENSIONS)})"
+_PATH_THEN_LABELS = re.compile(rf"({_PATH})(?:\s+(\S.*))?", re.IGNORECASE)
+# Kinetics lists are called .csv and part their columns by a space
+_PATH_THEN_DELIMITER = re.compile(rf'{_PATH}"?([,;\t ])', re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], list[_Row]]:
     width = len(rows[0].cells) if header is None else len(header)
     for row in rows:
         if len(row.cells) != width or not all(row.cells):
-            raise UsageError(f"{path}:{row.line}: expected a path and {width} labels, got {len(row.cells)}")
+            raise UsageError(
+                f"{path}:{row.line}: expected a path and {width} labels, none empty, got {len(row.cells)}"
+            )
     lines: dict[str, int] = {}
     for row in rows:
         if lines.setdefault(row.path, row.line) != row.line:
@@ -100,8 +105,8 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], list[_Row]]:
 
 def _csv_rows(text: str) -> list[_Row]:
     first = text.lstrip().split("\n")[0]
-    # Kinetics lists are called .csv and part their columns by a space
-    delimiter = next((mark for mark in (",", "\t", ";", " ") if mark in first), ",")
+    behind_path = _PATH_THEN_DELIMITER.match(first)
+    delimiter = behind_path[1] if behind_path else next((mark for mark in "\t;" if mark in first), ",")
     reader = csv.reader(text.splitlines(), delimiter=delimiter)
     rows = []
     for cells in reader:

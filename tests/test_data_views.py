@@ -1,0 +1,200 @@
+"""Which frames and which squares of them make up a view."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vidssl.data.augment import PerClipAugment
+from vidssl.data.views import SingleClip, SingleImage, UniformClips, clip_frames, crop_boxes, last_start
+from vidssl.interfaces import Batch, DataSource, SampleInfo
+
+SAMPLING = json.loads((Path(__file__).parent / "golden" / "bevt" / "sampling.json").read_text())
+
+
+class Ramp(DataSource):
+    """A video whose pixels tell where they come from: red the frame, green the row, blue the column."""
+
+    label_classes: Mapping[str, tuple[str, ...]] = {}
+
+    def __init__(self, num_frames: int, height: int = 8, width: int = 8) -> None:
+        self.shape = (num_frames, height, width)
+        self.reads: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return 1
+
+    def info(self, index: int) -> SampleInfo:
+        return SampleInfo("ramp", self.shape[0], 30.0, {})
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        self.reads.append(list(frames))
+        _, height, width = self.shape
+        clip = torch.empty(len(frames), 3, height, width, dtype=torch.uint8)
+        clip[:, 0] = (torch.tensor(frames) % 256)[:, None, None]
+        clip[:, 1] = torch.arange(height, dtype=torch.uint8)[None, :, None]
+        clip[:, 2] = torch.arange(width, dtype=torch.uint8)[None, None, :]
+        return clip
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def frames_of(clip: Tensor) -> list[int]:
+    return clip[0, :, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("setting", ["pretrain_train", "k400_train"])
+def test_clip_starts_and_frames_are_those_of_the_published_sampler(setting: str) -> None:
+    length, stride = {"pretrain_train": (16, 8), "k400_train": (32, 2)}[setting]
+    for case in SAMPLING[setting]:
+        total = case["total_frames"]
+        assert last_start(total, length, stride) == case["start_max"]
+        start = case["example"][0]
+        assert clip_frames(start, total, length=length, stride=stride) == case["example"]
+
+
+def test_test_clips_are_those_of_the_published_sampler() -> None:
+    assert len(SAMPLING["k400_test"]) == 6
+    for case in SAMPLING["k400_test"]:
+        video = Ramp(case["total_frames"])
+        views = UniformClips(num_clips=case["num_clips"], num_frames=32, frame_stride=2, size=8)
+        slots = views.sample(video, 0, seeded(0))["clip"]
+        # red holds frame numbers up to 255: one byte
+        assert [frames_of(slot) for slot in slots] == [
+            [frame % 256 for frame in clip] for clip in case["frame_inds"]
+        ]
+        assert len(video.reads) == 1
+        assert len(set(video.reads[0])) == len(video.reads[0])
+
+
+def test_three_crops_are_the_published_boxes() -> None:
+    assert len(SAMPLING["three_crop"]) == 5
+    for case in SAMPLING["three_crop"]:
+        boxes = [(top, left) for left, top, _, _ in case["xyxy"]]
+        assert crop_boxes(*case["hw"], 224, 3) == boxes
+        assert crop_boxes(*case["hw"], 224, 1) == boxes[2:]
+
+
+def test_every_start_that_fits_is_drawn_alike_often() -> None:
+    views, video = SingleClip(num_frames=4, frame_stride=2, size=8), Ramp(12)
+    starts = [frames_of(views.sample(video, 0, seeded(seed))["clip"][0])[0] for seed in range(500)]
+    counts = [starts.count(start) for start in range(max(starts) + 1)]
+    assert len(counts) == 5
+    assert min(counts) > 70
+
+
+def test_a_video_shorter_than_the_clip_goes_round() -> None:
+    clip = SingleClip(num_frames=4, frame_stride=2, size=8).sample(Ramp(5), 0, seeded(0))["clip"][0]
+    assert frames_of(clip) == [0, 2, 4, 1]
+
+
+@pytest.mark.parametrize(
+    "views",
+    [SingleClip(num_frames=2, size=8), SingleImage(size=8), UniformClips(num_frames=2, size=8)],
+    ids=lambda views: type(views).__name__,
+)
+def test_a_video_of_the_wanted_size_keeps_its_pixels(views) -> None:
+    ((slot,),) = views.sample(Ramp(20), 0, seeded(3)).values()
+    assert torch.equal(slot[1, 0], torch.arange(8, dtype=torch.uint8)[:, None].expand(8, 8))
+    assert torch.equal(slot[2, 0], torch.arange(8, dtype=torch.uint8).expand(8, 8))
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        SingleClip(num_frames=3, frame_stride=1, size=6),
+        SingleImage(size=6),
+        UniformClips(num_clips=2, num_crops=3, num_frames=3, frame_stride=2, size=6),
+    ],
+    ids=lambda views: type(views).__name__,
+)
+@pytest.mark.parametrize("shape", [(9, 7, 12), (9, 13, 7), (1, 5, 5), (2, 200, 190)])
+def test_slots_have_the_shapes_that_are_announced(views, shape: tuple[int, int, int]) -> None:
+    given = views.sample(Ramp(*shape), 0, seeded(0))
+    assert {name: tuple(tuple(slot.shape) for slot in slots) for name, slots in given.items()} == {
+        name: tuple((3, *size) for size in sizes) for name, sizes in views.shapes.items()
+    }
+    assert all(
+        slot.dtype == torch.uint8 and slot.is_contiguous() for slots in given.values() for slot in slots
+    )
+
+
+def test_the_same_generator_gives_the_same_view_and_another_a_different_one() -> None:
+    views, video = SingleClip(num_frames=3, frame_stride=1, size=20), Ramp(100, 40, 60)
+    one, same, other = (views.sample(video, 0, seeded(seed))["clip"][0] for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_crops_reach_every_corner_and_sizes_the_whole_range() -> None:
+    views, video = SingleClip(num_frames=1, frame_stride=1, size=16, short_side=(16, 32)), Ramp(1, 16, 16)
+    wide = Ramp(1, 16, 18)  # green spans 15 rows at scale 1, half as many at scale 2
+    spans = set()
+    lefts = set()
+    for seed in range(300):
+        clip = views.sample(wide, 0, seeded(seed))["clip"][0]
+        spans.add(int(clip[1, 0, -1, 0]) - int(clip[1, 0, 0, 0]))
+        lefts.add(int(clip[2, 0, 0, 0]))
+    assert max(spans) == 15
+    assert min(spans) <= 8
+    assert {0, 1, 2} <= lefts
+    assert torch.equal(
+        views.sample(video, 0, seeded(0))["clip"][0][1, 0, :, 0], torch.arange(16, dtype=torch.uint8)
+    )
+
+
+def test_the_default_range_of_the_short_side_is_the_published_one() -> None:
+    assert SingleClip(size=224).short_side == (256, 320)
+    assert SingleImage(size=112).short_side == (128, 160)
+
+
+def test_shrinking_averages_over_pixels() -> None:
+    class Stripes(Ramp):
+        def read(self, index: int, frames: Sequence[int]) -> Tensor:
+            row = torch.tensor([0, 200, 200, 0], dtype=torch.uint8).repeat(16)
+            return row.expand(len(frames), 3, 64, 64).clone()
+
+    clip = UniformClips(num_frames=1, size=16).sample(Stripes(1, 64, 64), 0, seeded(0))["clip"][0]
+    assert (clip.float() - 100).abs().max() < 15  # without antialiasing only the bright middles would be seen
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SingleClip(num_frames=0), "num_frames must be at least 1"),
+        (lambda: SingleImage(size=224, short_side=(200, 300)), "not below size"),
+        (lambda: SingleImage(size=224, short_side=(300, 250)), "rising"),
+        (lambda: UniformClips(num_crops=2), "num_crops must be 1 or 3"),
+        (lambda: PerClipAugment(flip=1.5), "flip must lie between 0 and 1"),
+    ],
+)
+def test_impossible_settings_are_refused(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_flip_takes_whole_clips_and_about_half_of_them() -> None:
+    clip = torch.rand(64, 3, 4, 5, 6)
+    image = torch.rand(64, 3, 1, 5, 6)
+    batch = Batch(views={"clip": (clip, clip), "image": (image,)}, indices={"video": torch.arange(64)})
+    given = PerClipAugment(flip=0.5)(batch, seeded(0))
+    assert torch.equal(given.indices["video"], torch.arange(64))
+    drawn = []
+    for before, after in zip((clip, clip, image), (*given.views["clip"], *given.views["image"]), strict=True):
+        flipped = (after == before.flip(-1)).flatten(1).all(1)
+        assert torch.equal(flipped, ~(after == before).flatten(1).all(1))
+        assert 16 < int(flipped.sum()) < 48
+        drawn.append(flipped)
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_no_flip_and_always_flip() -> None:
+    clip = torch.rand(5, 3, 2, 4, 4)
+    for flip, expected in ((0.0, clip), (1.0, clip.flip(-1))):
+        given = PerClipAugment(flip=flip)(Batch(views={"clip": (clip,)}), seeded(0))
+        assert torch.equal(given.views["clip"][0], expected)
