@@ -7,7 +7,7 @@ import pytest
 from toy_parts import ToyMasker, ToyObjective, changed, edited, message, set_up
 
 from vidssl import build
-from vidssl.recipe import load_protocol, recipe_from_text
+from vidssl.recipe import Recipe, load_protocol, recipe_from_text
 from vidssl.resolved import protocol_text, resolved_text
 
 
@@ -55,6 +55,33 @@ def test_weights_of_another_architecture_are_an_error(tmp_path: Path) -> None:
     file = tmp_path / "tokenizers" / "trained.yaml"
     file.write_text(file.read_text() + "vocab_size: 9\n")
     assert "another architecture" in message(lambda: build.tokenizer("trained"))
+
+
+def opened(*overrides: str) -> Recipe:
+    sources = [f"data.{name}.source={{type: open, count: 8}}" for name in ("video", "image")]
+    return changed(*sources, *overrides)
+
+
+def test_streams_have_what_the_recipe_says() -> None:
+    recipe = opened("run.workers=3", "data.max_unreadable_share=0.25", "data.image.batch_size=2")
+    streams = build.streams(recipe)
+    assert list(streams) == ["video", "image"]
+    assert [stream.batch_size for stream in streams.values()] == [4, 2]
+    assert {(stream.workers, stream.max_unreadable_share) for stream in streams.values()} == {(3, 0.25)}
+    assert [len(stream) for stream in streams.values()] == [8, 8]
+    assert build.test_streams(recipe) == {}
+
+
+def test_streams_over_one_source_and_other_seeds_go_their_own_ways() -> None:
+    seeds = [stream.seed for seed in (0, 1, 2) for stream in build.streams(opened(f"seed={seed}")).values()]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_held_out_streams_are_the_same_for_every_seed() -> None:
+    sources = [f"data.{name}.test_source={{type: open, count: 2}}" for name in ("video", "image")]
+    first, second = (build.test_streams(opened(f"seed={seed}", *sources)) for seed in (0, 1))
+    assert [len(stream) for stream in first.values()] == [2, 2]
+    assert [stream.seed for stream in first.values()] == [stream.seed for stream in second.values()]
 
 
 def test_source_that_cannot_be_opened_is_named_with_its_line() -> None:

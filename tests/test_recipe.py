@@ -127,7 +127,7 @@ def test_overrides_reach_every_section(folder: Path) -> None:
         ("data.image.batch_size=2", "data.image: missing 'source', 'views'"),
         ("data.max_unreadable_share=2", "data.max_unreadable_share: must lie between 0 and 1, got 2.0"),
         ("data.probe={train: {type: a}}", "data.probe: missing 'test', 'views'"),
-        ("run.workers=-1", None),
+        ("run.workers=-1", "run: workers must be at least 0, got -1"),
         (
             "run.precision=fp16",
             "run.precision: expected 'auto' or 'fp32' or 'bf16', got 'fp16'. Did you mean 'bf16'?",
@@ -144,9 +144,14 @@ def test_overrides_reach_every_section(folder: Path) -> None:
         ),
     ],
 )
-def test_mistake_in_a_section_is_named(folder: Path, override: str, expected: str | None) -> None:
-    expected = expected or "run: workers must be at least 0, got -1"
+def test_mistake_in_a_section_is_named(folder: Path, override: str, expected: str) -> None:
     assert message(lambda: changed(override)) == f"override '{override}': {expected}"
+
+
+@pytest.mark.parametrize("key", ["log_every_steps", "checkpoint_every_steps", "test_batches"])
+def test_counts_of_a_run_are_at_least_one(folder: Path, key: str) -> None:
+    said = message(lambda: changed(f"run.{key}=0"))
+    assert "log_every_steps, checkpoint_every_steps and test_batches must be at least 1, got (" in said
 
 
 def test_missing_section_is_named_with_the_file(folder: Path) -> None:

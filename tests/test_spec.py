@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import yaml
 
 from vidssl.errors import UsageError
 from vidssl.schema import bind, construct, convert, keys_of, parts_of
@@ -312,6 +313,11 @@ def test_written_value_reads_back_the_same(value: object) -> None:
     read = plain(tree(dump({"key": value, "nested": {"list": [value, value]}})))
     assert read == {"key": value, "nested": {"list": [value, value]}}
     assert type(read["key"]) is type(value)
+
+
+def test_small_numbers_are_written_so_that_other_readers_take_them_for_numbers() -> None:
+    assert dump({"lr": 1e-5, "large": 1e22, "wide": 1.5e-7}) == "lr: 1.0e-05\nlarge: 1.0e+22\nwide: 1.5e-07\n"
+    assert yaml.safe_load(dump({"lr": 1e-5})) == {"lr": 1e-5}
 
 
 def test_long_mappings_are_written_one_key_a_line() -> None:

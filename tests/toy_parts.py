@@ -170,6 +170,17 @@ class NoSource(DataSource):
         raise NotImplementedError
 
 
+class OpenSource(NoSource):
+    """A source of that many samples."""
+
+    def __init__(self, *, count: int) -> None:
+        self.count = count
+        self.label_classes = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+
 RECIPE = """\
 name: toy
 objective: {type: toy}
@@ -200,6 +211,7 @@ def set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(TOKENIZERS, "toy", ToyTokenizer)
     monkeypatch.setitem(MASKERS, "toy", ToyMasker)
     monkeypatch.setitem(SOURCES, "none", NoSource)
+    monkeypatch.setitem(SOURCES, "open", OpenSource)
     monkeypatch.setitem(VIEWS, "toy", ToyViews)
     monkeypatch.chdir(tmp_path)
     content = save({"table": torch.arange(8.0)})
