@@ -137,20 +137,25 @@ def parcels(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # without one it draws from, and so moves on, the global generator
     )
+    others = set(multiprocessing.active_children())
     iterator = iter(loader)
-    while True:
-        try:
-            parcel = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader "):
-                raise
-            raise UsageError(
-                f"a data worker died, or a file or disk did not answer for {timeout_seconds:.0f} seconds: "
-                f"{' '.join(str(error).split())}. run.workers=0 decodes in the training process"
-            ) from error
-        yield parcel
+    processes = set(multiprocessing.active_children()) - others
+    died = ""
+    try:
+        yield from iterator
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader "):  # a defect, not a worker that died or hangs
+            raise
+        died = " ".join(str(error).split())
+    if died:
+        del iterator  # asks the workers to end and waits some seconds for them
+        for process in processes:
+            process.kill()  # does nothing to those that have ended
+            process.join()
+        raise UsageError(
+            f"a data worker died, or a file or disk did not answer for {timeout_seconds:.0f} seconds: "
+            f"{died}. run.workers=0 decodes in the training process"
+        )
 
 
 def _collate(samples: list[Sample]) -> Parcel:

@@ -1,0 +1,329 @@
+"""The order of samples, what bad ones do to it, and the one pass for measuring."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from data_clips import damage_middle, write_clip
+from torch import Tensor
+
+from vidssl.data.loader import Loader, Stream, iterate_once
+from vidssl.data.sources import VideoFolder
+from vidssl.data.views import SingleClip, SingleImage, UniformClips
+from vidssl.errors import UsageError
+from vidssl.interfaces import Batch, DataSource, SampleInfo, UnreadableSample
+
+# what newer Pythons and small machines say of any DataLoader with workers
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*fork.*:DeprecationWarning", "ignore:This DataLoader will create:UserWarning"
+)
+
+CLIPS = os.environ.get("VIDSSL_CLIPS")
+
+
+class Numbers(DataSource):
+    """Samples of eight frames whose pixels are the sample's number and the frame's; some cannot be read."""
+
+    label_classes: Mapping[str, tuple[str, ...]] = {}
+
+    def __init__(self, length: int, bad: Sequence[int] = ()) -> None:
+        self.length = length
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return self.length
+
+    def info(self, index: int) -> SampleInfo:
+        return SampleInfo(str(index), 8, 1.0, {})
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        if index in self.bad:
+            raise UnreadableSample(str(index), "spoilt")
+        pixels = torch.tensor([[index, index, frame] for frame in frames], dtype=torch.uint8)
+        return pixels[:, :, None, None].expand(-1, -1, 4, 4).clone()
+
+
+class Stuck(Numbers):
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        time.sleep(60)
+        return super().read(index, frames)
+
+
+class Dies(Numbers):
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index, frames)
+
+
+CLIP = SingleClip(num_frames=2, frame_stride=1, size=4)
+
+
+def take(count: int, stream: Stream, start_step: int = 0, said: list[str] | None = None) -> list[Batch]:
+    with Loader(
+        {"video": stream}, start_step=start_step, say=(said if said is not None else []).append
+    ) as loader:
+        return [next(loader) for _ in range(count)]
+
+
+def order_of(batches: list[Batch]) -> list[int]:
+    return torch.cat([batch.indices["video"] for batch in batches]).tolist()
+
+
+def assert_same(one: list[Batch], other: list[Batch]) -> None:
+    assert order_of(one) == order_of(other)
+    for left, right in zip(one, other, strict=True):
+        assert torch.equal(left.views["clip"][0], right.views["clip"][0])
+
+
+def test_each_sample_comes_once_an_epoch_and_in_another_order_the_next() -> None:
+    order = order_of(take(9, Stream(Numbers(12), CLIP, batch_size=4)))
+    epochs = [order[start : start + 12] for start in (0, 12, 24)]
+    assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_an_epoch_that_is_no_whole_number_of_batches_loses_nothing() -> None:
+    order = order_of(take(7, Stream(Numbers(7), CLIP, batch_size=5)))
+    assert all(sorted(order[start : start + 7]) == list(range(7)) for start in range(0, 35, 7))
+
+
+def test_a_batch_holds_the_views_of_the_samples_that_it_names() -> None:
+    batch = take(1, Stream(Numbers(12), CLIP, batch_size=4))[0]
+    (clip,) = batch.views["clip"]
+    assert tuple(clip.shape) == (4, 3, 2, 4, 4)
+    assert clip.dtype == torch.uint8
+    assert clip[:, 0, 0, 0, 0].tolist() == batch.indices["video"].tolist()
+    assert (clip[:, 2, 1] - clip[:, 2, 0] == 1).all()
+
+
+def test_batches_do_not_depend_on_the_number_of_workers() -> None:
+    batches = [
+        take(6, Stream(Numbers(12, bad=[3]), CLIP, batch_size=4, workers=n, max_unreadable_share=0.5))
+        for n in (0, 1, 2)
+    ]
+    assert_same(batches[0], batches[1])
+    assert_same(batches[0], batches[2])
+
+
+def test_a_run_goes_on_from_a_step_with_the_batches_it_would_have_had() -> None:
+    stream = Stream(Numbers(10), CLIP, batch_size=4)
+    assert_same(take(8, stream)[5:], take(3, stream, start_step=5))
+
+
+def test_seeds_change_order_and_views() -> None:
+    one, other = (take(8, Stream(Numbers(16), CLIP, batch_size=4, seed=seed)) for seed in (0, 1))
+    assert order_of(one) != order_of(other)
+    frames = [
+        [int(f) for batch in run for f in batch.views["clip"][0][:, 2, 0, 0, 0]] for run in (one, other)
+    ]
+    assert frames[0] != frames[1]
+    assert len(set(frames[0])) > 4
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    for workers in (0, 1):
+        torch.manual_seed(5)
+        take(2, Stream(Numbers(4), CLIP, batch_size=2, workers=workers))
+        drawn = torch.rand(1)
+        torch.manual_seed(5)
+        assert torch.equal(drawn, torch.rand(1))
+
+
+def test_processes_that_share_a_stream_see_slices_of_each_batch() -> None:
+    stream = Stream(Numbers(10), CLIP, batch_size=4)
+    whole = take(5, stream)
+    slices = [take(5, stream.share(rank, 2)) for rank in range(2)]
+    for step in range(5):
+        joined = torch.cat([slices[rank][step].views["clip"][0] for rank in range(2)])
+        assert torch.equal(joined, whole[step].views["clip"][0])
+    with pytest.raises(ValueError, match="4 does not divide among 3"):
+        stream.share(0, 3)
+
+
+def test_streams_merge_into_one_batch() -> None:
+    image = SingleImage(size=4)
+    streams = {
+        "video": Stream(Numbers(6), CLIP, batch_size=2),
+        "image": Stream(Numbers(9), image, batch_size=3),
+    }
+    with Loader(streams) as loader:
+        batch = next(loader)
+    assert {name: len(numbers) for name, numbers in batch.indices.items()} == {"video": 2, "image": 3}
+    assert tuple(batch.views["image"][0].shape) == (3, 3, 1, 4, 4)
+    with pytest.raises(ValueError, match="two streams give a view of the same name: clip, clip"):
+        Loader({"video": streams["video"], "image": Stream(Numbers(3), CLIP, batch_size=1)})
+
+
+def test_waiting_for_data_is_measured() -> None:
+    class Slow(Numbers):
+        def read(self, index: int, frames: Sequence[int]) -> Tensor:
+            time.sleep(0.05)
+            return super().read(index, frames)
+
+    with Loader({"video": Stream(Slow(4), CLIP, batch_size=2)}) as loader:
+        next(loader)
+        assert 0.1 <= loader.waited_seconds < 2.0
+
+
+def test_an_unreadable_sample_is_replaced_by_the_next_and_named_once() -> None:
+    said: list[str] = []
+    whole = order_of(take(9, Stream(Numbers(12), CLIP, batch_size=4)))
+    order = order_of(
+        take(9, Stream(Numbers(12, bad=[5]), CLIP, batch_size=4, max_unreadable_share=0.1), said=said)
+    )
+    for start in (0, 12, 24):
+        epoch = whole[start : start + 12]
+        expected = [epoch[(place + 1) % 12] if index == 5 else index for place, index in enumerate(epoch)]
+        assert order[start : start + 12] == expected
+    assert said == ["video: an unreadable sample was replaced by the next: 5: spoilt"]
+
+
+def test_two_unreadable_samples_in_a_row_are_stepped_over() -> None:
+    first, second = order_of(take(1, Stream(Numbers(12), CLIP, batch_size=2)))
+    third = order_of(take(2, Stream(Numbers(12), CLIP, batch_size=2)))[2]
+    stream = Stream(Numbers(12, bad=[first, second]), CLIP, batch_size=1, max_unreadable_share=0.2)
+    assert order_of(take(3, stream)) == [third] * 3
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_past_the_allowed_share_the_run_stops_with_the_list(workers: int) -> None:
+    stream = Stream(
+        Numbers(30, bad=[2, 7, 9]), CLIP, batch_size=5, workers=workers, max_unreadable_share=0.07
+    )
+    with pytest.raises(UsageError, match=r"video: 3 of 30 samples .*\(0.07\) allows 2") as caught:
+        take(6, stream)
+    lines = str(caught.value).splitlines()[1:]
+    assert sorted(lines) == ["  2: spoilt", "  7: spoilt", "  9: spoilt"]
+    take(6, Stream(stream.source, CLIP, batch_size=5, workers=workers, max_unreadable_share=0.1))
+
+
+def test_one_bad_sample_of_a_small_source_is_past_one_per_cent() -> None:
+    with pytest.raises(UsageError, match="1 of 30 samples"):
+        take(6, Stream(Numbers(30, bad=[2]), CLIP, batch_size=5))
+
+
+def test_nothing_readable_is_an_error_whatever_is_allowed() -> None:
+    with pytest.raises(UsageError, match="30 of 30 samples cannot be read") as caught:
+        take(1, Stream(Numbers(30, bad=range(30)), CLIP, batch_size=2, max_unreadable_share=1.0))
+    assert str(caught.value).endswith("and 10 more")
+
+
+@pytest.mark.slow
+def test_a_worker_that_gives_nothing_is_not_waited_for_for_ever() -> None:
+    before = set(multiprocessing.active_children())
+    with pytest.raises(UsageError, match=r"did not answer for 1 seconds.*run\.workers=0"):
+        take(1, Stream(Stuck(4), CLIP, batch_size=2, workers=1, timeout_seconds=1.0))
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_a_killed_worker_is_told_to_the_user() -> None:
+    with pytest.raises(UsageError, match=r"a data worker died.*exited unexpectedly|killed by signal"):
+        take(1, Stream(Dies(4), CLIP, batch_size=2, workers=1))
+
+
+def test_defects_are_not_taken_for_bad_files() -> None:
+    class Broken(Numbers):
+        def read(self, index: int, frames: Sequence[int]) -> Tensor:
+            raise RuntimeError("a defect")
+
+    for workers in (0, 1):
+        with pytest.raises(RuntimeError, match="a defect") as caught:
+            take(1, Stream(Broken(4), CLIP, batch_size=2, workers=workers))
+        assert not isinstance(caught.value, UsageError)
+
+
+def test_workers_leave_interrupts_to_their_parent() -> None:
+    class Asks(Numbers):
+        def read(self, index: int, frames: Sequence[int]) -> Tensor:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+            return super().read(index, frames)
+
+    assert len(take(2, Stream(Asks(4), CLIP, batch_size=2, workers=1))) == 2
+
+
+def test_impossible_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        Stream(Numbers(3), CLIP, batch_size=0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_pass_gives_every_readable_sample_once_in_order(workers: int) -> None:
+    left_out: list[str] = []
+    views = UniformClips(num_clips=2, num_frames=2, frame_stride=1, size=4)
+    passed = iterate_once(
+        Numbers(11, bad=[1, 4, 5, 6, 7]),
+        views,
+        batch_size=4,
+        workers=workers,
+        unreadable=lambda error: left_out.append(str(error)),
+    )
+    indices, slots = zip(*passed, strict=True)
+    assert [numbers.tolist() for numbers in indices] == [[0, 2, 3], [8, 9, 10]]
+    assert [len(clips) for clips in slots] == [2, 2]
+    assert tuple(slots[0][1].shape) == (3, 3, 2, 4, 4)
+    assert slots[1][1][:, 0, 0, 0, 0].tolist() == [8, 9, 10]
+    assert left_out == [f"{index}: spoilt" for index in (1, 4, 5, 6, 7)]
+
+
+def test_one_pass_over_nothing_readable_is_an_error() -> None:
+    views = UniformClips(num_frames=2, frame_stride=1, size=4)
+    with pytest.raises(UsageError, match=r"none of the 3 samples can be read.\n  0: spoilt\n  1: spoilt"):
+        list(iterate_once(Numbers(3, bad=[0, 1, 2]), views, batch_size=2, unreadable=lambda error: None))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_vanish_shrink_or_turn_to_noise_while_training_are_replaced(
+    tmp_path: Path, workers: int
+) -> None:
+    for number in range(12):
+        write_clip(tmp_path / "run" / f"{number:02d}.mp4", 10, noise=40)
+    source = VideoFolder(root=str(tmp_path))
+    said: list[str] = []
+    views = SingleClip(num_frames=2, frame_stride=4, size=32)
+    stream = Stream(source, views, batch_size=4, workers=workers, max_unreadable_share=0.5)
+    with Loader({"video": stream}, say=said.append) as loader:
+        batches = [next(loader) for _ in range(3)]
+        (tmp_path / "run" / "03.mp4").unlink()
+        (tmp_path / "run" / "04.mp4").write_bytes(os.urandom(3000))
+        (tmp_path / "run" / "05.mp4").write_bytes(b"")
+        damage_middle(tmp_path / "run" / "06.mp4", share=0.9)
+        write_clip(tmp_path / "run" / "07.mp4", 3)
+        batches += [next(loader) for _ in range(9)]
+    assert sorted(order_of(batches[:3])) == list(range(12))
+    settled = batches[6:]  # what workers had decoded ahead is used up
+    assert set(order_of(settled)) == {0, 1, 2, 7, 8, 9, 10, 11}
+    assert all(tuple(batch.views["clip"][0].shape) == (4, 3, 2, 32, 32) for batch in batches)
+    assert sorted(line.split(": ")[2] for line in said) == [f"run/0{number}.mp4" for number in (3, 4, 5, 6)]
+
+
+@pytest.mark.skipif(not CLIPS, reason="VIDSSL_CLIPS does not name the folder of real clips")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_no_real_broken_file_ends_a_worker(workers: int) -> None:
+    left_out: list[str] = []
+    source = VideoFolder(root=str(Path(CLIPS or "") / "bad"))
+    views = UniformClips(num_clips=2, num_crops=3, num_frames=4, frame_stride=5, size=32)
+    numbers = [
+        index
+        for indices, _ in iterate_once(
+            source, views, batch_size=3, workers=workers, unreadable=lambda error: left_out.append(error.key)
+        )
+        for index in indices.tolist()
+    ]
+    assert len(source) == 20
+    assert len(numbers) == 12
+    assert sorted(left_out) == [
+        "audio_only.mp4",
+        "corrupt_middle.mp4",
+        "header_damaged.mp4",
+        "lfs_pointer.mp4",
+        "random_bytes.mp4",
+        "text.mp4",
+        "truncated_no_moov.mp4",
+        "zero_bytes.mp4",
+    ]
