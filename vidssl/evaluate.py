@@ -85,24 +85,34 @@ def extract(
         name: torch.tensor([source.labels(number).get(name, -1) for number in found], device=device)
         for name in source.label_classes
     }
-    return FeatureTable(vectors, labels, tuple(map(source.key, found)), len(source), tuple(problems))
+    return FeatureTable(
+        vectors, labels, source.label_classes, tuple(map(source.key, found)), len(source), tuple(problems)
+    )
 
 
-def probe(
-    evaluator: Evaluator,
-    train: FeatureTable,
-    test: FeatureTable,
-    num_classes: Mapping[str, int],
-    *,
-    seed: int = 0,
-) -> list[Score]:
-    """One score a label. Videos without the label are left out of its row."""
-    return [_score(evaluator, train, test, label, num_classes[label], seed) for label in num_classes]
+def probe(evaluator: Evaluator, train: FeatureTable, test: FeatureTable, *, seed: int = 0) -> list[Score]:
+    """One score for each label that train and test share. Videos without the label are left out of its row.
+
+    Raises:
+        UsageError: if they share none, or mean different classes by it.
+    """
+    shared = [label for label in train.classes if label in test.classes]
+    if not shared:
+        raise UsageError(
+            f"the videos to learn from and those to test on share no label (learn: "
+            f"{', '.join(train.classes) or 'none'}; test: {', '.join(test.classes) or 'none'})"
+        )
+    for label in shared:
+        if train.classes[label] != test.classes[label]:
+            raise UsageError(
+                f"label '{label}' has other classes in train ({', '.join(train.classes[label])}) "
+                f"than in test ({', '.join(test.classes[label])})"
+            )
+    return [_score(evaluator, train, test, label, seed) for label in shared]
 
 
-def _score(
-    evaluator: Evaluator, train: FeatureTable, test: FeatureTable, label: str, num_classes: int, seed: int
-) -> Score:
+def _score(evaluator: Evaluator, train: FeatureTable, test: FeatureTable, label: str, seed: int) -> Score:
+    num_classes = len(train.classes[label])
     in_train, in_test = train.labels[label] >= 0, test.labels[label] >= 0
     learn = LabelledFeatures(train.vectors[in_train], train.labels[label][in_train], num_classes)
     truth = test.labels[label][in_test]
@@ -259,8 +269,7 @@ def _report(
     console: Console,
 ) -> None:
     evaluator = build.evaluator(protocol.evaluator)
-    classes = _classes(protocol)
-    scores = {name: probe(evaluator, *tables, classes, seed=recipe.seed) for name, tables in features.items()}
+    scores = {name: probe(evaluator, *tables, seed=recipe.seed) for name, tables in features.items()}
     train, test = features["trained"]
     console.print(_score_table(scores, f"{protocol.name} probe of {checkpoint.path}, step {checkpoint.step}"))
     for name, part in (("train", train), ("test", test)):
@@ -295,25 +304,6 @@ def _score_table(scores: Mapping[str, Sequence[Score]], title: str) -> Table:
         cells = [f"{100 * s.top1:.1f} ({100 * s.low:.1f} to {100 * s.high:.1f})" for s in rows]
         table.add_row(rows[0].label, *cells, f"{100 * rows[0].chance:.1f}", str(rows[0].num_test))
     return table
-
-
-def _classes(protocol: Protocol) -> dict[str, int]:
-    assert protocol.data is not None, "_protocol refuses it"
-    train = build.source(protocol.data.train).label_classes
-    test = build.source(protocol.data.test).label_classes
-    shared = [label for label in train if label in test]
-    if not shared:
-        raise UsageError(
-            f"{protocol.name}: train and test share no label (train: {', '.join(train) or 'none'}; "
-            f"test: {', '.join(test) or 'none'})"
-        )
-    for label in shared:
-        if train[label] != test[label]:
-            raise UsageError(
-                f"{protocol.name}: label '{label}' has other classes in train ({', '.join(train[label])}) "
-                f"than in test ({', '.join(test[label])})"
-            )
-    return {label: len(train[label]) for label in shared}
 
 
 def _scores_path(checkpoint: Checkpoint, protocol: Protocol) -> Path:

@@ -53,7 +53,7 @@ def train(
     *,
     optim: AdamW,
     schedule: Cosine,
-    folder: RunFolder,
+    name: str,
     seed: int = 0,
     run: RunSpec | None = None,
     augment: Callable[[Batch, torch.Generator], Batch] | None = None,
@@ -66,8 +66,8 @@ def train(
     Args:
         objective: moved to the device, trained in place.
         streams: name -> stream; one batch of each goes into every step.
-        folder: where metrics and checkpoints go (``engine.runfolder.create_run``).
-        run: device, precision and how often to log, test and save.
+        name: of the run; its folder is made in ``run.out``.
+        run: where the folder goes, device, precision, and how often to log, test and save.
         augment: applied to every batch on the device.
         test_streams: held-out streams that give the same views.
         recipe_text: the resolved recipe, kept in the checkpoints so that ``vidssl eval`` can read them.
@@ -76,17 +76,19 @@ def train(
         UsageError: if the loss stops being a number, the disk is full or too many videos cannot be read.
             Checkpoints written before stay.
     """
-    run = run or RunSpec()
+    run, console = run or RunSpec(), console or Console()
     device = pick_device(run.device)
     autocast = use_bfloat16(run.precision, device)
     objective.to(device).train()
     optimizer = optim.build(objective)
     plan = schedule.plan({name: len(stream) / stream.batch_size for name, stream in streams.items()})
     generator = torch.Generator(device).manual_seed(seed)
+    folder = create_run(Path(run.out), name, recipe_text)
+    console.print(f"Run folder: {folder.path}", soft_wrap=True, highlight=False, markup=False)
     window, test_metrics, done = Window(), {}, 0
     with (
         stop_requests() as stop,
-        TrainDisplay(plan.total_steps, console or Console()) as display,
+        TrainDisplay(plan.total_steps, console) as display,
         Loader(streams, say=display.say) as loader,
     ):
         for step in range(plan.total_steps):
@@ -121,7 +123,7 @@ def train(
                     )
                     record = {f"test_{name}": value for name, value in test_metrics.items()}
                     folder.log({"step": done, "seconds": time.monotonic() - display.started, **record})
-            if stop:
+            if last:  # and not `if stop`: a signal that came during logging waits for the next step
                 break
     return TrainResult(folder.path, folder.checkpoint_path(done), done, plan.total_steps, test_metrics)
 
@@ -132,6 +134,7 @@ def _clip(objective: nn.Module, clip_norm: float | None) -> Tensor:
 
 
 def _check_finite(loss: Tensor, grad_norm: Tensor, step: int, folder: RunFolder) -> None:
+    loss, grad_norm = loss.detach(), grad_norm.detach()
     if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
         raise UsageError(
             f"step {step}: the loss is {float(loss)}, the gradient norm {float(grad_norm)}; the run stops. "
@@ -174,22 +177,18 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> int:
     with shown_messages(console):
         torch.manual_seed(recipe.seed)
         objective = build.objective(recipe, say=logging.getLogger(__name__).info)
-        text = resolved_text(recipe)
-        streams, test_streams = build.streams(recipe), build.test_streams(recipe)
-        folder = create_run(Path(recipe.run.out), recipe.name, text)
-        console.print(f"Run folder: {folder.path}", highlight=False, markup=False)
         started = time.monotonic()
         result = train(
             objective,
-            streams,
+            build.streams(recipe),
             optim=build.optim(recipe),
             schedule=build.schedule(recipe),
-            folder=folder,
+            name=recipe.name,
             seed=recipe.seed,
             run=recipe.run,
             augment=build.augment(recipe),
-            test_streams=test_streams,
-            recipe_text=text,
+            test_streams=build.test_streams(recipe),
+            recipe_text=resolved_text(recipe),
             console=console,
         )
     _conclude(result, objective, time.monotonic() - started, console)

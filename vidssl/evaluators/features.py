@@ -15,7 +15,8 @@ class FeatureTable:
 
     Attributes:
         vectors: float32 [N, D], mean over the views of a video.
-        labels: label name -> int64 [N].
+        labels: label name -> int64 [N], -1 where a video lacks the label.
+        classes: label name -> names of its classes, in number order.
         keys: N keys of the videos.
         num_listed: videos that the source lists; N of them were found readable.
         unreadable: what was wrong with each of the others.
@@ -23,6 +24,7 @@ class FeatureTable:
 
     vectors: Tensor
     labels: Mapping[str, Tensor]
+    classes: Mapping[str, tuple[str, ...]]
     keys: tuple[str, ...]
     num_listed: int
     unreadable: tuple[str, ...]

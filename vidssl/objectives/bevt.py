@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from vidssl.interfaces import Backbone, Batch, LossOutput, Masker, Objective, Progress, Tokenizer
-from vidssl.objectives.token_prediction import TokenPrediction
+from vidssl.objectives.token_prediction import TokenPrediction, describe_streams
 
 
 class BEVT(Objective):
@@ -53,6 +53,9 @@ class BEVT(Objective):
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        return describe_streams(metrics, ("image", "video"))
+
 
 class BEVTImage(Objective):
     """BEVT-I, the image stream alone: stage one of the training, and a rival of Table 1 (BEVT, Eq. 2)."""
@@ -70,6 +73,9 @@ class BEVTImage(Objective):
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        return describe_streams(metrics, ("image",))
+
 
 class BEVTVideo(Objective):
     """BEVT-V, the video stream alone, from scratch or from image weights (BEVT, Eq. 3; Tables 1 and 6)."""
@@ -86,3 +92,6 @@ class BEVTVideo(Objective):
 
     def encoder(self) -> Backbone:
         return self.prediction.backbone
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        return describe_streams(metrics, ("video",))

@@ -1,5 +1,6 @@
 """Masked token prediction on one stream: what BEVT and its variants are made of."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -75,6 +76,17 @@ class TokenPrediction(nn.Module):
             metrics[f"most_frequent_{stream}"] = most_frequent_accuracy(targets)
             metrics[f"copy_nearest_{stream}"] = (copied == targets).float().mean()
         return StreamOutput(loss, metrics)
+
+
+def describe_streams(metrics: Mapping[str, float], streams: Sequence[StreamName]) -> str:
+    """What held-out metrics of masked prediction say, in plain words."""
+    named = {"image": "single frames", "video": "clips"}
+    return "; ".join(
+        f"in {named[stream]} {metrics[f'accuracy_{stream}']:.1%} of the hidden ids are predicted right "
+        f"(always the most frequent id: {metrics[f'most_frequent_{stream}']:.1%}, "
+        f"copying the nearest visible id: {metrics[f'copy_nearest_{stream}']:.1%})"
+        for stream in streams
+    )
 
 
 class LinearHeads(nn.Module):

@@ -1,0 +1,139 @@
+"""The shape of the repository: who imports whom, how large files grow, what lies where."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vidssl.build import check_file
+from vidssl.spec_files import NAMES, Kind
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "vidssl"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SPECS = {kind: sorted((ROOT / kind).rglob("*.yaml")) for kind in NAMES}
+
+# Floors of a house, the ground floor first; a module imports its own floor or one below.
+FLOORS = (
+    {"__init__", "errors", "grids", "interfaces"},
+    {"spec", "schema", "spec_files"},
+    {"engine", "weights", "recipe"},
+    {"objectives", "backbones", "tokenizers", "maskers", "evaluators", "data"},
+    {"components"},
+    {"build", "build_checks", "resolved", "listing"},
+    {"train", "evaluate"},
+    {"compare"},
+    {"api", "cli", "__main__"},
+)
+KINDS_OF_COMPONENTS = FLOORS[3]
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports, at its top or inside functions, without the ``vidssl.``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name[7:] for alias in node.names if alias.name.startswith("vidssl."))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if node.module == "vidssl":
+                names = (alias.name for alias in node.names)
+                yield from (n for n in names if (PACKAGE / n).is_dir() or (PACKAGE / f"{n}.py").is_file())
+            elif (node.module or "").startswith("vidssl."):
+                yield str(node.module)[7:]
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+def floor(module: str) -> int:
+    found = [number for number, names in enumerate(FLOORS) if module in names]
+    assert found, f"vidssl/{module} has no floor: add it to FLOORS"
+    return found[0]
+
+
+def own_name(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_there_is_a_package_to_look_at() -> None:
+    assert len(MODULES) > 30
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_downwards(path: Path) -> None:
+    own = own_name(path)
+    for module in imported(path):
+        other = top(module)
+        assert floor(other) <= floor(own), f"{path.name} imports vidssl.{module}, which stands above it"
+        if own in KINDS_OF_COMPONENTS and other in KINDS_OF_COMPONENTS:
+            assert own == other, f"a component of {own} imports one of {other}"
+
+
+def test_the_import_walk_sees_every_form_of_import(tmp_path: Path) -> None:
+    file = tmp_path / "x.py"
+    file.write_text(
+        "import vidssl.data.decode\n"
+        "from vidssl import build, __version__\n"
+        "def f():\n    from vidssl.engine.optim import AdamW\n"
+    )
+    assert list(imported(file)) == ["data.decode", "build", "engine.optim"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_public_signatures_name_every_parameter(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
+            not node.name.startswith("_") or node.name in ("__init__", "__call__")
+        ):
+            assert node.args.kwarg is None, f"{path.name}:{node.lineno}: {node.name} takes **kwargs"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_stay_under_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 400
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_broad_is_caught_and_nothing_is_probed(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else "everything"
+            assert caught not in ("everything", "Exception", "BaseException"), f"{path.name}:{node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id != "hasattr", f"{path.name}:{node.lineno}: hasattr"
+
+
+def test_there_is_no_any_in_the_interfaces() -> None:
+    assert not re.search(r"\bAny\b", (PACKAGE / "interfaces.py").read_text())
+
+
+def test_spec_folders_hold_no_python() -> None:
+    assert [path for kind in NAMES for path in (ROOT / kind).rglob("*.py")] == []
+
+
+def test_specs_are_counted() -> None:
+    """A glob that finds nothing passes for ever: change the numbers when a file comes or goes."""
+    assert {kind: len(paths) for kind, paths in SPECS.items()} == {
+        "recipes": 0,
+        "evaluation": 2,
+        "tokenizers": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [(kind, path) for kind, paths in SPECS.items() for path in paths],
+    ids=lambda value: value.stem if isinstance(value, Path) else value,
+)
+def test_every_spec_builds_on_the_meta_device(kind: Kind, path: Path) -> None:
+    check_file(kind, path)
+
+
+def test_every_spec_of_the_repository_lies_in_a_spec_folder() -> None:
+    ours = {path for paths in SPECS.values() for path in paths}
+    hidden = re.compile(r"(^|/)(\.|build/|dist/|runs/)")
+    found = {path for path in ROOT.rglob("*.y*ml") if not hidden.search(path.relative_to(ROOT).as_posix())}
+    assert found == ours

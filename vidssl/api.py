@@ -1,0 +1,88 @@
+"""Every public name in one place, for scripts and notebooks: ``from vidssl import api as v``."""
+
+from vidssl.backbones import VideoSwin, ViT
+from vidssl.build import tokenizer as load_tokenizer
+from vidssl.data import (
+    ImageFolder,
+    MovingDigits,
+    PerClipAugment,
+    SingleClip,
+    SingleImage,
+    UniformClips,
+    VideoFolder,
+    VideoList,
+)
+from vidssl.data.loader import Loader, Stream
+from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.optim import AdamW
+from vidssl.engine.schedules import Cosine
+from vidssl.evaluate import Score, extract, probe
+from vidssl.evaluators import KNN, Linear
+from vidssl.interfaces import (
+    Backbone,
+    Batch,
+    DataSource,
+    Evaluator,
+    Features,
+    LossOutput,
+    Masker,
+    Objective,
+    Progress,
+    Tokenizer,
+    ViewSampler,
+)
+from vidssl.maskers import Blockwise, FrameDiff, Random3D, RandomFrame, Tube
+from vidssl.objectives import BEVT, BEVTImage, BEVTVideo, TokenizerTraining
+from vidssl.recipe import RunSpec
+from vidssl.tokenizers import VQVAE
+from vidssl.train import TrainResult, train
+from vidssl.weights.load import load_init
+
+__all__ = [
+    "BEVT",
+    "KNN",
+    "VQVAE",
+    "AdamW",
+    "BEVTImage",
+    "BEVTVideo",
+    "Backbone",
+    "Batch",
+    "Blockwise",
+    "Cosine",
+    "DataSource",
+    "Evaluator",
+    "Features",
+    "FrameDiff",
+    "ImageFolder",
+    "Linear",
+    "Loader",
+    "LossOutput",
+    "Masker",
+    "MovingDigits",
+    "Objective",
+    "PerClipAugment",
+    "Progress",
+    "Random3D",
+    "RandomFrame",
+    "RunSpec",
+    "Score",
+    "SingleClip",
+    "SingleImage",
+    "Stream",
+    "Tokenizer",
+    "TokenizerTraining",
+    "TrainResult",
+    "Tube",
+    "UniformClips",
+    "ViT",
+    "VideoFolder",
+    "VideoList",
+    "VideoSwin",
+    "ViewSampler",
+    "extract",
+    "load_init",
+    "load_tokenizer",
+    "probe",
+    "read_checkpoint",
+    "train",
+]
