@@ -129,8 +129,11 @@ def test_tokenizer_stays_in_evaluation_mode() -> None:
 @pytest.mark.parametrize("make", [swin, vit])
 def test_twenty_steps_on_one_batch_lower_both_losses(make: Callable[[], Backbone]) -> None:
     torch.manual_seed(0)
-    objective, one = bevt(make()).train(), batch()
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2)
+    grey = (
+        torch.linspace(0.1, 0.9, 4).view(4, 1, 1, 1, 1).expand(4, 3, 4, 32, 32)
+    )  # what is hidden can be told
+    objective, one = bevt(make()).train(), Batch({"clip": (grey,), "image": (grey[:, :, :1],)})
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     losses = []
     for step in range(20):
         output = objective(one, Progress(step, 20), masks())
@@ -140,7 +143,7 @@ def test_twenty_steps_on_one_batch_lower_both_losses(make: Callable[[], Backbone
         losses.append({name: float(value) for name, value in output.metrics.items()})
     for stream in ("image", "video"):
         assert losses[0][f"loss_{stream}"] == pytest.approx(math.log(VOCAB), abs=0.35)
-        assert losses[-1][f"loss_{stream}"] < losses[0][f"loss_{stream}"] - 0.3
+        assert losses[-1][f"loss_{stream}"] < losses[0][f"loss_{stream}"] - 0.8
 
 
 def test_loss_follows_from_the_generator() -> None:
