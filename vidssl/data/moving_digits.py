@@ -31,11 +31,13 @@ from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
 _log = logging.getLogger(__name__)
 
-_FORMAT_VERSION = 1  # part of the folder's name: raise it when the same keys give other files
 _FPS = 8
 _MANIFEST = "manifest.csv"
 _SAY_EVERY_SECONDS = 5.0
 _BYTES_A_FRAME = 1000  # of 64x64 pixels, rounded up; what the disk must have room for
+# crisp, and still small: 41 dB and 5 kB (H.264), 38 dB and 4 kB (MPEG-4) for 8 frames of 48x48; the rest is
+# lost to the halved colour resolution of yuv420p, which users' files have too
+_QUALITY = {"libx264": {"crf": "10", "preset": "veryfast"}, "mpeg4": {"qmin": "2", "qmax": "2"}}
 
 
 class MovingDigits(DataSource):
@@ -121,17 +123,25 @@ class MovingDigits(DataSource):
 def prepare(world: World, *, seed: int, split: str, num_videos: int) -> Path:
     """The folder of the videos, which are written first if they are not there.
 
+    Its name holds a hash of all that decides what the files show; the first clip's pixels stand for the
+    code that draws, so that a cache never outlives a change of it.
+
     Two processes may ask at once: one writes, the other waits. A process that is killed leaves a folder
     which the next one completes.
 
     Raises:
         UsageError: if the cache folder cannot be written or the disk is full.
     """
-    cache = cache_folder()
     codec = _codec()
-    made_from = {"world": asdict(world), "seed": seed, "format": _FORMAT_VERSION, "codec": codec}
+    made_from = {
+        "world": asdict(world),
+        "seed": seed,
+        "first_clip": hashlib.sha256(render(world, seed=seed, split=split, index=0).tobytes()).hexdigest(),
+        "codec": codec,
+        "quality": _QUALITY[codec],
+    }
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache / "moving_digits" / digest / f"{split}-{num_videos}"
+    folder = cache_folder() / "moving_digits" / f"{split}-{num_videos}-{digest}"
     if (folder / _MANIFEST).is_file():
         return folder
     try:
@@ -139,8 +149,8 @@ def prepare(world: World, *, seed: int, split: str, num_videos: int) -> Path:
         with _only_one(folder.with_suffix(".lock")):
             if not (folder / _MANIFEST).is_file():
                 _check_room(folder.parent, world, num_videos)
-                (folder.parent / "made_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
                 _write(folder, world, codec, seed=seed, split=split, num_videos=num_videos)
+                (folder / "made_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
     except OSError as error:
         raise UsageError(
             f"{folder.parent}: the moving digits cannot be written there ({error.strerror or error}). Set "
@@ -214,11 +224,10 @@ def _codec() -> str:
 
 
 def encode(frames: NDArray[np.uint8], codec: str) -> bytes:
-    """An MP4 file of RGB frames [T, H, W, 3]; at 48x48, 41 dB (H.264) or 38 dB (MPEG-4) from the original."""
-    quality = {"libx264": {"crf": "10", "preset": "veryfast"}, "mpeg4": {"qmin": "2", "qmax": "2"}}[codec]
+    """An MP4 file of RGB frames [T, H, W, 3]."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=Fraction(_FPS), options=quality)
+        stream = container.add_stream(codec, rate=Fraction(_FPS), options=_QUALITY[codec])
         assert isinstance(stream, VideoStream), "both are video codecs"
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
