@@ -31,6 +31,20 @@ def test_class_token_is_what_is_pooled() -> None:
     assert small()(torch.rand(2, 3, 4, 16, 16)).cls is None
 
 
+def test_class_token_is_kept_apart_from_the_patches() -> None:
+    with_token, without = small(class_token=True), small()
+    without.load_state_dict(with_token.state_dict(), strict=False)
+    for vit in (with_token, without):
+        for block in vit.blocks:
+            for parameter in block.parameters():
+                torch.nn.init.zeros_(parameter)  # tokens pass through as they are
+    clip = torch.rand(1, 3, 4, 16, 16)
+    with torch.no_grad():
+        features = with_token(clip)
+        assert torch.equal(features.patches, without(clip).patches)
+        assert torch.equal(features.pooled()[0], with_token.norm(with_token.class_token))
+
+
 def test_order_of_frames_and_place_in_the_frame_are_seen() -> None:
     vit, clip = small(), torch.rand(1, 3, 4, 16, 16)
     with torch.no_grad():
