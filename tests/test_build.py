@@ -177,8 +177,9 @@ def test_resolved_recipe_has_every_default_and_reads_back_to_itself() -> None:
     recipe = changed(
         "backbone.init=runs/a",
         "augment={type: per_clip}",
-        "data.probe={train: {type: none, root: a}, "
-        "test: {type: none, root: b}, views: {type: toy, name: clip}}",
+        "data.max_unreadable_share=0.25",
+        "data.probe={train: {type: none, root: c}, "
+        "test: {type: none, root: d}, views: {type: toy, name: clip}}",
     )
     text = resolved_text(recipe)
     again = recipe_from_text(text, "again.yaml")
@@ -188,30 +189,57 @@ def test_resolved_recipe_has_every_default_and_reads_back_to_itself() -> None:
     assert "init: runs/a" in text
     assert "checkpoint_every_steps: 200" in text
     assert "tokenizer: trained" in text
+    assert "max_unreadable_share: 0.25" in text
+    assert again.data.probe is not None
+    assert again.data.probe.train.node == recipe.node.mapping()["data"].mapping()["probe"].mapping()["train"]
     assert again.run == recipe.run
     assert again.init == "runs/a"
     build.check(again)
 
 
+def test_resolved_recipe_keeps_held_out_sources() -> None:
+    sources = [f"data.{name}.test_source={{type: none, root: held/{name}}}" for name in ("video", "image")]
+    text = resolved_text(changed(*sources))
+    assert "test_source: {type: none, root: held/video}" in text
+    assert "test_source: {type: none, root: held/image}" in text
+
+
+def test_resolved_tokenizer_of_a_path_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = resolved_text(changed("tokenizer=./tokenizers/trained.yaml"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    build.objective(recipe_from_text(text, "again.yaml"))
+
+
 def test_resolved_tokenizer_written_into_the_recipe_keeps_its_weights(tmp_path: Path) -> None:
     facts = (tmp_path / "tokenizers" / "trained.yaml").read_text()
     inline = "".join(f"\n  {line}" for line in facts.replace("trained.", "tokenizers/trained.").splitlines())
-    recipe = edited("tokenizer: trained", f"tokenizer:{inline}")
+    recipe = edited("tokenizer: trained", f"tokenizer:{inline}\n  command: make it")
     text = resolved_text(recipe)
+    assert 'command: "make it"' in text
     assert resolved_text(recipe_from_text(text, "again.yaml")) == text
     assert isinstance(build.objective(recipe_from_text(text, "again.yaml")), ToyObjective)
 
 
 def test_resolved_protocol_reads_back_to_itself() -> None:
-    Path("p.yaml").write_text("name: p\nevaluator: {type: knn}\n")
+    data = "{train: {type: none, root: a}, test: {type: none, root: b}, views: {type: toy, name: x}}"
+    Path("p.yaml").write_text(f"name: p\nevaluator: {{type: knn}}\ndata: {data}\n")
     text = protocol_text(load_protocol("p.yaml"))
     Path("q.yaml").write_text(text)
     assert "k: 20" in text
+    assert "  train: {type: none, root: a}\n  test: {type: none, root: b}\n" in text
     assert protocol_text(load_protocol("q.yaml")) == text
     build.check_protocol(load_protocol("q.yaml"))
 
 
 def test_mistake_in_a_protocol_is_named() -> None:
+    data = "{train: {type: none, rot: a}, test: {type: none, root: b}, views: {type: toy, name: x}}"
+    Path("p.yaml").write_text(f"name: p\nevaluator: {{type: knn}}\ndata: {data}\n")
+    assert message(lambda: build.check_protocol(load_protocol("p.yaml"))) == (
+        "p.yaml:3: data.train.rot: unknown key. Did you mean 'root'?"
+    )
     Path("p.yaml").write_text("name: p\nevaluator: {type: knn, kk: 3}\n")
     assert message(lambda: build.check_protocol(load_protocol("p.yaml"))) == (
         "p.yaml:2: evaluator.kk: unknown key. Did you mean 'k'?"

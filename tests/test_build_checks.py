@@ -128,6 +128,16 @@ MISTAKES = {
         "batch_size: 4\n    test_source: {type: none, rot: c}",
         "x.yaml:11: data.video.test_source.rot: unknown key. Did you mean 'root'?",
     ),
+    "misspelt_key_of_a_probe": (
+        "optim:",
+        "  probe: {train: {type: none, root: a}, test: {type: none, rot: a}, views: {type: toy}}\noptim:",
+        "x.yaml:15: data.probe.test.rot: unknown key. Did you mean 'root'?",
+    ),
+    "augmentation_refuses": (
+        "optim:",
+        "augment: {type: per_clip, flip: 2.0}\noptim:",
+        "x.yaml:15: augment: flip must lie between 0 and 1, got 2.0",
+    ),
     "optimizer_without_lr": (
         "{type: adamw, lr: 1e-3}",
         "{type: adamw}",
@@ -189,8 +199,9 @@ def test_grids_that_do_not_nest() -> None:
     )
 
 
-def test_epochs_of_a_stream_that_there_is_not() -> None:
-    text = VIDEO_ONLY.replace("steps: 5", "epochs: 5, epoch_of: image")
+@pytest.mark.parametrize("counted", ["epochs: 5", "steps: 5, warmup_epochs: 1"])
+def test_epochs_of_a_stream_that_there_is_not(counted: str) -> None:
+    text = VIDEO_ONLY.replace("steps: 5", f"{counted}, epoch_of: image")
     text = text.replace("objective: {type: toy}", "objective: {type: trains}")
     text = text.replace("backbone: {type: toy}\n", "").replace("masker: {type: toy}\n", "")
     assert message(lambda: build.check(recipe_from_text(text, "x.yaml"))) == (
@@ -207,6 +218,13 @@ def test_backbone_that_reads_ids_needs_a_tokenizer_and_nests_on_its_ids() -> Non
     )
     assert message(lambda: build.check(recipe_from_text(text, "x.yaml"))) == (
         "x.yaml:3: backbone: 'ids' reads token ids: add a 'tokenizer' section that makes them"
+    )
+
+
+def test_backbone_that_reads_ids_is_asked_about_the_grid_of_ids() -> None:
+    said = message(lambda: build.check(changed("backbone.type=ids", "data.video.views.size=80")))
+    assert said == (
+        "x.yaml:3: backbone: has positions for 8 rows of ids, got 10 (a clip of 4 frames at 80x80)"
     )
 
 

@@ -55,6 +55,8 @@ class IdsBackbone(ToyBackbone):
     input_kind = "tokens"
 
     def grid(self, num_frames: int, height: int, width: int) -> GridSize:
+        if height > 8:
+            raise ValueError(f"has positions for 8 rows of ids, got {height}")
         return num_frames, height, width
 
 
