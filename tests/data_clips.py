@@ -67,17 +67,33 @@ def write_clip(
     return path
 
 
-def write_sound(path: Path) -> Path:
-    """Writes a second of silence without a picture."""
+def write_sound(path: Path, codec: str = "aac") -> Path:
+    """Writes a moment of silence without a picture."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(
-            np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
-        )
-        frame.sample_rate = 44100
-        container.mux(stream.encode(frame))
+        stream = container.add_stream(codec, rate=44100)
+        for _ in range(20):
+            silence = np.zeros((1, stream.codec_context.frame_size or 1024), dtype=np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, format="fltp", layout="mono")
+            frame.sample_rate = 44100
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
+
+
+def copy_packets(path: Path, to: Path, *, skip: int = 0, hide: int = 0) -> Path:
+    """Copies a clip without decoding it: ``skip`` leaves packets out, ``hide`` shifts frames to before zero.
+
+    An MP4 file keeps frames before zero for decoding and marks them as not shown, with an edit list.
+    """
+    with av.open(str(path)) as source, av.open(str(to), "w") as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size > 0]
+        for packet in packets[skip:]:
+            packet.pts -= hide * packet.duration
+            packet.dts -= hide * packet.duration
+            packet.stream = stream
+            container.mux(packet)
+    return to
 
 
 def turn_clip(path: Path, degrees: int) -> None:

@@ -5,10 +5,20 @@ import os
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
-from data_clips import cut_off, damage_middle, number_shown, turn_clip, write_clip, write_sound
+from data_clips import (
+    copy_packets,
+    cut_off,
+    damage_middle,
+    number_shown,
+    turn_clip,
+    write_clip,
+    write_sound,
+)
 from PIL import Image
 
 from vidssl.data import decode, video_file
@@ -58,8 +68,8 @@ def test_seeking_decodes_only_from_the_keyframe_on(tmp_path: Path, monkeypatch) 
     seen = []
     real = video_file.OpenVideo.frames_from
 
-    def counted(self, pts, dts):
-        for frame in real(self, pts, dts):
+    def counted(self, pts):
+        for frame in real(self, pts):
             seen.append(frame.pts)
             yield frame
 
@@ -71,8 +81,79 @@ def test_seeking_decodes_only_from_the_keyframe_on(tmp_path: Path, monkeypatch) 
 def test_a_file_that_cannot_be_entered_midway_is_read_from_its_start(tmp_path: Path, monkeypatch) -> None:
     path = write_clip(tmp_path / "a.mp4", 30)
     facts = probe(path)
-    monkeypatch.setattr(video_file.OpenVideo, "frames_from", lambda self, pts, dts: iter(()))
+    monkeypatch.setattr(video_file.OpenVideo, "frames_from", lambda self, pts: iter(()))
     assert number_shown(read_frames(path, [17], facts)[0]) == 17
+
+
+@pytest.mark.parametrize("astray", [{"backward": False}, {"any_frame": True}], ids=str)
+def test_a_seek_that_goes_astray_gives_no_frame(tmp_path: Path, astray: dict[str, bool]) -> None:
+    path = write_clip(tmp_path / "a.avi", 60, codec="mpeg4", max_b_frames=0)
+    facts = probe(path)
+
+    class Astray:
+        def __init__(self, container) -> None:
+            self.demux, self.real_seek = container.demux, container.seek
+
+        def seek(self, pts: int, *, stream, backward: bool, any_frame: bool) -> None:
+            self.real_seek(pts + 2, stream=stream, **{"backward": backward, "any_frame": any_frame, **astray})
+
+    with video_file.open_video(path) as video:
+        video.container = Astray(video.container)
+        assert list(video.frames_from(facts.keyframes[2].pts)) == []
+
+
+def test_frames_in_front_of_a_cut_are_not_counted(tmp_path: Path) -> None:
+    whole = write_clip(tmp_path / "whole.mp4", 60, gop=30, max_b_frames=0)
+    path = copy_packets(whole, tmp_path / "cut.mp4", hide=20)
+    facts = probe(path)
+    assert (facts.num_frames, facts.promised_frames, facts.no_seeking) == (40, 60, "")
+    assert [number_shown(frame) for frame in read_frames(path, [0, 7, 39], facts)] == [20, 27, 59]
+
+
+def test_a_file_that_lost_its_first_keyframe_counts_from_the_first_frame_that_decodes(tmp_path: Path) -> None:
+    whole = write_clip(tmp_path / "whole.mp4", 60, max_b_frames=0, gop=30)
+    cut = copy_packets(whole, tmp_path / "cut.mkv", skip=4)
+    spoilt = write_clip(tmp_path / "spoilt.mkv", 60, max_b_frames=0, gop=30)
+    with av.open(str(spoilt)) as container:
+        first = bytes(next(container.demux(video=0)))
+    spoilt.write_bytes(spoilt.read_bytes().replace(first, bytes(len(first))))
+    for path, why in (
+        (cut, "it does not start with a keyframe"),
+        (spoilt, "its first frame cannot be decoded (open GOP, or damaged)"),
+    ):
+        facts = probe(path)
+        assert (facts.num_frames, facts.no_seeking) == (30, why)
+        assert [number_shown(frame) for frame in read_frames(path, [29, 0], facts)] == [59, 30]
+
+
+class Packets:
+    """What the scan asks of an open video, its packets (pts, key) written down."""
+
+    def __init__(self, *packets: tuple[int | None, bool], codec: str = "h264") -> None:
+        self.format, self.codec = "mov", codec
+        self.stream = SimpleNamespace(frames=0, codec_context=SimpleNamespace(has_b_frames=False))
+        self._packets = [
+            SimpleNamespace(size=1, pts=pts, is_keyframe=key, is_discard=False, is_corrupt=False)
+            for pts, key in packets
+        ]
+
+    def packets(self) -> list[SimpleNamespace]:
+        return self._packets
+
+
+@pytest.mark.parametrize(
+    ("video", "why"),
+    [
+        (Packets((0, True), (2, False), (1, False)), ""),
+        (Packets((0, True), (1, False), (1, False)), "its timestamps are missing or repeated"),
+        (Packets((0, True), (None, False), (1, False)), "its timestamps are missing or repeated"),
+        (Packets((0, False), (1, True), (2, False)), "it does not start with a keyframe"),
+        (Packets((0, False), (1, False)), "it does not start with a keyframe"),
+        (Packets((0, True), (1, False), codec="vp8"), "vp8 packets are not frames one to one"),
+    ],
+)
+def test_packets_are_frames_only_where_nothing_speaks_against_it(video: Packets, why: str) -> None:
+    assert decode._scan_packets(video).distrust == why  # type: ignore[arg-type]
 
 
 def test_order_and_repeats_are_kept_with_and_without_facts(tmp_path: Path) -> None:
@@ -173,6 +254,20 @@ def test_an_image_called_mp4_is_a_video_of_one_frame(tmp_path: Path) -> None:
     facts = probe(path)
     assert facts.num_frames == 1
     assert read_frames(path, [0], facts).unique().tolist() == [77]
+
+
+def test_the_cover_of_a_song_is_no_video(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "cover.png")
+    image = (tmp_path / "cover.png").read_bytes()
+    body = b"\0image/png\0\x03\0" + image
+    cover = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
+    length = len(cover).to_bytes(4, "big")
+    synchsafe = sum((int.from_bytes(length, "big") >> 7 * place & 127) << 8 * place for place in range(4))
+    tag = b"ID3\x03\0\0" + synchsafe.to_bytes(4, "big") + cover
+    song = write_sound(tmp_path / "a.mp3", codec="libmp3lame")
+    (tmp_path / "a.mp4").write_bytes(tag + song.read_bytes())
+    with pytest.raises(UnreadableSample, match=r"no video stream in it .only audio"):
+        probe(tmp_path / "a.mp4")
 
 
 def test_a_title_that_is_no_utf8_does_not_matter(tmp_path: Path) -> None:

@@ -36,7 +36,6 @@ class Keyframe:
 
     number: int
     pts: int
-    dts: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def probe(path: Path) -> VideoFacts:
             raise UnreadableSample(str(path), f"damaged: none of its {packets.total} frames can be decoded")
         no_seeking = packets.distrust
         if not no_seeking and first.pts != packets.pts[0]:
-            no_seeking = "its first frame cannot be decoded"
+            no_seeking = "its first frame cannot be decoded (open GOP, or damaged)"
         num_frames = 1 + sum(1 for _ in frames) if no_seeking else len(packets.pts)
     picture = _Picture.of(first)
     return VideoFacts(
@@ -145,8 +144,8 @@ class _Packets:
 
 def _scan_packets(video: OpenVideo) -> _Packets:
     shown: list[int] = []
-    starts: list[tuple[int, int]] = []
-    total, corrupt, undated, begins_with = 0, False, False, None
+    starts: list[int] = []
+    total, corrupt, undated = 0, False, False
     for packet in video.packets():
         if packet.size == 0:
             continue
@@ -155,19 +154,18 @@ def _scan_packets(video: OpenVideo) -> _Packets:
         undated = undated or packet.pts is None
         pts = packet.pts or 0
         if packet.is_keyframe:
-            starts.append((pts, pts if packet.dts is None else packet.dts))
-            begins_with = pts if total == 1 else begins_with
+            starts.append(pts)
         if not packet.is_discard:  # a cut made without decoding leaves frames that are not shown (edit list)
             shown.append(pts)
     shown.sort()
+    keyframes = tuple(Keyframe(bisect_left(shown, pts), pts) for pts in sorted(starts))
     distrust = _why_no_index(video)
     if not distrust and (corrupt or video.stream.frames not in (0, total)):
         distrust = f"it is cut off or damaged ({total} of {video.stream.frames} frames are there)"
     if not distrust and (undated or not shown or len(set(shown)) < len(shown)):
         distrust = "its timestamps are missing or repeated"
-    if not distrust and (begins_with is None or begins_with > shown[0]):
-        distrust = "it does not start with a keyframe (open GOP)"
-    keyframes = tuple(Keyframe(bisect_left(shown, pts), pts, dts) for pts, dts in sorted(starts))
+    if not distrust and (not keyframes or keyframes[0].number > 0):
+        distrust = "it does not start with a keyframe"
     return _Packets(total, distrust, array("q", shown), keyframes)
 
 
@@ -194,7 +192,7 @@ def _read_by_seeking(
         runs.setdefault(facts.keyframes[bisect_right(numbers, number) - 1], []).append(number)
     for keyframe, run in runs.items():
         by_pts = {facts.pts[number]: number for number in run}
-        for frame in video.frames_from(keyframe.pts, keyframe.dts):
+        for frame in video.frames_from(keyframe.pts):
             if frame.pts in by_pts:
                 found[by_pts[frame.pts]] = picture.rgb(frame)
             if frame.pts is None or frame.pts >= facts.pts[run[-1]]:

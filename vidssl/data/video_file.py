@@ -51,41 +51,29 @@ class OpenVideo:
 
     def frames(self) -> Iterator[VideoFrame]:
         """Frames from here on in decoding order; a packet that does not decode is passed over."""
-        flushed = False
         for packet in self.packets():
-            flushed = packet.size == 0
             try:
                 frames = packet.decode()
             except av.FFmpegError:
                 continue
             yield from frames
-        if not flushed:
-            try:
-                held_back = self.stream.decode(None)
-            except av.FFmpegError:
-                return
-            yield from held_back
 
-    def frames_from(self, pts: int, dts: int) -> Iterator[VideoFrame]:
-        """Frames from the keyframe with these timestamps on; none if the file cannot be entered there."""
-        # an MP4's index is kept in decoding time: a seek there by pts can land behind the keyframe
-        target = dts if self.format == "mov" else pts
+    def frames_from(self, pts: int) -> Iterator[VideoFrame]:
+        """Frames from the keyframe with this timestamp on; none if the file cannot be entered there."""
         try:
-            self.container.seek(target, stream=self.stream, backward=True, any_frame=False)
+            self.container.seek(pts, stream=self.stream, backward=True, any_frame=False)
         except av.FFmpegError:
             return
-        landed: int | None = None
+        entered = False
         for packet in self.packets():
-            if landed is None:
-                if not packet.is_keyframe or packet.pts is None or packet.pts > pts:
-                    return
-                landed = packet.pts
+            if not entered and (not packet.is_keyframe or packet.pts is None or packet.pts > pts):
+                return  # an MP4's index is in decoding time: a seek can land behind the keyframe
+            entered = True
             try:
                 frames = packet.decode()
             except av.FFmpegError:
                 return
-            # frames shown before the keyframe may lean on what was not decoded (open GOP)
-            yield from (frame for frame in frames if frame.pts is not None and frame.pts >= landed)
+            yield from frames
 
 
 @contextmanager
@@ -99,12 +87,10 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
     if reason:
         raise UnreadableSample(str(path), reason)
     try:
-        # absolute: a relative name such as "concat:a" would be read as a protocol. Protocols are off
-        # but for files: a text file that happens to be a playlist must not reach for the network.
+        # absolute: a relative name such as "concat:a" would be read as a protocol
         container = av.open(
             str(path.absolute()),
             metadata_errors="replace",  # some HMDB51 files carry a title that is no UTF-8
-            container_options={"protocol_whitelist": "file"},
             timeout=PATIENCE_SECONDS,
         )
     except av.error.ExitError as error:
