@@ -53,7 +53,5 @@ def expand_mask(mask: Tensor, grid: GridSize) -> Tensor:
     own = tuple(mask.shape[1:])
     if len(own) != 3 or any(fine % coarse for fine, coarse in zip(grid, own, strict=True)):
         raise ValueError(f"a mask on {own} cannot be expanded to {grid}: not a whole multiple on every axis")
-    factors = {
-        f"f{axis}": fine // coarse for axis, fine, coarse in zip("thw", grid, own, strict=True)
-    }
+    factors = {f"f{axis}": fine // coarse for axis, fine, coarse in zip("thw", grid, own, strict=True)}
     return repeat(mask, "b t h w -> b (t ft) (h fh) (w fw)", **factors)

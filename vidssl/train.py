@@ -81,7 +81,10 @@ def train(
     autocast = use_bfloat16(run.precision, device)
     objective.to(device).train()
     optimizer = optim.build(objective)
-    plan = schedule.plan({name: len(stream) / stream.batch_size for name, stream in streams.items()})
+    try:
+        plan = schedule.plan({name: len(stream) / stream.batch_size for name, stream in streams.items()})
+    except ValueError as error:
+        raise UsageError(f"schedule: {error}") from error
     generator = torch.Generator(device).manual_seed(seed)
     folder = create_run(Path(run.out), name, recipe_text)
     console.print(f"Run folder: {folder.path}", soft_wrap=True, highlight=False, markup=False)
@@ -112,7 +115,7 @@ def train(
             window.add(output.metrics, grad_norm, batch, loader.waited_seconds)
             display.step(done)
             if last or done % run.log_every_steps == 0:
-                means = window.means(lr=optimizer.param_groups[0]["lr"])
+                means = window.means() | {"lr": optimizer.param_groups[0]["lr"]}
                 folder.log({"step": done, "seconds": time.monotonic() - display.started, **means})
                 display.metrics(done, means)
             if last or done % run.checkpoint_every_steps == 0:

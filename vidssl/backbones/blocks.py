@@ -120,12 +120,19 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
     return [last * i / max(1, depth - 1) for i in range(depth)]
 
 
-def init_linear(module: nn.Module) -> None:
-    """Linear layers as transformers start: weights truncated normal of deviation 0.02, biases zero."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def init_linear(network: nn.Module, std: float) -> None:
+    """Linear layers as transformers start: weights truncated normal of deviation ``std``, biases zero.
+
+    Raises:
+        ValueError: if ``std`` is not above 0.
+    """
+    if std <= 0:
+        raise ValueError(f"init_std must be above 0, got {std}")
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def hide(embedded: Tensor, mask: Tensor | None, mask_token: Tensor) -> Tensor:

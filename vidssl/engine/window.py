@@ -36,10 +36,9 @@ class Window:
             self._samples[name] = self._samples.get(name, 0) + len(slots[0])
         self._waited += waited_seconds
 
-    def means(self, **extra: float) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Mean of each metric, samples a second of each view, share of the time spent waiting for data."""
         means = {name: float(torch.stack(values).float().mean()) for name, values in self._metrics.items()}
-        means.update(extra)
         seconds = max(time.monotonic() - self._started, 1e-9)
         means.update({f"{name}s_per_second": count / seconds for name, count in self._samples.items()})
         if self._samples:
