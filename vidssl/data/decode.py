@@ -83,7 +83,7 @@ def probe(path: Path) -> VideoFacts:
             raise UnreadableSample(str(path), f"damaged: none of its {packets.total} frames can be decoded")
         no_seeking = packets.distrust
         if not no_seeking and first.pts != packets.pts[0]:
-            no_seeking = "its first frame cannot be decoded (open GOP, or damaged)"
+            no_seeking = "its first frame cannot be decoded"
         num_frames = 1 + sum(1 for _ in frames) if no_seeking else len(packets.pts)
     picture = _Picture.of(first)
     return VideoFacts(
