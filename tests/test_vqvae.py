@@ -46,6 +46,20 @@ def test_frames_are_encoded_one_by_one() -> None:
     assert torch.equal(torch.cat(frames, dim=1), model.encode(clip))
 
 
+def test_encoder_outputs_do_not_depend_on_the_batch_by_a_single_bit() -> None:
+    """Ids that agree prove little: few outputs lie so near to two codes that the last bit decides."""
+    model, clip = toy(width=64), torch.rand(37, 3, 1, 48, 48)
+    outputs: list[torch.Tensor] = []
+    model.encoder.register_forward_hook(lambda module, taken, given: outputs.append(given))
+    model.encode(clip)
+    together = torch.cat(outputs)[:37]
+    outputs.clear()
+    for each in clip:
+        model.encode(each[None])
+    alone = torch.stack([output[0] for output in outputs])
+    assert torch.equal(together, alone)
+
+
 def test_reconstruct_and_encode_agree_on_the_ids() -> None:
     model, clip = warmed(), clips()
     assert torch.equal(model.reconstruct(clip).ids, model.encode(clip))
