@@ -125,6 +125,11 @@ def test_seeds_change_order_and_views() -> None:
     assert len(set(frames[0])) > 4
 
 
+def test_views_are_drawn_anew_in_every_epoch() -> None:
+    batches = take(12, Stream(Numbers(1), CLIP, batch_size=1))
+    assert len({int(batch.views["clip"][0][0, 2, 0, 0, 0]) for batch in batches}) > 3
+
+
 def test_the_global_generator_is_left_alone() -> None:
     for workers in (0, 1):
         torch.manual_seed(5)

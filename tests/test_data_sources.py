@@ -71,7 +71,8 @@ def test_a_linked_folder_is_followed_and_a_circle_ends(tmp_path: Path, clip: Pat
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "run").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "again").symlink_to(tmp_path / "data")
-    assert [VideoFolder(root=str(tmp_path / "data")).key(0)] == ["run/a.mp4"]
+    source = VideoFolder(root=str(tmp_path / "data"))
+    assert [source.key(index) for index in range(len(source))] == ["run/a.mp4"]
 
 
 def test_an_empty_or_missing_folder_is_named_with_what_was_looked_for(tmp_path: Path) -> None:
@@ -129,6 +130,12 @@ def test_train_and_test_divide_every_class() -> None:
     assert sum(key.startswith("2/") for key in test) == 0
 
 
+def test_even_classes_of_two_have_one_to_test_and_one_to_train() -> None:
+    whole = listing(*[2] * 20)
+    assert {len(keys_of(listing(*[2] * 20), part)) for part in ("train", "test")} == {20}
+    assert {key.split("/")[0] for key in keys_of(whole, "test")} == {str(number) for number in range(20)}
+
+
 def test_a_class_keeps_a_training_file_however_large_the_test_share() -> None:
     assert len(keys_of(listing(5, 5), "train", test_share=0.999)) == 2
 
@@ -155,10 +162,10 @@ def labelled(*numbers: int) -> dict[str, int]:
         ("a.txt", "run/a b.mp4 1\nwalk/c.mp4 0\n", [{"class": 1}, {"class": 0}]),
         ("a.txt", "run/a b.mp4 high jump\nwalk/c.mp4 low dive\n", [labelled(0, 1), labelled(1, 0)]),
         ("a.txt", "run/a b.mp4\n\nwalk/c.mp4\n", [{}, {}]),
-        ("a.csv", "run/a b.mp4,2,walk\nwalk/c.mp4,0,run\n", [labelled(2, 1), labelled(0, 0)]),
+        ("a.csv", "\ufeffrun/a b.mp4,2,walk\nwalk/c.mp4,0,run\n", [labelled(2, 1), labelled(0, 0)]),
         (
             "a.csv",
-            "\ufeffpath,kind,hue\nrun/a b.mp4,x,1\nwalk/c.mp4,y,0\n",
+            "path,kind,hue\nrun/a b.mp4,x,1\nwalk/c.mp4,y,0\n",
             [{"kind": 0, "hue": 1}, {"kind": 1, "hue": 0}],
         ),
         ("a.csv", "path,class\nrun/a b.mp4,x\nwalk/c.mp4,y\n", [{"class": 0}, {"class": 1}]),

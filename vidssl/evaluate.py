@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,13 +18,12 @@ from vidssl.engine.display import shown_messages
 from vidssl.engine.files import write_text
 from vidssl.engine.runfolder import RunFolder, describe_environment, newest_run
 from vidssl.errors import UsageError
-from vidssl.evaluators.features import FeatureTable, encode_views
+from vidssl.evaluators.features import FeatureTable, Layers, encode_views
 from vidssl.evaluators.statistics import wilson_interval
 from vidssl.interfaces import Backbone, DataSource, Evaluator, LabelledFeatures, Tokenizer, ViewSampler
-from vidssl.recipe import Protocol, Recipe, overridden, read_protocol, read_recipe
+from vidssl.recipe import Protocol, Recipe, load_protocol, read_recipe
 from vidssl.resolved import protocol_text
-from vidssl.spec import load, moved, parse
-from vidssl.spec_files import find
+from vidssl.spec import parse
 from vidssl.weights.load import load_whole
 
 Features = Mapping[str, tuple[FeatureTable, FeatureTable]]  # network -> its train and test videos
@@ -57,6 +56,7 @@ def extract(
     views: ViewSampler,
     *,
     tokenizer: Tokenizer | None = None,
+    layers: Layers = "last",
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | None = None,
@@ -64,7 +64,10 @@ def extract(
     console: Console | None = None,
     title: str = "features",
 ) -> FeatureTable:
-    """Features of every readable video of a source under test views.
+    """Features of every readable video of a source under test views, the mean over the views of each.
+
+    Args:
+        layers: the last layer's vector (``Features.pooled``), or the means of all stages side by side.
 
     Raises:
         UsageError: if no video can be read.
@@ -79,7 +82,9 @@ def extract(
     if console is not None and console.is_terminal:
         total = -(-len(source) // batch_size)
         batches = iter(track(batches, description=title, total=total, console=console, transient=True))
-    vectors, numbers = encode_views(backbone, tokenizer, batches, device=device, autocast=autocast)
+    vectors, numbers = encode_views(
+        backbone, tokenizer, batches, layers=layers, device=device, autocast=autocast
+    )
     found = [int(number) for number in numbers]
     labels = {
         name: torch.tensor([source.labels(number).get(name, -1) for number in found], device=device)
@@ -178,7 +183,7 @@ def evaluate_run(
         networks = {"trained": _trained(recipe, checkpoint), "untrained": _untrained(recipe)}
         done: list[tuple[Protocol, Features]] = []
         for protocol in read:
-            same = [features for other, features in done if other.data == protocol.data]
+            same = [features for other, features in done if _same_features(other, protocol)]
             features = same[0] if same else _features(networks, recipe, protocol, console)
             done.append((protocol, features))
             _report(recipe, checkpoint, protocol, features, console)
@@ -199,12 +204,7 @@ def _recipe_of(checkpoint: Checkpoint) -> Recipe:
 
 
 def _protocol(name: str, overrides: Sequence[str], recipe: Recipe) -> Protocol:
-    """The protocol, on the recipe's labelled data unless it names its own."""
-    node = load(find("evaluation", name))
-    entries, own = node.mapping(), recipe.data.node.mapping()
-    if "data" not in entries and "probe" in own:
-        node = replace(node, value={**entries, "data": moved(own["probe"], "data")})
-    protocol = read_protocol(overridden(node, overrides))
+    protocol = load_protocol(name, overrides, recipe)
     if protocol.data is None:
         raise UsageError(
             f"{name}: neither the protocol nor the run's recipe names labelled videos: add e.g. "
@@ -213,6 +213,10 @@ def _protocol(name: str, overrides: Sequence[str], recipe: Recipe) -> Protocol:
             "'data.views={type: uniform_clips, num_frames: 16, frame_stride: 4, size: 112}'"
         )
     return protocol
+
+
+def _same_features(one: Protocol, other: Protocol) -> bool:
+    return one.data == other.data and one.layers == other.layers
 
 
 def _trained(recipe: Recipe, checkpoint: Checkpoint) -> Backbone:
@@ -248,6 +252,7 @@ def _features(
                 source,
                 views,
                 tokenizer=tokenizer,
+                layers=protocol.layers,
                 batch_size=protocol.batch_size,
                 workers=recipe.run.workers,
                 device=device,

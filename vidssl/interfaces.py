@@ -35,6 +35,12 @@ class Features:
         """One vector a clip, [B, D]: the class token, or the mean over patches where there is none."""
         return self.patches.mean(dim=(1, 2, 3)) if self.cls is None else self.cls
 
+    def pooled_stages(self) -> Tensor:
+        """The means of all stages side by side, [B, sum of D_i]; ``pooled()`` where there are no stages."""
+        if not self.stages:
+            return self.pooled()
+        return torch.cat([stage.mean(dim=(1, 2, 3)) for stage in self.stages], dim=1)
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -164,12 +164,14 @@ class Protocol:
     """How a model is measured.
 
     Attributes:
+        layers: "last" for the last layer's vector, "all" for the means of all stages side by side.
         batch_size: clips that go through the encoder together.
         data: used instead of the recipe's ``data.probe`` where given.
     """
 
     name: str
     evaluator: PartSpec
+    layers: Literal["last", "all"]
     batch_size: int
     data: ProbeSpec | None
     node: Node = field(repr=False)
@@ -272,10 +274,11 @@ def read_protocol(node: Node) -> Protocol:
     Raises:
         UsageError: at the first thing that is wrong.
     """
-    sections = node.entries(("name", "evaluator"), ("batch_size", "data"))
+    sections = node.entries(("name", "evaluator"), ("layers", "batch_size", "data"))
     return Protocol(
         name=_text(sections["name"]),
         evaluator=_part(sections["evaluator"]),
+        layers=_layers(sections),
         batch_size=_count(sections, "batch_size", default=32, lowest=1),
         data=_probe(sections["data"]) if "data" in sections else None,
         node=node,
@@ -308,6 +311,11 @@ def _count(sections: Mapping[str, Node], key: str, *, default: int, lowest: int)
     if not isinstance(value, int) or value < lowest:
         raise sections[key].error(f"must be at least {lowest}, got {value}")
     return value
+
+
+def _layers(sections: Mapping[str, Node]) -> Literal["last", "all"]:
+    found = convert(sections["layers"], Literal["last", "all"]) if "layers" in sections else "last"
+    return "all" if found == "all" else "last"
 
 
 def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:

@@ -50,6 +50,7 @@ def protocol_text(protocol: Protocol) -> str:
     tree: dict[str, object] = {
         "name": protocol.name,
         "evaluator": _resolved(protocol.evaluator, EVALUATOR),
+        "layers": protocol.layers,
         "batch_size": protocol.batch_size,
     }
     if protocol.data is not None:

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vidssl.interfaces import Backbone, Tokenizer, as_clip
+from vidssl.interfaces import Backbone, Features, Tokenizer, as_clip
+
+Layers = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ def encode_views(
     tokenizer: Tokenizer | None,
     batches: Iterator[tuple[Tensor, Sequence[Tensor]]],
     *,
+    layers: Layers,
     device: torch.device,
     autocast: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -44,6 +48,7 @@ def encode_views(
     Args:
         backbone: in eval mode on ``device``; one that reads ids needs the ``tokenizer`` of its recipe.
         batches: (sample numbers [B], views: each uint8 [B, 3, T, H, W]).
+        layers: the last layer's vector, or the means of all stages side by side.
         autocast: bfloat16 autocast.
 
     Returns:
@@ -52,15 +57,16 @@ def encode_views(
     vectors, numbers = [], []
     for indices, views in batches:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            pooled = [_pooled(backbone, tokenizer, as_clip(view.to(device))) for view in views]
-        vectors.append(torch.stack(pooled).mean(0))
+            outputs = [_encode(backbone, tokenizer, as_clip(view.to(device))) for view in views]
+        pooled = [output.pooled() if layers == "last" else output.pooled_stages() for output in outputs]
+        vectors.append(torch.stack(pooled).float().mean(0))
         numbers.append(indices)
     return torch.cat(vectors), torch.cat(numbers)
 
 
-def _pooled(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor) -> Tensor:
-    if backbone.input_kind == "tokens":
-        if tokenizer is None:
-            raise ValueError("a backbone that reads ids needs the tokenizer of its recipe")
-        return backbone(tokenizer.encode(clip)).pooled().float()
-    return backbone(clip).pooled().float()
+def _encode(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor) -> Features:
+    if backbone.input_kind == "pixels":
+        return backbone(clip)
+    if tokenizer is None:
+        raise ValueError("a backbone that reads ids needs the tokenizer of its recipe")
+    return backbone(tokenizer.encode(clip))
