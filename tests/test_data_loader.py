@@ -242,14 +242,27 @@ def test_defects_are_not_taken_for_bad_files() -> None:
         assert not isinstance(caught.value, UsageError)
 
 
-def test_workers_leave_interrupts_to_their_parent() -> None:
-    class Asks(Numbers):
-        def read(self, index: int, frames: Sequence[int]) -> Tensor:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                os.kill(os.getpid(), number)
-            return super().read(index, frames)
+class Signalled(Numbers):
+    """Its first reads in a process come with signals, as if someone had sent them to the whole group."""
 
-    assert len(take(2, Stream(Asks(4), CLIP, batch_size=2, workers=1))) == 2
+    def __init__(self, *numbers: int) -> None:
+        super().__init__(4)
+        self.numbers = list(numbers)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        if self.numbers:
+            os.kill(os.getpid(), self.numbers.pop())
+        return super().read(index, frames)
+
+
+def test_workers_leave_interrupts_to_their_parent() -> None:
+    source = Signalled(signal.SIGINT, signal.SIGINT, signal.SIGTERM)
+    assert len(take(4, Stream(source, CLIP, batch_size=2, workers=1))) == 4
+
+
+def test_a_second_request_to_end_is_obeyed() -> None:
+    with pytest.raises(UsageError, match=r"a data worker died"):
+        take(4, Stream(Signalled(signal.SIGTERM, signal.SIGTERM), CLIP, batch_size=2, workers=1))
 
 
 def test_impossible_sizes_are_refused() -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -172,7 +173,12 @@ def _collate(samples: list[Sample]) -> Parcel:
 def _leave_signals_to_parent(worker: int) -> None:
     """A terminal or a scheduler signals the whole group of processes; the parent decides what comes of it.
 
-    Workers end when the parent closes the loader, or when they find that it is gone.
+    Workers end when the parent closes the loader, or when they find that it is gone. A second SIGTERM
+    ends them: that is how Python, on its way out, rids itself of a worker that hangs.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _obey_the_next)
+
+
+def _obey_the_next(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
