@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from data_clips import damage_middle, write_clip
 from torch import Tensor
 
 from vidssl.data.loader import Loader, Stream, iterate_once
+from vidssl.data.samples import Endless
 from vidssl.data.sources import VideoFolder
 from vidssl.data.views import SingleClip, SingleImage, UniformClips
 from vidssl.errors import UsageError
@@ -263,6 +265,15 @@ def test_workers_leave_interrupts_to_their_parent() -> None:
 def test_a_second_request_to_end_is_obeyed() -> None:
     with pytest.raises(UsageError, match=r"a data worker died"):
         take(4, Stream(Signalled(signal.SIGTERM, signal.SIGTERM), CLIP, batch_size=2, workers=1))
+
+
+def test_samples_can_be_sent_to_workers_that_are_not_forked(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mp4", 10)
+    source = VideoFolder(root=str(tmp_path))
+    source.info(0)
+    samples = Endless(source, SingleClip(num_frames=2, frame_stride=1, size=32), seed=0, tries=1)
+    sent = pickle.loads(pickle.dumps(samples))
+    assert torch.equal(sent[3].views["clip"][0], samples[3].views["clip"][0])
 
 
 def test_impossible_sizes_are_refused() -> None:
