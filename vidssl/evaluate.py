@@ -21,9 +21,8 @@ from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable, Layers, encode_views
 from vidssl.evaluators.statistics import wilson_interval
 from vidssl.interfaces import Backbone, DataSource, Evaluator, LabelledFeatures, Tokenizer, ViewSampler
-from vidssl.recipe import Protocol, Recipe, load_protocol, read_recipe
+from vidssl.recipe import Protocol, Recipe, load_protocol, recipe_from_text
 from vidssl.resolved import protocol_text
-from vidssl.spec import parse
 from vidssl.weights.load import load_whole
 
 Features = Mapping[str, tuple[FeatureTable, FeatureTable]]  # network -> its train and test videos
@@ -196,8 +195,7 @@ def _recipe_of(checkpoint: Checkpoint) -> Recipe:
             f"{checkpoint.path}: was trained without a recipe; measure it in Python with "
             "vidssl.evaluate.extract and vidssl.evaluate.probe"
         )
-    tree = parse(checkpoint.recipe, lambda line: f"{checkpoint.path}: its recipe, line {line}")
-    recipe = read_recipe(tree, checkpoint.path.parent)
+    recipe = recipe_from_text(checkpoint.recipe, str(checkpoint.path))
     if recipe.backbone is None:
         raise UsageError(f"{checkpoint.path}: this run trained a tokenizer, which has no features to probe")
     return recipe

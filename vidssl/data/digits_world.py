@@ -59,10 +59,10 @@ class World:
     mode: Literal["object", "pan"] = "object"
     size: int = 48
     num_frames: int = 8
-    digit_size: int = 28
+    digit_size: int = 40
     num_directions: Literal[4, 8] = 8
-    speeds: tuple[float, ...] = (1.5, 3.0)
-    ground: float = 0.3
+    speeds: tuple[float, ...] = (1.0, 2.0)
+    ground: float = 0.1
     photo_shrink: int = 2
 
     def __post_init__(self) -> None:
