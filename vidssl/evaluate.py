@@ -297,10 +297,16 @@ def _report(
 
 
 def _score_table(scores: Mapping[str, Sequence[Score]], title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption="in brackets: 95 % interval",
+        caption_justify="left",
+    )
     table.add_column("label")
     for name in scores:
-        table.add_column(f"{name} % (95 % interval)", justify="right")
+        table.add_column(f"{name} %", justify="right")
     table.add_column("chance %", justify="right")
     table.add_column("videos", justify="right")
     for rows in zip(*scores.values(), strict=True):
