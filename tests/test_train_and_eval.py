@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vidssl import api as v
+from vidssl import build
 from vidssl.cli import main
 from vidssl.engine.checkpoint import FORMAT, read_checkpoint
+from vidssl.recipe import load_recipe
 
 WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
 TOKENIZER = f"""
@@ -164,9 +166,6 @@ def test_a_checkpoint_can_be_scored_wherever_it_is_copied_to(tmp_path):
 def test_trained_scores_come_from_the_trained_weights():
     """Scores of a checkpoint with the untrained weights are those of the untrained network."""
     torch.manual_seed(0)
-    from vidssl import build
-    from vidssl.recipe import load_recipe
-
     fresh = build.backbone(load_recipe("bevt.yaml"))
     state = {f"encoder.{key}": value for key, value in fresh.state_dict().items()}
     metadata = {"format": FORMAT, "step": "0", "recipe": Path("runs/bevt/recipe.yaml").read_text()}
@@ -191,6 +190,23 @@ def test_backbone_starts_from_an_earlier_run(capsys):
         max((first[key] - second[key]).abs().max() for key in first if first[key].is_floating_point())
         < 1.5e-3
     )
+
+
+def test_a_run_on_images_alone_is_inflated_where_clips_start_from_it(capsys):
+    words = ("name=images", "objective.type=bevt_image", "data.video=null", "schedule.steps=1")
+    assert main(["train", "bevt.yaml", *words]) == 0
+    images = read_checkpoint(Path("runs/images/checkpoints/step-000001.safetensors")).encoder
+    recipe = load_recipe("bevt.yaml", ["backbone.init=runs/images"])
+    started = build.backbone(recipe).state_dict()
+    assert "inflated from images to clips" in capsys.readouterr().out
+    for frame in (0, 1):  # repeated over the two frames of a tubelet, and halved
+        torch.testing.assert_close(
+            started["embed_clip.proj.weight"][:, :, frame], images["embed_image.proj.weight"][:, :, 0] / 2
+        )
+    table = next(key for key in images if key.endswith("bias_table"))
+    planes = started[table].unflatten(0, (3, -1))
+    assert torch.equal(planes[0], planes[1])
+    torch.testing.assert_close(planes[0], images[table].unflatten(0, (3, -1))[1])
 
 
 def test_init_from_another_architecture_is_refused(capsys):

@@ -351,7 +351,8 @@ def _tokenizer(node: Node, folder: Path) -> TokenizerSpec:
 
 
 def _data(node: Node) -> DataSpec:
-    entries = node.entries((), (*STREAMS, "probe", "max_unreadable_share"))
+    given = node.entries((), (*STREAMS, "probe", "max_unreadable_share"))
+    entries = {key: entry for key, entry in given.items() if entry.value is not None}  # as in read_recipe
     streams = {name: _stream(entries[name]) for name in STREAMS if name in entries}
     if not streams:
         raise node.error(f"no stream: give one or more of {', '.join(STREAMS)}")

@@ -1,14 +1,16 @@
 """Loading weights into a network, with a report of what happened to every key."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from vidssl.engine.checkpoint import FORMAT, read_checkpoint, read_tensors
+from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_tensors
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
+from vidssl.spec import parse
+from vidssl.weights.inflate import inflate_image_stage
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,19 @@ class LoadReport:
         loaded: keys that were taken over.
         new: keys of the network that the source lacks; they keep their fresh values.
         unused: keys of the source that the network lacks.
+        inflated: whether what serves clips was made from what serves images.
     """
 
     source: Path
     loaded: tuple[str, ...]
     new: tuple[str, ...]
     unused: tuple[str, ...]
+    inflated: bool = False
 
     def __str__(self) -> str:
         return (
             f"{self.source}: {len(self.loaded)} tensors loaded, {_some(self.new)} new, "
-            f"{_some(self.unused)} not used"
+            f"{_some(self.unused)} not used" + ("; inflated from images to clips" if self.inflated else "")
         )
 
 
@@ -45,7 +49,8 @@ def load_init(network: nn.Module, init: str) -> LoadReport:
     """Start a network from the encoder of an earlier run: ``backbone.init`` of a recipe.
 
     Args:
-        init: a run folder (its newest checkpoint is taken) or a checkpoint file.
+        init: a run folder (its newest checkpoint is taken) or a checkpoint file. One that was trained on
+            images alone is inflated first: its clip embedding and temporal biases come from its image ones.
 
     Raises:
         UsageError: if it cannot be read, shares no key with the network, or a shared key has another shape.
@@ -58,7 +63,30 @@ def load_init(network: nn.Module, init: str) -> LoadReport:
                 f"backbone.init: {path}: no checkpoint in it; is it the folder of a training run?"
             )
         path = newest
-    return load_state(network, read_checkpoint(path).encoder, path)
+    checkpoint = read_checkpoint(path)
+    window = _window_of_image_stage(checkpoint)
+    if window is None:
+        return load_state(network, checkpoint.encoder, path)
+    report = load_state(network, inflate_image_stage(checkpoint.encoder, window), path)
+    return replace(report, inflated=True)
+
+
+def _window_of_image_stage(checkpoint: Checkpoint) -> tuple[int, int, int] | None:
+    """The attention window of a network that was trained on images alone, None of any other.
+
+    What such a network has for clips was never trained, and is made from what it has for images. One
+    without windows gets (1, 1, 1), which nothing reads.
+    """
+    if not checkpoint.recipe:
+        return None  # trained in Python, where nobody noted on what: taken as it is
+    sections = parse(checkpoint.recipe, lambda line: f"{checkpoint.path}: its recipe, line {line}").mapping()
+    if "video" in sections["data"].mapping():
+        return None
+    window = sections["backbone"].mapping().get("window")
+    if window is None or not isinstance(window.value, tuple):
+        return 1, 1, 1
+    depth, height, width = (int(str(item.value)) for item in window.value)
+    return depth, height, width
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
