@@ -22,7 +22,7 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 
 def _format(name: str, value: float) -> str:
-    if "accuracy" in name or name.startswith(("most_frequent", "copy_nearest")):
+    if "accuracy" in name or name.endswith("_share") or name.startswith(("most_frequent", "copy_nearest")):
         return f"{100 * value:.1f}%"
     if name == "lr":
         return f"{value:.2e}"
