@@ -18,13 +18,19 @@ from vidssl import build
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.evaluate import Score, extract, probe
 from vidssl.evaluators import KNN, Linear
-from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.features import Layers
 from vidssl.interfaces import Backbone
 from vidssl.recipe import Recipe, recipe_from_text
 from vidssl.weights.load import load_whole
 
 STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # number of seeds -> quantile
-PROBES = {"linear": Linear(penalties=(1.0, 10.0, 100.0, 1000.0)), "kNN": KNN(k=20)}
+LINEAR = Linear(penalties=(1.0, 10.0, 100.0, 1000.0))  # as in evaluation/linear.yaml
+PROBES: dict[str, tuple[Layers, Linear | KNN]] = {
+    "linear, all stages": ("all", LINEAR),
+    "linear, last layer": ("last", LINEAR),
+    "kNN, last layer": ("last", KNN(k=20)),
+}
+CHARTED = "linear, all stages"
 Scores = dict[tuple[str, str], Score]  # (probe, label) -> score
 
 
@@ -60,14 +66,16 @@ def probe_network(backbone: Backbone, recipe: Recipe) -> Scores:
     data = recipe.data.probe
     assert data is not None, "the recipe names labelled videos"
     views = build.views(data.views)
-    train, test = (extract(backbone, build.source(part), views) for part in (data.train, data.test))
-    return {
-        (name, score.label): score for name, how in PROBES.items() for score in scores_of(how, train, test)
+    sources = [build.source(part) for part in (data.train, data.test)]
+    features = {
+        layers: [extract(backbone, source, views, layers=layers) for source in sources]
+        for layers in ("last", "all")
     }
-
-
-def scores_of(how: Linear | KNN, train: FeatureTable, test: FeatureTable) -> list[Score]:
-    return probe(how, train, test)
+    return {
+        (name, score.label): score
+        for name, (layers, how) in PROBES.items()
+        for score in probe(how, *features[layers])
+    }
 
 
 def mean_and_half_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -127,7 +135,7 @@ GAP = 40
 
 def chart(curves: Sequence[Mapping[int, Scores]], steps: Sequence[int]) -> str:
     """An SVG with a panel a label: the linear probe over steps with its interval, untrained and chance."""
-    labels = [label for name, label in curves[0][0] if name == "linear"]
+    labels = [label for name, label in curves[0][0] if name == CHARTED]
     panels = [panel(label, column, curves, steps) for column, label in enumerate(labels)]
     width = LEFT + len(labels) * (WIDTH + GAP)
     return (
@@ -145,10 +153,10 @@ def panel(label: str, column: int, curves: Sequence[Mapping[int, Scores]], steps
         return f"{left + WIDTH * step / last:.1f},{TOP + HEIGHT * (1 - percent / 100):.1f}"
 
     points = [
-        (step, *mean_and_half_interval([100 * c[step]["linear", label].top1 for c in curves]))
+        (step, *mean_and_half_interval([100 * c[step][CHARTED, label].top1 for c in curves]))
         for step in steps
     ]
-    chance = 100 * curves[0][0]["linear", label].chance
+    chance = 100 * curves[0][0][CHARTED, label].chance
     band = [at(s, m + h) for s, m, h in points] + [at(s, m - h) for s, m, h in reversed(points)]
     ticks = "".join(
         f'<text x="{left - 6}" y="{TOP + HEIGHT * (1 - y / 100) + 4}" text-anchor="end">{y}</text>'
@@ -156,7 +164,7 @@ def panel(label: str, column: int, curves: Sequence[Mapping[int, Scores]], steps
     )
     return (
         f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>{ticks}'
-        f'<text x="{left}" y="{TOP - 10}" font-weight="bold">{label}, linear probe, %</text>'
+        f'<text x="{left}" y="{TOP - 10}" font-weight="bold">{label}, {CHARTED}, %</text>'
         f'<text x="{left}" y="{TOP + HEIGHT + 16}">0</text>'
         f'<text x="{left + WIDTH}" y="{TOP + HEIGHT + 16}" text-anchor="end">{last} steps</text>'
         f'<polygon points="{" ".join(band)}" fill="#1f77b4" opacity="0.25"/>'

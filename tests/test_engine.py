@@ -172,6 +172,7 @@ def test_metrics_are_one_json_line_a_record(tmp_path):
 
 
 def test_first_signal_is_a_request_and_a_second_interrupt_ends_at_once():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a job of the background
     with stop_requests() as stop:
         assert not stop
         os.kill(os.getpid(), signal.SIGTERM)
@@ -179,6 +180,7 @@ def test_first_signal_is_a_request_and_a_second_interrupt_ends_at_once():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
 
 
 def test_window_averages_and_starts_anew():
