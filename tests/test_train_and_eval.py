@@ -178,6 +178,30 @@ def test_trained_scores_come_from_the_trained_weights():
     assert scores["trained"] != scores["untrained"]
 
 
+def test_all_layers_are_the_means_of_every_stage_side_by_side():
+    videos = v.MovingDigits(split="test", size=32, digit_size=24, num_frames=4, num_videos=24)
+    views = v.UniformClips(num_frames=4, frame_stride=1, size=32)
+    recipe = load_recipe("bevt.yaml")
+    net = build.backbone(recipe)
+    features = v.extract(net, videos, views, layers="all")
+    assert features.vectors.shape == (24, 8 + 16 + 32)
+    clip = videos.read(3, range(4)).transpose(0, 1)[None].float() / 255
+    with torch.no_grad():
+        expected = torch.cat([stage.mean((1, 2, 3)) for stage in net.eval()(clip).stages], dim=1)
+    torch.testing.assert_close(features.vectors[3], expected[0], atol=1e-5, rtol=1e-4)
+    assert v.extract(net, videos, views).vectors.shape == (24, 32)
+
+
+def test_a_protocol_says_which_layers_are_read():
+    scores = {}
+    for layers in ("last", "all"):
+        assert main(["eval", "runs/bevt", "--protocol", "linear", f"layers={layers}"]) == 0
+        record = json.loads(Path("runs/bevt/scores/linear-step-000006.json").read_text())
+        assert f"layers: {layers}" in record["protocol"]
+        scores[layers] = record["scores"]["trained"]
+    assert scores["last"] != scores["all"]
+
+
 def test_backbone_starts_from_an_earlier_run(capsys):
     assert main(["train", "bevt.yaml", "name=second", "backbone.init=runs/bevt", "schedule.steps=1"]) == 0
     assert re.search(
