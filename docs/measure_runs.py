@@ -3,7 +3,8 @@
     python docs/measure_runs.py runs/bevt_long runs/bevt_long-2 runs/bevt_long-3 --chart docs/bevt_long.svg
 
 Every run is one seed. Numbers are means over the seeds; what follows ± is half the 95 % interval of that mean
-(Student's t). "Untrained" is each seed's own network as it was drawn before training.
+(Student's t). Features are the means of all stages side by
+side. "Untrained" is each seed's own network as it was drawn before training.
 """
 
 import argparse
@@ -18,19 +19,13 @@ from vidssl import build
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.evaluate import Score, extract, probe
 from vidssl.evaluators import KNN, Linear
-from vidssl.evaluators.features import Layers
 from vidssl.interfaces import Backbone
 from vidssl.recipe import Recipe, recipe_from_text
 from vidssl.weights.load import load_whole
 
 STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # number of seeds -> quantile
-LINEAR = Linear(penalties=(1.0, 10.0, 100.0, 1000.0))  # as in evaluation/linear.yaml
-PROBES: dict[str, tuple[Layers, Linear | KNN]] = {
-    "linear, all stages": ("all", LINEAR),
-    "linear, last layer": ("last", LINEAR),
-    "kNN, last layer": ("last", KNN(k=20)),
-}
-CHARTED = "linear, all stages"
+PROBES = {"linear": Linear(penalties=(1.0, 10.0, 100.0, 1000.0)), "kNN": KNN(k=20)}  # as in evaluation/
+CHARTED = "linear"
 Scores = dict[tuple[str, str], Score]  # (probe, label) -> score
 
 
@@ -66,16 +61,10 @@ def probe_network(backbone: Backbone, recipe: Recipe) -> Scores:
     data = recipe.data.probe
     assert data is not None, "the recipe names labelled videos"
     views = build.views(data.views)
-    sources = [build.source(part) for part in (data.train, data.test)]
-    features = {
-        layers: [extract(backbone, source, views, layers=layers) for source in sources]
-        for layers in ("last", "all")
-    }
-    return {
-        (name, score.label): score
-        for name, (layers, how) in PROBES.items()
-        for score in probe(how, *features[layers])
-    }
+    train, test = (
+        extract(backbone, build.source(part), views, layers="all") for part in (data.train, data.test)
+    )
+    return {(name, score.label): score for name, how in PROBES.items() for score in probe(how, train, test)}
 
 
 def mean_and_half_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -164,7 +153,7 @@ def panel(label: str, column: int, curves: Sequence[Mapping[int, Scores]], steps
     )
     return (
         f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>{ticks}'
-        f'<text x="{left}" y="{TOP - 10}" font-weight="bold">{label}, {CHARTED}, %</text>'
+        f'<text x="{left}" y="{TOP - 10}" font-weight="bold">{label}, {CHARTED} probe, %</text>'
         f'<text x="{left}" y="{TOP + HEIGHT + 16}">0</text>'
         f'<text x="{left + WIDTH}" y="{TOP + HEIGHT + 16}" text-anchor="end">{last} steps</text>'
         f'<polygon points="{" ".join(band)}" fill="#1f77b4" opacity="0.25"/>'
