@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pytest
 import torch
@@ -97,7 +97,7 @@ class ToyMasker(Masker):
 class ToyObjective(Objective):
     """A toy that masks and predicts."""
 
-    needs_views: ClassVar[Mapping[str, int]] = {"clip": 1, "image": 1}
+    needs_views: Mapping[str, int] = {"clip": 1, "image": 1}
 
     def __init__(
         self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker, *, video_weight: float = 1.0
@@ -120,7 +120,7 @@ class ToyObjective(Objective):
 class PlainObjective(ToyObjective):
     """A toy with a backbone alone."""
 
-    needs_views: ClassVar[Mapping[str, int]] = {"clip": 2}
+    needs_views: Mapping[str, int] = {"clip": 2}
 
     def __init__(self, backbone: Backbone) -> None:
         nn.Module.__init__(self)
@@ -130,7 +130,7 @@ class PlainObjective(ToyObjective):
 class TrainsTokenizer(ToyObjective):
     """A toy that trains a tokenizer."""
 
-    needs_views: ClassVar[Mapping[str, int]] = {"clip": 1}
+    needs_views: Mapping[str, int] = {"clip": 1}
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         nn.Module.__init__(self)

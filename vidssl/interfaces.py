@@ -50,10 +50,12 @@ class Batch:
         views: name of a view -> its slots, each [B, 3, T, H, W]. uint8 as the loader hands them over,
             float32 in [0, 1] once ``to`` has put them on the training device.
         indices: name of a stream -> int64 [B], which sample of its source each row is.
+        labels: name of a stream -> label name -> int64 [B], class numbers, -1 where a sample lacks the label.
     """
 
     views: Mapping[str, tuple[Tensor, ...]]
     indices: Mapping[str, Tensor] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``, its pixels as float32 in [0, 1]."""
@@ -61,7 +63,11 @@ class Batch:
             name: tuple(as_clip(slot.to(device, non_blocking=True)) for slot in slots)
             for name, slots in self.views.items()
         }
-        return replace(self, views=views)
+        labels = {
+            stream: {name: numbers.to(device, non_blocking=True) for name, numbers in given.items()}
+            for stream, given in self.labels.items()
+        }
+        return replace(self, views=views, labels=labels)
 
 
 def as_clip(pixels: Tensor) -> Tensor:
@@ -76,15 +82,22 @@ class Progress:
     Attributes:
         step: optimizer steps done before this one.
         total_steps: of the whole run.
+        steps_per_epoch: of the stream that the schedule counts epochs of; need not be whole.
     """
 
     step: int
     total_steps: int
+    steps_per_epoch: float = 1.0
 
     @property
     def fraction(self) -> float:
         """0 before the first step, approaching 1 at the last."""
         return self.step / max(1, self.total_steps)
+
+    @property
+    def epoch(self) -> int:
+        """Whole passes over the counted stream that lie behind this step."""
+        return int(self.step / self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -124,6 +137,23 @@ class UnreadableSample(Exception):
         return f"{self.key}: {self.reason}"
 
 
+@dataclass(frozen=True)
+class Translated:
+    """Weights of another project under a backbone's own keys.
+
+    Attributes:
+        state: own key -> tensor of the own shape.
+        layout: whose layout it was, e.g. "SVT, published".
+        reshaped: own keys whose tensors were resized, inflated or copied from another part.
+        dropped: keys of the source that the backbone has no use for (heads, decoders, tokenizers).
+    """
+
+    state: Mapping[str, Tensor]
+    layout: str
+    reshaped: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
 class Backbone(nn.Module, ABC):
     """A network from clips (or token ids) to features. It never learns which paper it serves.
 
@@ -154,6 +184,14 @@ class Backbone(nn.Module, ABC):
         """The norm that makes ``Features.patches`` of the last stage, None where there is none of its own.
 
         BEVT's decoder ends in the encoder's own norm, which is thereby trained.
+        """
+        return None
+
+    def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
+        """Weights in a published layout, as this network's own; None if it is no layout that it knows.
+
+        What the source lacks stays out of ``Translated.state`` and keeps its fresh values. Nothing of the
+        network is changed.
         """
         return None
 
@@ -236,9 +274,12 @@ class Masker(ABC):
 
 class Objective(nn.Module, ABC):
     """What is minimised. Positional constructor parameters are parts (backbone, tokenizer, masker);
-    keyword-only ones are the keys of its recipe section. Heads and decoders live here."""
+    keyword-only ones are the keys of its recipe section. Heads and decoders live here.
 
-    needs_views: ClassVar[Mapping[str, int]]
+    ``needs_views``: view name -> slots read; set in the constructor where keys decide it.
+    """
+
+    needs_views: Mapping[str, int]
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:

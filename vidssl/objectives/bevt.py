@@ -1,7 +1,6 @@
 """BEVT: masked image and masked video modelling through one encoder."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import torch
 
@@ -21,7 +20,7 @@ class BEVT(Objective):
         video_weight: lambda, of L_MVM; 1 in the paper.
     """
 
-    needs_views: ClassVar[Mapping[str, int]] = {"clip": 1, "image": 1}
+    needs_views: Mapping[str, int] = {"clip": 1, "image": 1}
 
     def __init__(
         self,
@@ -60,7 +59,7 @@ class BEVT(Objective):
 class BEVTImage(Objective):
     """BEVT-I, the image stream alone: stage one of the training, and a rival of Table 1 (BEVT, Eq. 2)."""
 
-    needs_views: ClassVar[Mapping[str, int]] = {"image": 1}
+    needs_views: Mapping[str, int] = {"image": 1}
 
     def __init__(self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker) -> None:
         super().__init__()
@@ -80,7 +79,7 @@ class BEVTImage(Objective):
 class BEVTVideo(Objective):
     """BEVT-V, the video stream alone, from scratch or from image weights (BEVT, Eq. 3; Tables 1 and 6)."""
 
-    needs_views: ClassVar[Mapping[str, int]] = {"clip": 1}
+    needs_views: Mapping[str, int] = {"clip": 1}
 
     def __init__(self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Training a discrete tokenizer by reconstruction."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +33,7 @@ class TokenizerTraining(Objective):
         ValueError: if an argument is out of its range.
     """
 
-    needs_views: ClassVar[Mapping[str, int]] = {"image": 1}
+    needs_views: Mapping[str, int] = {"image": 1}
 
     def __init__(
         self,
