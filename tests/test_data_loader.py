@@ -152,6 +152,30 @@ def test_processes_that_share_a_stream_see_slices_of_each_batch() -> None:
         stream.share(0, 3)
 
 
+class Labelled(Numbers):
+    """Even samples lack the label "odd"; all have "tens"."""
+
+    label_classes: Mapping[str, tuple[str, ...]] = {"odd": ("yes", "no"), "tens": ("0", "1")}
+
+    def labels(self, index: int) -> Mapping[str, int]:
+        return {"tens": index // 10} | ({"odd": 1} if index % 2 else {})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_come_with_their_samples(workers: int) -> None:
+    for batch in take(6, Stream(Labelled(12), CLIP, batch_size=4, workers=workers)):
+        numbers, labels = batch.indices["video"], batch.labels["video"]
+        assert labels["tens"].tolist() == (numbers // 10).tolist()
+        assert labels["odd"].tolist() == [1 if number % 2 else -1 for number in numbers.tolist()]
+        assert all(given.dtype == torch.int64 for given in labels.values())
+
+
+def test_a_replaced_sample_brings_its_own_label() -> None:
+    stream = Stream(Labelled(12, bad=[1, 2, 3]), CLIP, batch_size=12, max_unreadable_share=0.5)
+    (batch,) = take(1, stream)
+    assert batch.labels["video"]["tens"].tolist() == (batch.indices["video"] // 10).tolist()
+
+
 def test_streams_merge_into_one_batch() -> None:
     image = SingleImage(size=4)
     streams = {
@@ -162,6 +186,7 @@ def test_streams_merge_into_one_batch() -> None:
         batch = next(loader)
     assert {name: len(numbers) for name, numbers in batch.indices.items()} == {"video": 2, "image": 3}
     assert tuple(batch.views["image"][0].shape) == (3, 3, 1, 4, 4)
+    assert batch.labels == {"video": {}, "image": {}}
     with pytest.raises(ValueError, match="two streams give a view of the same name: clip, clip"):
         Loader({"video": streams["video"], "image": Stream(Numbers(3), CLIP, batch_size=1)})
 
@@ -292,7 +317,9 @@ def test_one_pass_gives_every_readable_sample_once_in_order(workers: int) -> Non
         workers=workers,
         unreadable=lambda error: left_out.append(str(error)),
     )
-    indices, slots = zip(*passed, strict=True)
+    indices, given = zip(*passed, strict=True)
+    assert all(list(views) == ["clip"] for views in given)
+    slots = [views["clip"] for views in given]
     assert [numbers.tolist() for numbers in indices] == [[0, 2, 3], [8, 9, 10]]
     assert [len(clips) for clips in slots] == [2, 2]
     assert tuple(slots[0][1].shape) == (3, 3, 2, 4, 4)

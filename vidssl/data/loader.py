@@ -107,13 +107,14 @@ class Loader:
     def __next__(self) -> Batch:
         started = time.monotonic()
         views: Views = {}
-        indices = {}
+        indices, labels = {}, {}
         for name, batches in self._streams.items():
             parcel = next(batches)
             views |= parcel.views
             indices[name] = parcel.indices
+            labels[name] = parcel.labels
         self.waited_seconds = time.monotonic() - started
-        return Batch(views=views, indices=indices)
+        return Batch(views=views, indices=indices, labels=labels)
 
     def __enter__(self) -> Loader:
         return self
@@ -157,22 +158,19 @@ def iterate_once(
     batch_size: int,
     workers: int = 0,
     unreadable: Callable[[UnreadableSample], None],
-) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
+) -> Iterator[tuple[Tensor, Views]]:
     """Every readable sample of a source once, in order, for measuring.
 
     Args:
-        views: gives views of one name only; any randomness of theirs depends on the sample's number alone.
+        views: any randomness of theirs depends on the sample's number alone.
         unreadable: called with what is wrong with each sample that is left out.
 
     Yields:
-        Sample numbers int64 [B], and the slots of their views, each uint8 [B, 3, T, H, W].
+        Sample numbers int64 [B], and their views: name -> slots, each uint8 [B, 3, T, H, W].
 
     Raises:
         UsageError: if no sample can be read.
     """
-    if len(views.shapes) != 1:
-        raise ValueError(f"one kind of view can be measured at a time, got {', '.join(views.shapes)}")
-    (name,) = views.shapes
     numbers = list(range(len(source)))
     batches = [numbers[start : start + batch_size] for start in range(0, len(source), batch_size)]
     failed: list[Failure] = []
@@ -181,7 +179,7 @@ def iterate_once(
             failed.append(failure)
             unreadable(UnreadableSample(failure.key, failure.reason))
         if len(parcel.indices):
-            yield parcel.indices, parcel.views[name]
+            yield parcel.indices, parcel.views
     if len(failed) == len(source):
         raise UsageError(f"none of the {len(source)} samples can be read.{_listed(failed)}")
 

@@ -6,8 +6,8 @@ import hashlib
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 import torch
@@ -34,11 +34,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was asked for: a sample's views, or None if it could not be read; and what failed on the way."""
+    """What was asked for: a sample's views, or None if it could not be read; and what failed on the way.
+
+    ``labels``: label name -> class number for every label that the source knows, -1 where this one lacks it.
+    """
 
     index: int
     views: Views | None
     failures: tuple[Failure, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,19 @@ class Parcel:
     Attributes:
         indices: int64 [B].
         views: name -> slots, each uint8 [B, 3, T, H, W].
+        labels: label name -> int64 [B], -1 where a sample lacks the label.
     """
 
     indices: Tensor
     views: Views
     failures: tuple[Failure, ...]
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
 
     def pin_memory(self) -> Parcel:
         """The same in page-locked memory; the name is the one that DataLoader looks for."""
         views = {name: tuple(slot.pin_memory() for slot in slots) for name, slots in self.views.items()}
-        return replace(self, views=views)
+        labels = {name: numbers.pin_memory() for name, numbers in self.labels.items()}
+        return replace(self, views=views, labels=labels)
 
 
 class InOrder(Dataset[Sample]):
@@ -74,9 +81,10 @@ class InOrder(Dataset[Sample]):
         """One sample's views, their randomness from this seed alone."""
         try:
             views = self.views.sample(self.source, index, torch.Generator().manual_seed(seed))
+            given = self.source.labels(index)
         except UnreadableSample as error:
             return Sample(index, None, (Failure(index, error.key, error.reason),))
-        return Sample(index, views)
+        return Sample(index, views, labels={name: given.get(name, -1) for name in self.source.label_classes})
 
 
 class Endless(Dataset[Sample]):
@@ -160,14 +168,19 @@ def parcels(
 
 
 def _collate(samples: list[Sample]) -> Parcel:
-    found = [(sample.index, sample.views) for sample in samples if sample.views is not None]
-    names = found[0][1] if found else ()
+    found = [(sample, sample.views) for sample in samples if sample.views is not None]
+    first, names = found[0] if found else (None, {})
     views = {
         name: tuple(torch.stack(slot) for slot in zip(*(views[name] for _, views in found), strict=True))
         for name in names
     }
+    labels = {
+        name: torch.tensor([sample.labels[name] for sample, _ in found], dtype=torch.int64)
+        for name in (first.labels if first else ())
+    }
     failures = tuple(failure for sample in samples for failure in sample.failures)
-    return Parcel(torch.tensor([index for index, _ in found], dtype=torch.int64), views, failures)
+    indices = torch.tensor([sample.index for sample, _ in found], dtype=torch.int64)
+    return Parcel(indices, views, failures, labels)
 
 
 def _leave_signals_to_parent(worker: int) -> None:

@@ -37,7 +37,7 @@ class FeatureTable:
 def encode_views(
     backbone: Backbone,
     tokenizer: Tokenizer | None,
-    batches: Iterator[tuple[Tensor, Sequence[Tensor]]],
+    batches: Iterator[tuple[Tensor, Mapping[str, Sequence[Tensor]]]],
     *,
     layers: Layers,
     device: torch.device,
@@ -47,7 +47,8 @@ def encode_views(
 
     Args:
         backbone: in eval mode on ``device``; one that reads ids needs the ``tokenizer`` of its recipe.
-        batches: (sample numbers [B], views: each uint8 [B, 3, T, H, W]).
+        batches: (sample numbers [B], views: name -> slots, each uint8 [B, 3, T, H, W]). The i-th slots of
+            all names are one test view (SVT's slow and fast clips), so every name has as many slots.
         layers: the last layer's vector, or the means of all stages side by side.
         autocast: bfloat16 autocast.
 
@@ -57,7 +58,8 @@ def encode_views(
     vectors, numbers = [], []
     for indices, views in batches:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-            outputs = [_encode(backbone, tokenizer, as_clip(view.to(device))) for view in views]
+            views_in_turn = [view for slot in zip(*views.values(), strict=True) for view in slot]
+            outputs = [_encode(backbone, tokenizer, as_clip(view.to(device))) for view in views_in_turn]
         pooled = [output.pooled() if layers == "last" else output.pooled_stages() for output in outputs]
         vectors.append(torch.stack(pooled).float().mean(0))
         numbers.append(indices)
