@@ -158,14 +158,16 @@ class Backbone(nn.Module, ABC):
     """A network from clips (or token ids) to features. It never learns which paper it serves.
 
     A constructor sets ``embed_dim`` (D of ``Features.pooled()``), ``strides`` (frames, rows and columns
-    of pixels that one cell of ``grid`` spans) and, if it has stages, ``stage_dims`` and
-    ``stage_strides``, finest first.
+    of pixels that one cell of ``grid`` spans; of ids where it reads those) and, if it has stages,
+    ``stage_dims`` and ``stage_strides``, finest first. One that reads ids also sets ``vocab_size``, how many
+    different ones a tokenizer may give it.
     """
 
     input_kind: ClassVar[InputKind] = "pixels"
     takes_mask: ClassVar[bool] = True
     embed_dim: int
     strides: GridSize
+    vocab_size: int | None = None
     stage_dims: tuple[int, ...] = ()
     stage_strides: tuple[GridSize, ...] = ()
 
@@ -184,6 +186,13 @@ class Backbone(nn.Module, ABC):
         """The norm that makes ``Features.patches`` of the last stage, None where there is none of its own.
 
         BEVT's decoder ends in the encoder's own norm, which is thereby trained.
+        """
+        return None
+
+    def token_embedding(self) -> nn.Parameter | None:
+        """Vectors [V or more, D] of the ids that are read, a row an id; None where there are none.
+
+        VIMPAC's token head predicts with the same matrix.
         """
         return None
 
@@ -270,6 +279,16 @@ class Masker(ABC):
         Raises:
             ValueError: if this masker cannot draw on a grid of this size.
         """
+
+    def groups(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
+        """Which hidden cells belong together, int64 [batch_size, *grid]: -1 where visible.
+
+        Cells of a row with one number share what is done to them (BERT's 80/10/10). By default every
+        hidden cell is on its own; a masker that hides blocks numbers its blocks.
+        """
+        mask = self(batch_size, grid, generator)
+        numbers = torch.arange(mask[0].numel(), device=mask.device).view(grid)
+        return torch.where(mask, numbers, -1)
 
 
 class Objective(nn.Module, ABC):
