@@ -1,5 +1,6 @@
 """Video Swin: attention in shifted space-time windows, one pyramid for clips and images."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -19,7 +20,8 @@ from vidssl.backbones.blocks import (
 )
 from vidssl.backbones.windows import WindowAttention, plan_windows
 from vidssl.grids import GridSize
-from vidssl.interfaces import Backbone, Features
+from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.weights.swin_layouts import read_swin
 
 # width of the first stage, blocks and heads of each stage: Video Swin, Sec. 3.3
 VARIANTS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
@@ -117,6 +119,7 @@ class VideoSwin(Backbone):
         self.stage_dims = tuple(dim * 2**i for i in range(num_stages))
         self.embed_dim = self.stage_dims[-1]
         self.strides = patch_size
+        self.window = window
         p, q, r = patch_size
         self.stage_strides = tuple((p, q * 2**i, r * 2**i) for i in range(num_stages))
 
@@ -148,6 +151,11 @@ class VideoSwin(Backbone):
 
     def final_norm(self) -> nn.Module:
         return self.norm
+
+    def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
+        """Released BEVT and Video Swin weights, torchvision's ``swin3d``, and image Swins, inflated."""
+        found = read_swin(state, self.state_dict(), self.window)
+        return None if found is None else Translated(*found)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         x = self.normalise(x)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidssl.weights.swin_keys import published_key
 
-_PREFIXES = ("module.", "backbone.", "encoder.")  # wrappers that image checkpoints come in
+_PREFIXES = ("module.", "model.", "backbone.", "encoder.")  # wrappers that image checkpoints come in
 _TABLE = "attn.bias_table"
 
 
@@ -68,10 +68,10 @@ def inflate_swin(
         ours: ``VideoSwin.state_dict()``, for the names and shapes.
         window: of the video model.
     """
-    source = {_without_prefixes(key): tensor for key, tensor in state.items()}
+    source = {without_prefixes(key): tensor for key, tensor in state.items()}
     found = {}
     for key, own in ours.items():
-        name = _image_name(key, source)
+        name = image_name(key, source)
         if name not in source:
             continue
         tensor = source[name]
@@ -106,13 +106,14 @@ def inflate_image_stage(state: Mapping[str, Tensor], window: tuple[int, int, int
     return inflated
 
 
-def _without_prefixes(key: str) -> str:
+def without_prefixes(key: str) -> str:
+    """A name without what data-parallel training and whole models put before it."""
     for prefix in _PREFIXES:
         key = key.removeprefix(prefix)
     return key
 
 
-def _image_name(ours: str, source: Mapping[str, Tensor]) -> str:
+def image_name(ours: str, source: Mapping[str, Tensor]) -> str:
     """Where an image checkpoint keeps what ``VideoSwin`` calls so."""
     name = published_key(ours).replace("patch_embed_2d.", "patch_embed.")
     if name.startswith("norm.") and f"fc_{name}" in source:

@@ -1,5 +1,7 @@
 """Loading weights into a network, with a report of what happened to every key."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_tensors
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
+from vidssl.interfaces import Backbone
 from vidssl.spec import parse
+from vidssl.weights.foreign import read_foreign
 from vidssl.weights.inflate import inflate_image_stage
 
 
@@ -22,20 +26,33 @@ class LoadReport:
         loaded: keys that were taken over.
         new: keys of the network that the source lacks; they keep their fresh values.
         unused: keys of the source that the network lacks.
-        inflated: whether what serves clips was made from what serves images.
+        layout: whose layout the source had, empty for this package's own.
+        reshaped: keys among ``loaded`` whose tensors were resized, inflated or copied from another part.
     """
 
-    source: Path
+    source: Path | str
     loaded: tuple[str, ...]
     new: tuple[str, ...]
     unused: tuple[str, ...]
-    inflated: bool = False
+    layout: str = ""
+    reshaped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return (
-            f"{self.source}: {len(self.loaded)} tensors loaded, {_some(self.new)} new, "
-            f"{_some(self.unused)} not used" + ("; inflated from images to clips" if self.inflated else "")
-        )
+        """A line for each fate, with every key; block and stage numbers are written as ``*``."""
+        fates = {
+            "loaded": self.loaded,
+            "of them resized, inflated or copied": self.reshaped,
+            "new, with fresh values": self.new,
+            "not used": self.unused,
+        }
+        head = f"{self.source}" + (f" ({self.layout})" if self.layout else "")
+        lines = [f"  {fate}: {_grouped(keys)}" for fate, keys in fates.items() if keys]
+        return "\n".join([f"{head}: {len(self.loaded)} tensors loaded", *lines])
+
+
+def _grouped(keys: Sequence[str]) -> str:
+    groups = Counter(re.sub(r"\.\d+(?=\.|$)", ".*", key) for key in keys)
+    return f"{len(keys)} ({', '.join(f'{key} x{n}' if n > 1 else key for key, n in groups.items())})"
 
 
 def _some(keys: Sequence[str], most: int = 6) -> str:
@@ -45,16 +62,38 @@ def _some(keys: Sequence[str], most: int = 6) -> str:
     return f"{len(keys)} ({shown})"
 
 
-def load_init(network: nn.Module, init: str) -> LoadReport:
-    """Start a network from the encoder of an earlier run: ``backbone.init`` of a recipe.
+def load_init(network: Backbone, init: str) -> LoadReport:
+    """Start a network from weights that there are: ``backbone.init`` of a recipe.
 
     Args:
-        init: a run folder (its newest checkpoint is taken) or a checkpoint file. One that was trained on
-            images alone is inflated first: its clip embedding and temporal biases come from its image ones.
+        init: a run folder (its newest checkpoint is taken) or a checkpoint of this package, of which one
+            that was trained on images alone is inflated first: its clip embedding and temporal biases come
+            from its image ones; or ``timm:NAME``, ``torchvision:NAME`` or a file in a published layout.
 
     Raises:
         UsageError: if it cannot be read, shares no key with the network, or a shared key has another shape.
     """
+    checkpoint = _own_checkpoint(init)
+    if checkpoint is not None:
+        window = _window_of_image_stage(checkpoint)
+        if window is None:
+            return load_state(network, checkpoint.encoder, checkpoint.path)
+        filled = inflate_image_stage(checkpoint.encoder, window)
+        report = load_state(network, filled, checkpoint.path)
+        inflated = (key for key in report.loaded if filled[key] is not checkpoint.encoder[key])
+        return replace(report, layout="trained on images, inflated to clips", reshaped=tuple(inflated))
+    state = read_foreign(init)
+    found = network.translate(state)
+    if found is None:
+        return load_state(network, state, init)
+    report = load_state(network, found.state, init)
+    return replace(
+        report, layout=found.layout, reshaped=found.reshaped, unused=(*report.unused, *found.dropped)
+    )
+
+
+def _own_checkpoint(init: str) -> Checkpoint | None:
+    """The checkpoint that ``init`` names, None if it names weights of another project."""
     path = Path(init)
     if path.is_dir():
         newest = RunFolder(path).newest_checkpoint()
@@ -62,13 +101,10 @@ def load_init(network: nn.Module, init: str) -> LoadReport:
             raise UsageError(
                 f"backbone.init: {path}: no checkpoint in it; is it the folder of a training run?"
             )
-        path = newest
-    checkpoint = read_checkpoint(path)
-    window = _window_of_image_stage(checkpoint)
-    if window is None:
-        return load_state(network, checkpoint.encoder, path)
-    report = load_state(network, inflate_image_stage(checkpoint.encoder, window), path)
-    return replace(report, inflated=True)
+        return read_checkpoint(newest)
+    if path.suffix == ".safetensors" and read_tensors(path)[0].get("format") == FORMAT:
+        return read_checkpoint(path)
+    return None
 
 
 def _window_of_image_stage(checkpoint: Checkpoint) -> tuple[int, int, int] | None:
@@ -99,7 +135,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     return read_checkpoint(path).encoder if metadata.get("format") == FORMAT else tensors
 
 
-def load_state(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> LoadReport:
+def load_state(network: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> LoadReport:
     """Take over every key that the network shares with ``state``.
 
     Raises:
@@ -137,7 +173,7 @@ def load_whole(network: nn.Module, state: Mapping[str, Tensor], source: Path) ->
 
 
 def _refuse_other_shapes(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], shared: Sequence[str], source: Path
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], shared: Sequence[str], source: Path | str
 ) -> None:
     differ = [
         f"{key} is {tuple(state[key].shape)}, the network's {tuple(own[key].shape)}"

@@ -1,0 +1,216 @@
+"""Weights of other projects in our networks: same outputs, every key reported, no code executed."""
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.swin_transformer import SwinTransformer
+from torch import Tensor
+from torchvision.models.video.swin_transformer import SwinTransformer3d
+
+from vidssl.backbones import VideoSwin
+from vidssl.errors import UsageError
+from vidssl.weights.load import load_init
+
+GOLDEN = Path(__file__).parent / "golden" / "bevt"
+NONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def toy_swin(window: tuple[int, int, int] = (2, 4, 4), seed: int = 1) -> VideoSwin:
+    torch.manual_seed(seed)
+    return VideoSwin(
+        embed_dim=12, depths=(2, 2), num_heads=(2, 3), window=window, drop_path=0.0, **NONE
+    ).eval()
+
+
+def image_swin(window: int = 4) -> SwinTransformer:
+    torch.manual_seed(0)
+    net = SwinTransformer(
+        img_size=32, patch_size=4, window_size=window, embed_dim=12, depths=(2, 2), num_heads=(2, 3),
+        num_classes=5,
+    )  # fmt: skip
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+def random_state(net: torch.nn.Module) -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    return {
+        key: torch.randn_like(value) * 0.3 if value.is_floating_point() else value
+        for key, value in net.state_dict().items()
+    }
+
+
+@torch.no_grad()
+def test_an_image_swin_of_timm_gives_its_features_of_images_and_of_still_clips(tmp_path: Path) -> None:
+    theirs, ours = image_swin(), toy_swin()
+    torch.save(theirs.state_dict(), tmp_path / "swin.pth")
+    report = load_init(ours, str(tmp_path / "swin.pth"))
+    image = torch.rand(2, 3, 32, 32)
+    wanted = theirs.forward_features(image)
+    torch.testing.assert_close(ours(image[:, :, None]).patches[:, 0], wanted, atol=1e-5, rtol=1e-5)
+    still = ours(image[:, :, None].expand(-1, -1, 4, -1, -1)).patches
+    torch.testing.assert_close(still, wanted[:, None].expand_as(still), atol=1e-5, rtol=1e-5)
+    assert report.new == ("mask_token",)
+    assert set(report.unused) == {"head.fc.weight", "head.fc.bias"}
+    assert report.layout == "image Swin"
+    assert "embed_clip.proj.weight" in report.reshaped
+    assert "embed_image.proj.weight" not in report.reshaped
+    assert "stages.*.*.attn.bias_table x4" in str(report)
+
+
+@torch.no_grad()
+def test_the_authors_and_simmim_layouts_are_the_same_weights(tmp_path: Path) -> None:
+    theirs = image_swin().state_dict()
+    authors = {
+        f"encoder.{re.sub(r'layers.1.downsample', 'layers.0.downsample', key)}": value
+        for key, value in theirs.items()
+    }
+    torch.save({"model": authors, "epoch": 3}, tmp_path / "authors.pth")
+    torch.save(theirs, tmp_path / "timm.pth")
+    one, other = toy_swin(), toy_swin()
+    load_init(one, str(tmp_path / "authors.pth"))
+    load_init(other, str(tmp_path / "timm.pth"))
+    torch.testing.assert_close(one.state_dict(), other.state_dict(), atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_torchvisions_swin3d_gives_its_features(tmp_path: Path) -> None:
+    theirs = SwinTransformer3d(
+        patch_size=[2, 4, 4], embed_dim=12, depths=[2, 2], num_heads=[2, 3], window_size=[2, 4, 4],
+        num_classes=5,
+    ).eval()  # fmt: skip
+    theirs.load_state_dict(random_state(theirs))
+    torch.save(theirs.state_dict(), tmp_path / "swin3d.pth")
+    ours = toy_swin()
+    report = load_init(ours, str(tmp_path / "swin3d.pth"))
+    clip = torch.rand(2, 3, 4, 32, 32)
+    wanted = theirs.norm(theirs.features(theirs.patch_embed(clip)))
+    torch.testing.assert_close(ours(clip).patches, wanted, atol=1e-5, rtol=1e-5)
+    assert report.layout == "torchvision swin3d"
+    assert set(report.unused) == {"head.weight", "head.bias"}
+    assert all(key == "mask_token" or key.startswith("embed_image.") for key in report.new)
+    assert report.reshaped == ()
+
+
+def published_checkpoint() -> dict[str, Tensor]:
+    return {key: value.float() for key, value in load_file(GOLDEN / "weights.safetensors").items()}
+
+
+def golden_swin(window: tuple[int, int, int] = (2, 3, 3)) -> VideoSwin:
+    return VideoSwin(embed_dim=4, depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window=window)
+
+
+def test_a_released_bevt_checkpoint_loads_and_its_tokenizer_and_decoders_are_dropped(tmp_path: Path) -> None:
+    weights = {
+        key if key.startswith("cls_head.") else f"backbone.{key.removeprefix('backbone.')}": value
+        for key, value in published_checkpoint().items()
+    }
+    weights["cls_head.vae_encoder.blocks.input.w"] = torch.zeros(1)
+    torch.save(
+        {"meta": {"epoch": 150}, "state_dict": weights, "optimizer": {"step": 1}}, tmp_path / "bevt.pth"
+    )
+    ours = golden_swin()
+    report = load_init(ours, str(tmp_path / "bevt.pth"))
+    assert report.new == ()
+    assert "cls_head.vae_encoder.blocks.input.w" in report.unused
+    assert all(key.startswith(("cls_head.", "fpn", "lm_down")) for key in report.unused)
+    for key in ("stages.1.1.attn.bias_table", "embed_image.proj.weight"):
+        published = {"stages.1.1.attn.bias_table": "layers.1.blocks.1.attn.relative_position_bias_table"}.get(
+            key, "patch_embed_2d.proj.weight"
+        )
+        torch.testing.assert_close(
+            ours.state_dict()[key].flatten(), weights[f"backbone.{published}"].flatten(), atol=0, rtol=0
+        )
+
+
+def test_longer_windows_get_resized_tables_and_the_report_says_so(tmp_path: Path) -> None:
+    save_file(published_checkpoint(), tmp_path / "bevt.safetensors")
+    ours = golden_swin(window=(4, 3, 3))
+    report = load_init(ours, str(tmp_path / "bevt.safetensors"))
+    assert len(report.reshaped) == 8
+    assert all(key.endswith("bias_table") for key in report.reshaped)
+
+
+def test_every_key_of_the_released_swin_b_is_loaded_or_named(tmp_path: Path) -> None:
+    published = json.loads((GOLDEN / "keys_swin_b.json").read_text())["pretrain_two_stream"]
+    with torch.device("meta"):
+        ours = VideoSwin(variant="base")
+        state = {key: torch.empty(shape) for key, shape in published.items()}
+    found = ours.translate(state)
+    assert found is not None
+    own = ours.state_dict()
+    assert set(found.state) == set(own)
+    assert all(found.state[key].shape == own[key].shape for key in own)
+    weights = [key for key in published if not key.endswith("relative_position_index")]
+    assert len(found.state) + len(found.dropped) == len(weights)
+
+
+def test_a_checkpoint_that_shares_nothing_is_an_error(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
+    with pytest.raises(UsageError, match="shares no key with VideoSwin"):
+        load_init(toy_swin(), str(tmp_path / "resnet.pth"))
+
+
+def test_an_image_swin_of_another_size_is_an_error_with_the_shapes(tmp_path: Path) -> None:
+    torch.save(image_swin().state_dict(), tmp_path / "swin.pth")
+    other = VideoSwin(embed_dim=24, depths=(2, 2), num_heads=(2, 3), window=(2, 4, 4))
+    with pytest.raises(UsageError, match="weights of another architecture"):
+        load_init(other, str(tmp_path / "swin.pth"))
+
+
+def test_options_beside_the_weights_do_no_harm_and_a_part_can_be_named(tmp_path: Path) -> None:
+    net, other = image_swin().state_dict(), image_swin().state_dict()
+    other["norm.bias"] = other["norm.bias"] + 1
+    torch.save({"args": argparse.Namespace(lr=1), "teacher": net, "student": other}, tmp_path / "both.pth")
+    teacher, student = toy_swin(), toy_swin()
+    load_init(teacher, str(tmp_path / "both.pth"))
+    load_init(student, f"{tmp_path / 'both.pth'}#student")
+    torch.testing.assert_close(student.norm.bias, teacher.norm.bias + 1)
+    with pytest.raises(UsageError, match="has no part 'mother'; its parts: args, teacher, student"):
+        load_init(teacher, f"{tmp_path / 'both.pth'}#mother")
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def test_a_file_that_would_execute_code_is_refused_with_the_name_of_what_it_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "extra": Hostile()}, tmp_path / "hostile.pth")
+    with pytest.raises(UsageError, match=r"holds more than weights.*(posix|nt)\.system"):
+        load_init(toy_swin(), "hostile.pth")
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "damaged or cut short|is no file of torch.save"),
+        (b"PK\x03\x04 cut", "damaged|no file of torch.save"),
+    ],
+)
+def test_a_damaged_file_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "cut.pth").write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        load_init(toy_swin(), str(tmp_path / "cut.pth"))
+
+
+@pytest.mark.parametrize("init", ["timm:swin_base_patch4_window7_224.nonsense", "torchvision:swin3d_q"])
+def test_unknown_names_of_libraries_are_errors_with_the_way_out(init: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot give these weights.*init=FILE"):
+        load_init(toy_swin(), init)
+
+
+def test_a_missing_file_is_an_error() -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.pth: no such file, and no run folder"):
+        load_init(toy_swin(), "nowhere.pth")
