@@ -189,7 +189,7 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
-    def token_embedding(self) -> nn.Parameter | None:
+    def token_embedding(self) -> Tensor | None:
         """Vectors [V or more, D] of the ids that are read, a row an id; None where there are none.
 
         VIMPAC's token head predicts with the same matrix.
