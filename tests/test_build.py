@@ -7,7 +7,8 @@ import pytest
 from toy_parts import ToyMasker, ToyObjective, changed, edited, message, set_up
 
 from vidssl import build
-from vidssl.recipe import Recipe, load_protocol, recipe_from_text
+from vidssl.protocol import load_protocol
+from vidssl.recipe import Recipe, recipe_from_text
 from vidssl.resolved import protocol_text, resolved_text
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from vidssl.errors import UsageError
+from vidssl.protocol import load_protocol
 from vidssl.recipe import (
     Recipe,
     RunSpec,
-    load_protocol,
     load_recipe,
     load_tokenizer_spec,
     recipe_from_text,

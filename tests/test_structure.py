@@ -19,7 +19,7 @@ SPECS = {kind: sorted((ROOT / kind).rglob("*.yaml")) for kind in NAMES}
 FLOORS = (
     {"__init__", "errors", "grids", "interfaces"},
     {"spec", "schema", "spec_files"},
-    {"engine", "weights", "recipe"},
+    {"engine", "weights", "sections", "recipe", "protocol"},
     {"objectives", "backbones", "tokenizers", "maskers", "evaluators", "data"},
     {"components"},
     {"build", "build_checks", "resolved", "listing"},

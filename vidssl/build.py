@@ -36,19 +36,17 @@ from vidssl.engine.optim import AdamW
 from vidssl.engine.schedules import Cosine
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, DataSource, Evaluator, Masker, Objective, Tokenizer, ViewSampler
+from vidssl.protocol import Protocol, load_protocol
 from vidssl.recipe import (
     STREAMS,
-    PartSpec,
-    ProbeSpec,
-    Protocol,
     Recipe,
     TokenizerSpec,
     WeightsSpec,
-    load_protocol,
     load_recipe,
     load_tokenizer_spec,
 )
 from vidssl.schema import bind, construct, parts_of
+from vidssl.sections import PartSpec, ProbeSpec
 from vidssl.spec_files import Kind as SpecKind
 from vidssl.weights.load import load_init, load_whole, read_weights
 

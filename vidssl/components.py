@@ -27,8 +27,8 @@ from vidssl.interfaces import (
 )
 from vidssl.maskers import MASKERS
 from vidssl.objectives import OBJECTIVES
-from vidssl.recipe import PartSpec
 from vidssl.schema import keys_of, parts_of
+from vidssl.sections import PartSpec
 from vidssl.spec import nearest
 from vidssl.tokenizers import TOKENIZERS
 

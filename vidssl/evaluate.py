@@ -21,7 +21,8 @@ from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable, Layers, encode_views
 from vidssl.evaluators.statistics import wilson_interval
 from vidssl.interfaces import Backbone, DataSource, Evaluator, LabelledFeatures, Tokenizer, ViewSampler
-from vidssl.recipe import Protocol, Recipe, load_protocol, recipe_from_text
+from vidssl.protocol import Protocol, load_protocol
+from vidssl.recipe import Recipe, recipe_from_text
 from vidssl.resolved import protocol_text
 from vidssl.weights.load import load_whole
 

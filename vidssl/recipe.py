@@ -1,4 +1,4 @@
-"""The three kinds of spec files as frozen dataclasses: recipes, evaluation protocols and tokenizers."""
+"""Recipes and tokenizer files as frozen dataclasses."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,26 +7,20 @@ from typing import Literal
 
 from vidssl.errors import UsageError
 from vidssl.schema import construct, convert
-from vidssl.spec import Node, load, moved, override, parse
+from vidssl.sections import (
+    PartSpec,
+    ProbeSpec,
+    read_count,
+    read_optional_part,
+    read_part,
+    read_probe,
+    read_text,
+)
+from vidssl.spec import Node, load, override, parse
 from vidssl.spec_files import find
 
 STREAMS = ("video", "image")
 _WEIGHTS_KEYS = ("weights", "sha256", "source", "licence", "command")
-
-
-@dataclass(frozen=True)
-class PartSpec:
-    """A component that a spec names.
-
-    Attributes:
-        type: a name in the component's table, or ``my_file.py:MyClass``.
-        node: the section, a mapping.
-        apart: its keys that are not the constructor's.
-    """
-
-    type: str
-    node: Node
-    apart: tuple[str, ...] = ("type",)
 
 
 @dataclass(frozen=True)
@@ -78,15 +72,6 @@ class StreamSpec:
     views: PartSpec
     batch_size: int
     node: Node
-
-
-@dataclass(frozen=True)
-class ProbeSpec:
-    """Labelled data for probes: two sources and the views that features are taken from."""
-
-    train: PartSpec
-    test: PartSpec
-    views: PartSpec
 
 
 @dataclass(frozen=True)
@@ -159,24 +144,6 @@ class Recipe:
     node: Node = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How a model is measured.
-
-    Attributes:
-        layers: "last" for the last layer's vector, "all" for the means of all stages side by side.
-        batch_size: clips that go through the encoder together.
-        data: used instead of the recipe's ``data.probe`` where given.
-    """
-
-    name: str
-    evaluator: PartSpec
-    layers: Literal["last", "all"]
-    batch_size: int
-    data: ProbeSpec | None
-    node: Node = field(repr=False)
-
-
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a file or name, with dotted overrides (``optim.lr=1e-3``) applied.
 
@@ -194,23 +161,6 @@ def recipe_from_text(text: str, name: str) -> Recipe:
         UsageError: as ``load_recipe``.
     """
     return read_recipe(parse(text, lambda line: f"{name}:{line}"), Path.cwd())
-
-
-def load_protocol(name: str, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Protocol:
-    """The protocol of a file or name, with dotted overrides applied.
-
-    Args:
-        recipe: its ``data.probe`` stands in for the ``data`` of a protocol that has none, so that
-            overrides can change a part of it.
-
-    Raises:
-        UsageError: as ``load_recipe``.
-    """
-    node = load(find("evaluation", name))
-    probe = recipe.data.node.mapping().get("probe") if recipe else None
-    if probe is not None and "data" not in node.mapping():
-        node = replace(node, value={**node.mapping(), "data": moved(probe, "data")})
-    return read_protocol(overridden(node, overrides))
 
 
 def load_tokenizer_spec(name: str) -> TokenizerSpec:
@@ -249,73 +199,23 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
     sections = {
         key: entry for key, entry in entries.items() if key not in optional or entry.value is not None
     }
-    backbone = _optional_part(sections, "backbone", apart=("type", "init"))
+    backbone = read_optional_part(sections, "backbone", apart=("type", "init"))
     init = backbone.node.mapping().get("init") if backbone else None
     return Recipe(
-        name=_text(sections["name"]),
-        seed=_count(sections, "seed", default=0, lowest=0),
-        objective=_part(sections["objective"]),
+        name=read_text(sections["name"]),
+        seed=read_count(sections, "seed", default=0, lowest=0),
+        objective=read_part(sections["objective"]),
         backbone=backbone,
-        init=None if init is None or init.value is None else _text(init),
+        init=None if init is None or init.value is None else read_text(init),
         tokenizer=_recipe_tokenizer(sections["tokenizer"], folder) if "tokenizer" in sections else None,
-        masker=_optional_part(sections, "masker"),
+        masker=read_optional_part(sections, "masker"),
         data=_data(sections["data"]),
-        augment=_optional_part(sections, "augment"),
-        optim=_part(sections["optim"]),
-        schedule=_part(sections["schedule"]),
+        augment=read_optional_part(sections, "augment"),
+        optim=read_part(sections["optim"]),
+        schedule=read_part(sections["schedule"]),
         run=construct(sections["run"], RunSpec) if "run" in sections else RunSpec(),
         node=replace(node, value=sections),
     )
-
-
-def read_protocol(node: Node) -> Protocol:
-    """The protocol in a tree.
-
-    Raises:
-        UsageError: at the first thing that is wrong.
-    """
-    sections = node.entries(("name", "evaluator"), ("layers", "batch_size", "data"))
-    return Protocol(
-        name=_text(sections["name"]),
-        evaluator=_part(sections["evaluator"]),
-        layers=_layers(sections),
-        batch_size=_count(sections, "batch_size", default=32, lowest=1),
-        data=_probe(sections["data"]) if "data" in sections else None,
-        node=node,
-    )
-
-
-def _part(node: Node, apart: tuple[str, ...] = ("type",)) -> PartSpec:
-    entries = node.mapping()
-    if "type" not in entries:
-        raise node.error("missing 'type'")
-    return PartSpec(_text(entries["type"]), node, apart)
-
-
-def _optional_part(
-    sections: Mapping[str, Node], key: str, apart: tuple[str, ...] = ("type",)
-) -> PartSpec | None:
-    return _part(sections[key], apart) if key in sections else None
-
-
-def _text(node: Node) -> str:
-    if not isinstance(node.value, str) or not node.value:
-        raise node.error(f"expected text, got {node.shown()}")
-    return node.value
-
-
-def _count(sections: Mapping[str, Node], key: str, *, default: int, lowest: int) -> int:
-    if key not in sections:
-        return default
-    value = convert(sections[key], int)
-    if not isinstance(value, int) or value < lowest:
-        raise sections[key].error(f"must be at least {lowest}, got {value}")
-    return value
-
-
-def _layers(sections: Mapping[str, Node]) -> Literal["last", "all"]:
-    found = convert(sections["layers"], Literal["last", "all"]) if "layers" in sections else "last"
-    return "all" if found == "all" else "last"
 
 
 def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:
@@ -329,7 +229,7 @@ def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:
 
 
 def _tokenizer(node: Node, folder: Path) -> TokenizerSpec:
-    part = _part(node, ("type", *_WEIGHTS_KEYS))
+    part = read_part(node, ("type", *_WEIGHTS_KEYS))
     entries = node.mapping()
     if "weights" not in entries:
         stray = [key for key in _WEIGHTS_KEYS if key in entries]
@@ -340,11 +240,11 @@ def _tokenizer(node: Node, folder: Path) -> TokenizerSpec:
     if missing:
         raise node.error(f"missing {', '.join(repr(key) for key in missing)}, which weights need")
     weights = WeightsSpec(
-        path=(folder / _text(entries["weights"])).resolve(),
-        sha256=_text(entries["sha256"]).lower(),
-        source=_text(entries["source"]),
-        licence=_text(entries["licence"]),
-        command=_text(entries["command"]) if "command" in entries else None,
+        path=(folder / read_text(entries["weights"])).resolve(),
+        sha256=read_text(entries["sha256"]).lower(),
+        source=read_text(entries["source"]),
+        licence=read_text(entries["licence"]),
+        command=read_text(entries["command"]) if "command" in entries else None,
         node=entries["weights"],
     )
     return TokenizerSpec(part, weights, None, node)
@@ -359,20 +259,15 @@ def _data(node: Node) -> DataSpec:
     share = convert(entries["max_unreadable_share"], float) if "max_unreadable_share" in entries else 0.01
     if not isinstance(share, float) or not 0 <= share <= 1:
         raise entries["max_unreadable_share"].error(f"must lie between 0 and 1, got {share}")
-    return DataSpec(streams, _probe(entries["probe"]) if "probe" in entries else None, share, node)
+    return DataSpec(streams, read_probe(entries["probe"]) if "probe" in entries else None, share, node)
 
 
 def _stream(node: Node) -> StreamSpec:
     entries = node.entries(("source", "views", "batch_size"), ("test_source",))
     return StreamSpec(
-        source=_part(entries["source"]),
-        test_source=_optional_part(entries, "test_source"),
-        views=_part(entries["views"]),
-        batch_size=_count(entries, "batch_size", default=1, lowest=1),
+        source=read_part(entries["source"]),
+        test_source=read_optional_part(entries, "test_source"),
+        views=read_part(entries["views"]),
+        batch_size=read_count(entries, "batch_size", default=1, lowest=1),
         node=node,
     )
-
-
-def _probe(node: Node) -> ProbeSpec:
-    entries = node.entries(("train", "test", "views"))
-    return ProbeSpec(_part(entries["train"]), _part(entries["test"]), _part(entries["views"]))

@@ -17,8 +17,10 @@ from vidssl.components import (
     Kind,
     constructor_of,
 )
-from vidssl.recipe import PartSpec, ProbeSpec, Protocol, Recipe, TokenizerSpec
+from vidssl.protocol import Protocol
+from vidssl.recipe import Recipe, TokenizerSpec
 from vidssl.schema import bind
+from vidssl.sections import PartSpec, ProbeSpec
 from vidssl.spec import dump
 
 
@@ -51,8 +53,14 @@ def protocol_text(protocol: Protocol) -> str:
         "name": protocol.name,
         "evaluator": _resolved(protocol.evaluator, EVALUATOR),
         "layers": protocol.layers,
+        "average": protocol.average,
+        "frames": protocol.frames,
         "batch_size": protocol.batch_size,
     }
+    if protocol.views is not None and protocol.data is None:
+        tree["views"] = _resolved(protocol.views, VIEW_SAMPLER)
+    if protocol.train_views is not None:
+        tree["train_views"] = _resolved(protocol.train_views, VIEW_SAMPLER)
     if protocol.data is not None:
         tree["data"] = _resolved_probe(protocol.data)
     return dump(tree)

@@ -1,0 +1,132 @@
+"""Evaluation protocols: how a model is measured."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from vidssl.recipe import Recipe, overridden
+from vidssl.schema import convert
+from vidssl.sections import (
+    PartSpec,
+    ProbeSpec,
+    read_count,
+    read_optional_part,
+    read_part,
+    read_probe,
+    read_text,
+)
+from vidssl.spec import Node, load, moved
+from vidssl.spec_files import find
+
+Layers = Literal["last", "all"]
+Average = Literal["features", "scores", "probabilities"]
+FrameOrder = Literal["normal", "single", "shuffled", "reversed"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a model is measured.
+
+    Attributes:
+        layers: "last" for the last layer's vector, "all" for the means of all stages side by side.
+        average: over the views of a video: "features" before the probe; or each view is a sample to the
+            probe, and its "scores" as they are or the "probabilities" made of them are averaged.
+        frames: orders of a test clip's frames that the probe is scored on; it learns on "normal" ones.
+        batch_size: clips that go through the encoder together.
+        views: test views, used instead of those of ``data``; None where it has none of its own.
+        train_views: of the videos to learn from; None for the test views.
+        data: used instead of the recipe's ``data.probe`` where given. Its views are those of the
+            protocol where it has some.
+    """
+
+    name: str
+    evaluator: PartSpec
+    layers: Layers
+    average: Average
+    frames: tuple[FrameOrder, ...]
+    batch_size: int
+    views: PartSpec | None
+    train_views: PartSpec | None
+    data: ProbeSpec | None
+    node: Node = field(repr=False)
+
+
+def load_protocol(name: str, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Protocol:
+    """The protocol of a file or name, with dotted overrides applied.
+
+    Args:
+        recipe: its ``data.probe`` stands in for the ``data`` of a protocol that has none, so that
+            overrides can change a part of it.
+
+    Raises:
+        UsageError: for anything wrong with the file that shows without knowing the components.
+    """
+    node = load(find("evaluation", name))
+    probe = recipe.data.node.mapping().get("probe") if recipe else None
+    sections = node.mapping()
+    if probe is not None and probe.value is not None and "data" not in sections:
+        data = moved(probe, "data")
+        if "views" in sections:
+            rest = {key: entry for key, entry in data.mapping().items() if key != "views"}
+            data = replace(data, value=rest)
+        node = replace(node, value={**sections, "data": data})
+    return read_protocol(overridden(node, overrides))
+
+
+def read_protocol(node: Node) -> Protocol:
+    """The protocol in a tree.
+
+    Raises:
+        UsageError: at the first thing that is wrong.
+    """
+    optional = ("layers", "average", "frames", "batch_size", "views", "train_views", "data")
+    entries = node.entries(("name", "evaluator"), optional)
+    # null takes a section away, so that an override can
+    sections = {
+        key: entry for key, entry in entries.items() if key not in optional or entry.value is not None
+    }
+    return Protocol(
+        name=read_text(sections["name"]),
+        evaluator=read_part(sections["evaluator"]),
+        layers=_layers(sections),
+        average=_average(sections),
+        frames=_frames(sections),
+        batch_size=read_count(sections, "batch_size", default=32, lowest=1),
+        views=read_optional_part(sections, "views"),
+        train_views=read_optional_part(sections, "train_views"),
+        data=_data(sections),
+        node=replace(node, value=sections),
+    )
+
+
+def _data(sections: Mapping[str, Node]) -> ProbeSpec | None:
+    if "data" not in sections:
+        return None
+    data = sections["data"]
+    if "views" not in sections:
+        return read_probe(data)
+    if "views" in data.mapping():
+        raise data.mapping()["views"].error("given twice: the protocol's own 'views' are the test views")
+    return read_probe(replace(data, value={**data.mapping(), "views": sections["views"]}))
+
+
+def _layers(sections: Mapping[str, Node]) -> Layers:
+    found = convert(sections["layers"], Layers) if "layers" in sections else "last"
+    return "all" if found == "all" else "last"
+
+
+def _average(sections: Mapping[str, Node]) -> Average:
+    found = convert(sections["average"], Average) if "average" in sections else "features"
+    choices: tuple[Average, ...] = get_args(Average)
+    return next(choice for choice in choices if choice == found)
+
+
+def _frames(sections: Mapping[str, Node]) -> tuple[FrameOrder, ...]:
+    if "frames" not in sections:
+        return ("normal",)
+    found = convert(sections["frames"], tuple[FrameOrder, ...])
+    assert isinstance(found, tuple), "convert gives what the annotation says"
+    if "normal" not in found or len(set(found)) < len(found):
+        raise sections["frames"].error("must hold 'normal', and nothing twice")
+    choices: tuple[FrameOrder, ...] = get_args(FrameOrder)
+    return tuple(choice for choice in choices if choice in found)
