@@ -6,12 +6,24 @@ import pytest
 import torch
 
 from vidssl.interfaces import Tokenizer, TrainableTokenizer
-from vidssl.tokenizers import TOKENIZERS
+from vidssl.tokenizers import DALLE, FSQ, TOKENIZERS, VQVAE
 from vidssl.tokenizers.measure import measure
-from vidssl.tokenizers.vqvae import VQVAE
+
+
+def toy_dalle() -> DALLE:
+    """Random weights choose one code for everything, so its logits are centred on some clips."""
+    toy = DALLE(vocab_size=24, width=8, num_blocks=1, decoder_width=8)
+    with torch.no_grad():
+        features = toy.encoder.features(smooth_clips(8, 1, 32)[:, :, 0])
+        mean_logits = toy.encoder.output.weight.flatten(1) @ features.mean(dim=(0, 2, 3))
+        toy.encoder.output.bias.copy_(-mean_logits)
+    return toy
+
 
 # One toy of every entry of the table; a new tokenizer adds its line here.
 TOYS: dict[str, Callable[[], Tokenizer]] = {
+    "dalle": toy_dalle,
+    "fsq": lambda: FSQ(levels=(4, 3, 3), width=8, stride=8, num_res_blocks=1),
     "vqvae": lambda: VQVAE(vocab_size=32, code_dim=4, width=8, stride=8, num_res_blocks=1),
 }
 

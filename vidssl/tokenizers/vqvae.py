@@ -6,14 +6,13 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidssl.interfaces import Reconstruction, TrainableTokenizer
+from vidssl.tokenizers.chunks import in_chunks
+from vidssl.tokenizers.frame_networks import centred, frame_decoder, frame_encoder
 
-# Frames that go through the encoder together on a CPU. oneDNN and MKL choose their kernels by shape,
-# and kernels differ in the last bit, which is enough to flip an id that lies between two codes: with a
-# fixed group the ids of a frame do not depend on the batch around it. 16 frames also stay in the cache.
-_CPU_GROUP = 16
+_CPU_CHUNK = 16  # frames; they stay in the cache
 
 
 class VQVAE(TrainableTokenizer):
@@ -68,8 +67,8 @@ class VQVAE(TrainableTokenizer):
         self.strides = (1, stride, stride)
         self.ema_decay = ema_decay
         self.revive_below = revive_below
-        self.encoder = _encoder(width, code_dim, stride, num_res_blocks)
-        self.decoder = _decoder(width, code_dim, stride, num_res_blocks)
+        self.encoder = frame_encoder(width, code_dim, stride, num_res_blocks)
+        self.decoder = frame_decoder(width, code_dim, stride, num_res_blocks)
         self.codebook: Tensor
         self.ema_counts: Tensor  # N_i, Eq. 6
         self.ema_sums: Tensor  # m_i, Eq. 7
@@ -88,19 +87,12 @@ class VQVAE(TrainableTokenizer):
         frames = rearrange(clip, "b c t h w -> (b t) c h w")
         with torch.autocast(clip.device.type, enabled=False):  # targets do not depend on the run's precision
             frames = frames.float()
-            ids = (
-                self._encode_in_groups(frames) if frames.device.type == "cpu" else self._encode_frames(frames)
-            )
+            size = _CPU_CHUNK if frames.device.type == "cpu" else len(frames)
+            ids = in_chunks(self._encode_frames, frames, size)
         return rearrange(ids, "(b t) h w -> b t h w", b=len(clip))
 
-    def _encode_in_groups(self, frames: Tensor) -> Tensor:
-        missing = -len(frames) % _CPU_GROUP
-        padded = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, missing)) if missing else frames
-        ids = torch.cat([self._encode_frames(group) for group in padded.split(_CPU_GROUP)])
-        return ids[: len(frames)]
-
     def _encode_frames(self, frames: Tensor) -> Tensor:
-        outputs = self.encoder(_centred(frames))
+        outputs = self.encoder(centred(frames))
         vectors = rearrange(outputs, "n d h w -> n (h w) d")
         ids = nearest_code(vectors, self.codebook)
         return ids.view(len(frames), *outputs.shape[2:])
@@ -119,7 +111,7 @@ class VQVAE(TrainableTokenizer):
     def reconstruct(self, clip: Tensor) -> Reconstruction:
         """The clip through the codebook; the regulariser is the commitment, ||z_e - sg(e)||^2 (Eq. 3)."""
         self.grid(*clip.shape[2:])
-        outputs = self.encoder(_centred(rearrange(clip, "b c t h w -> (b t) c h w"))).float()
+        outputs = self.encoder(centred(rearrange(clip, "b c t h w -> (b t) c h w"))).float()
         outputs = rearrange(outputs, "(b t) d h w -> b t h w d", b=len(clip))
         with torch.autocast(clip.device.type, enabled=False):
             ids = nearest_code(outputs.detach().flatten(0, 3)[None], self.codebook).view(outputs.shape[:-1])
@@ -185,64 +177,3 @@ def _far_outputs(outputs: Tensor, codebook: Tensor, count: int, generator: torch
     repeat_draws = count > len(outputs)  # then twins are drawn, and all but one of them will die again
     chosen = torch.multinomial(weights, count, replacement=repeat_draws, generator=generator)
     return outputs[chosen.to(outputs.device)]
-
-
-def _centred(pixels: Tensor) -> Tensor:
-    return pixels * 2 - 1
-
-
-def _initialise(layer: nn.Module) -> None:
-    """Keeps the signal's size from layer to layer; with PyTorch's own start it fades over the encoder."""
-    if isinstance(layer, nn.Conv2d):
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    elif isinstance(layer, nn.ConvTranspose2d):
-        fan_in = layer.in_channels * (layer.kernel_size[0] // layer.stride[0]) ** 2
-        nn.init.normal_(layer.weight, std=(2 / fan_in) ** 0.5)
-    else:
-        return
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-class _Residual(nn.Module):
-    """Looks at the eight neighbours channel by channel, then mixes the channels of each cell."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.neighbours = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        self.widen = nn.Conv2d(width, 2 * width, 1)
-        self.narrow = nn.Conv2d(2 * width, width, 1)
-        self.apply(_initialise)
-        nn.init.zeros_(self.narrow.weight)  # at first the block is not there
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.narrow(F.gelu(self.widen(self.neighbours(x))))
-
-
-def _encoder(width: int, code_dim: int, stride: int, num_res_blocks: int) -> nn.Sequential:
-    """Patches of 4x4 pixels, halved until one cell spans ``stride`` pixels."""
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=4)]
-    for _ in range(_num_halvings(stride)):
-        layers += [nn.GELU(), nn.Conv2d(width, width, 2, stride=2)]
-    layers = [layer.apply(_initialise) for layer in [*layers, nn.Conv2d(width, code_dim, 1)]]
-    return nn.Sequential(*layers[:-1], *(_Residual(width) for _ in range(num_res_blocks)), layers[-1])
-
-
-def _decoder(width: int, code_dim: int, stride: int, num_res_blocks: int) -> nn.Sequential:
-    """The encoder backwards, its convolutions overlapping so that the cells do not show as squares."""
-    layers: list[nn.Module] = []
-    for _ in range(_num_halvings(stride)):
-        layers += [nn.GELU(), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)]
-    to_pixels = nn.Conv2d(width, 3 * 4 * 4, 3, padding=1)
-    layers += [nn.GELU(), to_pixels, nn.PixelShuffle(4)]
-    first, *layers = (
-        layer.apply(_initialise) for layer in [nn.Conv2d(code_dim, width, 3, padding=1), *layers]
-    )
-    # From a grey picture instead of bright noise: the noise had to be unlearned first, at steps so long
-    # that the network stayed behind for good (4 to 6 dB after 500 steps, and once it never left grey).
-    to_pixels.weight.data.mul_(0.1)
-    return nn.Sequential(first, *(_Residual(width) for _ in range(num_res_blocks)), *layers)
-
-
-def _num_halvings(stride: int) -> int:
-    return {4: 0, 8: 1, 16: 2}[stride]
