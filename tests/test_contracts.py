@@ -10,6 +10,15 @@ from vidssl.maskers import MASKERS
 
 # a small one of each
 TOY_BACKBONES: dict[str, dict[str, object]] = {
+    "timesformer": {
+        "embed_dim": 12,
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": 8,
+        "num_frames": 4,
+        "size": 32,
+        "drop_path": 0.0,
+    },
     "video_swin": {
         "embed_dim": 8,
         "depths": (2, 2),
@@ -92,6 +101,10 @@ def test_same_input_gives_the_same_features_whatever_is_beside_it(name: str) -> 
 @backbones
 def test_gradients_reach_every_parameter_from_clips_and_images(name: str) -> None:
     net = backbone(name)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            # a layer that starts at zero lets nothing through to what stands before it
+            parameter.add_(0.02 * torch.randn_like(parameter))
     for size in ((4, 32, 32), (1, 32, 32)):
         x = example(net, size)
         # squared after a shift: the mean of layer-normed values has no gradient

@@ -1,11 +1,15 @@
-"""Where a cell is: fixed position codes for grids of any size."""
+"""Where a cell is: fixed codes for grids of any size, and learned tables resized to them."""
 
 from functools import lru_cache
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vidssl.grids import GridSize
+
+PositionResize = Literal["nearest", "bilinear", "bicubic"]
 
 
 @lru_cache(maxsize=64)
@@ -39,3 +43,23 @@ def _axis_codes(size: int, dim: int) -> Tensor:
     frequency = 10_000 ** -(torch.arange(half, device="cpu", dtype=torch.float64) / half)
     angle = torch.arange(size, device="cpu", dtype=torch.float64)[:, None] * frequency
     return torch.cat((angle.sin(), angle.cos()), dim=1).float()
+
+
+def resize_positions(table: Tensor, size: tuple[int, int], rule: PositionResize) -> Tensor:
+    """A table of positions [rows, columns, D] for a plane of another size, [*size, D].
+
+    Nearest is the rule of SVT's release, with the floor: cell i of n takes entry floor(i * old / n), so 14
+    rows become 0, 2, 4, 7, 9, 11 for 6. The other two take pixel centres as aligned and do not smooth
+    first, as DINO resizes its positions. A line (time) is a plane of one column.
+    """
+    old = tuple(table.shape[:2])
+    if old == size:
+        return table
+    if rule == "nearest":
+        rows, columns = (
+            torch.arange(new, device=table.device) * count // new
+            for count, new in zip(old, size, strict=True)
+        )
+        return table[rows][:, columns]
+    image = table.permute(2, 0, 1).unsqueeze(0)
+    return F.interpolate(image, size=size, mode=rule, align_corners=False)[0].permute(1, 2, 0)

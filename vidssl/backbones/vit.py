@@ -1,5 +1,7 @@
 """ViT: one transformer over all space-time patches."""
 
+from collections.abc import Mapping
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -15,7 +17,8 @@ from vidssl.backbones.blocks import (
     init_linear,
 )
 from vidssl.backbones.positions import sincos_positions
-from vidssl.interfaces import Backbone, Features
+from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.weights.vit_keys import to_vit
 
 
 class ViT(Backbone):
@@ -74,6 +77,14 @@ class ViT(Backbone):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
         sincos_positions((1, 1, 1), embed_dim, torch.device("cpu"))  # refuses a width it cannot code
+
+    def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
+        """Weights of an image ViT (DINO, DeiT, MAE, timm), with any prefix; its positions are dropped.
+
+        Raises:
+            UsageError: if they are of another architecture: more blocks, layer scale, registers.
+        """
+        return to_vit(state, self.state_dict())
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         t, h, w = self.grid(*x.shape[2:])

@@ -1,0 +1,226 @@
+"""TimeSformer: attention divided between time and space, with positions for any length and size."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from math import isqrt
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from vidssl.backbones.blocks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Block,
+    Normalise,
+    drop_path_rates,
+    hide,
+    init_linear,
+)
+from vidssl.backbones.divided import DividedBlock, first_token_attention, from_frames, to_frames
+from vidssl.backbones.positions import PositionResize, resize_positions
+from vidssl.errors import UsageError
+from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.weights.vit_keys import to_timesformer
+
+
+class TimeSformer(Backbone):
+    """Transformer with attention divided between time and space (TimeSformer; SVT, Sec. 3.1).
+
+    One class token a clip. Positions are two learned tables, one of places in a frame and one of frames;
+    both are resized in each call to what the input has, so one network takes clips of any length and any
+    whole number of patches, also such as are not square. (The published code resizes a plane only where its
+    number of patches is another than the table's, and uses a 4x4 table as it lies for 2x8 patches.)
+
+    The defaults are ViT-B/16 as SVT trains it, 121 M parameters; ViT-S has embed_dim 384 and num_heads 6.
+    Parameters carry the published names and shapes, with a mask token besides, which only an objective that
+    hides patches trains.
+
+    Args:
+        embed_dim: width.
+        depth: number of blocks.
+        num_heads: heads of each block.
+        mlp_ratio: hidden width of a block's MLP over its own.
+        patch_size: rows and columns of pixels of a patch; a patch lies within one frame.
+        num_frames: entries of the table of frames. SVT keeps 8 for clips of 2 to 64 frames.
+        size: side in pixels that the table of places is made for.
+        attention: "divided" between time and space; "joint" over all patches of the clip; "space", within
+            each frame alone, whose class tokens are averaged before the last norm (TimeSformer, Sec. 3).
+        position_resize: rule by which the tables are resized, "nearest" as published.
+        temporal_init: what ``init`` from an image model or any other without temporal attention does to
+            it: "copy" that of space, as SVT's code does, or leave it "random", as SVT's text says (Sec. 4.1).
+        drop_path: rate of the last block; it rises linearly from 0.
+        init_std: deviation of the linear layers' first weights, see ``ViT``.
+        mean: of the training pixels, taken off each channel.
+        std: of the training pixels, by which each channel is divided.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        patch_size: int = 16,
+        num_frames: int = 8,
+        size: int = 224,
+        attention: Literal["divided", "joint", "space"] = "divided",
+        position_resize: PositionResize = "nearest",
+        temporal_init: Literal["copy", "random"] = "copy",
+        drop_path: float = 0.1,
+        init_std: float = 0.02,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        if min(patch_size, depth, num_frames) < 1:
+            raise ValueError(
+                f"patch_size, depth and num_frames must be positive, got {patch_size}, {depth}, {num_frames}"
+            )
+        if size < patch_size or size % patch_size:
+            raise ValueError(f"size must be a whole number of patches of {patch_size} pixels, got {size}")
+        if temporal_init == "random" and attention != "divided":
+            raise ValueError(f"attention '{attention}' has no temporal attention: leave out temporal_init")
+        self.embed_dim = embed_dim
+        self.strides = (1, patch_size, patch_size)
+        self.attention = attention
+        self.position_resize = position_resize
+        self.temporal_init = temporal_init
+        self.side = size // patch_size
+        self.num_frames = num_frames
+
+        self.normalise = Normalise(mean, std)
+        self.patch_embed = FrameEmbed(patch_size, embed_dim)
+        self.mask_token = nn.Parameter(torch.empty(embed_dim))
+        self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.side**2, embed_dim))  # the class token's first
+        self.time_embed = (
+            None if attention == "space" else nn.Parameter(torch.zeros(1, num_frames, embed_dim))
+        )
+        block = DividedBlock if attention == "divided" else Block
+        self.blocks = nn.ModuleList(
+            block(embed_dim, num_heads, mlp_ratio=mlp_ratio, drop_path=rate)
+            for rate in drop_path_rates(drop_path, depth)
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self._init_weights(init_std)
+
+    def _init_weights(self, std: float) -> None:
+        init_linear(self, std)
+        for parameter in (self.mask_token, self.cls_token, self.pos_embed):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        for block in self.blocks:
+            if isinstance(block, DividedBlock):
+                # in every block: the published loop that spares the first one never reaches it
+                nn.init.zeros_(block.temporal_fc.weight)
+
+    def final_norm(self) -> nn.Module:
+        return self.norm
+
+    def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
+        """Weights of SVT, of a TimeSformer or of an image ViT (DINO, DeiT, MAE, timm), with any prefix.
+
+        Tables of positions are resized by the network's own rule, places in both directions: a clip then
+        meets the positions that the source's tables would have given it. (The published loader resizes the
+        places as one long line, which scrambles them.)
+
+        Raises:
+            UsageError: if they are of another architecture: more blocks, layer scale, registers, or no
+                table of a square of places with a class token.
+        """
+        own = self.state_dict()
+        found = to_timesformer(state, own, self.temporal_init)
+        if found is None:
+            return None
+        tables = {"pos_embed": self._fit_places, "time_embed": self._fit_times}
+        resized = {
+            key: fit(found.state[key])
+            for key, fit in tables.items()
+            if key in found.state and found.state[key].shape[1] != own[key].shape[1]
+        }
+        return replace(found, state={**found.state, **resized}, reshaped=(*found.reshaped, *resized))
+
+    def _fit_places(self, table: Tensor) -> Tensor:
+        count = table.shape[1] - 1
+        side = isqrt(count)
+        if side**2 != count:
+            raise UsageError(
+                f"pos_embed has {count + 1} positions, not a class token's and those of a square"
+            )
+        places = table[0, 1:].unflatten(0, (side, side))
+        places = resize_positions(places, (self.side, self.side), self.position_resize)
+        return torch.cat((table[:, :1], places.flatten(0, 1).unsqueeze(0)), dim=1)
+
+    def _fit_times(self, table: Tensor) -> Tensor:
+        times = resize_positions(table.transpose(0, 1), (self.num_frames, 1), self.position_resize)
+        return times.transpose(0, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        t, h, w = self.grid(*x.shape[2:])
+        tokens = self._run(self._embed(x, mask), t, self.blocks)
+        if self.attention == "space":
+            tokens = from_frames(tokens, t)
+        tokens = self.norm(tokens)
+        patches = rearrange(tokens[:, 1:], "b (h w t) d -> b t h w d", h=h, w=w)
+        return Features(patches=patches, cls=tokens[:, 0])
+
+    def class_attention(self, x: Tensor) -> Tensor:
+        """How much of each patch the class token takes in the last block, [B, heads, T, h, w].
+
+        Softmax weights of its spatial attention, those over its own value left out: with divided attention
+        the weights of each frame sum to less than 1, with joint attention those of the whole clip.
+
+        Args:
+            x: [B, 3, T, H, W] in [0, 1].
+        """
+        t, h, w = self.grid(*x.shape[2:])
+        tokens = self._run(self._embed(x, None), t, self.blocks[:-1])
+        last = cast(DividedBlock | Block, self.blocks[-1])
+        if isinstance(last, DividedBlock):
+            weights = last.class_attention(tokens, t)
+        else:
+            weights = first_token_attention(last.attn, last.norm1(tokens))
+        if self.attention == "joint":
+            return rearrange(weights, "b m (h w t) -> b m t h w", h=h, w=w)
+        return rearrange(weights, "(b t) m (h w) -> b m t h w", t=t, h=h)
+
+    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens with their positions: of clips, [B, 1 + h*w*t, D], of single frames where all is space."""
+        t, h, w = self.grid(*x.shape[2:])
+        patches = hide(self.patch_embed(self.normalise(x)), mask, self.mask_token)
+        positions = self._places(h, w).flatten(0, 1).unsqueeze(1)
+        if self.time_embed is not None:
+            times = self.time_embed.transpose(0, 1)
+            positions = positions + resize_positions(times, (t, 1), self.position_resize).squeeze(1)
+        patches = rearrange(patches, "b t h w d -> b (h w) t d") + positions
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        tokens = torch.cat((cls, patches.flatten(1, 2)), dim=1)
+        return to_frames(tokens, t) if self.attention == "space" else tokens
+
+    def _places(self, h: int, w: int) -> Tensor:
+        """Positions of the patches of a frame, [h, w, D]."""
+        table = self.pos_embed[0, 1:].unflatten(0, (self.side, self.side))
+        return resize_positions(table, (h, w), self.position_resize)
+
+    def _run(self, tokens: Tensor, num_frames: int, blocks: Iterable[nn.Module]) -> Tensor:
+        for block in blocks:
+            tokens = block(tokens, num_frames) if self.attention == "divided" else block(tokens)
+        return tokens
+
+
+class FrameEmbed(nn.Module):
+    """One vector a patch of each frame, [B, t, h, w, D]: a convolution whose kernel is its stride."""
+
+    def __init__(self, patch_size: int, embed_dim: int) -> None:
+        super().__init__()
+        # the convolution holds the weights in their usual shape; ``forward`` applies them as one matmul
+        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.patch_size = patch_size
+
+    def forward(self, clip: Tensor) -> Tensor:
+        p = self.patch_size
+        pixels = rearrange(clip, "b c t (h q) (w r) -> b t h w (c q r)", q=p, r=p)
+        return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)

@@ -1,0 +1,149 @@
+"""Plain vision transformers' parameters: of image models (timm, DINO, DeiT) and of TimeSformers (SVT's too).
+
+All of them call their blocks' parameters alike; what differs is the wrapping, the positions and the tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vidssl.errors import UsageError
+from vidssl.interfaces import Translated
+from vidssl.weights.inflate import inflate_patch_weight
+
+_PATCHES = "patch_embed.proj.weight"  # the key by which such a network is found among others, and its prefix
+_FIRST_BLOCK = "blocks.0.attn.qkv.weight"
+# outside the blocks, and a network without them computes something else
+_ALTERING = ("norm_pre", "dist_token", "reg_token", "register_tokens")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A vision transformer found in a state: its tensors without their prefix, and the other keys."""
+
+    tensors: Mapping[str, Tensor]
+    prefix: str
+    others: tuple[str, ...]
+
+    @property
+    def layout(self) -> str:
+        if any(key == "time_embed" or ".temporal_" in key for key in self.tensors):
+            return "SVT, published" if "backbone." in self.prefix else "TimeSformer, published"
+        return "image ViT (timm, DINO)"
+
+
+def to_timesformer(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], temporal_init: Literal["copy", "random"]
+) -> Translated | None:
+    """Parameters of ``TimeSformer`` out of another's, or out of an image ViT; None if it is neither.
+
+    Tables of positions are handed on in their own size. What a source without temporal attention lacks is
+    made so that the network does to each frame what the source does: ``temporal_fc`` and the times are zero,
+    the temporal attention and its norm a copy of those of space or left out (SVT, Sec. 4.1).
+
+    Args:
+        state: with any prefix; of several networks the one with "teacher" in its prefix is taken.
+        own: ``TimeSformer.state_dict()``, for the names and shapes.
+        temporal_init: see there.
+
+    Raises:
+        UsageError: if the source has parameters that change what it computes, and the network does not.
+    """
+    source = _find(state)
+    if source is None:
+        return None
+    found: dict[str, Tensor] = {}
+    copied = []
+    for key, mine in own.items():
+        if key == "mask_token" and key in source.tensors and source.tensors[key].shape != mine.shape:
+            continue  # of a decoder (MAE), or of a network that hides patches in another place
+        spatial = key.replace(".temporal_", ".")
+        if key in source.tensors:
+            found[key] = source.tensors[key]
+        elif key == "time_embed" or ".temporal_fc." in key:
+            found[key] = torch.zeros_like(mine)
+        elif temporal_init == "copy" and spatial in source.tensors:
+            found[key] = source.tensors[spatial]
+            copied.append(key)
+    if found[_PATCHES].numel() == own[_PATCHES].numel():
+        found[_PATCHES] = found[_PATCHES].reshape(own[_PATCHES].shape)  # DINO's may be flat
+    return Translated(found, source.layout, tuple(copied), _dropped(source, set(found)))
+
+
+def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated | None:
+    """Parameters of ``ViT`` out of an image ViT, its patch embedding inflated; None if it is no such.
+
+    ``ViT`` has position codes of its own, so the learned ones are dropped, but for the class token's, which
+    is part of what the token is.
+
+    Args:
+        state: with any prefix.
+        own: ``ViT.state_dict()``, for the names and shapes.
+
+    Raises:
+        UsageError: if the source has parameters that change what it computes, and the network does not.
+    """
+    source = _find(state)
+    if source is None:
+        return None
+    used = {key for key in own if key in source.tensors and key != "mask_token"}
+    found = {key: source.tensors[key] for key in used}
+    made = []
+    for name in ("embed_clip.proj", "embed_image.proj"):
+        frames, rows, columns = own[f"{name}.weight"].shape[2:]
+        weight = source.tensors[_PATCHES]
+        if weight.dim() == 2 and weight.shape[1] == 3 * rows * columns:
+            weight = weight.unflatten(1, (3, rows, columns))
+        found[f"{name}.weight"] = inflate_patch_weight(weight, frames)
+        found[f"{name}.bias"] = source.tensors["patch_embed.proj.bias"]
+        made += [f"{name}.weight"]
+    used |= {_PATCHES, "patch_embed.proj.bias"}
+    if "class_token" in own and "cls_token" in source.tensors:
+        found["class_token"] = source.tensors["cls_token"].flatten()
+        if "pos_embed" in source.tensors:
+            found["class_token"] = found["class_token"] + source.tensors["pos_embed"][0, 0]
+        made += ["class_token"]
+        used |= {"cls_token"}
+    return Translated(found, source.layout, tuple(made), _dropped(source, used))
+
+
+def _find(state: Mapping[str, Tensor]) -> _Source | None:
+    """The vision transformer in a state.
+
+    Raises:
+        UsageError: if there are several and none is called teacher.
+    """
+    prefixes = [key.removesuffix(_PATCHES) for key in state if f".{key}".endswith(f".{_PATCHES}")]
+    prefixes = [prefix for prefix in prefixes if prefix + _FIRST_BLOCK in state]
+    if not prefixes:
+        return None
+    if len(prefixes) > 1:
+        teachers = [prefix for prefix in prefixes if "teacher" in prefix]
+        if len(teachers) != 1:
+            raise UsageError(
+                f"there are several networks in these weights, choose one: {', '.join(prefixes)}"
+            )
+        prefixes = teachers
+    prefix = prefixes[0]
+    tensors = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
+    return _Source(tensors, prefix, tuple(key for key in state if not key.startswith(prefix)))
+
+
+def _dropped(source: _Source, used: set[str]) -> tuple[str, ...]:
+    """Keys of the source that nothing came of: heads and the like.
+
+    Raises:
+        UsageError: if without one of them the network would compute something else.
+    """
+    left = [key for key in source.tensors if key not in used]
+    needed = [key for key in left if key.startswith(("blocks.", *_ALTERING))]
+    if needed:
+        shown = ", ".join(needed[:3]) + (", ..." if len(needed) > 3 else "")
+        raise UsageError(
+            f"weights of another architecture: the network lacks {len(needed)} of their parameters "
+            f"({shown}). Are depth and attention the same?"
+        )
+    return tuple(source.prefix + key for key in left) + source.others
