@@ -1,6 +1,6 @@
 """Every public name in one place, for scripts and notebooks: ``from vidssl import api as v``."""
 
-from vidssl.backbones import VideoSwin, ViT
+from vidssl.backbones import TimeSformer, VideoSwin, ViT
 from vidssl.build import tokenizer as load_tokenizer
 from vidssl.data import (
     ImageFolder,
@@ -14,8 +14,8 @@ from vidssl.data import (
 )
 from vidssl.data.loader import Loader, Stream
 from vidssl.engine.checkpoint import read_checkpoint
-from vidssl.engine.optim import AdamW
-from vidssl.engine.schedules import Cosine
+from vidssl.engine.optim import SGD, AdamW
+from vidssl.engine.schedules import Cosine, LinearDecay, MultiStep, WarmupCosine
 from vidssl.evaluate import Score, extract, probe
 from vidssl.evaluators import KNN, Linear
 from vidssl.interfaces import (
@@ -41,6 +41,7 @@ from vidssl.weights.load import load_init
 __all__ = [
     "BEVT",
     "KNN",
+    "SGD",
     "VQVAE",
     "AdamW",
     "BEVTImage",
@@ -55,10 +56,12 @@ __all__ = [
     "FrameDiff",
     "ImageFolder",
     "Linear",
+    "LinearDecay",
     "Loader",
     "LossOutput",
     "Masker",
     "MovingDigits",
+    "MultiStep",
     "Objective",
     "PerClipAugment",
     "Progress",
@@ -69,6 +72,7 @@ __all__ = [
     "SingleClip",
     "SingleImage",
     "Stream",
+    "TimeSformer",
     "Tokenizer",
     "TokenizerTraining",
     "TrainResult",
@@ -79,6 +83,7 @@ __all__ = [
     "VideoList",
     "VideoSwin",
     "ViewSampler",
+    "WarmupCosine",
     "extract",
     "load_init",
     "load_tokenizer",

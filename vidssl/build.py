@@ -10,6 +10,7 @@ import torch
 from vidssl.build_checks import (
     check_epochs,
     check_grids,
+    check_groups,
     check_inputs,
     check_sections,
     check_streams,
@@ -32,13 +33,14 @@ from vidssl.components import (
     constructor_of,
 )
 from vidssl.data.loader import Stream
-from vidssl.engine.optim import AdamW
-from vidssl.engine.schedules import Cosine
+from vidssl.engine.optim import Optim
+from vidssl.engine.schedules import Schedule
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, DataSource, Evaluator, Masker, Objective, Tokenizer, ViewSampler
 from vidssl.protocol import Protocol, load_protocol
 from vidssl.recipe import (
     STREAMS,
+    UNKNOWN_SHA256,
     Recipe,
     TokenizerSpec,
     WeightsSpec,
@@ -63,7 +65,7 @@ def objective(recipe: Recipe, say: Say = print) -> Objective:
     Raises:
         UsageError: if the parts do not fit, or weights are missing or altered.
     """
-    made_tokenizer = None if recipe.tokenizer is None else tokenizer(recipe.tokenizer)
+    made_tokenizer = None if recipe.tokenizer is None else tokenizer(recipe.tokenizer, say=say)
     made_backbone = None if recipe.backbone is None else backbone(recipe, say=say)
     return _assemble(recipe, made_backbone, made_tokenizer, _masker(recipe))
 
@@ -89,11 +91,12 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
     return made
 
 
-def tokenizer(spec: TokenizerSpec | str) -> Tokenizer:
+def tokenizer(spec: TokenizerSpec | str, *, say: Say = print) -> Tokenizer:
     """A tokenizer with its weights, frozen and in eval mode; one without weights is there to be trained.
 
     Args:
         spec: a recipe's, or the name or path of a file in ``tokenizers``.
+        say: gets one line if the weights could not be verified, for want of a digest to compare with.
 
     Raises:
         UsageError: if the weights file is missing, altered or of another architecture.
@@ -101,19 +104,25 @@ def tokenizer(spec: TokenizerSpec | str) -> Tokenizer:
     spec = load_tokenizer_spec(spec) if isinstance(spec, str) else spec
     made = _construct(spec.part, TOKENIZER)
     if spec.weights is not None:
-        load_whole(made, _verified(spec.weights), spec.weights.path)
+        load_whole(made, _verified(spec.weights, say), spec.weights.path)
         made.requires_grad_(False).eval()
     return made
 
 
-def _verified(weights: WeightsSpec) -> Mapping[str, torch.Tensor]:
-    origin = f"The weights come from: {weights.source}" + (f" ({weights.command})" if weights.command else "")
+def _verified(weights: WeightsSpec, say: Say) -> Mapping[str, torch.Tensor]:
+    origin = f"The weights come from: {weights.source} (licence: {weights.licence})"
+    origin += f". They are made by: {weights.command}" if weights.command else ""
     try:
         content = weights.path.read_bytes()
     except OSError as error:
         raise weights.node.error(f"{weights.path}: {error.strerror}. {origin}") from None
     digest = hashlib.sha256(content).hexdigest()
-    if digest != weights.sha256:
+    if weights.sha256 == UNKNOWN_SHA256:
+        say(
+            f"{weights.path}: NOT VERIFIED, its tokenizer file does not know the sha256 that it should have. "
+            f"If you trust this file, write there: sha256: {digest}"
+        )
+    elif digest != weights.sha256:
         raise weights.node.error(
             f"{weights.path}: the file was altered, its sha256 is {digest} and not {weights.sha256}. {origin}"
         )
@@ -160,12 +169,12 @@ def views(part: PartSpec) -> ViewSampler:
     return _construct(part, VIEW_SAMPLER)
 
 
-def optim(recipe: Recipe) -> AdamW:
+def optim(recipe: Recipe) -> Optim:
     """The optimizer's settings."""
     return _construct(recipe.optim, OPTIMIZER)
 
 
-def schedule(recipe: Recipe) -> Cosine:
+def schedule(recipe: Recipe) -> Schedule:
     """The schedule.
 
     Raises:
@@ -225,7 +234,7 @@ def check(recipe: Recipe) -> None:
     if recipe.data.probe is not None:
         _check_probe(recipe.data.probe)
     check_streams(recipe)
-    optim(recipe)
+    update = optim(recipe).update
     schedule(recipe)
     augment(recipe)
     masker = _masker(recipe)
@@ -233,6 +242,7 @@ def check(recipe: Recipe) -> None:
         bare_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
         bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
+    check_groups(recipe, objective, update)
     check_inputs(recipe, bare_backbone, masker)
     check_views(recipe, objective, shapes)
     check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from vidssl.components import BACKBONE, OBJECTIVE, names_with
-from vidssl.engine.schedules import Cosine
+from vidssl.engine.optim import Update
+from vidssl.engine.schedules import Schedule
 from vidssl.grids import GridSize, common_grid
 from vidssl.interfaces import Backbone, Masker, Objective, Tokenizer
 from vidssl.recipe import Recipe
@@ -46,18 +47,30 @@ def check_streams(recipe: Recipe) -> None:
         raise streams[without[0]].node.error("missing 'test_source': give it for every stream or for none")
 
 
-def check_epochs(recipe: Recipe, schedule: Cosine) -> None:
+def check_epochs(recipe: Recipe, schedule: Schedule) -> None:
     """Epochs are counted of a stream that there is.
 
     Raises:
         UsageError: if not.
     """
-    counted = schedule.epochs is not None or schedule.warmup_epochs is not None
-    if counted and schedule.epoch_of not in recipe.data.streams:
+    length = schedule.length
+    if length.counts_epochs and length.epoch_of not in recipe.data.streams:
         raise recipe.schedule.node.error(
-            f"epochs are counted of the '{schedule.epoch_of}' stream, and data has only "
+            f"epochs are counted of the '{length.epoch_of}' stream, and data has only "
             f"{', '.join(recipe.data.streams)}: set 'epoch_of'"
         )
+
+
+def check_groups(recipe: Recipe, objective: Objective, update: Update) -> None:
+    """The optimizer can treat the encoder's layers as its keys ask.
+
+    Raises:
+        UsageError: if the encoder does not name its layers, or nothing of it is trained.
+    """
+    try:
+        update.groups(objective)
+    except ValueError as error:
+        raise recipe.optim.node.error(str(error)) from error
 
 
 def check_tokenizer(recipe: Recipe, objective: Objective, tokenizer: Tokenizer | None) -> None:

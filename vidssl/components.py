@@ -12,8 +12,8 @@ import torch
 
 from vidssl.backbones import BACKBONES
 from vidssl.data import AUGMENTS, SOURCES, VIEWS
-from vidssl.engine.optim import OPTIMIZERS, AdamW
-from vidssl.engine.schedules import SCHEDULES, Cosine
+from vidssl.engine.optim import OPTIMIZERS, Optim
+from vidssl.engine.schedules import SCHEDULES, Schedule
 from vidssl.evaluators import EVALUATORS
 from vidssl.interfaces import (
     Backbone,
@@ -63,8 +63,8 @@ EVALUATOR: Kind[Evaluator] = Kind("evaluator", EVALUATORS, Evaluator)
 SOURCE: Kind[DataSource] = Kind("source", SOURCES, DataSource)
 VIEW_SAMPLER: Kind[ViewSampler] = Kind("view sampler", VIEWS, ViewSampler)
 AUGMENT: Kind[Augment] = Kind("augmentation", AUGMENTS, object)
-OPTIMIZER: Kind[AdamW] = Kind("optimizer", OPTIMIZERS, object)
-SCHEDULE: Kind[Cosine] = Kind("schedule", SCHEDULES, object)
+OPTIMIZER: Kind[Optim] = Kind("optimizer", OPTIMIZERS, Optim)
+SCHEDULE: Kind[Schedule] = Kind("schedule", SCHEDULES, Schedule)
 
 KINDS: Mapping[str, Kind[object]] = {
     "objectives": OBJECTIVE,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.grids import GridSize, divide_exactly
+from vidssl.probing import Evaluator as Evaluator
+from vidssl.probing import LabelledFeatures as LabelledFeatures
 
 InputKind = Literal["pixels", "tokens"]
 
@@ -196,6 +198,14 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        """Modules and parameters by layer, the input's embeddings first, for rates that fall with depth.
+
+        Every parameter lies in one of them, the last norm in the last layer. Empty for a network that does
+        not know its layers.
+        """
+        return ()
+
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """Weights in a published layout, as this network's own; None if it is no layout that it knows.
 
@@ -314,31 +324,6 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, progress: Progress, generator: torch.Generator) -> None:
         """Called after each optimizer step (EMA, codebooks). The only hook; by default nothing."""
-
-
-@dataclass(frozen=True)
-class LabelledFeatures:
-    """Feature vectors with one label each.
-
-    Attributes:
-        vectors: float32 [N, D].
-        labels: int64 [N].
-        num_classes: K; labels lie in [0, K).
-    """
-
-    vectors: Tensor
-    labels: Tensor
-    num_classes: int
-
-
-class Evaluator(ABC):
-    """A probe: learns from labelled features, then scores classes for others."""
-
-    @abstractmethod
-    def class_scores(
-        self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Scores [M, K], higher is likelier, for ``test_vectors`` [M, D]. Test labels are never seen."""
 
 
 class DataSource(ABC):

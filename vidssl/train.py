@@ -8,16 +8,16 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from vidssl import build
 from vidssl.data.loader import Loader, Stream
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.display import TrainDisplay, format_duration, shown_messages
-from vidssl.engine.optim import AdamW
+from vidssl.engine.optim import Optim
 from vidssl.engine.runfolder import RunFolder, create_run
-from vidssl.engine.schedules import Cosine
+from vidssl.engine.schedules import Schedule
 from vidssl.engine.signals import stop_requests
 from vidssl.engine.window import Window
 from vidssl.errors import UsageError
@@ -51,8 +51,8 @@ def train(
     objective: Objective,
     streams: Mapping[str, Stream],
     *,
-    optim: AdamW,
-    schedule: Cosine,
+    optim: Optim,
+    schedule: Schedule,
     name: str,
     seed: int = 0,
     run: RunSpec | None = None,
@@ -80,7 +80,7 @@ def train(
     device = pick_device(run.device)
     autocast = use_bfloat16(run.precision, device)
     objective.to(device).train()
-    optimizer = optim.build(objective)
+    update, optimizer = optim.update, optim.build(objective)
     try:
         plan = schedule.plan({name: len(stream) / stream.batch_size for name, stream in streams.items()})
     except ValueError as error:
@@ -95,9 +95,8 @@ def train(
         Loader(streams, say=display.say) as loader,
     ):
         for step in range(plan.total_steps):
-            progress = Progress(step, plan.total_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = optim.lr * plan.factor(step)
+            progress = Progress(step, plan.total_steps, plan.steps_per_epoch)
+            update.set_rates(optimizer, plan, step)
             batch = next(loader).to(device)
             if augment is not None:
                 batch = augment(batch, generator)
@@ -105,7 +104,7 @@ def train(
                 output = objective(batch, progress, generator)
             optimizer.zero_grad(set_to_none=True)
             output.loss.backward()
-            grad_norm = _clip(objective, optim.clip_norm)
+            grad_norm = update.clip_gradients(objective.parameters())
             _check_finite(output.loss, grad_norm, step, folder)
             optimizer.step()
             objective.after_step(progress, generator)
@@ -115,7 +114,9 @@ def train(
             window.add(output.metrics, grad_norm, batch, loader.waited_seconds)
             display.step(done)
             if last or done % run.log_every_steps == 0:
-                means = window.means() | {"lr": optimizer.param_groups[0]["lr"]}
+                means = window.means() | {"lr": update.lr_at(plan, step)}
+                if update.final_weight_decay is not None:
+                    means["weight_decay"] = update.weight_decay_at(plan, step)
                 folder.log({"step": done, "seconds": time.monotonic() - display.started, **means})
                 display.metrics(done, means)
             if last or done % run.checkpoint_every_steps == 0:
@@ -129,11 +130,6 @@ def train(
             if last:  # and not `if stop`: a signal that came during logging waits for the next step
                 break
     return TrainResult(folder.path, folder.checkpoint_path(done), done, plan.total_steps, test_metrics)
-
-
-def _clip(objective: nn.Module, clip_norm: float | None) -> Tensor:
-    limit = float("inf") if clip_norm is None else clip_norm
-    return nn.utils.clip_grad_norm_(objective.parameters(), limit)
 
 
 def _check_finite(loss: Tensor, grad_norm: Tensor, step: int, folder: RunFolder) -> None:

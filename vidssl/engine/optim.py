@@ -1,61 +1,238 @@
-"""Optimizers, with the parameter groups they make."""
+"""Optimizers: what a recipe says of them, and what the loop does with it at every step."""
 
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from torch.optim import AdamW as TorchAdamW
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn, optim
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from vidssl.engine.curves import cosine_between
+from vidssl.engine.param_groups import Decay, Group, parameter_groups
+from vidssl.engine.schedules import StepPlan
 
-def decayed_names(module: nn.Module) -> set[str]:
-    """Names of the parameters that weight decay applies to: weights of linear and convolution layers.
+Clip = Literal["all", "each"]
 
-    Biases, norms, position tables, relative position biases, class and mask tokens are left alone, which
-    is what BEVT, SVT and VIMPAC say they do (BEVT's released code decays most biases: see its notes).
+
+@dataclass(frozen=True)
+class Update:
+    """What all optimizers share.
+
+    Attributes:
+        lr: peak learning rate, as it stands: it is not scaled with the batch size.
+        weight_decay: at the first step.
+        final_weight_decay: what weight decay moves to over the run along half a cosine; None holds it.
+        clip_norm: a gradient longer than this is scaled down to it; None never clips.
+        clip: the gradient of ``all`` parameters together is measured, or that of ``each`` alone (SVT).
+        decay: which parameters decay, see ``param_groups.decayed_names``.
+        layer_decay: see ``param_groups.parameter_groups``.
+        encoder_lr_scale: likewise.
+
+    Raises:
+        ValueError: if a number is out of its range.
     """
-    return {
-        f"{prefix}.weight" if prefix else "weight"
-        for prefix, layer in module.named_modules()
-        if isinstance(layer, nn.Linear | _ConvNd)
-    }
+
+    _: KW_ONLY
+    lr: float
+    weight_decay: float
+    final_weight_decay: float | None
+    clip_norm: float | None
+    clip: Clip
+    decay: Decay
+    layer_decay: float | None
+    encoder_lr_scale: float
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm must be above 0 or null, got {self.clip_norm}")
+        if min(self.weight_decay, self.final_weight_decay or 0.0) < 0:
+            raise ValueError("weight_decay and final_weight_decay cannot be negative")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must lie above 0 and up to 1, got {self.layer_decay}")
+        if self.encoder_lr_scale <= 0:
+            raise ValueError(f"encoder_lr_scale must be above 0, got {self.encoder_lr_scale}")
+
+    def groups(self, module: nn.Module) -> list[Group]:
+        """The groups of ``module``'s parameters that require a gradient.
+
+        Raises:
+            ValueError: as ``parameter_groups``.
+        """
+        return parameter_groups(
+            module,
+            decay=self.decay,
+            layer_decay=self.layer_decay,
+            encoder_lr_scale=self.encoder_lr_scale,
+        )
+
+    def lr_at(self, plan: StepPlan, step: int) -> float:
+        """The learning rate of a step, of a parameter whose share of it is whole."""
+        return self.lr * plan.factor(step)
+
+    def weight_decay_at(self, plan: StepPlan, step: int) -> float:
+        """The weight decay of a step."""
+        if self.final_weight_decay is None:
+            return self.weight_decay
+        return cosine_between(self.weight_decay, self.final_weight_decay, step, plan.total_steps)
+
+    def set_rates(self, optimizer: Optimizer, plan: StepPlan, step: int) -> None:
+        """Gives every group its learning rate and weight decay of a step."""
+        lr, weight_decay = self.lr_at(plan, step), self.weight_decay_at(plan, step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+            group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+    def clip_gradients(self, parameters: Iterable[nn.Parameter]) -> Tensor:
+        """Scales gradients down where ``clip_norm`` asks for it; returns the norm of all before that."""
+        trained = [parameter for parameter in parameters if parameter.grad is not None]
+        if self.clip_norm is not None and self.clip == "each":
+            return _clip_each([p.grad for p in trained if p.grad is not None], self.clip_norm)
+        norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+        if self.clip_norm is not None:
+            clip_grads_with_norm_(trained, self.clip_norm, norm)
+        return norm
 
 
-class AdamW:
-    """AdamW; weight decay acts on the weights of linear and convolution layers only."""
+def _clip_each(gradients: list[Tensor], limit: float) -> Tensor:
+    """Scales every tensor down to ``limit`` by itself; returns the norm of all before that."""
+    if not gradients:
+        return torch.zeros(())
+    norms = torch._foreach_norm(gradients)
+    # SVT's release, and torch for the whole gradient, add 1e-6 so that nothing is divided by 0
+    torch._foreach_mul_(gradients, [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+class Optim(ABC):
+    """An optimizer's settings; constructors set ``update``."""
+
+    update: Update
+
+    @abstractmethod
+    def build(self, module: nn.Module) -> Optimizer:
+        """The optimizer over the groups ``update.groups(module)``.
+
+        Raises:
+            ValueError: as those.
+        """
+
+
+class AdamW(Optim):
+    """AdamW; weight decay acts on the weights of linear and convolution layers, or on what ``decay`` says."""
 
     def __init__(
         self,
         *,
         lr: float,
         weight_decay: float = 0.05,
+        final_weight_decay: float | None = None,
         betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
         clip_norm: float | None = None,
+        clip: Clip = "all",
+        decay: Decay = "layers",
+        layer_decay: float | None = None,
+        encoder_lr_scale: float = 1.0,
     ) -> None:
         """
         Args:
-            lr: peak learning rate, as it stands: it is not scaled with the batch size.
-            clip_norm: the whole gradient is scaled down to this norm when it is larger; None never clips.
+            betas: of the two moments. VIMPAC's pre-training: 0.9 and 0.98.
 
-        Raises:
-            ValueError: if a number is out of its range.
+        The other keys and what is refused: ``Update``.
         """
-        if lr <= 0:
-            raise ValueError(f"lr must be above 0, got {lr}")
-        if clip_norm is not None and clip_norm <= 0:
-            raise ValueError(f"clip_norm must be above 0 or null, got {clip_norm}")
-        self.lr = lr
-        self.weight_decay = weight_decay
+        self.update = Update(
+            lr=lr,
+            weight_decay=weight_decay,
+            final_weight_decay=final_weight_decay,
+            clip_norm=clip_norm,
+            clip=clip,
+            decay=decay,
+            layer_decay=layer_decay,
+            encoder_lr_scale=encoder_lr_scale,
+        )
         self.betas = betas
-        self.clip_norm = clip_norm
+        self.eps = eps
 
     def build(self, module: nn.Module) -> Optimizer:
-        """The optimizer over ``module``'s parameters that require a gradient."""
-        decayed = decayed_names(module)
-        trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for name, p in trained if name in decayed], "weight_decay": self.weight_decay},
-            {"params": [p for name, p in trained if name not in decayed], "weight_decay": 0.0},
-        ]
-        return TorchAdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
+        groups = self.update.groups(module)
+        made = optim.AdamW(
+            [dict(group) for group in groups],
+            lr=self.update.lr,
+            betas=self.betas,
+            eps=self.eps,
+            fused=_all_on_cuda(groups) or None,
+        )
+        _start(made, self.update.weight_decay)
+        return made
 
 
-OPTIMIZERS = {"adamw": AdamW}
+class SGD(Optim):
+    """Stochastic gradient descent with momentum; weight decay as for ``adamw``, by default none."""
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        final_weight_decay: float | None = None,
+        clip_norm: float | None = None,
+        clip: Clip = "all",
+        decay: Decay = "layers",
+        layer_decay: float | None = None,
+        encoder_lr_scale: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            momentum: of the gradient's running sum; 0 for none.
+            nesterov: whether the momentum looks ahead, as in TimeSformer's training, which SVT finetunes by.
+
+        The other keys and what is refused: ``Update``.
+        """
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie from 0 to below 1, got {momentum}")
+        if nesterov and not momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        self.update = Update(
+            lr=lr,
+            weight_decay=weight_decay,
+            final_weight_decay=final_weight_decay,
+            clip_norm=clip_norm,
+            clip=clip,
+            decay=decay,
+            layer_decay=layer_decay,
+            encoder_lr_scale=encoder_lr_scale,
+        )
+        self.momentum = momentum
+        self.nesterov = nesterov
+
+    def build(self, module: nn.Module) -> Optimizer:
+        groups = self.update.groups(module)
+        made = optim.SGD(
+            [dict(group) for group in groups],
+            lr=self.update.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            fused=_all_on_cuda(groups) or None,
+        )
+        _start(made, self.update.weight_decay)
+        return made
+
+
+def _all_on_cuda(groups: list[Group]) -> bool:
+    """Whether one kernel can update them all."""
+    return all(parameter.is_cuda for group in groups for parameter in group["params"])
+
+
+def _start(optimizer: Optimizer, weight_decay: float) -> None:
+    for group in optimizer.param_groups:
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+OPTIMIZERS = {"adamw": AdamW, "sgd": SGD}

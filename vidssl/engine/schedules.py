@@ -1,95 +1,314 @@
-"""Learning-rate schedules: pure functions of the step."""
+"""Learning-rate schedules: what a recipe says of them, and the plan in steps that comes of it."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Literal
 
+from vidssl.engine.curves import (
+    cosine_factor,
+    epoch_cosine_factor,
+    linear_factor,
+    multistep_factor,
+    warmup_cosine_factor,
+)
 
-def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_start: float, final: float) -> float:
-    """The share of the peak learning rate at ``step`` (0 is the first).
-
-    Half a cosine from 1 to ``final`` over the whole run; during warm-up it is multiplied by a line that
-    rises from ``warmup_start`` to 1, as BEVT's released training does.
-    """
-    cosine = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(step, total_steps) / total_steps))
-    if step >= warmup_steps:
-        return cosine
-    return cosine * (1 - (1 - step / warmup_steps) * (1 - warmup_start))
+EpochOf = Literal["video", "image"]
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """A schedule whose epochs have been turned into steps."""
+    """A schedule whose epochs have been turned into steps.
+
+    Attributes:
+        total_steps: of the whole run.
+        steps_per_epoch: of the stream that epochs are counted of; need not be whole.
+        curve: step -> share of the peak learning rate.
+    """
 
     total_steps: int
-    warmup_steps: int
-    warmup_start: float
-    final: float
+    steps_per_epoch: float
+    curve: Callable[[int], float]
 
     def factor(self, step: int) -> float:
-        """The share of the peak learning rate at ``step``."""
-        return cosine_factor(step, self.total_steps, self.warmup_steps, self.warmup_start, self.final)
+        """The share of the peak learning rate at ``step`` (0 is the first)."""
+        return self.curve(step)
 
 
-class Cosine:
-    """Linear warm-up times half a cosine over the whole run, which is counted in steps or epochs."""
+@dataclass(frozen=True)
+class Length:
+    """How long a run and its warm-up are, as a recipe counts them.
+
+    Attributes:
+        steps: optimizer steps of the whole run; or else
+        epochs: passes over the stream named by ``epoch_of``.
+        warmup_steps: of the warm-up; or else
+        warmup_epochs: or else
+        warmup_share: of the whole run's steps, rounded down.
+        bends_at_epochs: whether the curve itself counts epochs.
+
+    Raises:
+        ValueError: if a length is given twice or not at all, or is none.
+    """
+
+    _: KW_ONLY
+    steps: int | None
+    epochs: float | None
+    epoch_of: EpochOf
+    warmup_steps: int | None
+    warmup_epochs: float | None
+    warmup_share: float | None
+    bends_at_epochs: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give the length of the run once: either 'steps' or 'epochs'")
+        warmups = [w for w in (self.warmup_steps, self.warmup_epochs, self.warmup_share) if w is not None]
+        if len(warmups) > 1:
+            raise ValueError(
+                "give the warm-up once: either 'warmup_steps' or 'warmup_epochs' or 'warmup_share'"
+            )
+        if (self.steps is not None and self.steps < 1) or (self.epochs is not None and self.epochs <= 0):
+            raise ValueError(
+                f"the run must be longer than nothing, got steps={self.steps}, epochs={self.epochs}"
+            )
+        if min(warmups, default=0) < 0:
+            raise ValueError("the warm-up cannot be negative")
+
+    @property
+    def counts_epochs(self) -> bool:
+        """Whether anything is counted in epochs, so that the stream ``epoch_of`` must be there."""
+        return self.epochs is not None or self.warmup_epochs is not None or self.bends_at_epochs
+
+    def in_steps(self, steps_per_epoch: Mapping[str, float]) -> tuple[int, int, float]:
+        """Steps of the run, of the warm-up and of an epoch, given those of one pass over each stream.
+
+        A recipe without the stream ``epoch_of`` that counts no epochs has those of its other stream.
+
+        Raises:
+            ValueError: if epochs are counted of a stream that the recipe does not have, or warm-up would
+                fill the whole run.
+        """
+        if self.epoch_of not in steps_per_epoch and self.counts_epochs:
+            raise ValueError(
+                f"epochs are counted of the '{self.epoch_of}' stream, and the recipe has only "
+                f"{', '.join(steps_per_epoch)}: set 'epoch_of'"
+            )
+        epoch = steps_per_epoch.get(self.epoch_of) or next(iter(steps_per_epoch.values()))
+        total = self.steps if self.steps is not None else max(1, round((self.epochs or 0) * epoch))
+        warmup = round((self.warmup_epochs or 0) * epoch) + int((self.warmup_share or 0) * total)
+        warmup += self.warmup_steps or 0
+        if warmup and warmup >= total:
+            raise ValueError(f"a warm-up of {warmup} steps does not fit into a run of {total}")
+        return total, warmup, epoch
+
+
+class Schedule(ABC):
+    """A learning rate over a run; constructors set ``length``."""
+
+    length: Length
+
+    @abstractmethod
+    def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
+        """The schedule in steps, given how many steps one pass over each stream takes.
+
+        Raises:
+            ValueError: as ``Length.in_steps``.
+        """
+
+
+class Cosine(Schedule):
+    """Linear warm-up times half a cosine over the whole run, which is counted in steps or epochs (BEVT)."""
 
     def __init__(
         self,
         *,
         steps: int | None = None,
         epochs: float | None = None,
-        epoch_of: Literal["video", "image"] = "video",
+        epoch_of: EpochOf = "video",
         warmup_steps: int | None = None,
         warmup_epochs: float | None = None,
+        warmup_share: float | None = None,
         warmup_start: float = 0.1,
         final: float = 0.0,
+        moves_every: Literal["step", "epoch"] = "step",
     ) -> None:
         """
         Args:
-            steps: optimizer steps of the whole run; or else
-            epochs: passes over the stream named by ``epoch_of``.
             warmup_start: share of the peak at the first step (0.1 is BEVT's released code).
             final: share of the peak that the cosine ends at.
+            moves_every: whether the cosine moves with each step (BEVT's pre-training) or with each epoch
+                (its finetuning, and SVT's linear probe); the warm-up moves with each step.
 
-        Raises:
-            ValueError: if the length is given twice or not at all, or the warm-up is not shorter.
+        The other keys and what is refused: ``Length``.
         """
-        if (steps is None) == (epochs is None):
-            raise ValueError("give the length of the run once: either 'steps' or 'epochs'")
-        if warmup_steps is not None and warmup_epochs is not None:
-            raise ValueError("give the warm-up once: either 'warmup_steps' or 'warmup_epochs'")
-        if (steps is not None and steps < 1) or (epochs is not None and epochs <= 0):
-            raise ValueError(f"the run must be longer than nothing, got steps={steps}, epochs={epochs}")
-        if min(warmup_steps or 0, warmup_epochs or 0) < 0:
-            raise ValueError("the warm-up cannot be negative")
-        self.steps = steps
-        self.epochs = epochs
-        self.epoch_of = epoch_of
-        self.warmup_steps = warmup_steps
-        self.warmup_epochs = warmup_epochs
+        self.length = Length(
+            steps=steps,
+            epochs=epochs,
+            epoch_of=epoch_of,
+            warmup_steps=warmup_steps,
+            warmup_epochs=warmup_epochs,
+            warmup_share=warmup_share,
+            bends_at_epochs=moves_every == "epoch",
+        )
         self.warmup_start = warmup_start
         self.final = final
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
-        """The schedule in steps, given how many steps one pass over each stream takes.
+        total, warmup, epoch = self.length.in_steps(steps_per_epoch)
+        if self.length.bends_at_epochs:
+            epochs = self.length.epochs or total / epoch
+            curve = partial(epoch_cosine_factor, epochs=epochs, steps_per_epoch=epoch)
+        else:
+            curve = partial(cosine_factor, total_steps=total)
+        shape = partial(curve, warmup_steps=warmup, warmup_start=self.warmup_start, final=self.final)
+        return StepPlan(total, epoch, shape)
+
+
+class WarmupCosine(Schedule):
+    """Linear warm-up, both its ends included, then half a cosine over what is left (DINO, SVT)."""
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        epochs: float | None = None,
+        epoch_of: EpochOf = "video",
+        warmup_steps: int | None = None,
+        warmup_epochs: float | None = None,
+        warmup_share: float | None = None,
+        warmup_start: float = 0.0,
+        final: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            warmup_start: share of the peak at the first step.
+            final: share of the peak that the cosine ends at. SVT's release: 1e-6 of 6.25e-5, 0.016.
+
+        The other keys and what is refused: ``Length``.
+        """
+        self.length = Length(
+            steps=steps,
+            epochs=epochs,
+            epoch_of=epoch_of,
+            warmup_steps=warmup_steps,
+            warmup_epochs=warmup_epochs,
+            warmup_share=warmup_share,
+        )
+        self.warmup_start = warmup_start
+        self.final = final
+
+    def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
+        total, warmup, epoch = self.length.in_steps(steps_per_epoch)
+        curve = partial(
+            warmup_cosine_factor,
+            total_steps=total,
+            warmup_steps=warmup,
+            warmup_start=self.warmup_start,
+            final=self.final,
+        )
+        return StepPlan(total, epoch, curve)
+
+
+class LinearDecay(Schedule):
+    """Linear warm-up from 0, then a line down to the end of the run (VIMPAC)."""
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        epochs: float | None = None,
+        epoch_of: EpochOf = "video",
+        warmup_steps: int | None = None,
+        warmup_epochs: float | None = None,
+        warmup_share: float | None = None,
+        final: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            warmup_share: of the run's steps. VIMPAC: 0.1 for the small model, 0.05 for the large one.
+            final: share of the peak that the line ends at; 1 holds the rate after the warm-up.
+
+        The other keys and what is refused: ``Length``.
+        """
+        self.length = Length(
+            steps=steps,
+            epochs=epochs,
+            epoch_of=epoch_of,
+            warmup_steps=warmup_steps,
+            warmup_epochs=warmup_epochs,
+            warmup_share=warmup_share,
+        )
+        self.final = final
+
+    def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
+        total, warmup, epoch = self.length.in_steps(steps_per_epoch)
+        curve = partial(linear_factor, total_steps=total, warmup_steps=warmup, final=self.final)
+        return StepPlan(total, epoch, curve)
+
+
+class MultiStep(Schedule):
+    """The peak, multiplied by ``gamma`` at given steps or epochs; SVT's finetuning drops at epochs 11, 14."""
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        epochs: float | None = None,
+        epoch_of: EpochOf = "video",
+        drop_steps: tuple[int, ...] | None = None,
+        drop_epochs: tuple[float, ...] | None = None,
+        gamma: float = 0.1,
+        warmup_steps: int | None = None,
+        warmup_epochs: float | None = None,
+        warmup_share: float | None = None,
+        warmup_start: float = 0.1,
+    ) -> None:
+        """
+        Args:
+            drop_steps: first steps at the lower rates; or else
+            drop_epochs: epochs, counted from 0, that begin with them.
+            warmup_start: share of the peak at the first step of a warm-up, which multiplies.
+
+        The other keys and what is refused: ``Length``.
 
         Raises:
-            ValueError: if epochs are counted of a stream that the recipe does not have, or warm-up would
-                fill the whole run.
+            ValueError: if drops are given twice or not at all, or do not rise.
         """
-        epoch = steps_per_epoch.get(self.epoch_of)
-        if epoch is None and (self.epochs is not None or self.warmup_epochs is not None):
-            raise ValueError(
-                f"epochs are counted of the '{self.epoch_of}' stream, and the recipe has only "
-                f"{', '.join(steps_per_epoch)}: set 'epoch_of'"
-            )
-        total = self.steps if self.steps is not None else max(1, round((self.epochs or 0) * (epoch or 0)))
-        warmup = self.warmup_steps if self.warmup_epochs is None else round(self.warmup_epochs * (epoch or 0))
-        if warmup and warmup >= total:
-            raise ValueError(f"a warm-up of {warmup} steps does not fit into a run of {total}")
-        return StepPlan(total, warmup or 0, self.warmup_start, self.final)
+        if (drop_steps is None) == (drop_epochs is None):
+            raise ValueError("say once where the rate drops: either 'drop_steps' or 'drop_epochs'")
+        drops = drop_epochs if drop_steps is None else drop_steps
+        if not drops or min(drops) <= 0 or list(drops) != sorted(set(drops)):
+            raise ValueError(f"the drops must rise and lie above 0, got {drops}")
+        self.drop_steps = drop_steps
+        self.drop_epochs = drop_epochs
+        self.gamma = gamma
+        self.warmup_start = warmup_start
+        self.length = Length(
+            steps=steps,
+            epochs=epochs,
+            epoch_of=epoch_of,
+            warmup_steps=warmup_steps,
+            warmup_epochs=warmup_epochs,
+            warmup_share=warmup_share,
+            bends_at_epochs=drop_epochs is not None,
+        )
+
+    def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
+        total, warmup, epoch = self.length.in_steps(steps_per_epoch)
+        drops = self.drop_steps or tuple(math.ceil(at * epoch - 1e-6) for at in self.drop_epochs or ())
+        if drops[-1] >= total:
+            raise ValueError(f"the rate would drop at step {drops[-1]}, and the run ends after {total}")
+        curve = partial(
+            multistep_factor,
+            drop_steps=drops,
+            gamma=self.gamma,
+            warmup_steps=warmup,
+            warmup_start=self.warmup_start,
+        )
+        return StepPlan(total, epoch, curve)
 
 
-SCHEDULES = {"cosine": Cosine}
+SCHEDULES = {"cosine": Cosine, "warmup_cosine": WarmupCosine, "linear": LinearDecay, "multistep": MultiStep}
