@@ -17,7 +17,7 @@ SPECS = {kind: sorted((ROOT / kind).rglob("*.yaml")) for kind in NAMES}
 
 # Floors of a house, the ground floor first; a module imports its own floor or one below.
 FLOORS = (
-    {"__init__", "errors", "grids", "interfaces"},
+    {"__init__", "errors", "grids", "interfaces", "probing"},
     {"spec", "schema", "spec_files"},
     {"engine", "weights", "sections", "recipe", "protocol"},
     {"objectives", "backbones", "tokenizers", "maskers", "evaluators", "data"},

@@ -198,14 +198,6 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
-    def layer_names(self) -> tuple[tuple[str, ...], ...]:
-        """Modules and parameters by layer, the input's embeddings first, for rates that fall with depth.
-
-        Every parameter lies in one of them, the last norm in the last layer. Empty for a network that does
-        not know its layers.
-        """
-        return ()
-
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """Weights in a published layout, as this network's own; None if it is no layout that it knows.
 
