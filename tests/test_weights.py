@@ -14,7 +14,9 @@ from torch import Tensor
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
 from vidssl.backbones import VideoSwin
+from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
+from vidssl.weights.inflate import resize_bias_table
 from vidssl.weights.load import load_init
 
 GOLDEN = Path(__file__).parent / "golden" / "bevt"
@@ -136,6 +138,23 @@ def test_longer_windows_get_resized_tables_and_the_report_says_so(tmp_path: Path
     report = load_init(ours, str(tmp_path / "bevt.safetensors"))
     assert len(report.reshaped) == 8
     assert all(key.endswith("bias_table") for key in report.reshaped)
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_this_package_with_shorter_windows_has_its_tables_resized(tmp_path: Path) -> None:
+    source, ours = toy_swin(window=(2, 4, 4), seed=0), toy_swin(window=(4, 4, 4))
+    source.load_state_dict(random_state(source))
+    state = {f"encoder.{key}": value for key, value in source.state_dict().items()}
+    save_file(state, tmp_path / "own.safetensors", metadata={"format": FORMAT, "step": "1", "recipe": ""})
+    report = load_init(ours, str(tmp_path / "own.safetensors"))
+    tables = [key for key in ours.state_dict() if key.endswith("bias_table")]
+    assert sorted(report.reshaped) == sorted(tables)
+    assert report.new == report.unused == ()
+    assert "of them resized" in str(report)
+    for key in tables:
+        wanted = resize_bias_table(source.state_dict()[key], (2, 4, 4), (4, 4, 4))
+        assert torch.equal(ours.state_dict()[key], wanted)
+    assert torch.equal(ours.embed_clip.proj.weight, source.embed_clip.proj.weight)
 
 
 def test_every_key_of_the_released_swin_b_is_loaded_or_named(tmp_path: Path) -> None:

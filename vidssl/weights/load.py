@@ -69,6 +69,7 @@ def load_init(network: Backbone, init: str) -> LoadReport:
         init: a run folder (its newest checkpoint is taken) or a checkpoint of this package, of which one
             that was trained on images alone is inflated first: its clip embedding and temporal biases come
             from its image ones; or ``timm:NAME``, ``torchvision:NAME`` or a file in a published layout.
+            What has another shape is resized where the network knows how.
 
     Raises:
         UsageError: if it cannot be read, shares no key with the network, or a shared key has another shape.
@@ -77,9 +78,9 @@ def load_init(network: Backbone, init: str) -> LoadReport:
     if checkpoint is not None:
         window = _window_of_image_stage(checkpoint)
         if window is None:
-            return load_state(network, checkpoint.encoder, checkpoint.path)
+            return _load_own(network, checkpoint.encoder, checkpoint.path)
         filled = inflate_image_stage(checkpoint.encoder, window)
-        report = load_state(network, filled, checkpoint.path)
+        report = _load_own(network, filled, checkpoint.path)
         inflated = (key for key in report.loaded if filled[key] is not checkpoint.encoder[key])
         return replace(report, layout="trained on images, inflated to clips", reshaped=tuple(inflated))
     state = read_foreign(init)
@@ -90,6 +91,17 @@ def load_init(network: Backbone, init: str) -> LoadReport:
     return replace(
         report, layout=found.layout, reshaped=found.reshaped, unused=(*report.unused, *found.dropped)
     )
+
+
+def _load_own(network: Backbone, state: Mapping[str, Tensor], path: Path) -> LoadReport:
+    """Take over weights of this package; where shapes differ, as the network itself can adapt them."""
+    own = network.state_dict()
+    same = all(state[key].shape == own[key].shape for key in own if key in state)
+    found = None if same else network.translate(state)
+    if found is None:
+        return load_state(network, state, path)
+    report = load_state(network, found.state, path)
+    return replace(report, layout=found.layout, reshaped=found.reshaped)
 
 
 def _own_checkpoint(init: str) -> Checkpoint | None:
