@@ -36,7 +36,7 @@ def test_missing_weights_are_an_error_that_says_where_they_come_from(tmp_path: P
     path.unlink()
     assert message(lambda: build.tokenizer("trained")) == (
         f"tokenizers/trained.yaml:2: weights: {path}: No such file or directory. "
-        "The weights come from: a friend"
+        "The weights come from: a friend (licence: MIT)"
     )
 
 
@@ -48,8 +48,21 @@ def test_altered_weights_are_an_error(tmp_path: Path) -> None:
     assert message(lambda: build.objective(changed())) == (
         f"tokenizers/trained.yaml:2: weights: {path}: the file was altered, "
         f"its sha256 is {bad} and not {good}. "
-        "The weights come from: a friend"
+        "The weights come from: a friend (licence: MIT)"
     )
+
+
+def test_weights_of_an_unknown_digest_load_with_a_warning_that_gives_theirs(tmp_path: Path) -> None:
+    digest = hashlib.sha256((tmp_path / "tokenizers" / "trained.safetensors").read_bytes()).hexdigest()
+    file = tmp_path / "tokenizers" / "trained.yaml"
+    file.write_text(file.read_text().replace(digest, "unknown") + "command: make it\n")
+    said: list[str] = []
+    build.tokenizer("trained", say=said.append)
+    build.objective(changed(), say=said.append)
+    assert len(said) == 2
+    assert all("trained.safetensors: NOT VERIFIED" in line and f"sha256: {digest}" in line for line in said)
+    (tmp_path / "tokenizers" / "trained.safetensors").unlink()
+    assert "They are made by: make it" in message(lambda: build.tokenizer("trained"))
 
 
 def test_weights_of_another_architecture_are_an_error(tmp_path: Path) -> None:

@@ -142,6 +142,10 @@ def test_overrides_reach_every_section(folder: Path) -> None:
             "tokenizer={type: vqvae, weights: x}",
             "tokenizer: missing 'sha256', 'source', 'licence', which weights need",
         ),
+        (
+            "tokenizer={type: vqvae, weights: x, sha256: unknown, source: y, licence: MIT}",
+            "tokenizer.sha256: may only be 'unknown' where 'command' says how the file is made",
+        ),
     ],
 )
 def test_mistake_in_a_section_is_named(folder: Path, override: str, expected: str) -> None:

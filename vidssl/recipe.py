@@ -20,6 +20,7 @@ from vidssl.spec import Node, load, override, parse
 from vidssl.spec_files import find
 
 STREAMS = ("video", "image")
+UNKNOWN_SHA256 = "unknown"
 _WEIGHTS_KEYS = ("weights", "sha256", "source", "licence", "command")
 
 
@@ -29,7 +30,7 @@ class WeightsSpec:
 
     Attributes:
         path: the file, absolute.
-        sha256: of the file, in hexadecimal.
+        sha256: of the file, in hexadecimal; ``UNKNOWN_SHA256`` where only the user has the file.
         source: where the weights come from.
         licence: under which they may be used.
         command: what made them, where one did.
@@ -239,6 +240,8 @@ def _tokenizer(node: Node, folder: Path) -> TokenizerSpec:
     missing = [key for key in ("sha256", "source", "licence") if key not in entries]
     if missing:
         raise node.error(f"missing {', '.join(repr(key) for key in missing)}, which weights need")
+    if entries["sha256"].value == UNKNOWN_SHA256 and "command" not in entries:
+        raise entries["sha256"].error("may only be 'unknown' where 'command' says how the file is made")
     weights = WeightsSpec(
         path=(folder / read_text(entries["weights"])).resolve(),
         sha256=read_text(entries["sha256"]).lower(),
