@@ -1,0 +1,74 @@
+"""Sums and rows from all processes of a run, through which gradients go back to where they came from.
+
+Each process takes the gradient of its own loss, and gradients are then averaged over processes, as DDP does.
+What is gathered here is therefore exact if a loss of the whole batch is the mean of the processes' losses.
+Without other processes every function returns its input.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+
+def num_processes() -> int:
+    """Processes of this run, 1 where nobody has set up more."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process among them, from 0."""
+    return dist.get_rank() if num_processes() > 1 else 0
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of all processes' tensors of one shape; each of them gets the sum of the sum's gradients."""
+    return _Sum.apply(x) if num_processes() > 1 else x
+
+
+@torch.no_grad()
+def max_over_processes(x: Tensor) -> Tensor:
+    """The largest of all processes' values at each place of tensors of one shape. No gradient."""
+    if num_processes() == 1:
+        return x
+    largest = x.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """All processes' rows [processes * B, ...] in the order of processes, from [B, ...] on each.
+
+    A process gets back the sum of all gradients of its rows.
+    """
+    return _Gather.apply(x) if num_processes() > 1 else x
+
+
+class _Sum(Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(num_processes())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        # a reduce-scatter in two steps, which every backend has; the rows are few
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total.chunk(num_processes())[rank()]

@@ -1,0 +1,139 @@
+"""Contrast between two clips of a video: InfoNCE over all processes, and the head it is taken on."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidssl.engine.gather import gather_rows, num_processes, rank, sum_over_processes
+from vidssl.objectives.losses import accuracy
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """InfoNCE of a batch.
+
+    Attributes:
+        loss: mean over both directions, in nats.
+        accuracy: share of clips whose nearest other clip is that of the same video.
+        num_videos: n, over all processes. A clip is told apart from 2n - 2 others.
+    """
+
+    loss: Tensor
+    accuracy: Tensor
+    num_videos: int
+
+
+def info_nce(first: Tensor, second: Tensor, temperature: float) -> Contrast:
+    """Each clip finds the other one of its video among all clips but itself (VIMPAC, Eq. 5 and 6).
+
+    The loss is that of this process's rows among the rows of all processes; the mean over processes is the
+    loss of the whole batch, and their averaged gradients are its gradient.
+
+    Args:
+        first: [B, D], vectors of one clip of each video; B is the same in all processes.
+        second: [B, D], of another clip of the same videos.
+        temperature: gamma; the cosines are divided by it.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        first, second = (F.normalize(_full(x), dim=1) for x in (first, second))
+        others = torch.cat((gather_rows(first), gather_rows(second)))
+        n = len(others) // 2
+        own = torch.arange(len(first), device=first.device) + rank() * len(first)
+        itself, partner = torch.cat((own, own + n)), torch.cat((own + n, own))
+        similarity = torch.cat((first, second)) @ others.t() / temperature
+        similarity = similarity.scatter(1, itself.unsqueeze(1), -math.inf)
+        return Contrast(
+            loss=F.cross_entropy(similarity, partner),
+            accuracy=accuracy(similarity.detach(), partner),
+            num_videos=n,
+        )
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of rows over all processes, with the parameters of PyTorch's.
+
+    PyTorch's synchronised one needs a GPU; this one does not.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_var", torch.ones(dim))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, D], B the same in all processes, to the same shape."""
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        with torch.autocast(x.device.type, enabled=False):
+            x = _full(x)
+            count = len(x) * num_processes()
+            if count < 2:
+                raise ValueError("batch normalisation needs two rows or more, got one")
+            mean = sum_over_processes(x.sum(dim=0)) / count
+            variance = sum_over_processes((x - mean).square().sum(dim=0)) / count
+            self._remember(mean.detach(), variance.detach() * count / (count - 1))
+            return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
+        self.num_batches_tracked += 1
+
+
+class ProjectionHead(nn.Module):
+    """From a clip's vector to the one that is contrasted: linear layers with BatchNorm and ReLU between.
+
+    The last layer has no bias, and usually no norm (VIMPAC, Eq. 18; published code).
+
+    Args:
+        dim: width of the input.
+        num_layers: linear layers.
+        hidden_dim: width of all layers but the last.
+        out_dim: width of the last.
+        norm_last: whether a BatchNorm follows the last layer as well.
+    """
+
+    def __init__(self, dim: int, *, num_layers: int, hidden_dim: int, out_dim: int, norm_last: bool) -> None:
+        super().__init__()
+        if min(num_layers, hidden_dim, out_dim) < 1:
+            raise ValueError(
+                "head_layers, head_hidden_dim and head_dim must be positive, got "
+                f"{num_layers}, {hidden_dim} and {out_dim}"
+            )
+        dims = [dim] + [hidden_dim] * (num_layers - 1)
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
+        self.linears.append(nn.Linear(dims[-1], out_dim, bias=False))
+        self.norms = nn.ModuleList(BatchNorm(hidden_dim) for _ in dims[1:])
+        if norm_last:
+            self.norms.append(BatchNorm(out_dim))
+        for linear in self.linears:
+            nn.init.normal_(linear.weight, std=0.02)  # type: ignore[arg-type]
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, dim] to [B, out_dim]."""
+        last = len(self.linears) - 1
+        for i, linear in enumerate(self.linears):
+            x = linear(x)
+            x = self.norms[i](x) if i < len(self.norms) else x
+            x = x.relu() if i < last else x
+        return x

@@ -1,0 +1,259 @@
+"""VIMPAC: mask-then-predict and contrast between two clips of a video, on the same masked clips."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from vidssl.errors import UsageError
+from vidssl.interfaces import Backbone, Batch, LossOutput, Masker, Objective, Progress, Tokenizer
+from vidssl.objectives.contrastive import ProjectionHead, info_nce
+from vidssl.objectives.frozen import FrozenTokenizer
+from vidssl.objectives.mask_then_predict import MaskThenPredict, Replace, ids_of
+
+
+class VIMPAC(Objective):
+    """Predicts hidden tokens, and tells clips of one video from those of others (VIMPAC, Eq. 6).
+
+    L = L_mask + alpha gamma L_cl, both on the same masked clips: two of every video. The contrast is taken on
+    the class token behind a head, or on the mean of the patches where the backbone has no class token.
+
+    Metrics:
+
+    - ``loss_mask``: Eq. 1, and ``accuracy_mask``, over the hidden ids; in evaluation mode also
+      ``most_frequent_mask``, the accuracy of the best constant answer, and ``copy_nearest_mask``, that of
+      copying the nearest visible id.
+    - ``loss_contrast``: gamma L_cl, the paper's "CL-Loss": both directions added up.
+    - ``accuracy_contrast``: how often the other clip of its video is the nearest one to a clip.
+    - ``negatives``: videos that a clip is told apart from, as Table 11 counts: those of one batch of all
+      processes but its own. Accumulating gradients over batches adds none.
+    - ``loss_mask_of_chance`` and ``loss_contrast_of_chance``: nats over those of guessing, ln V and
+      ln(2 negatives + 1); 1 is chance.
+
+    Args:
+        contrastive_weight: alpha; 1 in the paper. For one task alone there are the objectives
+            vimpac_predict and vimpac_contrast.
+        temperature: gamma; 0.2 in the published code, the paper does not state it.
+        head_layers: linear layers of the contrastive head; 3 in the paper, 2 in the released small script.
+        head_hidden_dim: their width; 4096 in the paper, 2048 in the released small script.
+        head_dim: width of what is contrasted.
+        head_norm_last: whether a BatchNorm ends the head.
+        contrast_on: clips as they are masked for prediction, or whole, which costs a second pass of the
+            encoder (Table 12).
+        replace: what stands in the place of hidden ids: the mask token; or with "bert" the mask token for
+            80 %, random ids for 10 %, and the ids themselves for 10 % (App. G.3), decided for a whole block
+            where the masker hides blocks.
+        negatives: the number that the batches must give, so that it is no accident of their size; null
+            takes what they give.
+    """
+
+    needs_views: Mapping[str, int] = {"clip": 2}
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: Tokenizer,
+        masker: Masker,
+        *,
+        contrastive_weight: float = 1.0,
+        temperature: float = 0.2,
+        head_layers: int = 3,
+        head_hidden_dim: int = 4096,
+        head_dim: int = 256,
+        head_norm_last: bool = False,
+        contrast_on: Literal["masked", "whole"] = "masked",
+        replace: Replace = "mask",
+        negatives: int | None = None,
+    ) -> None:
+        super().__init__()
+        if contrastive_weight <= 0:
+            raise ValueError(
+                f"contrastive_weight must be above 0, got {contrastive_weight}; for prediction alone "
+                "there is the objective vimpac_predict"
+            )
+        if contrast_on not in ("masked", "whole"):
+            raise ValueError(f"contrast_on must be 'masked' or 'whole', got '{contrast_on}'")
+        self.contrastive_weight = contrastive_weight
+        self.contrast_on = contrast_on
+        self.prediction = MaskThenPredict(backbone, tokenizer, masker, replace=replace)
+        self.contrast = ClipContrast(
+            ProjectionHead(
+                backbone.embed_dim,
+                num_layers=head_layers,
+                hidden_dim=head_hidden_dim,
+                out_dim=head_dim,
+                norm_last=head_norm_last,
+            ),
+            temperature=temperature,
+            negatives=negatives,
+        )
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        clips = _side_by_side(batch.views["clip"], exactly=2)
+        masked = self.prediction.encode_masked(clips, generator)
+        predicted = self.prediction(masked)
+        whole = self.contrast_on == "whole"
+        features = self.prediction.encode_whole(clips, masked.ids) if whole else masked.features
+        contrasted = self.contrast(features.pooled())
+        return LossOutput(
+            loss=predicted.loss + self.contrastive_weight * contrasted.loss,
+            metrics={**predicted.metrics, **contrasted.metrics},
+        )
+
+    def encoder(self) -> Backbone:
+        return self.prediction.backbone
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        return f"{_describe_prediction(metrics)}; {_describe_contrast(metrics)}"
+
+
+class VIMPACPredict(Objective):
+    """Mask-then-predict alone (VIMPAC, Eq. 1; "MP" in Tables 7, 8 and 15); metrics and keys as VIMPAC's.
+
+    Reads every clip that a video gives, one or more.
+    """
+
+    needs_views: Mapping[str, int] = {"clip": 1}
+
+    def __init__(
+        self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker, *, replace: Replace = "mask"
+    ) -> None:
+        super().__init__()
+        self.prediction = MaskThenPredict(backbone, tokenizer, masker, replace=replace)
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        clips = _side_by_side(batch.views["clip"])
+        return self.prediction(self.prediction.encode_masked(clips, generator))
+
+    def encoder(self) -> Backbone:
+        return self.prediction.backbone
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        return _describe_prediction(metrics)
+
+
+class VIMPACContrast(Objective):
+    """Contrast between clips alone (VIMPAC, Eq. 5; "CL" in Tables 7 and 12); metrics and keys as VIMPAC's.
+
+    With a masker the clips are masked, as the paper does to have no other augmentation; without one they
+    are whole, and any backbone will do. A backbone that reads ids needs a tokenizer; no other may have one.
+    """
+
+    needs_views: Mapping[str, int] = {"clip": 2}
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: Tokenizer | None = None,
+        masker: Masker | None = None,
+        *,
+        temperature: float = 0.2,
+        head_layers: int = 3,
+        head_hidden_dim: int = 4096,
+        head_dim: int = 256,
+        head_norm_last: bool = False,
+        negatives: int | None = None,
+    ) -> None:
+        super().__init__()
+        if (tokenizer is None) == (backbone.input_kind == "tokens"):
+            raise ValueError(
+                f"{type(backbone).__name__} reads {backbone.input_kind}, "
+                + ("and nothing makes them: give a tokenizer" if tokenizer is None else "no tokenizer's ids")
+            )
+        self.backbone = backbone
+        self.tokenizer = None if tokenizer is None else FrozenTokenizer(tokenizer)
+        self.masker = masker
+        self.contrast = ClipContrast(
+            ProjectionHead(
+                backbone.embed_dim,
+                num_layers=head_layers,
+                hidden_dim=head_hidden_dim,
+                out_dim=head_dim,
+                norm_last=head_norm_last,
+            ),
+            temperature=temperature,
+            negatives=negatives,
+        )
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        reads = _side_by_side(batch.views["clip"], exactly=2)
+        if self.tokenizer is not None:
+            reads = ids_of(reads, self.tokenizer)
+        mask = None
+        if self.masker is not None:
+            grid = self.backbone.grid(*reads.shape[-3:])
+            mask = self.masker(len(reads), grid, generator).to(reads.device)
+        return self.contrast(self.backbone(reads, mask).pooled())
+
+    def encoder(self) -> Backbone:
+        return self.backbone
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        return _describe_contrast(metrics)
+
+
+class ClipContrast(nn.Module):
+    """The contrastive head, and gamma L_cl with its metrics."""
+
+    def __init__(self, head: ProjectionHead, *, temperature: float, negatives: int | None) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if negatives is not None and negatives < 1:
+            raise ValueError(f"negatives must be at least 1 or null, got {negatives}")
+        self.head = head
+        self.temperature = temperature
+        self.negatives = negatives
+
+    def forward(self, vectors: Tensor) -> LossOutput:
+        """Of the vectors [2B, D] of B first clips and then of the second clips of the same videos."""
+        first, second = self.head(vectors).chunk(2)
+        contrast = info_nce(first, second, self.temperature)
+        self._check(contrast.num_videos)
+        loss = 2 * self.temperature * contrast.loss  # both directions are added up, not averaged (Eq. 5)
+        chance = math.log(2 * contrast.num_videos - 1)
+        metrics = {
+            "loss_contrast": loss.detach(),
+            "loss_contrast_of_chance": contrast.loss.detach() / chance,
+            "accuracy_contrast": contrast.accuracy,
+            "negatives": torch.tensor(contrast.num_videos - 1.0),
+        }
+        return LossOutput(loss, metrics)
+
+    def _check(self, num_videos: int) -> None:
+        if num_videos < 2:
+            raise UsageError("the contrast needs other videos in a batch, and there is one: raise batch_size")
+        if self.training and self.negatives is not None and num_videos != self.negatives + 1:
+            raise UsageError(
+                f"objective.negatives is {self.negatives}, and batches of {num_videos} videos (batch size "
+                f"times processes) give {num_videos - 1}: make them {self.negatives + 1}, or set it to that"
+            )
+
+
+def _side_by_side(slots: Sequence[Tensor], exactly: int | None = None) -> Tensor:
+    """All first clips, then all second ones, and so on, as one batch."""
+    if exactly is not None and len(slots) != exactly:
+        raise ValueError(
+            f"the contrast is between {exactly} clips of a video, and the views give {len(slots)}"
+        )
+    if len({slot.shape for slot in slots}) > 1:
+        raise ValueError(f"clips of one shape are needed, got {[tuple(slot.shape) for slot in slots]}")
+    return torch.cat(tuple(slots))
+
+
+def _describe_prediction(metrics: Mapping[str, float]) -> str:
+    return (
+        f"{metrics['accuracy_mask']:.1%} of the hidden ids are predicted right "
+        f"(always the most frequent id: {metrics['most_frequent_mask']:.1%}, "
+        f"copying the nearest visible id: {metrics['copy_nearest_mask']:.1%})"
+    )
+
+
+def _describe_contrast(metrics: Mapping[str, float]) -> str:
+    others = 2 * round(metrics["negatives"]) + 1
+    return (
+        f"the other clip of its video is the nearest of {others} clips for "
+        f"{metrics['accuracy_contrast']:.1%} of them (by chance {1 / others:.1%})"
+    )
