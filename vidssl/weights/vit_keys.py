@@ -15,6 +15,7 @@ from vidssl.interfaces import Translated
 from vidssl.weights.inflate import inflate_patch_weight
 
 _PATCHES = "patch_embed.proj.weight"  # the key by which such a network is found among others, and its prefix
+_PATCH_BIAS = "patch_embed.proj.bias"
 _FIRST_BLOCK = "blocks.0.attn.qkv.weight"
 # outside the blocks, and a network without them computes something else
 _ALTERING = ("norm_pre", "dist_token", "reg_token", "register_tokens")
@@ -68,8 +69,7 @@ def to_timesformer(
         elif temporal_init == "copy" and spatial in source.tensors:
             found[key] = source.tensors[spatial]
             copied.append(key)
-    if found[_PATCHES].numel() == own[_PATCHES].numel():
-        found[_PATCHES] = found[_PATCHES].reshape(own[_PATCHES].shape)  # DINO's may be flat
+    found[_PATCHES] = _folded(found[_PATCHES], own[_PATCHES].shape[2])
     return Translated(found, source.layout, tuple(copied), _dropped(source, set(found)))
 
 
@@ -93,21 +93,25 @@ def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated
     found = {key: source.tensors[key] for key in used}
     made = []
     for name in ("embed_clip.proj", "embed_image.proj"):
-        frames, rows, columns = own[f"{name}.weight"].shape[2:]
-        weight = source.tensors[_PATCHES]
-        if weight.dim() == 2 and weight.shape[1] == 3 * rows * columns:
-            weight = weight.unflatten(1, (3, rows, columns))
-        found[f"{name}.weight"] = inflate_patch_weight(weight, frames)
-        found[f"{name}.bias"] = source.tensors["patch_embed.proj.bias"]
-        made += [f"{name}.weight"]
-    used |= {_PATCHES, "patch_embed.proj.bias"}
+        frames, rows = own[f"{name}.weight"].shape[2:4]
+        found[f"{name}.weight"] = inflate_patch_weight(_folded(source.tensors[_PATCHES], rows), frames)
+        made.append(f"{name}.weight")
+        if _PATCH_BIAS in source.tensors:
+            found[f"{name}.bias"] = source.tensors[_PATCH_BIAS]
+    used |= {_PATCHES, _PATCH_BIAS}
     if "class_token" in own and "cls_token" in source.tensors:
         found["class_token"] = source.tensors["cls_token"].flatten()
         if "pos_embed" in source.tensors:
             found["class_token"] = found["class_token"] + source.tensors["pos_embed"][0, 0]
-        made += ["class_token"]
-        used |= {"cls_token"}
+        made.append("class_token")
+        used.add("cls_token")
     return Translated(found, source.layout, tuple(made), _dropped(source, used))
+
+
+def _folded(weight: Tensor, patch_size: int) -> Tensor:
+    """Weights of a patch embedding as a convolution's, [D, 3, p, p]; some come flat, [D, 3*p*p]."""
+    flat = weight.dim() == 2 and weight.shape[1] == 3 * patch_size**2
+    return weight.unflatten(1, (3, patch_size, patch_size)) if flat else weight
 
 
 def _find(state: Mapping[str, Tensor]) -> _Source | None:
