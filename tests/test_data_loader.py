@@ -16,7 +16,8 @@ from torch import Tensor
 from vidssl.data.loader import Loader, Stream, iterate_once
 from vidssl.data.samples import Endless
 from vidssl.data.sources import VideoFolder
-from vidssl.data.views import SingleClip, SingleImage, UniformClips
+from vidssl.data.views import SingleClip, SingleImage
+from vidssl.data.views_uniform import UniformClips
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, DataSource, SampleInfo, UnreadableSample
 

@@ -1,51 +1,23 @@
 """Which frames and which squares of them make up a view."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from ramp import Ramp, bytes_of, frames_of, seeded
 from torch import Tensor
 
 from vidssl.data.augment import PerClipAugment
-from vidssl.data.views import SingleClip, SingleImage, UniformClips, clip_frames, crop_boxes, last_start
-from vidssl.interfaces import Batch, DataSource, SampleInfo
+from vidssl.data.crops import crop_boxes
+from vidssl.data.times import clip_frames, last_start
+from vidssl.data.views import RandomResizedClip, RandomSegments, SingleClip, SingleImage
+from vidssl.data.views_uniform import SegmentMiddles, UniformClips
+from vidssl.data.views_vimpac import ClipPair, CornerClip
+from vidssl.interfaces import Batch
 
 SAMPLING = json.loads((Path(__file__).parent / "golden" / "bevt" / "sampling.json").read_text())
-
-
-class Ramp(DataSource):
-    """A video whose pixels tell where they come from: red the frame, green the row, blue the column."""
-
-    label_classes: Mapping[str, tuple[str, ...]] = {}
-
-    def __init__(self, num_frames: int, height: int = 8, width: int = 8) -> None:
-        self.shape = (num_frames, height, width)
-        self.reads: list[list[int]] = []
-
-    def __len__(self) -> int:
-        return 1
-
-    def info(self, index: int) -> SampleInfo:
-        return SampleInfo("ramp", self.shape[0], 30.0, {})
-
-    def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        self.reads.append(list(frames))
-        _, height, width = self.shape
-        clip = torch.empty(len(frames), 3, height, width, dtype=torch.uint8)
-        clip[:, 0] = (torch.tensor(frames) % 256)[:, None, None]
-        clip[:, 1] = torch.arange(height, dtype=torch.uint8)[None, :, None]
-        clip[:, 2] = torch.arange(width, dtype=torch.uint8)[None, None, :]
-        return clip
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def frames_of(clip: Tensor) -> list[int]:
-    return clip[0, :, 0, 0].tolist()
 
 
 @pytest.mark.parametrize("setting", ["pretrain_train", "k400_train"])
@@ -64,10 +36,7 @@ def test_test_clips_are_those_of_the_published_sampler() -> None:
         video = Ramp(case["total_frames"])
         views = UniformClips(num_clips=case["num_clips"], num_frames=32, frame_stride=2, size=8)
         slots = views.sample(video, 0, seeded(0))["clip"]
-        # red holds frame numbers up to 255: one byte
-        assert [frames_of(slot) for slot in slots] == [
-            [frame % 256 for frame in clip] for clip in case["frame_inds"]
-        ]
+        assert [frames_of(slot) for slot in slots] == [bytes_of(clip) for clip in case["frame_inds"]]
         assert len(video.reads) == 1
         assert len(set(video.reads[0])) == len(video.reads[0])
 
@@ -80,6 +49,52 @@ def test_three_crops_are_the_published_boxes() -> None:
         assert crop_boxes(*case["hw"], 224, 1) == boxes[2:]
         height, width = case["hw"]
         assert crop_boxes(width, height, 224, 3) == [(left, top) for top, left in boxes]
+
+
+@pytest.mark.parametrize("num_crops", [1, 3])
+def test_middles_of_segments_are_those_of_the_published_sampler(num_crops: int) -> None:
+    assert len(SAMPLING["ssv2_test"]) == 7
+    for case in SAMPLING["ssv2_test"]:
+        video = Ramp(case["total_frames"])
+        slots = SegmentMiddles(num_frames=case["clip_len"], num_crops=num_crops, size=8).sample(
+            video, 0, seeded(0)
+        )["clip"]
+        assert [frames_of(slot) for slot in slots] == [case["frame_inds"]] * num_crops
+
+
+def test_random_frames_of_segments_range_as_in_the_published_sampler() -> None:
+    assert len(SAMPLING["ssv2_train"]) == 7
+    for case in SAMPLING["ssv2_train"]:
+        views = RandomSegments(num_frames=case["clip_len"], size=2)
+        drawn = torch.tensor(
+            [
+                frames_of(views.sample(Ramp(case["total_frames"], 2, 2), 0, seeded(n))["clip"][0])
+                for n in range(60)
+            ]
+        )
+        assert drawn.amin(0).tolist() == case["per_slot_min"]
+        assert drawn.amax(0).tolist() == case["per_slot_max"]
+
+
+def test_random_resized_clips_start_where_single_clips_do() -> None:
+    views, video = RandomResizedClip(num_frames=4, frame_stride=2, size=4), Ramp(12)
+    clips = [frames_of(views.sample(video, 0, seeded(seed))["clip"][0]) for seed in range(100)]
+    assert {tuple(clip) for clip in clips} == {(s, s + 2, s + 4, s + 6) for s in range(5)}
+
+
+@pytest.mark.parametrize("short_side", [None, 40])
+def test_random_resized_clips_show_boxes_of_the_areas_asked_for(short_side: int | None) -> None:
+    views = RandomResizedClip(num_frames=2, frame_stride=1, size=16, area=(0.25, 0.25), short_side=short_side)
+    corners = set()
+    for seed in range(20):
+        clip = views.sample(Ramp(2, 100, 120), 0, seeded(seed))["clip"][0].float()
+        assert torch.equal(clip[1:, 0], clip[1:, 1])
+        # of 16 points the centres are seen: 15 steps of a 16th of the box's side
+        rows, columns = ((clip[channel].max() - clip[channel].min()) * 16 / 15 for channel in (1, 2))
+        assert float(rows * columns) / 12_000 == pytest.approx(0.25, rel=0.15)
+        assert 0.7 < columns / rows < 1.4
+        corners.add((int(clip[1].min()), int(clip[2].min())))
+    assert len(corners) > 10
 
 
 def test_every_start_that_fits_is_drawn_alike_often() -> None:
@@ -97,7 +112,13 @@ def test_a_video_shorter_than_the_clip_goes_round() -> None:
 
 @pytest.mark.parametrize(
     "views",
-    [SingleClip(num_frames=2, size=8), SingleImage(size=8), UniformClips(num_frames=2, size=8)],
+    [
+        SingleClip(num_frames=2, size=8),
+        SingleImage(size=8),
+        UniformClips(num_frames=2, size=8),
+        SegmentMiddles(num_frames=2, num_crops=1, size=8),
+        CornerClip(num_frames=2, size=8, resize=(1.0,)),
+    ],
     ids=lambda views: type(views).__name__,
 )
 def test_a_video_of_the_wanted_size_keeps_its_pixels(views) -> None:
@@ -112,6 +133,13 @@ def test_a_video_of_the_wanted_size_keeps_its_pixels(views) -> None:
         SingleClip(num_frames=3, frame_stride=1, size=6),
         SingleImage(size=6),
         UniformClips(num_clips=2, num_crops=3, num_frames=3, frame_stride=2, size=6),
+        UniformClips(num_clips=2, num_frames=3, frame_stride=2, size=6, fps=7.0, starts="end_to_end"),
+        RandomResizedClip(num_frames=3, size=6),
+        RandomResizedClip(num_frames=3, size=6, short_side=10),
+        RandomSegments(num_frames=3, size=6),
+        SegmentMiddles(num_frames=3, size=6),
+        ClipPair(num_frames=3, size=6),
+        CornerClip(num_frames=3, size=6),
     ],
     ids=lambda views: type(views).__name__,
 )
@@ -170,6 +198,11 @@ def test_shrinking_averages_over_pixels() -> None:
         (lambda: SingleImage(size=224, short_side=(200, 300)), "not below size"),
         (lambda: SingleImage(size=224, short_side=(300, 250)), "rising"),
         (lambda: UniformClips(num_crops=2), "num_crops must be 1 or 3"),
+        (lambda: RandomResizedClip(short_side=0), "short_side must be at least 1"),
+        (lambda: RandomResizedClip(area=(0.0, 1.0)), "area must be two numbers above 0"),
+        (lambda: RandomSegments(num_frames=0), "num_frames must be at least 1"),
+        (lambda: SegmentMiddles(num_crops=5), "num_crops must be 1 or 3"),
+        (lambda: UniformClips(fps=0.0), "fps must be above 0"),
         (lambda: PerClipAugment(flip=1.5), "flip must lie between 0 and 1"),
     ],
 )

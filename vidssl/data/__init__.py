@@ -3,7 +3,10 @@
 from vidssl.data.augment import PerClipAugment
 from vidssl.data.moving_digits import MovingDigits
 from vidssl.data.sources import ImageFolder, VideoFolder, VideoList
-from vidssl.data.views import SingleClip, SingleImage, UniformClips
+from vidssl.data.views import RandomResizedClip, RandomSegments, SingleClip, SingleImage
+from vidssl.data.views_svt import GlobalLocal, IntervalClips, SlowFastTrain, SVTPublished
+from vidssl.data.views_uniform import SegmentMiddles, SlowFast, SVTPublishedTest, UniformClips
+from vidssl.data.views_vimpac import ClipPair, CornerClip
 
 SOURCES = {
     "moving_digits": MovingDigits,
@@ -15,7 +18,18 @@ SOURCES = {
 VIEWS = {
     "single_clip": SingleClip,
     "single_image": SingleImage,
+    "random_resized_clip": RandomResizedClip,
+    "random_segments": RandomSegments,
+    "global_local": GlobalLocal,
+    "svt_published": SVTPublished,
+    "interval_clips": IntervalClips,
+    "slow_fast_train": SlowFastTrain,
+    "clip_pair": ClipPair,
+    "corner_clip": CornerClip,
     "uniform_clips": UniformClips,
+    "segment_middles": SegmentMiddles,
+    "slow_fast": SlowFast,
+    "svt_published_test": SVTPublishedTest,
 }
 
 AUGMENTS = {"per_clip": PerClipAugment}
