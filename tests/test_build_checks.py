@@ -221,6 +221,13 @@ def test_backbone_that_reads_ids_needs_a_tokenizer_and_nests_on_its_ids() -> Non
     )
 
 
+def test_backbone_that_reads_ids_has_the_vocabulary_of_the_tokenizer() -> None:
+    assert message(lambda: build.check(changed("backbone.type=ids", "backbone.vocab_size=16"))) == (
+        "x.yaml:3: backbone: 'ids' reads ids of a vocabulary of 16, and the tokenizer's has 8: "
+        "set vocab_size to 8"
+    )
+
+
 def test_backbone_that_reads_ids_is_asked_about_the_grid_of_ids() -> None:
     said = message(lambda: build.check(changed("backbone.type=ids", "data.video.views.size=80")))
     assert said == (

@@ -10,6 +10,15 @@ from vidssl.maskers import MASKERS
 
 # a small one of each
 TOY_BACKBONES: dict[str, dict[str, object]] = {
+    "factorized": {
+        "vocab_size": 8,
+        "num_frames": 4,
+        "height": 4,
+        "width": 4,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+    },
     "timesformer": {
         "embed_dim": 12,
         "depth": 2,
@@ -29,6 +38,7 @@ TOY_BACKBONES: dict[str, dict[str, object]] = {
     "vit": {"embed_dim": 12, "depth": 2, "num_heads": 2, "patch_size": (2, 8, 8)},
 }
 TOY_MASKERS: dict[str, dict[str, object]] = {
+    "block_3d": {},
     "blockwise": {"min_block": 4},
     "frame_diff": {"min_block": 4},
     "random_3d": {},

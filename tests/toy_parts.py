@@ -54,6 +54,10 @@ class IdsBackbone(ToyBackbone):
 
     input_kind = "tokens"
 
+    def __init__(self, *, dim: int = 4, vocab_size: int = 8) -> None:
+        super().__init__(dim=dim, patch=(1, 1, 1))
+        self.vocab_size = vocab_size
+
     def grid(self, num_frames: int, height: int, width: int) -> GridSize:
         if height > 8:
             raise ValueError(f"has positions for 8 rows of ids, got {height}")

@@ -1,6 +1,6 @@
 """Every public name in one place, for scripts and notebooks: ``from vidssl import api as v``."""
 
-from vidssl.backbones import TimeSformer, VideoSwin, ViT
+from vidssl.backbones import Factorized, TimeSformer, VideoSwin, ViT
 from vidssl.build import tokenizer as load_tokenizer
 from vidssl.data import (
     ImageFolder,
@@ -31,8 +31,16 @@ from vidssl.interfaces import (
     Tokenizer,
     ViewSampler,
 )
-from vidssl.maskers import Blockwise, FrameDiff, Random3D, RandomFrame, Tube
-from vidssl.objectives import BEVT, BEVTImage, BEVTVideo, TokenizerTraining
+from vidssl.maskers import Block3D, Blockwise, FrameDiff, Random3D, RandomFrame, Tube
+from vidssl.objectives import (
+    BEVT,
+    VIMPAC,
+    BEVTImage,
+    BEVTVideo,
+    TokenizerTraining,
+    VIMPACContrast,
+    VIMPACPredict,
+)
 from vidssl.recipe import RunSpec
 from vidssl.tokenizers import VQVAE
 from vidssl.train import TrainResult, train
@@ -42,16 +50,19 @@ __all__ = [
     "BEVT",
     "KNN",
     "SGD",
+    "VIMPAC",
     "VQVAE",
     "AdamW",
     "BEVTImage",
     "BEVTVideo",
     "Backbone",
     "Batch",
+    "Block3D",
     "Blockwise",
     "Cosine",
     "DataSource",
     "Evaluator",
+    "Factorized",
     "Features",
     "FrameDiff",
     "ImageFolder",
@@ -78,6 +89,8 @@ __all__ = [
     "TrainResult",
     "Tube",
     "UniformClips",
+    "VIMPACContrast",
+    "VIMPACPredict",
     "ViT",
     "VideoFolder",
     "VideoList",

@@ -243,7 +243,7 @@ def check(recipe: Recipe) -> None:
         bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
     check_groups(recipe, objective, update)
-    check_inputs(recipe, bare_backbone, masker)
+    check_inputs(recipe, bare_backbone, bare_tokenizer, masker)
     check_views(recipe, objective, shapes)
     check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
 

@@ -87,17 +87,26 @@ def check_tokenizer(recipe: Recipe, objective: Objective, tokenizer: Tokenizer |
         )
 
 
-def check_inputs(recipe: Recipe, backbone: Backbone | None, masker: Masker | None) -> None:
+def check_inputs(
+    recipe: Recipe, backbone: Backbone | None, tokenizer: Tokenizer | None, masker: Masker | None
+) -> None:
     """The backbone can be fed what the objective has.
 
     Raises:
-        UsageError: if it reads ids and nothing makes them, or takes no mask where one is drawn.
+        UsageError: if it reads ids and nothing makes them, or ids of another vocabulary than the tokenizer's,
+            or takes no mask where one is drawn.
     """
     if backbone is None or recipe.backbone is None:
         return
     at, name = recipe.backbone.node, recipe.backbone.type
     if backbone.input_kind == "tokens" and recipe.tokenizer is None:
         raise at.error(f"'{name}' reads token ids: add a 'tokenizer' section that makes them")
+    ids = None if backbone.input_kind == "pixels" or tokenizer is None else tokenizer.vocab_size
+    if ids is not None and backbone.vocab_size not in (None, ids):
+        raise at.error(
+            f"'{name}' reads ids of a vocabulary of {backbone.vocab_size}, and the tokenizer's has {ids}: "
+            f"set vocab_size to {ids}"
+        )
     if masker is not None and not backbone.takes_mask:
         able = names_with(BACKBONE, "takes_mask", True)
         raise at.error(

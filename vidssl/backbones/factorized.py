@@ -187,6 +187,11 @@ class Factorized(Backbone):
             tokens = self.last_norm(tokens)
         return Features(patches=tokens[:, 1:].unflatten(1, grid), cls=tokens[:, 0])
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        inner: list[tuple[str, ...]] = [(f"layers.{i}",) for i in range(len(self.layers))]
+        inner[-1] += ("last_norm",)
+        return (("embedding", "class_token", "positions", "embed_norm"), *inner)
+
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """Weights of a released VIMPAC checkpoint, or of this class with position tables of other lengths.
 
