@@ -120,6 +120,11 @@ class TimeSformer(Backbone):
     def final_norm(self) -> nn.Module:
         return self.norm
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        inner: list[tuple[str, ...]] = [(f"blocks.{i}",) for i in range(len(self.blocks))]
+        inner[-1] += ("norm",)
+        return (("patch_embed", "mask_token", "cls_token", "pos_embed", "time_embed"), *inner)
+
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """Weights of SVT, of a TimeSformer or of an image ViT (DINO, DeiT, MAE, timm), with any prefix.
 

@@ -152,6 +152,14 @@ class VideoSwin(Backbone):
     def final_norm(self) -> nn.Module:
         return self.norm
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        inner: list[tuple[str, ...]] = []
+        for i, blocks in enumerate(self.stages):
+            inner += [(f"merges.{i - 1}",)] if i else []  # a layer of its own, as in BEVT's finetuning
+            inner += [(f"stages.{i}.{j}",) for j in range(len(blocks))]  # type: ignore[arg-type]
+        inner[-1] += ("norm",)
+        return (("embed_clip", "embed_image", "mask_token"), *inner)
+
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """Released BEVT and Video Swin weights, torchvision's ``swin3d``, and image Swins, inflated."""
         found = read_swin(state, self.state_dict(), self.window)

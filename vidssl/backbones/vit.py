@@ -78,6 +78,11 @@ class ViT(Backbone):
                 nn.init.trunc_normal_(token, std=0.02)
         sincos_positions((1, 1, 1), embed_dim, torch.device("cpu"))  # refuses a width it cannot code
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        inner: list[tuple[str, ...]] = [(f"blocks.{i}",) for i in range(len(self.blocks))]
+        inner[-1] += ("norm",)
+        return (("embed_clip", "embed_image", "mask_token", "class_token"), *inner)
+
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """Weights of an image ViT (DINO, DeiT, MAE, timm), with any prefix; its positions are dropped.
 
