@@ -48,13 +48,13 @@ def test_a_cosine_between_two_values_is_that_of_svt(name):
 
 @pytest.mark.parametrize(
     "name",
-    (
+    [
         "small_pretrain_linear",
         "large_pretrain_linear",
         "finetune_small_linear",
         "linear_warmup_steps_7",
         "constant",
-    ),
+    ],
 )
 def test_linear_gives_the_rates_of_vimpac(name):
     golden = VIMPAC[name]
