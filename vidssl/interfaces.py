@@ -198,6 +198,14 @@ class Backbone(nn.Module, ABC):
         """
         return None
 
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        """Modules and parameters by layer, the input's embeddings first, for rates that fall with depth.
+
+        Every parameter lies in one of them, the last norm in the last layer. Empty for a network that does
+        not know its layers.
+        """
+        return ()
+
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """Weights in a published layout, as this network's own; None if it is no layout that it knows.
 
@@ -309,6 +317,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def encoder(self) -> "Backbone | TrainableTokenizer":
         """What the run saves, exports and evaluates; a recipe that trains a tokenizer returns that."""
+
+    def trained_encoder(self) -> "Backbone | TrainableTokenizer":
+        """What the optimizer moves of it: ``encoder()`` itself, unless that is a running average."""
+        return self.encoder()
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         """What held-out metrics (``forward``'s in eval mode) mean, in plain words for the end of a run."""

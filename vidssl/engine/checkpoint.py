@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vidssl.engine.files import write_atomically
 from vidssl.errors import UsageError
@@ -42,11 +42,15 @@ class Checkpoint:
 
 def encoder_prefix(objective: Objective) -> str:
     """Where the encoder sits inside its objective, e.g. ``backbone.``."""
-    encoder = objective.encoder()
-    for name, module in objective.named_modules():
-        if module is encoder:
+    return prefix_of(objective.encoder(), objective)
+
+
+def prefix_of(part: nn.Module, whole: nn.Module) -> str:
+    """Where a module sits inside another, as its parameters' names begin there."""
+    for name, module in whole.named_modules():
+        if module is part:
             return f"{name}." if name else ""
-    raise ValueError(f"{type(objective).__name__}.encoder() is not one of its own sub-modules")
+    raise ValueError(f"{type(whole).__name__}'s {type(part).__name__} is not one of its own sub-modules")
 
 
 def save_checkpoint(path: Path, objective: Objective, *, step: int, recipe: str) -> None:

@@ -7,7 +7,7 @@ from typing import Literal, TypedDict
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from vidssl.engine.checkpoint import encoder_prefix
+from vidssl.engine.checkpoint import prefix_of
 from vidssl.interfaces import Backbone, Objective
 
 Decay = Literal["layers", "tables", "biases"]
@@ -110,13 +110,13 @@ def _encoder_scales(
     """The share of the learning rate of each trained parameter of the encoder."""
     if not isinstance(module, Objective):
         raise ValueError("layer_decay and encoder_lr_scale ask for an objective, which has an encoder")
-    prefix = encoder_prefix(module)
+    encoder = module.trained_encoder()
+    prefix = prefix_of(encoder, module)
     inside = [name for name in trained if name.startswith(prefix)]
     if not inside:
         raise ValueError("layer_decay and encoder_lr_scale act on the encoder, and nothing of it is trained")
     if layer_decay is None:
         return dict.fromkeys(inside, encoder_lr_scale)
-    encoder = module.encoder()
     layers = encoder.layer_names() if isinstance(encoder, Backbone) else ()
     if not layers:
         raise ValueError(
