@@ -1,0 +1,198 @@
+"""Classes of whole videos: what finetuning minimises, and a supervised network beside the others."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vidssl.errors import UsageError
+from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress, Tokenizer
+from vidssl.objectives.frozen import FrozenTokenizer
+from vidssl.objectives.losses import accuracy, most_frequent_accuracy
+from vidssl.objectives.mixing import mix
+
+
+class Classifier(nn.Module):
+    """A backbone, dropout and one linear layer on its pooled features."""
+
+    def __init__(self, backbone: Backbone, num_classes: int, *, dropout: float, head_std: float) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(backbone.embed_dim, num_classes)
+        nn.init.normal_(self.head.weight, std=head_std)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Logits [B, K] of videos whose clips (or ids) are given; features of several clips are averaged.
+
+        Averaging before the layer, in training too, is how SVT joins its slow and its fast clip.
+        """
+        pooled = [self.backbone(x).pooled() for x in inputs]
+        return self.head(self.dropout(torch.stack(pooled).mean(0) if len(pooled) > 1 else pooled[0]))
+
+
+class Classification(Objective):
+    """Supervised classification of videos by one label: cross entropy on the pooled features.
+
+    Samples without the label are left out. Metrics: ``loss`` (with smoothed or mixed targets where those
+    are on), ``accuracy`` (of the larger target) and, in evaluation mode, ``most_frequent``, the accuracy of
+    the best constant answer.
+
+    Args:
+        num_classes: K, of the label.
+        label: which of the labels; null where the videos have but one.
+        views: names of the views that are read, a clip each. The features of several are averaged.
+        dropout: before the linear layer.
+        head_std: deviation of the linear layer's first weights: 0.01 in BEVT's code, 0 in VIMPAC (App. A.2).
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: alpha of mixup, 0 is off.
+        cutmix: alpha of CutMix, 0 is off; if both are on, each batch gets one of them.
+        ema_momentum: m in ``average = (1 - m) average + m weights`` after each step; the average is what is
+            saved as encoder and answers in evaluation mode. null keeps none.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tokenizer: Tokenizer | None = None,
+        *,
+        num_classes: int,
+        label: str | None = None,
+        views: tuple[str, ...] = ("clip",),
+        dropout: float = 0.0,
+        head_std: float = 0.01,
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        ema_momentum: float | None = None,
+    ) -> None:
+        super().__init__()
+        _check_keys(num_classes, views, dropout, head_std, label_smoothing, mixup, cutmix, ema_momentum)
+        _check_parts(backbone, tokenizer)
+        self.needs_views = dict.fromkeys(views, 1)
+        self.num_classes = num_classes
+        self.label = label
+        self.label_smoothing = label_smoothing
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.ema_momentum = ema_momentum
+        self.tokenizer = None if tokenizer is None else FrozenTokenizer(tokenizer)
+        self.classifier = Classifier(backbone, num_classes, dropout=dropout, head_std=head_std)
+        self.average: Classifier | None = None
+        if ema_momentum is not None:
+            self.average = copy.deepcopy(self.classifier).requires_grad_(False)
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        clips, numbers = self._labelled(batch)
+        if not len(numbers):  # nothing to learn from: a loss of zero that still has its gradient
+            loss = self.class_logits([batch.views[name][0] for name in self.needs_views]).sum() * 0
+            return LossOutput(loss, {"loss": loss.detach()})
+        targets = F.one_hot(numbers, self.num_classes).float()
+        if self.training:
+            clips, targets = mix(clips, targets, mixup=self.mixup, cutmix=self.cutmix, generator=generator)
+        logits = self.class_logits(clips)
+        loss = F.cross_entropy(
+            logits, targets, label_smoothing=self.label_smoothing if self.training else 0.0
+        )
+        metrics = {"loss": loss.detach(), "accuracy": accuracy(logits.detach(), targets.argmax(1))}
+        if not self.training:
+            metrics["most_frequent"] = most_frequent_accuracy(numbers)
+        return LossOutput(loss, metrics)
+
+    def class_logits(self, clips: Sequence[Tensor]) -> Tensor:
+        """Logits [B, K] of one clip a view, in the order of ``needs_views``, float32 in [0, 1].
+
+        In evaluation mode those of the averaged weights, where an average is kept.
+        """
+        inputs = clips if self.tokenizer is None else [self.tokenizer(clip) for clip in clips]
+        answers = self.classifier if self.training or self.average is None else self.average
+        return answers(inputs)
+
+    def trained_encoder(self) -> Backbone:
+        return self.classifier.backbone
+
+    def encoder(self) -> Backbone:
+        return (self.classifier if self.average is None else self.average).backbone
+
+    def after_step(self, progress: Progress, generator: torch.Generator) -> None:
+        """Moves the average."""
+        if self.average is None or self.ema_momentum is None:
+            return
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.parameters()), list(self.classifier.parameters()), self.ema_momentum
+            )
+            for kept, current in zip(self.average.buffers(), self.classifier.buffers(), strict=True):
+                kept.copy_(current)  # statistics of batch norms are averages already
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        return (
+            f"{metrics['accuracy']:.1%} of the videos are classified right "
+            f"(always the most frequent class: {metrics['most_frequent']:.1%})"
+        )
+
+    def _labelled(self, batch: Batch) -> tuple[list[Tensor], Tensor]:
+        """The clips that have the label, a tensor a view, and its class numbers, int64 [B].
+
+        Raises:
+            UsageError: if no stream or more than one has the label, or a class number is too large.
+        """
+        numbers = self._numbers(batch)
+        if int(numbers.max()) >= self.num_classes:
+            raise UsageError(
+                f"objective.num_classes is {self.num_classes}, and a video is of class {int(numbers.max())}"
+            )
+        clips = [batch.views[name][0] for name in self.needs_views]
+        known = numbers >= 0
+        if bool(known.all()):
+            return clips, numbers
+        return [clip[known] for clip in clips], numbers[known]
+
+    def _numbers(self, batch: Batch) -> Tensor:
+        given = [(name, numbers) for labels in batch.labels.values() for name, numbers in labels.items()]
+        found = [numbers for name, numbers in given if self.label in (None, name)]
+        if len(found) != 1:
+            wanted = "just one label" if self.label is None else f"the label '{self.label}' once"
+            has = ", ".join(name for name, _ in given) or "none"
+            raise UsageError(f"objective.label: needs {wanted}, and the videos have: {has}")
+        return found[0]
+
+
+def mean_over_views(logits: Sequence[Tensor]) -> Tensor:
+    """Probabilities of videos, [B, K]: the mean over views, each [B, K], of the softmax of their logits."""
+    return torch.stack([view.float().softmax(dim=1) for view in logits]).mean(0)
+
+
+def _check_parts(backbone: Backbone, tokenizer: Tokenizer | None) -> None:
+    if backbone.input_kind == "tokens" and tokenizer is None:
+        raise ValueError(f"{type(backbone).__name__} reads token ids: a tokenizer must make them")
+    if backbone.input_kind == "pixels" and tokenizer is not None:
+        raise ValueError(f"{type(backbone).__name__} reads pixels, so that nothing would use the tokenizer")
+
+
+def _check_keys(
+    num_classes: int,
+    views: tuple[str, ...],
+    dropout: float,
+    head_std: float,
+    label_smoothing: float,
+    mixup: float,
+    cutmix: float,
+    ema_momentum: float | None,
+) -> None:
+    if num_classes < 2:
+        raise ValueError(f"num_classes must be at least 2, got {num_classes}")
+    if not views or len(set(views)) < len(views):
+        raise ValueError(f"views must name one or more different views, got {', '.join(views) or 'none'}")
+    for name, share in (("dropout", dropout), ("label_smoothing", label_smoothing)):
+        if not 0 <= share < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {share}")
+    if min(head_std, mixup, cutmix) < 0:
+        raise ValueError(
+            f"head_std, mixup and cutmix must be at least 0, got {head_std}, {mixup} and {cutmix}"
+        )
+    if ema_momentum is not None and not 0 < ema_momentum <= 1:
+        raise ValueError(f"ema_momentum must lie above 0 and at most at 1, or be null, got {ema_momentum}")
