@@ -19,6 +19,7 @@ TOY_BACKBONES: dict[str, dict[str, object]] = {
         "depth": 2,
         "num_heads": 2,
     },
+    "pytorchvideo": {"name": "x3d_xs"},
     "timesformer": {
         "embed_dim": 12,
         "depth": 2,
@@ -28,6 +29,8 @@ TOY_BACKBONES: dict[str, dict[str, object]] = {
         "size": 32,
         "drop_path": 0.0,
     },
+    "timm": {"name": "vit_tiny_patch16_224"},
+    "torchvision": {"name": "r3d_18"},
     "video_swin": {
         "embed_dim": 8,
         "depths": (2, 2),

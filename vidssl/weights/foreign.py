@@ -1,9 +1,12 @@
 """Weights of other projects, from files or by name; nothing that is read can execute code."""
 
 import argparse
+import importlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import timm
 import torch
@@ -22,16 +25,17 @@ def read_foreign(init: str) -> Mapping[str, Tensor]:
     """Flat weights from a file, or from timm or torchvision.
 
     Args:
-        init: ``timm:NAME`` or ``torchvision:NAME``, whose weights those libraries fetch and keep; or a file
-            (safetensors, or what ``torch.save`` wrote). ``FILE#student`` names the part of a nested
-            checkpoint; without it the first of teacher, state_dict, model_state, model, module, student.
+        init: ``timm:NAME``, ``torchvision:NAME`` or ``pytorchvideo:NAME``, whose weights those libraries
+            fetch and keep; or a file (safetensors, or what ``torch.save`` wrote). ``FILE#student`` names the
+            part of a nested checkpoint; without it the first of teacher, state_dict, model_state, model,
+            module, student.
 
     Raises:
         UsageError: if the weights cannot be had, or the file is damaged, holds no weights, or would execute
             code.
     """
     library, _, name = init.partition(":")
-    if library in ("timm", "torchvision") and name:
+    if library in ("timm", "torchvision", "pytorchvideo") and name:
         return _of_library(library, name)
     file, _, part = init.partition("#")
     path = Path(file)
@@ -40,12 +44,21 @@ def read_foreign(init: str) -> Mapping[str, Tensor]:
     return _unwrapped(_read_pickle(path), part, path)
 
 
+def pytorchvideo_hub() -> ModuleType:
+    """PyTorchVideo's networks by name, imported when first asked for: that is slow, and warns of its age."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("pytorchvideo.models.hub")
+
+
 def _of_library(library: str, name: str) -> Mapping[str, Tensor]:
     try:
         if library == "timm":
             return timm.create_model(name, pretrained=True).state_dict()
+        if library == "pytorchvideo":
+            return getattr(pytorchvideo_hub(), name)(pretrained=True).state_dict()
         return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{library}:{name}: {library} cannot give these weights ({' '.join(str(error).split())}). "
             "Without a network, fetch them where there is one and give the file: init=FILE"

@@ -1,0 +1,70 @@
+"""timm's image networks as backbones of video, frame by frame."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import timm
+from einops import rearrange
+from torch import Tensor
+
+from vidssl.backbones.blocks import Normalise
+from vidssl.backbones.torchvision_nets import prefixed
+from vidssl.interfaces import Backbone, Features, Translated
+
+
+class TimmNet(Backbone):
+    """Any image network of timm, applied to every frame: what there is without motion.
+
+    It takes no mask. Frames go through the network one by one; a class token is averaged over them, and
+    so is ``Features.pooled`` without one. Height and width must be multiples of what one cell spans.
+    Weights come by ``backbone.init: timm:NAME``. For attention over time see ``timesformer``, which starts
+    from the same weights.
+
+    Args:
+        name: as ``timm.create_model`` takes it, e.g. "resnet50" or "vit_small_patch16_224.dino".
+        size: side of the square frames, for networks that are built for one size (Swin); networks that
+            take any size need none.
+    """
+
+    takes_mask: ClassVar[bool] = False
+
+    def __init__(self, *, name: str, size: int | None = None) -> None:
+        super().__init__()
+        try:
+            self.net = _create(name, size)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"timm cannot make '{name}': {error}") from error
+        self.embed_dim = self.net.num_features
+        reduction = self.net.feature_info[-1]["reduction"]
+        self.strides = (1, reduction, reduction)
+        config = self.net.pretrained_cfg
+        self.normalise = Normalise(tuple(config["mean"]), tuple(config["std"]))
+        self._name = name
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        if mask is not None:
+            raise ValueError(f"timm's {self._name} takes no mask")
+        t, h, w = self.grid(*x.shape[2:])
+        frames = rearrange(self.normalise(x), "b c t h w -> (b t) c h w")
+        found = self.net.forward_features(frames)
+        if found.ndim == 4:  # a map, of convolutions [N, D, h, w] or of windows [N, h, w, D]
+            last = found.shape[3] == self.embed_dim and found.shape[1:3] == (h, w)
+            pattern = "(b t) h w d -> b t h w d" if last else "(b t) d h w -> b t h w d"
+            return Features(patches=rearrange(found, pattern, t=t))
+        prefix = self.net.num_prefix_tokens
+        patches = rearrange(found[:, prefix:], "(b t) (h w) d -> b t h w d", t=t, h=h, w=w)
+        cls = rearrange(found[:, 0], "(b t) d -> b t d", t=t).mean(1) if prefix else None
+        return Features(patches=patches, cls=cls)
+
+    def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
+        """timm's own weights; the classifier is dropped."""
+        return prefixed(state, self.net, "timm")
+
+
+def _create(name: str, size: int | None) -> timm.models.vision_transformer.VisionTransformer:
+    if size is not None:
+        return timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
+    net = timm.create_model(name, pretrained=False, num_classes=0)
+    if isinstance(net, timm.models.vision_transformer.VisionTransformer):
+        return timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
+    return net
