@@ -61,6 +61,11 @@ def load_protocol(name: str, overrides: Sequence[str] = (), recipe: Recipe | Non
     Raises:
         UsageError: for anything wrong with the file that shows without knowing the components.
     """
+    return read_protocol(protocol_tree(name, overrides, recipe))
+
+
+def protocol_tree(name: str, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Node:
+    """The tree of a file or name in ``evaluation``; arguments and errors as those of ``load_protocol``."""
     node = load(find("evaluation", name))
     probe = recipe.data.node.mapping().get("probe") if recipe else None
     sections = node.mapping()
@@ -70,7 +75,7 @@ def load_protocol(name: str, overrides: Sequence[str] = (), recipe: Recipe | Non
             rest = {key: entry for key, entry in data.mapping().items() if key != "views"}
             data = replace(data, value=rest)
         node = replace(node, value={**sections, "data": data})
-    return read_protocol(overridden(node, overrides))
+    return overridden(node, overrides)
 
 
 def read_protocol(node: Node) -> Protocol:
@@ -90,16 +95,21 @@ def read_protocol(node: Node) -> Protocol:
         evaluator=read_part(sections["evaluator"]),
         layers=_layers(sections),
         average=_average(sections),
-        frames=_frames(sections),
+        frames=read_frames(sections),
         batch_size=read_count(sections, "batch_size", default=32, lowest=1),
         views=read_optional_part(sections, "views"),
         train_views=read_optional_part(sections, "train_views"),
-        data=_data(sections),
+        data=read_data(sections),
         node=replace(node, value=sections),
     )
 
 
-def _data(sections: Mapping[str, Node]) -> ProbeSpec | None:
+def read_data(sections: Mapping[str, Node]) -> ProbeSpec | None:
+    """The labelled data of a protocol, its own ``views`` put in; None where it names none.
+
+    Raises:
+        UsageError: if a part is missing, or the views are given twice.
+    """
     if "data" not in sections:
         return None
     data = sections["data"]
@@ -121,7 +131,12 @@ def _average(sections: Mapping[str, Node]) -> Average:
     return next(choice for choice in choices if choice == found)
 
 
-def _frames(sections: Mapping[str, Node]) -> tuple[FrameOrder, ...]:
+def read_frames(sections: Mapping[str, Node]) -> tuple[FrameOrder, ...]:
+    """The orders of a test clip's frames, in the order that ``FrameOrder`` names them.
+
+    Raises:
+        UsageError: if one is unknown or named twice, or "normal" is missing.
+    """
     if "frames" not in sections:
         return ("normal",)
     found = convert(sections["frames"], tuple[FrameOrder, ...])
