@@ -172,26 +172,32 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> int:
         Exit code: 0, or 130 if the run was asked to stop before its last step.
     """
     console = console or Console()
-    build.check(recipe)
+    started = time.monotonic()
     with shown_messages(console):
-        torch.manual_seed(recipe.seed)
-        objective = build.objective(recipe, say=logging.getLogger(__name__).info)
-        started = time.monotonic()
-        result = train(
-            objective,
-            build.streams(recipe),
-            optim=build.optim(recipe),
-            schedule=build.schedule(recipe),
-            name=recipe.name,
-            seed=recipe.seed,
-            run=recipe.run,
-            augment=build.augment(recipe),
-            test_streams=build.test_streams(recipe),
-            recipe_text=resolved_text(recipe),
-            console=console,
-        )
+        objective, result = train_recipe(recipe, console)
     _conclude(result, objective, time.monotonic() - started, console)
     return 0 if result.steps == result.total_steps else STOPPED
+
+
+def train_recipe(recipe: Recipe, console: Console) -> tuple[Objective, TrainResult]:
+    """Build what a recipe describes, train it, and hand it over as it is then."""
+    build.check(recipe)
+    torch.manual_seed(recipe.seed)
+    objective = build.objective(recipe, say=logging.getLogger(__name__).info)
+    result = train(
+        objective,
+        build.streams(recipe),
+        optim=build.optim(recipe),
+        schedule=build.schedule(recipe),
+        name=recipe.name,
+        seed=recipe.seed,
+        run=recipe.run,
+        augment=build.augment(recipe),
+        test_streams=build.test_streams(recipe),
+        recipe_text=resolved_text(recipe),
+        console=console,
+    )
+    return objective, result
 
 
 def _conclude(result: TrainResult, objective: Objective, seconds: float, console: Console) -> None:
