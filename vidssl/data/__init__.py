@@ -1,7 +1,8 @@
 """Where pixels come from: files, how frames are found in them, which views are taken, and in what order."""
 
-from vidssl.data.augment import PerClipAugment
+from vidssl.data.augment import ColourAugment, PerClipAugment
 from vidssl.data.moving_digits import MovingDigits
+from vidssl.data.rand_augment import FinetuneAugment
 from vidssl.data.sources import ImageFolder, VideoFolder, VideoList
 from vidssl.data.views import RandomResizedClip, RandomSegments, SingleClip, SingleImage
 from vidssl.data.views_svt import GlobalLocal, IntervalClips, SlowFastTrain, SVTPublished
@@ -32,4 +33,8 @@ VIEWS = {
     "svt_published_test": SVTPublishedTest,
 }
 
-AUGMENTS = {"per_clip": PerClipAugment}
+AUGMENTS = {
+    "per_clip": PerClipAugment,
+    "colour": ColourAugment,
+    "finetune": FinetuneAugment,
+}
