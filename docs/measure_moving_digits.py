@@ -110,7 +110,7 @@ def observed(observer: Observer, source: v.MovingDigits, clips: Tensor) -> Featu
     known = [source.labels(index) for index in range(len(source))]
     labels = {name: torch.tensor([one[name] for one in known]) for name in source.label_classes}
     keys = tuple(str(n) for n in range(len(known)))
-    return FeatureTable(vectors, labels, source.label_classes, keys, len(known), ())
+    return FeatureTable(vectors[:, None], labels, source.label_classes, keys, len(known), ())
 
 
 def with_order_labels(table: FeatureTable) -> FeatureTable:

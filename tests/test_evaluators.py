@@ -71,7 +71,8 @@ def test_knn_votes_as_scikit_learn_does():
         15, algorithm="brute", weights=lambda d: torch.from_numpy((1 - d**2 / 2) / 0.07).exp().numpy()
     ).fit(F.normalize(vectors).numpy(), labels.numpy())
     expected = reference.predict_proba(F.normalize(test_vectors).numpy())
-    assert torch.allclose(scores / scores.sum(1, keepdim=True), torch.from_numpy(expected).float(), atol=1e-4)
+    shares = scores / scores.sum(1, keepdim=True)
+    assert torch.allclose(shares, torch.from_numpy(expected).double(), atol=1e-4)
 
 
 def test_faiss_and_torch_find_the_same_neighbours():

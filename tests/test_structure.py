@@ -23,7 +23,7 @@ FLOORS = (
     {"objectives", "backbones", "tokenizers", "maskers", "evaluators", "data"},
     {"components"},
     {"build", "build_checks", "resolved", "listing"},
-    {"train", "evaluate"},
+    {"extraction", "scores", "report", "train", "evaluate"},
     {"compare"},
     {"api", "cli", "__main__"},
 )

@@ -184,12 +184,12 @@ def test_all_layers_are_the_means_of_every_stage_side_by_side():
     recipe = load_recipe("bevt.yaml")
     net = build.backbone(recipe)
     features = v.extract(net, videos, views, layers="all")
-    assert features.vectors.shape == (24, 8 + 16 + 32)
+    assert features.vectors.shape == (24, 1, 8 + 16 + 32)
     clip = videos.read(3, range(4)).transpose(0, 1)[None].float() / 255
     with torch.no_grad():
         expected = torch.cat([stage.mean((1, 2, 3)) for stage in net.eval()(clip).stages], dim=1)
-    torch.testing.assert_close(features.vectors[3], expected[0], atol=1e-5, rtol=1e-4)
-    assert v.extract(net, videos, views).vectors.shape == (24, 32)
+    torch.testing.assert_close(features.vectors[3], expected, atol=1e-5, rtol=1e-4)
+    assert v.extract(net, videos, views).vectors.shape == (24, 1, 32)
 
 
 def test_a_protocol_says_which_layers_are_read():

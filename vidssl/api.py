@@ -29,8 +29,8 @@ from vidssl.data.loader import Loader, Stream
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.optim import SGD, AdamW
 from vidssl.engine.schedules import Cosine, LinearDecay, MultiStep, WarmupCosine
-from vidssl.evaluate import Score, extract, probe
-from vidssl.evaluators import KNN, Linear
+from vidssl.evaluators import KNN, Linear, LinearSGD, Retrieval
+from vidssl.extraction import extract
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -55,6 +55,7 @@ from vidssl.objectives import (
     VIMPACPredict,
 )
 from vidssl.recipe import RunSpec
+from vidssl.scores import Score, probe
 from vidssl.tokenizers import VQVAE
 from vidssl.train import TrainResult, train
 from vidssl.weights.load import load_init
@@ -87,6 +88,7 @@ __all__ = [
     "IntervalClips",
     "Linear",
     "LinearDecay",
+    "LinearSGD",
     "Loader",
     "LossOutput",
     "Masker",
@@ -99,6 +101,7 @@ __all__ = [
     "RandomFrame",
     "RandomResizedClip",
     "RandomSegments",
+    "Retrieval",
     "RunSpec",
     "SVTPublished",
     "SVTPublishedTest",

@@ -254,7 +254,15 @@ def check_protocol(protocol: Protocol) -> None:
     Raises:
         UsageError: at the first thing that is wrong, with its place.
     """
-    evaluator(protocol.evaluator)
+    kind = evaluator(protocol.evaluator).score_kind
+    if kind == "found" and protocol.average != "features":
+        raise protocol.node.mapping()["average"].error(
+            f"evaluator '{protocol.evaluator.type}' tells what was found, which has no {protocol.average}: "
+            "average features"
+        )
+    for part in (protocol.views, protocol.train_views):
+        if part is not None:
+            _check_test_views(part)
     if protocol.data is not None:
         _check_probe(protocol.data)
 
@@ -286,7 +294,15 @@ def check_file(kind: SpecKind, path: Path) -> None:
 def _check_probe(probe: ProbeSpec) -> None:
     _check_keys(probe.train, SOURCE)
     _check_keys(probe.test, SOURCE)
-    views(probe.views)
+    _check_test_views(probe.views)
+
+
+def _check_test_views(part: PartSpec) -> None:
+    """The i-th slots of all names are one test view, so every name has as many."""
+    counts = {name: len(slots) for name, slots in views(part).shapes.items()}
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{count} of '{name}'" for name, count in counts.items())
+        raise part.node.error(f"gives {shown}: features need as many views of every name")
 
 
 def _check_keys(part: PartSpec, kind: Kind[object]) -> None:

@@ -1,139 +1,59 @@
 """From a run and a protocol to scores."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from vidssl import build
-from vidssl.data.loader import iterate_once
+from vidssl.components import SOURCE, VIEW_SAMPLER
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.display import shown_messages
-from vidssl.engine.files import write_text
-from vidssl.engine.runfolder import RunFolder, describe_environment, newest_run
+from vidssl.engine.runfolder import RunFolder, newest_run
 from vidssl.errors import UsageError
-from vidssl.evaluators.features import FeatureTable, Layers, encode_views
-from vidssl.evaluators.statistics import wilson_interval
-from vidssl.interfaces import Backbone, DataSource, Evaluator, LabelledFeatures, Tokenizer, ViewSampler
-from vidssl.protocol import Protocol, load_protocol
+from vidssl.evaluators.features import FeatureTable, Layers
+from vidssl.extraction import extract
+from vidssl.finetune import finetune_run
+from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
+from vidssl.interfaces import Backbone, Tokenizer
+from vidssl.protocol import FrameOrder, Protocol
 from vidssl.recipe import Recipe, recipe_from_text
-from vidssl.resolved import protocol_text
+from vidssl.report import report
+from vidssl.resolved import resolved_part
+from vidssl.scores import probe
+from vidssl.sections import PartSpec
+from vidssl.spec import dump
+from vidssl.train import STOPPED
 from vidssl.weights.load import load_whole
-
-Features = Mapping[str, tuple[FeatureTable, FeatureTable]]  # network -> its train and test videos
 
 
 @dataclass(frozen=True)
-class Score:
-    """One label's accuracy.
+class FeatureJob:
+    """Which features are needed of which videos.
 
     Attributes:
-        label: its name.
-        top1: share of test videos whose best class is the right one.
-        low, high: 95 % interval of ``top1`` (Wilson).
-        chance: share of test videos right when always naming the commonest class of train.
-        num_train, num_test: videos with this label.
+        part: "train" or "test", for messages.
     """
 
-    label: str
-    top1: float
-    low: float
-    high: float
-    chance: float
-    num_train: int
-    num_test: int
+    part: str
+    source: PartSpec
+    views: PartSpec
+    layers: Layers
+    frames: tuple[FrameOrder, ...] = ("normal",)
 
-
-def extract(
-    backbone: Backbone,
-    source: DataSource,
-    views: ViewSampler,
-    *,
-    tokenizer: Tokenizer | None = None,
-    layers: Layers = "last",
-    batch_size: int = 64,
-    workers: int = 0,
-    device: torch.device | None = None,
-    autocast: bool = False,
-    console: Console | None = None,
-    title: str = "features",
-) -> FeatureTable:
-    """Features of every readable video of a source under test views, the mean over the views of each.
-
-    Args:
-        layers: the last layer's vector (``Features.pooled``), or the means of all stages side by side.
-
-    Raises:
-        UsageError: if no video can be read.
-    """
-    device = device or pick_device("auto")
-    backbone = backbone.to(device).eval()
-    tokenizer = tokenizer.to(device).eval() if tokenizer is not None else None
-    problems: list[str] = []
-    batches = iterate_once(
-        source, views, batch_size=batch_size, workers=workers, unreadable=lambda e: problems.append(str(e))
-    )
-    if console is not None and console.is_terminal:
-        total = -(-len(source) // batch_size)
-        batches = iter(track(batches, description=title, total=total, console=console, transient=True))
-    vectors, numbers = encode_views(
-        backbone, tokenizer, batches, layers=layers, device=device, autocast=autocast
-    )
-    found = [int(number) for number in numbers]
-    labels = {
-        name: torch.tensor([source.labels(number).get(name, -1) for number in found], device=device)
-        for name in source.label_classes
-    }
-    return FeatureTable(
-        vectors, labels, source.label_classes, tuple(map(source.key, found)), len(source), tuple(problems)
-    )
-
-
-def probe(evaluator: Evaluator, train: FeatureTable, test: FeatureTable, *, seed: int = 0) -> list[Score]:
-    """One score for each label that train and test share. Videos without the label are left out of its row.
-
-    Raises:
-        UsageError: if they share none, or mean different classes by it.
-    """
-    shared = [label for label in train.classes if label in test.classes]
-    if not shared:
-        raise UsageError(
-            f"the videos to learn from and those to test on share no label (learn: "
-            f"{', '.join(train.classes) or 'none'}; test: {', '.join(test.classes) or 'none'})"
+    def text(self) -> str:
+        """The same for jobs with the same features."""
+        return dump(
+            {
+                "source": resolved_part(self.source, SOURCE),
+                "views": resolved_part(self.views, VIEW_SAMPLER),
+                "layers": self.layers,
+                "frames": self.frames,
+            }
         )
-    for label in shared:
-        if train.classes[label] != test.classes[label]:
-            raise UsageError(
-                f"label '{label}' has other classes in train ({', '.join(train.classes[label])}) "
-                f"than in test ({', '.join(test.classes[label])})"
-            )
-    return [_score(evaluator, train, test, label, seed) for label in shared]
-
-
-def _score(evaluator: Evaluator, train: FeatureTable, test: FeatureTable, label: str, seed: int) -> Score:
-    num_classes = len(train.classes[label])
-    in_train, in_test = train.labels[label] >= 0, test.labels[label] >= 0
-    learn = LabelledFeatures(train.vectors[in_train], train.labels[label][in_train], num_classes)
-    truth = test.labels[label][in_test]
-    scores = evaluator.class_scores(learn, test.vectors[in_test], torch.Generator().manual_seed(seed))
-    right = int((scores.argmax(1) == truth).sum())
-    commonest = learn.labels.bincount(minlength=num_classes).argmax()
-    low, high = wilson_interval(right, len(truth))
-    return Score(
-        label=label,
-        top1=right / len(truth),
-        low=low,
-        high=high,
-        chance=float((truth == commonest).float().mean()),
-        num_train=len(learn.labels),
-        num_test=len(truth),
-    )
 
 
 def find_checkpoint(target: str | None) -> Path:
@@ -168,7 +88,7 @@ def evaluate_run(
         overrides: ``key=value`` for the protocols.
 
     Returns:
-        Exit code 0.
+        Exit code: 0, or 130 if finetuning was asked to stop before its last step.
 
     Raises:
         UsageError: for anything a user can mend.
@@ -179,14 +99,22 @@ def evaluate_run(
         recipe = _recipe_of(checkpoint)
         read = [_protocol(name, overrides, recipe) for name in protocols]
         for protocol in read:
-            build.check_protocol(protocol)
+            build.check_any_protocol(protocol)
         networks = {"trained": _trained(recipe, checkpoint), "untrained": _untrained(recipe)}
-        done: list[tuple[Protocol, Features]] = []
+        known: dict[str, FeatureTable] = {}
         for protocol in read:
-            same = [features for other, features in done if _same_features(other, protocol)]
-            features = same[0] if same else _features(networks, recipe, protocol, console)
-            done.append((protocol, features))
-            _report(recipe, checkpoint, protocol, features, console)
+            if isinstance(protocol, FinetuneProtocol):
+                if not finetune_run(recipe, checkpoint, protocol, console):
+                    return STOPPED
+                continue
+            features = _features(networks, recipe, protocol, known, console)
+            evaluator = build.evaluator(protocol.evaluator)
+            scores = {
+                name: probe(evaluator, *tables, average=protocol.average, seed=recipe.seed)
+                for name, tables in features.items()
+            }
+            videos = dict(zip(("train", "test"), features["trained"], strict=True))
+            report(checkpoint, protocol, scores, videos, console)
     return 0
 
 
@@ -194,7 +122,7 @@ def _recipe_of(checkpoint: Checkpoint) -> Recipe:
     if not checkpoint.recipe:
         raise UsageError(
             f"{checkpoint.path}: was trained without a recipe; measure it in Python with "
-            "vidssl.evaluate.extract and vidssl.evaluate.probe"
+            "vidssl.api.extract and vidssl.api.probe"
         )
     recipe = recipe_from_text(checkpoint.recipe, str(checkpoint.path))
     if recipe.backbone is None:
@@ -202,8 +130,8 @@ def _recipe_of(checkpoint: Checkpoint) -> Recipe:
     return recipe
 
 
-def _protocol(name: str, overrides: Sequence[str], recipe: Recipe) -> Protocol:
-    protocol = load_protocol(name, overrides, recipe)
+def _protocol(name: str, overrides: Sequence[str], recipe: Recipe) -> Protocol | FinetuneProtocol:
+    protocol = load_any_protocol(name, overrides, recipe)
     if protocol.data is None:
         raise UsageError(
             f"{name}: neither the protocol nor the run's recipe names labelled videos: add e.g. "
@@ -212,10 +140,6 @@ def _protocol(name: str, overrides: Sequence[str], recipe: Recipe) -> Protocol:
             "'data.views={type: uniform_clips, num_frames: 16, frame_stride: 4, size: 112}'"
         )
     return protocol
-
-
-def _same_features(one: Protocol, other: Protocol) -> bool:
-    return one.data == other.data and one.layers == other.layers
 
 
 def _trained(recipe: Recipe, checkpoint: Checkpoint) -> Backbone:
@@ -236,88 +160,51 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
 
 
 def _features(
-    networks: Mapping[str, Backbone], recipe: Recipe, protocol: Protocol, console: Console
-) -> Features:
+    networks: Mapping[str, Backbone],
+    recipe: Recipe,
+    protocol: Protocol,
+    known: dict[str, FeatureTable],
+    console: Console,
+) -> dict[str, tuple[FeatureTable, FeatureTable]]:
+    """Network -> its train and test videos.
+
+    Args:
+        known: what was computed for earlier protocols; grows.
+    """
     assert protocol.data is not None, "_protocol refuses it"
-    views = build.views(protocol.data.views)
-    sources = build.source(protocol.data.train), build.source(protocol.data.test)
-    device = pick_device(recipe.run.device)
+    jobs = (
+        FeatureJob(
+            "train", protocol.data.train, protocol.train_views or protocol.data.views, protocol.layers
+        ),
+        FeatureJob("test", protocol.data.test, protocol.data.views, protocol.layers, protocol.frames),
+    )
     tables = {}
     for name, network in networks.items():
-        tokenizer = _tokenizer(recipe) if network.input_kind == "tokens" else None
-        parts = [
-            extract(
-                network,
-                source,
-                views,
-                tokenizer=tokenizer,
-                layers=protocol.layers,
-                batch_size=protocol.batch_size,
-                workers=recipe.run.workers,
-                device=device,
-                autocast=use_bfloat16(recipe.run.precision, device),
-                console=console,
-                title=f"{name} network, {part} videos",
-            )
-            for part, source in zip(("train", "test"), sources, strict=True)
-        ]
+        parts = []
+        for job in jobs:
+            key = f"{name} network\n{job.text()}"
+            if key not in known:
+                known[key] = _extract(network, recipe, job, protocol.batch_size, f"{name} network", console)
+            parts.append(known[key])
         tables[name] = (parts[0], parts[1])
     return tables
 
 
-def _report(
-    recipe: Recipe,
-    checkpoint: Checkpoint,
-    protocol: Protocol,
-    features: Features,
-    console: Console,
-) -> None:
-    evaluator = build.evaluator(protocol.evaluator)
-    scores = {name: probe(evaluator, *tables, seed=recipe.seed) for name, tables in features.items()}
-    train, test = features["trained"]
-    console.print(_score_table(scores, f"{protocol.name} probe of {checkpoint.path}, step {checkpoint.step}"))
-    for name, part in (("train", train), ("test", test)):
-        text = f"{name}: {len(part.keys)} videos found of {part.num_listed} listed"
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-        for problem in part.unreadable:
-            console.print(f"  left out: {problem}", soft_wrap=True, highlight=False, markup=False)
-    record = {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.step,
-        "protocol": protocol_text(protocol),
-        "videos": {
-            name: {"found": len(part.keys), "listed": part.num_listed, "unreadable": part.unreadable}
-            for name, part in (("train", train), ("test", test))
-        },
-        "scores": {name: [asdict(score) for score in rows] for name, rows in scores.items()},
-        "environment": describe_environment(),
-    }
-    path = _scores_path(checkpoint, protocol)
-    write_text(path, json.dumps(record, indent=2) + "\n")
-    console.print(f"Scores: {path}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _score_table(scores: Mapping[str, Sequence[Score]], title: str) -> Table:
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption="in brackets: 95 % interval",
-        caption_justify="left",
+def _extract(
+    network: Backbone, recipe: Recipe, job: FeatureJob, batch_size: int, title: str, console: Console
+) -> FeatureTable:
+    device = pick_device(recipe.run.device)
+    return extract(
+        network,
+        build.source(job.source),
+        build.views(job.views),
+        tokenizer=_tokenizer(recipe) if network.input_kind == "tokens" else None,
+        layers=job.layers,
+        frames=job.frames,
+        batch_size=batch_size,
+        workers=recipe.run.workers,
+        device=device,
+        autocast=use_bfloat16(recipe.run.precision, device),
+        console=console,
+        title=f"{title}, {job.part} videos",
     )
-    table.add_column("label")
-    for name in scores:
-        table.add_column(f"{name} %", justify="right")
-    table.add_column("chance %", justify="right")
-    table.add_column("videos", justify="right")
-    for rows in zip(*scores.values(), strict=True):
-        cells = [f"{100 * s.top1:.1f} ({100 * s.low:.1f} to {100 * s.high:.1f})" for s in rows]
-        table.add_row(rows[0].label, *cells, f"{100 * rows[0].chance:.1f}", str(rows[0].num_test))
-    return table
-
-
-def _scores_path(checkpoint: Checkpoint, protocol: Protocol) -> Path:
-    """In the run's folder, or beside a checkpoint that lies elsewhere."""
-    run = RunFolder(checkpoint.path.parent.parent)
-    folder = run.scores if run.scores.is_dir() else checkpoint.path.parent
-    return folder / f"{protocol.name}-{checkpoint.path.stem}.json"

@@ -17,11 +17,12 @@ from vidssl.components import (
     Kind,
     constructor_of,
 )
+from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.protocol import Protocol
 from vidssl.recipe import Recipe, TokenizerSpec
 from vidssl.schema import bind
 from vidssl.sections import PartSpec, ProbeSpec
-from vidssl.spec import dump
+from vidssl.spec import dump, plain
 
 
 def resolved_text(recipe: Recipe) -> str:
@@ -29,51 +30,75 @@ def resolved_text(recipe: Recipe) -> str:
     tree: dict[str, object] = {
         "name": recipe.name,
         "seed": recipe.seed,
-        "objective": _resolved(recipe.objective, OBJECTIVE),
+        "objective": resolved_part(recipe.objective, OBJECTIVE),
     }
     if recipe.backbone is not None:
         init = {} if recipe.init is None else {"init": recipe.init}
-        tree["backbone"] = _resolved(recipe.backbone, BACKBONE) | init
+        tree["backbone"] = resolved_part(recipe.backbone, BACKBONE) | init
     if recipe.tokenizer is not None:
         tree["tokenizer"] = _resolved_tokenizer(recipe.tokenizer)
     if recipe.masker is not None:
-        tree["masker"] = _resolved(recipe.masker, MASKER)
+        tree["masker"] = resolved_part(recipe.masker, MASKER)
     tree["data"] = _resolved_data(recipe)
     if recipe.augment is not None:
-        tree["augment"] = _resolved(recipe.augment, AUGMENT)
-    tree["optim"] = _resolved(recipe.optim, OPTIMIZER)
-    tree["schedule"] = _resolved(recipe.schedule, SCHEDULE)
+        tree["augment"] = resolved_part(recipe.augment, AUGMENT)
+    tree["optim"] = resolved_part(recipe.optim, OPTIMIZER)
+    tree["schedule"] = resolved_part(recipe.schedule, SCHEDULE)
     tree["run"] = asdict(recipe.run)
     return dump(tree)
 
 
-def protocol_text(protocol: Protocol) -> str:
+def protocol_text(protocol: Protocol | FinetuneProtocol) -> str:
     """The protocol as YAML text, every default written out."""
+    if isinstance(protocol, FinetuneProtocol):
+        return dump(_resolved_finetune(protocol))
     tree: dict[str, object] = {
         "name": protocol.name,
-        "evaluator": _resolved(protocol.evaluator, EVALUATOR),
+        "evaluator": resolved_part(protocol.evaluator, EVALUATOR),
         "layers": protocol.layers,
         "average": protocol.average,
         "frames": protocol.frames,
         "batch_size": protocol.batch_size,
     }
     if protocol.views is not None and protocol.data is None:
-        tree["views"] = _resolved(protocol.views, VIEW_SAMPLER)
+        tree["views"] = resolved_part(protocol.views, VIEW_SAMPLER)
     if protocol.train_views is not None:
-        tree["train_views"] = _resolved(protocol.train_views, VIEW_SAMPLER)
+        tree["train_views"] = resolved_part(protocol.train_views, VIEW_SAMPLER)
     if protocol.data is not None:
         tree["data"] = _resolved_probe(protocol.data)
     return dump(tree)
 
 
-def _resolved(part: PartSpec, kind: Kind[object]) -> dict[str, object]:
+def _resolved_finetune(protocol: FinetuneProtocol) -> dict[str, object]:
+    """What the protocol says; the recipe of each finetuning run holds all that it leaves to the defaults."""
+    tree: dict[str, object] = {
+        "name": protocol.name,
+        "objective": plain(protocol.objective.node),
+        "train_views": resolved_part(protocol.train_views, VIEW_SAMPLER),
+        "batch_size": plain(protocol.batch_size),
+        "optim": resolved_part(protocol.optim, OPTIMIZER),
+        "schedule": resolved_part(protocol.schedule, SCHEDULE),
+    }
+    if protocol.augment is not None:
+        tree["augment"] = resolved_part(protocol.augment, AUGMENT)
+    for key, section in (("backbone", protocol.backbone), ("run", protocol.run)):
+        tree[key] = {name: plain(entry) for name, entry in section.items()}
+    tree |= {"seed": protocol.seed, "labels": protocol.labels, "frames": protocol.frames}
+    tree |= {"test_batch_size": protocol.test_batch_size, "compare_untrained": protocol.compare_untrained}
+    if protocol.data is not None:
+        tree["data"] = _resolved_probe(protocol.data)
+    return tree
+
+
+def resolved_part(part: PartSpec, kind: Kind[object]) -> dict[str, object]:
+    """A component's type and all of its keys, defaults too."""
     return {"type": part.type, **bind(part.node, constructor_of(part, kind), part.apart)}
 
 
 def _resolved_tokenizer(spec: TokenizerSpec) -> object:
     if spec.name is not None:
         return str(Path(spec.name).resolve()) if Path(spec.name).is_file() else spec.name
-    tree, weights = _resolved(spec.part, TOKENIZER), spec.weights
+    tree, weights = resolved_part(spec.part, TOKENIZER), spec.weights
     if weights is None:
         return tree
     tree |= {"weights": str(weights.path), "sha256": weights.sha256}
@@ -84,11 +109,13 @@ def _resolved_tokenizer(spec: TokenizerSpec) -> object:
 def _resolved_data(recipe: Recipe) -> dict[str, object]:
     tree: dict[str, object] = {}
     for name, stream in recipe.data.streams.items():
-        test = {} if stream.test_source is None else {"test_source": _resolved(stream.test_source, SOURCE)}
+        test = (
+            {} if stream.test_source is None else {"test_source": resolved_part(stream.test_source, SOURCE)}
+        )
         tree[name] = {
-            "source": _resolved(stream.source, SOURCE),
+            "source": resolved_part(stream.source, SOURCE),
             **test,
-            "views": _resolved(stream.views, VIEW_SAMPLER),
+            "views": resolved_part(stream.views, VIEW_SAMPLER),
             "batch_size": stream.batch_size,
         }
     if recipe.data.probe is not None:
@@ -98,7 +125,7 @@ def _resolved_data(recipe: Recipe) -> dict[str, object]:
 
 def _resolved_probe(probe: ProbeSpec) -> dict[str, object]:
     return {
-        "train": _resolved(probe.train, SOURCE),
-        "test": _resolved(probe.test, SOURCE),
-        "views": _resolved(probe.views, VIEW_SAMPLER),
+        "train": resolved_part(probe.train, SOURCE),
+        "test": resolved_part(probe.test, SOURCE),
+        "views": resolved_part(probe.views, VIEW_SAMPLER),
     }

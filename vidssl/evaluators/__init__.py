@@ -2,5 +2,7 @@
 
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.linear import Linear
+from vidssl.evaluators.linear_sgd import LinearSGD
+from vidssl.evaluators.retrieval import Retrieval
 
-EVALUATORS = {"knn": KNN, "linear": Linear}
+EVALUATORS = {"knn": KNN, "linear": Linear, "linear_sgd": LinearSGD, "retrieval": Retrieval}

@@ -1,9 +1,12 @@
 """Linear probe: multinomial logistic regression on frozen features."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidssl.evaluators.held_out import hold_out
 from vidssl.interfaces import Evaluator, LabelledFeatures
 
 
@@ -42,22 +45,21 @@ class Linear(Evaluator):
         dtype = torch.float64 if test_vectors.device.type == "cpu" else torch.float32
         mean, std = train.vectors.mean(0), train.vectors.std(0).clamp_min(1e-6)
         vectors = ((train.vectors - mean) / std).to(dtype)
-        penalty = self._choose(vectors, train.labels, train.num_classes, generator)
+        penalty = self._choose(replace(train, vectors=vectors), generator)
         weight, bias = fit_logistic(
             vectors, train.labels, train.num_classes, penalty, max_iterations=self.max_iterations
         )
         return ((test_vectors - mean) / std).to(dtype) @ weight.T + bias
 
-    def _choose(self, vectors: Tensor, labels: Tensor, classes: int, generator: torch.Generator) -> float:
-        num_held_out = int(len(vectors) * self.held_out)
-        if len(self.penalties) == 1 or num_held_out == 0:
+    def _choose(self, train: LabelledFeatures, generator: torch.Generator) -> float:
+        vectors, labels = train.vectors, train.labels
+        kept, held = hold_out(train, self.held_out, generator)
+        if len(self.penalties) == 1 or len(held) == 0:
             return sorted(self.penalties)[len(self.penalties) // 2]
-        order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
-        held, kept = order[:num_held_out], order[num_held_out:]
 
         def right(penalty: float) -> int:
             weight, bias = fit_logistic(
-                vectors[kept], labels[kept], classes, penalty, max_iterations=self.max_iterations
+                vectors[kept], labels[kept], train.num_classes, penalty, max_iterations=self.max_iterations
             )
             return int(((vectors[held] @ weight.T + bias).argmax(1) == labels[held]).sum())
 

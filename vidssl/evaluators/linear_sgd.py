@@ -1,0 +1,109 @@
+"""Linear probe by SGD, as SVT publishes it: momentum, cosine per epoch, raw features."""
+
+import math
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vidssl.evaluators.held_out import hold_out
+from vidssl.interfaces import Evaluator, LabelledFeatures
+
+INIT_STD = 0.01  # of the weights; biases start at 0 (SVT, published code)
+
+
+class LinearSGD(Evaluator):
+    """One linear layer trained by SGD with momentum; its rate falls epoch by epoch along a cosine to 0.
+
+    Features are frozen and each is computed once, so no epoch sees other crops or flips of a video than
+    another: the published probes draw new ones every epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float | tuple[float, ...] = 8e-3,
+        weight_decay: float | tuple[float, ...] = 0.0,
+        momentum: float = 0.9,
+        batch_size: int = 32,
+        epochs: int = 20,
+        held_out: float = 0.2,
+    ) -> None:
+        """
+        Args:
+            lr: for 256 samples a batch; ``lr * batch_size / 256`` is used, as in SVT's published code.
+            weight_decay: of weights and biases.
+            batch_size: samples a step; an epoch's last batch may be smaller.
+            held_out: share of the training videos that chooses where several ``lr`` or ``weight_decay``
+                are given. All pairs of them are trained side by side; the best is trained again on all.
+
+        Raises:
+            ValueError: if a number is out of its range.
+        """
+        self.rates = (lr,) if isinstance(lr, float) else lr
+        self.decays = (weight_decay,) if isinstance(weight_decay, float) else weight_decay
+        if not self.rates or min(self.rates) <= 0 or not self.decays or min(self.decays) < 0:
+            raise ValueError(f"lr must be above 0 and weight_decay at least 0, got {lr}, {weight_decay}")
+        if not 0 <= momentum < 1 or not 0 < held_out < 1:
+            raise ValueError(f"momentum and held_out must lie below 1, got {momentum}, {held_out}")
+        if batch_size < 1 or epochs < 1:
+            raise ValueError(f"batch_size and epochs must be at least 1, got {batch_size}, {epochs}")
+        self.momentum = momentum
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.held_out = held_out
+
+    def class_scores(
+        self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Logits [M, K]; ``generator`` (CPU) draws the held-out part, the initial weights and the order."""
+        pairs = tuple(product(self.rates, self.decays))
+        chosen = pairs[0] if len(pairs) == 1 else pairs[self._choose(train, pairs, generator)]
+        weight, bias = self._fit(train.vectors, train.labels, train.num_classes, (chosen,), generator)
+        return test_vectors @ weight[0].T + bias[0]
+
+    def _choose(
+        self, train: LabelledFeatures, pairs: tuple[tuple[float, float], ...], generator: torch.Generator
+    ) -> int:
+        """Number of the pair that names most held-out videos right; of equal ones the first."""
+        kept, held = hold_out(train, self.held_out, generator)
+        if len(held) == 0:
+            raise ValueError(
+                f"{len(train.labels)} videos are too few to hold out {self.held_out:g} of them: "
+                "give one lr and one weight_decay"
+            )
+        weight, bias = self._fit(train.vectors[kept], train.labels[kept], train.num_classes, pairs, generator)
+        logits = torch.einsum("nd,gkd->ngk", train.vectors[held], weight) + bias
+        right = (logits.argmax(2) == train.labels[held, None]).sum(0)
+        return right.tolist().index(int(right.max()))
+
+    def _fit(
+        self,
+        vectors: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        pairs: tuple[tuple[float, float], ...],
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """Weights [G, K, D] and biases [G, K] of G (rate, decay) pairs, from the same start and order."""
+        device, width = vectors.device, vectors.shape[1]
+        rates, decays = torch.tensor(pairs, device=device).unbind(1)
+        start = torch.randn(num_classes, width + 1, generator=generator) * INIT_STD
+        start[:, -1] = 0
+        layers = start.to(device).repeat(len(pairs), 1, 1)  # [G, K, D + 1], the bias last
+        velocity = torch.zeros_like(layers)
+        inputs = F.pad(vectors, (0, 1), value=1.0)
+        for epoch in range(self.epochs):
+            scale = self.batch_size / 256 * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
+            order = torch.randperm(len(inputs), generator=generator).to(device)
+            for rows in order.split(self.batch_size):
+                given = inputs[rows]
+                shares = torch.einsum("bd,gkd->gbk", given, layers).softmax(2)
+                wrong = shares - F.one_hot(labels[rows], num_classes)
+                # the gradient of the mean cross entropy, by hand: all pairs in one product
+                gradient = torch.einsum("gbk,bd->gkd", wrong, given) / len(rows)
+                gradient += decays[:, None, None] * layers
+                velocity = self.momentum * velocity + gradient
+                layers = layers - (rates * scale)[:, None, None] * velocity
+        return layers[..., :-1], layers[..., -1]
