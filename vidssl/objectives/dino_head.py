@@ -28,10 +28,9 @@ class DinoHead(nn.Module):
         self, widths: tuple[int, ...], num_prototypes: int, *, batch_norm: bool, norm_last_layer: bool
     ) -> None:
         super().__init__()
-        if len(widths) < 2 or min(widths) < 1 or num_prototypes < 2:
+        if min(widths) < 1 or num_prototypes < 2:
             raise ValueError(
-                f"a head needs at least 1 layer, widths above 0 and 2 prototypes; got widths {widths} and "
-                f"{num_prototypes} prototypes"
+                f"a head needs widths above 0 and 2 prototypes, got {widths} and {num_prototypes}"
             )
         layers: list[nn.Module] = []
         for width, hidden in pairwise(widths[:-1]):

@@ -1,7 +1,6 @@
 """SVT: a student learns to say of one view of a video what a teacher, its own average, says of another."""
 
 import copy
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -101,8 +100,11 @@ class SVT(Objective):
         if backbone.input_kind != "pixels":
             raise ValueError("svt matches views of pixels, and this backbone reads token ids")
         _check_shares(teacher_momentum=teacher_momentum, centre_momentum=centre_momentum)
-        if freeze_last_layer_epochs < 0 or student_temp <= 0:
-            raise ValueError("freeze_last_layer_epochs cannot be negative, and student_temp is above 0")
+        if freeze_last_layer_epochs < 0 or head_layers < 1 or student_temp <= 0:
+            raise ValueError(
+                "freeze_last_layer_epochs cannot be negative, head_layers is at least 1 and student_temp "
+                f"above 0, got {freeze_last_layer_epochs}, {head_layers} and {student_temp}"
+            )
         self.needs_views: Mapping[str, int] = needed_views(correspondences)
         self.correspondences = correspondences
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
@@ -110,10 +112,10 @@ class SVT(Objective):
         self.teacher_temp = TeacherTemp(teacher_temp, warmup_teacher_temp, warmup_teacher_temp_epochs)
         self.teacher_momentum = teacher_momentum
         self.teacher_mode = teacher_mode
-        self.targets = _targets(targets, out_dim, centre_momentum, sinkhorn_iterations)
-        self.monitor = CollapseMonitor(out_dim, backbone.embed_dim)
         widths = (backbone.embed_dim, *(head_hidden,) * (head_layers - 1), bottleneck)
         head = DinoHead(widths, out_dim, batch_norm=head_norm, norm_last_layer=norm_last_layer)
+        self.targets = _targets(targets, out_dim, centre_momentum, sinkhorn_iterations)
+        self.monitor = CollapseMonitor(out_dim, backbone.embed_dim)
         self.student = Projector(backbone, head)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.train()
@@ -167,14 +169,14 @@ class SVT(Objective):
         return cosine_between(self.teacher_momentum, 1.0, progress.step, progress.total_steps)
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        log_k = math.log(self.monitor.watch.num_prototypes)
+        each, mean = metrics["teacher_entropy_share"], metrics["batch_entropy_share"]
         return (
-            f"loss {metrics['loss']:.3f} (ln K = {log_k:.3f} if the student answered every clip alike); the "
-            f"teacher's targets have {metrics['teacher_entropy_share']:.0%} of the possible entropy each and "
-            f"{metrics['batch_entropy_share']:.0%} in their mean (collapsed, both would be near 0 or both near "
-            f"100 %); features of clips deviate by {metrics['feature_std']:.2f} (0: all alike, 1: spread in all "
-            f"directions) and use {metrics['rankme']:.1f} of {self.encoder().embed_dim} dimensions (RankMe, at "
-            "most the clips of a batch)"
+            f"loss {metrics['loss']:.3f} (ln K = {self.monitor.log_k:.3f} if the student answered every "
+            f"clip alike); the teacher's targets have {each:.0%} of the possible entropy each, {mean:.0%} in "
+            "their mean (collapsed, both would be near 0 or both near 100 %); features of clips deviate "
+            f"by {metrics['feature_std']:.2f} (0: all alike, 1: spread in all directions) and use "
+            f"{metrics['rankme']:.1f} of {self.encoder().embed_dim} dimensions (RankMe, at most the clips "
+            "of a batch)"
         )
 
 
