@@ -47,6 +47,7 @@ from vidssl.interfaces import (
 from vidssl.maskers import Block3D, Blockwise, FrameDiff, Random3D, RandomFrame, Tube
 from vidssl.objectives import (
     BEVT,
+    SVT,
     VIMPAC,
     BEVTImage,
     BEVTVideo,
@@ -64,6 +65,7 @@ __all__ = [
     "BEVT",
     "KNN",
     "SGD",
+    "SVT",
     "VIMPAC",
     "VQVAE",
     "AdamW",
