@@ -11,7 +11,7 @@ from vidssl.backbones import ViT
 from vidssl.engine.optim import AdamW
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, Features, Progress, Tokenizer
-from vidssl.objectives.classification import Classification, mean_over_views
+from vidssl.objectives.classification import Classification
 from vidssl.objectives.mixing import mix
 
 HERE = Progress(0, 1)
@@ -248,12 +248,6 @@ def test_mixing_is_drawn_from_the_generator_alone_and_chooses_either_kind() -> N
         mixed = mix([x], targets, mixup=0.8, cutmix=1.0, generator=generator(seed))[0][0]
         kinds.append(bool(((mixed == x) | (mixed == x.roll(1, 0))).all()))
     assert 8 < sum(kinds) < 32
-
-
-def test_views_of_a_video_are_averaged_as_probabilities() -> None:
-    logits = [torch.tensor([[0.0, 100.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])]
-    expected = (torch.tensor([0.0, 1.0, 0.0]) + logits[1][0].softmax(0)) / 2
-    torch.testing.assert_close(mean_over_views(logits)[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vidssl.backbones import VideoSwin
+from vidssl.evaluators.scoring import average_views
 from vidssl.interfaces import Backbone, Batch, Features, Progress
-from vidssl.objectives.classification import Classification, mean_over_views
+from vidssl.objectives.classification import Classification
 from vidssl.weights.swin_keys import from_published
 
 HERE = Progress(0, 1)
@@ -52,9 +53,10 @@ def with_head(objective: Classification) -> Classification:
     return objective
 
 
-def scores_of(objective: Classification, views: Sequence[Tensor]) -> list[Tensor]:
+def scores_of(objective: Classification, views: Sequence[Tensor]) -> Tensor:
+    """[1, V, K]"""
     with torch.no_grad():
-        return [objective.class_logits([view]) for view in views]
+        return torch.stack([objective.class_logits([view]) for view in views], dim=1)
 
 
 def test_bevt_s_finetuned_network_gives_the_released_scores_of_every_view() -> None:
@@ -64,8 +66,8 @@ def test_bevt_s_finetuned_network_gives_the_released_scores_of_every_view() -> N
     swin.load_state_dict(from_published(state, swin.state_dict()), strict=False)
     objective = with_head(Classification(swin, num_classes=5, dropout=0.5)).eval()
     scores = scores_of(objective, clips.split(1))
-    assert difference(torch.cat(scores), golden["view_scores"][:3]) < 1e-5
-    assert difference(mean_over_views(scores), golden["video_prob"][:1]) < 1e-5
+    assert difference(scores[0], golden["view_scores"][:3]) < 1e-5
+    assert difference(average_views(scores, "probabilities", "logits"), golden["video_prob"][:1]) < 1e-5
 
 
 @pytest.mark.parametrize(("smoothing", "name"), [(0.0, "loss_hard"), (0.1, "loss_smooth")])
@@ -89,7 +91,7 @@ def test_vimpac_s_smoothed_losses_and_gradients_match() -> None:
 
 def test_vimpac_s_average_over_clips_matches() -> None:
     golden = load_file(FOLDER.parent / "vimpac" / "finetune_eval.safetensors")
-    average = mean_over_views(list(golden["logits_B_clips_classes"].unbind(1)))
+    average = average_views(golden["logits_B_clips_classes"], "probabilities", "logits")
     assert (average - golden["avg_probs"]).abs().max() < 1e-6
     assert torch.equal(average.argmax(1), golden["predictions"])
 

@@ -19,11 +19,11 @@ SPECS = {kind: sorted((ROOT / kind).rglob("*.yaml")) for kind in NAMES}
 FLOORS = (
     {"__init__", "errors", "grids", "interfaces", "probing"},
     {"spec", "schema", "spec_files"},
-    {"engine", "weights", "sections", "recipe", "protocol"},
+    {"engine", "weights", "sections", "recipe", "protocol", "finetune_protocol"},
     {"objectives", "backbones", "tokenizers", "maskers", "evaluators", "data"},
     {"components"},
-    {"build", "build_checks", "resolved", "listing"},
-    {"extraction", "scores", "report", "train", "evaluate"},
+    {"build", "build_checks", "finetune_checks", "convert", "resolved", "listing"},
+    {"extraction", "scores", "report", "train", "finetune", "evaluate"},
     {"compare"},
     {"api", "cli", "__main__"},
 )

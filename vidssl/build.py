@@ -36,8 +36,10 @@ from vidssl.data.loader import Stream
 from vidssl.engine.optim import Optim
 from vidssl.engine.schedules import Schedule
 from vidssl.errors import UsageError
+from vidssl.finetune_checks import check_finetune_protocol
+from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
 from vidssl.interfaces import Backbone, DataSource, Evaluator, Masker, Objective, Tokenizer, ViewSampler
-from vidssl.protocol import Protocol, load_protocol
+from vidssl.protocol import Protocol
 from vidssl.recipe import (
     STREAMS,
     UNKNOWN_SHA256,
@@ -56,17 +58,18 @@ Component = TypeVar("Component")
 Say = Callable[[str], None]
 
 
-def objective(recipe: Recipe, say: Say = print) -> Objective:
+def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Objective:
     """The objective of a recipe with its parts, on the CPU; its backbone starts from ``init``.
 
     Args:
         say: gets one line on what ``backbone.init`` loaded.
+        with_init: off for a run that goes on, whose weights are its own.
 
     Raises:
         UsageError: if the parts do not fit, or weights are missing or altered.
     """
     made_tokenizer = None if recipe.tokenizer is None else tokenizer(recipe.tokenizer, say=say)
-    made_backbone = None if recipe.backbone is None else backbone(recipe, say=say)
+    made_backbone = None if recipe.backbone is None else backbone(recipe, with_init=with_init, say=say)
     return _assemble(recipe, made_backbone, made_tokenizer, _masker(recipe))
 
 
@@ -267,6 +270,14 @@ def check_protocol(protocol: Protocol) -> None:
         _check_probe(protocol.data)
 
 
+def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
+    """``check_protocol``, or the same for one that finetunes."""
+    if isinstance(protocol, FinetuneProtocol):
+        check_finetune_protocol(protocol)
+    else:
+        check_protocol(protocol)
+
+
 def check_tokenizer_file(name: str) -> None:
     """Builds the tokenizer of a file on the meta device, without its weights.
 
@@ -286,7 +297,7 @@ def check_file(kind: SpecKind, path: Path) -> None:
     if kind == "recipes":
         check(load_recipe(str(path)))
     elif kind == "evaluation":
-        check_protocol(load_protocol(str(path)))
+        check_any_protocol(load_any_protocol(str(path)))
     else:
         check_tokenizer_file(str(path))
 

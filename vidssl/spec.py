@@ -229,6 +229,13 @@ def _replaced(node: Node, keys: list[str], leaf: Node) -> Node:
     return Node({**node.value, keys[0]: _replaced(entry, keys[1:], leaf)}, node.where, node.path)
 
 
+def plain(node: Node) -> object:
+    """The values of a tree as Python's own, for ``dump``."""
+    if isinstance(node.value, Mapping):
+        return {key: plain(entry) for key, entry in node.value.items()}
+    return tuple(map(plain, node.value)) if isinstance(node.value, tuple) else node.value
+
+
 def dump(tree: Mapping[str, object], width: int = 100) -> str:
     """YAML text that ``parse`` reads back to the same values; what fits on a line stands on one."""
     return "".join(f"{line}\n" for line in _block(tree, width))

@@ -108,14 +108,17 @@ class Classification(Objective):
         In evaluation mode those of the averaged weights, where an average is kept.
         """
         inputs = clips if self.tokenizer is None else [self.tokenizer(clip) for clip in clips]
-        answers = self.classifier if self.training or self.average is None else self.average
-        return answers(inputs)
+        return (self.classifier if self.training else self.answering())(inputs)
+
+    def answering(self) -> Classifier:
+        """What is saved and measured: the averaged weights where an average is kept."""
+        return self.classifier if self.average is None else self.average
 
     def trained_encoder(self) -> Backbone:
         return self.classifier.backbone
 
     def encoder(self) -> Backbone:
-        return (self.classifier if self.average is None else self.average).backbone
+        return self.answering().backbone
 
     def after_step(self, progress: Progress, generator: torch.Generator) -> None:
         """Moves the average."""
@@ -159,11 +162,6 @@ class Classification(Objective):
             has = ", ".join(name for name, _ in given) or "none"
             raise UsageError(f"objective.label: needs {wanted}, and the videos have: {has}")
         return found[0]
-
-
-def mean_over_views(logits: Sequence[Tensor]) -> Tensor:
-    """Probabilities of videos, [B, K]: the mean over views, each [B, K], of the softmax of their logits."""
-    return torch.stack([view.float().softmax(dim=1) for view in logits]).mean(0)
 
 
 def _check_parts(backbone: Backbone, tokenizer: Tokenizer | None) -> None:

@@ -1,0 +1,242 @@
+"""Finetuning: the encoder of a run and a linear layer learn from labelled videos, and are then measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from vidssl import build
+from vidssl.engine.checkpoint import Checkpoint
+from vidssl.engine.devices import pick_device, use_bfloat16
+from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.scoring import average_views
+from vidssl.extraction import extract
+from vidssl.finetune_protocol import FinetuneProtocol
+from vidssl.interfaces import DataSource
+from vidssl.objectives.classification import Classification
+from vidssl.recipe import Recipe, read_recipe
+from vidssl.report import report, scores_path
+from vidssl.scores import Score, score, shared_labels
+from vidssl.spec import Node
+from vidssl.train import TrainResult, train_recipe
+
+_INHERITED = ("device", "precision", "workers")  # of the pre-training's ``run``
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What came of finetuning.
+
+    Attributes:
+        scores: "finetuned", and "from scratch" where that is compared -> a score for each label and order
+            of frames.
+        test: the test videos as they were found.
+    """
+
+    scores: Mapping[str, list[Score]]
+    test: FeatureTable
+
+
+class FinetuningStopped(Exception):
+    """Finetuning was asked to stop before its last step; the message says where it lies."""
+
+
+def finetune_run(
+    recipe: Recipe, checkpoint: Checkpoint, protocol: FinetuneProtocol, console: Console
+) -> bool:
+    """Finetune from a checkpoint, print a table of scores and keep them beside the run.
+
+    Runs are made in the folder ``finetune`` beside the checkpoint's scores.
+
+    Returns:
+        Whether it came to its end; False after Ctrl-C or SIGTERM, which it says.
+
+    Raises:
+        UsageError: for anything a user can mend.
+    """
+    out = scores_path(checkpoint, protocol).parent
+    out = (out.parent if out.name == "scores" else out) / "finetune"
+    try:
+        found = finetune(recipe, checkpoint.path, protocol, console, out=out)
+    except FinetuningStopped as stopped:
+        console.print(str(stopped), soft_wrap=True, highlight=False, markup=False)
+        return False
+    report(checkpoint, protocol, found.scores, {"test": found.test}, console)
+    return True
+
+
+def finetune(
+    recipe: Recipe, checkpoint: Path, protocol: FinetuneProtocol, console: Console, *, out: Path
+) -> Finetuned:
+    """Finetune and score a network for every label of a protocol.
+
+    Args:
+        recipe: of the pre-training.
+        checkpoint: of the pre-training, whose encoder is the start.
+        out: the folder that runs are made in, one for each label and start.
+
+    Raises:
+        UsageError: for anything a user can mend.
+        FinetuningStopped: after Ctrl-C or SIGTERM.
+    """
+    assert protocol.data is not None, "refused without labelled videos"
+    train, test = build.source(protocol.data.train), build.source(protocol.data.test)
+    labels = _labels(protocol, shared_labels(train.label_classes, test.label_classes))
+    starts = {"finetuned": str(checkpoint)} | ({"from scratch": None} if protocol.compare_untrained else {})
+    recipes = {
+        (name, label): finetuning_recipe(
+            recipe, protocol, init=init, label=label, num_classes=len(train.label_classes[label]), out=out
+        )
+        for label in labels
+        for name, init in starts.items()
+    }
+    for each in recipes.values():
+        build.check(each)
+    scores: dict[str, list[Score]] = {name: [] for name in starts}
+    found: FeatureTable | None = None
+    for (name, label), each in recipes.items():
+        objective, result = train_recipe(each, console)
+        assert isinstance(objective, Classification), "finetuning_recipe asks for nothing else"
+        _check_whole(result)
+        found = _measured(objective, each, protocol, test, console, f"{name} network, test videos")
+        scores[name] += _scores(objective, found, train, label)
+    assert found is not None, "there is a label"
+    return Finetuned(scores, found)
+
+
+def finetuning_recipe(
+    recipe: Recipe,
+    protocol: FinetuneProtocol,
+    *,
+    init: str | None,
+    label: str,
+    num_classes: int,
+    out: Path,
+) -> Recipe:
+    """The recipe of a finetuning run: the backbone of the pre-training, and all else the protocol's.
+
+    Args:
+        init: what the backbone starts from; None for random weights.
+
+    Raises:
+        UsageError: for anything that shows without knowing the components.
+    """
+    assert recipe.backbone is not None, "a run without a backbone is refused"
+    assert protocol.data is not None, "refused without labelled videos"
+
+    def leaf(value: str | int | None, path: str) -> Node:
+        return Node(value, protocol.node.where, path)
+
+    def section(entries: Mapping[str, Node], path: str) -> Node:
+        return Node(entries, protocol.node.where, path)
+
+    pretraining = recipe.node.mapping()
+    backbone = {**recipe.backbone.node.mapping(), **protocol.backbone, "init": leaf(init, "backbone.init")}
+    objective = {
+        **protocol.objective.node.mapping(),
+        "label": leaf(label, "objective.label"),
+        "num_classes": leaf(num_classes, "objective.num_classes"),
+    }
+    video = {
+        "source": protocol.data.train.node,
+        "views": protocol.train_views.node,
+        "batch_size": protocol.batch_size,
+    }
+    share = recipe.data.node.mapping().get("max_unreadable_share")
+    data = {"video": section(video, "data.video")} | (
+        {} if share is None else {"max_unreadable_share": share}
+    )
+    earlier = pretraining["run"].mapping() if "run" in pretraining else {}
+    run = {key: earlier[key] for key in _INHERITED if key in earlier}
+    seed = recipe.seed if protocol.seed is None else protocol.seed
+    start = "" if init else "-scratch"
+    sections = {
+        "name": leaf(f"{protocol.name}-{label}{start}", "name"),
+        "seed": leaf(seed, "seed"),
+        "objective": section(objective, "objective"),
+        "backbone": section(backbone, "backbone"),
+        "data": section(data, "data"),
+        "optim": protocol.optim.node,
+        "schedule": protocol.schedule.node,
+        "run": section({**run, **protocol.run, "out": leaf(str(out), "run.out")}, "run"),
+    }
+    if protocol.augment is not None:
+        sections["augment"] = protocol.augment.node
+    if recipe.tokenizer is not None and _reads_ids(recipe):
+        sections["tokenizer"] = recipe.tokenizer.node
+    return read_recipe(section(sections, ""), Path.cwd())
+
+
+def _reads_ids(recipe: Recipe) -> bool:
+    assert recipe.backbone is not None, "a run without a backbone is refused"
+    with torch.device("meta"):
+        return build.backbone(recipe, with_init=False).input_kind == "tokens"
+
+
+def _labels(protocol: FinetuneProtocol, shared: tuple[str, ...]) -> tuple[str, ...]:
+    for label in protocol.labels or ():
+        if label not in shared:
+            raise protocol.node.mapping()["labels"].error(
+                f"the videos have no label '{label}', but {', '.join(shared)}"
+            )
+    return protocol.labels or shared
+
+
+def _check_whole(result: TrainResult) -> None:
+    if result.steps < result.total_steps:
+        raise FinetuningStopped(
+            f"Finetuning stopped after {result.steps} of {result.total_steps} steps, so nothing was scored. "
+            "The same command with run.resume=auto goes on from there. "
+            f"The network so far: {result.checkpoint}"
+        )
+
+
+def _measured(
+    objective: Classification,
+    recipe: Recipe,
+    protocol: FinetuneProtocol,
+    test: DataSource,
+    console: Console,
+    title: str,
+) -> FeatureTable:
+    """Features of the test videos; where views go together they are averaged, as in training."""
+    assert protocol.data is not None, "refused without labelled videos"
+    device = pick_device(recipe.run.device)
+    tokenizer = None if objective.tokenizer is None else objective.tokenizer.tokenizer
+    return extract(
+        objective.answering().backbone,
+        test,
+        build.views(protocol.data.views),
+        tokenizer=tokenizer,
+        frames=protocol.frames,
+        batch_size=protocol.test_batch_size,
+        workers=recipe.run.workers,
+        device=device,
+        autocast=use_bfloat16(recipe.run.precision, device),
+        console=console,
+        title=title,
+    )
+
+
+@torch.no_grad()
+def _scores(objective: Classification, test: FeatureTable, train: DataSource, label: str) -> list[Score]:
+    """A score for each order of frames: probabilities averaged over the views of each video."""
+    head = objective.answering().head
+    learned = torch.tensor([train.labels(index).get(label, -1) for index in range(len(train))])
+    known = test.labels[label] >= 0
+    rows = []
+    for frames, vectors in {"normal": test.vectors, **test.reordered}.items():
+        probabilities = average_views(head(vectors[known]), "probabilities", "logits")
+        rows.append(
+            score(
+                probabilities,
+                test.labels[label][known],
+                learned[learned >= 0].to(probabilities.device),
+                kind="logits",
+                label=label,
+                frames=frames,
+            )
+        )
+    return rows
