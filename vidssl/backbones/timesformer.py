@@ -44,7 +44,8 @@ class TimeSformer(Backbone):
         num_heads: heads of each block.
         mlp_ratio: hidden width of a block's MLP over its own.
         patch_size: rows and columns of pixels of a patch; a patch lies within one frame.
-        num_frames: entries of the table of frames. SVT keeps 8 for clips of 2 to 64 frames.
+        num_frames: entries of the table of frames. SVT keeps 8 for clips of 2 to 64 frames; attention
+            "space" has no such table.
         size: side in pixels that the table of places is made for.
         attention: "divided" between time and space; "joint" over all patches of the clip; "space", within
             each frame alone, whose class tokens are averaged before the last norm (TimeSformer, Sec. 3).
