@@ -81,6 +81,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "operands", nargs="*", metavar="RECIPE", help="recipes, protocols, tokenizers; default: all"
     )
 
+    convert = commands.add_parser(
+        "convert", help="make safetensors of the published dVAE without executing its pickles"
+    )
+    convert.set_defaults(command=_convert)
+    convert.add_argument(
+        "operands",
+        nargs="*",
+        metavar="ENCODER [DECODER] OUT.safetensors",
+        help="files to read, file to write",
+    )
+
     show = commands.add_parser("list", help="show components and their keys")
     show.set_defaults(command=_list)
     show.add_argument("operands", nargs="*", metavar="KIND", help=f"one of {', '.join(LISTED)}; default: all")
@@ -143,6 +154,12 @@ def _check(arguments: argparse.Namespace) -> int:
             bad += 1
             print(f"vidssl: {error}", file=sys.stderr, flush=True)
     return BAD_INPUT if bad else 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from vidssl.convert import convert_files
+
+    return convert_files(arguments.operands)
 
 
 def _list(arguments: argparse.Namespace) -> int:

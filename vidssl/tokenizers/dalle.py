@@ -15,9 +15,9 @@ _EPSILON = 0.1  # of the logit-Laplace likelihood: pixels are squeezed into [0.1
 _NUM_GROUPS = 4  # of blocks; between them the sides are halved: one id for 8x8 pixels
 
 # Pixels that go through the network together; at the published width each takes a kilobyte in every
-# activation of its first layers. Eight frames of 112x112 on a CPU.
-_CPU_PIXELS, _GPU_PIXELS = 8 * 112**2, 2**20
-_CPU_FRAMES, _GPU_FRAMES = 16, 256
+# activation of its first layers. Four frames of up to 128x128 on a CPU.
+_CPU_PIXELS, _GPU_PIXELS = 2**16, 2**20
+_CPU_FRAMES, _GPU_FRAMES = 4, 256
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -89,7 +89,9 @@ class DALLE(Tokenizer):
     def encode(self, clip: Tensor) -> Tensor:
         self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
         frames = rearrange(clip, "b c t h w -> (b t) c h w")
-        ids = in_chunks(self._encode_frames, frames, self._frames_at_once(*clip.shape[3:], clip.device))
+        ids = in_chunks(
+            self._encode_frames, frames, self._frames_at_once(clip.shape[3], clip.shape[4], clip.device)
+        )
         return rearrange(ids, "(b t) h w -> b t h w", b=len(clip))
 
     def _frames_at_once(self, height: int, width: int, device: torch.device) -> int:
@@ -102,10 +104,11 @@ class DALLE(Tokenizer):
         return count
 
     def _encode_frames(self, frames: Tensor) -> Tensor:
-        return self._logits(frames.float()).argmax(dim=1)
+        return self.logits(frames).argmax(dim=1)
 
-    def _logits(self, frames: Tensor) -> Tensor:
-        """[N, V, h, w] in fp32 of float32 frames [N, 3, H, W] in [0, 1]."""
+    def logits(self, frames: Tensor) -> Tensor:
+        """How well each code fits, float32 [N, V, h, w], for frames [N, 3, H, W] in [0, 1]."""
+        frames = frames.float()
         if self.resize_kernel is not None:
             frames = halve(frames, self.resize_kernel)
         kind, dtype = frames.device.type, _DTYPES[self.precision]
@@ -129,7 +132,8 @@ class DALLE(Tokenizer):
         codes = rearrange(ids, "b t h w -> (b t) h w")
         height, width = (side * self.strides[1] for side in ids.shape[2:])
         with torch.autocast(ids.device.type, enabled=False):
-            frames = in_chunks(self._decode_frames, codes, self._frames_at_once(height, width, ids.device))
+            size = self._frames_at_once(height, width, ids.device)
+            frames = torch.cat([self._decode_frames(chunk) for chunk in codes.split(size)])
         return rearrange(frames, "(b t) c h w -> b c t h w", b=len(ids))
 
     def _decode_frames(self, ids: Tensor) -> Tensor:
