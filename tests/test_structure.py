@@ -118,7 +118,7 @@ def test_specs_are_counted() -> None:
     """A glob that finds nothing passes for ever: change the numbers when a file comes or goes."""
     assert {kind: len(paths) for kind, paths in SPECS.items()} == {
         "recipes": 3,
-        "evaluation": 2,
+        "evaluation": 7,
         "tokenizers": 1,
     }
 

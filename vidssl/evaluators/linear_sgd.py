@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vidssl.errors import UsageError
 from vidssl.evaluators.held_out import hold_out
 from vidssl.interfaces import Evaluator, LabelledFeatures
 
@@ -66,10 +67,14 @@ class LinearSGD(Evaluator):
     def _choose(
         self, train: LabelledFeatures, pairs: tuple[tuple[float, float], ...], generator: torch.Generator
     ) -> int:
-        """Number of the pair that names most held-out videos right; of equal ones the first."""
+        """Number of the pair that names most held-out videos right; of equal ones the first.
+
+        Raises:
+            UsageError: if there are too few videos to hold any out.
+        """
         kept, held = hold_out(train, self.held_out, generator)
         if len(held) == 0:
-            raise ValueError(
+            raise UsageError(
                 f"{len(train.labels)} videos are too few to hold out {self.held_out:g} of them: "
                 "give one lr and one weight_decay"
             )

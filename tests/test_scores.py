@@ -1,0 +1,176 @@
+"""Tables of features to rows of scores: views, orders, settings and counts."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from vidssl.errors import UsageError
+from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.held_out import hold_out
+from vidssl.evaluators.knn import KNN
+from vidssl.evaluators.linear import Linear
+from vidssl.evaluators.retrieval import Retrieval
+from vidssl.evaluators.scoring import average_views, in_top, predict
+from vidssl.interfaces import Evaluator, LabelledFeatures
+from vidssl.scores import probe, score
+
+
+def table(vectors: Tensor, labels: dict[str, list[int]], classes: int = 4, **reordered: Tensor):
+    names = {name: tuple(map(str, range(classes))) for name in labels}
+    numbers = {name: torch.tensor(given) for name, given in labels.items()}
+    keys = tuple(f"{n}.mp4" for n in range(len(vectors)))
+    return FeatureTable(vectors, numbers, names, keys, len(vectors), (), reordered=reordered)
+
+
+class Recorder(Evaluator):
+    """Scores are the vectors, and what it was given is kept."""
+
+    def __init__(self):
+        self.given: list[tuple[LabelledFeatures, Tensor]] = []
+
+    def class_scores(self, train, test_vectors, generator):
+        self.given.append((train, test_vectors))
+        return test_vectors
+
+
+ONE_HOT = torch.eye(4)
+
+
+def test_features_are_averaged_over_the_views_before_the_probe():
+    views, recorder = torch.randn(5, 3, 4), Recorder()
+    videos = table(views, {"class": [0, 1, 2, 3, 0]})
+    probe(recorder, videos, videos)
+    ((train, test),) = recorder.given
+    assert torch.equal(train.vectors, views.mean(1))
+    assert torch.equal(test, views.mean(1))
+    assert train.videos is None
+
+
+@pytest.mark.parametrize("average", ["scores", "probabilities"])
+def test_views_are_samples_where_scores_are_averaged(average):
+    views, recorder = torch.randn(5, 3, 4), Recorder()
+    train = table(torch.randn(2, 2, 4), {"class": [3, 1]})
+    (row,) = probe(recorder, train, table(views, {"class": [0, 1, 2, 3, 0]}), average=average)
+    ((learned, test),) = recorder.given
+    assert learned.labels.tolist() == [3, 3, 1, 1]
+    assert learned.videos is not None
+    assert learned.videos.tolist() == [0, 0, 1, 1]
+    assert torch.equal(learned.vectors, train.vectors.reshape(4, 4))
+    scores = views.mean(1) if average == "scores" else views.softmax(2).mean(1)
+    assert row.predicted == tuple(scores.argmax(1).tolist())
+    assert (row.num_train, row.num_test) == (2, 5)
+    assert test.shape == (15, 4)
+
+
+def test_sums_of_scores_and_of_probabilities_can_differ():
+    views = torch.tensor([[[9.0, 0.0], [0.0, 5.0], [0.0, 3.0]]])
+    assert average_views(views, "scores", "logits").argmax() == 0
+    assert average_views(views, "probabilities", "logits").argmax() == 1
+
+
+def test_votes_are_averaged_as_shares():
+    votes = torch.tensor([[[90.0, 10.0], [1.0, 3.0]]])
+    shares = average_views(votes, "probabilities", "votes")
+    assert torch.allclose(shares, torch.tensor([[(0.9 + 0.25) / 2, (0.1 + 0.75) / 2]]))
+    assert torch.allclose(average_views(votes, "scores", "votes"), torch.tensor([[45.5, 6.5]]))
+
+
+def test_what_was_found_has_no_average():
+    with pytest.raises(ValueError, match="found"):
+        average_views(torch.zeros(1, 2, 3), "scores", "found")
+
+
+def test_every_order_of_frames_has_a_row_and_the_probe_is_fitted_once():
+    normal, reverse = ONE_HOT[:, None], ONE_HOT.flip(0)[:, None]
+    recorder = Recorder()
+    videos = table(normal, {"class": [0, 1, 2, 3]}, reversed=reverse)
+    rows = probe(recorder, videos, videos)
+    assert [(row.frames, row.top1) for row in rows] == [("normal", 1.0), ("reversed", 0.0)]
+    assert len(recorder.given) == 1
+    assert torch.equal(recorder.given[0][0].vectors, ONE_HOT)  # learned on normal clips
+
+
+def test_orders_and_views_keep_apart():
+    views = torch.randn(4, 3, 4)
+    other = torch.randn(4, 3, 4)
+    videos = table(views, {"class": [0, 1, 2, 3]}, shuffled=other)
+    rows = probe(Recorder(), videos, videos, average="scores")
+    assert rows[0].predicted == tuple(views.mean(1).argmax(1).tolist())
+    assert rows[1].predicted == tuple(other.mean(1).argmax(1).tolist())
+
+
+def test_every_setting_has_a_row():
+    videos = table(torch.randn(30, 1, 4), {"class": [n % 4 for n in range(30)], "other": [0] * 30})
+    rows = probe(KNN(k=(1, 5)), videos, videos)
+    assert [(row.label, row.setting) for row in rows] == [
+        ("class", "k=1"), ("class", "k=5"), ("other", "k=1"), ("other", "k=5"),
+    ]  # fmt: skip
+    assert rows[0].top1 == 1.0  # each is its own nearest neighbour
+
+
+def test_videos_without_a_label_are_left_out_of_its_rows():
+    videos = table(ONE_HOT[:, None], {"class": [0, 1, 2, 3], "some": [0, -1, 3, -1]})
+    whole, some = probe(Recorder(), videos, videos)
+    assert (whole.num_train, whole.num_test) == (4, 4)
+    assert (some.num_train, some.num_test, some.top1, some.predicted) == (2, 2, 0.5, (0, 2))
+    nothing = table(ONE_HOT[:, None], {"class": [-1] * 4})
+    with pytest.raises(UsageError, match="none of the videos to test on has the label 'class'"):
+        probe(Recorder(), videos, nothing)
+
+
+def test_chance_is_the_share_of_the_commonest_class_of_train():
+    truth, train = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 1, 0])
+    row = score(torch.zeros(4, 3), truth, train, kind="logits", label="class")
+    assert row.chance == 0.25
+    assert row.top5 is None  # of three classes
+
+
+def test_top_five_is_counted_where_there_are_more_than_five_classes():
+    scores = torch.arange(7.0).repeat(3, 1)
+    row = score(scores, torch.tensor([6, 2, 1]), torch.tensor([0]), kind="logits", label="class")
+    assert row.top1 == pytest.approx(1 / 3)
+    assert row.top5 == pytest.approx(2 / 3)
+
+
+def test_a_class_without_a_vote_is_never_among_the_best_five():
+    votes = torch.tensor([[0.0, 3.0, 0.0, 0.0, 0.0, 0.0]])
+    for truth, right in ((1, True), (0, False), (5, False)):
+        assert bool(in_top(votes, torch.tensor([truth]), 5, "votes")) is right
+    logits = torch.tensor([[0.0, 3.0, 0.0, -1.0, -1.0, -1.0]])
+    assert bool(in_top(logits, torch.tensor([0]), 5, "logits"))
+
+
+def test_retrieval_looks_for_the_class_among_the_nearest():
+    gallery = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.5], [0.0, 1.0]])
+    train = table(gallery[:, None], {"class": [0, 0, 1, 2]})
+    test = table(torch.tensor([[[1.0, 0.0]], [[1.0, 0.0]], [[1.0, 0.0]]]), {"class": [0, 1, 2]})
+    rows = probe(Retrieval(k=(1, 3, 10)), train, test)
+    assert [(row.setting, round(3 * row.top1)) for row in rows] == [("R@1", 1), ("R@3", 2), ("R@10", 3)]
+    assert rows[1].chance is None
+    assert rows[1].predicted[:2] == (0, 1)
+    assert rows[1].predicted[2] != 2  # what was not found counts as another class
+
+
+def test_predictions_are_right_where_the_class_was_found():
+    found = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    truth = torch.tensor([1, 2])
+    assert (predict(found, truth, "found") == truth).tolist() == [True, False]
+
+
+def test_views_of_a_video_are_held_out_together():
+    videos = torch.arange(20).repeat_interleave(3)
+    train = LabelledFeatures(torch.zeros(60, 2), torch.zeros(60, dtype=torch.long), 2, videos)
+    kept, held = hold_out(train, 0.25, torch.Generator().manual_seed(0))
+    assert len(held) == 15
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(60))
+    assert not set(videos[kept].tolist()) & set(videos[held].tolist())
+
+
+def test_a_probe_scores_separable_views_right():
+    generator = torch.Generator().manual_seed(0)
+    labels = [n % 4 for n in range(80)]
+    vectors = 10 * ONE_HOT[torch.tensor(labels)][:, None] + torch.randn(80, 3, 4, generator=generator)
+    videos = table(vectors, {"class": labels})
+    for average in ("features", "scores", "probabilities"):
+        (row,) = probe(Linear(), videos, videos, average=average)
+        assert row.top1 == 1.0
