@@ -262,7 +262,8 @@ class _Picture:
 
 def _stack(found: dict[int, NDArray[np.uint8]], frames: Sequence[int]) -> Tensor:
     height, width, _ = found[frames[0]].shape
-    clip = torch.empty((len(frames), 3, height, width), dtype=torch.uint8)
+    # colours stay innermost in memory, as decoded: resizing is twice as fast there
+    clip = torch.empty((len(frames), height, width, 3), dtype=torch.uint8)
     for row, number in zip(clip, frames, strict=True):
-        row.copy_(torch.from_numpy(found[number]).permute(2, 0, 1))
-    return clip
+        row.copy_(torch.from_numpy(found[number]))
+    return clip.permute(0, 3, 1, 2)

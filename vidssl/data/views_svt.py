@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from vidssl.data.checks import check_counts, check_shares
-from vidssl.data.crops import ASPECT, FramesOfClips, RandomResizedCrop, random_square, short_side_range
+from vidssl.data.crops import (
+    ASPECT,
+    FramesOfClips,
+    RandomResizedCrop,
+    picked,
+    random_square,
+    short_side_range,
+)
 from vidssl.data.times import (
     clip_frames,
     draw,
@@ -276,8 +283,8 @@ class SlowFastTrain(ViewSampler):
         ]
         frames = FramesOfClips(source, index, clips)
         slow, fast = (
-            random_square(frames.pixels[frames.rows(clip)], size, short_side_range(None, size), generator)
-            for clip, size in zip(clips, self.sizes, strict=True)
+            random_square(picked(frames.pixels, rows), size, short_side_range(None, size), generator)
+            for rows, size in zip(map(frames.rows, clips), self.sizes, strict=True)
         )
         return {"slow": (slow,), "fast": (fast,)}
 

@@ -266,6 +266,7 @@ def even_crops(
     frames: FramesOfClips, clips: list[list[int]], size: int, num_crops: int
 ) -> tuple[Tensor, ...]:
     """Each clip in its crops, [3, T, size, size]: the short side resized to ``size``, BEVT's boxes."""
-    pixels = resize_short_side(frames.pixels, size)
+    pixels, rows_of_clips = frames.only(clips)
+    pixels = resize_short_side(pixels, size)
     boxes = crop_boxes(pixels.shape[2], pixels.shape[3], size, num_crops)
-    return tuple(crop(pixels, *box, size, frames.rows(clip)) for clip in clips for box in boxes)
+    return tuple(crop(pixels, *box, size, rows) for rows in rows_of_clips for box in boxes)
