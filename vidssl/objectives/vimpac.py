@@ -218,7 +218,7 @@ class ClipContrast(nn.Module):
             "loss_contrast": loss.detach(),
             "loss_contrast_of_chance": contrast.loss.detach() / chance,
             "accuracy_contrast": contrast.accuracy,
-            "negatives": torch.tensor(contrast.num_videos - 1.0),
+            "negatives": torch.full((), contrast.num_videos - 1.0, device=loss.device),
         }
         return LossOutput(loss, metrics)
 
