@@ -57,12 +57,14 @@ from vidssl.objectives import (
 )
 from vidssl.recipe import RunSpec
 from vidssl.scores import Score, probe
-from vidssl.tokenizers import VQVAE
+from vidssl.tokenizers import DALLE, FSQ, VQVAE
 from vidssl.train import TrainResult, train
 from vidssl.weights.load import load_init
 
 __all__ = [
     "BEVT",
+    "DALLE",
+    "FSQ",
     "KNN",
     "SGD",
     "SVT",

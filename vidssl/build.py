@@ -105,11 +105,12 @@ def tokenizer(spec: TokenizerSpec | str, *, say: Say = print) -> Tokenizer:
         UsageError: if the weights file is missing, altered or of another architecture.
     """
     spec = load_tokenizer_spec(spec) if isinstance(spec, str) else spec
+    if spec.weights is None:
+        return _construct(spec.part, TOKENIZER)
+    state = _verified(spec.weights, say)
     made = _construct(spec.part, TOKENIZER)
-    if spec.weights is not None:
-        load_whole(made, _verified(spec.weights, say), spec.weights.path)
-        made.requires_grad_(False).eval()
-    return made
+    load_whole(made, state, spec.weights.path)
+    return made.requires_grad_(False).eval()
 
 
 def _verified(weights: WeightsSpec, say: Say) -> Mapping[str, torch.Tensor]:
