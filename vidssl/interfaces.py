@@ -12,6 +12,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from vidssl.abilities import ClassAttention as ClassAttention
+from vidssl.abilities import FilledIn as FilledIn
+from vidssl.abilities import MaskedPrediction as MaskedPrediction
 from vidssl.grids import GridSize, divide_exactly
 from vidssl.probing import Evaluator as Evaluator
 from vidssl.probing import LabelledFeatures as LabelledFeatures

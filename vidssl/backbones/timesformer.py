@@ -22,11 +22,11 @@ from vidssl.backbones.blocks import (
 from vidssl.backbones.divided import DividedBlock, first_token_attention, from_frames, to_frames
 from vidssl.backbones.positions import PositionResize, resize_positions
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.interfaces import Backbone, ClassAttention, Features, Translated
 from vidssl.weights.vit_keys import to_timesformer
 
 
-class TimeSformer(Backbone):
+class TimeSformer(Backbone, ClassAttention):
     """Transformer with attention divided between time and space (TimeSformer; SVT, Sec. 3.1).
 
     One class token a clip. Positions are two learned tables, one of places in a frame and one of frames;

@@ -1,6 +1,7 @@
 """ViT: one transformer over all space-time patches."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -16,12 +17,13 @@ from vidssl.backbones.blocks import (
     hide,
     init_linear,
 )
+from vidssl.backbones.divided import first_token_attention
 from vidssl.backbones.positions import sincos_positions
-from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.interfaces import Backbone, ClassAttention, Features, Translated
 from vidssl.weights.vit_keys import to_vit
 
 
-class ViT(Backbone):
+class ViT(Backbone, ClassAttention):
     """Plain transformer with joint attention over all space-time patches (ViT; ViViT Sec. 3.3, Model 1).
 
     Positions are fixed sine and cosine codes, separate for time, row and column. They need no table, so a
@@ -93,12 +95,7 @@ class ViT(Backbone):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         t, h, w = self.grid(*x.shape[2:])
-        x = self.normalise(x)
-        x = hide(self.embed_image(x) if x.shape[2] == 1 else self.embed_clip(x), mask, self.mask_token)
-        x = x + sincos_positions((t, h, w), self.embed_dim, x.device).to(x.dtype)
-        tokens = rearrange(x, "b t h w d -> b (t h w) d")
-        if self.class_token is not None:
-            tokens = torch.cat((self.class_token.expand(len(tokens), 1, -1).to(tokens.dtype), tokens), dim=1)
+        tokens = self._embed(x, mask)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
@@ -106,3 +103,25 @@ class ViT(Backbone):
         if self.class_token is not None:
             cls, tokens = tokens[:, 0], tokens[:, 1:]
         return Features(patches=rearrange(tokens, "b (t h w) d -> b t h w d", t=t, h=h, w=w), cls=cls)
+
+    def class_attention(self, x: Tensor) -> Tensor:
+        if self.class_token is None:
+            raise ValueError("this ViT was made without a class token (class_token: false)")
+        t, h, w = self.grid(*x.shape[2:])
+        tokens = self._embed(x, None)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        last = cast(Block, self.blocks[-1])
+        weights = first_token_attention(last.attn, last.norm1(tokens))
+        return rearrange(weights, "b m (t h w) -> b m t h w", t=t, h=h)
+
+    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Tokens with their positions, [B, t*h*w, D], the class token before them where there is one."""
+        grid = self.grid(*x.shape[2:])
+        x = self.normalise(x)
+        x = hide(self.embed_image(x) if x.shape[2] == 1 else self.embed_clip(x), mask, self.mask_token)
+        x = x + sincos_positions(grid, self.embed_dim, x.device).to(x.dtype)
+        tokens = rearrange(x, "b t h w d -> b (t h w) d")
+        if self.class_token is None:
+            return tokens
+        return torch.cat((self.class_token.expand(len(tokens), 1, -1).to(tokens.dtype), tokens), dim=1)

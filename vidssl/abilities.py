@@ -1,0 +1,54 @@
+"""What only some components can do: interfaces that a backbone or an objective may have besides its own."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class ClassAttention(ABC):
+    """A backbone that can say what its class token attends to."""
+
+    @abstractmethod
+    def class_attention(self, x: Tensor) -> Tensor:
+        """How much of each patch the class token takes in the last block, [B, heads, t, h, w].
+
+        Softmax weights; the one of the class token over its own value is left out.
+
+        Args:
+            x: as for ``forward``.
+
+        Raises:
+            ValueError: if this one was made without a class token.
+        """
+
+
+@dataclass(frozen=True)
+class FilledIn:
+    """Clips of which part was hidden and predicted from the rest.
+
+    Attributes:
+        ids: int64 [B, t, h, w], the tokenizer's, of the whole clips.
+        hidden: bool [B, t, h, w], the ids that were predicted.
+        predicted: int64 [B, t, h, w], the likeliest id where hidden, ``ids`` elsewhere.
+    """
+
+    ids: Tensor
+    hidden: Tensor
+    predicted: Tensor
+
+
+class MaskedPrediction(ABC):
+    """An objective that predicts the ids of hidden parts of a clip."""
+
+    @abstractmethod
+    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
+        """Hides parts of clips as in training and predicts them. No gradient; best in eval mode.
+
+        Args:
+            clips: [B, 3, T, H, W] in [0, 1]; T = 1 is an image.
+
+        Raises:
+            ValueError: if it learns from clips alone or from images alone, and these are not.
+        """
