@@ -152,10 +152,12 @@ def test_mistake_in_a_section_is_named(folder: Path, override: str, expected: st
     assert message(lambda: changed(override)) == f"override '{override}': {expected}"
 
 
-@pytest.mark.parametrize("key", ["log_every_steps", "checkpoint_every_steps", "test_batches"])
+@pytest.mark.parametrize(
+    "key", ["log_every_steps", "checkpoint_every_steps", "test_batches", "keep_checkpoints"]
+)
 def test_counts_of_a_run_are_at_least_one(folder: Path, key: str) -> None:
     said = message(lambda: changed(f"run.{key}=0"))
-    assert "log_every_steps, checkpoint_every_steps and test_batches must be at least 1, got (" in said
+    assert f"run: {key} must be at least 1, got 0" in said
 
 
 def test_missing_section_is_named_with_the_file(folder: Path) -> None:

@@ -58,6 +58,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     train.add_argument(
         "operands", nargs="*", metavar="RECIPE [KEY=VALUE ...]", help="file or name, overrides"
     )
+    train.add_argument(
+        "--resume", metavar="RUN", help="go on with a run at the very step of its newest checkpoint"
+    )
 
     evaluate = commands.add_parser("eval", help="score a trained network under evaluation protocols")
     evaluate.set_defaults(command=_eval)
@@ -74,6 +77,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME",
         help="file or name in evaluation/; may be repeated",
     )
+
+    compare = commands.add_parser("compare", help="show scores of several runs side by side")
+    compare.set_defaults(command=_compare)
+    compare.add_argument("operands", nargs="*", metavar="RUN_OR_SCORES", help="run folders, files of scores")
+    output = compare.add_mutually_exclusive_group()
+    output.add_argument("--markdown", action="store_true", help="tables for a page")
+    output.add_argument("--csv", action="store_true", help="a line for every number")
 
     check = commands.add_parser("check", help="validate recipes; needs no data, weights or GPU")
     check.set_defaults(command=_check)
@@ -117,6 +127,12 @@ def _split(operands: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _train(arguments: argparse.Namespace) -> int:
     names, overrides = _split(arguments.operands)
+    if arguments.resume is not None:
+        if names:
+            raise UsageError(f"a run goes on with its own recipe: leave out {names[0]}")
+        from vidssl.train import resume_run
+
+        return resume_run(arguments.resume, overrides)
     if len(names) != 1:
         given = f"got {' '.join(names)}" if names else "got none"
         hint = "put overrides that hold spaces in quotes" if overrides else "vidssl train recipes/bevt.yaml"
@@ -136,6 +152,15 @@ def _eval(arguments: argparse.Namespace) -> int:
     from vidssl.evaluate import evaluate_run
 
     return evaluate_run(names[0] if names else None, arguments.protocol, overrides)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    if not arguments.operands:
+        raise UsageError("compare takes runs or files of scores, got none (vidssl compare runs/a runs/b)")
+    from vidssl.compare import compare_runs
+
+    output = "markdown" if arguments.markdown else "csv" if arguments.csv else "table"
+    return compare_runs(arguments.operands, output)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -101,6 +101,9 @@ class RunSpec:
         workers: processes that decode, for each stream; 0 decodes in the training process.
         checkpoint_every_steps: how often to save, and to measure on held-out streams.
         test_batches: of the held-out streams, a measurement.
+        keep_checkpoints: how many checkpoints one can go on from; older ones keep their weights alone.
+        resume: "auto" goes on with the newest run of this name and recipe where there is one, so that a
+            scheduler can repeat one command.
     """
 
     out: str = "runs"
@@ -110,15 +113,15 @@ class RunSpec:
     log_every_steps: int = 10
     checkpoint_every_steps: int = 200
     test_batches: int = 8
+    keep_checkpoints: int = 2
+    resume: Literal["never", "auto"] = "never"
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
-        counts = (self.log_every_steps, self.checkpoint_every_steps, self.test_batches)
-        if min(counts) < 1:
-            raise ValueError(
-                f"log_every_steps, checkpoint_every_steps and test_batches must be at least 1, got {counts}"
-            )
+        for name in ("log_every_steps", "checkpoint_every_steps", "test_batches", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,17 +16,22 @@ from vidssl.data.loader import Loader, Stream
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.display import TrainDisplay, format_duration, shown_messages
-from vidssl.engine.optim import Optim
+from vidssl.engine.optim import Optim, Update
+from vidssl.engine.resume import Moving, Restored, find_run, restore, save_state
 from vidssl.engine.runfolder import RunFolder, create_run
-from vidssl.engine.schedules import Schedule
-from vidssl.engine.signals import stop_requests
+from vidssl.engine.schedules import Schedule, StepPlan
+from vidssl.engine.signals import StopRequest, stop_requests
 from vidssl.engine.window import Window
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, Objective, Progress
-from vidssl.recipe import Recipe, RunSpec
+from vidssl.recipe import Recipe, RunSpec, overridden, read_recipe
 from vidssl.resolved import resolved_text
+from vidssl.spec import load
 
-STOPPED = 130  # exit code after Ctrl-C or SIGTERM, as a shell has it
+STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can go on
+
+Augment = Callable[[Batch, torch.Generator], Batch]
+Metrics = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,21 @@ class TrainResult:
     test_metrics: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class _Fixed:
+    """What stays the same from the first step of a run to the last."""
+
+    run: RunSpec
+    plan: StepPlan
+    update: Update
+    folder: RunFolder
+    device: torch.device
+    autocast: bool
+    augment: Augment | None
+    test_streams: Mapping[str, Stream]
+    recipe_text: str
+
+
 def train(
     objective: Objective,
     streams: Mapping[str, Stream],
@@ -56,9 +77,10 @@ def train(
     name: str,
     seed: int = 0,
     run: RunSpec | None = None,
-    augment: Callable[[Batch, torch.Generator], Batch] | None = None,
+    augment: Augment | None = None,
     test_streams: Mapping[str, Stream] | None = None,
     recipe_text: str = "",
+    resume: Path | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Minimise an objective over streams of views; log, test and save on the way.
@@ -71,65 +93,122 @@ def train(
         augment: applied to every batch on the device.
         test_streams: held-out streams that give the same views.
         recipe_text: the resolved recipe, kept in the checkpoints so that ``vidssl eval`` can read them.
+        resume: folder of a run to go on with, at the very step of its newest checkpoint: all further steps
+            are those that the run would have taken. No folder is made then, ``name`` is not used.
 
     Raises:
-        UsageError: if the loss stops being a number, the disk is full or too many videos cannot be read.
-            Checkpoints written before stay.
+        UsageError: if the loss stops being a number, the disk is full, too many videos cannot be read, or the
+            run cannot go on. Checkpoints written before stay.
     """
     run, console = run or RunSpec(), console or Console()
     device = pick_device(run.device)
-    autocast = use_bfloat16(run.precision, device)
     objective.to(device).train()
-    update, optimizer = optim.update, optim.build(objective)
-    try:
-        plan = schedule.plan({name: len(stream) / stream.batch_size for name, stream in streams.items()})
-    except ValueError as error:
-        raise UsageError(f"schedule: {error}") from error
-    generator = torch.Generator(device).manual_seed(seed)
-    folder = create_run(Path(run.out), name, recipe_text)
-    console.print(f"Run folder: {folder.path}", soft_wrap=True, highlight=False, markup=False)
-    window, test_metrics, done = Window(), {}, 0
+    moving = Moving(objective, optim.build(objective), torch.Generator(device).manual_seed(seed), Window())
+    plan = _plan(schedule, streams)
+    folder = create_run(Path(run.out), name, recipe_text) if resume is None else RunFolder(resume)
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    say(f"Run folder: {folder.path}")
+    start = Restored(0, 0.0)
+    if resume is not None:
+        start = restore(folder, moving, recipe=recipe_text, say=say)
+        folder.note_resume(start.step)
+        say(f"Goes on after step {start.step} of {plan.total_steps}.")
+    fixed = _Fixed(
+        run, plan, optim.update, folder, device, use_bfloat16(run.precision, device), augment,
+        test_streams or {}, recipe_text,
+    )  # fmt: skip
     with (
         stop_requests() as stop,
-        TrainDisplay(plan.total_steps, console) as display,
-        Loader(streams, say=display.say) as loader,
+        TrainDisplay(plan.total_steps, console, start.step) as display,
+        Loader(streams, start_step=start.step, say=display.say) as loader,
     ):
-        for step in range(plan.total_steps):
-            progress = Progress(step, plan.total_steps, plan.steps_per_epoch)
-            update.set_rates(optimizer, plan, step)
-            batch = next(loader).to(device)
-            if augment is not None:
-                batch = augment(batch, generator)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-                output = objective(batch, progress, generator)
-            optimizer.zero_grad(set_to_none=True)
-            output.loss.backward()
-            grad_norm = update.clip_gradients(objective.parameters())
-            _check_finite(output.loss, grad_norm, step, folder)
-            optimizer.step()
-            objective.after_step(progress, generator)
+        return _descend(moving, fixed, start, loader, display, stop)
 
-            done = step + 1
-            last = done == plan.total_steps or bool(stop)
-            window.add(output.metrics, grad_norm, batch, loader.waited_seconds)
-            display.step(done)
-            if last or done % run.log_every_steps == 0:
-                means = window.means() | {"lr": update.lr_at(plan, step)}
-                if update.final_weight_decay is not None:
-                    means["weight_decay"] = update.weight_decay_at(plan, step)
-                folder.log({"step": done, "seconds": time.monotonic() - display.started, **means})
-                display.metrics(done, means)
-            if last or done % run.checkpoint_every_steps == 0:
-                save_checkpoint(folder.checkpoint_path(done), objective, step=done, recipe=recipe_text)
-                if test_streams:
-                    test_metrics = measure(
-                        objective, test_streams, batches=run.test_batches, device=device, autocast=autocast
-                    )
-                    record = {f"test_{name}": value for name, value in test_metrics.items()}
-                    folder.log({"step": done, "seconds": time.monotonic() - display.started, **record})
-            if last:  # and not `if stop`: a signal that came during logging waits for the next step
-                break
-    return TrainResult(folder.path, folder.checkpoint_path(done), done, plan.total_steps, test_metrics)
+
+def _plan(schedule: Schedule, streams: Mapping[str, Stream]) -> StepPlan:
+    try:
+        return schedule.plan({name: len(stream) / stream.batch_size for name, stream in streams.items()})
+    except ValueError as error:
+        raise UsageError(f"schedule: {error}") from error
+
+
+def _descend(
+    moving: Moving,
+    fixed: _Fixed,
+    start: Restored,
+    loader: Loader,
+    display: TrainDisplay,
+    stop: StopRequest,
+) -> TrainResult:
+    """All steps from ``start`` to the last, or to the one after which a stop is asked for.
+
+    A checkpoint is the last thing that a step does: what is logged up to it is in the log when it is there.
+    """
+    run, plan, folder, window = fixed.run, fixed.plan, fixed.folder, moving.window
+    done, tested = start.step, {}
+    for step in range(start.step, plan.total_steps):
+        progress = Progress(step, plan.total_steps, plan.steps_per_epoch)
+        fixed.update.set_rates(moving.optimizer, plan, step)
+        batch = next(loader).to(fixed.device)
+        metrics, grad_norm = _step(moving, fixed, batch, progress)
+        moving.objective.after_step(progress, moving.generator)
+
+        done, finished = step + 1, step + 1 == plan.total_steps
+        stopped = bool(stop)  # looked at once: a signal that comes below waits for the next step
+        seconds = start.seconds + time.monotonic() - display.started
+        window.add(metrics, grad_norm, batch, loader.waited_seconds)
+        display.step(done)
+        if finished or done % run.log_every_steps == 0:
+            means = window.means() | _rates(fixed, step)
+            folder.log({"step": done, "seconds": seconds, **means})
+            display.metrics(done, means)
+        due = finished or done % run.checkpoint_every_steps == 0
+        tested = _test(moving.objective, fixed) if due else {}
+        if tested:
+            folder.log({"step": done, "seconds": seconds, **{f"test_{key}": v for key, v in tested.items()}})
+        if due or stopped:
+            save_checkpoint(
+                folder.checkpoint_path(done), moving.objective, step=done, recipe=fixed.recipe_text
+            )
+            save_state(folder, moving, step=done, seconds=seconds, keep=run.keep_checkpoints)
+        if stopped:
+            break
+    return TrainResult(folder.path, folder.checkpoint_path(done), done, plan.total_steps, tested)
+
+
+def _step(moving: Moving, fixed: _Fixed, batch: Batch, progress: Progress) -> tuple[Metrics, Tensor]:
+    """One step down the gradient of a batch; its metrics, and the gradient's norm before clipping."""
+    if fixed.augment is not None:
+        batch = fixed.augment(batch, moving.generator)
+    with torch.autocast(fixed.device.type, dtype=torch.bfloat16, enabled=fixed.autocast):
+        output = moving.objective(batch, progress, moving.generator)
+    moving.optimizer.zero_grad(set_to_none=True)
+    output.loss.backward()
+    grad_norm = fixed.update.clip_gradients(moving.objective.parameters())
+    _check_finite(output.loss, grad_norm, progress.step, fixed.folder)
+    moving.optimizer.step()
+    return output.metrics, grad_norm
+
+
+def _rates(fixed: _Fixed, step: int) -> dict[str, float]:
+    """What the schedule set for a step, for the log; weight decay only where it moves."""
+    rates = {"lr": fixed.update.lr_at(fixed.plan, step)}
+    if fixed.update.final_weight_decay is not None:
+        rates["weight_decay"] = fixed.update.weight_decay_at(fixed.plan, step)
+    return rates
+
+
+def _test(objective: Objective, fixed: _Fixed) -> dict[str, float]:
+    """Metrics on held-out streams, none where there are no such streams."""
+    if not fixed.test_streams:
+        return {}
+    return measure(
+        objective,
+        fixed.test_streams,
+        batches=fixed.run.test_batches,
+        device=fixed.device,
+        autocast=fixed.autocast,
+    )
 
 
 def _check_finite(loss: Tensor, grad_norm: Tensor, step: int, folder: RunFolder) -> None:
@@ -165,8 +244,11 @@ def measure(
     return window.means()
 
 
-def run_recipe(recipe: Recipe, console: Console | None = None) -> int:
+def run_recipe(recipe: Recipe, console: Console | None = None, resume: Path | None = None) -> int:
     """Train what a recipe describes, say what came of it and what to do next.
+
+    Args:
+        resume: as for ``train_recipe``.
 
     Returns:
         Exit code: 0, or 130 if the run was asked to stop before its last step.
@@ -174,16 +256,26 @@ def run_recipe(recipe: Recipe, console: Console | None = None) -> int:
     console = console or Console()
     started = time.monotonic()
     with shown_messages(console):
-        objective, result = train_recipe(recipe, console)
+        objective, result = train_recipe(recipe, console, resume)
     _conclude(result, objective, time.monotonic() - started, console)
     return 0 if result.steps == result.total_steps else STOPPED
 
 
-def train_recipe(recipe: Recipe, console: Console) -> tuple[Objective, TrainResult]:
-    """Build what a recipe describes, train it, and hand it over as it is then."""
+def train_recipe(
+    recipe: Recipe, console: Console, resume: Path | None = None
+) -> tuple[Objective, TrainResult]:
+    """Build what a recipe describes, train it, and hand it over as it is then.
+
+    Args:
+        resume: folder of a run of this recipe to go on with; otherwise ``run.resume`` decides.
+    """
     build.check(recipe)
+    say, text = logging.getLogger(__name__).info, resolved_text(recipe)
+    if resume is None and recipe.run.resume == "auto":
+        found = find_run(Path(recipe.run.out), recipe.name, text, say)
+        resume = None if found is None else found.path
     torch.manual_seed(recipe.seed)
-    objective = build.objective(recipe, say=logging.getLogger(__name__).info)
+    objective = build.objective(recipe, say=say, with_init=resume is None)
     result = train(
         objective,
         build.streams(recipe),
@@ -194,15 +286,42 @@ def train_recipe(recipe: Recipe, console: Console) -> tuple[Objective, TrainResu
         run=recipe.run,
         augment=build.augment(recipe),
         test_streams=build.test_streams(recipe),
-        recipe_text=resolved_text(recipe),
+        recipe_text=text,
+        resume=resume,
         console=console,
     )
     return objective, result
 
 
+def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None = None) -> int:
+    """Go on with a run at the very step of its newest checkpoint, under the recipe in its folder.
+
+    Args:
+        run: its folder.
+        overrides: of keys of ``run``, for the time that is left; others are refused.
+
+    Returns:
+        As ``run_recipe``.
+
+    Raises:
+        UsageError: if it is no run's folder, or the recipe is changed.
+    """
+    path = Path(run) / "recipe.yaml"
+    if not path.is_file():
+        raise UsageError(f"{run}: no run to go on with: there is no {path.name} in it")
+    moved = [word for word in overrides if word.split("=")[0] in ("run.out", "run.resume")]
+    if moved:
+        raise UsageError(f"{moved[0]}: a run that goes on stays in its folder, {run}")
+    node = overridden(load(path), overrides)
+    return run_recipe(read_recipe(node, path.parent), console, resume=Path(run))
+
+
 def _conclude(result: TrainResult, objective: Objective, seconds: float, console: Console) -> None:
     if result.steps < result.total_steps:
-        lines = [f"Stopped after {result.steps} of {result.total_steps} steps; the network so far is saved."]
+        lines = [
+            f"Stopped after {result.steps} of {result.total_steps} steps; the network so far is saved.",
+            f"To go on: vidssl train --resume {result.folder}",
+        ]
     else:
         lines = [f"Trained {result.steps} steps in {format_duration(seconds)}."]
     lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]

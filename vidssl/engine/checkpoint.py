@@ -64,9 +64,41 @@ def save_checkpoint(path: Path, objective: Objective, *, step: int, recipe: str)
         f"encoder.{key.removeprefix(prefix)}" if key.startswith(prefix) else f"objective.{key}": value
         for key, value in objective.state_dict().items()
     }
-    tensors = {key: value.detach().contiguous().cpu() for key, value in tensors.items()}
-    metadata = {"format": FORMAT, "step": json.dumps(step), "recipe": recipe}
-    write_atomically(path, lambda temporary: _save(tensors, temporary, metadata))
+    save_tensors(path, tensors, {"format": FORMAT, "step": json.dumps(step), "recipe": recipe})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file in one piece; a tensor of two names is written twice.
+
+    Raises:
+        UsageError: if the file cannot be written; an older one of that name is left as it was.
+    """
+    written: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in tensors.items():
+        tensor = value.detach().contiguous().cpu()
+        place = tensor.untyped_storage().data_ptr()
+        written[key] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    write_atomically(path, lambda temporary: _save(written, temporary, metadata))
+
+
+def load_objective(objective: Objective, checkpoint: Checkpoint) -> None:
+    """Put an objective back to what ``save_checkpoint`` wrote of it.
+
+    Raises:
+        UsageError: if the checkpoint is of another objective or network.
+    """
+    prefix = encoder_prefix(objective)
+    state = {f"{prefix}{key}": value for key, value in checkpoint.encoder.items()} | dict(
+        checkpoint.objective
+    )
+    try:
+        objective.load_state_dict(state)
+    except RuntimeError as error:
+        raise UsageError(
+            f"{checkpoint.path}: of another objective or network: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -42,15 +42,16 @@ def format_duration(seconds: float) -> str:
 class TrainDisplay:
     """Shows steps, time left and metrics; a context manager around the loop."""
 
-    def __init__(self, total_steps: int, console: Console) -> None:
+    def __init__(self, total_steps: int, console: Console, first_step: int = 0) -> None:
         self.console = console
         self.total_steps = total_steps
+        self.first_step = first_step
         self.started = time.monotonic()
         self._bar = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("left"),
             console=console,
         )  # fmt: skip
-        self._task = self._bar.add_task("", total=total_steps)
+        self._task = self._bar.add_task("", total=total_steps, completed=first_step)
         self._live = Live(self._bar, console=console, refresh_per_second=4) if console.is_terminal else None
 
     def __enter__(self) -> "TrainDisplay":
@@ -78,7 +79,7 @@ class TrainDisplay:
         if self._live is not None:
             self._live.update(Group(self._bar, Text(text)))
             return
-        left = (time.monotonic() - self.started) / done * (self.total_steps - done)
+        left = (time.monotonic() - self.started) / (done - self.first_step) * (self.total_steps - done)
         self.say(f"step {done}/{self.total_steps}  {format_duration(left)} left  {text}")
 
     def say(self, text: str) -> None:

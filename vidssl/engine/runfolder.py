@@ -5,6 +5,8 @@ runs/bevt/
   environment.json   when, by which command, on what: versions, git state, devices
   metrics.jsonl      one line a log step
   checkpoints/       step-000300.safetensors ...
+  resume/            step-000300.safetensors: what the run needs besides to go on from there
+  resumed.jsonl      one line each time it went on
   scores/            what 'vidssl eval' found
 """
 
@@ -36,6 +38,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / "checkpoints"
+        self.resume = path / "resume"
         self.scores = path / "scores"
         self.metrics = path / "metrics.jsonl"
 
@@ -53,12 +56,52 @@ class RunFolder:
 
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint of the highest step, or None before the first was written."""
-        found = [
-            (int(match[1]), path)
-            for path in self.checkpoints.glob("step-*.safetensors")
-            if (match := re.fullmatch(r"step-(\d+)\.safetensors", path.name))
-        ]
-        return max(found)[1] if found else None
+        found = _by_step(self.checkpoints)
+        return found[max(found)] if found else None
+
+    def state_path(self, step: int) -> Path:
+        """Where the resume state of a step lies."""
+        return self.resume / f"step-{step:06d}.safetensors"
+
+    def states(self) -> list[Path]:
+        """The resume states, that of the highest step last."""
+        return [path for _, path in sorted(_by_step(self.resume).items())]
+
+    def forget_after(self, step: int) -> None:
+        """Takes away what a run that goes on from ``step`` will write again: metrics, checkpoints, states.
+
+        Also what a process that was killed left half written.
+        """
+        for folder in (self.checkpoints, self.resume):
+            later = [path for number, path in _by_step(folder).items() if number > step]
+            for path in [*later, *folder.glob(".*.tmp")]:
+                path.unlink(missing_ok=True)
+        if self.metrics.exists():
+            lines = self.metrics.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _is_record(line) and json.loads(line)["step"] <= step]
+            write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+
+    def note_resume(self, step: int) -> None:
+        """Describes, beside the run's first environment, the one that it goes on in."""
+        record = {"step": step, **describe_environment()}
+        try:
+            with open(self.path / "resumed.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.path}: {error.strerror or error}") from error
+
+
+def _by_step(folder: Path) -> dict[int, Path]:
+    return {
+        int(match[1]): path
+        for path in folder.glob("step-*.safetensors")
+        if (match := re.fullmatch(r"step-(\d+)\.safetensors", path.name))
+    }
+
+
+def _is_record(line: str) -> bool:
+    """Whether a line is whole: the last one of a killed process may be cut."""
+    return line.startswith("{") and line.endswith("}")
 
 
 def create_run(out: Path, name: str, recipe: str) -> RunFolder:
@@ -69,6 +112,7 @@ def create_run(out: Path, name: str, recipe: str) -> RunFolder:
     """
     folder = RunFolder(_new_folder(out, name))
     folder.checkpoints.mkdir()
+    folder.resume.mkdir()
     folder.scores.mkdir()
     write_text(folder.path / "recipe.yaml", recipe)
     write_text(folder.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")

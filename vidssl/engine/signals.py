@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# Windows has no SIGUSR1
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
+
 
 class StopRequest:
     """Set by the first signal; the loop looks at it between steps."""
@@ -18,9 +22,10 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the step; a second Ctrl-C ends at once.
+    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request to stop after the step.
 
-    Works in the main thread only, as Python's signal handlers do.
+    A second Ctrl-C ends at once. SIGTERM comes from schedulers that take a machine back, SIGUSR1 from SLURM
+    some time before it does (``--signal``). Works in the main thread only, as Python's signal handlers do.
     """
     request = StopRequest()
 
@@ -28,7 +33,7 @@ def stop_requests() -> Iterator[StopRequest]:
         request.signal = signal.Signals(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, note) for number in SIGNALS}
     try:
         yield request
     finally:

@@ -36,6 +36,15 @@ class Window:
             self._samples[name] = self._samples.get(name, 0) + len(slots[0])
         self._waited += waited_seconds
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What was collected, one tensor a metric; ``load`` takes it back. Times are left out."""
+        return {name: torch.stack(values) for name, values in self._metrics.items()}
+
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Goes on with what ``tensors`` gave; speeds are measured anew."""
+        self._clear()
+        self._metrics = {name: list(values.to(device).unbind()) for name, values in tensors.items()}
+
     def means(self) -> dict[str, float]:
         """Mean of each metric, samples a second of each view, share of the time spent waiting for data."""
         means = {name: float(torch.stack(values).float().mean()) for name, values in self._metrics.items()}

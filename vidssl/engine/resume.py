@@ -1,0 +1,246 @@
+"""What a run needs besides its weights to go on at the very step, and how it is found again.
+
+A resume state is a safetensors file in ``resume/`` that belongs to the checkpoint of its step: the
+optimizer's tensors, the random states, and what was measured since the last log line. Schedules are
+functions of the step and batches are functions of their place, so nothing of them is kept.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vidssl.engine.checkpoint import load_objective, read_checkpoint, read_tensors, save_tensors
+from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.window import Window
+from vidssl.errors import UsageError
+from vidssl.interfaces import Objective
+from vidssl.spec import Node, parse
+
+FORMAT = "vidssl resume state 1"
+FREE = ("run",)  # sections of a recipe that may change while a run goes on
+
+
+@dataclass(frozen=True)
+class Moving:
+    """Everything of a run that changes from step to step, and that a run that goes on must find as it was.
+
+    An objective keeps what it changes in parameters and persistent buffers; randomness comes from
+    ``generator`` or from torch's global generators.
+    """
+
+    objective: Objective
+    optimizer: Optimizer
+    generator: torch.Generator
+    window: Window
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Where a run goes on: steps done, and the seconds that they took."""
+
+    step: int
+    seconds: float
+
+
+def save_state(folder: RunFolder, moving: Moving, *, step: int, seconds: float, keep: int) -> None:
+    """Writes the resume state that belongs to the checkpoint of ``step``, and removes all but the newest.
+
+    Args:
+        keep: how many are kept, this one included.
+
+    Raises:
+        UsageError: if it cannot be written; older ones stay.
+    """
+    path = folder.state_path(step)
+    tensors = {
+        **{f"optimizer.{key}": value for key, value in optimizer_tensors(moving.optimizer).items()},
+        **{f"window.{key}": value for key, value in moving.window.tensors().items()},
+        **{f"random.{key}": value for key, value in _random_states(moving.generator).items()},
+    }
+    tensors = {key: value.detach().cpu() for key, value in tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        "step": json.dumps(step),
+        "seconds": json.dumps(seconds),
+        "weights_sha256": file_digest(folder.checkpoint_path(step)),
+    }
+    save_tensors(path, tensors, {**metadata, "digest": _digest(tensors, metadata)})
+    for old in folder.states()[:-keep]:
+        old.unlink(missing_ok=True)
+
+
+def restore(folder: RunFolder, moving: Moving, *, recipe: str, say: Callable[[str], None]) -> Restored:
+    """Puts a run back to its newest step that is whole on disk, and takes away what was written after that.
+
+    Args:
+        recipe: text of the resolved recipe that goes on.
+        say: gets a line for each damaged file that is passed over.
+
+    Raises:
+        UsageError: if nothing can be gone on from, or the recipe is not the one that began.
+    """
+    for path in reversed(folder.states()):
+        try:
+            metadata, tensors = _read_state(path)
+            step = int(metadata["step"])
+            checkpoint = read_checkpoint(folder.checkpoint_path(step))
+            if file_digest(checkpoint.path) != metadata["weights_sha256"]:
+                raise UsageError(f"{checkpoint.path}: damaged, its checksum is not that of what was written")
+        except UsageError as error:
+            say(f"{error}. The state before it is used.")
+            continue
+        _check_recipe(folder, checkpoint.recipe, recipe)
+        load_objective(moving.objective, checkpoint)
+        load_optimizer(moving.optimizer, _below(tensors, "optimizer."))
+        moving.window.load(_below(tensors, "window."), moving.generator.device)
+        if not _set_random_states(moving.generator, _below(tensors, "random.")):
+            say("The run goes on on another kind of device: random numbers there start anew.")
+        folder.forget_after(step)
+        return Restored(step, float(metadata["seconds"]))
+    raise UsageError(
+        f"{folder.path}: no state to go on from (they lie in {folder.resume.name}/ beside the checkpoints). "
+        "Start a new run, from these weights with backbone.init"
+    )
+
+
+def find_run(out: Path, name: str, recipe: str, say: Callable[[str], None]) -> RunFolder | None:
+    """The newest run of a name below ``out`` that can go on with a recipe; None where there is none.
+
+    Args:
+        recipe: text of the resolved recipe.
+        say: gets a line for each run of that name whose recipe is another.
+    """
+    found = [path.parent for path in out.glob("*/recipe.yaml") if _is_of(path.parent.name, name)]
+    for folder in map(RunFolder, sorted(found, key=_number, reverse=True)):
+        if not folder.states():
+            continue
+        changed = changed_keys((folder.path / "recipe.yaml").read_text(encoding="utf-8"), recipe)
+        if not changed:
+            return folder
+        say(f"{folder.path} has another recipe ({', '.join(changed)}), so this is no part of it.")
+    return None
+
+
+def _is_of(folder: str, name: str) -> bool:
+    return re.fullmatch(re.escape(name) + r"(-\d+)?", folder) is not None
+
+
+def _number(path: Path) -> int:
+    """Which run of its name a folder is: ``bevt-3`` is the third."""
+    match = re.search(r"-(\d+)$", path.name)
+    return int(match[1]) if match else 1
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as ``exp_avg.backbone.norm.weight`` -> tensor; its groups carry the names."""
+    return {
+        f"{key}.{name}": value
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Gives an optimizer what ``optimizer_tensors`` took; rates are left to the schedule.
+
+    Raises:
+        UsageError: if there is state of a parameter that the optimizer does not have.
+    """
+    numbers = {
+        name: number
+        for number, name in enumerate(n for group in optimizer.param_groups for n in group["names"])
+    }
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, name = key.partition(".")
+        if name not in numbers:
+            raise UsageError(f"the resume state has {kind} of '{name}', which is no trained parameter here")
+        state.setdefault(numbers[name], {})[kind] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def changed_keys(before: str, after: str) -> list[str]:
+    """Dotted keys in which two recipes differ, each once, without those of the sections that may change."""
+    old, new = (_flat(parse(text, lambda line: f"line {line}")) for text in (before, after))
+    keys = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+    return sorted(key for key in keys if key.split(".")[0] not in FREE)
+
+
+def _flat(node: Node) -> dict[str, Node]:
+    if not isinstance(node.value, Mapping):
+        return {node.path: node}
+    return {key: leaf for entry in node.value.values() for key, leaf in _flat(entry).items()}
+
+
+def _check_recipe(folder: RunFolder, before: str, after: str) -> None:
+    changed = changed_keys(before, after)
+    if changed:
+        raise UsageError(
+            f"{folder.path} was begun with another recipe: {', '.join(changed)} "
+            f"{'differs' if len(changed) == 1 else 'differ'}. A run goes on with its own; only keys of "
+            f"{', '.join(FREE)} may change. For another recipe start a new run, from these weights with "
+            f"backbone.init={folder.path}"
+        )
+
+
+def _random_states(generator: torch.Generator) -> dict[str, Tensor]:
+    states = {"objective": generator.get_state(), "cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state()} if generator.device.type == "cuda" else states
+
+
+def _set_random_states(generator: torch.Generator, states: Mapping[str, Tensor]) -> bool:
+    """Whether all could be set; a generator of a GPU takes no state of a CPU's, nor the other way round."""
+    torch.set_rng_state(states["cpu"])
+    on_cuda = generator.device.type == "cuda"
+    if on_cuda != ("cuda" in states):
+        return False
+    generator.set_state(states["objective"])
+    if on_cuda:
+        torch.cuda.set_rng_state(states["cuda"])
+    return True
+
+
+def _read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """A resume state whose content is what was written.
+
+    Raises:
+        UsageError: if it is damaged or no resume state.
+    """
+    metadata, tensors = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise UsageError(f"{path}: no resume state (its metadata lacks format: {FORMAT!r})")
+    if metadata.pop("digest", "") != _digest(tensors, metadata):
+        raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
+    return metadata, tensors
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over the names, types, shapes and bytes of tensors, and over the metadata."""
+    made = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for key in sorted(tensors):
+        tensor = tensors[key].contiguous()
+        made.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        made.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    made = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 22):
+            made.update(chunk)
+    return made.hexdigest()
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
