@@ -107,7 +107,7 @@ class ViT(Backbone, ClassAttention):
     def class_attention(self, x: Tensor) -> Tensor:
         if self.class_token is None:
             raise ValueError("this ViT was made without a class token (class_token: false)")
-        t, h, w = self.grid(*x.shape[2:])
+        t, h, _ = self.grid(*x.shape[2:])
         tokens = self._embed(x, None)
         for block in self.blocks[:-1]:
             tokens = block(tokens)

@@ -3,12 +3,23 @@
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
-from vidssl.interfaces import Backbone, Batch, LossOutput, Masker, Objective, Progress, Tokenizer
+from vidssl.interfaces import (
+    Backbone,
+    Batch,
+    FilledIn,
+    LossOutput,
+    MaskedPrediction,
+    Masker,
+    Objective,
+    Progress,
+    Tokenizer,
+)
 from vidssl.objectives.token_prediction import TokenPrediction, describe_streams
 
 
-class BEVT(Objective):
+class BEVT(Objective, MaskedPrediction):
     """Predicts tokens of hidden patches in images and clips through one shared encoder (BEVT, Eq. 4).
 
     Metrics, for each stream: ``loss_*`` (Eq. 2 and 3, unweighted) and ``accuracy_*`` at masked positions;
@@ -49,6 +60,9 @@ class BEVT(Objective):
             metrics={**image.metrics, **video.metrics},
         )
 
+    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
+        return self.prediction.fill_in("image" if clips.shape[2] == 1 else "video", clips, generator)
+
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
@@ -56,7 +70,7 @@ class BEVT(Objective):
         return describe_streams(metrics, ("image", "video"))
 
 
-class BEVTImage(Objective):
+class BEVTImage(Objective, MaskedPrediction):
     """BEVT-I, the image stream alone: stage one of the training, and a rival of Table 1 (BEVT, Eq. 2)."""
 
     needs_views: Mapping[str, int] = {"image": 1}
@@ -69,6 +83,11 @@ class BEVTImage(Objective):
         image = self.prediction("image", batch.views["image"][0], generator)
         return LossOutput(loss=image.loss, metrics=image.metrics)
 
+    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
+        if clips.shape[2] > 1:
+            raise ValueError(f"bevt_image learns from single images, got clips of {clips.shape[2]} frames")
+        return self.prediction.fill_in("image", clips, generator)
+
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
@@ -76,7 +95,7 @@ class BEVTImage(Objective):
         return describe_streams(metrics, ("image",))
 
 
-class BEVTVideo(Objective):
+class BEVTVideo(Objective, MaskedPrediction):
     """BEVT-V, the video stream alone, from scratch or from image weights (BEVT, Eq. 3; Tables 1 and 6)."""
 
     needs_views: Mapping[str, int] = {"clip": 1}
@@ -88,6 +107,11 @@ class BEVTVideo(Objective):
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         video = self.prediction("video", batch.views["clip"][0], generator)
         return LossOutput(loss=video.loss, metrics=video.metrics)
+
+    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
+        if clips.shape[2] == 1:
+            raise ValueError("bevt_video learns from clips, got single images")
+        return self.prediction.fill_in("video", clips, generator)
 
     def encoder(self) -> Backbone:
         return self.prediction.backbone

@@ -71,6 +71,13 @@ class Predictions:
     positions: Tensor
 
 
+def likeliest(ids: Tensor, predictions: Predictions, vocab_size: int) -> Tensor:
+    """``ids`` [B, t, h, w] with the likeliest id of the vocabulary put wherever there is a prediction."""
+    filled = ids.flatten().clone()
+    filled[predictions.positions] = predictions.logits[:, :vocab_size].argmax(dim=1)
+    return filled.view_as(ids)
+
+
 class LinearHead(nn.Module):
     """One linear layer from a cell to all ids in it: for backbones without stages (BEVT, Table 8)."""
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from vidssl.engine.gather import num_processes, sum_over_processes
 from vidssl.grids import GridSize, common_grid, expand_mask
-from vidssl.interfaces import Backbone, Features, LossOutput, Masker, Tokenizer
+from vidssl.interfaces import Backbone, Features, FilledIn, LossOutput, Masker, Tokenizer
 from vidssl.objectives.frozen import FrozenTokenizer
-from vidssl.objectives.heads import Predictions
+from vidssl.objectives.heads import Predictions, likeliest
 from vidssl.objectives.losses import accuracy, copy_nearest, most_frequent_accuracy
 from vidssl.objectives.token_prediction import LinearHeads, StagesHead
 
@@ -159,6 +159,13 @@ class MaskThenPredict(nn.Module):
             metrics["most_frequent_mask"] = most_frequent_accuracy(targets)
             metrics["copy_nearest_mask"] = (copied == targets).float().mean()
         return LossOutput(loss, metrics)
+
+    @torch.no_grad()
+    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
+        """What is predicted where clips are hidden; arguments as those of ``encode_masked``."""
+        masked = self.encode_masked(clips, generator)
+        predicted = likeliest(masked.ids, self._predict(masked), self.vocab_size)
+        return FilledIn(masked.ids, masked.hidden, predicted)
 
     def _predict(self, masked: MaskedClips) -> Predictions:
         if not isinstance(self.head, TiedHead):

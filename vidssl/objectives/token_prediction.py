@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidssl.grids import GridSize, common_grid, expand_mask
-from vidssl.interfaces import Backbone, Features, Masker, Tokenizer
+from vidssl.interfaces import Backbone, Features, FilledIn, Masker, Tokenizer
 from vidssl.objectives.frozen import FrozenTokenizer
-from vidssl.objectives.heads import LinearHead, Predictions, StagesDecoder, fit_strides
+from vidssl.objectives.heads import LinearHead, Predictions, StagesDecoder, fit_strides, likeliest
 from vidssl.objectives.losses import accuracy, copy_nearest, most_frequent_accuracy
 
 StreamName = Literal["image", "video"]
@@ -56,15 +56,7 @@ class TokenPrediction(nn.Module):
 
         In evaluation mode the metrics hold two baselines at the same positions as well, see ``losses``.
         """
-        ids = self.tokenizer(clip)
-        pixels = self.backbone.input_kind == "pixels"
-        grid = self.backbone.grid(*clip.shape[2:]) if pixels else self.backbone.grid(*ids.shape[1:])
-        id_grid: GridSize = tuple(ids.shape[1:])
-        mask = self.masker(len(clip), common_grid(grid, id_grid), generator).to(clip.device)
-        hidden = expand_mask(mask, id_grid)
-
-        features = self.backbone(clip if pixels else ids, expand_mask(mask, grid))
-        predictions = self.head(stream, features, hidden, self.backbone.final_norm())
+        ids, hidden, predictions = self._predict(stream, clip, generator)
         targets = ids.flatten()[predictions.positions]
         loss = F.cross_entropy(predictions.logits, targets)  # mean over all masked positions of the batch
         metrics = {
@@ -76,6 +68,25 @@ class TokenPrediction(nn.Module):
             metrics[f"most_frequent_{stream}"] = most_frequent_accuracy(targets)
             metrics[f"copy_nearest_{stream}"] = (copied == targets).float().mean()
         return StreamOutput(loss, metrics)
+
+    @torch.no_grad()
+    def fill_in(self, stream: StreamName, clip: Tensor, generator: torch.Generator) -> FilledIn:
+        """What is predicted where a clip [B, 3, T, H, W] is hidden."""
+        ids, hidden, predictions = self._predict(stream, clip, generator)
+        return FilledIn(ids, hidden, likeliest(ids, predictions, self.tokenizer.tokenizer.vocab_size))
+
+    def _predict(
+        self, stream: StreamName, clip: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Predictions]:
+        """Ids [B, t, h, w], which of them are hidden, and the predictions for those."""
+        ids = self.tokenizer(clip)
+        pixels = self.backbone.input_kind == "pixels"
+        grid = self.backbone.grid(*clip.shape[2:]) if pixels else self.backbone.grid(*ids.shape[1:])
+        id_grid: GridSize = tuple(ids.shape[1:])
+        mask = self.masker(len(clip), common_grid(grid, id_grid), generator).to(clip.device)
+        hidden = expand_mask(mask, id_grid)
+        features = self.backbone(clip if pixels else ids, expand_mask(mask, grid))
+        return ids, hidden, self.head(stream, features, hidden, self.backbone.final_norm())
 
 
 def describe_streams(metrics: Mapping[str, float], streams: Sequence[StreamName]) -> str:

@@ -8,13 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Batch, LossOutput, Masker, Objective, Progress, Tokenizer
+from vidssl.interfaces import (
+    Backbone,
+    Batch,
+    FilledIn,
+    LossOutput,
+    MaskedPrediction,
+    Masker,
+    Objective,
+    Progress,
+    Tokenizer,
+)
 from vidssl.objectives.contrastive import ProjectionHead, info_nce
 from vidssl.objectives.frozen import FrozenTokenizer
 from vidssl.objectives.mask_then_predict import MaskThenPredict, Replace, ids_of
 
 
-class VIMPAC(Objective):
+class VIMPAC(Objective, MaskedPrediction):
     """Predicts hidden tokens, and tells clips of one video from those of others (VIMPAC, Eq. 6).
 
     L = L_mask + alpha gamma L_cl, both on the same masked clips: two of every video. The contrast is taken on
@@ -102,6 +112,9 @@ class VIMPAC(Objective):
             metrics={**predicted.metrics, **contrasted.metrics},
         )
 
+    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
+        return self.prediction.fill_in(clips, generator)
+
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
@@ -109,7 +122,7 @@ class VIMPAC(Objective):
         return f"{_describe_prediction(metrics)}; {_describe_contrast(metrics)}"
 
 
-class VIMPACPredict(Objective):
+class VIMPACPredict(Objective, MaskedPrediction):
     """Mask-then-predict alone (VIMPAC, Eq. 1; "MP" in Tables 7, 8 and 15); metrics and keys as VIMPAC's.
 
     Reads every clip that a video gives, one or more.
@@ -126,6 +139,9 @@ class VIMPACPredict(Objective):
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         clips = _side_by_side(batch.views["clip"])
         return self.prediction(self.prediction.encode_masked(clips, generator))
+
+    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
+        return self.prediction.fill_in(clips, generator)
 
     def encoder(self) -> Backbone:
         return self.prediction.backbone
