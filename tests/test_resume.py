@@ -1,0 +1,449 @@
+"""A run that was ended goes on at the very step, and ends as the whole run does, bit for bit."""
+
+import hashlib
+import json
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save
+from torch import nn
+
+from vidssl import build
+from vidssl import train as training
+from vidssl.cli import main
+from vidssl.engine.checkpoint import load_objective, read_checkpoint, read_tensors, save_checkpoint
+from vidssl.engine.resume import (
+    Moving,
+    Restored,
+    changed_keys,
+    find_run,
+    load_optimizer,
+    optimizer_tensors,
+    restore,
+)
+from vidssl.engine.runfolder import RunFolder, create_run
+from vidssl.engine.window import Window
+from vidssl.errors import UsageError
+from vidssl.interfaces import Objective
+from vidssl.objectives import OBJECTIVES
+from vidssl.recipe import Recipe, load_recipe
+from vidssl.tokenizers import VQVAE
+
+CLIP = "{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}"
+PAIR = "{type: clip_pair, num_frames: 4, fps: null, size: 16}"
+GLOBALS = (
+    "{type: global_local, num_frames: [4, 2], size: 16, local_frames: [2, 2], local_size: 8, "
+    "local_extent: 0.5}"
+)
+IMAGE = "{type: single_image, size: 16}"
+SOURCE = "{type: moving_digits, split: train, size: 16, digit_size: 12, num_frames: 4, num_videos: 10}"
+VIT = "{type: vit, embed_dim: 12, depth: 2, num_heads: 2, patch_size: [2, 8, 8], drop_path: 0.3}"
+IDS = (
+    "{type: factorized, vocab_size: 8, embed_dim: 8, depth: 2, num_heads: 2, num_frames: 4, height: 2, "
+    "width: 2}"
+)
+TUBE = "{type: tube, min_block: 1}"
+BLOCKS = "{type: block_3d, num_blocks: 2}"
+HEAD = "head_layers: 2, head_hidden_dim: 8, head_dim: 4"
+
+# objective -> its sections; data streams by name
+TOYS: dict[str, dict[str, str]] = {
+    "bevt": {"backbone": VIT, "tokenizer": "toy", "masker": TUBE, "video": CLIP, "image": IMAGE},
+    "bevt_image": {"backbone": VIT, "tokenizer": "toy", "masker": TUBE, "image": IMAGE},
+    "bevt_video": {"backbone": VIT, "tokenizer": "toy", "masker": TUBE, "video": CLIP},
+    "classification": {
+        "objective": "num_classes: 10, label: digit, dropout: 0.5, mixup: 0.8, ema_momentum: 0.1",
+        "backbone": VIT,
+        "video": CLIP,
+    },
+    "svt": {
+        "objective": "out_dim: 12, head_hidden: 8, bottleneck: 4, teacher_momentum: 0.9",
+        "backbone": "{type: timesformer, embed_dim: 12, depth: 2, num_heads: 2, patch_size: 8, size: 16, "
+        "num_frames: 4, drop_path: 0.3}",
+        "video": GLOBALS,
+    },
+    "tokenizer": {
+        "tokenizer": "{type: vqvae, vocab_size: 8, code_dim: 4, width: 4, stride: 8}",
+        "image": IMAGE,
+    },
+    "vimpac": {
+        "objective": HEAD,
+        "backbone": IDS,
+        "tokenizer": "toy",
+        "masker": BLOCKS,
+        "video": PAIR,
+    },
+    "vimpac_contrast": {"objective": HEAD, "backbone": VIT, "video": PAIR},
+    "vimpac_predict": {"backbone": IDS, "tokenizer": "toy", "masker": BLOCKS, "video": CLIP},
+}
+OPTIMS = {
+    "svt": "{type: adamw, lr: 1e-2, final_weight_decay: 0.4, clip_norm: 3.0, clip: each, decay: tables}",
+    "classification": "{type: sgd, lr: 1e-2, nesterov: true, weight_decay: 1e-4}",
+}
+
+
+def recipe_text(name: str) -> str:
+    toy = TOYS[name]
+    lines = [f"name: {name}", f"objective: {{type: {name}, {toy.get('objective', '')}}}".replace(", }", "}")]
+    lines += [f"{part}: {toy[part]}" for part in ("backbone", "tokenizer", "masker") if part in toy]
+    lines += ["data:"]
+    for stream in ("video", "image"):
+        if stream in toy:
+            sources = f"source: {SOURCE}, test_source: {SOURCE}"
+            lines += [f"  {stream}: {{{sources}, views: {toy[stream]}, batch_size: 4}}"]
+    lines += ["augment: {type: per_clip}"] if "image" not in toy else []
+    lines += [f"optim: {OPTIMS.get(name, '{type: adamw, lr: 1e-2}')}"]
+    lines += [f"schedule: {{type: cosine, steps: 6, epoch_of: {'video' if 'video' in toy else 'image'}}}"]
+    lines += [
+        "run: {workers: 0, device: cpu, log_every_steps: 2, checkpoint_every_steps: 4, test_batches: 1}"
+    ]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a toy tokenizer in it, which becomes the working folder of every test."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "tokenizers").mkdir()
+    torch.manual_seed(0)
+    net = VQVAE(vocab_size=8, code_dim=4, width=4, stride=8)
+    content = save({key: value.contiguous() for key, value in net.state_dict().items()})
+    (folder / "tokenizers" / "toy.safetensors").write_bytes(content)
+    (folder / "tokenizers" / "toy.yaml").write_text(
+        "type: vqvae\nvocab_size: 8\ncode_dim: 4\nwidth: 4\nstride: 8\nweights: toy.safetensors\n"
+        f"sha256: {hashlib.sha256(content).hexdigest()}\nsource: a test\nlicence: MIT\n"
+    )
+    for name in TOYS:
+        (folder / f"{name}.yaml").write_text(recipe_text(name))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("VIDSSL_CACHE", str(world / "cache"))
+
+
+class StopAfter:
+    """Asks for a stop after so many steps: the loop looks once a step."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def __bool__(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def train(recipe: Recipe, resume: Path | None = None, stop_after: int = 0) -> tuple[Objective, RunFolder]:
+    @contextmanager
+    def requests() -> Iterator[StopAfter]:
+        yield StopAfter(stop_after)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "stop_requests", requests)
+        objective, result = training.train_recipe(recipe, Console(quiet=True), resume)
+    return objective, RunFolder(result.folder)
+
+
+def records(folder: RunFolder) -> list[dict[str, float]]:
+    """The metrics without what is measured in seconds."""
+    found = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    timed = re.compile(r"seconds|.*_per_second|data_wait_share")
+    return [{key: value for key, value in record.items() if not timed.fullmatch(key)} for record in found]
+
+
+def assert_same_end(one: RunFolder, other: RunFolder) -> None:
+    for kind in ("checkpoints", "resume"):
+        name = f"{kind}/{one.newest_checkpoint().name}"
+        tensors, others = (read_tensors(folder.path / name)[1] for folder in (one, other))
+        assert tensors.keys() == others.keys()
+        assert [key for key in tensors if not torch.equal(tensors[key], others[key])] == []
+    assert records(one) == records(other)
+
+
+def test_every_objective_is_tested() -> None:
+    assert set(TOYS) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_run_that_goes_on_ends_as_the_whole_run_does(name: str) -> None:
+    """Stopped after 3 of 6 steps: between two log lines, before the first checkpoint was due."""
+    _, whole = train(load_recipe(f"{name}.yaml"))
+    _, halves = train(load_recipe(f"{name}.yaml"), stop_after=3)
+    assert [record["step"] for record in records(halves)] == [2]
+    assert [path.name for path in halves.states()] == ["step-000003.safetensors"]
+    _, again = train(load_recipe(f"{name}.yaml"), resume=halves.path)
+    assert again.path == halves.path
+    steps = [record["step"] for record in records(again)]
+    assert steps == [2, 4, 4, 6, 6]  # log and held-out metrics
+    assert_same_end(whole, again)
+
+
+def test_a_run_may_be_stopped_again_and_again() -> None:
+    _, whole = train(load_recipe("svt.yaml"))
+    _, parts = train(load_recipe("svt.yaml"), stop_after=1)
+    for _ in range(5):
+        train(load_recipe("svt.yaml"), resume=parts.path, stop_after=1)
+    assert_same_end(whole, parts)
+    resumed = [json.loads(line) for line in (parts.path / "resumed.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in resumed] == [1, 2, 3, 4, 5]
+    assert resumed[0]["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.fixture(scope="module")
+def halfway(world: Path) -> Path:
+    """A run of vimpac_contrast with states after 2 and 3 steps, stopped there; to be copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        patch.setenv("VIDSSL_CACHE", str(world / "cache"))
+        recipe = load_recipe("vimpac_contrast.yaml", ["run.checkpoint_every_steps=2", "run.out=halfway"])
+        _, folder = train(recipe, stop_after=3)
+        return folder.path.resolve()
+
+
+@pytest.fixture
+def run(halfway: Path, tmp_path: Path) -> RunFolder:
+    return RunFolder(Path(shutil.copytree(halfway, tmp_path / "run")))
+
+
+def resumed(run: RunFolder, capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
+    """Exit code and all that was said."""
+    code = main(["train", "--resume", str(run.path), *overrides])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_the_command_goes_on_and_keeps_the_newest_states(run, capsys):
+    assert [path.name[5:11] for path in run.states()] == ["000002", "000003"]
+    code, said = resumed(run, capsys)
+    assert code == 0
+    assert f"Run folder: {run.path}" in said
+    assert "Goes on after step 3 of 6." in said
+    assert [path.name[5:11] for path in run.states()] == ["000004", "000006"]
+    weights = sorted(path.name[5:11] for path in run.checkpoints.iterdir())
+    assert weights == ["000002", "000003", "000004", "000006"]
+    code, said = resumed(run, capsys)
+    assert (code, "Goes on after step 6 of 6." in said) == (0, True)
+
+
+@pytest.mark.parametrize("kind", ["resume", "checkpoints"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_the_state_before_a_damaged_one_is_used(run, capsys, kind, damage):
+    path = run.path / kind / "step-000003.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 4
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-50] if damage == "cut" else content)
+    start, said = restored(run)
+    assert start.step == 2
+    if (kind, damage) != ("resume", "gone"):  # what is not there is not spoken of
+        assert len(said) == 1
+        assert str(path) in said[0]
+        assert "The state before it is used." in said[0]
+    assert not path.exists()
+    assert [record["step"] for record in records(run)] == [2, 2]
+
+
+def restored(run: RunFolder, **keys) -> tuple[Restored, list[str]]:
+    """Where a fresh objective goes on, and what is said of it."""
+    said: list[str] = []
+    recipe = keys.pop("recipe", (run.path / "recipe.yaml").read_text())
+    return restore(run, moving(), recipe=recipe, say=said.append), said
+
+
+def moving() -> Moving:
+    recipe = load_recipe("vimpac_contrast.yaml")
+    objective = build.objective(recipe)
+    return Moving(objective, build.optim(recipe).build(objective), torch.Generator(), Window())
+
+
+def test_where_nothing_is_whole_the_way_out_is_named(run):
+    for path in run.states():
+        path.write_bytes(b"noise")
+    with pytest.raises(UsageError, match=r"no state to go on from .*backbone\.init"):
+        restored(run)
+
+
+def test_a_checkpoint_is_no_resume_state(run):
+    shutil.copy(run.checkpoint_path(3), run.state_path(3))
+    start, said = restored(run)
+    assert start.step == 2
+    assert "no resume state" in said[0]
+
+
+def test_what_a_killed_process_left_is_taken_away(run):
+    (run.checkpoints / ".step-000004.safetensors.17.tmp").write_bytes(b"half")
+    shutil.copy(run.checkpoint_path(3), run.checkpoint_path(5))
+    with open(run.metrics, "a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 4, "lo')
+    start, _ = restored(run)
+    assert start.step == 3
+    assert sorted(path.name[5:11] for path in run.checkpoints.iterdir()) == ["000002", "000003"]
+    assert [record["step"] for record in records(run)] == [2, 2]
+    assert run.metrics.read_text().endswith("}\n")
+
+
+def test_another_recipe_is_refused_but_for_the_run_section(run, capsys):
+    code, said = resumed(run, capsys, "optim.lr=1e-3", "run.log_every_steps=3")
+    assert code == 2
+    assert "was begun with another recipe: optim.lr differs." in said
+    assert f"backbone.init={run.path}" in said
+    code, said = resumed(run, capsys, "run.out=elsewhere")
+    assert (code, "stays in its folder" in said) == (2, True)
+    code, said = resumed(run, capsys, "recipe.yaml")
+    assert (code, "goes on with its own recipe: leave out recipe.yaml" in said) == (2, True)
+    code, said = resumed(run, capsys, "run.log_every_steps=1", "run.keep_checkpoints=1")
+    assert code == 0
+    assert [record["step"] for record in records(run)] == [2, 2, 4, 4, 5, 6, 6]
+    assert [path.name[5:11] for path in run.states()] == ["000006"]
+
+
+def test_a_folder_without_a_run_is_named(tmp_path, capsys):
+    assert main(["train", "--resume", str(tmp_path)]) == 2
+    assert f"{tmp_path}: no run to go on with" in capsys.readouterr().err
+
+
+def test_recipes_differ_in_keys_of_any_depth():
+    before = "name: a\noptim: {type: adamw, lr: 0.1}\ndata: {video: {batch_size: 4}}\nrun: {workers: 1}\n"
+    after = "name: a\noptim: {type: adamw, lr: 0.2}\ndata: {video: {batch_size: 8}, image: {x: 1}}\n"
+    assert changed_keys(before, after) == ["data.image.x", "data.video.batch_size", "optim.lr"]
+    assert changed_keys(before, before.replace("workers: 1", "workers: 2")) == []
+
+
+def test_a_command_that_is_repeated_goes_on_with_its_own_run(tmp_path):
+    texts = {"base": "name: a\nlr: 1\n", "other": "name: a\nlr: 2\n"}
+    said: list[str] = []
+    assert find_run(tmp_path, "a", texts["base"], said.append) is None
+    first, second = create_run(tmp_path, "a", texts["base"]), create_run(tmp_path, "a", texts["other"])
+    create_run(tmp_path, "a", texts["base"])  # died before it had a state
+    create_run(tmp_path, "a-b", texts["base"]).state_path(1).write_bytes(b"")
+    first.state_path(1).write_bytes(b"")
+    second.state_path(1).write_bytes(b"")
+    found = find_run(tmp_path, "a", texts["base"], said.append)
+    assert found is not None
+    assert found.path == first.path
+    assert said == [f"{second.path} has another recipe (lr), so this is no part of it."]
+
+
+def test_resume_auto_starts_a_run_and_then_goes_on_with_it(capsys):
+    words = ["run.resume=auto", "run.out=auto", "run.checkpoint_every_steps=3"]
+    recipe = load_recipe("vimpac_contrast.yaml", words)
+    _, first = train(recipe, stop_after=3)
+    _, second = train(recipe)
+    assert second.path == first.path
+    assert second.newest_checkpoint() == second.checkpoint_path(6)
+    _, third = train(load_recipe("vimpac_contrast.yaml", [*words, "optim.lr=1e-3"]), stop_after=1)
+    assert third.path.name == "vimpac_contrast-2"
+
+
+class Tied(Objective):
+    """Two names of one tensor, and a head that another objective lacks."""
+
+    def __init__(self, size: int = 2) -> None:
+        super().__init__()
+        self.net = nn.Linear(size, size)
+        self.head = nn.Linear(size, size)
+        self.head.weight = self.net.weight
+
+    def forward(self, batch, progress, generator):
+        raise NotImplementedError
+
+    def encoder(self):
+        return self.net
+
+
+def test_a_tensor_of_two_names_is_saved_under_both_and_comes_back(tmp_path):
+    one, other = Tied(), Tied()
+    save_checkpoint(tmp_path / "a.safetensors", one, step=1, recipe="")
+    found = read_checkpoint(tmp_path / "a.safetensors")
+    assert torch.equal(found.encoder["weight"], found.objective["head.weight"])
+    load_objective(other, found)
+    assert torch.equal(other.head.weight, one.net.weight)
+    assert other.head.weight is other.net.weight
+    with pytest.raises(UsageError, match=r"a\.safetensors: of another objective or network"):
+        load_objective(Tied(3), found)
+
+
+def test_an_optimizer_comes_back_by_names():
+    one, other = moving(), moving()
+    for parameter in one.objective.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    one.optimizer.step()
+    state = optimizer_tensors(one.optimizer)
+    load_optimizer(other.optimizer, state)
+    again = optimizer_tensors(other.optimizer)
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], state[key]) for key in state)
+    with pytest.raises(UsageError, match=r"exp_avg of 'gone\.weight', which is no trained parameter here"):
+        load_optimizer(other.optimizer, {"exp_avg.gone.weight": torch.ones(1)})
+
+
+# with real processes and real signals
+
+LONG = ["schedule.steps=90", "run.checkpoint_every_steps=4", "run.log_every_steps=3", "run.workers=1"]
+
+
+def start(*words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "vidssl", "train", *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_states(folder: RunFolder, more_than: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        newest = folder.newest_checkpoint()
+        if newest is not None and int(newest.stem[5:]) > more_than:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint behind step {more_than}: {process.communicate()[0]}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bevt", "svt", "vimpac"])
+def test_a_run_killed_at_random_moments_ends_as_the_whole_run_does(name):
+    words = [f"{name}.yaml", f"name=killed-{name}", *LONG]
+    _, whole = train(load_recipe(words[0], words[1:]))
+    folder, luck = RunFolder(Path(f"runs/killed-{name}-2")), random.Random(0)
+    process = start(*words)
+    for kill in range(3):
+        wait_for_states(folder, 8 * kill, process)
+        time.sleep(luck.random() * 0.3)
+        process.kill()
+        process.communicate()
+        process = start("--resume", str(folder.path))
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert_same_end(whole, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_says_130_and_goes_on(number):
+    name = f"asked-{number.name}"
+    words = ["vimpac.yaml", f"name={name}", *LONG]
+    _, whole = train(load_recipe(words[0], words[1:]))
+    folder = RunFolder(Path(f"runs/{name}-2"))
+    process = start(*words)
+    wait_for_states(folder, 0, process)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    assert f"To go on: vidssl train --resume {folder.path}" in said
+    process = start("--resume", str(folder.path))
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert_same_end(whole, folder)
