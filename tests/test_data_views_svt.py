@@ -257,6 +257,19 @@ def test_one_box_serves_all_frames_of_a_view_unless_asked_otherwise() -> None:
             assert bool((places == places[0]).all()) != box_per_frame
 
 
+def test_shrinking_averages_over_pixels_but_in_the_published_code() -> None:
+    class Stripes(Ramp):
+        def read(self, index: int, frames: Sequence[int]) -> Tensor:
+            columns = torch.tensor([0, 200, 200, 0], dtype=torch.uint8).repeat(16)
+            return columns.expand(len(frames), 3, 64, 64).clone()
+
+    whole = {"area": (1.0, 1.0), "local_area": (1.0, 1.0), "aspect": (1.0, 1.0), "size": 16, "local_size": 16}
+    for views, smooth in ((GlobalLocal(**whole), True), (SVTPublished(**whole), False)):
+        given = views.sample(Stripes(40, 64, 64), 0, seeded(0))
+        for slot in (given["global"][0], given["local"][0]):
+            assert ((slot.float() - 100).abs().max() < 15) == smooth
+
+
 def test_boxes_have_the_areas_asked_for() -> None:
     views = small_views(area=(0.5, 0.5), local_area=(0.1, 0.1), num_frames=(2,), local_frames=(2,))
     for seed in range(10):
