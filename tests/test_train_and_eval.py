@@ -216,6 +216,13 @@ def test_backbone_starts_from_an_earlier_run(capsys):
     )
 
 
+def test_a_run_from_random_weights_says_so(capsys):
+    assert main(["train", "bevt.yaml", "name=fresh", "schedule.steps=1"]) == 0
+    assert "starts from RANDOM weights ('backbone.init' names others)" in capsys.readouterr().out
+    assert main(["train", "bevt.yaml", "name=other", "backbone.init=runs/bevt", "schedule.steps=1"]) == 0
+    assert "RANDOM" not in capsys.readouterr().out
+
+
 def test_a_run_on_images_alone_is_inflated_where_clips_start_from_it(capsys):
     words = ("name=images", "objective.type=bevt_image", "data.video=null", "schedule.steps=1")
     assert main(["train", "bevt.yaml", *words]) == 0

@@ -78,7 +78,7 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
 
     Args:
         with_init: start it from ``backbone.init`` where the recipe has that.
-        say: gets one line on what was loaded.
+        say: gets what was loaded, or that the weights are random.
 
     Raises:
         UsageError: if the recipe has none, its keys are wrong, or ``init`` cannot be loaded.
@@ -86,7 +86,9 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
     if recipe.backbone is None:
         raise recipe.node.error("missing 'backbone'")
     made = _construct(recipe.backbone, BACKBONE)
-    if recipe.init is not None and with_init:
+    if with_init and recipe.init is None:
+        say(f"backbone: {recipe.backbone.type} starts from RANDOM weights ('backbone.init' names others)")
+    elif with_init and recipe.init is not None:
         try:
             say(str(load_init(made, recipe.init)))
         except UsageError as error:
