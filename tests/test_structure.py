@@ -24,6 +24,7 @@ FLOORS = (
     {"components"},
     {"build", "build_checks", "finetune_checks", "convert", "resolved", "listing"},
     {"extraction", "feature_store", "scores", "score_file", "report", "train", "finetune", "evaluate"},
+    {"pictures", "picture_clips", "drawings", "trained", "show"},
     {"compare"},
     {"api", "cli", "__main__"},
 )

@@ -102,9 +102,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="files to read, file to write",
     )
 
-    show = commands.add_parser("list", help="show components and their keys")
-    show.set_defaults(command=_list)
-    show.add_argument("operands", nargs="*", metavar="KIND", help=f"one of {', '.join(LISTED)}; default: all")
+    selftest = commands.add_parser("selftest", help="try a promise of the package on your recipe and machine")
+    selftest.set_defaults(command=_selftest)
+    selftest.add_argument("operands", nargs="*", metavar="resume RECIPE [KEY=VALUE ...]", help="on which")
+    selftest.add_argument("--steps", type=int, default=5, help="of each half of the run; default: 5")
+
+    _add_show(commands.add_parser("show", help="draw what a run learned, or what a tokenizer keeps"))
+
+    listing = commands.add_parser("list", help="show components and their keys")
+    listing.set_defaults(command=_list)
+    listing.add_argument(
+        "operands", nargs="*", metavar="KIND", help=f"one of {', '.join(LISTED)}; default: all"
+    )
 
     if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
         from vidssl.spec import nearest
@@ -117,6 +126,27 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown option {unknown[0]}")
     arguments.operands = [*arguments.operands, *rest]
     return arguments
+
+
+def _add_show(show: argparse.ArgumentParser) -> None:
+    show.set_defaults(command=_show)
+    show.add_argument(
+        "operands",
+        nargs="*",
+        metavar="[RUN_OR_CHECKPOINT_OR_TOKENIZER] [data={...}] [views={...}]",
+        help="what to draw, the newest run if nothing is named; videos and views other than its recipe's",
+    )
+    show.add_argument(
+        "--what",
+        choices=("attention", "reconstruction"),
+        required=True,
+        help="where the class token looks; or hidden parts as they were predicted",
+    )
+    show.add_argument("--videos", type=int, metavar="N", help="how many videos; default 4, or 8 images")
+    show.add_argument(
+        "--video", action="append", default=[], metavar="FILE", help="show this video; may be repeated"
+    )
+    show.add_argument("--out", metavar="FOLDER", help="where pictures go; default: pictures/ in the run")
 
 
 def _split(operands: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -163,6 +193,25 @@ def _compare(arguments: argparse.Namespace) -> int:
     return compare_runs(arguments.operands, output)
 
 
+def _show(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if len(names) > 1:
+        raise UsageError(f"show takes one run, checkpoint or tokenizer, got {' '.join(names)}")
+    if arguments.videos is not None and arguments.videos < 1:
+        raise UsageError(f"--videos must be at least 1, got {arguments.videos}")
+    from vidssl.picture_clips import PictureRequest
+    from vidssl.show import show
+
+    request = PictureRequest(
+        arguments.what,
+        videos=arguments.videos,
+        files=tuple(arguments.video),
+        out=arguments.out,
+        overrides=tuple(overrides),
+    )
+    return show(names[0] if names else None, request)
+
+
 def _check(arguments: argparse.Namespace) -> int:
     from vidssl.build import check_file
     from vidssl.spec import displayed
@@ -185,6 +234,18 @@ def _convert(arguments: argparse.Namespace) -> int:
     from vidssl.convert import convert_files
 
     return convert_files(arguments.operands)
+
+
+def _selftest(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if len(names) != 2 or names[0] != "resume":
+        given = " ".join(names) or "nothing"
+        raise UsageError(f"selftest takes 'resume' and a recipe, got {given} (vidssl selftest resume bevt)")
+    if arguments.steps < 1:
+        raise UsageError(f"--steps must be at least 1, got {arguments.steps}")
+    from vidssl.selftest import selftest_resume
+
+    return selftest_resume(names[1], overrides, steps=arguments.steps)
 
 
 def _list(arguments: argparse.Namespace) -> int:

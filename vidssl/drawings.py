@@ -1,0 +1,169 @@
+"""From clips and what networks make of them to strips of labelled frames."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vidssl.interfaces import FilledIn, Tokenizer
+from vidssl.objectives.losses import copy_nearest
+from vidssl.picture_clips import Clips
+from vidssl.pictures import MAX_COLUMNS, Row, Strip, as_frames, colour_bar, heat_over, spread
+from vidssl.tokenizers.measure import psnr
+
+HIDDEN = (240, 222, 130)  # what stands where a frame is hidden: light yellow, as in VIMPAC's Fig. 1
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What goes into a picture.
+
+    Attributes:
+        strips: a video each, or where there are single images up to eight of them.
+        moves: whether the frames of a strip follow each other in time.
+        details: strips for the sheet alone, not for the animation.
+        legend: below the sheet.
+    """
+
+    title: str
+    strips: tuple[Strip, ...]
+    moves: bool
+    details: tuple[Strip, ...] = ()
+    legend: Image.Image | None = field(default=None, repr=False)
+
+
+def attention_drawing(clips: Clips, weights: Tensor, title: str) -> Drawing:
+    """Heat where the class token looks, mean over heads; for the first clip also head by head.
+
+    Every map is coloured from its least to its largest weight in the whole clip, and the caption says what
+    these are in multiples of the mean weight, so that an even attention is not mistaken for a sharp one.
+
+    Args:
+        weights: [B, heads, t, h, w].
+    """
+    frames = [as_frames(clip) for clip in clips.pixels]
+    heat = weights.mean(dim=1)
+    labelled = {
+        "frames": frames,
+        "attention": [heat_over(own, _stretched(map_)) for own, map_ in zip(frames, heat, strict=True)],
+    }
+    notes = [f"{_range(map_)} times the mean" for map_ in heat]
+    heads = tuple(
+        Row(f"head {number}, {_range(map_)}", heat_over(frames[0], _stretched(map_)))
+        for number, map_ in enumerate(weights[0], start=1)
+    )
+    caption = f"{clips.keys[0]}: each head, with its range"
+    return Drawing(
+        f"{title}attention of the class token in the last block",
+        strips_of(clips.keys, labelled, notes, notes),
+        clips.move,
+        details=(Strip(caption, _numbers(frames[0]), heads),),
+        legend=colour_bar("least weight of the clip", "largest"),
+    )
+
+
+def _stretched(map_: Tensor) -> Tensor:
+    """A map with its least value at 0 and its largest at 1; an even one is 0."""
+    low, high = map_.min(), map_.max()
+    return (map_ - low) / (high - low) if high > low else torch.zeros_like(map_)
+
+
+def _range(map_: Tensor) -> str:
+    relative = map_ / map_.mean()
+    return f"{float(relative.min()):.2f} to {float(relative.max()):.2f}"
+
+
+def tokenizer_drawing(clips: Clips, made: Tensor, title: str) -> Drawing:
+    """Clips above what a tokenizer made of them, [B, 3, T, H, W]."""
+    errors = (made - clips.pixels).square().flatten(1).mean(dim=1)
+    notes = [f"{float(psnr(error)):.1f} dB" for error in errors]
+    labelled = {"frames": _frames(clips.pixels), "tokenizer": _frames(made)}
+    strips = strips_of(clips.keys, labelled, notes, notes)
+    return Drawing(f"{title}what the tokenizer keeps", strips, clips.move)
+
+
+def prediction_drawing(clips: Clips, filled: FilledIn, tokenizer: Tokenizer, title: str) -> Drawing:
+    """Frames, their tokenizer's version, what was hidden, the prediction, and the nearest visible ids.
+
+    As in VIMPAC's Fig. 4 and 5: what is not hidden is drawn from its true ids in the last two rows.
+
+    Raises:
+        ValueError: if the tokenizer cannot draw.
+    """
+    nearest = copy_nearest(filled.ids, filled.hidden)
+    kept, predicted, copied = (tokenizer.decode(ids).cpu() for ids in (filled.ids, filled.predicted, nearest))
+    hidden = filled.hidden.cpu()
+    labelled = {
+        "frames": _frames(clips.pixels),
+        "tokenizer": _frames(kept),
+        "hidden": [_covered(own, mask) for own, mask in zip(_frames(clips.pixels), hidden, strict=True)],
+        "prediction": _frames(predicted),
+        "nearest id": _frames(copied),
+    }
+    right = _shares_right(filled.predicted, filled)
+    by_copying = _shares_right(nearest, filled)
+    notes = [
+        f"{float(mask.float().mean()):.0%} of the ids hidden, of these {own} predicted right, "
+        f"{other} by copying the nearest visible id"
+        for mask, own, other in zip(hidden, right, by_copying, strict=True)
+    ]
+    brief = [f"{own} right" for own in right]
+    strips = strips_of(clips.keys, labelled, notes, brief)
+    return Drawing(f"{title}prediction of what is hidden", strips, clips.move)
+
+
+def _shares_right(ids: Tensor, filled: FilledIn) -> list[str]:
+    """For each clip how many of its hidden ids are right, in percent."""
+    correct = ((ids == filled.ids) & filled.hidden).flatten(1).sum(dim=1)
+    return [f"{float(share):.0%}" for share in correct / filled.hidden.flatten(1).sum(dim=1)]
+
+
+def _covered(frames: Tensor, hidden: Tensor) -> Tensor:
+    """Frames uint8 [T, H, W, 3] with yellow in the place of hidden cells, bool [t, h, w]."""
+    time, height, width = frames.shape[:3]
+    cover = torch.tensor(HIDDEN, dtype=torch.uint8)
+    return torch.where(spread(hidden, (time, height, width)).unsqueeze(-1), cover, frames)
+
+
+def _frames(clips: Tensor) -> list[Tensor]:
+    return [as_frames(clip) for clip in clips]
+
+
+def strips_of(
+    keys: Sequence[str],
+    labelled: Mapping[str, Sequence[Tensor]],
+    notes: Sequence[str],
+    brief: Sequence[str],
+) -> tuple[Strip, ...]:
+    """A strip for each clip; single images stand side by side, up to eight in a strip.
+
+    Args:
+        labelled: label of a row -> its frames of every clip, each uint8 [T, H, W, 3].
+        notes: what is said of each clip.
+        brief: the same in few words, to stand above an image.
+    """
+    first = next(iter(labelled.values()))
+    if len(first[0]) > 1:
+        return tuple(
+            Strip(
+                f"{key}: {note}",
+                _numbers(first[i]),
+                tuple(Row(label, frames[i]) for label, frames in labelled.items()),
+            )
+            for i, (key, note) in enumerate(zip(keys, notes, strict=True))
+        )
+    groups = [range(len(keys))[start : start + MAX_COLUMNS] for start in range(0, len(keys), MAX_COLUMNS)]
+    return tuple(
+        Strip(
+            f"{keys[group[0]]} to {keys[group[-1]]}" if len(group) > 1 else keys[group[0]],
+            tuple(brief[i] for i in group),
+            tuple(Row(label, torch.cat([frames[i] for i in group])) for label, frames in labelled.items()),
+        )
+        for group in groups
+    )
+
+
+def _numbers(frames: Tensor) -> tuple[str, ...]:
+    return tuple(f"frame {number}" for number in range(1, len(frames) + 1))

@@ -1,0 +1,176 @@
+"""Pictures of what a run learned: where its class token looks, and what it predicts where it sees nothing."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from vidssl import build
+from vidssl.components import BACKBONE, OBJECTIVE, Kind, constructor_of
+from vidssl.drawings import Drawing, attention_drawing, prediction_drawing, tokenizer_drawing
+from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
+from vidssl.engine.devices import pick_device
+from vidssl.engine.display import shown_messages
+from vidssl.errors import UsageError
+from vidssl.evaluate import find_checkpoint
+from vidssl.interfaces import ClassAttention, MaskedPrediction, Tokenizer
+from vidssl.picture_clips import PictureRequest, clips_to_show
+from vidssl.pictures import animation, save_gif, save_png, sheet
+from vidssl.recipe import Recipe
+from vidssl.report import home
+from vidssl.sections import PartSpec
+from vidssl.spec_files import find, spec_files
+from vidssl.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
+
+Say = Callable[[str], None]
+
+
+def show(target: str | None, request: PictureRequest, console: Console | None = None) -> int:
+    """Draw pictures of a run, a checkpoint or a tokenizer: a PNG sheet, and for clips a GIF as well.
+
+    Args:
+        target: run folder, checkpoint, or name or file of a tokenizer; None for the newest run.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UsageError: for anything a user can mend.
+    """
+    console = console or Console()
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    with shown_messages(console), torch.no_grad():
+        if target is not None and _names_tokenizer(target):
+            drawing = _of_tokenizer_file(target, request, say)
+            folder, name = Path("pictures"), find("tokenizers", target).stem
+        else:
+            checkpoint = read_checkpoint(find_checkpoint(target))
+            drawing = _of_run(checkpoint, request, say)
+            folder, name = home(checkpoint) / "pictures", checkpoint.path.stem
+        for path in _save(drawing, Path(request.out or folder), f"{request.what}-{name}"):
+            say(f"Picture: {path}")
+    return 0
+
+
+def _names_tokenizer(target: str) -> bool:
+    """Whether a word is no run or checkpoint but a tokenizer.
+
+    Raises:
+        UsageError: if it is none of them.
+    """
+    path = Path(target)
+    if path.is_dir() or path.suffix == ".safetensors":
+        return False
+    try:
+        find("tokenizers", target)
+    except UsageError:
+        known = ", ".join(sorted(spec_files("tokenizers")))
+        raise UsageError(
+            f"{target}: neither a run's folder nor a checkpoint nor a tokenizer. Tokenizers: {known}"
+        ) from None
+    return True
+
+
+def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the folder {folder}: {error.strerror}; name another with --out"
+        ) from error
+    png, gif = folder / f"{name}.png", folder / f"{name}.gif"
+    save_png(sheet(drawing.title, (*drawing.strips, *drawing.details), drawing.legend), png)
+    if not drawing.moves:
+        return [png]
+    save_gif(animation(drawing.title, drawing.strips), gif)
+    return [png, gif]
+
+
+def _of_run(checkpoint: Checkpoint, request: PictureRequest, say: Say) -> Drawing:
+    recipe = recipe_of(checkpoint, "without one its parts and data are not known, and nothing can be drawn")
+    title = f"{recipe.name}, step {checkpoint.step}: "
+    if request.what == "attention":
+        return _attention(recipe, checkpoint, request, title, say)
+    if recipe.backbone is None:
+        tokenizer = trained_tokenizer(recipe, checkpoint)
+        return _tokenizer_pictures(tokenizer, recipe, request, title, str(checkpoint.path), say)
+    return _prediction(recipe, checkpoint, request, title, say)
+
+
+def _of_tokenizer_file(target: str, request: PictureRequest, say: Say) -> Drawing:
+    if request.what == "attention":
+        raise UsageError(f"{target}: a tokenizer has no class token: --what reconstruction")
+    tokenizer = build.tokenizer(target, say=say)
+    return _tokenizer_pictures(tokenizer, None, request, f"{Path(target).stem}: ", target, say)
+
+
+def _tokenizer_pictures(
+    tokenizer: Tokenizer, recipe: Recipe | None, request: PictureRequest, title: str, owner: str, say: Say
+) -> Drawing:
+    device = pick_device("auto" if recipe is None else recipe.run.device)
+    clips = clips_to_show(recipe, request, say)
+    tokenizer.to(device)
+    with _refusals_of(owner):
+        ids = tokenizer.encode(clips.pixels.to(device))
+        return tokenizer_drawing(clips, tokenizer.decode(ids).cpu(), title)
+
+
+def _attention(
+    recipe: Recipe, checkpoint: Checkpoint, request: PictureRequest, title: str, say: Say
+) -> Drawing:
+    if recipe.backbone is None:
+        raise UsageError(f"{checkpoint.path}: this run trained a tokenizer, which has no class token")
+    _require(recipe.backbone, BACKBONE, ClassAttention, "cannot say what a class token attends to")
+    network = trained_backbone(recipe, checkpoint)
+    assert isinstance(network, ClassAttention), "its class was looked at"
+    device = pick_device(recipe.run.device)
+    clips = clips_to_show(recipe, request, say)
+    network.to(device).eval()
+    with _refusals_of(str(checkpoint.path)):
+        weights = network.class_attention(clips.pixels.to(device))
+    return attention_drawing(clips, weights.float().cpu(), title)
+
+
+def _prediction(
+    recipe: Recipe, checkpoint: Checkpoint, request: PictureRequest, title: str, say: Say
+) -> Drawing:
+    _require(recipe.objective, OBJECTIVE, MaskedPrediction, "predicts no ids of what is hidden")
+    objective = trained_objective(recipe, checkpoint, say)
+    assert isinstance(objective, MaskedPrediction), "its class was looked at"
+    assert recipe.tokenizer is not None, "without one there are no ids to predict"
+    device = pick_device(recipe.run.device)
+    clips = clips_to_show(recipe, request, say)
+    objective.to(device).eval()
+    tokenizer = build.tokenizer(recipe.tokenizer, say=lambda said: None).to(
+        device
+    )  # said for the objective's
+    with _refusals_of(str(checkpoint.path)):
+        filled = objective.fill_in(clips.pixels.to(device), torch.Generator(device).manual_seed(0))
+        return prediction_drawing(clips, filled, tokenizer, title)
+
+
+def _require(part: PartSpec, kind: Kind[object], ability: type, lacks: str) -> None:
+    """Refuses a component whose class lacks an ability, with the names of those that have it."""
+    if not _has(constructor_of(part, kind), ability):
+        able = ", ".join(name for name, entry in kind.table.items() if _has(entry, ability))
+        raise part.node.error(f"{kind.word} '{part.type}' {lacks}; these do: {able}")
+
+
+def _has(constructor: object, ability: type) -> bool:
+    return isinstance(constructor, type) and issubclass(constructor, ability)
+
+
+@contextmanager
+def _refusals_of(owner: str) -> Iterator[None]:
+    """What a part refuses (a size, a tokenizer without a decoder) as an error of the file it came from."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise UsageError(f"{owner}: {error}") from error
