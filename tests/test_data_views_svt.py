@@ -345,6 +345,13 @@ def test_several_slow_fast_clips_spread_over_a_video() -> None:
     assert [frames_of(slot)[0] for slot in given["fast"]] == [25, 75]
 
 
+def test_the_longer_of_slow_and_fast_decides_where_both_may_start() -> None:
+    views = SlowFast(sizes=(8, 4), num_frames=(2, 4), frame_strides=(8, 2), num_crops=1)
+    given = views.sample(Ramp(24), 0, seeded(0))
+    assert frames_of(given["slow"][0]) == [4, 12]
+    assert frames_of(given["fast"][0]) == [4, 6, 8, 10]
+
+
 def test_slow_fast_training_clips_start_together_at_random() -> None:
     starts = set()
     for seed in range(30):
