@@ -15,6 +15,7 @@ from vidssl.engine.optim import AdamW
 from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Batch, Features, Progress
 from vidssl.objectives import SVT
+from vidssl.objectives.collapse import feature_std
 from vidssl.objectives.distillation import CentredTargets, SinkhornTargets, TeacherTemp
 from vidssl.objectives.multicrop import Correspondence
 from vidssl.recipe import recipe_from_text
@@ -148,6 +149,18 @@ def test_views_of_one_shape_go_through_the_network_together() -> None:
     loss_of(objective, batch(locals_=[(2, 16), (4, 16), (2, 16)]))
     expected = [(3, 3, 4, 32, 32), (3, 3, 2, 32, 32), (6, 3, 2, 16, 16), (3, 3, 4, 16, 16), (15, 12)]
     assert [tuple(shape) for shape in shapes] == expected
+
+
+@pytest.mark.parametrize("correspondences", [("lg", "gg"), ("lg",)])
+def test_spread_is_measured_on_the_global_views_that_the_student_sees(
+    correspondences: tuple[Correspondence, ...],
+) -> None:
+    objective, views = svt(correspondences=correspondences), batch()
+    name = "global" if "gg" in correspondences else "local"
+    with torch.no_grad():
+        features, _ = objective.student(views.views[name])
+    found = objective(views, START, torch.Generator()).metrics["feature_std"]
+    torch.testing.assert_close(found, feature_std(features.transpose(0, 1)))
 
 
 # who learns

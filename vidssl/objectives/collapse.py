@@ -47,7 +47,7 @@ def rank_me(features: Tensor) -> Tensor:
     """
     if not bool(torch.isfinite(features).all()):
         return features.new_tensor(math.nan, dtype=torch.float32)
-    rows = features.double().cpu()  # squares below need the precision, and some devices lack it
+    rows = features.cpu().double()  # squares below need the precision, and some devices lack it
     gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
     values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)

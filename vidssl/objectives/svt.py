@@ -106,6 +106,7 @@ class SVT(Objective):
                 f"above 0, got {freeze_last_layer_epochs}, {head_layers} and {student_temp}"
             )
         self.needs_views: Mapping[str, int] = needed_views(correspondences)
+        self.splits_batch = targets == "centre" and not head_norm  # the others look at a batch as a whole
         self.correspondences = correspondences
         self.freeze_last_layer_epochs = freeze_last_layer_epochs
         self.student_temp = student_temp
@@ -139,18 +140,18 @@ class SVT(Objective):
             read_slots(batch, matching.student),
             freeze_last=self.training and progress.epoch < self.freeze_last_layer_epochs,
         )
-        with torch.autocast(logits.device.type, enabled=False):
-            # measurements in the course of a run are to be compared: they all take the last temperature
-            temp = self.teacher_temp.at(progress.epoch) if self.training else self.teacher_temp.last
-            targets = self.targets(answers.float().flatten(0, 1), temp, progress.step)
-            log_probs = (logits.float() / self.student_temp).log_softmax(dim=-1)
-            terms = pair_terms(targets.view_as(answers), log_probs)
-            loss = matching.mean(terms, self.correspondences)
-            metrics = {"loss": loss.detach()}
-            for name in self.correspondences:
-                metrics[f"loss_{name}"] = matching.mean(terms.detach(), [name])
-            num_global = sum(name == "global" for name, _ in matching.student)
-            metrics |= self.monitor(loss, targets, features[: num_global or None], progress)
+        # measurements in the course of a run are to be compared: they all take the last temperature
+        temp = self.teacher_temp.at(progress.epoch) if self.training else self.teacher_temp.last
+        # softmax and centre in full precision whatever the networks run in
+        targets = self.targets(answers.float().flatten(0, 1), temp, progress.step)
+        log_probs = (logits.float() / self.student_temp).log_softmax(dim=-1)
+        terms = pair_terms(targets.view_as(answers), log_probs)
+        loss = matching.mean(terms, self.correspondences)
+        metrics = {"loss": loss.detach()}
+        for name in self.correspondences:
+            metrics[f"loss_{name}"] = matching.mean(terms.detach(), [name])
+        num_global = sum(name == "global" for name, _ in matching.student)
+        metrics |= self.monitor(loss, targets, features[: num_global or None], progress)
         return LossOutput(loss, metrics | self.targets.metrics())
 
     def encoder(self) -> Backbone:
