@@ -153,7 +153,8 @@ def test_mistake_in_a_section_is_named(folder: Path, override: str, expected: st
 
 
 @pytest.mark.parametrize(
-    "key", ["log_every_steps", "checkpoint_every_steps", "test_batches", "keep_checkpoints"]
+    "key",
+    ["log_every_steps", "checkpoint_every_steps", "test_batches", "accumulate", "keep_checkpoints"],
 )
 def test_counts_of_a_run_are_at_least_one(folder: Path, key: str) -> None:
     said = message(lambda: changed(f"run.{key}=0"))

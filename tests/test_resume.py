@@ -9,8 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,6 @@ from safetensors.torch import save
 from torch import nn
 
 from vidssl import build
-from vidssl import train as training
 from vidssl.cli import main
 from vidssl.engine.checkpoint import load_objective, read_checkpoint, read_tensors, save_checkpoint
 from vidssl.engine.resume import (
@@ -39,6 +36,7 @@ from vidssl.interfaces import Objective
 from vidssl.objectives import OBJECTIVES
 from vidssl.recipe import Recipe, load_recipe
 from vidssl.tokenizers import VQVAE
+from vidssl.train import train_recipe
 
 CLIP = "{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}"
 PAIR = "{type: clip_pair, num_frames: 4, fps: null, size: 16}"
@@ -135,26 +133,9 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIDSSL_CACHE", str(world / "cache"))
 
 
-class StopAfter:
-    """Asks for a stop after so many steps: the loop looks once a step."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def __bool__(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
-def train(recipe: Recipe, resume: Path | None = None, stop_after: int = 0) -> tuple[Objective, RunFolder]:
-    @contextmanager
-    def requests() -> Iterator[StopAfter]:
-        yield StopAfter(stop_after)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "stop_requests", requests)
-        objective, result = training.train_recipe(recipe, Console(quiet=True), resume)
-    return objective, RunFolder(result.folder)
+def train(recipe: Recipe, resume: Path | None = None, stop_after: int | None = None) -> RunFolder:
+    _, result = train_recipe(recipe, Console(quiet=True), resume, stop_after)
+    return RunFolder(result.folder)
 
 
 def records(folder: RunFolder) -> list[dict[str, float]]:
@@ -180,11 +161,11 @@ def test_every_objective_is_tested() -> None:
 @pytest.mark.parametrize("name", TOYS)
 def test_a_run_that_goes_on_ends_as_the_whole_run_does(name: str) -> None:
     """Stopped after 3 of 6 steps: between two log lines, before the first checkpoint was due."""
-    _, whole = train(load_recipe(f"{name}.yaml"))
-    _, halves = train(load_recipe(f"{name}.yaml"), stop_after=3)
+    whole = train(load_recipe(f"{name}.yaml"))
+    halves = train(load_recipe(f"{name}.yaml"), stop_after=3)
     assert [record["step"] for record in records(halves)] == [2]
     assert [path.name for path in halves.states()] == ["step-000003.safetensors"]
-    _, again = train(load_recipe(f"{name}.yaml"), resume=halves.path)
+    again = train(load_recipe(f"{name}.yaml"), resume=halves.path)
     assert again.path == halves.path
     steps = [record["step"] for record in records(again)]
     assert steps == [2, 4, 4, 6, 6]  # log and held-out metrics
@@ -192,10 +173,10 @@ def test_a_run_that_goes_on_ends_as_the_whole_run_does(name: str) -> None:
 
 
 def test_a_run_may_be_stopped_again_and_again() -> None:
-    _, whole = train(load_recipe("svt.yaml"))
-    _, parts = train(load_recipe("svt.yaml"), stop_after=1)
-    for _ in range(5):
-        train(load_recipe("svt.yaml"), resume=parts.path, stop_after=1)
+    whole = train(load_recipe("svt.yaml"))
+    parts = train(load_recipe("svt.yaml"), stop_after=1)
+    for steps in range(2, 7):
+        train(load_recipe("svt.yaml"), resume=parts.path, stop_after=steps)
     assert_same_end(whole, parts)
     resumed = [json.loads(line) for line in (parts.path / "resumed.jsonl").read_text().splitlines()]
     assert [record["step"] for record in resumed] == [1, 2, 3, 4, 5]
@@ -209,7 +190,7 @@ def halfway(world: Path) -> Path:
         patch.chdir(world)
         patch.setenv("VIDSSL_CACHE", str(world / "cache"))
         recipe = load_recipe("vimpac_contrast.yaml", ["run.checkpoint_every_steps=2", "run.out=halfway"])
-        _, folder = train(recipe, stop_after=3)
+        folder = train(recipe, stop_after=3)
         return folder.path.resolve()
 
 
@@ -236,6 +217,26 @@ def test_the_command_goes_on_and_keeps_the_newest_states(run, capsys):
     assert weights == ["000002", "000003", "000004", "000006"]
     code, said = resumed(run, capsys)
     assert (code, "Goes on after step 6 of 6." in said) == (0, True)
+
+
+def test_old_weights_are_thinned_where_the_recipe_says_so(run, capsys):
+    words = ("run.checkpoint_every_steps=1", "run.keep_every_steps=3", "run.keep_checkpoints=1")
+    assert resumed(run, capsys, *words)[0] == 0
+    assert sorted(path.name[5:11] for path in run.checkpoints.iterdir()) == ["000003", "000006"]
+    assert [path.name[5:11] for path in run.states()] == ["000006"]
+
+
+def test_the_selftest_compares_a_recipe_s_run_with_its_halves(capsys):
+    assert main(["selftest", "resume", "bevt_video.yaml", "--steps", "2"]) == 0
+    assert re.search(r"The same, bit for bit: all \d\d+ tensors", capsys.readouterr().out)
+    with pytest.MonkeyPatch.context() as patch:  # what the global generator was is lost
+        patch.setattr("torch.set_rng_state", lambda state: None)
+        assert main(["selftest", "resume", "bevt_video.yaml", "--steps", "2"]) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"Not the same: \d+ of \d+ tensors differ\.", said)
+    assert "random.cpu: differs by up to" in said
+    assert main(["selftest", "resume", "bevt_video.yaml", "--steps", "4"]) == 2
+    assert "the run ended after 6 steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["resume", "checkpoints"])
@@ -342,11 +343,11 @@ def test_a_command_that_is_repeated_goes_on_with_its_own_run(tmp_path):
 def test_resume_auto_starts_a_run_and_then_goes_on_with_it(capsys):
     words = ["run.resume=auto", "run.out=auto", "run.checkpoint_every_steps=3"]
     recipe = load_recipe("vimpac_contrast.yaml", words)
-    _, first = train(recipe, stop_after=3)
-    _, second = train(recipe)
+    first = train(recipe, stop_after=3)
+    second = train(recipe)
     assert second.path == first.path
     assert second.newest_checkpoint() == second.checkpoint_path(6)
-    _, third = train(load_recipe("vimpac_contrast.yaml", [*words, "optim.lr=1e-3"]), stop_after=1)
+    third = train(load_recipe("vimpac_contrast.yaml", [*words, "optim.lr=1e-3"]), stop_after=1)
     assert third.path.name == "vimpac_contrast-2"
 
 
@@ -416,7 +417,7 @@ def wait_for_states(folder: RunFolder, more_than: int, process: "subprocess.Pope
 @pytest.mark.parametrize("name", ["bevt", "svt", "vimpac"])
 def test_a_run_killed_at_random_moments_ends_as_the_whole_run_does(name):
     words = [f"{name}.yaml", f"name=killed-{name}", *LONG]
-    _, whole = train(load_recipe(words[0], words[1:]))
+    whole = train(load_recipe(words[0], words[1:]))
     folder, luck = RunFolder(Path(f"runs/killed-{name}-2")), random.Random(0)
     process = start(*words)
     for kill in range(3):
@@ -435,7 +436,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_whole_run_does(name):
 def test_a_run_that_is_asked_to_stop_says_130_and_goes_on(number):
     name = f"asked-{number.name}"
     words = ["vimpac.yaml", f"name={name}", *LONG]
-    _, whole = train(load_recipe(words[0], words[1:]))
+    whole = train(load_recipe(words[0], words[1:]))
     folder = RunFolder(Path(f"runs/{name}-2"))
     process = start(*words)
     wait_for_states(folder, 0, process)

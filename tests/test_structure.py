@@ -25,7 +25,7 @@ FLOORS = (
     {"build", "build_checks", "finetune_checks", "convert", "resolved", "listing"},
     {"extraction", "feature_store", "scores", "score_file", "report", "train", "finetune", "evaluate"},
     {"pictures", "picture_clips", "drawings", "trained", "show"},
-    {"compare"},
+    {"compare", "selftest"},
     {"api", "cli", "__main__"},
 )
 KINDS_OF_COMPONENTS = FLOORS[3]

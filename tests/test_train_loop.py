@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from vidssl import api as v
+from vidssl.engine.parts import mean_metrics, split_batch
+from vidssl.errors import UsageError
 
 
 class Recorder(v.Objective):
@@ -68,3 +70,84 @@ def test_the_objective_sees_augmented_batches(trained):
 def test_the_hook_is_called_after_every_step(trained):
     objective, _ = trained
     assert objective.hooked == list(range(6))
+
+
+class Mean(v.Objective):
+    """A small network on mean colours; the loss is a mean over clips."""
+
+    needs_views: ClassVar = {"clip": 1}
+    splits_batch = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.sizes: list[int] = []
+
+    def forward(self, batch, progress, generator):
+        clip = batch.views["clip"][0]
+        self.sizes.append(len(clip))
+        loss = self.net(clip.mean(dim=(2, 3, 4))).square().mean()
+        return v.LossOutput(loss, {"loss": loss})
+
+    def encoder(self):
+        return self.net
+
+
+def run_of(tmp_path, monkeypatch, objective, **run):
+    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
+    videos = v.MovingDigits(split="train", size=16, digit_size=12, num_frames=2, num_videos=8)
+    stream = v.Stream(videos, v.SingleClip(num_frames=2, frame_stride=1, size=16), batch_size=4)
+    return v.train(
+        objective,
+        {"video": stream},
+        optim=v.AdamW(lr=0.01),
+        schedule=v.LinearDecay(steps=3),
+        name="parts",
+        run=v.RunSpec(out=str(tmp_path / "runs"), log_every_steps=1, device="cpu", **run),
+    )
+
+
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(tmp_path, monkeypatch):
+    whole, parts = Mean(), Mean()
+    results = [
+        run_of(tmp_path, monkeypatch, whole),
+        run_of(tmp_path, monkeypatch, parts, accumulate=4),
+    ]
+    assert whole.sizes == [4] * 3
+    assert parts.sizes == [1] * 12
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    losses = [
+        [json.loads(line)["loss"] for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+        for result in results
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_parts_are_refused_where_clips_are_compared_or_do_not_divide(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="Recorder looks at each batch as a whole"):
+        run_of(tmp_path, monkeypatch, Recorder(), accumulate=2)
+    with pytest.raises(UsageError, match="4 samples of the stream 'video' a step and process do not divide"):
+        run_of(tmp_path, monkeypatch, Mean(), accumulate=3)
+
+
+def test_a_batch_is_split_row_by_row_in_every_stream():
+    batch = v.Batch(
+        views={"clip": (torch.arange(4), torch.arange(4) + 10), "image": (torch.arange(8),)},
+        indices={"video": torch.arange(4), "image": torch.arange(8)},
+        labels={"video": {"digit": torch.arange(4) * 2}},
+    )
+    first, second = split_batch(batch, 2)
+    assert [slot.tolist() for slot in second.views["clip"]] == [[2, 3], [12, 13]]
+    assert first.views["image"][0].tolist() == [0, 1, 2, 3]
+    assert second.indices["image"].tolist() == [4, 5, 6, 7]
+    assert first.labels["video"]["digit"].tolist() == [0, 2]
+    assert split_batch(batch, 1) == [batch]
+    with pytest.raises(ValueError, match="a batch of 4 does not divide into 3"):
+        split_batch(batch, 3)
+
+
+def test_metrics_of_parts_are_averaged_over_those_that_have_them():
+    parts = [{"a": torch.tensor(1.0), "b": torch.tensor(2)}, {"a": torch.tensor(3.0)}]
+    assert {name: float(value) for name, value in mean_metrics(parts).items()} == {"a": 2.0, "b": 2.0}

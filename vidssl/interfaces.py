@@ -309,9 +309,12 @@ class Objective(nn.Module, ABC):
     keyword-only ones are the keys of its recipe section. Heads and decoders live here.
 
     ``needs_views``: view name -> slots read; set in the constructor where keys decide it.
+    ``splits_batch``: whether the mean of the losses of a batch's parts is as good as the batch's loss, so
+    that a step may be several forward passes; not where clips of a batch are compared with each other.
     """
 
     needs_views: Mapping[str, int]
+    splits_batch: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:

@@ -101,7 +101,10 @@ class RunSpec:
         workers: processes that decode, for each stream; 0 decodes in the training process.
         checkpoint_every_steps: how often to save, and to measure on held-out streams.
         test_batches: of the held-out streams, a measurement.
+        accumulate: parts that each step's batch goes through the network in, one after another, to save
+            memory; their gradients are averaged.
         keep_checkpoints: how many checkpoints one can go on from; older ones keep their weights alone.
+        keep_every_steps: of the older ones the weights of multiples of this are kept; null keeps them all.
         resume: "auto" goes on with the newest run of this name and recipe where there is one, so that a
             scheduler can repeat one command.
     """
@@ -113,15 +116,25 @@ class RunSpec:
     log_every_steps: int = 10
     checkpoint_every_steps: int = 200
     test_batches: int = 8
+    accumulate: int = 1
     keep_checkpoints: int = 2
+    keep_every_steps: int | None = None
     resume: Literal["never", "auto"] = "never"
 
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
-        for name in ("log_every_steps", "checkpoint_every_steps", "test_batches", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        counts = {
+            "log_every_steps": self.log_every_steps,
+            "checkpoint_every_steps": self.checkpoint_every_steps,
+            "test_batches": self.test_batches,
+            "accumulate": self.accumulate,
+            "keep_checkpoints": self.keep_checkpoints,
+            "keep_every_steps": self.keep_every_steps,
+        }
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 @dataclass(frozen=True)

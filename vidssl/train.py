@@ -17,13 +17,14 @@ from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.display import TrainDisplay, format_duration, shown_messages
 from vidssl.engine.optim import Optim, Update
+from vidssl.engine.parts import mean_metrics, split_batch
 from vidssl.engine.resume import Moving, Restored, find_run, restore, save_state
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.engine.schedules import Schedule, StepPlan
 from vidssl.engine.signals import StopRequest, stop_requests
 from vidssl.engine.window import Window
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Batch, Objective, Progress
+from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress
 from vidssl.recipe import Recipe, RunSpec, overridden, read_recipe
 from vidssl.resolved import resolved_text
 from vidssl.spec import load
@@ -66,6 +67,7 @@ class _Fixed:
     augment: Augment | None
     test_streams: Mapping[str, Stream]
     recipe_text: str
+    stop_after: int | None
 
 
 def train(
@@ -81,6 +83,7 @@ def train(
     test_streams: Mapping[str, Stream] | None = None,
     recipe_text: str = "",
     resume: Path | None = None,
+    stop_after: int | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Minimise an objective over streams of views; log, test and save on the way.
@@ -95,6 +98,7 @@ def train(
         recipe_text: the resolved recipe, kept in the checkpoints so that ``vidssl eval`` can read them.
         resume: folder of a run to go on with, at the very step of its newest checkpoint: all further steps
             are those that the run would have taken. No folder is made then, ``name`` is not used.
+        stop_after: steps of the run after which to stop as Ctrl-C would.
 
     Raises:
         UsageError: if the loss stops being a number, the disk is full, too many videos cannot be read, or the
@@ -103,6 +107,7 @@ def train(
     run, console = run or RunSpec(), console or Console()
     device = pick_device(run.device)
     objective.to(device).train()
+    _check_parts(objective, streams, run.accumulate)
     moving = Moving(objective, optim.build(objective), torch.Generator(device).manual_seed(seed), Window())
     plan = _plan(schedule, streams)
     folder = create_run(Path(run.out), name, recipe_text) if resume is None else RunFolder(resume)
@@ -115,7 +120,7 @@ def train(
         say(f"Goes on after step {start.step} of {plan.total_steps}.")
     fixed = _Fixed(
         run, plan, optim.update, folder, device, use_bfloat16(run.precision, device), augment,
-        test_streams or {}, recipe_text,
+        test_streams or {}, recipe_text, stop_after,
     )  # fmt: skip
     with (
         stop_requests() as stop,
@@ -123,6 +128,20 @@ def train(
         Loader(streams, start_step=start.step, say=display.say) as loader,
     ):
         return _descend(moving, fixed, start, loader, display, stop)
+
+
+def _check_parts(objective: Objective, streams: Mapping[str, Stream], parts: int) -> None:
+    if parts > 1 and not objective.splits_batch:
+        raise UsageError(
+            f"run.accumulate is {parts}, and {type(objective).__name__} looks at each batch as a whole (its "
+            "clips are compared with each other, or statistics taken over all): set run.accumulate=1"
+        )
+    for name, stream in streams.items():
+        if stream.batch_size // stream.world % parts:
+            raise UsageError(
+                f"run.accumulate is {parts}, and {stream.batch_size // stream.world} samples of the stream "
+                f"'{name}' a step and process do not divide into as many parts"
+            )
 
 
 def _plan(schedule: Schedule, streams: Mapping[str, Stream]) -> StepPlan:
@@ -154,7 +173,8 @@ def _descend(
         moving.objective.after_step(progress, moving.generator)
 
         done, finished = step + 1, step + 1 == plan.total_steps
-        stopped = bool(stop)  # looked at once: a signal that comes below waits for the next step
+        # looked at once: a signal that comes below waits for the next step
+        stopped = bool(stop) or done == fixed.stop_after
         seconds = start.seconds + time.monotonic() - display.started
         window.add(metrics, grad_norm, batch, loader.waited_seconds)
         display.step(done)
@@ -170,24 +190,32 @@ def _descend(
             save_checkpoint(
                 folder.checkpoint_path(done), moving.objective, step=done, recipe=fixed.recipe_text
             )
-            save_state(folder, moving, step=done, seconds=seconds, keep=run.keep_checkpoints)
+            save_state(folder, moving, step=done, seconds=seconds)
+            folder.prune(run.keep_checkpoints, run.keep_every_steps)
         if stopped:
             break
     return TrainResult(folder.path, folder.checkpoint_path(done), done, plan.total_steps, tested)
 
 
 def _step(moving: Moving, fixed: _Fixed, batch: Batch, progress: Progress) -> tuple[Metrics, Tensor]:
-    """One step down the gradient of a batch; its metrics, and the gradient's norm before clipping."""
+    """One step down the gradient of a batch; its metrics, and the gradient's norm before clipping.
+
+    Of a batch in parts, each counts alike, as in the releases of BEVT and VIMPAC.
+    """
     if fixed.augment is not None:
         batch = fixed.augment(batch, moving.generator)
-    with torch.autocast(fixed.device.type, dtype=torch.bfloat16, enabled=fixed.autocast):
-        output = moving.objective(batch, progress, moving.generator)
     moving.optimizer.zero_grad(set_to_none=True)
-    output.loss.backward()
+    outputs = []
+    for part in split_batch(batch, fixed.run.accumulate):
+        with torch.autocast(fixed.device.type, dtype=torch.bfloat16, enabled=fixed.autocast):
+            output = moving.objective(part, progress, moving.generator)
+        (output.loss / fixed.run.accumulate).backward()
+        outputs.append(LossOutput(output.loss.detach(), output.metrics))
+    loss = torch.stack([output.loss for output in outputs]).mean()
     grad_norm = fixed.update.clip_gradients(moving.objective.parameters())
-    _check_finite(output.loss, grad_norm, progress.step, fixed.folder)
+    _check_finite(loss, grad_norm, progress.step, fixed.folder)
     moving.optimizer.step()
-    return output.metrics, grad_norm
+    return mean_metrics([output.metrics for output in outputs]), grad_norm
 
 
 def _rates(fixed: _Fixed, step: int) -> dict[str, float]:
@@ -262,12 +290,13 @@ def run_recipe(recipe: Recipe, console: Console | None = None, resume: Path | No
 
 
 def train_recipe(
-    recipe: Recipe, console: Console, resume: Path | None = None
+    recipe: Recipe, console: Console, resume: Path | None = None, stop_after: int | None = None
 ) -> tuple[Objective, TrainResult]:
     """Build what a recipe describes, train it, and hand it over as it is then.
 
     Args:
         resume: folder of a run of this recipe to go on with; otherwise ``run.resume`` decides.
+        stop_after: steps of the run after which to stop.
     """
     build.check(recipe)
     say, text = logging.getLogger(__name__).info, resolved_text(recipe)
@@ -288,6 +317,7 @@ def train_recipe(
         test_streams=build.test_streams(recipe),
         recipe_text=text,
         resume=resume,
+        stop_after=stop_after,
         console=console,
     )
     return objective, result

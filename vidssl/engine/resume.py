@@ -49,11 +49,8 @@ class Restored:
     seconds: float
 
 
-def save_state(folder: RunFolder, moving: Moving, *, step: int, seconds: float, keep: int) -> None:
-    """Writes the resume state that belongs to the checkpoint of ``step``, and removes all but the newest.
-
-    Args:
-        keep: how many are kept, this one included.
+def save_state(folder: RunFolder, moving: Moving, *, step: int, seconds: float) -> None:
+    """Writes the resume state that belongs to the checkpoint of ``step``, which is there already.
 
     Raises:
         UsageError: if it cannot be written; older ones stay.
@@ -72,8 +69,6 @@ def save_state(folder: RunFolder, moving: Moving, *, step: int, seconds: float, 
         "weights_sha256": file_digest(folder.checkpoint_path(step)),
     }
     save_tensors(path, tensors, {**metadata, "digest": _digest(tensors, metadata)})
-    for old in folder.states()[:-keep]:
-        old.unlink(missing_ok=True)
 
 
 def restore(folder: RunFolder, moving: Moving, *, recipe: str, say: Callable[[str], None]) -> Restored:

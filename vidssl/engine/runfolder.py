@@ -67,6 +67,19 @@ class RunFolder:
         """The resume states, that of the highest step last."""
         return [path for _, path in sorted(_by_step(self.resume).items())]
 
+    def prune(self, keep: int, every: int | None) -> None:
+        """Leaves the newest ``keep`` resume states, and of older weights those of multiples of ``every``.
+
+        Args:
+            every: in steps; None leaves all weights.
+        """
+        for path in self.states()[:-keep]:
+            path.unlink(missing_ok=True)
+        if every is not None:
+            for step, path in sorted(_by_step(self.checkpoints).items())[:-keep]:
+                if step % every:
+                    path.unlink(missing_ok=True)
+
     def forget_after(self, step: int) -> None:
         """Takes away what a run that goes on from ``step`` will write again: metrics, checkpoints, states.
 

@@ -32,6 +32,7 @@ class BEVT(Objective, MaskedPrediction):
     """
 
     needs_views: Mapping[str, int] = {"clip": 1, "image": 1}
+    splits_batch = True
 
     def __init__(
         self,
@@ -74,6 +75,7 @@ class BEVTImage(Objective, MaskedPrediction):
     """BEVT-I, the image stream alone: stage one of the training, and a rival of Table 1 (BEVT, Eq. 2)."""
 
     needs_views: Mapping[str, int] = {"image": 1}
+    splits_batch = True
 
     def __init__(self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker) -> None:
         super().__init__()
@@ -99,6 +101,7 @@ class BEVTVideo(Objective, MaskedPrediction):
     """BEVT-V, the video stream alone, from scratch or from image weights (BEVT, Eq. 3; Tables 1 and 6)."""
 
     needs_views: Mapping[str, int] = {"clip": 1}
+    splits_batch = True
 
     def __init__(self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker) -> None:
         super().__init__()

@@ -54,6 +54,8 @@ class Classification(Objective):
             saved as encoder and answers in evaluation mode. null keeps none.
     """
 
+    splits_batch = True
+
     def __init__(
         self,
         backbone: Backbone,

@@ -34,6 +34,7 @@ class TokenizerTraining(Objective):
     """
 
     needs_views: Mapping[str, int] = {"image": 1}
+    splits_batch = True
 
     def __init__(
         self,

@@ -129,6 +129,7 @@ class VIMPACPredict(Objective, MaskedPrediction):
     """
 
     needs_views: Mapping[str, int] = {"clip": 1}
+    splits_batch = True
 
     def __init__(
         self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker, *, replace: Replace = "mask"
