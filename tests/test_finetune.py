@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -154,6 +156,14 @@ def test_the_average_of_the_weights_is_what_is_saved_as_encoder() -> None:
     assert (kept.objective[f"classifier.backbone.{key}"] - source[key]).abs().max() > 1e-3
 
 
+def test_the_average_of_the_weights_is_what_is_scored() -> None:
+    words = ("objective.head_std=1.0", "frames=[normal, single, shuffled, reversed]")
+    assert tune("name=averaged", *words, "objective.ema_momentum=1e-9", "optim.lr=3e-2") == 0
+    assert tune("name=unmoved", *words, "optim.lr=1e-9") == 0
+    averaged, unmoved = (scores(name=name)["finetuned"] for name in ("averaged", "unmoved"))
+    assert [(row["top1"], row["top5"]) for row in averaged] == [(row["top1"], row["top5"]) for row in unmoved]
+
+
 def test_a_network_that_reads_ids_is_finetuned_with_its_tokenizer() -> None:
     backbone = (
         "tokenizer: moving_digits\n"
@@ -174,6 +184,25 @@ def test_finished_labels_are_not_finetuned_again(capsys: pytest.CaptureFixture[s
     assert "Goes on after step 3 of 3" in capsys.readouterr().out
     assert scores(name="once") == first
     assert not Path("runs/vit/finetune/once-digit-2").exists()
+
+
+def test_finetuning_that_was_stopped_keeps_its_checkpoint_and_can_go_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    @contextmanager
+    def stop_at_once() -> Iterator[bool]:
+        yield True
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vidssl.train.stop_requests", stop_at_once)
+        assert tune("name=stopped", "labels=[digit]") == 130
+    said = capsys.readouterr().out
+    assert "Finetuning stopped after 1 of 3 steps, so nothing was scored" in said
+    assert "run.resume=auto" in said
+    assert not Path("runs/vit/scores/stopped-step-000002.json").exists()
+    assert tune("name=stopped", "labels=[digit]", "run.resume=auto") == 0
+    assert "Goes on after step 1 of 3" in capsys.readouterr().out
+    assert scores(name="stopped")["finetuned"]
 
 
 @pytest.mark.parametrize(

@@ -88,5 +88,8 @@ def _vector(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor, layer
     elif tokenizer is None:
         raise ValueError("a backbone that reads ids needs the tokenizer of its recipe")
     else:
-        output = backbone(tokenizer.encode(clip))
+        # in full precision, as in training: an id that is rounded is another one
+        with torch.autocast(clip.device.type, enabled=False):
+            ids = tokenizer.encode(clip)
+        output = backbone(ids)
     return output.pooled() if layers == "last" else output.pooled_stages()
