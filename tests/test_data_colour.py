@@ -123,10 +123,21 @@ def test_as_many_clips_are_changed_as_asked_for(key: str, chance: float) -> None
     assert share == pytest.approx(chance, abs=0.07 if chance == 0.3 else 0.0)
 
 
-def test_chances_of_different_operations_are_independent() -> None:
-    numbers = numbers_of_rows(seeded(0), 4000, 14)
-    correlation = torch.corrcoef(numbers.T)
-    assert (correlation - torch.eye(14)).abs().max() < 0.08
+def test_which_clips_are_changed_differs_from_operation_to_operation() -> None:
+    pixels = torch.rand(400, 3, 1, 4, 4, generator=seeded(3))
+    chosen = torch.stack(
+        [changed(pixels, augmented(pixels, **{key: 0.5, "blur_sigma": (0.5, 1.0)})) for key in OFF]
+    )
+    correlation = torch.corrcoef(chosen.float())
+    assert (correlation - torch.eye(len(OFF))).abs().max() < 0.2
+
+
+@pytest.mark.parametrize("about", ["clip", "frame"])
+def test_contrast_is_about_what_the_key_says(about: colour.ContrastAbout) -> None:
+    pixels = torch.rand(1, 3, 4, 5, 5, generator=seeded(0)) * 0.4 + 0.3
+    keys = {"jitter": 1.0, "brightness": 0.0, "saturation": 0.0, "contrast": 0.5, "contrast_about": about}
+    factor = 0.5 + numbers_of_rows(seeded(0), 1, 14)[:, 3]
+    torch.testing.assert_close(augmented(pixels, **keys), colour.contrast(pixels, factor, about))
 
 
 def test_strengths_bound_the_change() -> None:

@@ -130,6 +130,26 @@ def test_boxes_have_the_areas_and_shapes_asked_for_anywhere_in_the_frame() -> No
     assert bool(seen[0].any() & seen[-1].any() & seen[:, 0].any() & seen[:, -1].any())
 
 
+def test_a_box_too_large_is_drawn_anew() -> None:
+    numbers = numbers_of_rows(seeded(0), 300, 40).unflatten(1, (10, 4))
+    masks = erased(20, 20, numbers, (0.6, 0.9), (0.3, 3.0))
+    rows, columns = masks.any(2).sum(1), masks.any(1).sum(1)
+    assert float((rows > 0).float().mean()) > 0.9
+    alone = erased(20, 20, numbers[:, :1], (0.6, 0.9), (0.3, 3.0)).flatten(1).any(1)
+    assert float(alone.float().mean()) < 0.6
+    found = rows > 0
+    assert bool((rows[found] < 20).all() & (columns[found] < 20).all())
+    assert bool((rows * columns >= 0.55 * 400)[found].all())
+
+
+def test_flips_and_boxes_are_drawn_apart() -> None:
+    pixels = torch.rand(400, 3, 1, 12, 12, generator=seeded(0))
+    chosen = torch.stack(
+        [(augmented(pixels, **{key: 0.5}) != pixels).flatten(1).any(1) for key in ("flip", "erase")]
+    )
+    assert abs(float(torch.corrcoef(chosen.float())[0, 1])) < 0.2
+
+
 def test_a_box_that_never_fits_erases_nothing() -> None:
     numbers = numbers_of_rows(seeded(0), 10, 40).unflatten(1, (10, 4))
     assert not erased(4, 400, numbers, (0.9, 0.9), (1.0, 1.0)).any()
