@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import random
 import re
 import sys
 import zipfile
@@ -264,6 +265,27 @@ def test_every_kind_of_number_is_read(kind: torch.dtype, legacy: bool) -> None:
     tensors = {"x": torch.arange(6).view(2, 3).to(kind), "none": torch.zeros(0, 3, dtype=kind)}
     torch.save(tensors, "x.pt", _use_new_zipfile_serialization=not legacy)
     assert same(read_torch_file(Path("x.pt")), tensors)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # of texts that are noise
+@pytest.mark.parametrize("legacy", [False, True])
+def test_files_with_any_byte_changed_are_read_or_refused_in_words(legacy: bool) -> None:
+    generator = random.Random(0)
+    tensors = OrderedDict(
+        a=torch.nn.Parameter(torch.ones(2, 3)), b={"c": torch.zeros(3), "d": [1, "x", {1, 2}]}
+    )
+    torch.save(tensors, "whole.pt", _use_new_zipfile_serialization=not legacy)
+    whole, said = Path("whole.pt").read_bytes(), []
+    for _ in range(200):
+        content, at = bytearray(whole), generator.randrange(len(whole))
+        content[at : at + generator.randrange(3)] = generator.randbytes(generator.randrange(3))
+        Path("changed.pt").write_bytes(content)
+        try:
+            read_torch_file(Path("changed.pt"))
+        except UsageError as error:
+            said.append(str(error))
+    assert len(said) > 50
+    assert all(message.startswith("changed.pt: ") for message in said)
 
 
 def test_damaged_files_are_named(golden: State) -> None:

@@ -32,18 +32,18 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path}: {error.strerror or error}") from None
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+    # what Python's zip reader and PyTorch say of nonsense, and RuntimeError of an encrypted zip
+    except (zipfile.BadZipFile, EOFError, ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(f"{path}: damaged or cut short ({error})") from error
 
 
 def _read_zip(file: IO[bytes]) -> dict[str, Tensor]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            root = _root(archive)
-            with archive.open(f"{root}data.pkl") as pickle:
-                tensors = _named_tensors(read_pickle(pickle, _zip_storage))
-            storages = {tensor.storage for tensor in tensors.values()}
-            numbers = {storage: _zip_numbers(archive, root, storage) for storage in storages}
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # the last for an encrypted file
-        raise Damaged(f"damaged or cut short ({error})") from error
+    with zipfile.ZipFile(file) as archive:
+        root = _root(archive)
+        with archive.open(f"{root}data.pkl") as pickle:
+            tensors = _named_tensors(read_pickle(pickle, _zip_storage))
+        storages = {tensor.storage for tensor in tensors.values()}
+        numbers = {storage: _zip_numbers(archive, root, storage) for storage in storages}
     return {name: _tensor(tensor, numbers[tensor.storage]) for name, tensor in tensors.items()}
 
 
