@@ -187,9 +187,9 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace) -> int:
     if not arguments.operands:
         raise UsageError("compare takes runs or files of scores, got none (vidssl compare runs/a runs/b)")
-    from vidssl.compare import compare_runs
+    from vidssl.compare import Output, compare_runs
 
-    output = "markdown" if arguments.markdown else "csv" if arguments.csv else "table"
+    output: Output = "markdown" if arguments.markdown else "csv" if arguments.csv else "table"
     return compare_runs(arguments.operands, output)
 
 

@@ -1,59 +1,26 @@
 """From a run and a protocol to scores."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from vidssl import build
-from vidssl.components import SOURCE, VIEW_SAMPLER
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
-from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.display import shown_messages
 from vidssl.engine.runfolder import RunFolder, newest_run
 from vidssl.errors import UsageError
-from vidssl.evaluators.features import FeatureTable, Layers
-from vidssl.extraction import extract
+from vidssl.feature_store import FeatureStore
 from vidssl.finetune import finetune_run
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
-from vidssl.interfaces import Backbone, Tokenizer
-from vidssl.protocol import FrameOrder, Protocol
+from vidssl.interfaces import Backbone
+from vidssl.protocol import Protocol
 from vidssl.recipe import Recipe, recipe_from_text
-from vidssl.report import report
-from vidssl.resolved import resolved_part
+from vidssl.report import home, report
 from vidssl.scores import probe
-from vidssl.sections import PartSpec
-from vidssl.spec import dump
 from vidssl.train import STOPPED
 from vidssl.weights.load import load_whole
-
-
-@dataclass(frozen=True)
-class FeatureJob:
-    """Which features are needed of which videos.
-
-    Attributes:
-        part: "train" or "test", for messages.
-    """
-
-    part: str
-    source: PartSpec
-    views: PartSpec
-    layers: Layers
-    frames: tuple[FrameOrder, ...] = ("normal",)
-
-    def text(self) -> str:
-        """The same for jobs with the same features."""
-        return dump(
-            {
-                "source": resolved_part(self.source, SOURCE),
-                "views": resolved_part(self.views, VIEW_SAMPLER),
-                "layers": self.layers,
-                "frames": self.frames,
-            }
-        )
 
 
 def find_checkpoint(target: str | None) -> Path:
@@ -101,13 +68,13 @@ def evaluate_run(
         for protocol in read:
             build.check_any_protocol(protocol)
         networks = {"trained": _trained(recipe, checkpoint), "untrained": _untrained(recipe)}
-        known: dict[str, FeatureTable] = {}
+        store = FeatureStore(recipe, networks, folder=home(checkpoint) / "features", console=console)
         for protocol in read:
             if isinstance(protocol, FinetuneProtocol):
                 if not finetune_run(recipe, checkpoint, protocol, console):
                     return STOPPED
                 continue
-            features = _features(networks, recipe, protocol, known, console)
+            features = store.tables(protocol)
             evaluator = build.evaluator(protocol.evaluator)
             scores = {
                 name: probe(evaluator, *tables, average=protocol.average, seed=recipe.seed)
@@ -152,59 +119,3 @@ def _untrained(recipe: Recipe) -> Backbone:
     """The same network as it was drawn before training, and before any ``backbone.init``."""
     torch.manual_seed(recipe.seed)
     return build.backbone(recipe, with_init=False)
-
-
-def _tokenizer(recipe: Recipe) -> Tokenizer:
-    assert recipe.tokenizer is not None, "a recipe whose backbone reads ids was refused without one"
-    return build.tokenizer(recipe.tokenizer)
-
-
-def _features(
-    networks: Mapping[str, Backbone],
-    recipe: Recipe,
-    protocol: Protocol,
-    known: dict[str, FeatureTable],
-    console: Console,
-) -> dict[str, tuple[FeatureTable, FeatureTable]]:
-    """Network -> its train and test videos.
-
-    Args:
-        known: what was computed for earlier protocols; grows.
-    """
-    assert protocol.data is not None, "_protocol refuses it"
-    jobs = (
-        FeatureJob(
-            "train", protocol.data.train, protocol.train_views or protocol.data.views, protocol.layers
-        ),
-        FeatureJob("test", protocol.data.test, protocol.data.views, protocol.layers, protocol.frames),
-    )
-    tables = {}
-    for name, network in networks.items():
-        parts = []
-        for job in jobs:
-            key = f"{name} network\n{job.text()}"
-            if key not in known:
-                known[key] = _extract(network, recipe, job, protocol.batch_size, f"{name} network", console)
-            parts.append(known[key])
-        tables[name] = (parts[0], parts[1])
-    return tables
-
-
-def _extract(
-    network: Backbone, recipe: Recipe, job: FeatureJob, batch_size: int, title: str, console: Console
-) -> FeatureTable:
-    device = pick_device(recipe.run.device)
-    return extract(
-        network,
-        build.source(job.source),
-        build.views(job.views),
-        tokenizer=_tokenizer(recipe) if network.input_kind == "tokens" else None,
-        layers=job.layers,
-        frames=job.frames,
-        batch_size=batch_size,
-        workers=recipe.run.workers,
-        device=device,
-        autocast=use_bfloat16(recipe.run.precision, device),
-        console=console,
-        title=f"{title}, {job.part} videos",
-    )

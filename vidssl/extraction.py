@@ -1,16 +1,33 @@
 """Features of the videos of a source."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from vidssl.data.loader import iterate_once
 from vidssl.engine.devices import pick_device
 from vidssl.evaluators.features import FeatureTable, Layers, encode_views
 from vidssl.interfaces import Backbone, DataSource, Tokenizer, ViewSampler
 from vidssl.protocol import FrameOrder
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder makes of the videos of a source.
+
+    Attributes:
+        vectors: order of frames, "normal" among them -> float32 [N, V, D].
+        numbers: int64 [N], their places in the source.
+        unreadable: what was wrong with each of the others.
+    """
+
+    vectors: Mapping[FrameOrder, Tensor]
+    numbers: Tensor
+    unreadable: tuple[str, ...]
 
 
 def extract(
@@ -28,7 +45,7 @@ def extract(
     console: Console | None = None,
     title: str = "features",
 ) -> FeatureTable:
-    """Features of every view of every readable video of a source.
+    """Features of every view of every readable video of a source, with the videos' labels.
 
     Args:
         layers: the last layer's vector (``Features.pooled``), or the means of all stages side by side.
@@ -38,6 +55,39 @@ def extract(
         UsageError: if no video can be read.
     """
     device = device or pick_device("auto")
+    found = encode(
+        backbone,
+        source,
+        views,
+        tokenizer=tokenizer,
+        layers=layers,
+        frames=frames,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        autocast=autocast,
+        console=console,
+        title=title,
+    )
+    return table_of(source, found, device)
+
+
+def encode(
+    backbone: Backbone,
+    source: DataSource,
+    views: ViewSampler,
+    *,
+    tokenizer: Tokenizer | None,
+    layers: Layers,
+    frames: Sequence[FrameOrder],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    autocast: bool,
+    console: Console | None,
+    title: str,
+) -> Encoded:
+    """``extract`` without the labels."""
     backbone = backbone.to(device).eval()
     tokenizer = tokenizer.to(device).eval() if tokenizer is not None else None
     problems: list[str] = []
@@ -50,13 +100,23 @@ def extract(
     vectors, numbers = encode_views(
         backbone, tokenizer, batches, layers=layers, orders=frames, device=device, autocast=autocast
     )
-    found = numbers.tolist()
+    return Encoded(vectors, numbers, tuple(problems))
+
+
+def table_of(source: DataSource, found: Encoded, device: torch.device) -> FeatureTable:
+    """Features with the keys and labels that the source has for them."""
+    numbers = found.numbers.tolist()
     labels = {
-        name: torch.tensor([source.labels(number).get(name, -1) for number in found], device=device)
+        name: torch.tensor([source.labels(number).get(name, -1) for number in numbers], device=device)
         for name in source.label_classes
     }
-    normal = vectors.pop("normal")
-    keys = tuple(map(source.key, found))
+    vectors = {order: part.to(device) for order, part in found.vectors.items()}
     return FeatureTable(
-        normal, labels, source.label_classes, keys, len(source), tuple(problems), reordered=vectors
+        vectors=vectors.pop("normal"),
+        labels=labels,
+        classes=source.label_classes,
+        keys=tuple(map(source.key, numbers)),
+        num_listed=len(source),
+        unreadable=found.unreadable,
+        reordered=vectors,
     )

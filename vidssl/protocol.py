@@ -69,13 +69,22 @@ def protocol_tree(name: str, overrides: Sequence[str] = (), recipe: Recipe | Non
     node = load(find("evaluation", name))
     probe = recipe.data.node.mapping().get("probe") if recipe else None
     sections = node.mapping()
-    if probe is not None and probe.value is not None and "data" not in sections:
-        data = moved(probe, "data")
-        if "views" in sections:
-            rest = {key: entry for key, entry in data.mapping().items() if key != "views"}
-            data = replace(data, value=rest)
-        node = replace(node, value={**sections, "data": data})
-    return overridden(node, overrides)
+    if probe is None or probe.value is None or "data" in sections:
+        return overridden(node, overrides)
+    data = moved(probe, "data")
+    tree = overridden(replace(node, value={**sections, "data": data}), overrides)
+    return _without_views_of(data, tree)
+
+
+def _without_views_of(data: Node, tree: Node) -> Node:
+    """The tree without the recipe's views, unchanged by overrides, where the protocol has views itself."""
+    sections = tree.mapping()
+    own, mine = sections.get("views"), sections["data"]
+    if own is None or own.value is None or not isinstance(mine.value, Mapping):
+        return tree
+    # what an override changed is another node; views that a user wrote are never dropped unsaid
+    rest = {key: entry for key, entry in mine.value.items() if entry is not data.mapping().get("views")}
+    return replace(tree, value={**sections, "data": replace(mine, value=rest)})
 
 
 def read_protocol(node: Node) -> Protocol:

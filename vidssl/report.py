@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -10,14 +9,13 @@ from rich.table import Table
 
 from vidssl.engine.checkpoint import Checkpoint
 from vidssl.engine.files import write_text
-from vidssl.engine.runfolder import RunFolder, describe_environment
+from vidssl.engine.runfolder import RunFolder
 from vidssl.evaluators.features import FeatureTable
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.protocol import Protocol
 from vidssl.resolved import protocol_text
+from vidssl.score_file import Scores, score_record
 from vidssl.scores import Score
-
-Scores = Mapping[str, Sequence[Score]]  # network -> its rows, the same rows for each
 
 
 def report(
@@ -32,34 +30,55 @@ def report(
     Args:
         videos: those to learn from ("train") and to test on ("test"), as they were found.
     """
-    console.print(score_table(scores, f"{protocol.name} of {checkpoint.path}, step {checkpoint.step}"))
+    for table in score_tables(scores, f"{protocol.name} of {checkpoint.path}, step {checkpoint.step}"):
+        console.print(table)
     for name, part in videos.items():
         _say(console, f"{name}: {len(part.keys)} videos found of {part.num_listed} listed")
         for problem in part.unreadable:
             _say(console, f"  left out: {problem}")
-    record = {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.step,
-        "protocol": protocol_text(protocol),
-        "videos": {
-            name: {"found": len(part.keys), "listed": part.num_listed, "unreadable": part.unreadable}
-            for name, part in videos.items()
-        },
-        "scores": {name: [_row(score) for score in rows] for name, rows in scores.items()},
-        "environment": describe_environment(),
-    }
+    record = score_record(checkpoint, protocol_text(protocol), scores, videos)
     path = scores_path(checkpoint, protocol)
     write_text(path, json.dumps(record, indent=2) + "\n")
     _say(console, f"Scores: {path}")
 
 
-def score_table(scores: Scores, title: str) -> Table:
-    """A row for each label and setting; the scores of each network on normal clips, then on others."""
-    rows = [row for row in zip(*scores.values(), strict=True) if row[0].frames == "normal"]
-    others = {(name, s.label, s.setting, s.frames): s for name, part in scores.items() for s in part}
-    orders = list(dict.fromkeys(s.frames for part in scores.values() for s in part if s.frames != "normal"))
-    with_settings = any(row[0].setting for row in rows)
-    with_top5 = any(row[0].top5 is not None for row in rows)
+def score_tables(scores: Scores, title: str) -> list[Table]:
+    """One table of all networks side by side, or, where clips in other orders were scored, one of each."""
+    if all(score.frames == "normal" for rows in scores.values() for score in rows):
+        return [_by_network(scores, title)]
+    return [_by_order(rows, f"{title}: {name} network") for name, rows in scores.items()]
+
+
+def _by_network(scores: Scores, title: str) -> Table:
+    """A row for each label and setting; where there are more than five classes, one for the best five too."""
+    table = _table(title)
+    for name in scores:
+        table.add_column(f"{name} %", justify="right")
+    table.add_column("chance %", justify="right")
+    table.add_column("videos", justify="right")
+    for row in zip(*scores.values(), strict=True):
+        table.add_row(_name(row[0]), *map(with_interval, row), percent(row[0].chance), str(row[0].num_test))
+        if row[0].top5 is not None:
+            table.add_row("  top-5", *(percent(score.top5) for score in row), "", "")
+    return table
+
+
+def _by_order(rows: Sequence[Score], title: str) -> Table:
+    """A row for each label and setting, a column for each order of frames."""
+    orders = list(dict.fromkeys(score.frames for score in rows))
+    found = {(_name(score), score.frames): score for score in rows}
+    table = _table(title)
+    for order in orders:
+        table.add_column(f"{order} %" if order == "normal" else order, justify="right")
+    table.add_column("chance", justify="right")
+    for score in rows:
+        if score.frames == "normal":
+            others = (percent(found[_name(score), order].top1) for order in orders if order != "normal")
+            table.add_row(_name(score), with_interval(score), *others, percent(score.chance))
+    return table
+
+
+def _table(title: str) -> Table:
     table = Table(
         title=title,
         title_justify="left",
@@ -68,26 +87,16 @@ def score_table(scores: Scores, title: str) -> Table:
         caption_justify="left",
     )
     table.add_column("label")
-    if with_settings:
-        table.add_column("probe")
-    for name in scores:
-        table.add_column(f"{name} %", justify="right")
-        if with_top5:
-            table.add_column("top-5 %", justify="right")
-        for order in orders:
-            table.add_column(f"{order} %", justify="right")
-    table.add_column("chance %", justify="right")
-    table.add_column("videos", justify="right")
-    for row in rows:
-        label, setting = row[0].label, row[0].setting
-        cells = [label, setting] if with_settings else [label]
-        for name, found in zip(scores, row, strict=True):
-            cells.append(f"{percent(found.top1)} ({percent(found.low)} to {percent(found.high)})")
-            if with_top5:
-                cells.append(percent(found.top5))
-            cells += [percent(others[name, label, setting, order].top1) for order in orders]
-        table.add_row(*cells, percent(row[0].chance), str(row[0].num_test))
     return table
+
+
+def _name(score: Score) -> str:
+    return f"{score.label}, {score.setting}" if score.setting else score.label
+
+
+def with_interval(score: Score) -> str:
+    """Top-1 in percent with its interval."""
+    return f"{percent(score.top1)} ({percent(score.low)} to {percent(score.high)})"
 
 
 def percent(share: float | None) -> str:
@@ -95,16 +104,16 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
-def _row(score: Score) -> dict[str, object]:
-    row = asdict(score)
-    del row["predicted"]
-    return row
+def home(checkpoint: Checkpoint) -> Path:
+    """The run's folder, or for a checkpoint that lies elsewhere its own."""
+    run = RunFolder(checkpoint.path.parent.parent)
+    return run.path if run.scores.is_dir() else checkpoint.path.parent
 
 
 def scores_path(checkpoint: Checkpoint, protocol: Protocol | FinetuneProtocol) -> Path:
-    """In the run's folder, or beside a checkpoint that lies elsewhere."""
-    run = RunFolder(checkpoint.path.parent.parent)
-    folder = run.scores if run.scores.is_dir() else checkpoint.path.parent
+    """In the run's folder of scores, or beside a checkpoint that lies elsewhere."""
+    run = RunFolder(home(checkpoint))
+    folder = run.scores if run.scores.is_dir() else run.path
     return folder / f"{protocol.name}-{checkpoint.path.stem}.json"
 
 

@@ -74,10 +74,10 @@ def score(
         top1=right / len(truth),
         low=low,
         high=high,
-        top5=in_top(scores, truth, 5, kind).float().mean().item()
+        top5=in_top(scores, truth, 5, kind).double().mean().item()
         if num_classes > 5 and kind != "found"
         else None,
-        chance=None if kind == "found" else (truth == commonest).float().mean().item(),
+        chance=None if kind == "found" else (truth == commonest).double().mean().item(),
         num_train=len(train_labels),
         num_test=len(truth),
         predicted=tuple(predicted.tolist()),

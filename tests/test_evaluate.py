@@ -1,0 +1,293 @@
+"""``vidssl eval`` and ``vidssl compare`` on networks nobody trained: protocols, kept features, scores."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from scipy.stats import binomtest
+
+from vidssl import build, extraction, feature_store
+from vidssl.cli import main
+from vidssl.engine.checkpoint import FORMAT
+from vidssl.evaluators.statistics import mcnemar
+from vidssl.recipe import recipe_from_text
+from vidssl.resolved import resolved_text
+from vidssl.score_file import flattened, read_scores
+
+WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
+RECIPE = f"""
+name: toy
+objective: {{type: bevt_video}}
+backbone: {{type: vit, embed_dim: 16, depth: 1, num_heads: 2, patch_size: [2, 16, 16]}}
+tokenizer: moving_digits
+masker: {{type: tube, min_block: 1}}
+data:
+  video:
+    source: {{{WORLD}, split: train}}
+    views: {{type: single_clip, num_frames: 4, frame_stride: 1, size: 32}}
+    batch_size: 4
+  probe:
+    train: {{{WORLD}, split: train}}
+    test: {{{WORLD}, split: test}}
+    views: {{type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32}}
+optim: {{type: adamw, lr: 1e-3}}
+schedule: {{type: cosine, steps: 5}}
+run: {{workers: 0, device: cpu}}
+"""
+
+
+def make_run(name: str, *, seed: int, change: tuple[str, str] = ("", "")) -> None:
+    """The folder of a run whose weights are random ones of that seed."""
+    recipe = recipe_from_text(RECIPE.replace("name: toy", f"name: {name}").replace(*change), "toy.yaml")
+    torch.manual_seed(100 + seed)
+    state = build.backbone(recipe).state_dict()
+    for part in ("checkpoints", "scores"):
+        (Path("runs") / name / part).mkdir(parents=True)
+    save_file(
+        {f"encoder.{key}": value for key, value in state.items()},
+        f"runs/{name}/checkpoints/step-000005.safetensors",
+        metadata={"format": FORMAT, "step": "5", "recipe": resolved_text(recipe)},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setenv("VIDSSL_CACHE", str(path / "cache"))
+        for number, name in enumerate(("a", "b")):
+            make_run(name, seed=number)
+        assert main(["eval", "runs/a", "--protocol", "knn"]) == 0
+        assert main(["eval", "runs/b", "--protocol", "knn"]) == 0
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("VIDSSL_CACHE", str(folder / "cache"))
+
+
+@pytest.fixture
+def encoder_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Titles of the passes that the encoder makes over videos."""
+    passes: list[str] = []
+
+    def counting(*given, title: str, **keys):
+        passes.append(title)
+        return extraction.encode(*given, title=title, **keys)
+
+    monkeypatch.setattr(feature_store, "encode", counting)
+    return passes
+
+
+def flat(said: str) -> str:
+    return re.sub(r"\s+", " ", said)
+
+
+def test_temporal_scores_normal_and_other_orders_in_columns_of_one_table(folder, capsys):
+    quick = ("evaluator.penalties=[10.0]", "evaluator.max_iterations=5")
+    assert main(["eval", "runs/a", "--protocol", "temporal", *quick]) == 0
+    said = flat(capsys.readouterr().out)
+    assert all(order in said for order in ("single", "shuffled", "reversed"))
+    scores = read_scores(Path("runs/a/scores/temporal-step-000005.json")).scores["trained"]
+    assert [score.frames for score in scores[:4]] == ["normal", "single", "shuffled", "reversed"]
+    assert len(scores) == 4 * 5  # five labels
+    assert scores[0].predicted != scores[3].predicted
+
+
+def test_features_are_kept_and_read_again(folder, encoder_runs, capsys):
+    assert main(["eval", "runs/a", "--protocol", "retrieval"]) == 0
+    assert encoder_runs == []  # knn has read the same videos through the same views
+    assert capsys.readouterr().out.count("features read from runs/a/features/") == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "anew"),
+    [
+        ("evaluator.k=3", []),
+        ("batch_size=7", []),
+        ("average=scores", []),
+        ("layers=all", ["train", "test"]),
+        ("frames=[normal, reversed]", ["test"]),
+        ("data.test.num_videos=20", ["test"]),
+        ("data.views.num_crops=3", ["train", "test"]),
+        ("train_views={type: uniform_clips, num_frames: 2, frame_stride: 1, size: 32}", ["train"]),
+    ],
+)
+def test_features_are_computed_anew_where_they_would_be_others(override, anew, folder, encoder_runs):
+    assert main(["eval", "runs/b", "--protocol", "knn", override, "name=other"]) == 0
+    assert encoder_runs == [
+        f"{network} network, {part} videos" for network in ("trained", "untrained") for part in anew
+    ]
+
+
+def test_other_weights_and_other_code_have_features_of_their_own(folder, encoder_runs, monkeypatch):
+    make_run("c", seed=2)
+    assert main(["eval", "runs/c", "--protocol", "knn"]) == 0
+    path = Path("runs/c/checkpoints/step-000005.safetensors")
+    with safe_open(path, "pt") as file:
+        metadata, state = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    bias = next(key for key in state if key.endswith("bias"))
+    save_file({**state, bias: state[bias] + 1e-3}, path, metadata=metadata)
+    encoder_runs.clear()
+    assert main(["eval", "runs/c", "--protocol", "knn"]) == 0
+    assert encoder_runs == ["trained network, train videos", "trained network, test videos"]
+    encoder_runs.clear()
+    monkeypatch.setattr(feature_store, "code_hash", lambda: "changed")
+    assert main(["eval", "runs/c", "--protocol", "knn"]) == 0
+    assert len(encoder_runs) == 4
+
+
+def test_kept_features_name_their_videos_and_what_they_depend_on(folder):
+    path = next(iter(sorted(Path("runs/a/features").glob("*.safetensors"))))
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        assert file.get_tensor("vectors.normal").shape == (24, 1, 16)
+    assert len(json.loads(metadata["videos"])) == 24
+    for word in ("weights", "views", "layers", "frames", "precision", "videos"):
+        assert f"\n{word}:" in "\n" + metadata["key"]
+
+
+def test_damaged_features_are_named(folder, capsys):
+    make_run("d", seed=3)
+    assert main(["eval", "runs/d", "--protocol", "knn"]) == 0
+    path = next(iter(Path("runs/d/features").iterdir()))
+    path.write_bytes(path.read_bytes()[:-8])
+    assert main(["eval", "runs/d", "--protocol", "knn"]) == 2
+    assert f"{path}: damaged or cut short" in capsys.readouterr().err
+
+
+def test_other_views_are_learned_from_than_tested_on(folder):
+    """One clip for train, three crops for test; and the other way round is another number of samples."""
+    words = ("name=views", "average=scores", "evaluator.k=24")
+    crops = "views={type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32, num_crops: 3}"
+    one = "train_views={type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32}"
+    assert main(["eval", "runs/a", "--protocol", "knn", *words, crops, one]) == 0
+    text = read_scores(Path("runs/a/scores/views-step-000005.json")).protocol
+    assert flattened(text)["data.views.num_crops"] == "3"
+    assert flattened(text)["train_views.num_crops"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("knn", "views={type: uniform_clips}", "data.views.size=32"), "given twice"),
+        (("knn", "frames=[single]"), "must hold 'normal'"),
+        (("knn", "frames=[normal, normal]"), "nothing twice"),
+        (("knn", "frames=[normal, sorted]"), "expected"),
+        (("knn", "average=sums"), "expected 'features' or 'scores' or 'probabilities'"),
+        (("retrieval", "average=scores"), "tells what was found"),
+        (("knn", "data.views={type: global_local}"), "as many views of every name"),
+    ],
+)
+def test_mistakes_in_a_protocol_are_one_line(words, says, folder, capsys):
+    assert main(["eval", "runs/a", "--protocol", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert says in said
+
+
+def test_score_file_is_a_whole_card(folder):
+    record = json.loads(Path("runs/a/scores/knn-step-000005.json").read_text())
+    assert record["videos"]["test"] == {"found": 24, "listed": 24, "unreadable": []}
+    assert len(record["checkpoint_sha256"]) == len(record["card_sha256"]) == 64
+    assert "torch" in record["environment"]["versions"]
+    assert "type: vit" in record["recipe"]
+    assert "temperature: 0.07" in record["protocol"]
+    file = read_scores(Path("runs/a/scores/knn-step-000005.json"))
+    assert len(file.keys) == 24
+    for network in ("trained", "untrained"):
+        for score in file.scores[network]:
+            truth = file.truth[score.label]
+            right = sum(a == b for a, b in zip(score.predicted, truth, strict=True))
+            assert right / len(truth) == pytest.approx(score.top1)
+
+
+def test_compare_shows_runs_beside_each_other(folder, capsys):
+    assert main(["compare", "runs/a", "runs/b"]) == 0
+    said = flat(capsys.readouterr().out)
+    for word in ("runs/a", "runs/b", "trained", "untrained", "chance", "McNemar", "digit", "profile"):
+        assert word in said
+    assert "recipes: the same but for their names" in said
+
+
+def test_compare_tells_what_differs_between_recipes(folder, capsys):
+    make_run("wide", seed=0, change=("lr: 1e-3", "lr: 2e-3"))
+    assert main(["eval", "runs/wide", "--protocol", "knn"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "runs/a", "runs/wide", "--markdown"]) == 0
+    said = capsys.readouterr().out
+    table = said[said.index("recipes: what differs") :]
+    assert "| optim.lr | 0.001 | 0.002 |" in table
+    assert table.count("\n|") == 3  # heads, a line, one key
+
+
+def test_compare_refuses_scores_of_different_protocols(folder, capsys):
+    make_run("other", seed=0)
+    assert main(["eval", "runs/other", "--protocol", "knn", "evaluator.k=3"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "runs/a", "runs/other"]) == 2
+    said = capsys.readouterr().err
+    assert "evaluator.k is 20 and 3" in said
+    assert said.count("\n") == 1
+    assert main(["eval", "runs/other", "--protocol", "knn", "data.test.num_videos=20"]) == 0
+    assert main(["compare", "runs/a", "runs/other"]) == 2
+    assert "videos.test.found is 24 and 20" in capsys.readouterr().err
+
+
+def test_compare_takes_no_notice_of_batch_size(folder, capsys):
+    make_run("batched", seed=0)
+    assert main(["eval", "runs/batched", "--protocol", "knn", "batch_size=5"]) == 0
+    assert main(["compare", "runs/a", "runs/batched"]) == 0
+
+
+def test_csv_has_a_line_for_every_number(folder, capsys):
+    assert main(["compare", "runs/a/scores/knn-step-000005.json", "--csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("protocol,run,step,network,label,setting,frames,top1,low,high,top5,chance")
+    assert len(lines) == 1 + 2 * 5
+    first = read_scores(Path("runs/a/scores/knn-step-000005.json")).scores["trained"][0]
+    assert lines[1].startswith(f"knn,runs/a,5,trained,{first.label},,normal,{first.top1},")
+
+
+def test_compare_counts_videos_that_only_one_gets_right(folder, capsys):
+    assert main(["compare", "runs/a", "runs/b", "--markdown"]) == 0
+    said = capsys.readouterr().out
+    one, other = (read_scores(Path(f"runs/{run}/scores/knn-step-000005.json")) for run in "ab")
+    pairs = zip(one.scores["trained"][0].predicted, other.scores["trained"][0].predicted, strict=True)
+    truth = one.truth["digit"]
+    right = [(a == number, b == number) for (a, b), number in zip(pairs, truth, strict=True)]
+    only_one, only_other = right.count((True, False)), right.count((False, True))
+    assert f"| digit | {only_one} | {only_other} | {mcnemar(only_one, only_other):.3g} |" in said
+
+
+@pytest.mark.parametrize("pair", [(0, 0), (5, 0), (3, 9), (40, 40), (300, 250)])
+def test_mcnemars_p_is_the_exact_binomial_one(pair):
+    expected = binomtest(pair[0], sum(pair), 0.5).pvalue if sum(pair) else 1.0
+    assert mcnemar(*pair) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((), "got none"),
+        (("runs",), "no scores in it"),
+        (("nothing.json",), "nothing.json: No such file"),
+        (("runs/a/checkpoints/step-000005.safetensors",), "no file of scores"),
+    ],
+)
+def test_mistakes_of_compare_are_one_line(words, says, folder, capsys):
+    assert main(["compare", *words]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_scores_of_an_earlier_version_are_refused(folder, capsys, tmp_path):
+    (tmp_path / "old.json").write_text('{"scores": {}}')
+    assert main(["compare", str(tmp_path / "old.json")]) == 2
+    assert "make them again with 'vidssl eval'" in capsys.readouterr().err

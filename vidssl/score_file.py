@@ -1,0 +1,174 @@
+"""What a file of scores holds: the numbers, and all that tells whether two of them may be compared."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from vidssl.engine.checkpoint import Checkpoint
+from vidssl.engine.runfolder import describe_environment
+from vidssl.errors import UsageError
+from vidssl.evaluators.features import FeatureTable
+from vidssl.scores import Score
+from vidssl.spec import dump_flow, parse, plain
+
+FORMAT = "vidssl scores 1"
+Scores = Mapping[str, Sequence[Score]]  # network -> its rows, the same rows for each
+# how many videos go through the network together, and where they lie; which they are is hashed
+NO_MATTER = ("name", "batch_size", "test_batch_size", "root", "list", "test_list")
+
+
+@dataclass(frozen=True)
+class ScoreFile:
+    """Scores of one checkpoint under one protocol, as they were written.
+
+    Attributes:
+        path: of the file.
+        checkpoint: path of what was scored.
+        step: of the checkpoint.
+        recipe: text of the run's resolved recipe.
+        protocol: text of the protocol.
+        card: dotted key -> value of all that must be equal for scores to be compared.
+        keys: of the test videos.
+        truth: label -> class of each of them, -1 where it lacks the label.
+        scores: network -> its rows.
+    """
+
+    path: Path
+    checkpoint: str
+    step: int
+    recipe: str
+    protocol: str
+    card: Mapping[str, str]
+    keys: tuple[str, ...]
+    truth: Mapping[str, tuple[int, ...]]
+    scores: Scores
+
+    @property
+    def name(self) -> str:
+        """Of the protocol."""
+        return flattened(self.protocol)["name"]
+
+
+def score_record(
+    checkpoint: Checkpoint, protocol: str, scores: Scores, videos: Mapping[str, FeatureTable]
+) -> dict[str, object]:
+    """Everything that a file of scores holds, for JSON.
+
+    Args:
+        protocol: its text.
+        videos: those to learn from ("train"), if they were encoded, and to test on ("test").
+    """
+    card = score_card(protocol, videos)
+    test = videos["test"]
+    return {
+        "format": FORMAT,
+        "checkpoint": str(checkpoint.path),
+        "checkpoint_sha256": _file_hash(checkpoint.path),
+        "step": checkpoint.step,
+        "recipe": checkpoint.recipe,
+        "protocol": protocol,
+        "card": card,
+        "card_sha256": hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest(),
+        "videos": {
+            name: {"found": len(part.keys), "listed": part.num_listed, "unreadable": part.unreadable}
+            for name, part in videos.items()
+        },
+        "scores": {name: [_row(score) for score in rows] for name, rows in scores.items()},
+        "predicted": {name: [_packed(score.predicted) for score in rows] for name, rows in scores.items()},
+        "truth": {label: _packed(numbers.tolist()) for label, numbers in test.labels.items()},
+        "keys": test.keys,
+        "environment": describe_environment(),
+    }
+
+
+def score_card(protocol: str, videos: Mapping[str, FeatureTable]) -> dict[str, str]:
+    """Dotted key -> value of what must be equal for two scores to be compared: protocol and videos found."""
+    kept = {
+        key: value for key, value in flattened(protocol).items() if key.rpartition(".")[2] not in NO_MATTER
+    }
+    for name, part in videos.items():
+        kept[f"videos.{name}.found"] = str(len(part.keys))
+        kept[f"videos.{name}.sha256"] = videos_hash(part)
+    return kept
+
+
+def videos_hash(videos: FeatureTable) -> str:
+    """Of the keys and labels of the videos that were found."""
+    digest = hashlib.sha256("\n".join(videos.keys).encode())
+    for label, numbers in sorted(videos.labels.items()):
+        digest.update(f"\n{label} {_packed(numbers.tolist())}".encode())
+    return digest.hexdigest()
+
+
+def flattened(text: str) -> dict[str, str]:
+    """Dotted key -> value on one line, of a spec's text."""
+    found: dict[str, str] = {}
+
+    def walk(value: object, path: str) -> None:
+        if isinstance(value, Mapping) and value:
+            for key, entry in value.items():
+                walk(entry, f"{path}.{key}" if path else str(key))
+        else:
+            found[path] = value if isinstance(value, str) else dump_flow(value)
+
+    walk(plain(parse(text, lambda line: f"line {line}")), "")
+    return found
+
+
+def read_scores(path: Path) -> ScoreFile:
+    """A file of scores.
+
+    Raises:
+        UsageError: if it is none, is damaged, or was written by an earlier version.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged, or no file of scores ({error})") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise UsageError(f"{path}: not scores that this version writes: make them again with 'vidssl eval'")
+    scores = {
+        network: tuple(
+            Score(**row, predicted=_unpacked(predicted))
+            for row, predicted in zip(rows, record["predicted"][network], strict=True)
+        )
+        for network, rows in record["scores"].items()
+    }
+    return ScoreFile(
+        path=path,
+        checkpoint=record["checkpoint"],
+        step=record["step"],
+        recipe=record["recipe"],
+        protocol=record["protocol"],
+        card=record["card"],
+        keys=tuple(record["keys"]),
+        truth={label: _unpacked(numbers) for label, numbers in record["truth"].items()},
+        scores=scores,
+    )
+
+
+def _row(score: Score) -> dict[str, object]:
+    row = asdict(score)
+    del row["predicted"]  # kept apart, packed
+    return row
+
+
+def _packed(numbers: Sequence[int]) -> str:
+    """``3 4 -1``: a line of text instead of one a number."""
+    return " ".join(map(str, numbers))
+
+
+def _unpacked(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split()))
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
