@@ -69,6 +69,14 @@ MISTAKES = {
             "file of tokenizers/, or give 'weights', 'sha256', 'source' and 'licence'"
         ),
     ),
+    "augments_a_view_that_is_not_there": (
+        "objective: {type: toy}",
+        "augment: {type: colour, solarise: 0.0}\nobjective: {type: toy}",
+        (
+            "x.yaml:2: augment: augment.blur names the view 'global', and the batch has clip, image: "
+            "write out 'blur' for these"
+        ),
+    ),
     "unused_view": (
         "name: clip}",
         "name: clips}",

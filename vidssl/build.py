@@ -1,7 +1,7 @@
 """From specs to objects. The one module that sees every kind of component at once."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,7 +38,16 @@ from vidssl.engine.schedules import Schedule
 from vidssl.errors import UsageError
 from vidssl.finetune_checks import check_finetune_protocol
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
-from vidssl.interfaces import Backbone, DataSource, Evaluator, Masker, Objective, Tokenizer, ViewSampler
+from vidssl.interfaces import (
+    Backbone,
+    Batch,
+    DataSource,
+    Evaluator,
+    Masker,
+    Objective,
+    Tokenizer,
+    ViewSampler,
+)
 from vidssl.protocol import Protocol
 from vidssl.recipe import (
     STREAMS,
@@ -242,7 +251,7 @@ def check(recipe: Recipe) -> None:
     check_streams(recipe)
     update = optim(recipe).update
     schedule(recipe)
-    augment(recipe)
+    _check_augment(recipe, shapes)
     masker = _masker(recipe)
     with torch.device("meta"):
         bare_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
@@ -252,6 +261,19 @@ def check(recipe: Recipe) -> None:
     check_inputs(recipe, bare_backbone, bare_tokenizer, masker)
     check_views(recipe, objective, shapes)
     check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
+
+
+def _check_augment(recipe: Recipe, shapes: Mapping[str, Mapping[str, Sequence[object]]]) -> None:
+    """Lets the augmentation act on one black clip of each slot: it may name views that there are not."""
+    act = augment(recipe)
+    if act is None or recipe.augment is None:
+        return
+    slots = {view: len(given) for stream in shapes.values() for view, given in stream.items()}
+    black = {view: (torch.zeros(1, 3, 1, 32, 32),) * count for view, count in slots.items()}
+    try:
+        act(Batch(black), torch.Generator().manual_seed(0))
+    except ValueError as error:
+        raise recipe.augment.node.error(str(error)) from error
 
 
 def check_protocol(protocol: Protocol) -> None:

@@ -1,7 +1,7 @@
 """timm's image networks as backbones of video, frame by frame."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import timm
 from einops import rearrange
@@ -31,13 +31,16 @@ class TimmNet(Backbone):
     def __init__(self, *, name: str, size: int | None = None) -> None:
         super().__init__()
         try:
-            self.net = _create(name, size)
+            net = _create(name, size)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"timm cannot make '{name}': {error}") from error
-        self.embed_dim = self.net.num_features
-        reduction = self.net.feature_info[-1]["reduction"]
+        self.net = net
+        self.embed_dim = net.num_features
+        reduction = net.feature_info[-1]["reduction"]
         self.strides = (1, reduction, reduction)
-        config = self.net.pretrained_cfg
+        # only networks of tokens have class tokens, and timm's others lack the name
+        self._num_prefix_tokens = getattr(net, "num_prefix_tokens", 0)
+        config = net.pretrained_cfg
         self.normalise = Normalise(tuple(config["mean"]), tuple(config["std"]))
         self._name = name
 
@@ -51,7 +54,7 @@ class TimmNet(Backbone):
             last = found.shape[3] == self.embed_dim and found.shape[1:3] == (h, w)
             pattern = "(b t) h w d -> b t h w d" if last else "(b t) d h w -> b t h w d"
             return Features(patches=rearrange(found, pattern, t=t))
-        prefix = self.net.num_prefix_tokens
+        prefix = self._num_prefix_tokens
         patches = rearrange(found[:, prefix:], "(b t) (h w) d -> b t h w d", t=t, h=h, w=w)
         cls = rearrange(found[:, 0], "(b t) d -> b t d", t=t).mean(1) if prefix else None
         return Features(patches=patches, cls=cls)
@@ -61,7 +64,7 @@ class TimmNet(Backbone):
         return prefixed(state, self.net, "timm")
 
 
-def _create(name: str, size: int | None) -> timm.models.vision_transformer.VisionTransformer:
+def _create(name: str, size: int | None) -> Any:  # timm's networks share names, not a class
     if size is not None:
         return timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
     net = timm.create_model(name, pretrained=False, num_classes=0)

@@ -1,7 +1,7 @@
 """torchvision's video networks as backbones."""
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torchvision
 from einops import rearrange
@@ -88,22 +88,25 @@ def channels_last(x: Tensor) -> Tensor:
     return rearrange(x, "b d t h w -> b t h w d")
 
 
-def _resnet(net: nn.Module, x: Tensor) -> Features:
+# what a network of the library has inside is not typed
+
+
+def _resnet(net: Any, x: Tensor) -> Features:
     x = net.stem(x)
     for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
         x = layer(x)
     return Features(patches=channels_last(x))
 
 
-def _s3d(net: nn.Module, x: Tensor) -> Features:
+def _s3d(net: Any, x: Tensor) -> Features:
     return Features(patches=channels_last(net.features(x)))
 
 
-def _swin(net: nn.Module, x: Tensor) -> Features:
+def _swin(net: Any, x: Tensor) -> Features:
     return Features(patches=net.norm(net.features(net.pos_drop(net.patch_embed(x)))))
 
 
-def _mvit(net: nn.Module, x: Tensor) -> Features:
+def _mvit(net: Any, x: Tensor) -> Features:
     x = net.pos_encoding(net.conv_proj(x).flatten(2).transpose(1, 2))
     size = (net.pos_encoding.temporal_size, *net.pos_encoding.spatial_size)
     for block in net.blocks:
@@ -118,10 +121,10 @@ class _Family:
 
     def __init__(
         self,
-        maps: Callable[[nn.Module, Tensor], Features],
+        maps: Callable[[Any, Tensor], Features],
         strides: GridSize,
         heads: tuple[str, ...],
-        embed_dim: Callable[[nn.Module], int],
+        embed_dim: Callable[[Any], int],
     ) -> None:
         self.maps = maps
         self.strides = strides
