@@ -118,7 +118,7 @@ def test_contrast_states_and_checks_its_negatives() -> None:
     assert output.metrics["negatives"] == 3
     nats = float(output.metrics["loss_contrast"]) / 0.4
     assert float(output.metrics["loss_contrast_of_chance"]) == pytest.approx(nats / math.log(7))
-    with pytest.raises(UsageError, match=r"is 127, and batches of 4 videos .* give 3: make them 128"):
+    with pytest.raises(UsageError, match=r"is 127, and 4 videos that meet .* give 3: make them 128"):
         contrast(negatives=127)(vectors)
     contrast(negatives=127).eval()(vectors)
     with pytest.raises(UsageError, match="needs other videos in a batch"):

@@ -20,7 +20,9 @@ from vimpac_reference import (
 
 from vidssl.backbones import Factorized, VideoSwin, ViT
 from vidssl.engine.optim import AdamW
+from vidssl.engine.parts import split_batch
 from vidssl.engine.schedules import LinearDecay
+from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, Features, Objective, Progress, Tokenizer
 from vidssl.maskers import Block3D, Random3D
 from vidssl.objectives import VIMPAC, VIMPACContrast, VIMPACPredict
@@ -326,3 +328,20 @@ def test_what_cannot_work_is_refused() -> None:
     short, long = torch.rand(2, 3, 2, 32, 32), torch.rand(2, 3, 4, 32, 32)
     with pytest.raises(ValueError, match="clips of one shape are needed"):
         VIMPACPredict(reads_ids(), tokens, masker)(Batch(views={"clip": (short, long)}), START, generator())
+
+
+@pytest.mark.parametrize("name", ["both", "contrast"])
+def test_a_batch_may_go_in_parts_where_the_negatives_of_a_part_are_stated(name: str) -> None:
+    def made(negatives: int | None) -> Objective:
+        keys = {**HEAD, "negatives": negatives}
+        if name == "contrast":
+            return VIMPACContrast(reads_ids(), Brightness(), **keys)
+        return VIMPAC(reads_ids(), Brightness(), Block3D(num_blocks=2), **keys)
+
+    assert not made(None).splits_batch
+    objective = made(3)
+    assert objective.splits_batch
+    for part_of in split_batch(clips(videos=8), 2):
+        assert objective(part_of, START, generator()).metrics["negatives"] == 3
+    with pytest.raises(UsageError, match=r"over run\.accumulate\) give 7: make them 4"):
+        objective(clips(videos=8), START, generator())

@@ -37,8 +37,8 @@ class VIMPAC(Objective, MaskedPrediction):
       copying the nearest visible id.
     - ``loss_contrast``: gamma L_cl, the paper's "CL-Loss": both directions added up.
     - ``accuracy_contrast``: how often the other clip of its video is the nearest one to a clip.
-    - ``negatives``: videos that a clip is told apart from, as Table 11 counts: those of one batch of all
-      processes but its own. Accumulating gradients over batches adds none.
+    - ``negatives``: videos that a clip is told apart from, as Table 11 counts: those of one batch, or one
+      part of it, of all processes but its own. Accumulating gradients adds none.
     - ``loss_mask_of_chance`` and ``loss_contrast_of_chance``: nats over those of guessing, ln V and
       ln(2 negatives + 1); 1 is chance.
 
@@ -55,8 +55,9 @@ class VIMPAC(Objective, MaskedPrediction):
         replace: what stands in the place of hidden ids: the mask token; or with "bert" the mask token for
             80 %, random ids for 10 %, and the ids themselves for 10 % (App. G.3), decided for a whole block
             where the masker hides blocks.
-        negatives: the number that the batches must give, so that it is no accident of their size; null
-            takes what they give.
+        negatives: the number that must be given, so that it is no accident of the batch; null takes what
+            the batch gives. With a number, ``run.accumulate`` may split a batch: each part is contrasted
+            in itself, as the paper accumulates 1024 videos with 127 negatives (Table 11).
     """
 
     needs_views: Mapping[str, int] = {"clip": 2}
@@ -87,6 +88,7 @@ class VIMPAC(Objective, MaskedPrediction):
             raise ValueError(f"contrast_on must be 'masked' or 'whole', got '{contrast_on}'")
         self.contrastive_weight = contrastive_weight
         self.contrast_on = contrast_on
+        self.splits_batch = negatives is not None  # the number holds for each part
         self.prediction = MaskThenPredict(backbone, tokenizer, masker, replace=replace)
         self.contrast = ClipContrast(
             ProjectionHead(
@@ -179,6 +181,7 @@ class VIMPACContrast(Objective):
                 f"{type(backbone).__name__} reads {backbone.input_kind}, "
                 + ("and nothing makes them: give a tokenizer" if tokenizer is None else "no tokenizer's ids")
             )
+        self.splits_batch = negatives is not None  # the number holds for each part
         self.backbone = backbone
         self.tokenizer = None if tokenizer is None else FrozenTokenizer(tokenizer)
         self.masker = masker
@@ -244,8 +247,8 @@ class ClipContrast(nn.Module):
             raise UsageError("the contrast needs other videos in a batch, and there is one: raise batch_size")
         if self.training and self.negatives is not None and num_videos != self.negatives + 1:
             raise UsageError(
-                f"objective.negatives is {self.negatives}, and batches of {num_videos} videos (batch size "
-                f"times processes) give {num_videos - 1}: make them {self.negatives + 1}, or set it to that"
+                f"objective.negatives is {self.negatives}, and {num_videos} videos that meet (batch size "
+                f"over run.accumulate) give {num_videos - 1}: make them {self.negatives + 1}, or set it to that"
             )
 
 
