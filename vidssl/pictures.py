@@ -12,11 +12,11 @@ from torch import Tensor
 
 from vidssl.engine.files import write_atomically
 
-MIN_SIDE = 96  # pixels; smaller frames are enlarged by a whole factor
+SHEET_SIDE, ANIMATED_SIDE = 96, 160  # pixels; smaller frames are enlarged by a whole factor
 MAX_COLUMNS = 8  # of a sheet; of longer clips it shows evenly spaced frames
 GAP, MARGIN, LINE = 4, 12, 20  # pixels
 FRAME_MILLISECONDS = 200
-HEAT_WEIGHT = 0.65  # of the heat's colour over the frame, which is made grey
+HEAT_WEIGHT = 0.75  # of the heat's colour over the frame, which is made grey
 _TEXT_SIZE = 13
 _INK = (20, 20, 20)
 _PAPER = (222, 226, 232)  # not white: what is white at the edge of a frame ends there
@@ -55,7 +55,7 @@ def animation(title: str, strips: Sequence[Strip]) -> list[Image.Image]:
     for time in range(len(strips[0].headings)):
         parts = []
         for strip in strips:
-            tiles = [_tile(row.frames[time]) for row in strip.rows]
+            tiles = [_tile(row.frames[time], ANIMATED_SIDE) for row in strip.rows]
             names = [line(row.label, tile.width) for row, tile in zip(strip.rows, tiles, strict=True)]
             parts.append(_below([line(strip.caption), _beside(names), _beside(tiles)]))
         pictures.append(_framed(_below([line(title), *parts], gap=MARGIN)))
@@ -99,9 +99,9 @@ def _width(text: str) -> int:
     return math.ceil(_font().getlength(text)) + 1
 
 
-def _tile(frame: Tensor) -> Image.Image:
-    """A frame [H, W, 3], small ones with every pixel enlarged to a square."""
-    factor = max(1, -(-MIN_SIDE // min(frame.shape[:2])))
+def _tile(frame: Tensor, least: int = SHEET_SIDE) -> Image.Image:
+    """A frame [H, W, 3]; every pixel becomes a square such that no side of the frame is below ``least``."""
+    factor = max(1, -(-least // min(frame.shape[:2])))
     enlarged = frame.repeat_interleave(factor, dim=0).repeat_interleave(factor, dim=1)
     return Image.fromarray(enlarged.numpy())
 
