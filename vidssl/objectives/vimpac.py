@@ -248,7 +248,7 @@ class ClipContrast(nn.Module):
         if self.training and self.negatives is not None and num_videos != self.negatives + 1:
             raise UsageError(
                 f"objective.negatives is {self.negatives}, and {num_videos} videos that meet (batch size "
-                f"over run.accumulate) give {num_videos - 1}: make them {self.negatives + 1}, or set it to that"
+                f"over run.accumulate) give {num_videos - 1}: make them {self.negatives + 1}, or set that"
             )
 
 
