@@ -8,6 +8,7 @@ runs/bevt/
   resume/            step-000300.safetensors: what the run needs besides to go on from there
   resumed.jsonl      one line each time it went on
   scores/            what 'vidssl eval' found
+  features/          vectors it was found from, kept for the next probe; safe to remove
 """
 
 import json
