@@ -94,6 +94,7 @@ def test_a_network_is_finetuned_for_each_label_and_scored(capsys: pytest.Capture
     assert [row["label"] for row in rows] == ["digit", "direction"]
     assert all(row["num_train"] == row["num_test"] == 24 for row in rows)
     assert "finetuned %" in said
+    assert "train: 24 listed" in said
     assert "test: 24 videos found of 24 listed" in said
     for label, classes in (("digit", 10), ("direction", 8)):
         checkpoint = read_checkpoint(
@@ -102,6 +103,19 @@ def test_a_network_is_finetuned_for_each_label_and_scored(capsys: pytest.Capture
         assert checkpoint.objective["classifier.head.weight"].shape == (classes, 12)
         assert f"label: {label}" in checkpoint.recipe
     assert [line for line in said.splitlines() if "tensors loaded" in line]
+
+
+def test_scores_are_compared_only_where_the_same_was_learned_in_the_same_way() -> None:
+    def card(name: str, *words: str) -> dict[str, str]:
+        assert tune(f"name={name}", "labels=[digit]", *words) == 0
+        return json.loads(Path(f"runs/vit/scores/{name}-step-000002.json").read_text())["card"]
+
+    plain = card("plain")
+    assert plain["objective.type"] == "classification"
+    assert card("alike", "run.log_every_steps=2", "compare_untrained=true", "test_batch_size=3") == plain
+    assert card("explicit", "objective.dropout=0.0") == plain
+    for name, word in {"smaller": "batch_size=6", "fewer": "data.train.limit=20"}.items():
+        assert card(name, word) != plain
 
 
 def test_finetuning_starts_from_the_encoder_of_the_run() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from vidssl import build
 from vidssl.engine.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.interfaces import DataSource
 from vidssl.objectives.classification import Classification
 from vidssl.recipe import Recipe, read_recipe
-from vidssl.report import report, scores_path
+from vidssl.report import home, report
 from vidssl.scores import Score, score, shared_labels
 from vidssl.spec import Node
 from vidssl.train import TrainResult, train_recipe
@@ -32,10 +33,12 @@ class Finetuned:
     Attributes:
         scores: "finetuned", and "from scratch" where that is compared -> a score for each label and order
             of frames.
+        train: the videos that were learned from, as they are listed; without vectors.
         test: the test videos as they were found.
     """
 
     scores: Mapping[str, list[Score]]
+    train: FeatureTable
     test: FeatureTable
 
 
@@ -48,7 +51,7 @@ def finetune_run(
 ) -> bool:
     """Finetune from a checkpoint, print a table of scores and keep them beside the run.
 
-    Runs are made in the folder ``finetune`` beside the checkpoint's scores.
+    Runs are made in the folder ``finetune`` of the checkpoint's run.
 
     Returns:
         Whether it came to its end; False after Ctrl-C or SIGTERM, which it says.
@@ -56,14 +59,12 @@ def finetune_run(
     Raises:
         UsageError: for anything a user can mend.
     """
-    out = scores_path(checkpoint, protocol).parent
-    out = (out.parent if out.name == "scores" else out) / "finetune"
     try:
-        found = finetune(recipe, checkpoint.path, protocol, console, out=out)
+        found = finetune(recipe, checkpoint.path, protocol, console, out=home(checkpoint) / "finetune")
     except FinetuningStopped as stopped:
         console.print(str(stopped), soft_wrap=True, highlight=False, markup=False)
         return False
-    report(checkpoint, protocol, found.scores, {"test": found.test}, console)
+    report(checkpoint, protocol, found.scores, {"train": found.train, "test": found.test}, console)
     return True
 
 
@@ -95,15 +96,16 @@ def finetune(
     for each in recipes.values():
         build.check(each)
     scores: dict[str, list[Score]] = {name: [] for name in starts}
+    listed = _listed(train)
     found: FeatureTable | None = None
     for (name, label), each in recipes.items():
         objective, result = train_recipe(each, console)
         assert isinstance(objective, Classification), "finetuning_recipe asks for nothing else"
         _check_whole(result)
         found = _measured(objective, each, protocol, test, console, f"{name} network, test videos")
-        scores[name] += _scores(objective, found, train, label)
+        scores[name] += _scores(objective, found, listed.labels[label], label)
     assert found is not None, "there is a label"
-    return Finetuned(scores, found)
+    return Finetuned(scores, listed, found)
 
 
 def finetuning_recipe(
@@ -184,6 +186,16 @@ def _labels(protocol: FinetuneProtocol, shared: tuple[str, ...]) -> tuple[str, .
     return protocol.labels or shared
 
 
+def _listed(source: DataSource) -> FeatureTable:
+    every = range(len(source))
+    labels = {
+        name: torch.tensor([source.labels(number).get(name, -1) for number in every])
+        for name in source.label_classes
+    }
+    keys = tuple(map(source.key, every))
+    return FeatureTable(torch.empty(len(source), 0, 0), labels, source.label_classes, keys, len(source), ())
+
+
 def _check_whole(result: TrainResult) -> None:
     if result.steps < result.total_steps:
         raise FinetuningStopped(
@@ -221,10 +233,13 @@ def _measured(
 
 
 @torch.no_grad()
-def _scores(objective: Classification, test: FeatureTable, train: DataSource, label: str) -> list[Score]:
-    """A score for each order of frames: probabilities averaged over the views of each video."""
+def _scores(objective: Classification, test: FeatureTable, learned: Tensor, label: str) -> list[Score]:
+    """A score for each order of frames: probabilities averaged over the views of each video.
+
+    Args:
+        learned: int64 [N], classes of the videos that were learned from, -1 for none.
+    """
     head = objective.answering().head
-    learned = torch.tensor([train.labels(index).get(label, -1) for index in range(len(train))])
     known = test.labels[label] >= 0
     rows = []
     for frames, vectors in {"normal": test.vectors, **test.reordered}.items():

@@ -49,6 +49,22 @@ def check_finetune_protocol(protocol: FinetuneProtocol) -> None:
             bind(source.node, constructor_of(source, SOURCE), source.apart)
 
 
+def objective_keys(protocol: FinetuneProtocol) -> dict[str, object]:
+    """All keys of the objective, defaults too, but for those that the videos decide.
+
+    Raises:
+        UsageError: for an unknown key, or a value of a wrong type.
+    """
+    part = protocol.objective
+    values = bind(_with_stand_ins(part), Classification, part.apart)
+    return {key: value for key, value in values.items() if key not in _ABOUT_DATA}
+
+
+def _with_stand_ins(part: PartSpec) -> Node:
+    stand_in = {key: Node(2 if key == "num_classes" else "", part.node.where, "") for key in _ABOUT_DATA}
+    return Node({**part.node.mapping(), **stand_in}, part.node.where, part.node.path)
+
+
 def _objective(protocol: FinetuneProtocol) -> Objective:
     part = protocol.objective
     entries = part.node.mapping()
@@ -57,11 +73,9 @@ def _objective(protocol: FinetuneProtocol) -> Objective:
     for key in _ABOUT_DATA:
         if key in entries:
             raise entries[key].error("the videos decide it: leave it out (labels are chosen by 'labels')")
-    stand_in = {key: Node(2 if key == "num_classes" else "", part.node.where, "") for key in _ABOUT_DATA}
-    node = Node({**entries, **stand_in}, part.node.where, part.node.path)
     with torch.device("meta"):
         backbone = BACKBONE.table["vit"](embed_dim=6, depth=1, num_heads=1)
-        return construct(node, Classification, backbone, apart=part.apart)
+        return construct(_with_stand_ins(part), Classification, backbone, apart=part.apart)
 
 
 def _check_views(part: PartSpec, needed: Mapping[str, int]) -> None:

@@ -33,7 +33,9 @@ def report(
     for table in score_tables(scores, f"{protocol.name} of {checkpoint.path}, step {checkpoint.step}"):
         console.print(table)
     for name, part in videos.items():
-        _say(console, f"{name}: {len(part.keys)} videos found of {part.num_listed} listed")
+        # finetuning encodes no train videos; it says of each that it cannot read when it comes to it
+        found = f"{len(part.keys)} videos found of " if part.vectors.numel() else ""
+        _say(console, f"{name}: {found}{part.num_listed} listed")
         for problem in part.unreadable:
             _say(console, f"  left out: {problem}")
     record = score_record(checkpoint, protocol_text(protocol), scores, videos)

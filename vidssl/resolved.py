@@ -17,6 +17,7 @@ from vidssl.components import (
     Kind,
     constructor_of,
 )
+from vidssl.finetune_checks import objective_keys
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.protocol import Protocol
 from vidssl.recipe import Recipe, TokenizerSpec
@@ -70,10 +71,10 @@ def protocol_text(protocol: Protocol | FinetuneProtocol) -> str:
 
 
 def _resolved_finetune(protocol: FinetuneProtocol) -> dict[str, object]:
-    """What the protocol says; the recipe of each finetuning run holds all that it leaves to the defaults."""
+    """All but what the run that is finetuned decides: its backbone's other keys, and how it runs."""
     tree: dict[str, object] = {
         "name": protocol.name,
-        "objective": plain(protocol.objective.node),
+        "objective": {"type": protocol.objective.type, **objective_keys(protocol)},
         "train_views": resolved_part(protocol.train_views, VIEW_SAMPLER),
         "batch_size": plain(protocol.batch_size),
         "optim": resolved_part(protocol.optim, OPTIMIZER),

@@ -17,6 +17,8 @@ FORMAT = "vidssl scores 1"
 Scores = Mapping[str, Sequence[Score]]  # network -> its rows, the same rows for each
 # how many videos go through the network together, and where they lie; which they are is hashed
 NO_MATTER = ("name", "batch_size", "test_batch_size", "root", "list", "test_list")
+# of a protocol that finetunes; with batches of another size it learns otherwise
+NO_MATTER_FINETUNING = (*(key for key in NO_MATTER if key != "batch_size"), "labels", "compare_untrained")
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,12 @@ def score_record(
 
 def score_card(protocol: str, videos: Mapping[str, FeatureTable]) -> dict[str, str]:
     """Dotted key -> value of what must be equal for two scores to be compared: protocol and videos found."""
+    told = flattened(protocol)
+    loose = NO_MATTER_FINETUNING if "objective.type" in told else NO_MATTER
     kept = {
-        key: value for key, value in flattened(protocol).items() if key.rpartition(".")[2] not in NO_MATTER
+        key: value
+        for key, value in told.items()
+        if key.rpartition(".")[2] not in loose and key.partition(".")[0] != "run"
     }
     for name, part in videos.items():
         kept[f"videos.{name}.found"] = str(len(part.keys))
