@@ -227,6 +227,7 @@ def _assemble(
     made = {"backbone": backbone, "tokenizer": tokenizer, "masker": masker}
     takes = parts_of(constructor_of(recipe.objective, OBJECTIVE))
     check_sections(recipe, takes)
+    check_inputs(recipe, backbone, tokenizer, masker)  # first: it names the parts that would do
     objective = _construct(recipe.objective, OBJECTIVE, *(made[name] for name in takes))
     check_tokenizer(recipe, objective, tokenizer)
     return objective
@@ -258,7 +259,6 @@ def check(recipe: Recipe) -> None:
         bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
     check_groups(recipe, objective, update)
-    check_inputs(recipe, bare_backbone, bare_tokenizer, masker)
     check_views(recipe, objective, shapes)
     check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
 
