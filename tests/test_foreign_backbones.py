@@ -150,3 +150,9 @@ def test_a_timm_network_of_one_size_says_so_and_takes_another_when_told() -> Non
 def test_they_take_no_mask(net: Backbone) -> None:
     with pytest.raises(ValueError, match="takes no mask"):
         net(torch.rand(1, 3, 8, 64, 64), torch.zeros(1, *net.grid(8, 64, 64), dtype=torch.bool))
+
+
+def test_an_mvit_is_checked_without_memory_as_every_recipe_is() -> None:
+    with torch.device("meta"):
+        net = PyTorchVideoNet(name="mvit_base_16x4")
+    assert {parameter.device.type for parameter in net.parameters()} == {"meta"}

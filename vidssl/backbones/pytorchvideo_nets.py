@@ -1,7 +1,7 @@
 """PyTorchVideo's networks as backbones."""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange, reduce
@@ -52,7 +52,7 @@ class PyTorchVideoNet(Backbone):
 
     def __init__(self, *, name: Name) -> None:
         super().__init__()
-        self.net = getattr(pytorchvideo_hub(), name)(pretrained=False)
+        self.net = _create(name)
         if name.startswith("mvit"):
             self.net.head = None
         else:
@@ -116,3 +116,13 @@ class PyTorchVideoNet(Backbone):
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """PyTorchVideo's own weights; the classifier is dropped."""
         return prefixed(state, self.net, "PyTorchVideo")
+
+
+def _create(name: str) -> Any:  # what a network of the library has inside is not typed
+    create = getattr(pytorchvideo_hub(), name)
+    if not name.startswith("mvit"):
+        return create(pretrained=False)
+    wanted = torch.get_default_device()
+    with torch.device("cpu"):  # MViT's constructor computes with tensors, which the meta device cannot
+        net = create(pretrained=False)
+    return net.to(wanted)
