@@ -8,7 +8,7 @@ import torch
 from vidssl import build
 from vidssl.finetune import finetuning_recipe
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
-from vidssl.recipe import Recipe, recipe_from_text
+from vidssl.recipe import Recipe, load_recipe, recipe_from_text
 
 VIDEOS = ("data.train={type: video_folder, root: a}", "data.test={type: video_folder, root: b}")
 RECIPE = """
@@ -37,7 +37,9 @@ NETWORKS = {  # narrow, but as many layers where rates are counted by layer
     "height: 16, width: 16}",
     "videomae": "{type: vit, embed_dim: 24, depth: 12, num_heads: 2}",
 }
-NAMES = sorted(path.stem for path in (Path(__file__).parent.parent / "evaluation").glob("*_finetune*.yaml"))
+ROOT = Path(__file__).parent.parent
+LAPTOP = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
+NAMES = sorted(path.stem for path in (ROOT / "evaluation").glob("*_finetune*.yaml"))
 
 
 def pretraining(protocol: str) -> Recipe:
@@ -67,6 +69,17 @@ def test_every_protocol_finetunes_its_paper_s_network(name: str) -> None:
     assert recipe.init == "runs/x"
     assert (recipe.tokenizer is not None) == name.startswith("vimpac")
     assert recipe.masker is None
+
+
+@pytest.mark.parametrize("name", LAPTOP)
+def test_the_laptop_s_protocol_fits_every_recipe_that_runs_there(name: str) -> None:
+    recipe = load_recipe(name)
+    if recipe.backbone is None:
+        pytest.skip("trains a tokenizer")
+    protocol = load_any_protocol("finetune", (), recipe)
+    assert isinstance(protocol, FinetuneProtocol)
+    keys = {"init": None, "label": "digit", "num_classes": 10, "out": Path("x")}
+    build.check(finetuning_recipe(recipe, protocol, **keys))
 
 
 def test_what_a_finetuning_run_takes_over_from_the_pretraining() -> None:
