@@ -291,3 +291,20 @@ def test_scores_of_an_earlier_version_are_refused(folder, capsys, tmp_path):
     (tmp_path / "old.json").write_text('{"scores": {}}')
     assert main(["compare", str(tmp_path / "old.json")]) == 2
     assert "make them again with 'vidssl eval'" in capsys.readouterr().err
+
+
+def test_videos_that_could_not_be_read_are_told_of_again(folder, capsys):
+    make_run("e", seed=4)
+    assert main(["eval", "runs/e", "--protocol", "knn"]) == 0
+    for path in Path("runs/e/features").iterdir():
+        found = feature_store.read_encoded(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        vectors = {f"vectors.{order}": part[:-1].clone() for order, part in found.vectors.items()}
+        metadata["unreadable"] = json.dumps(["x.mp4: empty"])
+        save_file({**vectors, "numbers": found.numbers[:-1].clone()}, path, metadata=metadata)
+    capsys.readouterr()
+    assert main(["eval", "runs/e", "--protocol", "knn"]) == 0
+    said = capsys.readouterr().out
+    assert "remove it to try 1 unreadable videos again" in said
+    assert "test: 23 videos found of 24 listed\n  left out: x.mp4: empty" in said

@@ -94,7 +94,11 @@ class FeatureStore:
             path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
             if path.is_file():
                 found = read_encoded(path)
-                self._say(f"{name} network, {job.part} videos: features read from {path}")
+                missing = f"; remove it to try {len(found.unreadable)} unreadable videos again"
+                self._say(
+                    f"{name} network, {job.part} videos: features read from {path}"
+                    f"{missing if found.unreadable else ''}"
+                )
             else:
                 found = self._encode(name, job, source, batch_size)
                 self.folder.mkdir(parents=True, exist_ok=True)
