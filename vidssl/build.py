@@ -61,6 +61,7 @@ from vidssl.recipe import (
 from vidssl.schema import bind, construct, parts_of
 from vidssl.sections import PartSpec, ProbeSpec
 from vidssl.spec_files import Kind as SpecKind
+from vidssl.token_checks import check_stored, check_stored_views, refuse_stored_views
 from vidssl.weights.load import load_init, load_whole, read_weights
 
 Component = TypeVar("Component")
@@ -163,9 +164,11 @@ def test_streams(recipe: Recipe) -> dict[str, Stream]:
 
 def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
     spec = recipe.data.streams[name]
+    opened, sampler = source(part), views(spec.views)
+    check_stored(recipe, name, opened, sampler)
     return Stream(
-        source=source(part),
-        views=views(spec.views),
+        source=opened,
+        views=sampler,
         batch_size=spec.batch_size,
         # streams over one source must not walk it in step
         seed=seed * len(STREAMS) + STREAMS.index(name),
@@ -242,7 +245,8 @@ def check(recipe: Recipe) -> None:
     Raises:
         UsageError: at the first thing that is wrong, with its place.
     """
-    shapes = {name: views(stream.views).shapes for name, stream in recipe.data.streams.items()}
+    samplers = {name: views(stream.views) for name, stream in recipe.data.streams.items()}
+    shapes = {name: sampler.shapes for name, sampler in samplers.items()}
     for stream in recipe.data.streams.values():
         _check_keys(stream.source, SOURCE)
         if stream.test_source is not None:
@@ -259,6 +263,8 @@ def check(recipe: Recipe) -> None:
         bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
     check_groups(recipe, objective, update)
+    for name, sampler in samplers.items():
+        check_stored_views(recipe, name, sampler, bare_backbone)
     check_views(recipe, objective, shapes)
     check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
 
@@ -335,7 +341,9 @@ def _check_probe(probe: ProbeSpec) -> None:
 
 def _check_test_views(part: PartSpec) -> None:
     """The i-th slots of all names are one test view, so every name has as many."""
-    counts = {name: len(slots) for name, slots in views(part).shapes.items()}
+    sampler = views(part)
+    refuse_stored_views(part, sampler)
+    counts = {name: len(slots) for name, slots in sampler.shapes.items()}
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{count} of '{name}'" for name, count in counts.items())
         raise part.node.error(f"gives {shown}: features need as many views of every name")

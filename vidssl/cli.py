@@ -107,6 +107,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     selftest.add_argument("operands", nargs="*", metavar="resume RECIPE [KEY=VALUE ...]", help="on which")
     selftest.add_argument("--steps", type=int, default=5, help="of each half of the run; default: 5")
 
+    _add_tokenize(commands.add_parser("tokenize", help="turn a recipe's videos into ids, once"))
     _add_show(commands.add_parser("show", help="draw what a run learned, or what a tokenizer keeps"))
 
     listing = commands.add_parser("list", help="show components and their keys")
@@ -147,6 +148,34 @@ def _add_show(show: argparse.ArgumentParser) -> None:
         "--video", action="append", default=[], metavar="FILE", help="show this video; may be repeated"
     )
     show.add_argument("--out", metavar="FOLDER", help="where pictures go; default: pictures/ in the run")
+
+
+def _add_tokenize(tokenize: argparse.ArgumentParser) -> None:
+    tokenize.set_defaults(command=_tokenize)
+    tokenize.add_argument(
+        "operands", nargs="*", metavar="RECIPE [KEY=VALUE ...]", help="whose videos and tokenizer, overrides"
+    )
+    tokenize.add_argument("--out", metavar="FOLDER", required=True, help="the store; what is there goes on")
+    tokenize.add_argument(
+        "--for",
+        dest="purpose",
+        choices=("pretraining", "finetuning"),
+        default="pretraining",
+        help="VIMPAC's settings: 2 fps, middle, not mirrored; or 16 fps under twelve transforms",
+    )
+    tokenize.add_argument("--fps", metavar="FPS", help="of the stored frames; 'own' keeps the videos' own")
+    tokenize.add_argument("--resize", metavar="LIST", help="short sides over the views' size, such as 1,1.25")
+    tokenize.add_argument("--crops", metavar="LIST", help="places of the square, of top,middle,bottom")
+    tokenize.add_argument("--flip", choices=("no", "both"), help="whether mirrored squares are stored too")
+    tokenize.add_argument(
+        "--spot-checks", type=int, default=3, metavar="N", help="videos to compare afterwards; default: 3"
+    )
+    tokenize.add_argument(
+        "--videos-per-shard", type=int, default=128, metavar="N", help="lost by a kill at most; default: 128"
+    )
+    tokenize.add_argument(
+        "--retry-unreadable", action="store_true", help="make shards anew that lack a video"
+    )
 
 
 def _split(operands: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -210,6 +239,31 @@ def _show(arguments: argparse.Namespace) -> int:
         overrides=tuple(overrides),
     )
     return show(names[0] if names else None, request)
+
+
+def _tokenize(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if len(names) != 1:
+        given = " ".join(names) or "none"
+        raise UsageError(
+            f"tokenize takes one recipe, got {given} (vidssl tokenize my.yaml --out tokens/mine)"
+        )
+    from vidssl.recipe import load_recipe
+    from vidssl.token_request import read_request
+    from vidssl.tokenize import tokenize
+
+    request = read_request(
+        out=arguments.out,
+        purpose=arguments.purpose,
+        fps=arguments.fps,
+        resize=arguments.resize,
+        crops=arguments.crops,
+        flip=arguments.flip,
+        spot_checks=arguments.spot_checks,
+        videos_per_shard=arguments.videos_per_shard,
+        retry_unreadable=arguments.retry_unreadable,
+    )
+    return tokenize(load_recipe(names[0], overrides), request)
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,9 @@ from vidssl.data.augment import ColourAugment, PerClipAugment
 from vidssl.data.moving_digits import MovingDigits
 from vidssl.data.rand_augment import FinetuneAugment
 from vidssl.data.sources import ImageFolder, VideoFolder, VideoList
+from vidssl.data.token_source import TokenStore
 from vidssl.data.views import RandomResizedClip, RandomSegments, SingleClip, SingleImage
+from vidssl.data.views_stored import StoredClip, StoredClipPair
 from vidssl.data.views_svt import GlobalLocal, IntervalClips, SlowFastTrain, SVTPublished
 from vidssl.data.views_uniform import SegmentMiddles, SlowFast, SVTPublishedTest, UniformClips
 from vidssl.data.views_vimpac import ClipPair, CornerClip
@@ -14,6 +16,7 @@ SOURCES = {
     "video_folder": VideoFolder,
     "video_list": VideoList,
     "image_folder": ImageFolder,
+    "token_store": TokenStore,
 }
 
 VIEWS = {
@@ -27,6 +30,8 @@ VIEWS = {
     "slow_fast_train": SlowFastTrain,
     "clip_pair": ClipPair,
     "corner_clip": CornerClip,
+    "stored_clip_pair": StoredClipPair,
+    "stored_clip": StoredClip,
     "uniform_clips": UniformClips,
     "segment_middles": SegmentMiddles,
     "slow_fast": SlowFast,

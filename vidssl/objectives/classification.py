@@ -11,6 +11,7 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress, Tokenizer
 from vidssl.objectives.frozen import FrozenTokenizer
 from vidssl.objectives.losses import accuracy, most_frequent_accuracy
+from vidssl.objectives.mask_then_predict import ids_of
 from vidssl.objectives.mixing import mix
 
 
@@ -109,7 +110,8 @@ class Classification(Objective):
 
         In evaluation mode those of the averaged weights, where an average is kept.
         """
-        inputs = clips if self.tokenizer is None else [self.tokenizer(clip) for clip in clips]
+        tokenizer = self.tokenizer
+        inputs = clips if tokenizer is None else [ids_of(clip, tokenizer) for clip in clips]
         return (self.classifier if self.training else self.answering())(inputs)
 
     def answering(self) -> Classifier:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vidssl.errors import UsageError
 from vidssl.interfaces import Tokenizer
 
 
@@ -25,7 +26,15 @@ class FrozenTokenizer(nn.Module):
         return self._held[0]
 
     def forward(self, clip: Tensor) -> Tensor:
-        """Ids of a clip, in full precision whatever the training runs in: targets are not rounded."""
+        """Ids of a clip, in full precision whatever the training runs in: targets are not rounded.
+
+        Raises:
+            UsageError: if the clip is stored ids already, which an objective must ask for.
+        """
+        if clip.dim() == 4:
+            raise UsageError(
+                "the data gives stored ids, and the objective tokenizes pixels: take a source of videos"
+            )
         with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
             return self.tokenizer.encode(clip.float())
 

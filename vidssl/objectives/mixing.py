@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidssl.errors import UsageError
+
 
 def mix(
     views: Sequence[Tensor],
@@ -29,9 +31,14 @@ def mix(
 
     Returns:
         The mixed clips and their targets. Where both are off, what was given.
+
+    Raises:
+        UsageError: if clips are stored ids.
     """
     if not (mixup or cutmix):
         return list(views), targets
+    if any(view.dim() == 4 for view in views):
+        raise UsageError("mixup and cutmix mix pixels, and the data gives stored ids: set both to 0")
     # torch draws no Beta from a generator of one's own
     drawn = torch.randint(2**62, (), generator=generator, device=generator.device)
     random = np.random.default_rng(int(drawn))

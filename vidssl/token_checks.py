@@ -1,0 +1,113 @@
+"""Whether stored ids are those that a recipe's tokenizer would give, and views those that the store has."""
+
+import hashlib
+import json
+
+from vidssl.components import SOURCE, TOKENIZER, constructor_of
+from vidssl.data.token_source import TokenStore
+from vidssl.data.views_stored import StoredViews
+from vidssl.interfaces import Backbone, DataSource, ViewSampler
+from vidssl.recipe import UNKNOWN_SHA256, Recipe, TokenizerSpec, WeightsSpec
+from vidssl.resolved import resolved_part
+from vidssl.sections import PartSpec
+
+
+def tokenizer_keys(spec: TokenizerSpec) -> dict[str, object]:
+    """All that a tokenizer's ids depend on: its type, all of its keys, and the sha256 of its weights.
+
+    Raises:
+        UsageError: if there is no weights file.
+    """
+    assert spec.weights is not None, "refused without weights"
+    keys: dict[str, object] = json.loads(json.dumps(resolved_part(spec.part, TOKENIZER)))
+    return keys | {"weights_sha256": _weights_hash(spec.weights)}
+
+
+def keys_hash(keys: dict[str, object]) -> str:
+    """sha256 of ``tokenizer_keys``, by which stores are known."""
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()
+
+
+def _weights_hash(weights: WeightsSpec) -> str:
+    if weights.sha256 != UNKNOWN_SHA256:
+        return weights.sha256  # the file is checked against it wherever it is loaded
+    try:
+        return hashlib.sha256(weights.path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise weights.node.error(f"{weights.path}: {error.strerror}") from None
+
+
+def check_stored(recipe: Recipe, name: str, source: DataSource, views: ViewSampler) -> None:
+    """A stream's store was made with the recipe's tokenizer, and holds what its views want.
+
+    Raises:
+        UsageError: if not, with both hashes, or with what the store holds.
+    """
+    if not isinstance(source, TokenStore) or not isinstance(views, StoredViews):
+        return
+    at = recipe.data.streams[name]
+    if recipe.tokenizer is None:
+        raise at.source.node.error("holds ids of a tokenizer, and the recipe has none: add its 'tokenizer'")
+    keys, stored = tokenizer_keys(recipe.tokenizer), source.stored
+    if keys_hash(keys) != stored.tokenizer:
+        differ = [
+            key
+            for key in {**keys, **stored.tokenizer_keys}
+            if keys.get(key) != stored.tokenizer_keys.get(key)
+        ]
+        raise at.source.node.error(
+            f"{source.root} was made with another tokenizer ({stored.tokenizer}) than the recipe's "
+            f"({keys_hash(keys)}): {', '.join(sorted(differ))} differ"
+        )
+    try:
+        source.check(views.wanted)
+    except ValueError as error:
+        raise at.views.node.error(str(error)) from error
+
+
+def check_stored_views(recipe: Recipe, name: str, views: ViewSampler, backbone: Backbone | None) -> None:
+    """Views of ids and sources of ids go together, and nothing of the recipe needs pixels.
+
+    Raises:
+        UsageError: naming what does not fit. Opens no data.
+    """
+    stream = recipe.data.streams[name]
+    wants = isinstance(views, StoredViews)
+    for source in (stream.source, stream.test_source):
+        if source is None or _is_store(source) == wants:
+            continue
+        if wants:
+            raise source.node.error(
+                f"views '{stream.views.type}' read stored ids: make it {{type: token_store, root: ...}}"
+            )
+        raise stream.views.node.error(
+            f"'{stream.views.type}' cuts pixels, and the source holds ids: set views.type to "
+            "stored_clip_pair or stored_clip"
+        )
+    if not wants:
+        return
+    if backbone is not None and recipe.backbone is not None and backbone.input_kind == "pixels":
+        raise recipe.backbone.node.error(
+            f"'{recipe.backbone.type}' reads pixels, and data.{name} gives stored ids"
+        )
+    if recipe.augment is not None:
+        raise recipe.augment.node.error(
+            f"changes pixels, and data.{name} gives stored ids: remove it (views choose among "
+            "the stored transforms)"
+        )
+
+
+def refuse_stored_views(part: PartSpec, views: ViewSampler) -> None:
+    """Test views are cut from pixels.
+
+    Raises:
+        UsageError: if they are stored ids.
+    """
+    if isinstance(views, StoredViews):
+        raise part.node.error(
+            f"'{part.type}' gives stored ids, and test views are taken of pixels (uniform_clips)"
+        )
+
+
+def _is_store(part: PartSpec) -> bool:
+    return constructor_of(part, SOURCE) is TokenStore
