@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from vidssl.tokenizers.tubelets import of_length
 from vidssl.tokenizers.vqvae import VQVAE, nearest_code
 
 
@@ -38,6 +39,71 @@ def test_each_stride_gives_its_grid_and_the_whole_picture_back(stride: int) -> N
     assert tuple(ids.shape) == (2, 3, 32 // stride, 48 // stride)
     assert model.decode(ids).shape == clip.shape
     assert model.reconstruct(clip).pixels.shape == clip.shape
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_an_id_of_temporal_stride_two_stands_for_its_own_two_frames(stride: int) -> None:
+    model = warmed(temporal_stride=2, stride=stride)
+    clip = torch.rand(2, 3, 6, 32, 48)
+    ids = model.encode(clip)
+    assert tuple(ids.shape) == (2, 3, 32 // stride, 48 // stride) == (2, *model.grid(6, 32, 48))
+    assert model.decode(ids).shape == clip.shape
+    assert model.reconstruct(clip).pixels.shape == clip.shape
+    pairs = [model.encode(clip[:, :, start : start + 2]) for start in (0, 2, 4)]
+    assert torch.equal(torch.cat(pairs, dim=1), ids)
+    with pytest.raises(ValueError, match="whole multiples"):
+        model.encode(clip[:, :, :3])
+
+
+def test_both_frames_of_a_tubelet_come_back_in_their_place() -> None:
+    """Frames that differ can only be rebuilt apart if none is averaged away or swapped with another."""
+    torch.manual_seed(0)
+    model = toy(temporal_stride=2, vocab_size=4, num_res_blocks=0, width=16, ema_decay=0.5)
+    levels = torch.tensor([[0.1, 0.9], [0.9, 0.1], [0.3, 0.7], [0.8, 0.8]])
+    clip = levels.view(4, 1, 2, 1, 1).expand(4, 3, 2, 16, 16).contiguous()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        result = model.reconstruct(clip)
+        loss = (result.pixels - clip).square().mean() + 0.25 * result.regulariser
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.update_codebook(torch.Generator().manual_seed(0))
+    means = model.decode(model.encode(clip)).mean(dim=(1, 3, 4))
+    torch.testing.assert_close(means, levels, atol=0.12, rtol=0)
+
+
+def test_an_image_is_a_still_tubelet() -> None:
+    model = warmed(temporal_stride=2)
+    image = clips()[:, :, :1]
+    still = image.expand(-1, -1, 2, -1, -1)
+    ids = model.encode(image)
+    assert tuple(ids.shape[1:]) == model.grid(1, 32, 32) == (1, 4, 4)
+    assert torch.equal(ids, model.encode(still))
+    made = model.reconstruct(image)
+    assert torch.equal(made.ids, ids)
+    torch.testing.assert_close(made.pixels, model.reconstruct(still).pixels.mean(dim=2, keepdim=True))
+    assert model.decode(ids).shape == still.shape
+    assert of_length(model.decode(ids), 1).shape == image.shape
+
+
+def test_the_nearest_of_many_codes_is_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, codebook = torch.randn(5, 7, 4), torch.randn(8192, 4)
+    whole = nearest_code(vectors, codebook)
+    flat = nearest_code(vectors.flatten(0, 1)[None], codebook)
+    monkeypatch.setattr("vidssl.tokenizers.vqvae._MOST_DISTANCES", 8192 * 10)
+    assert torch.equal(nearest_code(vectors, codebook), whole)
+    assert torch.equal(nearest_code(vectors.flatten(0, 1)[None], codebook), flat)
+    assert torch.equal(flat.view(5, 7), whole)
+
+
+def test_eight_thousand_codes_are_taken_from_the_data_and_used() -> None:
+    model = toy(vocab_size=8192, stride=16, width=32)
+    clip = torch.rand(16, 3, 2, 64, 64, generator=torch.Generator().manual_seed(0))  # 512 outputs
+    for step in range(2):
+        ids = model.reconstruct(clip).ids
+        model.update_codebook(torch.Generator().manual_seed(step))
+    assert len(ids.unique()) > 400
 
 
 def test_frames_are_encoded_one_by_one() -> None:
@@ -261,6 +327,7 @@ def test_two_processes_keep_the_codebook_of_one(tmp_path: Path) -> None:
     ("keys", "message"),
     [
         ({"stride": 6}, "stride must be 4, 8 or 16, got 6"),
+        ({"temporal_stride": 4}, "temporal_stride must be 1 or 2, got 4"),
         ({"vocab_size": 0}, "at least 1"),
         ({"num_res_blocks": -1}, "at least 0"),
         ({"ema_decay": 1.0}, r"must lie in \[0, 1\)"),

@@ -7,19 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.interfaces import Batch, LossOutput, Objective, Progress, TrainableTokenizer
+from vidssl.interfaces import Batch, LossOutput, Objective, Progress, Tokenizer, TrainableTokenizer
+from vidssl.objectives.perceptual import perceptual_distance
 
 
 class TokenizerTraining(Objective):
-    """Trains a tokenizer to rebuild images from its ids (van den Oord et al. 2017, Eq. 3).
+    """Trains a tokenizer to rebuild images or clips from their ids (van den Oord et al. 2017, Eq. 3).
 
-    The loss is the reconstruction error plus the tokenizer's own regulariser. The codebook learns outside
-    the gradient, after each step.
+    The loss is the reconstruction error plus the tokenizer's own regulariser, and where a network is named
+    the distance in its features too, as in PeCo (Dong et al. 2021). The codebook learns outside the gradient,
+    after each step.
 
     Metrics, each from the batch at hand but for the two about codes, which look back ``usage_window`` steps:
 
     - ``reconstruction``: the error under ``loss``, pixels in [0, 1].
     - ``regulariser``: the tokenizer's own term, before its weight.
+    - ``perceptual``: the distance in features, before its weight; only where a network is named.
     - ``psnr``: in dB; always of the squared error.
     - ``perplexity``: how many equally frequent codes would be as varied as those chosen.
     - ``used_codes``: share of the vocabulary that was chosen at all.
@@ -28,32 +31,55 @@ class TokenizerTraining(Objective):
         commitment_weight: beta in Eq. 3, where it is 0.25.
         loss: error of a pixel, squared ("l2", as in the paper) or absolute ("l1").
         usage_window: steps over which the use of codes is counted (ours).
+        view: what is rebuilt: "image" (T = 1; of a video, a random frame) or "clip".
+        perceptual: an image network of timm, such as "vit_base_patch16_224.dino", whose features are compared
+            too; see ``vidssl.objectives.perceptual``. None for pixels alone.
+        perceptual_weight: of that distance; required with ``perceptual``.
+        perceptual_init: where the network's weights come from: ``timm:NAME`` or a file as in
+            ``backbone.init``, or "random", which no one gets unasked. None for those that timm has by the
+            network's name.
+        perceptual_layers: which features are compared, from 0; None for four, evenly spaced.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or a key of the perceptual loss stands alone.
+        UsageError: if the network's weights cannot be had.
     """
 
-    needs_views: Mapping[str, int] = {"image": 1}
     splits_batch = True
 
     def __init__(
         self,
-        tokenizer: TrainableTokenizer,
+        tokenizer: Tokenizer,
         *,
         commitment_weight: float = 0.25,
         loss: Literal["l1", "l2"] = "l2",
         usage_window: int = 100,
+        view: Literal["image", "clip"] = "image",
+        perceptual: str | None = None,
+        perceptual_weight: float | None = None,
+        perceptual_init: str | None = None,
+        perceptual_layers: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(tokenizer, TrainableTokenizer):
+            raise ValueError(f"{type(tokenizer).__name__} cannot be trained here: it comes with its weights")
         if commitment_weight < 0:
             raise ValueError(f"commitment_weight must not be negative, got {commitment_weight}")
         if usage_window < 1:
             raise ValueError(f"usage_window must be at least 1 step, got {usage_window}")
         if loss not in ("l1", "l2"):
             raise ValueError(f"loss must be 'l1' or 'l2', got {loss!r}")
+        if view not in ("image", "clip"):
+            raise ValueError(f"view must be 'image' or 'clip', got {view!r}")
         self.tokenizer = tokenizer
         self.commitment_weight = commitment_weight
         self.loss = loss
+        self.view = view
+        self.needs_views: Mapping[str, int] = {view: 1}
+        self.perceptual_weight = 0.0 if perceptual_weight is None else perceptual_weight
+        self.distance = perceptual_distance(
+            perceptual, weight=perceptual_weight, init=perceptual_init, layers=perceptual_layers
+        )
         self.recent_counts: (
             Tensor  # a ring of histograms, one a step; saved, so that a resumed run logs the same
         )
@@ -62,22 +88,25 @@ class TokenizerTraining(Objective):
         )
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
-        (clip,) = batch.views["image"]
+        (clip,) = batch.views[self.view]
         result = self.tokenizer.reconstruct(clip)
         squared = F.mse_loss(result.pixels, clip)
         reconstruction = squared if self.loss == "l2" else F.l1_loss(result.pixels, clip)
         counts = self._count(result.ids, progress.step)
         shares = counts.double() / counts.sum()
-        return LossOutput(
-            loss=reconstruction + self.commitment_weight * result.regulariser,
-            metrics={
-                "reconstruction": reconstruction.detach(),
-                "regulariser": result.regulariser.detach(),
-                "psnr": -10 * squared.detach().log10(),
-                "perplexity": torch.special.entr(shares).sum().exp().float(),
-                "used_codes": (counts > 0).float().mean(),
-            },
-        )
+        loss = reconstruction + self.commitment_weight * result.regulariser
+        metrics = {
+            "reconstruction": reconstruction.detach(),
+            "regulariser": result.regulariser.detach(),
+            "psnr": -10 * squared.detach().log10(),
+            "perplexity": torch.special.entr(shares).sum().exp().float(),
+            "used_codes": (counts > 0).float().mean(),
+        }
+        if self.distance is not None:
+            distance = self.distance(result.pixels, clip)
+            loss = loss + self.perceptual_weight * distance
+            metrics["perceptual"] = distance.detach()
+        return LossOutput(loss, metrics)
 
     def _count(self, ids: Tensor, step: int) -> Tensor:
         """How often each code was chosen, [V]: over the window under training, else in these ids alone."""

@@ -1,4 +1,4 @@
-"""Small convolutional encoders and decoders of single frames, which the trainable tokenizers share."""
+"""Convolutional encoders and decoders of frames or tubelets, which the trainable tokenizers share."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,27 +37,32 @@ class _Residual(nn.Module):
         return x + self.narrow(F.gelu(self.widen(self.neighbours(x))))
 
 
-def frame_encoder(width: int, code_dim: int, stride: int, num_res_blocks: int) -> nn.Sequential:
-    """[N, 3, H, W] to [N, code_dim, H / stride, W / stride].
+def frame_encoder(
+    width: int, code_dim: int, stride: int, num_res_blocks: int, *, num_frames: int = 1
+) -> nn.Sequential:
+    """[N, 3 * num_frames, H, W] to [N, code_dim, H / stride, W / stride].
 
-    Patches of 4x4 pixels, halved until one cell spans ``stride`` pixels.
+    Patches of 4x4 pixels, halved until one cell spans ``stride`` pixels. Frames of a tubelet lie one after
+    another in the channels, so that the first layer sees what moves between them.
     """
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=4)]
+    layers: list[nn.Module] = [nn.Conv2d(3 * num_frames, width, 4, stride=4)]
     for _ in range(_num_halvings(stride)):
         layers += [nn.GELU(), nn.Conv2d(width, width, 2, stride=2)]
     layers = [layer.apply(_initialise) for layer in [*layers, nn.Conv2d(width, code_dim, 1)]]
     return nn.Sequential(*layers[:-1], *(_Residual(width) for _ in range(num_res_blocks)), layers[-1])
 
 
-def frame_decoder(width: int, code_dim: int, stride: int, num_res_blocks: int) -> nn.Sequential:
-    """[N, code_dim, h, w] to [N, 3, h * stride, w * stride].
+def frame_decoder(
+    width: int, code_dim: int, stride: int, num_res_blocks: int, *, num_frames: int = 1
+) -> nn.Sequential:
+    """[N, code_dim, h, w] to [N, 3 * num_frames, h * stride, w * stride].
 
     The encoder backwards, its convolutions overlapping so that the cells do not show as squares.
     """
     layers: list[nn.Module] = []
     for _ in range(_num_halvings(stride)):
         layers += [nn.GELU(), nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)]
-    to_pixels = nn.Conv2d(width, 3 * 4 * 4, 3, padding=1)
+    to_pixels = nn.Conv2d(width, 3 * num_frames * 4 * 4, 3, padding=1)
     layers += [nn.GELU(), to_pixels, nn.PixelShuffle(4)]
     first, *layers = (
         layer.apply(_initialise) for layer in [nn.Conv2d(code_dim, width, 3, padding=1), *layers]

@@ -1,26 +1,29 @@
-"""A small VQ-VAE over single frames (van den Oord et al. 2017, "Neural Discrete Representation Learning")."""
+"""A VQ-VAE over frames or tubelets (van den Oord et al. 2017, "Neural Discrete Representation Learning")."""
 
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from vidssl.interfaces import Reconstruction, TrainableTokenizer
 from vidssl.tokenizers.chunks import in_chunks
 from vidssl.tokenizers.frame_networks import centred, frame_decoder, frame_encoder
+from vidssl.tokenizers.tubelets import of_length
 
-_CPU_CHUNK = 16  # frames; they stay in the cache
+_CPU_CHUNK, _GPU_CHUNK = 16, 256  # frames or tubelets at once; on a CPU they stay in the cache
+_MOST_DISTANCES = 2**26  # held at once: 256 MB, where 8192 codes and a batch of clips would make tens of GB
 
 
 class VQVAE(TrainableTokenizer):
-    """VQ-VAE on single frames: convolutions around a codebook that follows the encoder by moving averages.
+    """VQ-VAE on frames or tubelets: convolutions around a codebook that follows them by moving averages.
 
-    Every frame is encoded by itself, so an image and a frame of a clip get the same ids. The encoder cuts
-    the frame into patches in its first layer and spends its channels on the coarse grid: it runs in every
-    training step of the objective that predicts its ids, while the decoder only ever draws pictures.
+    Every frame (or tubelet of ``temporal_stride`` frames) is encoded by itself, so an image and a frame of a
+    clip get the same ids; for tubelets an image is a still one. The encoder cuts it into patches in its first
+    layer and spends its channels on the coarse grid: it runs in every training step of the objective that
+    predicts its ids, while the decoder only ever draws pictures.
 
     The codebook is no parameter. It follows the encoder's outputs (van den Oord et al. 2017, App. A.1), and
     a code that hardly anything chooses is moved onto a current output that is badly served (ours). All
@@ -31,6 +34,7 @@ class VQVAE(TrainableTokenizer):
         code_dim: numbers per code.
         width: channels of the encoder and decoder on the grid of ids.
         stride: side of the square of pixels that one id stands for.
+        temporal_stride: frames that one id stands for.
         num_res_blocks: residual blocks in the encoder and again in the decoder.
         ema_decay: share of the old average that a step keeps; gamma in App. A.1, where it is 0.99.
         revive_below: a code is dead when its average count falls below this share of an even share of
@@ -47,6 +51,7 @@ class VQVAE(TrainableTokenizer):
         code_dim: int = 16,
         width: int = 64,
         stride: Literal[4, 8, 16] = 8,
+        temporal_stride: Literal[1, 2] = 1,
         num_res_blocks: int = 2,
         ema_decay: float = 0.99,
         revive_below: float = 0.03,
@@ -54,6 +59,8 @@ class VQVAE(TrainableTokenizer):
         super().__init__()
         if stride not in (4, 8, 16):
             raise ValueError(f"stride must be 4, 8 or 16, got {stride}")
+        if temporal_stride not in (1, 2):
+            raise ValueError(f"temporal_stride must be 1 or 2, got {temporal_stride}")
         if min(vocab_size, code_dim, width) < 1 or num_res_blocks < 0:
             raise ValueError(
                 "vocab_size, code_dim and width must be at least 1 and num_res_blocks at least 0, "
@@ -64,11 +71,11 @@ class VQVAE(TrainableTokenizer):
                 f"ema_decay and revive_below must lie in [0, 1), got {ema_decay} and {revive_below}"
             )
         self.vocab_size = vocab_size
-        self.strides = (1, stride, stride)
+        self.strides = (temporal_stride, stride, stride)
         self.ema_decay = ema_decay
         self.revive_below = revive_below
-        self.encoder = frame_encoder(width, code_dim, stride, num_res_blocks)
-        self.decoder = frame_decoder(width, code_dim, stride, num_res_blocks)
+        self.encoder = frame_encoder(width, code_dim, stride, num_res_blocks, num_frames=temporal_stride)
+        self.decoder = frame_decoder(width, code_dim, stride, num_res_blocks, num_frames=temporal_stride)
         self.codebook: Tensor
         self.ema_counts: Tensor  # N_i, Eq. 6
         self.ema_sums: Tensor  # m_i, Eq. 7
@@ -84,34 +91,40 @@ class VQVAE(TrainableTokenizer):
     @torch.no_grad()
     def encode(self, clip: Tensor) -> Tensor:
         self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
-        frames = rearrange(clip, "b c t h w -> (b t) c h w")
+        tubelets = self._tubelets(clip)
         with torch.autocast(clip.device.type, enabled=False):  # targets do not depend on the run's precision
-            frames = frames.float()
-            size = _CPU_CHUNK if frames.device.type == "cpu" else len(frames)
-            ids = in_chunks(self._encode_frames, frames, size)
+            size = _CPU_CHUNK if tubelets.device.type == "cpu" else _GPU_CHUNK
+            ids = in_chunks(self._encode_tubelets, tubelets.float(), size)
         return rearrange(ids, "(b t) h w -> b t h w", b=len(clip))
 
-    def _encode_frames(self, frames: Tensor) -> Tensor:
-        outputs = self.encoder(centred(frames))
+    def _tubelets(self, clip: Tensor) -> Tensor:
+        """A clip [B, 3, T, H, W] as [B * t, 3 * temporal_stride, H, W]; an image fills a tubelet alone."""
+        if clip.shape[2] == 1:
+            return repeat(clip[:, :, 0], "b c h w -> b (k c) h w", k=self.strides[0])
+        return rearrange(clip, "b c (t k) h w -> (b t) (k c) h w", k=self.strides[0])
+
+    def _encode_tubelets(self, tubelets: Tensor) -> Tensor:
+        outputs = self.encoder(centred(tubelets))
         vectors = rearrange(outputs, "n d h w -> n (h w) d")
         ids = nearest_code(vectors, self.codebook)
-        return ids.view(len(frames), *outputs.shape[2:])
+        return ids.view(len(tubelets), *outputs.shape[2:])
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
+        """Pixels [B, 3, t * temporal_stride, H, W] in [0, 1]: an image too comes back as a whole tubelet."""
         with torch.autocast(ids.device.type, enabled=False):
             pixels = self._decode_vectors(self.codebook[ids])
         return pixels.clamp(0, 1)
 
     def _decode_vectors(self, vectors: Tensor) -> Tensor:
         """Pixels [B, 3, T, H, W], not clamped, from code vectors [B, t, h, w, code_dim]."""
-        frames = self.decoder(rearrange(vectors, "b t h w d -> (b t) d h w"))
-        return rearrange(frames + 0.5, "(b t) c h w -> b c t h w", b=len(vectors))
+        tubelets = self.decoder(rearrange(vectors, "b t h w d -> (b t) d h w"))
+        return rearrange(tubelets + 0.5, "(b t) (k c) h w -> b c (t k) h w", b=len(vectors), c=3)
 
     def reconstruct(self, clip: Tensor) -> Reconstruction:
         """The clip through the codebook; the regulariser is the commitment, ||z_e - sg(e)||^2 (Eq. 3)."""
         self.grid(*clip.shape[2:])
-        outputs = self.encoder(centred(rearrange(clip, "b c t h w -> (b t) c h w"))).float()
+        outputs = self.encoder(centred(self._tubelets(clip))).float()
         outputs = rearrange(outputs, "(b t) d h w -> b t h w d", b=len(clip))
         with torch.autocast(clip.device.type, enabled=False):
             ids = nearest_code(outputs.detach().flatten(0, 3)[None], self.codebook).view(outputs.shape[:-1])
@@ -119,7 +132,8 @@ class VQVAE(TrainableTokenizer):
             self._collect(outputs.detach().flatten(0, 3), ids.flatten())
         codes = self.codebook[ids]
         through = outputs + (codes - outputs).detach()  # straight-through: the gradient skips the codebook
-        return Reconstruction(self._decode_vectors(through), ids, F.mse_loss(outputs, codes))
+        pixels = of_length(self._decode_vectors(through), clip.shape[2])
+        return Reconstruction(pixels, ids, F.mse_loss(outputs, codes))
 
     @torch.no_grad()
     def _collect(self, outputs: Tensor, ids: Tensor) -> None:
@@ -165,9 +179,14 @@ class VQVAE(TrainableTokenizer):
 
 def nearest_code(vectors: Tensor, codebook: Tensor) -> Tensor:
     """Ids int64 [n, m] of the codes [V, D] that lie nearest to ``vectors`` [n, m, D] (Eq. 1)."""
+    axis = 0 if len(vectors) > 1 else 1
+    size = max(1, _MOST_DISTANCES // (vectors.shape[1 - axis] * len(codebook)))
     half_norms = codebook.square().sum(dim=1) / 2
-    table = codebook.t().expand(len(vectors), -1, -1)
-    return torch.baddbmm(half_norms, vectors, table, alpha=-1).argmin(dim=-1)
+    found = []
+    for part in vectors.split(size, dim=axis):
+        table = codebook.t().expand(len(part), -1, -1)
+        found.append(torch.baddbmm(half_norms, part, table, alpha=-1).argmin(dim=-1))
+    return torch.cat(found, dim=axis)
 
 
 def _far_outputs(outputs: Tensor, codebook: Tensor, count: int, generator: torch.Generator) -> Tensor:
