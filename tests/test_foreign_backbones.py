@@ -142,6 +142,8 @@ def test_timm_networks_see_each_frame_alone(name: str, tmp_path: Path) -> None:
 def test_a_timm_network_of_one_size_says_so_and_takes_another_when_told() -> None:
     net = TimmNet(name="swin_tiny_patch4_window7_224", size=64).eval()
     assert net(torch.rand(1, 3, 2, 64, 64)).patches.shape == (1, 2, 2, 2, 768)
+    with pytest.raises(ValueError, match=r"takes frames of 64x64 only, got 32x32: set 'size'"):
+        net.grid(2, 32, 32)
     with pytest.raises(ValueError, match="timm cannot make 'resnet_of_nobody'"):
         TimmNet(name="resnet_of_nobody")
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import prefixed
+from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Features, Translated
 
 
@@ -42,7 +43,23 @@ class TimmNet(Backbone):
         self._num_prefix_tokens = getattr(net, "num_prefix_tokens", 0)
         config = net.pretrained_cfg
         self.normalise = Normalise(tuple(config["mean"]), tuple(config["std"]))
+        # networks of patches say there whether their positions or windows are made for one size
+        embed = getattr(net, "patch_embed", None)
+        self._only_size = tuple(embed.img_size) if getattr(embed, "strict_img_size", False) else None
         self._name = name
+
+    def grid(self, num_frames: int, height: int, width: int) -> GridSize:
+        """Cells of the last map.
+
+        Raises:
+            ValueError: if the network does not take this size.
+        """
+        if self._only_size is not None and self._only_size != (height, width):
+            raise ValueError(
+                f"timm's {self._name} takes frames of {'x'.join(map(str, self._only_size))} only, got "
+                f"{height}x{width}: set 'size', or give frames of that size"
+            )
+        return super().grid(num_frames, height, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         if mask is not None:
