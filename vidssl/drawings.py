@@ -12,6 +12,7 @@ from vidssl.objectives.losses import copy_nearest
 from vidssl.picture_clips import Clips
 from vidssl.pictures import MAX_COLUMNS, Row, Strip, as_frames, colour_bar, heat_over, spread
 from vidssl.tokenizers.measure import psnr
+from vidssl.tokenizers.tubelets import of_length
 
 HIDDEN = (240, 222, 130)  # what stands where a frame is hidden: light yellow, as in VIMPAC's Fig. 1
 
@@ -77,6 +78,7 @@ def _range(map_: Tensor) -> str:
 
 def tokenizer_drawing(clips: Clips, made: Tensor, title: str) -> Drawing:
     """Clips above what a tokenizer made of them, [B, 3, T, H, W]."""
+    made = of_length(made, clips.pixels.shape[2])
     errors = (made - clips.pixels).square().flatten(1).mean(dim=1)
     notes = [f"{float(psnr(error)):.1f} dB" for error in errors]
     labelled = {"frames": _frames(clips.pixels), "tokenizer": _frames(made)}
@@ -93,7 +95,10 @@ def prediction_drawing(clips: Clips, filled: FilledIn, tokenizer: Tokenizer, tit
         ValueError: if the tokenizer cannot draw.
     """
     nearest = copy_nearest(filled.ids, filled.hidden)
-    kept, predicted, copied = (tokenizer.decode(ids).cpu() for ids in (filled.ids, filled.predicted, nearest))
+    kept, predicted, copied = (
+        of_length(tokenizer.decode(ids).cpu(), clips.pixels.shape[2])
+        for ids in (filled.ids, filled.predicted, nearest)
+    )
     hidden = filled.hidden.cpu()
     labelled = {
         "frames": _frames(clips.pixels),
