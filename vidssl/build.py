@@ -230,7 +230,7 @@ def _assemble(
     made = {"backbone": backbone, "tokenizer": tokenizer, "masker": masker}
     takes = parts_of(constructor_of(recipe.objective, OBJECTIVE))
     check_sections(recipe, takes)
-    check_inputs(recipe, backbone, tokenizer, masker)  # first: it names the parts that would do
+    check_inputs(recipe, takes, backbone, tokenizer, masker)  # first: it names the parts that would do
     objective = _construct(recipe.objective, OBJECTIVE, *(made[name] for name in takes))
     check_tokenizer(recipe, objective, tokenizer)
     return objective
