@@ -88,9 +88,16 @@ def check_tokenizer(recipe: Recipe, objective: Objective, tokenizer: Tokenizer |
 
 
 def check_inputs(
-    recipe: Recipe, backbone: Backbone | None, tokenizer: Tokenizer | None, masker: Masker | None
+    recipe: Recipe,
+    takes: Mapping[str, bool],
+    backbone: Backbone | None,
+    tokenizer: Tokenizer | None,
+    masker: Masker | None,
 ) -> None:
     """The backbone can be fed what the objective has.
+
+    Args:
+        takes: as for ``check_sections``.
 
     Raises:
         UsageError: if it reads ids and nothing makes them, or ids of another vocabulary than the tokenizer's,
@@ -99,6 +106,12 @@ def check_inputs(
     if backbone is None or recipe.backbone is None:
         return
     at, name = recipe.backbone.node, recipe.backbone.type
+    if backbone.input_kind == "tokens" and "tokenizer" not in takes:
+        able = names_with(BACKBONE, "input_kind", "pixels")
+        raise at.error(
+            f"'{name}' reads token ids, and objective '{recipe.objective.type}' has only pixels. "
+            f"Backbones that read those: {able}"
+        )
     if backbone.input_kind == "tokens" and recipe.tokenizer is None:
         raise at.error(f"'{name}' reads token ids: add a 'tokenizer' section that makes them")
     ids = None if backbone.input_kind == "pixels" or tokenizer is None else tokenizer.vocab_size
