@@ -62,6 +62,7 @@ from vidssl.schema import bind, construct, parts_of
 from vidssl.sections import PartSpec, ProbeSpec
 from vidssl.spec_files import Kind as SpecKind
 from vidssl.token_checks import check_stored, check_stored_views, refuse_stored_views
+from vidssl.tokenizer_protocol import TokenizerProtocol, load_tokenizer_protocol, measures_tokenizers
 from vidssl.weights.load import load_init, load_whole, read_weights
 
 Component = TypeVar("Component")
@@ -309,6 +310,16 @@ def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
         check_protocol(protocol)
 
 
+def check_tokenizer_protocol(protocol: TokenizerProtocol) -> None:
+    """Checks the parts of a protocol that measures tokenizers.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    views(protocol.views)
+    _check_keys(protocol.test, SOURCE)
+
+
 def check_tokenizer_file(name: str) -> None:
     """Builds the tokenizer of a file on the meta device, without its weights.
 
@@ -327,6 +338,8 @@ def check_file(kind: SpecKind, path: Path) -> None:
     """
     if kind == "recipes":
         check(load_recipe(str(path)))
+    elif kind == "evaluation" and measures_tokenizers(str(path)):
+        check_tokenizer_protocol(load_tokenizer_protocol(str(path)))
     elif kind == "evaluation":
         check_any_protocol(load_any_protocol(str(path)))
     else:

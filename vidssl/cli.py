@@ -68,7 +68,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "operands",
         nargs="*",
         metavar="[RUN_OR_CHECKPOINT] [KEY=VALUE ...]",
-        help="run folder or checkpoint, the newest run if none is named; overrides of the protocols",
+        help="run folder or checkpoint, the newest run if none is named; overrides of the protocols. With "
+        "--protocol tokenizer: tokenizers, as many as you like, all that have weights if none is named",
     )
     evaluate.add_argument(
         "--protocol",
@@ -206,6 +207,12 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _eval(arguments: argparse.Namespace) -> int:
     names, overrides = _split(arguments.operands)
+    from vidssl.tokenizer_protocol import measures_tokenizers
+
+    if any(map(measures_tokenizers, arguments.protocol)):
+        from vidssl.tokenizer_scores import score_tokenizers
+
+        return score_tokenizers(names, arguments.protocol, overrides)
     if len(names) > 1:
         raise UsageError(f"eval takes one run or checkpoint, got {' '.join(names)}")
     from vidssl.evaluate import evaluate_run

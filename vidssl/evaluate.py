@@ -93,7 +93,10 @@ def _recipe_of(checkpoint: Checkpoint) -> Recipe:
         )
     recipe = recipe_from_text(checkpoint.recipe, str(checkpoint.path))
     if recipe.backbone is None:
-        raise UsageError(f"{checkpoint.path}: this run trained a tokenizer, which has no features to probe")
+        raise UsageError(
+            f"{checkpoint.path}: this run trained a tokenizer, which has no features to probe: "
+            "--protocol tokenizer measures it"
+        )
     return recipe
 
 
