@@ -23,9 +23,11 @@ class Recorder(v.Objective):
         self.net = nn.Linear(1, 1)
         self.seen: list[float] = []
         self.hooked: list[int] = []
+        self.epochs: list[int] = []
 
     def forward(self, batch, progress, generator):
         self.seen.append(float(batch.views["clip"][0].mean()))
+        self.epochs.append(progress.epoch)
         loss = self.net(torch.ones(1)).square().sum()
         return v.LossOutput(loss, {"loss": loss})
 
@@ -65,6 +67,11 @@ def test_each_step_runs_at_the_rate_of_the_schedule(trained):
 def test_the_objective_sees_augmented_batches(trained):
     objective, _ = trained
     assert objective.seen == [7.0] * 6
+
+
+def test_the_objective_is_told_the_epoch(trained):
+    objective, _ = trained
+    assert objective.epochs == [0, 0, 1, 1, 2, 2]  # 8 videos, 4 a step
 
 
 def test_the_hook_is_called_after_every_step(trained):
