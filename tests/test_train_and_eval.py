@@ -216,6 +216,29 @@ def test_backbone_starts_from_an_earlier_run(capsys):
     )
 
 
+def test_a_knn_probe_in_the_course_of_a_run_is_what_eval_finds_and_changes_nothing():
+    assert main(["train", "bevt.yaml", "name=watched", "run.knn_every_steps=3"]) == 0
+    records = [json.loads(line) for line in Path("runs/watched/metrics.jsonl").read_text().splitlines()]
+    probes = [record for record in records if "knn_digit" in record]
+    assert [record["step"] for record in probes] == [3, 6]
+    watched, plain = (
+        read_checkpoint(Path(f"runs/{name}/checkpoints/step-000006.safetensors")).encoder
+        for name in ("watched", "bevt")
+    )
+    torch.testing.assert_close(watched, plain, atol=0, rtol=0)
+    assert main(["eval", "runs/watched", "--protocol", "knn", "evaluator.k=200"]) == 0
+    scores = json.loads(Path("runs/watched/scores/knn-step-000006.json").read_text())["scores"]["trained"]
+    assert {f"knn_{row['label']}": row["top1"] for row in scores}.items() <= probes[1].items()
+
+
+def test_a_knn_probe_needs_videos_and_something_to_probe(capsys):
+    words = ("run.knn_every_steps=3", "data.probe=null")
+    assert "run.knn_every_steps: needs labelled videos: add 'data.probe'" in fails(
+        capsys, "train", "bevt.yaml", *words
+    )
+    assert "has no features to probe" in fails(capsys, "train", "tokenizer.yaml", "run.knn_every_steps=3")
+
+
 def test_a_run_from_random_weights_says_so(capsys):
     assert main(["train", "bevt.yaml", "name=fresh", "schedule.steps=1"]) == 0
     assert "starts from RANDOM weights ('backbone.init' names others)" in capsys.readouterr().out

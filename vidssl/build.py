@@ -12,6 +12,7 @@ from vidssl.build_checks import (
     check_grids,
     check_groups,
     check_inputs,
+    check_monitor,
     check_sections,
     check_streams,
     check_tokenizer,
@@ -264,6 +265,7 @@ def check(recipe: Recipe) -> None:
         bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
     check_groups(recipe, objective, update)
+    check_monitor(recipe, objective.encoder())
     for name, sampler in samplers.items():
         check_stored_views(recipe, name, sampler, bare_backbone)
     check_views(recipe, objective, shapes)

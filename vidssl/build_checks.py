@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 import torch
+from torch import nn
 
 from vidssl.components import BACKBONE, OBJECTIVE, names_with
 from vidssl.engine.optim import Update
@@ -45,6 +46,23 @@ def check_streams(recipe: Recipe) -> None:
     without = [name for name, stream in streams.items() if stream.test_source is None]
     if 0 < len(without) < len(streams):
         raise streams[without[0]].node.error("missing 'test_source': give it for every stream or for none")
+
+
+def check_monitor(recipe: Recipe, encoder: nn.Module) -> None:
+    """A kNN probe in the course of the run has a network to probe, and videos.
+
+    Raises:
+        UsageError: if not.
+    """
+    if recipe.run.knn_every_steps is None:
+        return
+    at = recipe.node.mapping()["run"].mapping()["knn_every_steps"]
+    if not isinstance(encoder, Backbone):
+        raise at.error(
+            f"objective '{recipe.objective.type}' trains a tokenizer, which has no features to probe"
+        )
+    if recipe.data.probe is None:
+        raise at.error("needs labelled videos: add 'data.probe'")
 
 
 def check_epochs(recipe: Recipe, schedule: Schedule) -> None:

@@ -101,6 +101,8 @@ class RunSpec:
         workers: processes that decode, for each stream; 0 decodes in the training process.
         checkpoint_every_steps: how often to save, and to measure on held-out streams.
         test_batches: of the held-out streams, a measurement.
+        knn_every_steps: how often to classify the test videos of ``data.probe`` by their nearest neighbours
+            (k = 200, temperature 0.07, as VIMPAC's code); null never does.
         accumulate: parts that each step's batch goes through the network in, one after another, to save
             memory; their gradients are averaged.
         keep_checkpoints: how many checkpoints one can go on from; older ones keep their weights alone.
@@ -116,6 +118,7 @@ class RunSpec:
     log_every_steps: int = 10
     checkpoint_every_steps: int = 200
     test_batches: int = 8
+    knn_every_steps: int | None = None
     accumulate: int = 1
     keep_checkpoints: int = 2
     keep_every_steps: int | None = None
@@ -128,6 +131,7 @@ class RunSpec:
             "log_every_steps": self.log_every_steps,
             "checkpoint_every_steps": self.checkpoint_every_steps,
             "test_batches": self.test_batches,
+            "knn_every_steps": self.knn_every_steps,
             "accumulate": self.accumulate,
             "keep_checkpoints": self.keep_checkpoints,
             "keep_every_steps": self.keep_every_steps,

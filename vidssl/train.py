@@ -25,6 +25,7 @@ from vidssl.engine.signals import StopRequest, stop_requests
 from vidssl.engine.window import Window
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress
+from vidssl.knn_monitor import KnnMonitor
 from vidssl.recipe import Recipe, RunSpec, overridden, read_recipe
 from vidssl.resolved import resolved_text
 from vidssl.spec import load
@@ -33,6 +34,7 @@ STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: 
 
 Augment = Callable[[Batch, torch.Generator], Batch]
 Metrics = Mapping[str, Tensor]
+Monitor = Callable[[], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class _Fixed:
     test_streams: Mapping[str, Stream]
     recipe_text: str
     stop_after: int | None
+    monitor: Monitor | None
 
 
 def train(
@@ -84,6 +87,7 @@ def train(
     recipe_text: str = "",
     resume: Path | None = None,
     stop_after: int | None = None,
+    monitor: Monitor | None = None,
     console: Console | None = None,
 ) -> TrainResult:
     """Minimise an objective over streams of views; log, test and save on the way.
@@ -99,6 +103,7 @@ def train(
         resume: folder of a run to go on with, at the very step of its newest checkpoint: all further steps
             are those that the run would have taken. No folder is made then, ``name`` is not used.
         stop_after: steps of the run after which to stop as Ctrl-C would.
+        monitor: called every ``run.knn_every_steps`` steps; what it measures is logged.
 
     Raises:
         UsageError: if the loss stops being a number, the disk is full, too many videos cannot be read, or the
@@ -120,7 +125,7 @@ def train(
         say(f"Goes on after step {start.step} of {plan.total_steps}.")
     fixed = _Fixed(
         run, plan, optim.update, folder, device, use_bfloat16(run.precision, device), augment,
-        test_streams or {}, recipe_text, stop_after,
+        test_streams or {}, recipe_text, stop_after, monitor,
     )  # fmt: skip
     with (
         stop_requests() as stop,
@@ -186,6 +191,10 @@ def _descend(
         tested = _test(moving.objective, fixed) if due else {}
         if tested:
             folder.log({"step": done, "seconds": seconds, **{f"test_{key}": v for key, v in tested.items()}})
+        if fixed.monitor is not None and run.knn_every_steps and done % run.knn_every_steps == 0:
+            found = fixed.monitor()
+            folder.log({"step": done, "seconds": seconds, **found})
+            display.metrics(done, found)
         if due or stopped:
             save_checkpoint(
                 folder.checkpoint_path(done), moving.objective, step=done, recipe=fixed.recipe_text
@@ -318,9 +327,16 @@ def train_recipe(
         recipe_text=text,
         resume=resume,
         stop_after=stop_after,
+        monitor=_monitor(recipe, objective),
         console=console,
     )
     return objective, result
+
+
+def _monitor(recipe: Recipe, objective: Objective) -> Monitor | None:
+    encoder = objective.encoder()
+    wanted = recipe.run.knn_every_steps is not None and isinstance(encoder, Backbone)
+    return KnnMonitor(recipe, encoder) if wanted and isinstance(encoder, Backbone) else None
 
 
 def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None = None) -> int:
