@@ -91,6 +91,7 @@ def test_features_have_the_announced_shapes(name: str, size: tuple[int, int, int
     features = net(x, hidden(net, x) if net.takes_mask else None)
     assert features.pooled().shape == (2, net.embed_dim)
     assert features.pooled().dtype == torch.float32
+    assert net.gives_cls == (features.cls is not None)
     assert features.patches.shape[0] == 2
     assert features.patches.shape[-1] == net.embed_dim
     assert len(features.stages) == len(net.stage_dims) == len(net.stage_strides)

@@ -56,6 +56,7 @@ def test_torchvisions_mvit_gives_its_class_token() -> None:
     ours.load_state_dict({f"net.{k}": v for k, v in theirs.state_dict().items() if not k.startswith("head.")})
     clip = torch.rand(1, 3, 16, 224, 224)
     features = ours(clip)
+    assert ours.gives_cls
     torch.testing.assert_close(theirs.head(features.pooled()), theirs(ours.normalise(clip)))
     assert features.patches.shape[1:4] == ours.grid(16, 224, 224)
 

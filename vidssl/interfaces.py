@@ -164,8 +164,8 @@ class Backbone(nn.Module, ABC):
 
     A constructor sets ``embed_dim`` (D of ``Features.pooled()``), ``strides`` (frames, rows and columns
     of pixels that one cell of ``grid`` spans; of ids where it reads those) and, if it has stages,
-    ``stage_dims`` and ``stage_strides``, finest first. One that reads ids also sets ``vocab_size``, how many
-    different ones a tokenizer may give it.
+    ``stage_dims`` and ``stage_strides``, finest first. ``gives_cls`` says whether ``Features.cls`` is there.
+    One that reads ids also sets ``vocab_size``, how many different ones a tokenizer may give it.
     """
 
     input_kind: ClassVar[InputKind] = "pixels"
@@ -173,6 +173,7 @@ class Backbone(nn.Module, ABC):
     embed_dim: int
     strides: GridSize
     vocab_size: int | None = None
+    gives_cls: bool = False
     stage_dims: tuple[int, ...] = ()
     stage_strides: tuple[GridSize, ...] = ()
 

@@ -105,6 +105,7 @@ class Factorized(Backbone):
         _check(vocab_size, (num_frames, height, width), size.depth, dropout, init_std)
         self.vocab_size = vocab_size
         self.embed_dim = dim = size.embed_dim
+        self.gives_cls = True
         self.strides = (1, 1, 1)
         self.norm = norm
         self.embedding = nn.Embedding(vocab_size + SPECIAL_IDS, dim)

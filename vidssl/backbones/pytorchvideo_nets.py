@@ -59,6 +59,7 @@ class PyTorchVideoNet(Backbone):
             self.net.blocks = self.net.blocks[: -2 if name.startswith("slowfast") else -1]
         self.normalise = Normalise((0.45, 0.45, 0.45), (0.225, 0.225, 0.225))
         self.embed_dim, self.strides = _SHAPES[name]
+        self.gives_cls = name.startswith("mvit")
         self._name = name
 
     def grid(self, num_frames: int, height: int, width: int) -> GridSize:

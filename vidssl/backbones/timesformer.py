@@ -86,6 +86,7 @@ class TimeSformer(Backbone, ClassAttention):
         if temporal_init == "random" and attention != "divided":
             raise ValueError(f"attention '{attention}' has no temporal attention: leave out temporal_init")
         self.embed_dim = embed_dim
+        self.gives_cls = True
         self.strides = (1, patch_size, patch_size)
         self.attention = attention
         self.position_resize = position_resize

@@ -41,6 +41,7 @@ class TimmNet(Backbone):
         self.strides = (1, reduction, reduction)
         # only networks of tokens have class tokens, and timm's others lack the name
         self._num_prefix_tokens = getattr(net, "num_prefix_tokens", 0)
+        self.gives_cls = self._num_prefix_tokens > 0
         config = net.pretrained_cfg
         self.normalise = Normalise(tuple(config["mean"]), tuple(config["std"]))
         # networks of patches say there whether their positions or windows are made for one size

@@ -40,6 +40,7 @@ class TorchvisionNet(Backbone):
         self.normalise = Normalise(tuple(preset.mean), tuple(preset.std))
         self.strides = (1, *family.strides[1:]) if name == "mc3_18" else family.strides
         self.embed_dim = family.embed_dim(self.net)
+        self.gives_cls = name.startswith("mvit")
 
     def grid(self, num_frames: int, height: int, width: int) -> GridSize:
         """Cells of the last map.

@@ -63,6 +63,7 @@ class ViT(Backbone, ClassAttention):
         if min(patch_size) < 1 or depth < 1:
             raise ValueError(f"patch_size and depth must be positive, got {patch_size} and {depth}")
         self.embed_dim = embed_dim
+        self.gives_cls = class_token
         self.strides = patch_size
         self.normalise = Normalise(mean, std)
         self.embed_clip = PatchEmbed(patch_size, embed_dim, norm=False)
