@@ -489,6 +489,7 @@ def test_a_process_that_is_killed_loses_one_shard_at_most() -> None:
 @pytest.mark.slow
 def test_torchrun_splits_the_videos() -> None:
     words = command(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "vidssl")
-    subprocess.run([*words, "--out", "torchrun"], check=True, capture_output=True)
+    ended = subprocess.run([*words, "--out", "torchrun"], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     fill("alone", videos_per_shard=1)
     assert shards("torchrun") == shards("alone")
