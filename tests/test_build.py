@@ -59,6 +59,7 @@ def test_weights_of_an_unknown_digest_load_with_a_warning_that_gives_theirs(tmp_
     said: list[str] = []
     build.tokenizer("trained", say=said.append)
     build.objective(changed(), say=said.append)
+    said = [line for line in said if "RANDOM" not in line]  # of the backbone
     assert len(said) == 2
     assert all("trained.safetensors: NOT VERIFIED" in line and f"sha256: {digest}" in line for line in said)
     (tmp_path / "tokenizers" / "trained.safetensors").unlink()

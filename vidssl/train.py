@@ -312,18 +312,19 @@ def train_recipe(
     if resume is None and recipe.run.resume == "auto":
         found = find_run(Path(recipe.run.out), recipe.name, text, say)
         resume = None if found is None else found.path
+    streams, test_streams = build.streams(recipe), build.test_streams(recipe)  # what is missing is missed at once
     torch.manual_seed(recipe.seed)
     objective = build.objective(recipe, say=say, with_init=resume is None)
     result = train(
         objective,
-        build.streams(recipe),
+        streams,
         optim=build.optim(recipe),
         schedule=build.schedule(recipe),
         name=recipe.name,
         seed=recipe.seed,
         run=recipe.run,
         augment=build.augment(recipe),
-        test_streams=build.test_streams(recipe),
+        test_streams=test_streams,
         recipe_text=text,
         resume=resume,
         stop_after=stop_after,
