@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidssl.errors import UsageError
 from vidssl.weights.foreign import read_foreign
 from vidssl.weights.load import load_state
 
@@ -54,12 +55,7 @@ class PerceptualDistance(nn.Module):
         self.size = tuple(config["input_size"][1:]) if _fixed(net) else None
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         if init != RANDOM and next(net.parameters()).device.type != "meta":
-            report = load_state(net, read_foreign(init), init)
-            if report.new:
-                raise ValueError(
-                    f"{init}: lacks {len(report.new)} tensors of {network}, e.g. {report.new[0]}: "
-                    "a loss is not made of random weights unless perceptual_init: random asks for them"
-                )
+            _load(net, network, init)
         # within a tuple PyTorch does not see it: no checkpoint, optimizer or train() reaches it
         self._held = (net.eval().requires_grad_(False),)
 
@@ -140,6 +136,18 @@ def _create(name: str) -> Any:  # timm's networks share names, not a class
     if not callable(getattr(net, "forward_intermediates", None)):
         raise ValueError(f"timm's '{name}' does not give the features between its layers: take another")
     return net
+
+
+def _load(net: nn.Module, network: str, init: str) -> None:
+    try:
+        report = load_state(net, read_foreign(init), init)
+    except UsageError as error:
+        raise UsageError(f"{error} (here: perceptual_init)") from error
+    if report.new:
+        raise UsageError(
+            f"{init}: lacks {len(report.new)} tensors of {network}, e.g. {report.new[0]}: "
+            "a loss is not made of random weights unless perceptual_init: random asks for them"
+        )
 
 
 def _fixed(net: Any) -> bool:
