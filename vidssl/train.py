@@ -312,7 +312,7 @@ def train_recipe(
     if resume is None and recipe.run.resume == "auto":
         found = find_run(Path(recipe.run.out), recipe.name, text, say)
         resume = None if found is None else found.path
-    streams, test_streams = build.streams(recipe), build.test_streams(recipe)  # what is missing is missed at once
+    streams, test_streams = build.streams(recipe), build.test_streams(recipe)  # first: a missing file ends it
     torch.manual_seed(recipe.seed)
     objective = build.objective(recipe, say=say, with_init=resume is None)
     result = train(
