@@ -32,6 +32,7 @@ from vidssl.data.views_vimpac import ClipPair
 from vidssl.engine.token_store import CROPS, StoreReader, Transform, transforms_of
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
+from vidssl.objectives.frozen import FrozenTokenizer
 from vidssl.recipe import load_recipe
 from vidssl.token_request import TokenizeRequest, read_request
 from vidssl.tokenizers import VQVAE
@@ -278,6 +279,16 @@ def test_what_does_not_go_with_stored_ids_is_refused_before_data_is_touched(
     overrides: tuple[str, ...], says: str
 ) -> None:
     assert says in message(lambda: build.check(load_recipe("toy.yaml", overrides)))
+
+
+def test_probes_and_other_objectives_do_not_take_stored_ids() -> None:
+    store = "{type: token_store, root: store}"
+    probe = f"data.probe={{train: {store}, test: {store}, views: %s}}"
+    views = "{type: stored_clip, num_frames: 4, fps: 10.0, size: 16}"
+    words = message(lambda: build.check(load_recipe("toy.yaml", (probe % views,))))
+    assert "'stored_clip' gives stored ids, and test views are taken of pixels" in words
+    held = FrozenTokenizer(build.tokenizer("toy"))
+    assert "gives stored ids" in message(lambda: held(torch.zeros(1, 4, 4, 4, dtype=torch.int64)))
 
 
 def test_stores_of_stores_and_pixels_of_stores_are_refused() -> None:

@@ -6,7 +6,9 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -162,20 +164,24 @@ def _fill(maker: VideoTokenizer, request: TokenizeRequest, share: float, say: Sa
     if len(todo) < len(done):
         say(f"{who}goes on: {len(done) - len(todo)} of {len(done)} shards are there.")
     _estimate(maker, todo, folder, who, say)
-    found = maker.videos([index for shard in todo for index in info.videos_of(shard)])
+
+    def note(video: StoredVideo) -> None:
+        failed.append(video)
+        say(f"unreadable, left out: {video.key}: {video.reason}")
+        _check_share(failed, info, share)
+
     started = time.monotonic()
-    for number, shard in enumerate(todo, 1):
-        with ShardWriter(folder, info, shard) as writer:
-            for _ in info.videos_of(shard):
-                video, ids = next(found)
-                if video.reason:
-                    failed.append(video)
-                    say(f"unreadable, left out: {video.key}: {video.reason}")
-                    _check_share(failed, info, share)
-                writer.add(video, ids)
-            writer.finish()
-        left = (time.monotonic() - started) / number * (len(todo) - number)
-        say(f"{who}shard {number}/{len(todo)}  {format_duration(left)} left")
+    # closing ends the workers at once, whatever went wrong
+    with closing(maker.videos([index for shard in todo for index in info.videos_of(shard)])) as found:
+        for number, shard in enumerate(todo, 1):
+            with ShardWriter(folder, info, shard) as writer:
+                for video, ids in islice(found, len(info.videos_of(shard))):
+                    if video.reason:
+                        note(video)
+                    writer.add(video, ids)
+                writer.finish()
+            left = (time.monotonic() - started) / number * (len(todo) - number)
+            say(f"{who}shard {number}/{len(todo)}  {format_duration(left)} left")
 
 
 def _share(info: StoreInfo, rank: int, world: int) -> range:

@@ -1,6 +1,6 @@
 """Whole videos into ids, under several transforms from one decode."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,7 +62,7 @@ class VideoTokenizer:
             self._planned[index] = Planned(self._look(index))
         return self._planned[index]
 
-    def videos(self, indices: Sequence[int]) -> Iterator[tuple[StoredVideo, Ids]]:
+    def videos(self, indices: Sequence[int]) -> Generator[tuple[StoredVideo, Ids], None, None]:
         """Videos with their ids [transform, frame, h, w], in order; those that cannot be read have none."""
         pieces = ([number] for index in indices for number in self._pieces(index))
         found = parcels(self.frames, pieces, workers=self.workers, timeout_seconds=900.0)
