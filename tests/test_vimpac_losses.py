@@ -10,7 +10,8 @@ from vimpac_reference import VOCAB, Given, Ids, difference, load, part, toy_back
 
 from vidssl.errors import UsageError
 from vidssl.interfaces import Features
-from vidssl.objectives.contrastive import BatchNorm, ProjectionHead, info_nce
+from vidssl.objectives.batch_norm import BatchNorm
+from vidssl.objectives.contrastive import ProjectionHead, info_nce
 from vidssl.objectives.heads import Predictions
 from vidssl.objectives.mask_then_predict import MaskedClips, MaskThenPredict, corrupt
 from vidssl.objectives.vimpac import ClipContrast
@@ -93,7 +94,7 @@ def test_batch_norm_is_pytorch_s() -> None:
         assert torch.allclose(ours.state_dict()[key], value, atol=1e-6)
     ours.eval(), theirs.eval()
     assert torch.allclose(ours(x), theirs(x), atol=1e-6)
-    with pytest.raises(ValueError, match="two rows or more"):
+    with pytest.raises(ValueError, match="at least 2 rows"):
         BatchNorm(5)(x[:1])
 
 

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl.engine.gather import gather_rows, num_processes, rank, sum_over_processes
+from vidssl.engine.gather import gather_rows, rank
+from vidssl.objectives.batch_norm import BatchNorm
 from vidssl.objectives.losses import accuracy
 
 
@@ -55,47 +56,6 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Contrast:
 
 def _full(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation of rows over all processes, with the parameters of PyTorch's.
-
-    PyTorch's synchronised one needs a GPU; this one does not.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps = eps
-        self.momentum = momentum
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("running_var", torch.ones(dim))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, D], B the same in all processes, to the same shape."""
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        with torch.autocast(x.device.type, enabled=False):
-            x = _full(x)
-            count = len(x) * num_processes()
-            if count < 2:
-                raise ValueError("batch normalisation needs two rows or more, got one")
-            mean = sum_over_processes(x.sum(dim=0)) / count
-            variance = sum_over_processes((x - mean).square().sum(dim=0)) / count
-            self._remember(mean.detach(), variance.detach() * count / (count - 1))
-            return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
-
-    @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), self.momentum)
-        self.num_batches_tracked += 1
 
 
 class ProjectionHead(nn.Module):

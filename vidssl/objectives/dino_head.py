@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl.engine.gather import num_processes, sum_over_processes
+from vidssl.objectives.batch_norm import BatchNorm
 
 
 class DinoHead(nn.Module):
@@ -68,41 +68,3 @@ class Prototypes(nn.Module):
     def forward(self, x: Tensor, *, frozen: bool) -> Tensor:
         weight = self.weight_g * F.normalize(self.weight_v, dim=-1)
         return F.linear(x, weight.detach() if frozen else weight)
-
-
-class BatchNorm(nn.Module):
-    """Batch norm of rows [N, D], over the rows of all processes. Its state is ``nn.BatchNorm1d``'s.
-
-    ``nn.SyncBatchNorm`` would do on GPUs; it refuses the CPU.
-    """
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps = eps
-        self.momentum = momentum
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim))
-        self.register_buffer("running_mean", torch.zeros(dim))
-        self.register_buffer("running_var", torch.ones(dim))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
-            )
-        count = len(x) * num_processes()
-        if count < 2:
-            raise ValueError("batch norm in the head needs at least 2 rows: raise the batch size")
-        x = x.float()
-        mean = sum_over_processes(x.sum(dim=0)) / count
-        var = sum_over_processes((x - mean).square().sum(dim=0)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        return (x - mean) * (var + self.eps).rsqrt() * self.weight + self.bias

@@ -9,8 +9,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidssl.engine.curves import cosine_between
 from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress
+from vidssl.objectives.batch_norm import BatchNorm
 from vidssl.objectives.collapse import CollapseMonitor
-from vidssl.objectives.dino_head import BatchNorm, DinoHead
+from vidssl.objectives.dino_head import DinoHead
 from vidssl.objectives.distillation import (
     CentredTargets,
     SinkhornTargets,
