@@ -68,15 +68,13 @@ def read_request(
     chosen = tuple(crop for crop in CROPS if crop in places)
     if set(places) - set(chosen):
         raise UsageError(f"--crops must be among {','.join(CROPS)}, got {crops}")
+    default = "1,1.25" if tuning else "1"
+    sides = tuple(_number("--resize", text) for text in (resize or default).split(","))
     both = tuning if flip is None else flip == "both"
     return TokenizeRequest(
         out=Path(out),
         fps=None if fps == "own" else _number("--fps", fps) if fps else 16.0 if tuning else 2.0,
-        resize=tuple(_number("--resize", text) for text in resize.split(","))
-        if resize
-        else (1.0, 1.25)
-        if tuning
-        else (1.0,),
+        resize=sides,
         crops=chosen,
         flips=(False, True) if both else (False,),
         spot_checks=spot_checks,
