@@ -45,7 +45,7 @@ class TimmNet(Backbone):
         config = net.pretrained_cfg
         self.normalise = Normalise(tuple(config["mean"]), tuple(config["std"]))
         # networks of patches say there whether their positions or windows are made for one size
-        embed = getattr(net, "patch_embed", None)
+        embed: Any = getattr(net, "patch_embed", None)
         self._only_size = tuple(embed.img_size) if getattr(embed, "strict_img_size", False) else None
         self._name = name
 
