@@ -19,7 +19,7 @@ from vidssl.data.moving_digits import MovingDigits, encode
 from vidssl.data.video_files import VideoFiles
 from vidssl.data.views_uniform import UniformClips
 from vidssl.drawings import HIDDEN, attention_drawing, prediction_drawing, strips_of, tokenizer_drawing
-from vidssl.engine.checkpoint import save_checkpoint
+from vidssl.engine.checkpoint import encoder_prefix, read_checkpoint, save_checkpoint
 from vidssl.engine.runfolder import create_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import (
@@ -42,10 +42,11 @@ from vidssl.recipe import load_recipe
 from vidssl.resolved import resolved_text
 from vidssl.tokenizers import VQVAE
 from vidssl.tokenizers.dalle import DALLE
+from vidssl.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
 
 WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
 VQ = "type: vqvae, vocab_size: 16, code_dim: 4, width: 8, stride: 8, num_res_blocks: 0"
-VIT = "type: vit, embed_dim: 12, depth: 2, num_heads: 2, patch_size: [2, 8, 8]"
+VIT = "type: vit, embed_dim: 12, depth: 3, num_heads: 2, patch_size: [2, 8, 8], drop_path: 0.9"
 IMAGE = f"""
   image:
     source: {{{WORLD}, split: train}}
@@ -73,7 +74,7 @@ MASKED = f"backbone: {{{VIT}}}\ntokenizer: mine.yaml\nmasker: {{type: tube, min_
 CONTRAST = "objective: {type: vimpac_contrast, head_hidden_dim: 8, head_dim: 4}\n"
 RECIPES = {
     "tokenizer": f"objective: {{type: tokenizer}}\ntokenizer: {{{VQ}}}\ndata:{IMAGE}{END}",
-    "bevt": f"objective: {{type: bevt}}\n{MASKED}data:{VIDEO}{IMAGE}{END}",
+    "bevt": f"objective: {{type: bevt}}\n{MASKED}data:{VIDEO}{IMAGE}{PROBE}{END}",
     "bevt_image": f"objective: {{type: bevt_image}}\n{MASKED}data:{IMAGE}{END}",
     "vimpac": "objective: {type: vimpac, head_hidden_dim: 8, head_dim: 4}\n"
     "backbone: {type: factorized, vocab_size: 16, num_frames: 4, height: 4, width: 4, embed_dim: 8, depth: 1,"
@@ -177,7 +178,7 @@ def test_what_was_predicted_is_drawn_of_a_run(run: str, rows: int) -> None:
     sheet = drawn(run, "reconstruction", "--videos", "2")
     assert sheet.height > 2 * rows * 96
     with Image.open(f"runs/{run}/pictures/reconstruction-step-000007.gif") as gif:
-        assert gif.n_frames == 4
+        assert gif.n_frames == 4  # the views that it learned from, not the probe's
 
 
 def test_single_images_stand_side_by_side_and_do_not_move() -> None:
@@ -244,6 +245,7 @@ def test_pictures_follow_from_the_run_alone() -> None:
         ("runs/looks data.type=video_folder data.root=nowhere", "nowhere"),
         ("runs/looks --video a.mp4 data.type=video_folder", "leave out one of the two"),
         ("runs/looks views.type=uniform_clips views.size=30", "whole multiples of (2, 8, 8)"),
+        ("runs/looks views.type=stored_clip", "learned from stored ids, and pictures are drawn of pixels"),
         ("runs/looks runs/bevt", "show takes one run"),
         ("runs/looks --videos 0", "--videos must be at least 1"),
         ("runs/looks --videos 1 --out bevt.yaml/x", "name another with --out"),
@@ -356,6 +358,23 @@ def test_images_fill_strips_of_eight() -> None:
     first, second = strips[1].rows
     assert first.frames[:, 0, 0, 0].tolist() == [8, 9, 10]
     assert second.frames[:, 0, 0, 0].tolist() == [2, 1, 0]
+
+
+# whose weights
+
+
+@pytest.mark.parametrize("name", ["bevt", "vimpac", "timesformer", "tokenizer"])
+def test_what_is_drawn_has_the_weights_of_the_checkpoint(name: str) -> None:
+    checkpoint = read_checkpoint(Path(f"runs/{name}/checkpoints/step-000007.safetensors"))
+    recipe = recipe_of(checkpoint, "")
+    part = trained_tokenizer if name == "tokenizer" else trained_backbone
+    for key, value in part(recipe, checkpoint).state_dict().items():
+        assert torch.equal(value, checkpoint.encoder[key]), key
+    objective = trained_objective(recipe, checkpoint, lambda text: None)
+    state, prefix = objective.state_dict(), encoder_prefix(objective)
+    given = {f"{prefix}{key}": value for key, value in checkpoint.encoder.items()} | checkpoint.objective
+    assert state.keys() == given.keys()
+    assert all(torch.equal(state[key], given[key]) for key in given)
 
 
 # which videos

@@ -16,11 +16,11 @@ from vidssl.finetune import finetune_run
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
 from vidssl.interfaces import Backbone
 from vidssl.protocol import Protocol
-from vidssl.recipe import Recipe, recipe_from_text
+from vidssl.recipe import Recipe
 from vidssl.report import home, report
 from vidssl.scores import probe
 from vidssl.train import STOPPED
-from vidssl.weights.load import load_whole
+from vidssl.trained import recipe_of, trained_backbone
 
 
 def find_checkpoint(target: str | None) -> Path:
@@ -63,11 +63,11 @@ def evaluate_run(
     console = console or Console()
     with shown_messages(console):
         checkpoint = read_checkpoint(find_checkpoint(target))
-        recipe = _recipe_of(checkpoint)
+        recipe = _network_recipe(checkpoint)
         read = [_protocol(name, overrides, recipe) for name in protocols]
         for protocol in read:
             build.check_any_protocol(protocol)
-        networks = {"trained": _trained(recipe, checkpoint), "untrained": _untrained(recipe)}
+        networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
         store = FeatureStore(recipe, networks, folder=home(checkpoint) / "features", console=console)
         for protocol in read:
             if isinstance(protocol, FinetuneProtocol):
@@ -85,13 +85,8 @@ def evaluate_run(
     return 0
 
 
-def _recipe_of(checkpoint: Checkpoint) -> Recipe:
-    if not checkpoint.recipe:
-        raise UsageError(
-            f"{checkpoint.path}: was trained without a recipe; measure it in Python with "
-            "vidssl.api.extract and vidssl.api.probe"
-        )
-    recipe = recipe_from_text(checkpoint.recipe, str(checkpoint.path))
+def _network_recipe(checkpoint: Checkpoint) -> Recipe:
+    recipe = recipe_of(checkpoint, "measure it in Python with vidssl.api.extract and vidssl.api.probe")
     if recipe.backbone is None:
         raise UsageError(
             f"{checkpoint.path}: this run trained a tokenizer, which has no features to probe: "
@@ -110,12 +105,6 @@ def _protocol(name: str, overrides: Sequence[str], recipe: Recipe) -> Protocol |
             "'data.views={type: uniform_clips, num_frames: 16, frame_stride: 4, size: 112}'"
         )
     return protocol
-
-
-def _trained(recipe: Recipe, checkpoint: Checkpoint) -> Backbone:
-    backbone = build.backbone(recipe, with_init=False)
-    load_whole(backbone, checkpoint.encoder, checkpoint.path)
-    return backbone
 
 
 def _untrained(recipe: Recipe) -> Backbone:

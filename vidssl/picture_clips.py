@@ -11,6 +11,7 @@ from vidssl import build
 from vidssl.data.moving_digits import MovingDigits
 from vidssl.data.samples import InOrder
 from vidssl.data.video_files import VideoFiles
+from vidssl.data.views_stored import StoredViews
 from vidssl.data.views_uniform import UniformClips
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, ViewSampler, as_clip
@@ -74,6 +75,11 @@ def clips_to_show(recipe: Recipe | None, request: PictureRequest, say: Callable[
     if request.files and "data" in given:
         raise given["data"].node.error("--video names the videos already: leave out one of the two")
     views = build.views(given["views"]) if "views" in given else _views(recipe, request.what)
+    if isinstance(views, StoredViews):
+        raise UsageError(
+            "this run learned from stored ids, and pictures are drawn of pixels: name videos, "
+            f"{_EXAMPLE}, and how to cut them, e.g. views='{{type: uniform_clips, num_frames: 5}}'"
+        )
     if request.files:
         source: DataSource = VideoFiles(request.files)
     else:
