@@ -322,4 +322,8 @@ def _list(arguments: argparse.Namespace) -> int:
     console = Console()
     for kind in arguments.operands or LISTED:
         console.print(component_table(kind))
+    if "backbones" in arguments.operands:  # not for a list of everything: it builds them all
+        from vidssl.network_listing import network_table
+
+        console.print(network_table())
     return 0
