@@ -91,10 +91,19 @@ def test_the_nearest_of_many_codes_is_found_in_parts(monkeypatch: pytest.MonkeyP
     vectors, codebook = torch.randn(5, 7, 4), torch.randn(8192, 4)
     whole = nearest_code(vectors, codebook)
     flat = nearest_code(vectors.flatten(0, 1)[None], codebook)
+    sizes: list[int] = []
+    multiply = torch.baddbmm
+
+    def noting(*given: torch.Tensor, alpha: int) -> torch.Tensor:
+        sizes.append(multiply(*given, alpha=alpha).numel())
+        return multiply(*given, alpha=alpha)
+
     monkeypatch.setattr("vidssl.tokenizers.vqvae._MOST_DISTANCES", 8192 * 10)
+    monkeypatch.setattr(torch, "baddbmm", noting)
     assert torch.equal(nearest_code(vectors, codebook), whole)
     assert torch.equal(nearest_code(vectors.flatten(0, 1)[None], codebook), flat)
     assert torch.equal(flat.view(5, 7), whole)
+    assert [size // 8192 for size in sizes] == [7] * 5 + [10, 10, 10, 5]
 
 
 def test_eight_thousand_codes_are_taken_from_the_data_and_used() -> None:
