@@ -297,9 +297,9 @@ def test_a_run_alone_keeps_its_scores_beside_it(capsys: pytest.CaptureFixture[st
 
 def test_images_are_measured_too() -> None:
     image = "{type: uniform_clips, num_frames: 1, frame_stride: 1, size: 32}"
-    assert evaluate("mirror", "runs/tubes", f"views={image}", "name=images") == 0
-    rows = json.loads(Path("tokenizer_scores/images.json").read_text())["tokenizers"]
-    assert rows[0]["psnr"] > 35 > rows[1]["psnr"]
+    assert evaluate("runs/tubes", "mirror", f"views={image}", "name=images") == 0
+    rows = json.loads(Path("tokenizer_scores/images.json").read_text())["tokenizers"]  # not the run's folder
+    assert rows[1]["psnr"] > 35 > rows[0]["psnr"]
 
 
 @pytest.mark.parametrize(
