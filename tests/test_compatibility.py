@@ -1,0 +1,125 @@
+"""docs/compatibility.md: what it says is so, and what works with what."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from vidssl.backbones import BACKBONES
+from vidssl.compatibility import (
+    TOY_BACKBONES,
+    TOY_MASKERS,
+    TOY_OBJECTIVES,
+    TOY_TOKENIZERS,
+    Bench,
+    combinations,
+    covering,
+    named_combinations,
+    whole_page,
+)
+from vidssl.compatibility_page import WORKS, Combination, Reasons, reason
+from vidssl.maskers import MASKERS
+from vidssl.objectives import OBJECTIVES
+from vidssl.tokenizers import TOKENIZERS
+
+PAGE = (Path(__file__).parent.parent / "docs" / "compatibility.md").read_text()
+ROW = re.compile(r"^\| (.*) \|$", re.MULTILINE)
+objectives = pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def said_of(objective: str) -> dict[tuple[str, str], str]:
+    """Row and column -> cell of an objective's table on the page."""
+    sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)
+    (section,) = (part for part in sections if objective in part.split("\n")[0].split(", "))
+    heads, _, *rows = (row.split(" | ") for row in ROW.findall(section))
+    return {(row[0], head): cell for row in rows for head, cell in zip(heads[1:], row[1:], strict=True)}
+
+
+def reasons() -> dict[str, str]:
+    """Number -> reason on the page."""
+    return dict(re.findall(r"^(\d+)\. (.*)$", PAGE, flags=re.MULTILINE))
+
+
+def place(one: Combination) -> tuple[str, str]:
+    column = one.tokenizer or "no tokenizer"
+    optional = len({other.masker is None for other in combinations(one.objective)}) > 1
+    return one.backbone or "(none)", f"{column}, masked" if optional and one.masker else column
+
+
+def test_every_component_has_a_toy() -> None:
+    toys = (TOY_BACKBONES, TOY_MASKERS, TOY_OBJECTIVES, TOY_TOKENIZERS)
+    for toy, table in zip(toys, (BACKBONES, MASKERS, OBJECTIVES, TOKENIZERS), strict=True):
+        assert set(toy) == set(table)
+
+
+@objectives
+def test_the_covering_combinations_name_every_component_of_all(objective: str) -> None:
+    every, some = combinations(objective), covering(objective)
+    assert set(some) <= set(every)
+    for part in fields(Combination):
+        assert {getattr(one, part.name) for one in some} == {getattr(one, part.name) for one in every}
+
+
+@objectives
+def test_what_the_page_says_is_so(objective: str, bench: Bench) -> None:
+    """An error that is no refusal by the checks of recipes is raised here."""
+    said, numbered = said_of(objective), reasons()
+    for one in covering(objective):
+        refusal, cell = bench.refusal(one), said[place(one)]
+        if refusal is None:
+            assert WORKS in cell, one
+        else:
+            # of the parts, and not of the toy recipe around them
+            assert refusal.startswith(("toy: objective: ", "toy: backbone: ", "toy: tokenizer: ")), refusal
+            assert reason(one, refusal) in {numbered[number] for number in re.findall(r"\((\d+)\)", cell)}, (
+                f"{one}: {refusal}: write the page anew"
+            )
+
+
+@objectives
+def test_an_objective_works_with_something(objective: str) -> None:
+    assert WORKS in said_of(objective).values()
+
+
+def test_components_of_a_table_have_their_rows_and_columns() -> None:
+    for objective in OBJECTIVES:
+        assert set(said_of(objective)) == {place(one) for one in combinations(objective)}
+    networks = said_of("Networks by name")
+    assert {place(one)[0] for one in named_combinations()} == {row for row, _ in networks}
+
+
+def test_a_refusal_that_all_backbones_share_has_one_number() -> None:
+    marks = Reasons()
+    for name, made in (("vit", "ViT"), ("timm", "TimmNet")):
+        one = Combination("svt", name, None, None)
+        assert marks.mark(one, f"toy: objective: {made} is too small. Take more") == "no (1)"
+    assert marks.mark(Combination("svt", "vit", None, None), None) == "yes"
+    assert list(marks.numbers) == ["the backbone is too small"]
+
+
+def test_a_network_of_one_size_is_refused_alike_by_whatever_name() -> None:
+    for kind, name in (("timm", "swin"), ("pytorchvideo", "mvit"), ("torchvision", "mvit")):
+        shown = f"timm's {name}" if kind == "timm" else name
+        refusal = f"toy: backbone: {shown} takes 8 frames only, got (4, 32, 32) (a clip of 4 frames at 32x32)"
+        assert reason(Combination("svt", f"{kind} {name}", None, None), refusal) == (
+            "the backbone takes 8 frames only"
+        )
+
+
+def test_maskers_that_differ_are_named_in_their_cell() -> None:
+    one, other = (Combination("bevt", "vit", "vqvae", masker) for masker in ("tube", "random_3d"))
+    text = whole_page({one: None, other: "toy: masker: too fine. Take another"}, {})
+    assert "| vit | yes: tube; no (1): random_3d |" in text
+    assert "1. too fine\n" in text
+
+
+@pytest.mark.slow
+def test_the_page_is_what_its_command_writes(bench: Bench) -> None:
+    every = [one for objective in OBJECTIVES for one in combinations(objective)]
+    assert whole_page(bench.outcomes(every), bench.outcomes(named_combinations())) == PAGE
