@@ -215,6 +215,8 @@ def test_a_file_that_would_execute_code_is_refused_with_the_name_of_what_it_call
     ("content", "message"),
     [
         (b"", "damaged or cut short|is no file of torch.save"),
+        (b"hello", "damaged or cut short|is no file of torch.save"),
+        (b"\x80\x02J1", "damaged or cut short|is no file of torch.save"),
         (b"PK\x03\x04 cut", "damaged|no file of torch.save"),
     ],
 )

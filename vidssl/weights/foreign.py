@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,19 @@ from vidssl.errors import UsageError
 # where training scripts keep the network inside a checkpoint; of student and teacher, the teacher is
 # what SVT and DINO evaluate
 _WRAPPERS = ("teacher", "state_dict", "model_state", "model", "module", "student")
+
+# what torch.load raises for damaged files; from LookupError on for bytes that happen to read as pickle's commands
+_DAMAGE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
 
 
 def read_foreign(init: str) -> Mapping[str, Tensor]:
@@ -79,7 +93,7 @@ def _read_pickle(path: Path) -> object:
             f"{path}: holds more than weights, or is no file of torch.save, and is not read ({shown}). "
             "Save only its state dict where you trust it, or as safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except _DAMAGE as error:
         raise UsageError(f"{path}: damaged or cut short ({' '.join(str(error).split())[:200]})") from error
 
 
