@@ -21,7 +21,7 @@ from vidssl.errors import UsageError
 # what SVT and DINO evaluate
 _WRAPPERS = ("teacher", "state_dict", "model_state", "model", "module", "student")
 
-# what torch.load raises for damaged files; from LookupError on for bytes that happen to read as pickle's commands
+# what torch.load raises for damaged files; from LookupError on for bytes that happen to read as a pickle
 _DAMAGE = (
     OSError,
     RuntimeError,
