@@ -30,7 +30,7 @@ TOY_BACKBONES: dict[str, dict[str, object]] = {
         "drop_path": 0.0,
     },
     "timm": {"name": "vit_tiny_patch16_224"},
-    "torchvision": {"name": "r3d_18"},
+    "torchvision": {"name": "mc3_18"},
     "video_swin": {
         "embed_dim": 8,
         "depths": (2, 2),

@@ -141,7 +141,8 @@ def _check_kind(found: type, address: str, kind: Kind[object]) -> None:
 
 def names_with(kind: Kind[object], ability: str, value: object) -> str:
     """Names in a table whose classes have an attribute of that value, for messages."""
-    return ", ".join(name for name, entry in kind.table.items() if getattr(entry, ability) == value) or "none"
+    names = sorted(name for name, entry in kind.table.items() if getattr(entry, ability) == value)
+    return ", ".join(names) or "none"
 
 
 def summary(constructor: Callable[..., object]) -> str:

@@ -146,9 +146,8 @@ def _prediction(
     device = pick_device(recipe.run.device)
     clips = clips_to_show(recipe, request, say)
     objective.to(device).eval()
-    tokenizer = build.tokenizer(recipe.tokenizer, say=lambda said: None).to(
-        device
-    )  # said for the objective's
+    tokenizer = build.tokenizer(recipe.tokenizer, say=lambda said: None)  # said for the objective's already
+    tokenizer.to(device)
     with _refusals_of(str(checkpoint.path)):
         filled = objective.fill_in(clips.pixels.to(device), torch.Generator(device).manual_seed(0))
         return prediction_drawing(clips, filled, tokenizer, title)
@@ -157,7 +156,7 @@ def _prediction(
 def _require(part: PartSpec, kind: Kind[object], ability: type, lacks: str) -> None:
     """Refuses a component whose class lacks an ability, with the names of those that have it."""
     if not _has(constructor_of(part, kind), ability):
-        able = ", ".join(name for name, entry in kind.table.items() if _has(entry, ability))
+        able = ", ".join(sorted(name for name, entry in kind.table.items() if _has(entry, ability)))
         raise part.node.error(f"{kind.word} '{part.type}' {lacks}; these do: {able}")
 
 
