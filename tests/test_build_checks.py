@@ -224,7 +224,7 @@ def test_epochs_of_a_stream_that_there_is_not(counted: str) -> None:
         ("{type: classification, num_classes: 2}", ": add a 'tokenizer' section that makes them"),
         (
             "{type: plain}",
-            ", and objective 'plain' has only pixels. Backbones that read those: pytorchvideo, ",
+            ", and objective 'plain' has only pixels. Backbones that read those: maskless, pytorchvideo, ",
         ),
     ],
 )

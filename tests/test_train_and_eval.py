@@ -199,10 +199,16 @@ def test_a_protocol_says_which_layers_are_read():
     scores = {}
     for layers in ("last", "all"):
         assert main(["eval", "runs/bevt", *FAST_PROBE, f"layers={layers}"]) == 0
-        record = json.loads(Path("runs/bevt/scores/linear-step-000006.json").read_text())
-        assert f"layers: {layers}" in record["protocol"]
-        scores[layers] = record["scores"]["trained"]
+    for path in Path("runs/bevt/scores").rglob(
+        "linear-step-000006*.json"
+    ):  # neither is written over the other
+        record = json.loads(path.read_text())
+        scores[re.search("layers: (.*)", record["protocol"])[1]] = record["scores"]["trained"]
+    assert set(scores) == {"last", "all"}
     assert scores["last"] != scores["all"]
+    kept = sorted(Path("runs/bevt/scores").rglob("*"))
+    assert main(["eval", "runs/bevt", *FAST_PROBE, "layers=all"]) == 0
+    assert sorted(Path("runs/bevt/scores").rglob("*")) == kept  # the same protocol again takes its own place
 
 
 def test_backbone_starts_from_an_earlier_run(capsys):

@@ -278,6 +278,9 @@ def _check(arguments: argparse.Namespace) -> int:
     from vidssl.spec import displayed
     from vidssl.spec_files import NAMES, locate, spec_files
 
+    overrides = _split(arguments.operands)[1]
+    if overrides:
+        raise UsageError(f"check takes files as they are, without overrides; got {overrides[0]}")
     bad = 0
     every = [(kind, path) for kind in NAMES for path in spec_files(kind).values()]
     for target in arguments.operands or every:

@@ -149,7 +149,7 @@ class Translated:
     Attributes:
         state: own key -> tensor of the own shape.
         layout: whose layout it was, e.g. "SVT, published".
-        reshaped: own keys whose tensors were resized, inflated or copied from another part.
+        reshaped: own keys whose tensors were resized, inflated, copied or zeroed.
         dropped: keys of the source that the backbone has no use for (heads, decoders, tokenizers).
     """
 

@@ -40,6 +40,9 @@ def report(
             _say(console, f"  left out: {problem}")
     record = score_record(checkpoint, protocol_text(protocol), scores, videos)
     path = scores_path(checkpoint, protocol)
+    earlier = _set_aside(path, record["card_sha256"])
+    if earlier is not None:
+        _say(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
     write_text(path, json.dumps(record, indent=2) + "\n")
     _say(console, f"Scores: {path}")
 
@@ -117,6 +120,22 @@ def scores_path(checkpoint: Checkpoint, protocol: Protocol | FinetuneProtocol) -
     run = RunFolder(home(checkpoint))
     folder = run.scores if run.scores.is_dir() else run.path
     return folder / f"{protocol.name}-{checkpoint.path.stem}.json"
+
+
+def _set_aside(path: Path, card: object) -> Path | None:
+    """Moves scores made otherwise under the same name into the folder ``earlier``; None if there are none.
+
+    So the newest stand where ``vidssl compare`` looks, and no others are written over.
+    """
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there are none, or nothing that could be lost
+        return None
+    if not isinstance(old, dict) or old.get("card_sha256") == card:
+        return None
+    aside = path.parent / "earlier" / f"{path.stem}-{str(old.get('card_sha256'))[:8]}.json"
+    aside.parent.mkdir(exist_ok=True)
+    return path.replace(aside)
 
 
 def _say(console: Console, text: str) -> None:

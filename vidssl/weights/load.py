@@ -27,7 +27,7 @@ class LoadReport:
         new: keys of the network that the source lacks; they keep their fresh values.
         unused: keys of the source that the network lacks.
         layout: whose layout the source had, empty for this package's own.
-        reshaped: keys among ``loaded`` whose tensors were resized, inflated or copied from another part.
+        reshaped: keys among ``loaded`` whose tensors were resized, inflated, copied or zeroed.
     """
 
     source: Path | str
@@ -41,7 +41,7 @@ class LoadReport:
         """A line for each fate, with every key; block and stage numbers are written as ``*``."""
         fates = {
             "loaded": self.loaded,
-            "of them resized, inflated or copied": self.reshaped,
+            "of them resized, inflated, copied or zeroed": self.reshaped,
             "new, with fresh values": self.new,
             "not used": self.unused,
         }

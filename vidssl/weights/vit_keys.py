@@ -57,7 +57,7 @@ def to_timesformer(
     if source is None:
         return None
     found: dict[str, Tensor] = {}
-    copied = []
+    copied = []  # from another part, or zero
     for key, mine in own.items():
         if key == "mask_token" and key in source.tensors and source.tensors[key].shape != mine.shape:
             continue  # of a decoder (MAE), or of a network that hides patches in another place
@@ -66,6 +66,7 @@ def to_timesformer(
             found[key] = source.tensors[key]
         elif key == "time_embed" or ".temporal_fc." in key:
             found[key] = torch.zeros_like(mine)
+            copied.append(key)
         elif temporal_init == "copy" and spatial in source.tensors:
             found[key] = source.tensors[spatial]
             copied.append(key)
