@@ -18,10 +18,10 @@ import torch
 from vidssl import build
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.evaluators import KNN, Linear
-from vidssl.extraction import extract
 from vidssl.interfaces import Backbone
 from vidssl.recipe import Recipe, recipe_from_text
-from vidssl.scores import Score, probe
+from vidssl.scoring.extraction import extract
+from vidssl.scoring.scores import Score, probe
 from vidssl.weights.load import load_whole
 
 STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # number of seeds -> quantile

@@ -27,7 +27,7 @@ def standing_in(monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> 
 
 
 def test_train_gets_the_recipe_with_its_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = standing_in(monkeypatch, "vidssl.train", "run_recipe")
+    calls = standing_in(monkeypatch, "vidssl.runs", "run_recipe")
     Path("x.yaml").write_text(RECIPE)
     assert cli.main(["train", "x.yaml", "optim.lr=1e-2", "run.out=some where"]) == 7
     ((recipe,),) = calls
@@ -105,9 +105,9 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*given: object) -> int:
         raise KeyboardInterrupt
 
-    fake = ModuleType("vidssl.train")
+    fake = ModuleType("vidssl.runs")
     fake.run_recipe = interrupted  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vidssl.train", fake)
+    monkeypatch.setitem(sys.modules, "vidssl.runs", fake)
     Path("x.yaml").write_text(RECIPE)
     assert cli.main(["train", "x.yaml"]) == 130
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from vidssl.data.video_files import VideoFiles
 from vidssl.data.views_uniform import UniformClips
-from vidssl.drawings import HIDDEN, attention_drawing, prediction_drawing, strips_of, tokenizer_drawing
 from vidssl.errors import UsageError
 from vidssl.interfaces import (
     FilledIn,
@@ -16,8 +15,15 @@ from vidssl.interfaces import (
     Tokenizer,
     UnreadableSample,
 )
-from vidssl.picture_clips import Clips, draw_clips
-from vidssl.pictures import as_frames, heat_over
+from vidssl.pictures.clips import Clips, draw_clips
+from vidssl.pictures.drawings import (
+    HIDDEN,
+    attention_drawing,
+    prediction_drawing,
+    strips_of,
+    tokenizer_drawing,
+)
+from vidssl.pictures.pages import as_frames, heat_over
 
 
 def clips(count: int = 2, frames: int = 4, size: int = 32) -> Clips:

@@ -10,13 +10,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 
-from vidssl import build, extraction, feature_store
+from vidssl import build
 from vidssl.cli import main
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.evaluators.statistics import mcnemar
 from vidssl.recipe import recipe_from_text
 from vidssl.resolved import resolved_text
-from vidssl.score_file import flattened, read_scores
+from vidssl.scoring import extraction, feature_store
+from vidssl.scoring.score_file import flattened, read_scores
 
 WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
 RECIPE = f"""

@@ -10,7 +10,7 @@ from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import KNN, cosine_neighbours
 from vidssl.evaluators.scoring import average_views, in_top
 from vidssl.interfaces import Evaluator, LabelledFeatures
-from vidssl.scores import probe, score
+from vidssl.scoring.scores import probe, score
 
 GOLDEN = Path(__file__).parent / "golden"
 

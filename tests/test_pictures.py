@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vidssl.errors import UsageError
-from vidssl.pictures import (
+from vidssl.pictures.pages import (
     HEAT_WEIGHT,
     MAX_COLUMNS,
     Row,

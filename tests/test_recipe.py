@@ -9,11 +9,11 @@ from vidssl.errors import UsageError
 from vidssl.protocol import load_protocol
 from vidssl.recipe import (
     Recipe,
-    RunSpec,
     load_recipe,
     load_tokenizer_spec,
     recipe_from_text,
 )
+from vidssl.run_spec import RunSpec
 from vidssl.spec_files import find, locate, spec_files
 
 RECIPE = """\

@@ -35,8 +35,8 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
 from vidssl.objectives import OBJECTIVES
 from vidssl.recipe import Recipe, load_recipe
+from vidssl.runs import train_recipe
 from vidssl.tokenizers import VQVAE
-from vidssl.train import train_recipe
 
 CLIP = "{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}"
 PAIR = "{type: clip_pair, num_frames: 4, fps: null, size: 16}"

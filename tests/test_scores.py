@@ -12,7 +12,7 @@ from vidssl.evaluators.linear import Linear
 from vidssl.evaluators.retrieval import Retrieval
 from vidssl.evaluators.scoring import average_views, in_top, predict
 from vidssl.interfaces import Evaluator, LabelledFeatures
-from vidssl.scores import probe, score
+from vidssl.scoring.scores import probe, score
 
 
 def table(vectors: Tensor, labels: dict[str, list[int]], classes: int = 4, **reordered: Tensor):

@@ -22,9 +22,9 @@ from vidssl.maskers import Tube
 from vidssl.objectives import BEVTVideo
 from vidssl.recipe import load_recipe
 from vidssl.resolved import resolved_text
+from vidssl.scoring.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
 from vidssl.tokenizers import VQVAE
 from vidssl.tokenizers.dalle import DALLE
-from vidssl.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
 
 WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
 VQ = "type: vqvae, vocab_size: 16, code_dim: 4, width: 8, stride: 8, num_res_blocks: 0"
@@ -156,7 +156,7 @@ def test_a_tokenizer_file_is_drawn_on_moving_digits_or_on_what_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     few = partial(MovingDigits, num_videos=5)
-    monkeypatch.setattr("vidssl.picture_clips.MovingDigits", few)
+    monkeypatch.setattr("vidssl.pictures.clips.MovingDigits", few)
     assert main(["show", "mine.yaml", "--what", "reconstruction", "--videos", "1"]) == 0
     with Image.open("pictures/reconstruction-mine.gif") as gif:
         assert gif.n_frames == 8

@@ -20,7 +20,7 @@ from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
-from vidssl import build, tokenize, video_tokenizer
+from vidssl import build
 from vidssl.cli import main
 from vidssl.data import whole_videos
 from vidssl.data.crops import resize_short_side
@@ -34,9 +34,10 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 from vidssl.objectives.frozen import FrozenTokenizer
 from vidssl.recipe import load_recipe
-from vidssl.token_request import TokenizeRequest, read_request
+from vidssl.runs import train_recipe
 from vidssl.tokenizers import VQVAE
-from vidssl.train import train_recipe
+from vidssl.tokenizing import tokenize, video_tokenizer
+from vidssl.tokenizing.request import TokenizeRequest, read_request
 
 LENGTHS = {"a/0.mp4": 60, "a/1.mp4": 45, "a/2.mp4": 70, "b/0.mp4": 50, "b/1.mp4": 6}
 FPS = 10.0

@@ -30,7 +30,6 @@ from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.optim import SGD, AdamW
 from vidssl.engine.schedules import Cosine, LinearDecay, MultiStep, WarmupCosine
 from vidssl.evaluators import KNN, Linear, LinearSGD, Retrieval
-from vidssl.extraction import extract
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -59,8 +58,9 @@ from vidssl.objectives import (
     VIMPACContrast,
     VIMPACPredict,
 )
-from vidssl.recipe import RunSpec
-from vidssl.scores import Score, probe
+from vidssl.run_spec import RunSpec
+from vidssl.scoring.extraction import extract
+from vidssl.scoring.scores import Score, probe
 from vidssl.tokenizers import DALLE, FSQ, VQVAE
 from vidssl.train import TrainResult, train
 from vidssl.weights.load import load_init

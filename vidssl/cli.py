@@ -190,7 +190,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.resume is not None:
         if names:
             raise UsageError(f"a run goes on with its own recipe: leave out {names[0]}")
-        from vidssl.train import resume_run
+        from vidssl.runs import resume_run
 
         return resume_run(arguments.resume, overrides)
     if len(names) != 1:
@@ -200,7 +200,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from vidssl.recipe import load_recipe
 
     recipe = load_recipe(names[0], overrides)
-    from vidssl.train import run_recipe
+    from vidssl.runs import run_recipe
 
     return run_recipe(recipe)
 
@@ -210,7 +210,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from vidssl.tokenizer_protocol import measures_tokenizers
 
     if any(map(measures_tokenizers, arguments.protocol)):
-        from vidssl.tokenizer_scores import score_tokenizers
+        from vidssl.tokenizing.tokenizer_scores import score_tokenizers
 
         return score_tokenizers(names, arguments.protocol, overrides)
     if len(names) > 1:
@@ -235,8 +235,8 @@ def _show(arguments: argparse.Namespace) -> int:
         raise UsageError(f"show takes one run, checkpoint or tokenizer, got {' '.join(names)}")
     if arguments.videos is not None and arguments.videos < 1:
         raise UsageError(f"--videos must be at least 1, got {arguments.videos}")
-    from vidssl.picture_clips import PictureRequest
-    from vidssl.show import show
+    from vidssl.pictures.clips import PictureRequest
+    from vidssl.pictures.show import show
 
     request = PictureRequest(
         arguments.what,
@@ -256,8 +256,8 @@ def _tokenize(arguments: argparse.Namespace) -> int:
             f"tokenize takes one recipe, got {given} (vidssl tokenize my.yaml --out tokens/mine)"
         )
     from vidssl.recipe import load_recipe
-    from vidssl.token_request import read_request
-    from vidssl.tokenize import tokenize
+    from vidssl.tokenizing.request import read_request
+    from vidssl.tokenizing.tokenize import tokenize
 
     request = read_request(
         out=arguments.out,

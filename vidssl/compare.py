@@ -14,9 +14,9 @@ from rich.table import Table
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.evaluators.statistics import mcnemar
-from vidssl.report import percent
-from vidssl.score_file import ScoreFile, flattened, read_scores
-from vidssl.scores import Score
+from vidssl.scoring.report import percent
+from vidssl.scoring.score_file import ScoreFile, flattened, read_scores
+from vidssl.scoring.scores import Score
 
 Output = Literal["table", "markdown", "csv"]
 What = tuple[str, str, str]  # label, setting, order of frames

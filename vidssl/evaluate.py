@@ -11,16 +11,16 @@ from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.display import shown_messages
 from vidssl.engine.runfolder import RunFolder, newest_run
 from vidssl.errors import UsageError
-from vidssl.feature_store import FeatureStore
 from vidssl.finetune import finetune_run
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
 from vidssl.interfaces import Backbone
 from vidssl.protocol import Protocol
 from vidssl.recipe import Recipe
-from vidssl.report import home, report
-from vidssl.scores import probe
-from vidssl.train import STOPPED
-from vidssl.trained import recipe_of, trained_backbone
+from vidssl.runs import STOPPED
+from vidssl.scoring.feature_store import FeatureStore
+from vidssl.scoring.report import home, report
+from vidssl.scoring.scores import probe
+from vidssl.scoring.trained import recipe_of, trained_backbone
 
 
 def find_checkpoint(target: str | None) -> Path:

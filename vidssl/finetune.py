@@ -13,15 +13,16 @@ from vidssl.engine.checkpoint import Checkpoint
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import average_views
-from vidssl.extraction import extract
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.interfaces import DataSource
 from vidssl.objectives.classification import Classification
 from vidssl.recipe import Recipe, read_recipe
-from vidssl.report import home, report
-from vidssl.scores import Score, score, shared_labels
+from vidssl.runs import train_recipe
+from vidssl.scoring.extraction import extract
+from vidssl.scoring.report import home, report
+from vidssl.scoring.scores import Score, score, shared_labels
 from vidssl.spec import Node
-from vidssl.train import TrainResult, train_recipe
+from vidssl.train import TrainResult
 
 _INHERITED = ("device", "precision", "workers")  # of the pre-training's ``run``
 

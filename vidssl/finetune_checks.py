@@ -19,7 +19,7 @@ from vidssl.components import (
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.interfaces import Objective
 from vidssl.objectives.classification import Classification
-from vidssl.recipe import RunSpec
+from vidssl.run_spec import RunSpec
 from vidssl.schema import bind, construct
 from vidssl.sections import PartSpec
 from vidssl.spec import Node

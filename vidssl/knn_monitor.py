@@ -5,10 +5,10 @@ from torch import nn
 from vidssl import build
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.evaluators import KNN
-from vidssl.extraction import extract
 from vidssl.interfaces import Backbone
 from vidssl.recipe import Recipe
-from vidssl.scores import probe
+from vidssl.scoring.extraction import extract
+from vidssl.scoring.scores import probe
 
 K, TEMPERATURE = 200, 0.07  # VIMPAC's and, before it, Wu et al.'s (2018)
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 from vidssl.errors import UsageError
+from vidssl.run_spec import RunSpec
 from vidssl.schema import construct, convert
 from vidssl.sections import (
     PartSpec,
@@ -88,57 +88,6 @@ class DataSpec:
     probe: ProbeSpec | None
     max_unreadable_share: float
     node: Node
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """Where and how a run takes place.
-
-    Attributes:
-        out: folder that the run's own folder is made in.
-        device: "auto" is the GPU where there is one.
-        precision: of the forward pass; "auto" is bf16 on a GPU and fp32 on a CPU.
-        workers: processes that decode, for each stream; 0 decodes in the training process.
-        checkpoint_every_steps: how often to save, and to measure on held-out streams.
-        test_batches: of the held-out streams, a measurement.
-        knn_every_steps: how often to classify the test videos of ``data.probe`` by their nearest neighbours
-            (k = 200, temperature 0.07, as VIMPAC's code); null never does.
-        accumulate: parts that each step's batch goes through the network in, one after another, to save
-            memory; their gradients are averaged.
-        keep_checkpoints: how many checkpoints one can go on from; older ones keep their weights alone.
-        keep_every_steps: of the older ones the weights of multiples of this are kept; null keeps them all.
-        resume: "auto" goes on with the newest run of this name and recipe where there is one, so that a
-            scheduler can repeat one command.
-    """
-
-    out: str = "runs"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    workers: int = 1
-    log_every_steps: int = 10
-    checkpoint_every_steps: int = 200
-    test_batches: int = 8
-    knn_every_steps: int | None = None
-    accumulate: int = 1
-    keep_checkpoints: int = 2
-    keep_every_steps: int | None = None
-    resume: Literal["never", "auto"] = "never"
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"workers must be at least 0, got {self.workers}")
-        counts = {
-            "log_every_steps": self.log_every_steps,
-            "checkpoint_every_steps": self.checkpoint_every_steps,
-            "test_batches": self.test_batches,
-            "knn_every_steps": self.knn_every_steps,
-            "accumulate": self.accumulate,
-            "keep_checkpoints": self.keep_checkpoints,
-            "keep_every_steps": self.keep_every_steps,
-        }
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.recipe import load_recipe
-from vidssl.train import train_recipe
+from vidssl.runs import train_recipe
 
 
 def selftest_resume(

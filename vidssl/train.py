@@ -1,8 +1,7 @@
 """The training loop, and what happens around it."""
 
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,26 +10,20 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vidssl import build
 from vidssl.data.loader import Loader, Stream
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.devices import pick_device, use_bfloat16
-from vidssl.engine.display import TrainDisplay, format_duration, shown_messages
+from vidssl.engine.display import TrainDisplay
 from vidssl.engine.optim import Optim, Update
 from vidssl.engine.parts import mean_metrics, split_batch
-from vidssl.engine.resume import Moving, Restored, find_run, restore, save_state
+from vidssl.engine.resume import Moving, Restored, restore, save_state
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.engine.schedules import Schedule, StepPlan
 from vidssl.engine.signals import StopRequest, stop_requests
 from vidssl.engine.window import Window
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress
-from vidssl.knn_monitor import KnnMonitor
-from vidssl.recipe import Recipe, RunSpec, overridden, read_recipe
-from vidssl.resolved import resolved_text
-from vidssl.spec import load
-
-STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can go on
+from vidssl.interfaces import Batch, LossOutput, Objective, Progress
+from vidssl.recipe import RunSpec
 
 Augment = Callable[[Batch, torch.Generator], Batch]
 Metrics = Mapping[str, Tensor]
@@ -279,102 +272,3 @@ def measure(
             window.add(output.metrics)
     objective.train()
     return window.means()
-
-
-def run_recipe(recipe: Recipe, console: Console | None = None, resume: Path | None = None) -> int:
-    """Train what a recipe describes, say what came of it and what to do next.
-
-    Args:
-        resume: as for ``train_recipe``.
-
-    Returns:
-        Exit code: 0, or 130 if the run was asked to stop before its last step.
-    """
-    console = console or Console()
-    started = time.monotonic()
-    with shown_messages(console):
-        objective, result = train_recipe(recipe, console, resume)
-    _conclude(result, objective, time.monotonic() - started, console)
-    return 0 if result.steps == result.total_steps else STOPPED
-
-
-def train_recipe(
-    recipe: Recipe, console: Console, resume: Path | None = None, stop_after: int | None = None
-) -> tuple[Objective, TrainResult]:
-    """Build what a recipe describes, train it, and hand it over as it is then.
-
-    Args:
-        resume: folder of a run of this recipe to go on with; otherwise ``run.resume`` decides.
-        stop_after: steps of the run after which to stop.
-    """
-    build.check(recipe)
-    say, text = logging.getLogger(__name__).info, resolved_text(recipe)
-    if resume is None and recipe.run.resume == "auto":
-        found = find_run(Path(recipe.run.out), recipe.name, text, say)
-        resume = None if found is None else found.path
-    streams, test_streams = build.streams(recipe), build.test_streams(recipe)  # first: a missing file ends it
-    torch.manual_seed(recipe.seed)
-    objective = build.objective(recipe, say=say, with_init=resume is None)
-    result = train(
-        objective,
-        streams,
-        optim=build.optim(recipe),
-        schedule=build.schedule(recipe),
-        name=recipe.name,
-        seed=recipe.seed,
-        run=recipe.run,
-        augment=build.augment(recipe),
-        test_streams=test_streams,
-        recipe_text=text,
-        resume=resume,
-        stop_after=stop_after,
-        monitor=_monitor(recipe, objective),
-        console=console,
-    )
-    return objective, result
-
-
-def _monitor(recipe: Recipe, objective: Objective) -> Monitor | None:
-    encoder = objective.encoder()
-    wanted = recipe.run.knn_every_steps is not None and isinstance(encoder, Backbone)
-    return KnnMonitor(recipe, encoder) if wanted and isinstance(encoder, Backbone) else None
-
-
-def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None = None) -> int:
-    """Go on with a run at the very step of its newest checkpoint, under the recipe in its folder.
-
-    Args:
-        run: its folder.
-        overrides: of keys of ``run``, for the time that is left; others are refused.
-
-    Returns:
-        As ``run_recipe``.
-
-    Raises:
-        UsageError: if it is no run's folder, or the recipe is changed.
-    """
-    path = Path(run) / "recipe.yaml"
-    if not path.is_file():
-        raise UsageError(f"{run}: no run to go on with: there is no {path.name} in it")
-    moved = [word for word in overrides if word.split("=")[0] in ("run.out", "run.resume")]
-    if moved:
-        raise UsageError(f"{moved[0]}: a run that goes on stays in its folder, {run}")
-    node = overridden(load(path), overrides)
-    return run_recipe(read_recipe(node, path.parent), console, resume=Path(run))
-
-
-def _conclude(result: TrainResult, objective: Objective, seconds: float, console: Console) -> None:
-    if result.steps < result.total_steps:
-        lines = [
-            f"Stopped after {result.steps} of {result.total_steps} steps; the network so far is saved.",
-            f"To go on: vidssl train --resume {result.folder}",
-        ]
-    else:
-        lines = [f"Trained {result.steps} steps in {format_duration(seconds)}."]
-    lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]
-    if result.test_metrics:
-        lines += ["On test videos, never trained on: " + objective.describe(result.test_metrics)]
-    if isinstance(objective.encoder(), Backbone):
-        lines += [f"Next: vidssl eval {result.folder} --protocol linear"]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -26,11 +26,11 @@ from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.files import write_atomically
 from vidssl.evaluators.features import FeatureTable, Layers
-from vidssl.extraction import Encoded, encode, table_of
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
 from vidssl.protocol import FrameOrder, Protocol
 from vidssl.recipe import Recipe
 from vidssl.resolved import resolved_part
+from vidssl.scoring.extraction import Encoded, encode, table_of
 from vidssl.sections import PartSpec
 from vidssl.spec import dump, plain
 

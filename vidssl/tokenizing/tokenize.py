@@ -37,8 +37,8 @@ from vidssl.interfaces import DataSource, Tokenizer, UnreadableSample
 from vidssl.recipe import Recipe, StreamSpec
 from vidssl.resolved import resolved_part
 from vidssl.token_checks import keys_hash, tokenizer_keys
-from vidssl.token_request import TokenizeRequest
-from vidssl.video_tokenizer import VideoTokenizer
+from vidssl.tokenizing.request import TokenizeRequest
+from vidssl.tokenizing.video_tokenizer import VideoTokenizer
 
 Say = Callable[[str], None]
 

@@ -9,20 +9,20 @@ from rich.console import Console
 
 from vidssl import build
 from vidssl.components import BACKBONE, OBJECTIVE, Kind, constructor_of
-from vidssl.drawings import Drawing, attention_drawing, prediction_drawing, tokenizer_drawing
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.devices import pick_device
 from vidssl.engine.display import shown_messages
 from vidssl.errors import UsageError
 from vidssl.evaluate import find_checkpoint
 from vidssl.interfaces import ClassAttention, MaskedPrediction, Tokenizer
-from vidssl.picture_clips import PictureRequest, clips_to_show
-from vidssl.pictures import animation, save_gif, save_png, sheet
+from vidssl.pictures.clips import PictureRequest, clips_to_show
+from vidssl.pictures.drawings import Drawing, attention_drawing, prediction_drawing, tokenizer_drawing
+from vidssl.pictures.pages import animation, save_gif, save_png, sheet
 from vidssl.recipe import Recipe
-from vidssl.report import home
+from vidssl.scoring.report import home
+from vidssl.scoring.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
 from vidssl.sections import PartSpec
 from vidssl.spec_files import find, spec_files
-from vidssl.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
 
 Say = Callable[[str], None]
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from vidssl import build
 from vidssl.components import SOURCE, VIEW_SAMPLER
-from vidssl.drawings import strips_of
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.devices import pick_device
 from vidssl.engine.display import shown_messages
@@ -23,17 +22,18 @@ from vidssl.engine.runfolder import describe_environment
 from vidssl.errors import UsageError
 from vidssl.evaluate import find_checkpoint
 from vidssl.interfaces import Tokenizer
-from vidssl.picture_clips import Clips, draw_clips
-from vidssl.pictures import as_frames, evenly_spaced, save_png, sheet
+from vidssl.pictures.clips import Clips, draw_clips
+from vidssl.pictures.drawings import strips_of
+from vidssl.pictures.pages import as_frames, evenly_spaced, save_png, sheet
 from vidssl.recipe import load_tokenizer_spec
-from vidssl.report import home
 from vidssl.resolved import resolved_part
+from vidssl.scoring.report import home
+from vidssl.scoring.trained import recipe_of, trained_tokenizer
 from vidssl.spec import dump
 from vidssl.spec_files import find, spec_files
 from vidssl.tokenizer_protocol import TokenizerProtocol, load_tokenizer_protocol, measures_tokenizers
 from vidssl.tokenizers.measure import TokenizerMeasure, ids_per_second, measure, psnr
 from vidssl.tokenizers.tubelets import of_length
-from vidssl.trained import recipe_of, trained_tokenizer
 
 FORMAT = "vidssl tokenizer scores 1"
 FOLDER = "tokenizer_scores"  # in the run's folder, or where the command is given

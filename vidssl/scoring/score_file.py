@@ -10,7 +10,7 @@ from vidssl.engine.checkpoint import Checkpoint
 from vidssl.engine.runfolder import describe_environment
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
-from vidssl.scores import Score
+from vidssl.scoring.scores import Score
 from vidssl.spec import dump_flow, parse, plain
 
 FORMAT = "vidssl scores 1"

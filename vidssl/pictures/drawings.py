@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vidssl.interfaces import FilledIn, Tokenizer
 from vidssl.objectives.losses import copy_nearest
-from vidssl.picture_clips import Clips
-from vidssl.pictures import MAX_COLUMNS, Row, Strip, as_frames, colour_bar, heat_over, spread
+from vidssl.pictures.clips import Clips
+from vidssl.pictures.pages import MAX_COLUMNS, Row, Strip, as_frames, colour_bar, heat_over, spread
 from vidssl.tokenizers.measure import psnr
 from vidssl.tokenizers.tubelets import of_length
 

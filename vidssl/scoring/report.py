@@ -14,8 +14,8 @@ from vidssl.evaluators.features import FeatureTable
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.protocol import Protocol
 from vidssl.resolved import protocol_text
-from vidssl.score_file import Scores, score_record
-from vidssl.scores import Score
+from vidssl.scoring.score_file import Scores, score_record
+from vidssl.scoring.scores import Score
 
 
 def report(
