@@ -9,6 +9,7 @@ from vidssl import build
 from vidssl.finetune import finetuning_recipe
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
 from vidssl.recipe import Recipe, load_recipe, recipe_from_text
+from vidssl.scoring.subject import spec_of
 
 VIDEOS = ("data.train={type: video_folder, root: a}", "data.test={type: video_folder, root: b}")
 RECIPE = """
@@ -52,7 +53,7 @@ def finetuning(name: str, *overrides: str) -> Recipe:
     protocol = load_any_protocol(name, [*VIDEOS, *overrides], recipe)
     assert isinstance(protocol, FinetuneProtocol)
     return finetuning_recipe(
-        recipe, protocol, init="runs/x", label="action", num_classes=174, out=Path("runs/x/finetune")
+        spec_of(recipe), protocol, init="runs/x", label="action", num_classes=174, out=Path("runs/x/finetune")
     )
 
 
@@ -79,7 +80,7 @@ def test_the_laptop_s_protocol_fits_every_recipe_that_runs_there(name: str) -> N
     protocol = load_any_protocol("finetune", (), recipe)
     assert isinstance(protocol, FinetuneProtocol)
     keys = {"init": None, "label": "digit", "num_classes": 10, "out": Path("x")}
-    build.check(finetuning_recipe(recipe, protocol, **keys))
+    build.check(finetuning_recipe(spec_of(recipe), protocol, **keys))
 
 
 def test_what_a_finetuning_run_takes_over_from_the_pretraining() -> None:

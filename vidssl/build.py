@@ -179,6 +179,11 @@ def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
     )
 
 
+def network(part: PartSpec) -> Backbone:
+    """A backbone with fresh weights, drawn from torch's global generator."""
+    return _construct(part, BACKBONE)
+
+
 def source(part: PartSpec) -> DataSource:
     """A data source; looks at its files."""
     return _construct(part, SOURCE)

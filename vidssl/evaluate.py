@@ -18,8 +18,9 @@ from vidssl.protocol import Protocol
 from vidssl.recipe import Recipe
 from vidssl.runs import STOPPED
 from vidssl.scoring.feature_store import FeatureStore
-from vidssl.scoring.report import home, report
+from vidssl.scoring.report import report
 from vidssl.scoring.scores import probe
+from vidssl.scoring.subject import Subject, spec_of, subject_of
 from vidssl.scoring.trained import recipe_of, trained_backbone
 
 
@@ -68,20 +69,27 @@ def evaluate_run(
         for protocol in read:
             build.check_any_protocol(protocol)
         networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
-        store = FeatureStore(recipe, networks, folder=home(checkpoint) / "features", console=console)
-        for protocol in read:
-            if isinstance(protocol, FinetuneProtocol):
-                if not finetune_run(recipe, checkpoint, protocol, console):
-                    return STOPPED
-                continue
-            features = store.tables(protocol)
-            evaluator = build.evaluator(protocol.evaluator)
-            scores = {
-                name: probe(evaluator, *tables, average=protocol.average, seed=recipe.seed)
-                for name, tables in features.items()
-            }
-            videos = dict(zip(("train", "test"), features["trained"], strict=True))
-            report(checkpoint, protocol, scores, videos, console)
+        return score_subject(subject_of(checkpoint, spec_of(recipe), networks), read, console)
+
+
+def score_subject(
+    subject: Subject, protocols: Sequence[Protocol | FinetuneProtocol], console: Console
+) -> int:
+    """Score a network under protocols that were checked; exit code and errors as ``evaluate_run``."""
+    store = FeatureStore(subject.spec, subject.networks, folder=subject.folder / "features", console=console)
+    for protocol in protocols:
+        if isinstance(protocol, FinetuneProtocol):
+            if not finetune_run(subject, protocol, console):
+                return STOPPED
+            continue
+        features = store.tables(protocol)
+        evaluator = build.evaluator(protocol.evaluator)
+        scores = {
+            name: probe(evaluator, *tables, average=protocol.average, seed=subject.spec.seed)
+            for name, tables in features.items()
+        }
+        videos = dict(zip(("train", "test"), next(iter(features.values())), strict=True))
+        report(subject, protocol, scores, videos, console)
     return 0
 
 

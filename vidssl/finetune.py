@@ -9,8 +9,8 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl import build
-from vidssl.engine.checkpoint import Checkpoint
 from vidssl.engine.devices import pick_device, use_bfloat16
+from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import average_views
 from vidssl.finetune_protocol import FinetuneProtocol
@@ -19,8 +19,10 @@ from vidssl.objectives.classification import Classification
 from vidssl.recipe import Recipe, read_recipe
 from vidssl.runs import train_recipe
 from vidssl.scoring.extraction import extract
-from vidssl.scoring.report import home, report
+from vidssl.scoring.report import report
 from vidssl.scoring.scores import Score, score, shared_labels
+from vidssl.scoring.subject import NetworkSpec, Subject
+from vidssl.sections import PartSpec
 from vidssl.spec import Node
 from vidssl.train import TrainResult
 
@@ -47,12 +49,10 @@ class FinetuningStopped(Exception):
     """Finetuning was asked to stop before its last step; the message says where it lies."""
 
 
-def finetune_run(
-    recipe: Recipe, checkpoint: Checkpoint, protocol: FinetuneProtocol, console: Console
-) -> bool:
-    """Finetune from a checkpoint, print a table of scores and keep them beside the run.
+def finetune_run(subject: Subject, protocol: FinetuneProtocol, console: Console) -> bool:
+    """Finetune a network, print a table of scores and keep them where its scores go.
 
-    Runs are made in the folder ``finetune`` of the checkpoint's run.
+    Runs are made in the folder ``finetune`` of its folder.
 
     Returns:
         Whether it came to its end; False after Ctrl-C or SIGTERM, which it says.
@@ -61,22 +61,18 @@ def finetune_run(
         UsageError: for anything a user can mend.
     """
     try:
-        found = finetune(recipe, checkpoint.path, protocol, console, out=home(checkpoint) / "finetune")
+        found = finetune(subject, protocol, console, out=subject.folder / "finetune")
     except FinetuningStopped as stopped:
         console.print(str(stopped), soft_wrap=True, highlight=False, markup=False)
         return False
-    report(checkpoint, protocol, found.scores, {"train": found.train, "test": found.test}, console)
+    report(subject, protocol, found.scores, {"train": found.train, "test": found.test}, console)
     return True
 
 
-def finetune(
-    recipe: Recipe, checkpoint: Path, protocol: FinetuneProtocol, console: Console, *, out: Path
-) -> Finetuned:
+def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, out: Path) -> Finetuned:
     """Finetune and score a network for every label of a protocol.
 
     Args:
-        recipe: of the pre-training.
-        checkpoint: of the pre-training, whose encoder is the start.
         out: the folder that runs are made in, one for each label and start.
 
     Raises:
@@ -86,10 +82,15 @@ def finetune(
     assert protocol.data is not None, "refused without labelled videos"
     train, test = build.source(protocol.data.train), build.source(protocol.data.test)
     labels = _labels(protocol, shared_labels(train.label_classes, test.label_classes))
-    starts = {"finetuned": str(checkpoint)} | ({"from scratch": None} if protocol.compare_untrained else {})
+    starts = _starts(subject, protocol)
     recipes = {
         (name, label): finetuning_recipe(
-            recipe, protocol, init=init, label=label, num_classes=len(train.label_classes[label]), out=out
+            subject.spec,
+            protocol,
+            init=init,
+            label=label,
+            num_classes=len(train.label_classes[label]),
+            out=out,
         )
         for label in labels
         for name, init in starts.items()
@@ -109,8 +110,14 @@ def finetune(
     return Finetuned(scores, listed, found)
 
 
+def _starts(subject: Subject, protocol: FinetuneProtocol) -> dict[str, str | None]:
+    """Random weights only where they are compared with, or are all there is."""
+    trained = {name: init for name, init in subject.starts.items() if init is not None}
+    return trained if trained and not protocol.compare_untrained else dict(subject.starts)
+
+
 def finetuning_recipe(
-    recipe: Recipe,
+    spec: NetworkSpec,
     protocol: FinetuneProtocol,
     *,
     init: str | None,
@@ -118,7 +125,7 @@ def finetuning_recipe(
     num_classes: int,
     out: Path,
 ) -> Recipe:
-    """The recipe of a finetuning run: the backbone of the pre-training, and all else the protocol's.
+    """The recipe of a finetuning run: the backbone as it is, and all else the protocol's.
 
     Args:
         init: what the backbone starts from; None for random weights.
@@ -126,17 +133,17 @@ def finetuning_recipe(
     Raises:
         UsageError: for anything that shows without knowing the components.
     """
-    assert recipe.backbone is not None, "a run without a backbone is refused"
+    if spec.backbone is None:
+        raise UsageError(f"{spec.keys['type']}: has no weights that finetuning could train; probe it instead")
     assert protocol.data is not None, "refused without labelled videos"
 
-    def leaf(value: str | int | None, path: str) -> Node:
+    def leaf(value: str | int | float | None, path: str) -> Node:
         return Node(value, protocol.node.where, path)
 
     def section(entries: Mapping[str, Node], path: str) -> Node:
         return Node(entries, protocol.node.where, path)
 
-    pretraining = recipe.node.mapping()
-    backbone = {**recipe.backbone.node.mapping(), **protocol.backbone, "init": leaf(init, "backbone.init")}
+    backbone = {**spec.backbone.node.mapping(), **protocol.backbone, "init": leaf(init, "backbone.init")}
     objective = {
         **protocol.objective.node.mapping(),
         "label": leaf(label, "objective.label"),
@@ -147,13 +154,12 @@ def finetuning_recipe(
         "views": protocol.train_views.node,
         "batch_size": protocol.batch_size,
     }
-    share = recipe.data.node.mapping().get("max_unreadable_share")
-    data = {"video": section(video, "data.video")} | (
-        {} if share is None else {"max_unreadable_share": share}
-    )
-    earlier = pretraining["run"].mapping() if "run" in pretraining else {}
-    run = {key: earlier[key] for key in _INHERITED if key in earlier}
-    seed = recipe.seed if protocol.seed is None else protocol.seed
+    data = {
+        "video": section(video, "data.video"),
+        "max_unreadable_share": leaf(spec.max_unreadable_share, "data.max_unreadable_share"),
+    }
+    run = {key: leaf(getattr(spec.run, key), f"run.{key}") for key in _INHERITED}
+    seed = spec.seed if protocol.seed is None else protocol.seed
     start = "" if init else "-scratch"
     sections = {
         "name": leaf(f"{protocol.name}-{label}{start}", "name"),
@@ -167,15 +173,14 @@ def finetuning_recipe(
     }
     if protocol.augment is not None:
         sections["augment"] = protocol.augment.node
-    if recipe.tokenizer is not None and _reads_ids(recipe):
-        sections["tokenizer"] = recipe.tokenizer.node
+    if spec.tokenizer is not None and _reads_ids(spec.backbone):
+        sections["tokenizer"] = spec.tokenizer.node
     return read_recipe(section(sections, ""), Path.cwd())
 
 
-def _reads_ids(recipe: Recipe) -> bool:
-    assert recipe.backbone is not None, "a run without a backbone is refused"
+def _reads_ids(part: PartSpec) -> bool:
     with torch.device("meta"):
-        return build.backbone(recipe, with_init=False).input_kind == "tokens"
+        return build.network(part).input_kind == "tokens"
 
 
 def _labels(protocol: FinetuneProtocol, shared: tuple[str, ...]) -> tuple[str, ...]:

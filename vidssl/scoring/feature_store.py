@@ -21,16 +21,16 @@ from torch import Tensor, nn
 
 import vidssl
 from vidssl import build
-from vidssl.components import BACKBONE, SOURCE, VIEW_SAMPLER
+from vidssl.components import SOURCE, VIEW_SAMPLER
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.files import write_atomically
 from vidssl.evaluators.features import FeatureTable, Layers
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
 from vidssl.protocol import FrameOrder, Protocol
-from vidssl.recipe import Recipe
 from vidssl.resolved import resolved_part
 from vidssl.scoring.extraction import Encoded, encode, table_of
+from vidssl.scoring.subject import NetworkSpec
 from vidssl.sections import PartSpec
 from vidssl.spec import dump, plain
 
@@ -54,22 +54,23 @@ class FeatureStore:
     """The features that protocols ask for.
 
     Args:
-        networks: name -> network of that recipe.
+        spec: how the networks are made and run.
+        networks: name -> network made so.
         folder: for the files; made when there is something to keep.
     """
 
     def __init__(
-        self, recipe: Recipe, networks: Mapping[str, Backbone], *, folder: Path, console: Console
+        self, spec: NetworkSpec, networks: Mapping[str, Backbone], *, folder: Path, console: Console
     ) -> None:
-        self.recipe = recipe
+        self.spec = spec
         self.networks = networks
         self.folder = folder
         self.console = console
         self._known: dict[str, FeatureTable] = {}
-        self._device = pick_device(recipe.run.device)
-        self._autocast = use_bfloat16(recipe.run.precision, self._device)
+        self._device = pick_device(spec.run.device)
+        self._autocast = use_bfloat16(spec.run.precision, self._device)
         self._hashes = {name: state_hash(network) for name, network in networks.items()}
-        self._tokenizer = _tokenizer(recipe, networks)
+        self._tokenizer = _tokenizer(spec, networks)
 
     def tables(self, protocol: Protocol) -> dict[str, tuple[FeatureTable, FeatureTable]]:
         """Network -> the features of the videos to learn from and of those to test on.
@@ -115,7 +116,7 @@ class FeatureStore:
             layers=job.layers,
             frames=job.frames,
             batch_size=batch_size,
-            workers=self.recipe.run.workers,
+            workers=self.spec.run.workers,
             device=self._device,
             autocast=self._autocast,
             console=self.console,
@@ -124,13 +125,13 @@ class FeatureStore:
 
     def _key(self, name: str, job: FeatureJob, source: DataSource) -> str:
         """All that the features depend on, as text."""
-        assert self.recipe.backbone is not None, "a run without a backbone is refused"
-        spec = None if self._tokenizer is None else self.recipe.tokenizer
-        parts = (self.recipe.backbone, job.source, job.views, *(() if spec is None else (spec.part,)))
+        spec = None if self._tokenizer is None else self.spec.tokenizer
+        made = (self.spec.backbone, None if spec is None else spec.part, job.source, job.views)
+        parts = [part for part in made if part is not None]
         return dump(
             {
                 "weights": self._hashes[name],
-                "backbone": resolved_part(self.recipe.backbone, BACKBONE),
+                "backbone": self.spec.keys,
                 "tokenizer": None if spec is None else plain(spec.part.node),
                 "tokenizer_weights": None if self._tokenizer is None else state_hash(self._tokenizer),
                 "source": resolved_part(job.source, SOURCE),
@@ -149,11 +150,11 @@ class FeatureStore:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _tokenizer(recipe: Recipe, networks: Mapping[str, Backbone]) -> Tokenizer | None:
+def _tokenizer(spec: NetworkSpec, networks: Mapping[str, Backbone]) -> Tokenizer | None:
     if all(network.input_kind == "pixels" for network in networks.values()):
         return None
-    assert recipe.tokenizer is not None, "a recipe whose backbone reads ids was refused without one"
-    return build.tokenizer(recipe.tokenizer)
+    assert spec.tokenizer is not None, "a recipe whose backbone reads ids was refused without one"
+    return build.tokenizer(spec.tokenizer)
 
 
 def write_encoded(path: Path, found: Encoded, key: str, source: DataSource) -> None:

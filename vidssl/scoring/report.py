@@ -7,19 +7,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vidssl.engine.checkpoint import Checkpoint
 from vidssl.engine.files import write_text
-from vidssl.engine.runfolder import RunFolder
 from vidssl.evaluators.features import FeatureTable
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.protocol import Protocol
 from vidssl.resolved import protocol_text
 from vidssl.scoring.score_file import Scores, score_record
 from vidssl.scoring.scores import Score
+from vidssl.scoring.subject import Subject
 
 
 def report(
-    checkpoint: Checkpoint,
+    subject: Subject,
     protocol: Protocol | FinetuneProtocol,
     scores: Scores,
     videos: Mapping[str, FeatureTable],
@@ -30,7 +29,7 @@ def report(
     Args:
         videos: those to learn from ("train") and to test on ("test"), as they were found.
     """
-    for table in score_tables(scores, f"{protocol.name} of {checkpoint.path}, step {checkpoint.step}"):
+    for table in score_tables(scores, f"{protocol.name} of {subject.title}"):
         console.print(table)
     for name, part in videos.items():
         # finetuning encodes no train videos; it says of each that it cannot read when it comes to it
@@ -38,8 +37,8 @@ def report(
         _say(console, f"{name}: {found}{part.num_listed} listed")
         for problem in part.unreadable:
             _say(console, f"  left out: {problem}")
-    record = score_record(checkpoint, protocol_text(protocol), scores, videos)
-    path = scores_path(checkpoint, protocol)
+    record = score_record(subject, protocol_text(protocol), scores, videos)
+    path = subject.scores / f"{protocol.name}-{subject.stem}.json"
     earlier = _set_aside(path, record["card_sha256"])
     if earlier is not None:
         _say(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
@@ -107,19 +106,6 @@ def with_interval(score: Score) -> str:
 def percent(share: float | None) -> str:
     """``12.3``, or a dash for what there is not."""
     return "-" if share is None else f"{100 * share:.1f}"
-
-
-def home(checkpoint: Checkpoint) -> Path:
-    """The run's folder, or for a checkpoint that lies elsewhere its own."""
-    run = RunFolder(checkpoint.path.parent.parent)
-    return run.path if run.scores.is_dir() else checkpoint.path.parent
-
-
-def scores_path(checkpoint: Checkpoint, protocol: Protocol | FinetuneProtocol) -> Path:
-    """In the run's folder of scores, or beside a checkpoint that lies elsewhere."""
-    run = RunFolder(home(checkpoint))
-    folder = run.scores if run.scores.is_dir() else run.path
-    return folder / f"{protocol.name}-{checkpoint.path.stem}.json"
 
 
 def _set_aside(path: Path, card: object) -> Path | None:

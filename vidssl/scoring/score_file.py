@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vidssl.engine.checkpoint import Checkpoint
 from vidssl.engine.runfolder import describe_environment
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.scoring.scores import Score
+from vidssl.scoring.subject import Subject
 from vidssl.spec import dump_flow, parse, plain
 
 FORMAT = "vidssl scores 1"
@@ -23,11 +23,11 @@ NO_MATTER_FINETUNING = (*(key for key in NO_MATTER if key != "batch_size"), "lab
 
 @dataclass(frozen=True)
 class ScoreFile:
-    """Scores of one checkpoint under one protocol, as they were written.
+    """Scores of one network under one protocol, as they were written.
 
     Attributes:
         path: of the file.
-        checkpoint: path of what was scored.
+        checkpoint: path of what was scored, or the name of a network that is no run's.
         step: of the checkpoint.
         recipe: text of the run's resolved recipe.
         protocol: text of the protocol.
@@ -54,7 +54,7 @@ class ScoreFile:
 
 
 def score_record(
-    checkpoint: Checkpoint, protocol: str, scores: Scores, videos: Mapping[str, FeatureTable]
+    subject: Subject, protocol: str, scores: Scores, videos: Mapping[str, FeatureTable]
 ) -> dict[str, object]:
     """Everything that a file of scores holds, for JSON.
 
@@ -66,10 +66,10 @@ def score_record(
     test = videos["test"]
     return {
         "format": FORMAT,
-        "checkpoint": str(checkpoint.path),
-        "checkpoint_sha256": _file_hash(checkpoint.path),
-        "step": checkpoint.step,
-        "recipe": checkpoint.recipe,
+        "checkpoint": subject.source,
+        "checkpoint_sha256": subject.weights,
+        "step": subject.step,
+        "recipe": subject.recipe,
         "protocol": protocol,
         "card": card,
         "card_sha256": hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest(),
@@ -170,11 +170,3 @@ def _packed(numbers: Sequence[int]) -> str:
 
 def _unpacked(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split()))
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
