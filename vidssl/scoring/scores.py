@@ -9,7 +9,7 @@ from torch import Tensor
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import average_views, in_top, predict
-from vidssl.evaluators.statistics import wilson_interval
+from vidssl.evaluators.statistics import Bootstrap, bootstrap, class_mean, wilson_interval
 from vidssl.interfaces import Evaluator, LabelledFeatures
 from vidssl.probing import ScoreKind
 from vidssl.protocol import Average, FrameOrder
@@ -26,6 +26,9 @@ class Score:
         top1: share of test videos whose best class is the right one; for retrieval, that were found.
         low, high: 95 % interval of ``top1`` (Wilson).
         top5: share of test videos whose right class is among the best five; None for five classes or fewer.
+        class_mean: mean over classes of the share of a class's test videos that are right; equal to ``top1``
+            where all classes have as many videos.
+        bootstrap: 95 % intervals of these three by bootstrap over the test videos, always with the same seed.
         chance: share of test videos right when always naming the commonest class of train; None for
             retrieval.
         num_train, num_test: videos with this label.
@@ -39,10 +42,17 @@ class Score:
     low: float
     high: float
     top5: float | None = None
+    class_mean: float
+    bootstrap: Bootstrap
     chance: float | None
     num_train: int
     num_test: int
     predicted: tuple[int, ...] = field(default=(), repr=False)
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether each video was given one class; retrieval tells only whether the right one was found."""
+        return self.chance is not None
 
 
 def score(
@@ -64,19 +74,21 @@ def score(
     """
     num_classes = scores.shape[1]
     predicted = predict(scores, truth, kind)
-    right = int((predicted == truth).sum())
-    low, high = wilson_interval(right, len(truth))
+    right = predicted == truth
+    low, high = wilson_interval(int(right.sum()), len(truth))
+    counts_five = num_classes > 5 and kind != "found"
+    among_five = in_top(scores, truth, 5, kind) if counts_five else None
     commonest = train_labels.bincount(minlength=num_classes).argmax()
     return Score(
         label=label,
         setting=setting,
         frames=frames,
-        top1=right / len(truth),
+        top1=right.double().mean().item(),
         low=low,
         high=high,
-        top5=in_top(scores, truth, 5, kind).double().mean().item()
-        if num_classes > 5 and kind != "found"
-        else None,
+        top5=None if among_five is None else among_five.double().mean().item(),
+        class_mean=class_mean(right, truth),
+        bootstrap=bootstrap(right, truth, among_five),
         chance=None if kind == "found" else (truth == commonest).double().mean().item(),
         num_train=len(train_labels),
         num_test=len(truth),
