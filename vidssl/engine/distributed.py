@@ -1,0 +1,247 @@
+"""The processes of a run: how they meet, what they agree on, and what is said when one is lost.
+
+A launcher (``torchrun``, or ``srun`` with the same variables) starts the same command several times. Here
+they find each other. Random numbers and sums over the batch are the business of ``gather``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vidssl.engine.devices import Device, pick_device
+from vidssl.errors import UsageError
+
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets, and srun can be told to
+_LOST = "another process of this run has ended"
+_POLL_SECONDS = 0.05
+
+
+class LostProcess(UsageError):
+    """Another process of the run has ended or answers no more."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, as one of them sees them; by default it is alone.
+
+    Every method is to be called by all of them, in the same order.
+
+    Attributes:
+        rank: the number of this process, from 0. The first writes and speaks for all.
+        size: how many there are.
+        local_rank: the number of this process on its machine, which is that of its GPU.
+        store: what they keep in common, None where there is nothing of the kind.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    store: dist.Store | None = field(default=None, repr=False, compare=False)
+    _turns: Iterator[int] = field(default_factory=count, repr=False, compare=False)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and speaks for all."""
+        return self.rank == 0
+
+    def any(self, flag: bool | Tensor) -> bool:
+        """Whether it is so in any of them."""
+        if self.size == 1:
+            return bool(flag)
+        found = torch.tensor(int(bool(flag)))
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return bool(found)
+
+    def all(self, flag: bool | Tensor) -> bool:
+        """Whether it is so in all of them."""
+        return not self.any(not bool(flag))
+
+    def barrier(self) -> None:
+        """Waits for all."""
+        self.any(False)
+
+    def from_first(self, make: Callable[[], str]) -> str:
+        """What the first process makes; the others wait, however long it takes, unless it ends.
+
+        Raises:
+            UsageError: in all of them, as the first raised it.
+        """
+        if self.size == 1:
+            return make()
+        made, failed = "", ""
+        if self.first:
+            try:
+                made = make()
+            except UsageError as error:
+                failed = str(error) or type(error).__name__
+        made, failed = self._handed_on(made, failed)
+        if failed:
+            raise UsageError(failed)
+        return made
+
+    def gather(self, values: Mapping[str, float]) -> list[Mapping[str, float]]:
+        """Everybody's numbers, in the order of processes; they need not have the same names."""
+        if self.size == 1:
+            return [values]
+        found: list[Mapping[str, float]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(found, dict(values))
+        return found
+
+    def gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Everybody's tensors, on the CPU, in the order of processes; they may differ in all respects."""
+        own = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        if self.size == 1:
+            return [own]
+        found: list[dict[str, Tensor]] = [{} for _ in range(self.size)]
+        dist.all_gather_object(found, own)
+        return found
+
+    def says(self, message: str) -> bool:
+        """Whether it falls to this process to tell the user an error: the first to come with it does.
+
+        That a process was lost is no news where another has said why. May be called by any, at any time.
+        """
+        if self.store is None:
+            return True
+        lost = message.startswith(_LOST)
+        digest = hashlib.sha256(message.encode()).hexdigest()
+        try:
+            if lost and self.store.add("vidssl/errors", 0) > 0:
+                return False
+            self.store.add("vidssl/errors", 0 if lost else 1)
+            return self.store.add(f"vidssl/said/{digest}", 1) == 1
+        except RuntimeError:  # the store has gone with the process that kept it
+            return True
+
+    def _handed_on(self, *texts: str) -> list[str]:
+        """The texts of the first process."""
+        if self.store is not None:  # a collective would end with the timeout
+            key = f"vidssl/turn/{next(self._turns)}"
+            if self.first:
+                self.store.set(key, json.dumps(texts))
+            while not self.store.check([key]):
+                time.sleep(_POLL_SECONDS)
+            found = json.loads(self.store.get(key))
+            self.barrier()  # before the first goes, and the store with it
+            return list(found)
+        given: list[object] = list(texts)
+        dist.broadcast_object_list(given, src=0)
+        return list(map(str, given))
+
+
+def here() -> World:
+    """The processes of the process group that there is, without one this process alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return World()
+    return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", dist.get_rank())))
+
+
+def launched() -> int:
+    """How many processes a launcher says that there are; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def speaks_for_its_machine() -> bool:
+    """Whether this process is the first on its machine: it tells what all of them meet before they meet."""
+    return launched() == 1 or int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+@contextmanager
+def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
+    """Joins the processes that a launcher has started, for the time of the context; alone without one.
+
+    Communication is nccl's on GPUs, of which each process takes one, and gloo's on CPUs.
+
+    Args:
+        device: that all of them run on.
+        timeout_minutes: how long to wait for an answer before a process is taken for lost.
+
+    Raises:
+        UsageError: if the launcher's variables are incomplete, a machine has too few GPUs, or a process is lost.
+    """
+    size = launched()
+    if size == 1 or dist.is_initialized():
+        yield here()
+        return
+    missing = [name for name in _NEEDED if name not in os.environ]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE is {size}, and {', '.join(missing)} not set: start several processes with torchrun"
+        )
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    on_cuda = take_device(device, local_rank).type == "cuda"
+    timeout = timedelta(minutes=timeout_minutes)
+    with told_if_lost(timeout_minutes):
+        store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+            store=dist.PrefixStore("vidssl", store),
+            rank=rank,
+            world_size=size,
+            timeout=timeout,
+        )
+        try:
+            yield World(rank, size, local_rank, store)
+        except BaseException:
+            if not on_cuda:  # nccl would wait there for the others
+                dist.destroy_process_group()
+            raise
+        dist.destroy_process_group()
+
+
+def take_device(name: Device, local_rank: int) -> torch.device:
+    """The device of ``run.device`` for a process of a machine: its own GPU, or the CPU.
+
+    Raises:
+        UsageError: if there is no CUDA device for it.
+    """
+    device = pick_device(name)
+    if device.type == "cpu" or (launched() == 1 and not dist.is_initialized()):
+        return device
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UsageError(
+            f"process {local_rank} of this machine wants a GPU of its own, and there are {count}: start as "
+            "many processes as GPUs (torchrun --nproc-per-node), or set run.device=cpu"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def told_if_lost(timeout_minutes: float) -> Iterator[None]:
+    """Turns what communication raises, when another process is lost, into an error of one line.
+
+    Raises:
+        LostProcess: then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise LostProcess(
+            f"{_LOST}, or given no answer for {timeout_minutes:g} minutes (run.timeout_minutes); look for its "
+            "own message. Go on from the newest checkpoint with vidssl train --resume"
+        ) from error
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error is one of communication between processes: torch has no one type for them."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
+    )
