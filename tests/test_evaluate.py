@@ -196,8 +196,11 @@ def test_mistakes_in_a_protocol_are_one_line(words, says, folder, capsys):
 
 def test_score_file_is_a_whole_card(folder):
     record = json.loads(Path("runs/a/scores/knn-step-000005.json").read_text())
-    assert record["videos"]["test"] == {"found": 24, "listed": 24, "unreadable": []}
-    assert len(record["checkpoint_sha256"]) == len(record["card_sha256"]) == 64
+    test = record["videos"]["test"]
+    assert (test["found"], test["listed"], test["unreadable"]) == (24, 24, [])
+    hashes = (record["checkpoint_sha256"], record["card_sha256"], record["protocol_sha256"], test["sha256"])
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes)
+    assert len(set(hashes)) == 4
     assert "torch" in record["environment"]["versions"]
     assert "type: vit" in record["recipe"]
     assert "temperature: 0.07" in record["protocol"]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.evaluators.statistics import mcnemar
 from vidssl.scoring.report import percent
-from vidssl.scoring.score_file import ScoreFile, flattened, read_scores
+from vidssl.scoring.score_file import ScoreFile, find_scores, flattened
 from vidssl.scoring.scores import Score
 
 Output = Literal["table", "markdown", "csv"]
@@ -63,27 +61,6 @@ def compare_runs(targets: Sequence[str], output: Output, console: Console | None
         else:
             console.print(drawn(grid))
     return 0
-
-
-def find_scores(target: Path) -> list[ScoreFile]:
-    """The newest scores of a run under each protocol, or those of a file.
-
-    Raises:
-        UsageError: if there are none.
-    """
-    if not target.is_dir():
-        return [read_scores(target)]
-    newest: dict[str, Path] = {}
-    for path in sorted(RunFolder(target).scores.glob("*.json"), key=_step):
-        newest[path.stem.rpartition("-step-")[0]] = path
-    if not newest:
-        raise UsageError(f"{target}: no scores in it; 'vidssl eval {target} --protocol linear' makes some")
-    return [read_scores(path) for _, path in sorted(newest.items())]
-
-
-def _step(path: Path) -> int:
-    found = re.search(r"-step-(\d+)$", path.stem)
-    return int(found[1]) if found else -1
 
 
 def check_comparable(files: Sequence[ScoreFile]) -> None:

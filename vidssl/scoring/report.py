@@ -1,7 +1,7 @@
 """Scores as a table on the console and as a file beside the run."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from vidssl.evaluators.features import FeatureTable
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.protocol import Protocol
 from vidssl.resolved import protocol_text
+from vidssl.scoring.by_class import best_and_worst
 from vidssl.scoring.score_file import Scores, score_record
 from vidssl.scoring.scores import Score
 from vidssl.scoring.subject import Subject
@@ -31,6 +32,8 @@ def report(
     """
     for table in score_tables(scores, f"{protocol.name} of {subject.title}"):
         console.print(table)
+    for line in class_lines(scores, videos["test"]):
+        _say(console, line)
     for name, part in videos.items():
         # finetuning encodes no train videos; it says of each that it cannot read when it comes to it
         found = f"{len(part.keys)} videos found of " if part.vectors.numel() else ""
@@ -62,9 +65,36 @@ def _by_network(scores: Scores, title: str) -> Table:
     table.add_column("videos", justify="right")
     for row in zip(*scores.values(), strict=True):
         table.add_row(_name(row[0]), *map(with_interval, row), percent(row[0].chance), str(row[0].num_test))
-        if row[0].top5 is not None:
-            table.add_row("  top-5", *(percent(score.top5) for score in row), "", "")
+        for name, cells in more_rows(row):
+            table.add_row(f"  {name}", *cells, "", "")
     return table
+
+
+def more_rows(row: Sequence[Score]) -> Iterator[tuple[str, list[str]]]:
+    """What stands below the top-1 of networks: their top-5, and means over classes that have unequally many.
+
+    Yields:
+        Its name and a cell for each network.
+    """
+    if row[0].top5 is not None:
+        yield "top-5", [percent(score.top5) for score in row]
+    if any(percent(score.class_mean) != percent(score.top1) for score in row):
+        yield "mean over classes", [percent(score.class_mean) for score in row]
+
+
+def class_lines(scores: Scores, test: FeatureTable) -> list[str]:
+    """Best and worst classes of the first network, a line for each label of three classes or more.
+
+    Of several settings the first, and clips whose frames are in order.
+    """
+    first: dict[str, Score] = {}
+    for score in next(iter(scores.values())):
+        if len(set(test.labels[score.label].tolist()) - {-1}) > 2:
+            first.setdefault(score.label, score)
+    return [
+        best_and_worst(score, [n for n in test.labels[label].tolist() if n >= 0], tuple(test.classes[label]))
+        for label, score in first.items()
+    ]
 
 
 def _by_order(rows: Sequence[Score], title: str) -> Table:

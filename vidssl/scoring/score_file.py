@@ -2,18 +2,22 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from vidssl.engine.runfolder import describe_environment
+from vidssl.engine.runfolder import RunFolder, describe_environment
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.statistics import Bootstrap
+from vidssl.scoring.by_class import confusion, counted
 from vidssl.scoring.scores import Score
 from vidssl.scoring.subject import Subject
 from vidssl.spec import dump_flow, parse, plain
 
-FORMAT = "vidssl scores 1"
+FORMAT = "vidssl scores 2"
 Scores = Mapping[str, Sequence[Score]]  # network -> its rows, the same rows for each
 # how many videos go through the network together, and where they lie; which they are is hashed
 NO_MATTER = ("name", "batch_size", "test_batch_size", "root", "list", "test_list")
@@ -32,8 +36,10 @@ class ScoreFile:
         recipe: text of the run's resolved recipe.
         protocol: text of the protocol.
         card: dotted key -> value of all that must be equal for scores to be compared.
+        videos: "train" and "test" -> how many videos were found of how many listed.
         keys: of the test videos.
         truth: label -> class of each of them, -1 where it lacks the label.
+        classes: label -> names of its classes.
         scores: network -> its rows.
     """
 
@@ -43,14 +49,20 @@ class ScoreFile:
     recipe: str
     protocol: str
     card: Mapping[str, str]
+    videos: Mapping[str, tuple[int, int]]
     keys: tuple[str, ...]
     truth: Mapping[str, tuple[int, ...]]
+    classes: Mapping[str, tuple[str, ...]]
     scores: Scores
 
     @property
     def name(self) -> str:
         """Of the protocol."""
         return flattened(self.protocol)["name"]
+
+    def classes_of(self, label: str) -> tuple[int, ...]:
+        """Of the test videos that have the label, as they stand in ``Score.predicted``."""
+        return tuple(number for number in self.truth[label] if number >= 0)
 
 
 def score_record(
@@ -64,6 +76,7 @@ def score_record(
     """
     card = score_card(protocol, videos)
     test = videos["test"]
+    truth = {label: numbers.tolist() for label, numbers in test.labels.items()}
     return {
         "format": FORMAT,
         "checkpoint": subject.source,
@@ -71,18 +84,37 @@ def score_record(
         "step": subject.step,
         "recipe": subject.recipe,
         "protocol": protocol,
+        "protocol_sha256": _hash(protocol),
         "card": card,
-        "card_sha256": hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest(),
+        "card_sha256": _hash(json.dumps(card, sort_keys=True)),
         "videos": {
-            name: {"found": len(part.keys), "listed": part.num_listed, "unreadable": part.unreadable}
+            name: {
+                "found": len(part.keys),
+                "listed": part.num_listed,
+                "sha256": videos_hash(part),
+                "unreadable": part.unreadable,
+            }
             for name, part in videos.items()
         },
         "scores": {name: [_row(score) for score in rows] for name, rows in scores.items()},
         "predicted": {name: [_packed(score.predicted) for score in rows] for name, rows in scores.items()},
-        "truth": {label: _packed(numbers.tolist()) for label, numbers in test.labels.items()},
+        "by_class": {
+            name: [_by_class(score, truth[score.label], len(test.classes[score.label])) for score in rows]
+            for name, rows in scores.items()
+        },
+        "truth": {label: _packed(numbers) for label, numbers in truth.items()},
+        "classes": test.classes,
         "keys": test.keys,
         "environment": describe_environment(),
     }
+
+
+def _by_class(score: Score, truth: Sequence[int], num_classes: int) -> dict[str, object]:
+    """Counts for each class: its videos, how many are right, and, where classes are named, which they are."""
+    known = [number for number in truth if number >= 0]
+    matrix = confusion(known, score.predicted, num_classes)
+    found = {"videos": _packed(matrix.sum(1).tolist()), "right": _packed(matrix.diagonal().tolist())}
+    return {**found, "confusion": counted(matrix)} if score.names_classes else dict(found)
 
 
 def score_card(protocol: str, videos: Mapping[str, FeatureTable]) -> dict[str, str]:
@@ -139,8 +171,7 @@ def read_scores(path: Path) -> ScoreFile:
         raise UsageError(f"{path}: not scores that this version writes: make them again with 'vidssl eval'")
     scores = {
         network: tuple(
-            Score(**row, predicted=_unpacked(predicted))
-            for row, predicted in zip(rows, record["predicted"][network], strict=True)
+            _score(row, predicted) for row, predicted in zip(rows, record["predicted"][network], strict=True)
         )
         for network, rows in record["scores"].items()
     }
@@ -151,10 +182,38 @@ def read_scores(path: Path) -> ScoreFile:
         recipe=record["recipe"],
         protocol=record["protocol"],
         card=record["card"],
+        videos={name: (part["found"], part["listed"]) for name, part in record["videos"].items()},
         keys=tuple(record["keys"]),
         truth={label: _unpacked(numbers) for label, numbers in record["truth"].items()},
+        classes={label: tuple(names) for label, names in record["classes"].items()},
         scores=scores,
     )
+
+
+def find_scores(target: Path) -> list[ScoreFile]:
+    """The newest scores of a run under each protocol, or those of a file.
+
+    Raises:
+        UsageError: if there are none.
+    """
+    if not target.is_dir():
+        return [read_scores(target)]
+    newest: dict[str, Path] = {}
+    for path in sorted(RunFolder(target).scores.glob("*.json"), key=_step):
+        newest[path.stem.rpartition("-step-")[0]] = path
+    if not newest:
+        raise UsageError(f"{target}: no scores in it; 'vidssl eval {target} --protocol linear' makes some")
+    return [read_scores(path) for _, path in sorted(newest.items())]
+
+
+def _step(path: Path) -> int:
+    found = re.search(r"-step-(\d+)$", path.stem)
+    return int(found[1]) if found else -1
+
+
+def _score(row: Mapping[str, Any], predicted: str) -> Score:
+    spreads = {name: span and tuple(span) for name, span in row["bootstrap"].items()}
+    return Score(**{**row, "bootstrap": Bootstrap(**spreads)}, predicted=_unpacked(predicted))
 
 
 def _row(score: Score) -> dict[str, object]:
@@ -170,3 +229,7 @@ def _packed(numbers: Sequence[int]) -> str:
 
 def _unpacked(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split()))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
