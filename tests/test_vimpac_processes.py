@@ -87,7 +87,7 @@ def one_step(videos: slice) -> tuple[VIMPAC, dict[str, Tensor]]:
     """A step of the whole objective in float64, on some of the golden step's videos."""
     golden = load("pretrain_step")
     ids = golden["in/codes_two_clips"][videos].transpose(0, 1).flatten(0, 1)
-    hidden = (golden["in/labels"] != -100).unflatten(0, (2, 4))[:, videos].flatten(0, 1)
+    hidden = golden["in/labels"] != -100  # of all videos: each process draws for all
     objective = toy_vimpac(toy_backbone("model_T_HW"), part(golden, "state/"), hidden).double()
     output = objective(two_clips(ids), Progress(0, 1), torch.Generator())
     output.loss.backward()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vidssl.data import colour
 from vidssl.data.checks import check_chances, check_range
+from vidssl.engine.gather import OwnRows
 from vidssl.interfaces import Batch
 
 # view -> one chance for all of its slots, or one for each; a bare number is meant for every view
@@ -46,7 +47,8 @@ class PerClipAugment:
         return replace(batch, views=views)
 
     def _flipped(self, clip: Tensor, generator: torch.Generator) -> Tensor:
-        drawn = torch.rand(len(clip), generator=generator, device=generator.device) < self.flip
+        rows = OwnRows(len(clip))
+        drawn = rows.of(torch.rand(rows.all, generator=generator, device=generator.device)) < self.flip
         return torch.where(drawn.to(clip.device)[:, None, None, None, None], clip.flip(-1), clip)
 
 
@@ -182,11 +184,14 @@ class ColourAugment:
 def numbers_of_rows(generator: torch.Generator, rows: int, columns: int) -> Tensor:
     """Numbers in [0, 1), float32 [rows, columns] on the CPU; none depends on how many rows there are.
 
+    Of several processes, each gets those of its own rows.
+
     Args:
         generator: on any device; gives one number, from which all others follow.
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+    own = OwnRows(rows)
+    return own.of(torch.rand(own.all, columns, generator=torch.Generator().manual_seed(seed)))
 
 
 def change_rows(clips: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:

@@ -169,7 +169,7 @@ def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
         timeout_minutes: how long to wait for an answer before a process is taken for lost.
 
     Raises:
-        UsageError: if the launcher's variables are incomplete, a machine has too few GPUs, or a process is lost.
+        UsageError: if the launcher's variables are incomplete, a machine lacks GPUs, or a process is lost.
     """
     size = launched()
     if size == 1 or dist.is_initialized():
@@ -234,8 +234,8 @@ def told_if_lost(timeout_minutes: float) -> Iterator[None]:
         if not is_lost(error):
             raise
         raise LostProcess(
-            f"{_LOST}, or given no answer for {timeout_minutes:g} minutes (run.timeout_minutes); look for its "
-            "own message. Go on from the newest checkpoint with vidssl train --resume"
+            f"{_LOST}, or given no answer for {timeout_minutes:g} minutes (run.timeout_minutes); look for "
+            "its own message. Go on from the newest checkpoint with vidssl train --resume"
         ) from error
 
 

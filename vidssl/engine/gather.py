@@ -3,7 +3,13 @@
 Each process takes the gradient of its own loss, and gradients are then averaged over processes, as DDP does.
 What is gathered here is therefore exact if a loss of the whole batch is the mean of the processes' losses.
 Without other processes every function returns its input.
+
+A batch of all processes lies in their order: each has as many rows, and several slots of the samples (the
+two clips of each video, say) follow one another. Every process draws random numbers for all of its rows, from
+generators in the same state, so that a run draws the same whatever their number, see ``OwnRows``.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -43,6 +49,40 @@ def gather_rows(x: Tensor) -> Tensor:
     A process gets back the sum of all gradients of its rows.
     """
     return _Gather.apply(x) if num_processes() > 1 else x
+
+
+def share_of_mean(count: int, device: torch.device) -> Tensor | float:
+    """How many times the mean count of all processes this one's is; 1 without others.
+
+    A mean over what one process has, times this, is its part of the mean over what all have.
+    """
+    if num_processes() == 1:
+        return 1.0
+    return count * num_processes() / sum_over_processes(torch.tensor(float(count), device=device))
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """This process's rows among those of all processes.
+
+    Attributes:
+        count: of its own rows, all slots together.
+        slots: how many times the samples follow one another.
+    """
+
+    count: int
+    slots: int = 1
+
+    @property
+    def all(self) -> int:
+        """How many rows to draw for."""
+        return self.count * num_processes()
+
+    def of(self, drawn: Tensor) -> Tensor:
+        """Its own rows [count, ...] of [all, ...]."""
+        if num_processes() == 1:
+            return drawn
+        return drawn.unflatten(0, (self.slots, num_processes(), -1))[:, rank()].flatten(0, 1)
 
 
 class _Sum(Function):

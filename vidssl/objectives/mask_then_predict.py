@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl.engine.gather import num_processes, sum_over_processes
+from vidssl.engine.gather import OwnRows, num_processes, sum_over_processes
 from vidssl.grids import GridSize, common_grid, expand_mask
 from vidssl.interfaces import Backbone, Features, FilledIn, LossOutput, Masker, Tokenizer
 from vidssl.objectives.frozen import FrozenTokenizer
@@ -58,23 +58,26 @@ class TiedHead(nn.Module):
 
 
 def corrupt(
-    ids: Tensor, groups: Tensor, vocab_size: int, generator: torch.Generator
+    ids: Tensor, groups: Tensor, vocab_size: int, generator: torch.Generator, slots: int = 1
 ) -> tuple[Tensor, Tensor]:
     """BERT's corruption: of the hidden groups 80 % are masked, 10 % get random ids, 10 % stay as they are.
 
     Args:
         ids: int64 [B, t, h, w].
-        groups: int64 [B, t, h, w], cells with one number share their fate; -1 where nothing is hidden.
+        groups: int64 [all rows, t, h, w], those of all processes; cells of a row with one number share their
+            fate; -1 where nothing is hidden.
         vocab_size: random ids are below it; so are those that they may take the place of.
+        slots: see ``gather.OwnRows``.
 
     Returns:
         The ids with the random ones put in, and bool [B, t, h, w], where to mask.
     """
-    device = generator.device
-    fates = torch.rand((len(ids), int(groups.max()) + 1), generator=generator, device=device).to(ids.device)
+    device, rows = generator.device, OwnRows(len(ids), slots)
+    fates = torch.rand((rows.all, int(groups.max()) + 1), generator=generator, device=device)
+    noise = torch.randint(vocab_size, (rows.all, *ids.shape[1:]), generator=generator, device=device)
+    fates, noise, groups = (rows.of(drawn).to(ids.device) for drawn in (fates, noise, groups))
     fate = fates.gather(1, groups.clamp(min=0).flatten(1)).view_as(groups)
     fate = torch.where(groups < 0, 1.0, fate)
-    noise = torch.randint(vocab_size, ids.shape, generator=generator, device=device).to(ids.device)
     changed = (fate >= MASKED) & (fate < MASKED + RANDOM) & (ids < vocab_size)
     return torch.where(changed, noise, ids), fate < MASKED
 
@@ -113,23 +116,25 @@ class MaskThenPredict(nn.Module):
         else:
             self.head = LinearHeads(backbone, tokenizer, ("video",))
 
-    def encode_masked(self, clips: Tensor, generator: torch.Generator) -> MaskedClips:
+    def encode_masked(self, clips: Tensor, generator: torch.Generator, slots: int = 1) -> MaskedClips:
         """Draws a mask for each clip and encodes what it leaves.
 
         Args:
             clips: [B, 3, T, H, W] in [0, 1], or ids [B, t, h, w] already; those that are none of the
                 tokenizer's (padding) are neither hidden nor predicted.
+            slots: how many clips of each video follow one another, see ``gather.OwnRows``.
         """
         ids = ids_of(clips, self.tokenizer)
         id_grid: GridSize = tuple(ids.shape[1:])  # type: ignore[assignment]
-        predictable = ids < self.vocab_size
+        predictable, rows = ids < self.vocab_size, OwnRows(len(ids), slots)
         if self.replace == "bert":
-            groups = self.masker.groups(len(ids), id_grid, generator).to(ids.device)
-            seen, mask = corrupt(ids, groups, self.vocab_size, generator)
-            return MaskedClips(self.backbone(seen, mask), ids, (groups >= 0) & predictable)
+            groups = self.masker.groups(rows.all, id_grid, generator)
+            seen, mask = corrupt(ids, groups, self.vocab_size, generator, slots)
+            hidden = (rows.of(groups).to(ids.device) >= 0) & predictable
+            return MaskedClips(self.backbone(seen, mask), ids, hidden)
         reads = reads_of(clips, ids, self.backbone)
         grid = self.backbone.grid(*reads.shape[-3:])
-        mask = self.masker(len(ids), common_grid(grid, id_grid), generator).to(ids.device)
+        mask = rows.of(self.masker(rows.all, common_grid(grid, id_grid), generator)).to(ids.device)
         hidden = expand_mask(mask, id_grid) & predictable
         return MaskedClips(self.backbone(reads, expand_mask(mask, grid)), ids, hidden)
 
@@ -149,15 +154,17 @@ class MaskThenPredict(nn.Module):
         # processes may have hidden different numbers of ids; the mean of their losses is to be that over all
         count = sum_over_processes(torch.tensor(float(len(targets)), device=targets.device)) / num_processes()
         loss = F.cross_entropy(predictions.logits, targets, reduction="sum") / count
+        # of the means below; one of nothing is no number, and counts for nothing
+        share = len(targets) / count if num_processes() > 1 else 1.0
         metrics = {
             "loss_mask": loss.detach(),
             "loss_mask_of_chance": loss.detach() / math.log(max(2, self.vocab_size)),
-            "accuracy_mask": accuracy(predictions.logits.detach(), targets),
+            "accuracy_mask": (accuracy(predictions.logits.detach(), targets) * share).nan_to_num(),
         }
         if not self.training:
             copied = copy_nearest(masked.ids, masked.hidden).flatten()[predictions.positions]
             metrics["most_frequent_mask"] = most_frequent_accuracy(targets)
-            metrics["copy_nearest_mask"] = (copied == targets).float().mean()
+            metrics["copy_nearest_mask"] = ((copied == targets).float().mean() * share).nan_to_num()
         return LossOutput(loss, metrics)
 
     @torch.no_grad()

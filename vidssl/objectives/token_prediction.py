@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidssl.engine.gather import OwnRows, share_of_mean
 from vidssl.grids import GridSize, common_grid, expand_mask
 from vidssl.interfaces import Backbone, Features, FilledIn, Masker, Tokenizer
 from vidssl.objectives.frozen import FrozenTokenizer
@@ -58,15 +59,17 @@ class TokenPrediction(nn.Module):
         """
         ids, hidden, predictions = self._predict(stream, clip, generator)
         targets = ids.flatten()[predictions.positions]
-        loss = F.cross_entropy(predictions.logits, targets)  # mean over all masked positions of the batch
+        # mean over all masked positions of the batch; processes may have different numbers of them
+        share = share_of_mean(len(targets), targets.device)
+        loss = F.cross_entropy(predictions.logits, targets) * share
         metrics = {
             f"loss_{stream}": loss.detach(),
-            f"accuracy_{stream}": accuracy(predictions.logits.detach(), targets),
+            f"accuracy_{stream}": accuracy(predictions.logits.detach(), targets) * share,
         }
         if not self.training:
             copied = copy_nearest(ids, hidden).flatten()[predictions.positions]
             metrics[f"most_frequent_{stream}"] = most_frequent_accuracy(targets)
-            metrics[f"copy_nearest_{stream}"] = (copied == targets).float().mean()
+            metrics[f"copy_nearest_{stream}"] = (copied == targets).float().mean() * share
         return StreamOutput(loss, metrics)
 
     @torch.no_grad()
@@ -83,7 +86,8 @@ class TokenPrediction(nn.Module):
         pixels = self.backbone.input_kind == "pixels"
         grid = self.backbone.grid(*clip.shape[2:]) if pixels else self.backbone.grid(*ids.shape[1:])
         id_grid: GridSize = tuple(ids.shape[1:])
-        mask = self.masker(len(clip), common_grid(grid, id_grid), generator).to(clip.device)
+        rows = OwnRows(len(clip))
+        mask = rows.of(self.masker(rows.all, common_grid(grid, id_grid), generator)).to(clip.device)
         hidden = expand_mask(mask, id_grid)
         features = self.backbone(clip if pixels else ids, expand_mask(mask, grid))
         return ids, hidden, self.head(stream, features, hidden, self.backbone.final_norm())

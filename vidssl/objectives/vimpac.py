@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vidssl.engine.gather import OwnRows
 from vidssl.errors import UsageError
 from vidssl.interfaces import (
     Backbone,
@@ -104,7 +105,7 @@ class VIMPAC(Objective, MaskedPrediction):
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         clips = _side_by_side(batch.views["clip"], exactly=2)
-        masked = self.prediction.encode_masked(clips, generator)
+        masked = self.prediction.encode_masked(clips, generator, slots=2)
         predicted = self.prediction(masked)
         whole = self.contrast_on == "whole"
         features = self.prediction.encode_whole(clips, masked.ids) if whole else masked.features
@@ -140,8 +141,8 @@ class VIMPACPredict(Objective, MaskedPrediction):
         self.prediction = MaskThenPredict(backbone, tokenizer, masker, replace=replace)
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
-        clips = _side_by_side(batch.views["clip"])
-        return self.prediction(self.prediction.encode_masked(clips, generator))
+        slots = batch.views["clip"]
+        return self.prediction(self.prediction.encode_masked(_side_by_side(slots), generator, len(slots)))
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         return self.prediction.fill_in(clips, generator)
@@ -204,7 +205,8 @@ class VIMPACContrast(Objective):
         mask = None
         if self.masker is not None:
             grid = self.backbone.grid(*reads.shape[-3:])
-            mask = self.masker(len(reads), grid, generator).to(reads.device)
+            rows = OwnRows(len(reads), slots=2)
+            mask = rows.of(self.masker(rows.all, grid, generator)).to(reads.device)
         return self.contrast(self.backbone(reads, mask).pooled())
 
     def encoder(self) -> Backbone:
