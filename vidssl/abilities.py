@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class ClassAttention(ABC):
@@ -21,6 +21,18 @@ class ClassAttention(ABC):
 
         Raises:
             ValueError: if this one was made without a class token.
+        """
+
+
+class Blockwise(ABC):
+    """A backbone of blocks that follow one another, for what is done block by block."""
+
+    @abstractmethod
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        """The blocks, each run once in a forward pass; empty for a network whose blocks are not known.
+
+        A block's output depends on its arguments, its parameters and torch's global random generators
+        alone, and it changes nothing but statistics of batch norms.
         """
 
 

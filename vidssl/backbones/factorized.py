@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vidssl.abilities import Blockwise
 from vidssl.backbones.axis_attention import Layer, NormOrder, parse_layout
 from vidssl.backbones.token_positions import POSITIONS, TokenPositions
 from vidssl.errors import UsageError
@@ -37,7 +38,7 @@ VARIANTS = {
 }
 
 
-class Factorized(Backbone):
+class Factorized(Backbone, Blockwise):
     """Transformer over token ids with attention factorised into axes (VIMPAC, App. A).
 
     A layer attends along the axes of ``layout`` one after another, then applies its MLP. In an attention
@@ -187,6 +188,9 @@ class Factorized(Backbone):
         if self.last_norm is not None:
             tokens = self.last_norm(tokens)
         return Features(patches=tokens[:, 1:].unflatten(1, grid), cls=tokens[:, 0])
+
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        return tuple(self.layers)
 
     def layer_names(self) -> tuple[tuple[str, ...], ...]:
         inner: list[tuple[str, ...]] = [(f"layers.{i}",) for i in range(len(self.layers))]

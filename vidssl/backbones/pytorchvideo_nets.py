@@ -5,8 +5,9 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange, reduce
-from torch import Tensor
+from torch import Tensor, nn
 
+from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import channels_last, prefixed
 from vidssl.grids import GridSize
@@ -38,7 +39,7 @@ _SHAPES: dict[str, tuple[int, GridSize]] = {
 _ONLY_SIZE = {"mvit_base_16x4": (16, 224, 224), "mvit_base_32x3": (32, 224, 224)}
 
 
-class PyTorchVideoNet(Backbone):
+class PyTorchVideoNet(Backbone, Blockwise):
     """A network of PyTorchVideo, without its classifier: a rival for the papers' own backbones.
 
     It takes no mask. MViT takes the clips of its name only; of the others SlowFast, C2D and I3D need a
@@ -113,6 +114,10 @@ class PyTorchVideoNet(Backbone):
         x = self.net.norm_embed(x)
         t, h, w = size
         return Features(patches=rearrange(x[:, 1:], "b (t h w) d -> b t h w d", t=t, h=h, w=w), cls=x[:, 0])
+
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        """MViT's; the stages of the others, with batch norms or two pathways, are not told apart."""
+        return tuple(self.net.blocks) if self._name.startswith("mvit") else ()
 
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """PyTorchVideo's own weights; the classifier is dropped."""

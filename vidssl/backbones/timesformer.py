@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,7 +27,7 @@ from vidssl.interfaces import Backbone, ClassAttention, Features, Translated
 from vidssl.weights.vit_keys import to_timesformer
 
 
-class TimeSformer(Backbone, ClassAttention):
+class TimeSformer(Backbone, Blockwise, ClassAttention):
     """Transformer with attention divided between time and space (TimeSformer; SVT, Sec. 3.1).
 
     One class token a clip. Positions are two learned tables, one of places in a frame and one of frames;
@@ -121,6 +122,9 @@ class TimeSformer(Backbone, ClassAttention):
 
     def final_norm(self) -> nn.Module:
         return self.norm
+
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        return tuple(self.blocks)
 
     def layer_names(self) -> tuple[tuple[str, ...], ...]:
         inner: list[tuple[str, ...]] = [(f"blocks.{i}",) for i in range(len(self.blocks))]

@@ -5,15 +5,16 @@ from typing import Any, ClassVar
 
 import timm
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
+from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import prefixed
 from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Features, Translated
 
 
-class TimmNet(Backbone):
+class TimmNet(Backbone, Blockwise):
     """Any image network of timm, applied to every frame: what there is without motion.
 
     It takes no mask. Frames go through the network one by one; a class token is averaged over them, and
@@ -76,6 +77,20 @@ class TimmNet(Backbone):
         patches = rearrange(found[:, prefix:], "(b t) (h w) d -> b t h w d", t=t, h=h, w=w)
         cls = rearrange(found[:, 0], "(b t) d -> b t d", t=t).mean(1) if prefix else None
         return Features(patches=patches, cls=cls)
+
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        """Those of networks built as ViT, Swin, ConvNeXt or ResNet are; of others none is known."""
+        net: Any = self.net
+        stages = getattr(net, "stages", None) or getattr(net, "layers", None)
+        if isinstance(getattr(net, "blocks", None), nn.Sequential):
+            return tuple(net.blocks)
+        if isinstance(stages, nn.Sequential) and all(
+            isinstance(getattr(stage, "blocks", None), nn.Sequential) for stage in stages
+        ):
+            return tuple(block for stage in stages for block in stage.blocks)
+        if isinstance(getattr(net, "layer4", None), nn.Sequential):
+            return tuple(b for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for b in layer)
+        return ()
 
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """timm's own weights; the classifier is dropped."""

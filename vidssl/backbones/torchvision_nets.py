@@ -7,6 +7,7 @@ import torchvision
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import Normalise
 from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Features, Translated
@@ -16,7 +17,7 @@ Name = Literal[
 ]
 
 
-class TorchvisionNet(Backbone):
+class TorchvisionNet(Backbone, Blockwise):
     """A video network of torchvision, without its classifier: a rival for the papers' own backbones.
 
     It takes no mask. Residual nets, S3D and Swins take clips of any size (S3D from 8 frames and 32 pixels
@@ -33,6 +34,7 @@ class TorchvisionNet(Backbone):
         self.net = getattr(torchvision.models.video, name)(weights=None)
         family = _FAMILIES[name.split("_")[0]]
         self._maps = family.maps
+        self._blocks = family.blocks
         self._name = name
         for head in family.heads:
             setattr(self.net, head, nn.Identity())
@@ -69,6 +71,9 @@ class TorchvisionNet(Backbone):
             raise ValueError(f"{self._name} takes no mask")
         self.grid(*x.shape[2:])
         return self._maps(self.net, self.normalise(x))
+
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        return self._blocks(self.net)
 
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """torchvision's own weights; its classifier is dropped."""
@@ -117,8 +122,17 @@ def _mvit(net: Any, x: Tensor) -> Features:
     return Features(patches=rearrange(x[:, 1:], "b (t h w) d -> b t h w d", t=t, h=h, w=w), cls=x[:, 0])
 
 
+def _residual_blocks(net: Any) -> tuple[nn.Module, ...]:
+    return tuple(block for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for block in layer)
+
+
+def _swin_blocks(net: Any) -> tuple[nn.Module, ...]:
+    stages = (stage for stage in net.features if isinstance(stage, nn.Sequential))
+    return tuple(block for stage in stages for block in stage)
+
+
 class _Family:
-    """How networks of one kind are run, and what of them is a classifier."""
+    """How networks of one kind are run, their blocks, and what of them is a classifier."""
 
     def __init__(
         self,
@@ -126,19 +140,27 @@ class _Family:
         strides: GridSize,
         heads: tuple[str, ...],
         embed_dim: Callable[[Any], int],
+        blocks: Callable[[Any], tuple[nn.Module, ...]],
     ) -> None:
         self.maps = maps
         self.strides = strides
         self.heads = heads
         self.embed_dim = embed_dim
+        self.blocks = blocks
 
 
-_RESNET = _Family(_resnet, (8, 16, 16), ("avgpool", "fc"), lambda net: 512)
+_RESNET = _Family(_resnet, (8, 16, 16), ("avgpool", "fc"), lambda net: 512, _residual_blocks)
 _FAMILIES = {
     "r3d": _RESNET,
     "mc3": _RESNET,
     "r2plus1d": _RESNET,
-    "s3d": _Family(_s3d, (8, 32, 32), ("avgpool", "classifier"), lambda net: 1024),
-    "swin3d": _Family(_swin, (2, 32, 32), ("avgpool", "head"), lambda net: net.norm.normalized_shape[0]),
-    "mvit": _Family(_mvit, (2, 32, 32), ("head",), lambda net: net.norm.normalized_shape[0]),
+    "s3d": _Family(
+        _s3d, (8, 32, 32), ("avgpool", "classifier"), lambda net: 1024, lambda net: (*net.features,)
+    ),
+    "swin3d": _Family(
+        _swin, (2, 32, 32), ("avgpool", "head"), lambda net: net.norm.normalized_shape[0], _swin_blocks
+    ),
+    "mvit": _Family(
+        _mvit, (2, 32, 32), ("head",), lambda net: net.norm.normalized_shape[0], lambda net: (*net.blocks,)
+    ),
 }

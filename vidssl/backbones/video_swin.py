@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -18,7 +19,7 @@ from vidssl.backbones.blocks import (
     hide,
     init_linear,
 )
-from vidssl.backbones.windows import WindowAttention, plan_windows
+from vidssl.backbones.windows import WindowAttention, WindowPlan, plan_windows
 from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Features, Translated
 from vidssl.weights.swin_layouts import read_swin
@@ -47,10 +48,13 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, t, h, w, D] to the same shape."""
+    def plan(self, x: Tensor) -> WindowPlan:
+        """How the grid of [B, t, h, w, D] is cut into windows."""
         _, t, h, w, _ = x.shape
-        plan = plan_windows((t, h, w), self.window, self.shifted, x.device)
+        return plan_windows((t, h, w), self.window, self.shifted, x.device)
+
+    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """[B, t, h, w, D] to the same shape, under the block's own plan."""
         x = x + self.drop_path(self.attn(self.norm1(x), plan))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -73,7 +77,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
 
 
-class VideoSwin(Backbone):
+class VideoSwin(Backbone, Blockwise):
     """Pyramid transformer with attention in shifted space-time windows (Video Swin; BEVT Sec. 3).
 
     A clip and an image (T = 1) share all but the patch embedding, as in BEVT: with one frame the windows
@@ -152,6 +156,9 @@ class VideoSwin(Backbone):
     def final_norm(self) -> nn.Module:
         return self.norm
 
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        return tuple(block for blocks in self.stages for block in blocks)  # type: ignore[attr-defined]
+
     def layer_names(self) -> tuple[tuple[str, ...], ...]:
         inner: list[tuple[str, ...]] = []
         for i, blocks in enumerate(self.stages):
@@ -173,7 +180,7 @@ class VideoSwin(Backbone):
         for i, blocks in enumerate(self.stages):
             x = self.merges[i - 1](x) if i else x
             for block in blocks:  # type: ignore[attr-defined]
-                x = block(x)
+                x = block(x, block.plan(x))  # outside of the block: what is kept is not compiled
             outputs.append(x)
         return Features(patches=self.norm(x), stages=tuple(outputs))
 

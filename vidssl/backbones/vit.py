@@ -7,6 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -23,7 +24,7 @@ from vidssl.interfaces import Backbone, ClassAttention, Features, Translated
 from vidssl.weights.vit_keys import to_vit
 
 
-class ViT(Backbone, ClassAttention):
+class ViT(Backbone, Blockwise, ClassAttention):
     """Plain transformer with joint attention over all space-time patches (ViT; ViViT Sec. 3.3, Model 1).
 
     Positions are fixed sine and cosine codes, separate for time, row and column. They need no table, so a
@@ -80,6 +81,9 @@ class ViT(Backbone, ClassAttention):
             if token is not None:
                 nn.init.trunc_normal_(token, std=0.02)
         sincos_positions((1, 1, 1), embed_dim, torch.device("cpu"))  # refuses a width it cannot code
+
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        return tuple(self.blocks)
 
     def layer_names(self) -> tuple[tuple[str, ...], ...]:
         inner: list[tuple[str, ...]] = [(f"blocks.{i}",) for i in range(len(self.blocks))]
