@@ -17,10 +17,11 @@ SPECS = {kind: sorted((ROOT / kind).rglob("*.yaml")) for kind in NAMES}
 
 # Floors of a house, the ground floor first; a module imports its own floor or one below.
 FLOORS = (
-    {"__init__", "abilities", "errors", "grids", "interfaces", "probing"},
+    {"__init__", "abilities", "bands", "errors", "grids", "interfaces", "probing"},
     {"spec", "schema", "spec_files"},
     {
         "engine",
+        "few_labels",
         "weights",
         "sections",
         "run_spec",
@@ -45,7 +46,7 @@ FLOORS = (
     {"scoring", "compatibility"},
     {"knn_monitor", "train", "runs", "finetune", "evaluate"},
     {"tokenizing", "pictures"},
-    {"compare", "selftest"},
+    {"compare", "replay", "selftest"},
     {"api", "cli", "__main__"},
 )
 KINDS_OF_COMPONENTS = next(names for names in FLOORS if "objectives" in names)

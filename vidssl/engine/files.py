@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from vidssl.errors import UsageError
@@ -22,11 +23,56 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UsageError(
-            f"cannot write {path}: {error.strerror or error}; what stood there before is untouched"
-        ) from error
+        raise UsageError(_failed(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder, or its disk, may be gone
+            temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a text file that may not exist yet.
+
+    Raises:
+        UsageError: if the disk is full or the folder is gone.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    except OSError as error:
+        raise UsageError(_failed(path, error)) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        UsageError: if that cannot be done.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot remove {path}: {error.strerror or error}") from error
+
+
+def _failed(path: Path, error: OSError) -> str:
+    if not path.parent.is_dir():
+        return (
+            f"cannot write {path}: {path.parent} is gone; it was removed or renamed, or its disk is no "
+            "longer mounted"
+        )
+    return f"cannot write {path}: {error.strerror or error}; what stood there before is untouched"
+
+
+def make_folder(path: Path) -> None:
+    """A folder and those above it, unless it is there.
+
+    Raises:
+        UsageError: if it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make the folder {path}: {error.strerror or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,9 +4,11 @@ runs/bevt/
   recipe.yaml        the resolved recipe
   environment.json   when, by which command, on what: versions, git state, devices
   metrics.jsonl      one line a log step
+  events.jsonl       one line for each thing that was said on the way: a skipped step, a sign of collapse
   checkpoints/       step-000300.safetensors ...
   resume/            step-000300.safetensors: what the run needs besides to go on from there
   resumed.jsonl      one line each time it went on
+  captures/          steps that could not be taken, for 'vidssl replay'
   scores/            what 'vidssl eval' found
   features/          vectors it was found from, kept for the next probe; safe to remove
 """
@@ -24,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from vidssl.engine.files import write_text
+from vidssl.engine.files import append_line, remove, write_text
 from vidssl.errors import UsageError
 
 PACKAGES = (
@@ -41,15 +43,17 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.resume = path / "resume"
         self.scores = path / "scores"
+        self.captures = path / "captures"
         self.metrics = path / "metrics.jsonl"
+        self.events = path / "events.jsonl"
 
     def log(self, record: Mapping[str, float]) -> None:
         """Append one line to the metrics."""
-        try:
-            with open(self.metrics, "a", encoding="utf-8") as file:
-                file.write(json.dumps(dict(record)) + "\n")
-        except OSError as error:
-            raise UsageError(f"cannot write {self.metrics}: {error.strerror or error}") from error
+        append_line(self.metrics, json.dumps(dict(record)))
+
+    def note(self, step: int, kind: str, text: str) -> None:
+        """Append one line to the events: what was said after ``step`` steps, and of which kind it is."""
+        append_line(self.events, json.dumps({"step": step, "kind": kind, "text": text}))
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -75,11 +79,11 @@ class RunFolder:
             every: in steps; None leaves all weights.
         """
         for path in self.states()[:-keep]:
-            path.unlink(missing_ok=True)
+            remove(path)
         if every is not None:
             for step, path in sorted(_by_step(self.checkpoints).items())[:-keep]:
                 if step % every:
-                    path.unlink(missing_ok=True)
+                    remove(path)
 
     def forget_after(self, step: int) -> None:
         """Takes away what a run that goes on from ``step`` will write again: metrics, checkpoints, states.
@@ -87,22 +91,21 @@ class RunFolder:
         Also what a process that was killed left half written.
         """
         for folder in (self.checkpoints, self.resume):
-            later = [path for number, path in _by_step(folder).items() if number > step]
-            for path in [*later, *folder.glob(".*.tmp")]:
-                path.unlink(missing_ok=True)
-        if self.metrics.exists():
-            lines = self.metrics.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _is_record(line) and json.loads(line)["step"] <= step]
-            write_text(self.metrics, "".join(f"{line}\n" for line in kept))
+            for number, path in _by_step(folder).items():
+                if number > step:
+                    remove(path)
+        for folder in (self.checkpoints, self.resume, self.captures):  # elsewhere others may be writing
+            for path in folder.glob(".*.tmp"):
+                remove(path)
+        for log in (self.metrics, self.events):
+            if log.exists():
+                lines = log.read_text(encoding="utf-8").splitlines()
+                kept = [line for line in lines if _is_record(line) and json.loads(line)["step"] <= step]
+                write_text(log, "".join(f"{line}\n" for line in kept))
 
     def note_resume(self, step: int) -> None:
         """Describes, beside the run's first environment, the one that it goes on in."""
-        record = {"step": step, **describe_environment()}
-        try:
-            with open(self.path / "resumed.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.path}: {error.strerror or error}") from error
+        append_line(self.path / "resumed.jsonl", json.dumps({"step": step, **describe_environment()}))
 
 
 def _by_step(folder: Path) -> dict[int, Path]:

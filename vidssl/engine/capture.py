@@ -1,0 +1,228 @@
+"""A step that could not be taken, kept so that it can be repeated elsewhere: one safetensors file.
+
+It holds the weights and buffers as they were, the views of the batch, which samples these were and where
+they stood in their epoch, the random states before the step, and the resolved recipe.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vidssl.engine.checkpoint import read_tensors, save_tensors
+from vidssl.engine.gather import max_over_processes, num_processes, rank
+from vidssl.engine.runfolder import RunFolder
+from vidssl.errors import UsageError
+from vidssl.interfaces import Batch, DataSource, Progress, UnreadableSample
+
+FORMAT = "vidssl capture 1"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A step that was tried.
+
+    Attributes:
+        batch: as the loader gave it, uint8.
+        random: the random states before the batch was augmented.
+        loss: of this process.
+        grad_norm: before clipping.
+        state: the objective's weights and buffers as before the step.
+        scale: that the loss was multiplied by for float16; None where it was not.
+    """
+
+    progress: Progress
+    batch: Batch
+    random: Mapping[str, Tensor]
+    loss: float
+    grad_norm: float
+    state: Mapping[str, Tensor]
+    scale: float | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which sample a row of the batch was, and where it stood: place ``place`` of epoch ``epoch``."""
+
+    key: str
+    epoch: int
+    place: int
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under what the step was tried.
+
+    Attributes:
+        recipe: text of the resolved recipe; empty where a run was started without one.
+        precision: of the forward pass, "fp32", "bf16" or "fp16".
+        device: "cpu" or "cuda".
+        parts: that the batch went through the network in.
+        rank: of the process that the batch was of.
+        world: number of processes.
+    """
+
+    recipe: str
+    precision: str
+    device: str
+    parts: int = 1
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a capture file holds; ``samples`` names the rows of each stream."""
+
+    path: Path
+    attempt: Attempt
+    conditions: Conditions
+    samples: Mapping[str, tuple[Place, ...]]
+
+
+class OrderedStream(Protocol):
+    """What a stream of training samples says of their order."""
+
+    @property
+    def source(self) -> DataSource: ...
+
+    def __len__(self) -> int: ...
+
+    def positions(self, step: int) -> range:
+        """Positions of a step's rows in an order that goes through the source again and again."""
+
+
+def random_states(generator: torch.Generator) -> dict[str, Tensor]:
+    """States of an objective's generator and of torch's global ones."""
+    states = {"objective": generator.get_state(), "cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state()} if generator.device.type == "cuda" else states
+
+
+def save_capture(
+    folder: RunFolder,
+    streams: Mapping[str, OrderedStream],
+    conditions: Conditions,
+    attempt: Attempt,
+) -> Path:
+    """Writes a step to the run's folder and says where.
+
+    All processes call this together. The first whose loss is no number writes, process 0 if there is none.
+
+    Args:
+        streams: of this process.
+
+    Raises:
+        UsageError: if the file cannot be written.
+    """
+    path = folder.captures / f"step-{attempt.progress.step + 1:06d}.safetensors"
+    if rank() == _writer(attempt):
+        try:
+            folder.captures.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make {folder.captures}: {error.strerror or error}") from error
+        save_tensors(path, _tensors(attempt), _metadata(attempt, conditions, _places(attempt, streams)))
+    max_over_processes(torch.zeros(()))  # the others stop when it is written
+    return path
+
+
+def _writer(attempt: Attempt) -> int:
+    """The first process whose own loss is no number; 0 if there is none (the gradient is everyone's)."""
+    own = num_processes() if math.isfinite(attempt.loss) else rank()
+    first = -int(max_over_processes(torch.tensor(-own)))
+    return first if first < num_processes() else 0
+
+
+def _places(attempt: Attempt, streams: Mapping[str, OrderedStream]) -> dict[str, list[Place]]:
+    found = {}
+    for name, indices in attempt.batch.indices.items():
+        stream = streams[name]
+        positions = stream.positions(attempt.progress.step)
+        found[name] = [
+            Place(_key(stream.source, index), *divmod(position, len(stream)))
+            for index, position in zip(indices.tolist(), positions, strict=False)
+        ]
+    return found
+
+
+def _key(source: DataSource, index: int) -> str:
+    try:
+        return source.key(index)
+    except UnreadableSample as error:
+        return error.key
+
+
+def _tensors(attempt: Attempt) -> dict[str, Tensor]:
+    batch = attempt.batch
+    tensors = {f"state.{key}": value for key, value in attempt.state.items()}
+    tensors |= {f"random.{key}": value for key, value in attempt.random.items()}
+    for name, slots in batch.views.items():
+        tensors |= {f"views.{name}.{number}": slot for number, slot in enumerate(slots)}
+    tensors |= {f"indices.{stream}": indices for stream, indices in batch.indices.items()}
+    for stream, given in batch.labels.items():
+        tensors |= {f"labels.{stream}.{name}": numbers for name, numbers in given.items()}
+    return tensors
+
+
+def _metadata(attempt: Attempt, conditions: Conditions, samples: Mapping[str, list[Place]]) -> dict[str, str]:
+    facts = {
+        "progress": asdict(attempt.progress),
+        "loss": repr(attempt.loss),  # JSON has no nan
+        "grad_norm": repr(attempt.grad_norm),
+        "scale": attempt.scale,
+        "conditions": asdict(conditions),
+        "samples": {stream: [asdict(place) for place in places] for stream, places in samples.items()},
+    }
+    return {"format": FORMAT, "facts": json.dumps(facts)}
+
+
+def read_capture(path: Path) -> Capture:
+    """A step as ``save_capture`` kept it. Nothing in the file can execute code.
+
+    Raises:
+        UsageError: if the file is missing, cut short, or no capture.
+    """
+    metadata, tensors = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise UsageError(
+            f"{path}: a safetensors file, but no capture of a training step (its metadata lacks format: "
+            f"{FORMAT!r}); they lie in captures/ of a run whose loss was no number"
+        )
+    facts = json.loads(metadata["facts"])
+    attempt = Attempt(
+        Progress(**facts["progress"]),
+        _batch(tensors),
+        _below(tensors, "random."),
+        float(facts["loss"]),
+        float(facts["grad_norm"]),
+        _below(tensors, "state."),
+        facts["scale"],
+    )
+    samples = {
+        stream: tuple(Place(**place) for place in places) for stream, places in facts["samples"].items()
+    }
+    return Capture(path, attempt, Conditions(**facts["conditions"]), samples)
+
+
+def _batch(tensors: Mapping[str, Tensor]) -> Batch:
+    views: dict[str, dict[int, Tensor]] = {}
+    for key, slot in _below(tensors, "views.").items():
+        name, _, number = key.rpartition(".")
+        views.setdefault(name, {})[int(number)] = slot
+    labels: dict[str, dict[str, Tensor]] = {}
+    for key, numbers in _below(tensors, "labels.").items():
+        stream, _, name = key.partition(".")
+        labels.setdefault(stream, {})[name] = numbers
+    return Batch(
+        views={name: tuple(slots[number] for number in sorted(slots)) for name, slots in views.items()},
+        indices=_below(tensors, "indices."),
+        labels=labels,
+    )
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,99 @@
+"""One process at a time in a run's folder."""
+
+import errno
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vidssl.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+def _let_go_in_child() -> None:
+    """A forked data worker must not keep the lock of a parent that was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextmanager
+def sole_process(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Keeps every other process that asks for the same from a run's folder, on any host that shares its disk.
+
+    The operating system lets go of the lock when the process ends, however it ends. Where a file system keeps
+    no locks (some network file systems, and Windows), a line says so and the run goes on without.
+
+    Args:
+        folder: the run's, which exists.
+        say: gets that line.
+
+    Raises:
+        UsageError: if another process has the folder, with its host and number; or if nothing can be
+            written there.
+    """
+    path = folder / ".lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
+    _held.add(descriptor)
+    try:
+        refusal = _lock(descriptor)
+        if refusal in _TAKEN:
+            raise UsageError(
+                f"{folder}: {_owner(path)} is training in this folder. Let it end or stop it; or start a run "
+                "of its own, without --resume and run.resume"
+            )
+        if refusal is None:
+            _sign(descriptor)
+        else:
+            say(
+                f"{folder}: its file system keeps no locks ({os.strerror(refusal)}). Take care that no "
+                "second process trains in this folder."
+            )
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> int | None:
+    """None once the lock is ours, or the number of the error."""
+    if fcntl is None:
+        return errno.ENOSYS
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno or errno.ENOLCK
+    return None
+
+
+def _sign(descriptor: int) -> None:
+    """Says in the file who has the lock; a disk that is too full for that does not end the run."""
+    owner = {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, (json.dumps(owner) + "\n").encode(), 0)
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']} (since {owner['since']})"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not signed yet
+        return "another process"
