@@ -53,6 +53,7 @@ class VideoFacts:
         no_seeking: why frames can be reached only from the start; empty where seeking is exact.
         pts: timestamp of each frame, rising; empty where ``no_seeking``.
         keyframes: where decoding can start, rising; empty where ``no_seeking``.
+        tick_seconds: how long one unit of ``pts`` lasts.
     """
 
     num_frames: int
@@ -65,6 +66,7 @@ class VideoFacts:
     no_seeking: str
     pts: array[int]
     keyframes: tuple[Keyframe, ...]
+    tick_seconds: float
 
 
 def probe(path: Path) -> VideoFacts:
@@ -76,6 +78,7 @@ def probe(path: Path) -> VideoFacts:
     with open_video(path) as video:
         packets = _scan_packets(video)
         promised, fps, codec = video.stream.frames, float(video.stream.average_rate or 0), video.codec
+        tick_seconds = float(video.stream.time_base or 0)
     with open_video(path) as video:
         frames = video.frames()
         first = next(frames, None)
@@ -97,6 +100,7 @@ def probe(path: Path) -> VideoFacts:
         no_seeking=no_seeking,
         pts=array("q") if no_seeking else packets.pts,
         keyframes=() if no_seeking else packets.keyframes,
+        tick_seconds=tick_seconds,
     )
 
 
@@ -115,10 +119,8 @@ def read_frames(path: Path, frames: Sequence[int], facts: VideoFacts | None = No
         ValueError: if ``frames`` is empty or holds a number that is negative or past ``facts.num_frames``.
         UnreadableSample: if any of the frames cannot be decoded.
     """
+    check_numbers(path, frames, facts)
     wanted = sorted(set(frames))
-    if not wanted or wanted[0] < 0 or (facts is not None and wanted[-1] >= facts.num_frames):
-        last = "" if facts is None else f" and below {facts.num_frames}"
-        raise ValueError(f"{path}: frame numbers must be at least 0{last}, got {list(frames)}")
     found: dict[int, NDArray[np.uint8]] = {}
     if facts is not None and not facts.no_seeking:
         with open_video(path) as video:
@@ -130,6 +132,13 @@ def read_frames(path: Path, frames: Sequence[int], facts: VideoFacts | None = No
         if missing:
             raise UnreadableSample(str(path), _why_missing(missing[0], decoded, facts))
     return _stack(found, frames)
+
+
+def check_numbers(path: Path, frames: Sequence[int], facts: VideoFacts | None) -> None:
+    """Raises ValueError if ``frames`` is empty or holds a number that is negative or past the last."""
+    if not frames or min(frames) < 0 or (facts is not None and max(frames) >= facts.num_frames):
+        last = "" if facts is None else f" and below {facts.num_frames}"
+        raise ValueError(f"{path}: frame numbers must be at least 0{last}, got {list(frames)}")
 
 
 @dataclass(frozen=True)

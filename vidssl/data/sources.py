@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,14 +10,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from vidssl.data.decode import VideoFacts, probe, read_frames
+from vidssl.data.decoders import DecoderName
 from vidssl.data.diagnose import why_not_a_file, why_unreadable
 from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Listing, Part, list_folder, select
 from vidssl.data.lists import read_lists
+from vidssl.data.videos import Short, Videos
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
-
-_FACTS_KEPT = 8192  # videos; the facts of one take about 2 kB for each 300 frames
 
 
 class VideoFolder(DataSource):
@@ -32,14 +29,32 @@ class VideoFolder(DataSource):
         part: "train" and "test" divide each class by the hash of the key, the same way on every machine.
         test_share: of each class, on average.
         limit: keep at most this many videos, always the same random sample.
+        manifest: what ``vidssl data check`` wrote, relative to the working folder: bad files are left out and
+            good ones need not be looked through. A file that has changed since is unreadable.
+        decoder: "pyav"; "torchcodec" or "torchcodec_cuda" (the GPU's), which leave to PyAV what they cannot
+            read exactly; "auto" is torchcodec on the CPU where that works, else PyAV.
+        short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them, "pad" holds
+            their last frame, "skip" leaves them out; by default the views have rules of their own.
+        min_frames: how many frames make a video not short.
     """
 
     def __init__(
-        self, *, root: str, part: Part = "all", test_share: float = 0.25, limit: int | None = None
+        self,
+        *,
+        root: str,
+        part: Part = "all",
+        test_share: float = 0.25,
+        limit: int | None = None,
+        manifest: str | None = None,
+        decoder: DecoderName = "pyav",
+        short: Short | None = None,
+        min_frames: int = 1,
     ) -> None:
         listing = list_folder(Path(root), VIDEO_EXTENSIONS, "video")
         listing = select(listing, part=part, test_share=test_share, limit=limit, where=root)
-        self._videos = _Videos(Path(root), listing)
+        self._videos = Videos(
+            Path(root), listing, manifest=manifest, decoder=decoder, short=short, min_frames=min_frames
+        )
         self.label_classes = listing.label_classes
 
     def __len__(self) -> int:
@@ -72,6 +87,13 @@ class VideoList(DataSource):
         part: "test" is ``test_list``, or without one a share of each class by the hash of the path.
         test_share: of each class, on average, where there is no ``test_list``.
         limit: keep at most this many videos, always the same random sample.
+        manifest: what ``vidssl data check`` wrote, relative to the working folder: bad files are left out and
+            good ones need not be looked through. A file that has changed since is unreadable.
+        decoder: "pyav"; "torchcodec" or "torchcodec_cuda" (the GPU's), which leave to PyAV what they cannot
+            read exactly; "auto" is torchcodec on the CPU where that works, else PyAV.
+        short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them, "pad" holds
+            their last frame, "skip" leaves them out; by default the views have rules of their own.
+        min_frames: how many frames make a video not short.
     """
 
     def __init__(
@@ -83,6 +105,10 @@ class VideoList(DataSource):
         part: Part = "all",
         test_share: float = 0.25,
         limit: int | None = None,
+        manifest: str | None = None,
+        decoder: DecoderName = "pyav",
+        short: Short | None = None,
+        min_frames: int = 1,
     ) -> None:
         lists = read_lists(*(Path(path) for path in (list, test_list) if path is not None))
         listing = lists[0]
@@ -101,7 +127,9 @@ class VideoList(DataSource):
                 f"{list}: none of its {len(listing.files)} videos is there; looked for "
                 f"{(Path(root) / listing.files[0].key).absolute()} and so on"
             )
-        self._videos = _Videos(Path(root), listing)
+        self._videos = Videos(
+            Path(root), listing, manifest=manifest, decoder=decoder, short=short, min_frames=min_frames
+        )
         self.label_classes = listing.label_classes
 
     def __len__(self) -> int:
@@ -158,51 +186,6 @@ class ImageFolder(DataSource):
             raise ValueError(f"an image has frame 0 only, asked for {list(frames)}")
         key = self._files[index].key
         return _read_image(self._root / key, key).expand(len(frames), -1, -1, -1)
-
-
-class _Videos:
-    """Listed video files, and what was found out about those that were opened last."""
-
-    def __init__(self, root: Path, listing: Listing) -> None:
-        self._root = root.absolute()
-        self.files = listing.files
-        self._facts: OrderedDict[int, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
-
-    def info(self, index: int) -> SampleInfo:
-        file = self.files[index]
-        facts = self._look(index)
-        return SampleInfo(file.key, facts.num_frames, facts.fps, file.labels)
-
-    def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        key = self.files[index].key
-        facts = self._look(index)
-        if max(frames) >= facts.num_frames:
-            reason = (
-                f"it shrank while in use: frame {max(frames)} was asked for, {facts.num_frames} are there"
-            )
-            raise UnreadableSample(key, reason)
-        try:
-            return read_frames(self._root / key, frames, facts)
-        except UnreadableSample as error:
-            raise UnreadableSample(key, error.reason) from error
-
-    def _look(self, index: int) -> VideoFacts:
-        """Facts of a video, kept until the file changes."""
-        key = self.files[index].key
-        try:
-            status = os.stat(self._root / key)
-        except OSError:
-            raise UnreadableSample(key, why_not_a_file(self._root / key)) from None
-        version = (status.st_size, status.st_mtime_ns)
-        if index not in self._facts or self._facts[index][0] != version:
-            try:
-                self._facts[index] = (version, probe(self._root / key))
-            except UnreadableSample as error:
-                raise UnreadableSample(key, error.reason) from error
-        self._facts.move_to_end(index)
-        if len(self._facts) > _FACTS_KEPT:
-            self._facts.popitem(last=False)
-        return self._facts[index][1]
 
 
 def _read_image(path: Path, key: str) -> Tensor:

@@ -1,0 +1,194 @@
+"""Listed video files as samples: what is known of each, which are left out, and how they are read.
+
+A source of videos holds one ``Videos`` and hands it the keys that all such sources share: ``manifest``,
+``decoder``, ``short`` and ``min_frames``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from vidssl.data.decode import VideoFacts, probe
+from vidssl.data.decoders import DecoderName, PyAV, choose_decoder
+from vidssl.data.diagnose import why_not_a_file
+from vidssl.data.listing import Listed, Listing
+from vidssl.data.manifest import Entry, Manifest, why_changed
+from vidssl.errors import UsageError
+from vidssl.interfaces import SampleInfo, UnreadableSample
+
+Short = Literal["loop", "pad", "skip"]
+
+_log = logging.getLogger(__name__)
+_FACTS_KEPT = 8192  # videos; the facts of one take about 2 kB for each 300 frames
+
+
+class Videos:
+    """Listed video files, and what was found out about those that were opened last.
+
+    Args:
+        root: folder that keys are relative to, itself relative to the working folder.
+        listing: the files.
+        manifest: path of what ``vidssl data check`` wrote. What it calls damaged or unreadable is left out;
+            a file that has changed since counts as unreadable. Without it each file is looked through when
+            it is first asked for.
+        decoder: "pyav"; "torchcodec" or "torchcodec_cuda", which leave files to PyAV that they cannot read
+            exactly; "auto" is torchcodec on the CPU where that works.
+        short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them from their
+            first frame on and "pad" holds their last frame, both up to ``min_frames``; "skip" leaves them
+            out, which takes a manifest. None leaves short videos to the rule of the views.
+        min_frames: see ``short``.
+
+    Attributes:
+        files: those that are not left out.
+        left_out: why -> how many.
+
+    Raises:
+        ValueError: for keys that do not go together.
+        UsageError: if a file is not in the manifest, none is left, or the decoder is of no use here.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        listing: Listing,
+        *,
+        manifest: str | None = None,
+        decoder: DecoderName = "pyav",
+        short: Short | None = None,
+        min_frames: int = 1,
+    ) -> None:
+        _check_short(short, min_frames, manifest)
+        self._root = root.absolute()
+        self._manifest = None if manifest is None else Manifest(Path(manifest))
+        self._decoder = choose_decoder(decoder)
+        self._short = short
+        self._min_frames = min_frames
+        self._facts: OrderedDict[int, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
+        self.left_out: Counter[str] = Counter()
+        self.files = listing.files if self._manifest is None else self._usable(listing.files, self._manifest)
+
+    def info(self, index: int) -> SampleInfo:
+        """What a source says of a sample; a short video is as long as ``short`` makes it."""
+        file = self.files[index]
+        facts = self._look(index)
+        return SampleInfo(file.key, max(facts.num_frames, self._shortest), facts.fps, file.labels)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        """Frames as a source reads them, uint8 [len(frames), 3, H, W]."""
+        key = self.files[index].key
+        facts = self._look(index)
+        if max(frames) >= max(facts.num_frames, self._shortest):
+            reason = (
+                f"it shrank while in use: frame {max(frames)} was asked for, {facts.num_frames} are there"
+            )
+            raise UnreadableSample(key, reason)
+        try:
+            return self._decoder.read(self._root / key, self._within(frames, facts.num_frames), facts)
+        except UnreadableSample as error:
+            raise UnreadableSample(key, error.reason) from error
+
+    @property
+    def _shortest(self) -> int:
+        """Frames that every video has as far as views can see."""
+        return self._min_frames if self._short in ("loop", "pad") else 1
+
+    def _within(self, frames: Sequence[int], num_frames: int) -> list[int]:
+        """Frames that are there for frames asked for of a video that was made longer."""
+        if num_frames >= self._shortest:
+            return list(frames)
+        if self._short == "loop":
+            return [number % num_frames for number in frames]
+        return [min(number, num_frames - 1) for number in frames]
+
+    def _usable(self, files: Sequence[Listed], manifest: Manifest) -> tuple[Listed, ...]:
+        unknown = [file.key for file in files if file.key not in manifest]
+        if unknown:
+            raise UsageError(
+                f"{manifest.path}: {len(unknown)} of {len(files)} listed videos are not in the manifest, such "
+                f"as {unknown[0]}. Have them scanned with 'vidssl data check'"
+            )
+        kept, by_pyav = [], Counter[str]()
+        for file in files:
+            entry = manifest.entry(file.key)
+            why = self._why_out(entry)
+            if why:
+                self.left_out[why] += 1
+                continue
+            kept.append(file)
+            by_pyav[entry.facts.no_seeking if entry.facts else ""] += 1
+        if not kept:
+            raise UsageError(
+                f"{manifest.path}: none of the {len(files)} listed videos can be used "
+                f"({_counted(self.left_out)})"
+            )
+        if self.left_out:
+            told = (manifest.path, len(files) - len(kept), len(files), _counted(self.left_out))
+            _log.warning("%s: %d of %d videos are left out: %s", *told)
+        del by_pyav[""]
+        if by_pyav and not isinstance(self._decoder, PyAV):
+            told = (manifest.path, sum(by_pyav.values()), len(kept), self._decoder.name, _counted(by_pyav))
+            _log.warning("%s: %d of %d videos are read by PyAV, not %s: %s", *told)
+        return tuple(kept)
+
+    def _why_out(self, entry: Entry) -> str:
+        if not entry.usable or entry.facts is None:
+            return entry.status
+        if self._short == "skip" and entry.facts.num_frames < self._min_frames:
+            return f"shorter than {self._min_frames} frames"
+        return ""
+
+    def _look(self, index: int) -> VideoFacts:
+        """Facts of a video, kept until the file changes."""
+        key = self.files[index].key
+        path = self._root / key
+        try:
+            status = os.stat(path)
+        except OSError:
+            raise UnreadableSample(key, why_not_a_file(path)) from None
+        version = (status.st_size, status.st_mtime_ns)
+        if index not in self._facts or self._facts[index][0] != version:
+            self._facts[index] = (version, self._find_out(key, status))
+        self._facts.move_to_end(index)
+        if len(self._facts) > _FACTS_KEPT:
+            self._facts.popitem(last=False)
+        return self._facts[index][1]
+
+    def _find_out(self, key: str, status: os.stat_result) -> VideoFacts:
+        path = self._root / key
+        if self._manifest is None:
+            try:
+                return probe(path)
+            except UnreadableSample as error:
+                raise UnreadableSample(key, error.reason) from error
+        entry = self._manifest.entry(key)
+        changed = why_changed(path, entry, status)
+        if changed or entry.facts is None:
+            raise UnreadableSample(
+                key, f"{changed}; have it scanned again: 'vidssl data check' ({self._manifest.path})"
+            )
+        return entry.facts
+
+
+def _check_short(short: Short | None, min_frames: int, manifest: str | None) -> None:
+    if min_frames < 1:
+        raise ValueError(f"min_frames must be at least 1, got {min_frames}")
+    if (short is None) != (min_frames == 1):
+        raise ValueError(
+            "'short' (loop, pad or skip) and 'min_frames' (what is short) go together: "
+            f"got short {short or 'null'}, min_frames {min_frames}"
+        )
+    if short == "skip" and manifest is None:
+        raise ValueError(
+            "short: skip needs 'manifest', which knows how long videos are; 'vidssl data check' makes one"
+        )
+
+
+def _counted(reasons: Counter[str]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in reasons.most_common())
