@@ -1,10 +1,13 @@
 """What only some components can do: interfaces that a backbone or an objective may have besides its own."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from vidssl.bands import Band
 
 
 class ClassAttention(ABC):
@@ -63,4 +66,15 @@ class MaskedPrediction(ABC):
 
         Raises:
             ValueError: if it learns from clips alone or from images alone, and these are not.
+        """
+
+
+class Watched(ABC):
+    """An objective whose metrics tell whether the network is collapsing."""
+
+    @abstractmethod
+    def bands(self) -> Sequence[Band]:
+        """Where its metrics lie in a sound run; the loop says it when one has left its band.
+
+        ``rankme`` and ``feature_std`` are there if ``LossOutput.features`` is given.
         """
