@@ -107,10 +107,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """The loss to descend (a scalar) and what is logged beside it, named after the paper's terms."""
+    """The loss to descend (a scalar) and what is logged beside it, named after the paper's terms.
+
+    ``features`` are [B, D], a vector a video: of the last ones the loop logs RankMe and the deviation.
+    """
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
