@@ -110,11 +110,11 @@ def test_projection_head_has_norms_between_layers_and_behind_the_last_on_demand(
 
 def contrast(**keys: object) -> ClipContrast:
     head = ProjectionHead(8, num_layers=2, hidden_dim=16, out_dim=4, norm_last=False)
-    return ClipContrast(head, **{"temperature": 0.2, "negatives": None, **keys})
+    return ClipContrast(head, **{"temperature": 0.2, "negatives": None, "negatives_from": "batch", **keys})
 
 
 def test_contrast_states_and_checks_its_negatives() -> None:
-    vectors = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    vectors = torch.randn(4, 2, 8, generator=torch.Generator().manual_seed(0))
     output = contrast(negatives=3)(vectors)
     assert output.metrics["negatives"] == 3
     nats = float(output.metrics["loss_contrast"]) / 0.4
@@ -123,8 +123,8 @@ def test_contrast_states_and_checks_its_negatives() -> None:
         contrast(negatives=127)(vectors)
     contrast(negatives=127).eval()(vectors)
     with pytest.raises(UsageError, match="needs other videos in a batch"):
-        contrast()(vectors[:2])
-    for wrong in ({"temperature": 0.0}, {"negatives": 0}):
+        contrast()(vectors[:1])
+    for wrong in ({"temperature": 0.0}, {"negatives": 0}, {"negatives_from": "device"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             contrast(**wrong)
 

@@ -331,17 +331,19 @@ def test_what_cannot_work_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["both", "contrast"])
-def test_a_batch_may_go_in_parts_where_the_negatives_of_a_part_are_stated(name: str) -> None:
-    def made(negatives: int | None) -> Objective:
-        keys = {**HEAD, "negatives": negatives}
+def test_parts_of_a_batch_are_batches_of_their_own_where_that_is_asked_for(name: str) -> None:
+    def made(**keys: object) -> Objective:
         if name == "contrast":
-            return VIMPACContrast(reads_ids(), Brightness(), **keys)
-        return VIMPAC(reads_ids(), Brightness(), Block3D(num_blocks=2), **keys)
+            return VIMPACContrast(reads_ids(), Brightness(), **HEAD, **keys)
+        return VIMPAC(reads_ids(), Brightness(), Block3D(num_blocks=2), **HEAD, **keys)
 
-    assert not made(None).splits_batch
-    objective = made(3)
+    assert not made().splits_batch
+    assert not made(negatives=3).splits_batch  # all videos of a batch are negatives: tests/test_grad_cache.py
+    objective = made(negatives=3, negatives_from="part")
     assert objective.splits_batch
     for part_of in split_batch(clips(videos=8), 2):
         assert objective(part_of, START, generator()).metrics["negatives"] == 3
     with pytest.raises(UsageError, match=r"over run\.accumulate\) give 7: make them 4"):
         objective(clips(videos=8), START, generator())
+    with pytest.raises(UsageError, match=r"\(a step's batch\) give 7: make them 4"):
+        made(negatives=3)(clips(videos=8), START, generator())

@@ -18,7 +18,8 @@ class RunSpec:
         knn_every_steps: how often to classify the test videos of ``data.probe`` by their nearest neighbours
             (k = 200, temperature 0.07, as VIMPAC's code); null never does.
         accumulate: parts that each step's batch goes through the network in, one after another, to save
-            memory; their gradients are averaged.
+            memory; their gradients are averaged. Where an objective compares all samples of a batch (VIMPAC's
+            ``negatives_from``), features are cached and the gradients are those of the whole batch.
         keep_checkpoints: how many checkpoints one can go on from; older ones keep their weights alone.
         keep_every_steps: of the older ones the weights of multiples of this are kept; null keeps them all.
         resume: "auto" goes on with the newest run of this name and recipe where there is one, so that a

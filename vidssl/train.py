@@ -1,7 +1,7 @@
 """The training loop, and what happens around it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from vidssl.data.loader import Loader, Stream
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.display import TrainDisplay
+from vidssl.engine.grad_cache import JointLoss, backward_in_parts
 from vidssl.engine.optim import Optim, Update
 from vidssl.engine.parts import mean_metrics, split_batch
 from vidssl.engine.resume import Moving, Restored, restore, save_state
@@ -129,7 +130,7 @@ def train(
 
 
 def _check_parts(objective: Objective, streams: Mapping[str, Stream], parts: int) -> None:
-    if parts > 1 and not objective.splits_batch:
+    if parts > 1 and not objective.splits_batch and not isinstance(objective, JointLoss):
         raise UsageError(
             f"run.accumulate is {parts}, and {type(objective).__name__} looks at each batch as a whole (its "
             "clips are compared with each other, or statistics taken over all): set run.accumulate=1"
@@ -200,24 +201,34 @@ def _descend(
 
 
 def _step(moving: Moving, fixed: _Fixed, batch: Batch, progress: Progress) -> tuple[Metrics, Tensor]:
-    """One step down the gradient of a batch; its metrics, and the gradient's norm before clipping.
-
-    Of a batch in parts, each counts alike, as in the releases of BEVT and VIMPAC.
-    """
+    """One step down the gradient of a batch; its metrics, and the gradient's norm before clipping."""
     if fixed.augment is not None:
         batch = fixed.augment(batch, moving.generator)
     moving.optimizer.zero_grad(set_to_none=True)
+    output = _backward(moving, fixed, split_batch(batch, fixed.run.accumulate), progress)
+    grad_norm = fixed.update.clip_gradients(moving.objective.parameters())
+    _check_finite(output.loss, grad_norm, progress.step, fixed.folder)
+    moving.optimizer.step()
+    return output.metrics, grad_norm
+
+
+def _backward(moving: Moving, fixed: _Fixed, parts: Sequence[Batch], progress: Progress) -> LossOutput:
+    """Gradients of a batch in parts; its loss, without gradient, and metrics.
+
+    Each part counts alike, as in the releases of BEVT and VIMPAC, unless the parts are to meet.
+    """
+    objective = moving.objective
+    autocast = partial(torch.autocast, fixed.device.type, dtype=torch.bfloat16, enabled=fixed.autocast)
+    if len(parts) > 1 and isinstance(objective, JointLoss) and not objective.splits_batch:
+        return backward_in_parts(objective, parts, progress, moving.generator, autocast=autocast)
     outputs = []
-    for part in split_batch(batch, fixed.run.accumulate):
-        with torch.autocast(fixed.device.type, dtype=torch.bfloat16, enabled=fixed.autocast):
-            output = moving.objective(part, progress, moving.generator)
-        (output.loss / fixed.run.accumulate).backward()
+    for part in parts:
+        with autocast():
+            output = objective(part, progress, moving.generator)
+        (output.loss / len(parts)).backward()
         outputs.append(LossOutput(output.loss.detach(), output.metrics))
     loss = torch.stack([output.loss for output in outputs]).mean()
-    grad_norm = fixed.update.clip_gradients(moving.objective.parameters())
-    _check_finite(loss, grad_norm, progress.step, fixed.folder)
-    moving.optimizer.step()
-    return mean_metrics([output.metrics for output in outputs]), grad_norm
+    return LossOutput(loss, mean_metrics([output.metrics for output in outputs]))
 
 
 def _rates(fixed: _Fixed, step: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.engine.gather import OwnRows
+from vidssl.engine.grad_cache import JointLoss, PartOutput
 from vidssl.errors import UsageError
 from vidssl.interfaces import (
     Backbone,
@@ -22,10 +23,12 @@ from vidssl.interfaces import (
 )
 from vidssl.objectives.contrastive import ProjectionHead, info_nce
 from vidssl.objectives.frozen import FrozenTokenizer
-from vidssl.objectives.mask_then_predict import MaskThenPredict, Replace, ids_of
+from vidssl.objectives.mask_then_predict import MaskedClips, MaskThenPredict, Replace, ids_of
+
+NegativesFrom = Literal["batch", "part"]
 
 
-class VIMPAC(Objective, MaskedPrediction):
+class VIMPAC(JointLoss, MaskedPrediction):
     """Predicts hidden tokens, and tells clips of one video from those of others (VIMPAC, Eq. 6).
 
     L = L_mask + alpha gamma L_cl, both on the same masked clips: two of every video. The contrast is taken on
@@ -38,8 +41,8 @@ class VIMPAC(Objective, MaskedPrediction):
       copying the nearest visible id.
     - ``loss_contrast``: gamma L_cl, the paper's "CL-Loss": both directions added up.
     - ``accuracy_contrast``: how often the other clip of its video is the nearest one to a clip.
-    - ``negatives``: videos that a clip is told apart from, as Table 11 counts: those of one batch, or one
-      part of it, of all processes but its own. Accumulating gradients adds none.
+    - ``negatives``: other videos that a clip is told apart from, as Table 11 counts: of a step's whole batch,
+      all processes together, or of a part of it, see ``negatives_from``.
     - ``loss_mask_of_chance`` and ``loss_contrast_of_chance``: nats over those of guessing, ln V and
       ln(2 negatives + 1); 1 is chance.
 
@@ -56,9 +59,11 @@ class VIMPAC(Objective, MaskedPrediction):
         replace: what stands in the place of hidden ids: the mask token; or with "bert" the mask token for
             80 %, random ids for 10 %, and the ids themselves for 10 % (App. G.3), decided for a whole block
             where the masker hides blocks.
-        negatives: the number that must be given, so that it is no accident of the batch; null takes what
-            the batch gives. With a number, ``run.accumulate`` may split a batch: each part is contrasted
-            in itself, as the paper accumulates 1024 videos with 127 negatives (Table 11).
+        negatives: the number that there must be, so that it is no accident of the batch; null takes what
+            there is.
+        negatives_from: where ``run.accumulate`` splits a step's batch: "batch" keeps all of its videos as
+            negatives, by cached features, which cost a second forward pass; "part" contrasts each part in
+            itself, as the paper accumulates 1024 videos with 127 negatives (App. C.1).
     """
 
     needs_views: Mapping[str, int] = {"clip": 2}
@@ -78,6 +83,7 @@ class VIMPAC(Objective, MaskedPrediction):
         contrast_on: Literal["masked", "whole"] = "masked",
         replace: Replace = "mask",
         negatives: int | None = None,
+        negatives_from: NegativesFrom = "batch",
     ) -> None:
         super().__init__()
         if contrastive_weight <= 0:
@@ -89,7 +95,7 @@ class VIMPAC(Objective, MaskedPrediction):
             raise ValueError(f"contrast_on must be 'masked' or 'whole', got '{contrast_on}'")
         self.contrastive_weight = contrastive_weight
         self.contrast_on = contrast_on
-        self.splits_batch = negatives is not None  # the number holds for each part
+        self.splits_batch = negatives_from == "part"
         self.prediction = MaskThenPredict(backbone, tokenizer, masker, replace=replace)
         self.contrast = ClipContrast(
             ProjectionHead(
@@ -101,19 +107,34 @@ class VIMPAC(Objective, MaskedPrediction):
             ),
             temperature=temperature,
             negatives=negatives,
+            negatives_from=negatives_from,
         )
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         clips = _side_by_side(batch.views["clip"], exactly=2)
         masked = self.prediction.encode_masked(clips, generator, slots=2)
         predicted = self.prediction(masked)
+        contrasted = self.joint_loss(self._vectors(clips, masked))
+        return LossOutput(
+            loss=predicted.loss + contrasted.loss, metrics={**predicted.metrics, **contrasted.metrics}
+        )
+
+    def forward_part(self, batch: Batch, progress: Progress, generator: torch.Generator) -> PartOutput:
+        clips = _side_by_side(batch.views["clip"], exactly=2)
+        masked = self.prediction.encode_masked(clips, generator, slots=2)
+        return PartOutput(
+            self._vectors(clips, masked), masked.hidden.sum(), own=lambda: self.prediction(masked)
+        )
+
+    def joint_loss(self, vectors: Tensor) -> LossOutput:
+        contrasted = self.contrast(vectors)
+        return LossOutput(self.contrastive_weight * contrasted.loss, contrasted.metrics)
+
+    def _vectors(self, clips: Tensor, masked: MaskedClips) -> Tensor:
+        """[B, 2, D], of both clips of each video."""
         whole = self.contrast_on == "whole"
         features = self.prediction.encode_whole(clips, masked.ids) if whole else masked.features
-        contrasted = self.contrast(features.pooled())
-        return LossOutput(
-            loss=predicted.loss + self.contrastive_weight * contrasted.loss,
-            metrics={**predicted.metrics, **contrasted.metrics},
-        )
+        return by_video(features.pooled())
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         return self.prediction.fill_in(clips, generator)
@@ -154,7 +175,7 @@ class VIMPACPredict(Objective, MaskedPrediction):
         return _describe_prediction(metrics)
 
 
-class VIMPACContrast(Objective):
+class VIMPACContrast(JointLoss):
     """Contrast between clips alone (VIMPAC, Eq. 5; "CL" in Tables 7 and 12); metrics and keys as VIMPAC's.
 
     With a masker the clips are masked, as the paper does to have no other augmentation; without one they
@@ -175,6 +196,7 @@ class VIMPACContrast(Objective):
         head_dim: int = 256,
         head_norm_last: bool = False,
         negatives: int | None = None,
+        negatives_from: NegativesFrom = "batch",
     ) -> None:
         super().__init__()
         if (tokenizer is None) == (backbone.input_kind == "tokens"):
@@ -182,7 +204,7 @@ class VIMPACContrast(Objective):
                 f"{type(backbone).__name__} reads {backbone.input_kind}, "
                 + ("and nothing makes them: give a tokenizer" if tokenizer is None else "no tokenizer's ids")
             )
-        self.splits_batch = negatives is not None  # the number holds for each part
+        self.splits_batch = negatives_from == "part"
         self.backbone = backbone
         self.tokenizer = None if tokenizer is None else FrozenTokenizer(tokenizer)
         self.masker = masker
@@ -196,9 +218,13 @@ class VIMPACContrast(Objective):
             ),
             temperature=temperature,
             negatives=negatives,
+            negatives_from=negatives_from,
         )
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        return self.joint_loss(self.forward_part(batch, progress, generator).vectors)
+
+    def forward_part(self, batch: Batch, progress: Progress, generator: torch.Generator) -> PartOutput:
         reads = _side_by_side(batch.views["clip"], exactly=2)
         if self.tokenizer is not None:
             reads = ids_of(reads, self.tokenizer)
@@ -207,7 +233,10 @@ class VIMPACContrast(Objective):
             grid = self.backbone.grid(*reads.shape[-3:])
             rows = OwnRows(len(reads), slots=2)
             mask = rows.of(self.masker(rows.all, grid, generator)).to(reads.device)
-        return self.contrast(self.backbone(reads, mask).pooled())
+        return PartOutput(by_video(self.backbone(reads, mask).pooled()), torch.zeros((), device=reads.device))
+
+    def joint_loss(self, vectors: Tensor) -> LossOutput:
+        return self.contrast(vectors)
 
     def encoder(self) -> Backbone:
         return self.backbone
@@ -219,19 +248,29 @@ class VIMPACContrast(Objective):
 class ClipContrast(nn.Module):
     """The contrastive head, and gamma L_cl with its metrics."""
 
-    def __init__(self, head: ProjectionHead, *, temperature: float, negatives: int | None) -> None:
+    def __init__(
+        self,
+        head: ProjectionHead,
+        *,
+        temperature: float,
+        negatives: int | None,
+        negatives_from: NegativesFrom,
+    ) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if negatives is not None and negatives < 1:
             raise ValueError(f"negatives must be at least 1 or null, got {negatives}")
+        if negatives_from not in ("batch", "part"):
+            raise ValueError(f"negatives_from must be 'batch' or 'part', got '{negatives_from}'")
         self.head = head
         self.temperature = temperature
         self.negatives = negatives
+        self.negatives_from = negatives_from
 
     def forward(self, vectors: Tensor) -> LossOutput:
-        """Of the vectors [2B, D] of B first clips and then of the second clips of the same videos."""
-        first, second = self.head(vectors).chunk(2)
+        """Of the vectors [B, 2, D] of two clips of each video."""
+        first, second = self.head(vectors.transpose(0, 1).flatten(0, 1)).chunk(2)
         contrast = info_nce(first, second, self.temperature)
         self._check(contrast.num_videos)
         loss = 2 * self.temperature * contrast.loss  # both directions are added up, not averaged (Eq. 5)
@@ -248,10 +287,17 @@ class ClipContrast(nn.Module):
         if num_videos < 2:
             raise UsageError("the contrast needs other videos in a batch, and there is one: raise batch_size")
         if self.training and self.negatives is not None and num_videos != self.negatives + 1:
+            meet = "a step's batch" if self.negatives_from == "batch" else "batch_size over run.accumulate"
             raise UsageError(
-                f"objective.negatives is {self.negatives}, and {num_videos} videos that meet (batch size "
-                f"over run.accumulate) give {num_videos - 1}: make them {self.negatives + 1}, or set that"
+                f"objective.negatives is {self.negatives}, and {num_videos} videos that meet ({meet}) give "
+                f"{num_videos - 1}: make them {self.negatives + 1}, or set that (negatives_from says whether "
+                "the parts of run.accumulate meet)"
             )
+
+
+def by_video(vectors: Tensor) -> Tensor:
+    """[B, 2, D] of the vectors [2B, D] of all first clips and then of all second ones."""
+    return vectors.unflatten(0, (2, -1)).transpose(0, 1)
 
 
 def _side_by_side(slots: Sequence[Tensor], exactly: int | None = None) -> Tensor:
