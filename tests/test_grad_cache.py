@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from einops import rearrange
 from torch import Tensor, nn
 from vimpac_reference import VOCAB, Given, Ids, difference, gradients
 
@@ -306,9 +307,7 @@ def process(number: int, folder: Path) -> None:
         half = Batch(views={"clip": tuple(slot.chunk(2)[rank()] for slot in given.views["clip"])})
         masker = Recorded()
         objective = made(name, masker)
-        output = backward_in_parts(
-            objective, split_batch(half, 2), START, torch.Generator().manual_seed(rank())
-        )
+        output = backward_in_parts(objective, split_batch(half, 2), START, generator())
         averaged = {key: sum_over_processes(x) / 2 for key, x in gradients(objective).items()}
         found[name] = {
             "masks": torch.stack(masker.drawn[:2]),
@@ -328,8 +327,10 @@ def test_two_processes_in_parts_are_one_with_the_undivided_batch(tmp_path: Path)
         mp.start_processes(process, (tmp_path,), nprocs=2, start_method="fork")
     first, second = (torch.load(tmp_path / f"{number}.pt") for number in range(2))
     for name in first:
-        masks = [mask.chunk(2) for each in (first, second) for mask in each[name].pop("masks")]
-        whole = made(name, Given(torch.cat([m for m, _ in masks] + [m for _, m in masks])))
+        masks, same = (each[name].pop("masks") for each in (first, second))
+        assert torch.equal(masks, same)  # each draws for both
+        of_batch = rearrange(masks, "part (slot process b) t h w -> (slot process part b) t h w", slot=2, b=2)
+        whole = made(name, Given(of_batch))
         wanted = whole(batch(padded=3), START, generator())
         wanted.loss.backward()
         for each in (first[name], second[name]):
