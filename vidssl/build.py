@@ -13,6 +13,7 @@ from vidssl.build_checks import (
     check_groups,
     check_inputs,
     check_monitor,
+    check_patches,
     check_sections,
     check_streams,
     check_tokenizer,
@@ -296,7 +297,9 @@ def check_protocol(protocol: Protocol) -> None:
     Raises:
         UsageError: at the first thing that is wrong, with its place.
     """
-    kind = evaluator(protocol.evaluator).score_kind
+    made = evaluator(protocol.evaluator)
+    kind = made.score_kind
+    check_patches(protocol, made)
     if kind == "found" and protocol.average != "features":
         raise protocol.node.mapping()["average"].error(
             f"evaluator '{protocol.evaluator.type}' tells what was found, which has no {protocol.average}: "

@@ -9,7 +9,8 @@ from vidssl.components import BACKBONE, OBJECTIVE, names_with
 from vidssl.engine.optim import Update
 from vidssl.engine.schedules import Schedule
 from vidssl.grids import GridSize, common_grid
-from vidssl.interfaces import Backbone, Masker, Objective, Tokenizer
+from vidssl.interfaces import Backbone, Evaluator, Masker, Objective, PatchEvaluator, Tokenizer
+from vidssl.protocol import Protocol
 from vidssl.recipe import Recipe
 from vidssl.spec import Node
 
@@ -89,6 +90,20 @@ def check_groups(recipe: Recipe, objective: Objective, update: Update) -> None:
         update.groups(objective)
     except ValueError as error:
         raise recipe.optim.node.error(str(error)) from error
+
+
+def check_patches(protocol: Protocol, evaluator: Evaluator) -> None:
+    """What a protocol says of patch tokens is read.
+
+    Raises:
+        UsageError: if the evaluator reads none, or those of all stages are asked for.
+    """
+    sections, name = protocol.node.mapping(), protocol.evaluator.type
+    if isinstance(evaluator, PatchEvaluator):
+        if protocol.layers != "last":
+            raise sections["layers"].error(f"evaluator '{name}' reads patch tokens of the last layer")
+    elif protocol.patches is not None:
+        raise sections["patches"].error(f"unused: evaluator '{name}' reads no patch tokens")
 
 
 def check_tokenizer(recipe: Recipe, objective: Objective, tokenizer: Tokenizer | None) -> None:

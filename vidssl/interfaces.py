@@ -18,6 +18,9 @@ from vidssl.abilities import MaskedPrediction as MaskedPrediction
 from vidssl.grids import GridSize, divide_exactly
 from vidssl.probing import Evaluator as Evaluator
 from vidssl.probing import LabelledFeatures as LabelledFeatures
+from vidssl.probing import LabelledPatches as LabelledPatches
+from vidssl.probing import PatchEvaluator as PatchEvaluator
+from vidssl.probing import PatchTokens as PatchTokens
 
 InputKind = Literal["pixels", "tokens"]
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -49,3 +49,72 @@ class Evaluator(ABC):
     ) -> Mapping[str, Tensor]:
         """``class_scores`` of each of several settings by name (k = 5, k = 20); of a single one, unnamed."""
         return {"": self.class_scores(train, test_vectors, generator)}
+
+
+@dataclass(frozen=True)
+class PatchTokens:
+    """Patch tokens of samples, read where they are kept: tables mapped from a disk may be larger than memory.
+
+    Attributes:
+        tables: each [R, n, D], float16, bfloat16 or float32, of one shape; rows are numbered through all
+            of them, R to each.
+        rows: int64 [N, S] on the CPU, the rows whose tokens make up each sample, side by side.
+    """
+
+    tables: tuple[Tensor, ...]
+    rows: Tensor
+
+    def __len__(self) -> int:
+        """Samples, N."""
+        return len(self.rows)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.tables[0].shape[2]
+
+    def of(self, numbers: Tensor) -> "PatchTokens":
+        """Some of the samples, without reading any."""
+        return replace(self, rows=self.rows[numbers.cpu()])
+
+    def read(self, numbers: Tensor, device: torch.device) -> Tensor:
+        """Tokens of some samples, float32 [len(numbers), S * n, D] on ``device``."""
+        rows = self.rows[numbers.cpu()]
+        size = len(self.tables[0])
+        found = torch.empty(*rows.shape, *self.tables[0].shape[1:], dtype=self.tables[0].dtype)
+        for place, table in enumerate(self.tables):
+            inside = rows // size == place
+            found[inside] = table[rows[inside] - place * size]
+        return found.flatten(1, 2).to(device).float()
+
+
+@dataclass(frozen=True)
+class LabelledPatches:
+    """Patch tokens of samples with one label each; ``labels`` lie on the device that a probe works on.
+
+    The other attributes are those of ``LabelledFeatures``.
+    """
+
+    tokens: PatchTokens
+    labels: Tensor
+    num_classes: int
+    videos: Tensor | None = None
+
+
+class PatchEvaluator(Evaluator):
+    """A probe that reads patch tokens; a vector is taken for the only token of its clip."""
+
+    @abstractmethod
+    def patch_scores(self, train: LabelledPatches, test: PatchTokens, generator: torch.Generator) -> Tensor:
+        """Scores [M, K], higher is likelier, for ``test``. Test labels are never seen."""
+
+    def class_scores(
+        self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """``patch_scores`` of clips of one token."""
+        learn = LabelledPatches(_single(train.vectors), train.labels, train.num_classes, train.videos)
+        return self.patch_scores(learn, _single(test_vectors), generator)
+
+
+def _single(vectors: Tensor) -> PatchTokens:
+    return PatchTokens((vectors[:, None].cpu(),), torch.arange(len(vectors))[:, None])

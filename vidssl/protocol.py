@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from vidssl.few_labels import FewLabels
 from vidssl.recipe import Recipe, overridden
-from vidssl.schema import convert
+from vidssl.schema import construct, convert
 from vidssl.sections import (
     PartSpec,
     ProbeSpec,
@@ -21,6 +22,18 @@ from vidssl.spec_files import find
 Layers = Literal["last", "all"]
 Average = Literal["features", "scores", "probabilities"]
 FrameOrder = Literal["normal", "single", "shuffled", "reversed"]
+PatchType = Literal["float16", "bfloat16"]
+_OPTIONAL = (
+    "layers",
+    "average",
+    "frames",
+    "batch_size",
+    "views",
+    "train_views",
+    "data",
+    "patches",
+    "few_labels",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,8 @@ class Protocol:
         train_views: of the videos to learn from; None for the test views.
         data: used instead of the recipe's ``data.probe`` where given. Its views are those of the
             protocol where it has some.
+        patches: how patch tokens are kept; None for the default, float16, or where the evaluator reads none.
+        few_labels: how many of the labelled videos are learned from; None for all.
     """
 
     name: str
@@ -48,6 +63,8 @@ class Protocol:
     views: PartSpec | None
     train_views: PartSpec | None
     data: ProbeSpec | None
+    patches: PatchType | None
+    few_labels: FewLabels | None
     node: Node = field(repr=False)
 
 
@@ -93,11 +110,10 @@ def read_protocol(node: Node) -> Protocol:
     Raises:
         UsageError: at the first thing that is wrong.
     """
-    optional = ("layers", "average", "frames", "batch_size", "views", "train_views", "data")
-    entries = node.entries(("name", "evaluator"), optional)
+    entries = node.entries(("name", "evaluator"), _OPTIONAL)
     # null takes a section away, so that an override can
     sections = {
-        key: entry for key, entry in entries.items() if key not in optional or entry.value is not None
+        key: entry for key, entry in entries.items() if key not in _OPTIONAL or entry.value is not None
     }
     return Protocol(
         name=read_text(sections["name"]),
@@ -109,6 +125,8 @@ def read_protocol(node: Node) -> Protocol:
         views=read_optional_part(sections, "views"),
         train_views=read_optional_part(sections, "train_views"),
         data=read_data(sections),
+        patches=_patches(sections),
+        few_labels=read_few_labels(sections),
         node=replace(node, value=sections),
     )
 
@@ -138,6 +156,21 @@ def _average(sections: Mapping[str, Node]) -> Average:
     found = convert(sections["average"], Average) if "average" in sections else "features"
     choices: tuple[Average, ...] = get_args(Average)
     return next(choice for choice in choices if choice == found)
+
+
+def _patches(sections: Mapping[str, Node]) -> PatchType | None:
+    if "patches" not in sections:
+        return None
+    return "bfloat16" if convert(sections["patches"], PatchType) == "bfloat16" else "float16"
+
+
+def read_few_labels(sections: Mapping[str, Node]) -> FewLabels | None:
+    """The amounts of labelled videos to learn from; None where nothing is said, for all.
+
+    Raises:
+        UsageError: for an unknown key, or a number out of its range.
+    """
+    return construct(sections["few_labels"], FewLabels) if "few_labels" in sections else None
 
 
 def read_frames(sections: Mapping[str, Node]) -> tuple[FrameOrder, ...]:

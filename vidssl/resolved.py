@@ -17,9 +17,11 @@ from vidssl.components import (
     Kind,
     constructor_of,
 )
+from vidssl.few_labels import FewLabels
 from vidssl.finetune_checks import objective_keys
 from vidssl.finetune_protocol import FinetuneProtocol
-from vidssl.protocol import Protocol
+from vidssl.interfaces import PatchEvaluator
+from vidssl.protocol import PatchType, Protocol
 from vidssl.recipe import Recipe, TokenizerSpec
 from vidssl.schema import bind
 from vidssl.sections import PartSpec, ProbeSpec
@@ -61,6 +63,11 @@ def protocol_text(protocol: Protocol | FinetuneProtocol) -> str:
         "frames": protocol.frames,
         "batch_size": protocol.batch_size,
     }
+    patches = patch_type(protocol)
+    if patches is not None:
+        tree["patches"] = patches
+    if protocol.few_labels is not None:
+        tree["few_labels"] = _resolved_few_labels(protocol.few_labels)
     if protocol.views is not None and protocol.data is None:
         tree["views"] = resolved_part(protocol.views, VIEW_SAMPLER)
     if protocol.train_views is not None:
@@ -68,6 +75,17 @@ def protocol_text(protocol: Protocol | FinetuneProtocol) -> str:
     if protocol.data is not None:
         tree["data"] = _resolved_probe(protocol.data)
     return dump(tree)
+
+
+def patch_type(protocol: Protocol) -> PatchType | None:
+    """How patch tokens are kept for a protocol; None where its evaluator reads none."""
+    made = constructor_of(protocol.evaluator, EVALUATOR)
+    reads = isinstance(made, type) and issubclass(made, PatchEvaluator)
+    return (protocol.patches or "float16") if reads else None
+
+
+def _resolved_few_labels(few_labels: FewLabels) -> dict[str, object]:
+    return {key: value for key, value in asdict(few_labels).items() if value is not None}
 
 
 def _resolved_finetune(protocol: FinetuneProtocol) -> dict[str, object]:

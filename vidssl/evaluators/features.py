@@ -1,6 +1,6 @@
 """One pass of an encoder over labelled videos."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from vidssl.evaluators.frame_orders import in_order
-from vidssl.interfaces import Backbone, Tokenizer, as_clip
+from vidssl.interfaces import Backbone, Features, Tokenizer, as_clip
 from vidssl.protocol import FrameOrder
 
 Layers = Literal["last", "all"]
+KeepPatches = Callable[[FrameOrder, Tensor], None]  # gets those of the next videos, [B, V, n, D]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class FeatureTable:
         num_listed: videos that the source lists; N of them were found readable.
         unreadable: what was wrong with each of the others.
         reordered: order of frames -> [N, V, D], the same views with their frames in that order.
+        patches: order of frames, "normal" among them -> [N, V, n, D] in half precision on the CPU, perhaps
+            mapped from a disk; empty where none were asked for.
     """
 
     vectors: Tensor
@@ -35,6 +38,7 @@ class FeatureTable:
     num_listed: int
     unreadable: tuple[str, ...]
     reordered: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
+    patches: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -47,6 +51,7 @@ def encode_views(
     orders: Sequence[FrameOrder],
     device: torch.device,
     autocast: bool,
+    keep_patches: KeepPatches | None = None,
 ) -> tuple[dict[FrameOrder, Tensor], Tensor]:
     """Feature vectors of every video that ``batches`` yields.
 
@@ -58,6 +63,8 @@ def encode_views(
         layers: the last layer's vector, or the means of all stages side by side.
         orders: of a clip's frames that are asked for.
         autocast: bfloat16 autocast.
+        keep_patches: gets the last layer's patch tokens of each order, batch by batch. Those of all names
+            of a view stand side by side.
 
     Returns:
         Order -> float32 [N, V, D] on ``device``; int64 [N], sample numbers.
@@ -70,26 +77,35 @@ def encode_views(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
                 of_names = [
                     [
-                        _vector(backbone, tokenizer, in_order(clip, order, indices, draw=place), layers)
+                        _features(backbone, tokenizer, in_order(clip, order, indices, draw=place))
                         for place, clip in enumerate(slots)
                     ]
                     for slots in clips
                 ]
-            of_views = [torch.stack(same).float().mean(0) for same in zip(*of_names, strict=True)]
-            vectors[order].append(torch.stack(of_views, dim=1))
+            of_views = list(zip(*of_names, strict=True))
+            means = [
+                torch.stack([_vector(each, layers) for each in same]).float().mean(0) for same in of_views
+            ]
+            vectors[order].append(torch.stack(means, dim=1))
+            if keep_patches is not None:
+                tokens = [torch.cat([each.patches.flatten(1, 3) for each in same], 1) for same in of_views]
+                keep_patches(order, torch.stack(tokens, dim=1))
         numbers.append(indices)
     return {order: torch.cat(parts) for order, parts in vectors.items()}, torch.cat(numbers)
 
 
-def _vector(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor, layers: Layers) -> Tensor:
-    """[B, D] of one clip [B, 3, T, H, W]."""
+def _features(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor) -> Features:
+    """Of one clip [B, 3, T, H, W]."""
     if backbone.input_kind == "pixels":
-        output = backbone(clip)
-    elif tokenizer is None:
+        return backbone(clip)
+    if tokenizer is None:
         raise ValueError("a backbone that reads ids needs the tokenizer of its recipe")
-    else:
-        # in full precision, as in training: an id that is rounded is another one
-        with torch.autocast(clip.device.type, enabled=False):
-            ids = tokenizer.encode(clip)
-        output = backbone(ids)
-    return output.pooled() if layers == "last" else output.pooled_stages()
+    # in full precision, as in training: an id that is rounded is another one
+    with torch.autocast(clip.device.type, enabled=False):
+        ids = tokenizer.encode(clip)
+    return backbone(ids)
+
+
+def _vector(features: Features, layers: Layers) -> Tensor:
+    """[B, D] of one clip."""
+    return features.pooled() if layers == "last" else features.pooled_stages()

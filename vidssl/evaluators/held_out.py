@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from vidssl.interfaces import LabelledFeatures
+from vidssl.interfaces import LabelledFeatures, LabelledPatches
 
 
-def hold_out(train: LabelledFeatures, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def hold_out(
+    train: LabelledFeatures | LabelledPatches, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Row numbers of a random part that is kept and of one that is held out; views of a video stay together.
 
     Args:

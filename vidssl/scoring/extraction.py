@@ -1,7 +1,7 @@
 """Features of the videos of a source."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from rich.console import Console
@@ -10,9 +10,10 @@ from torch import Tensor
 
 from vidssl.data.loader import iterate_once
 from vidssl.engine.devices import pick_device
-from vidssl.evaluators.features import FeatureTable, Layers, encode_views
+from vidssl.evaluators.features import FeatureTable, KeepPatches, Layers, encode_views
 from vidssl.interfaces import Backbone, DataSource, Tokenizer, ViewSampler
-from vidssl.protocol import FrameOrder
+from vidssl.protocol import FrameOrder, PatchType
+from vidssl.scoring.patch_file import in_memory, joined
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,13 @@ class Encoded:
         vectors: order of frames, "normal" among them -> float32 [N, V, D].
         numbers: int64 [N], their places in the source.
         unreadable: what was wrong with each of the others.
+        patches: order of frames -> [N, V, n, D] in half precision, on the CPU; empty where not asked for.
     """
 
     vectors: Mapping[FrameOrder, Tensor]
     numbers: Tensor
     unreadable: tuple[str, ...]
+    patches: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
 
 
 def extract(
@@ -38,6 +41,7 @@ def extract(
     tokenizer: Tokenizer | None = None,
     layers: Layers = "last",
     frames: Sequence[FrameOrder] = ("normal",),
+    patches: PatchType | None = None,
     batch_size: int = 64,
     workers: int = 0,
     device: torch.device | None = None,
@@ -50,11 +54,13 @@ def extract(
     Args:
         layers: the last layer's vector (``Features.pooled``), or the means of all stages side by side.
         frames: orders of a clip's frames, "normal" among them; the others become ``FeatureTable.reordered``.
+        patches: keep patch tokens too, for an attentive probe, in memory and in this precision.
 
     Raises:
         UsageError: if no video can be read.
     """
     device = device or pick_device("auto")
+    kept: dict[FrameOrder, list[Tensor]] = {}
     found = encode(
         backbone,
         source,
@@ -68,8 +74,9 @@ def extract(
         autocast=autocast,
         console=console,
         title=title,
+        keep_patches=None if patches is None else in_memory(kept, patches),
     )
-    return table_of(source, found, device)
+    return table_of(source, replace(found, patches=joined(kept)), device)
 
 
 def encode(
@@ -86,8 +93,9 @@ def encode(
     autocast: bool,
     console: Console | None,
     title: str,
+    keep_patches: KeepPatches | None = None,
 ) -> Encoded:
-    """``extract`` without the labels."""
+    """``extract`` without the labels; patch tokens go to ``keep_patches``, batch by batch."""
     backbone = backbone.to(device).eval()
     tokenizer = tokenizer.to(device).eval() if tokenizer is not None else None
     problems: list[str] = []
@@ -98,7 +106,14 @@ def encode(
         total = -(-len(source) // batch_size)
         batches = iter(track(batches, description=title, total=total, console=console, transient=True))
     vectors, numbers = encode_views(
-        backbone, tokenizer, batches, layers=layers, orders=frames, device=device, autocast=autocast
+        backbone,
+        tokenizer,
+        batches,
+        layers=layers,
+        orders=frames,
+        device=device,
+        autocast=autocast,
+        keep_patches=keep_patches,
     )
     return Encoded(vectors, numbers, tuple(problems))
 
@@ -119,4 +134,5 @@ def table_of(source: DataSource, found: Encoded, device: torch.device) -> Featur
         num_listed=len(source),
         unreadable=found.unreadable,
         reordered=vectors,
+        patches=found.patches,
     )

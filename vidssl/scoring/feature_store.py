@@ -3,13 +3,15 @@
 A file holds the features of one network on one list of videos under one setting. Its name is a hash of all
 that they depend on, which its metadata write out: weights, architecture, videos, views, layers, orders of
 frames, precision, device and the code of this package. Whatever of it changes, a new file is made. What is
-not seen is a video that was replaced by another of the same name: remove the folder then.
+not seen is a video that was replaced by another of the same name: remove the folder then. Patch tokens lie in
+files of their own beside it, written for probes that read them, and are never in memory as a whole.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -27,9 +29,10 @@ from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.files import write_atomically
 from vidssl.evaluators.features import FeatureTable, Layers
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
-from vidssl.protocol import FrameOrder, Protocol
-from vidssl.resolved import resolved_part
+from vidssl.protocol import FrameOrder, PatchType, Protocol
+from vidssl.resolved import patch_type, resolved_part
 from vidssl.scoring.extraction import Encoded, encode, table_of
+from vidssl.scoring.patch_file import PatchWriter, patch_path, read_patches
 from vidssl.scoring.subject import NetworkSpec
 from vidssl.sections import PartSpec
 from vidssl.spec import dump, plain
@@ -41,6 +44,7 @@ class FeatureJob:
 
     Attributes:
         part: "train" or "test", for messages.
+        patches: how patch tokens are kept; None where none are needed.
     """
 
     part: str
@@ -48,6 +52,7 @@ class FeatureJob:
     views: PartSpec
     layers: Layers
     frames: tuple[FrameOrder, ...] = ("normal",)
+    patches: PatchType | None = None
 
 
 class FeatureStore:
@@ -66,11 +71,21 @@ class FeatureStore:
         self.networks = networks
         self.folder = folder
         self.console = console
-        self._known: dict[str, FeatureTable] = {}
+        self._known: dict[tuple[str, PatchType | None], FeatureTable] = {}
         self._device = pick_device(spec.run.device)
         self._autocast = use_bfloat16(spec.run.precision, self._device)
         self._hashes = {name: state_hash(network) for name, network in networks.items()}
         self._tokenizer = _tokenizer(spec, networks)
+
+    def encode_patches(self, protocols: Iterable[Protocol]) -> None:
+        """Computes what protocols that read patch tokens need, so that the others find its vectors.
+
+        Raises:
+            UsageError: as ``tables``.
+        """
+        for protocol in protocols:
+            if patch_type(protocol) is not None:
+                self.tables(protocol)
 
     def tables(self, protocol: Protocol) -> dict[str, tuple[FeatureTable, FeatureTable]]:
         """Network -> the features of the videos to learn from and of those to test on.
@@ -81,8 +96,9 @@ class FeatureStore:
         data = protocol.data
         assert data is not None, "protocols without labelled videos are refused before"
         train_views = protocol.train_views or data.views
-        train = FeatureJob("train", data.train, train_views, protocol.layers)
-        test = FeatureJob("test", data.test, data.views, protocol.layers, protocol.frames)
+        patches = patch_type(protocol)
+        train = FeatureJob("train", data.train, train_views, protocol.layers, patches=patches)
+        test = FeatureJob("test", data.test, data.views, protocol.layers, protocol.frames, patches)
         size = protocol.batch_size
         return {
             name: (self._table(name, train, size), self._table(name, test, size)) for name in self.networks
@@ -91,37 +107,45 @@ class FeatureStore:
     def _table(self, name: str, job: FeatureJob, batch_size: int) -> FeatureTable:
         source = build.source(job.source)
         key = self._key(name, job, source)
-        if key not in self._known:
+        if (key, job.patches) not in self._known:
             path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-            if path.is_file():
-                found = read_encoded(path)
+            if all(file.is_file() for file in (path, *patch_paths(path, job))):
+                found = with_patches(read_encoded(path), path, job)
                 missing = f"; remove it to try {len(found.unreadable)} unreadable videos again"
                 self._say(
                     f"{name} network, {job.part} videos: features read from {path}"
                     f"{missing if found.unreadable else ''}"
                 )
             else:
-                found = self._encode(name, job, source, batch_size)
                 self.folder.mkdir(parents=True, exist_ok=True)
+                found = self._encode(name, job, source, batch_size, path)
                 write_encoded(path, found, key, source)
-            self._known[key] = table_of(source, found, self._device)
-        return self._known[key]
+            self._known[key, job.patches] = table_of(source, found, self._device)
+        return self._known[key, job.patches]
 
-    def _encode(self, name: str, job: FeatureJob, source: DataSource, batch_size: int) -> Encoded:
-        return encode(
-            self.networks[name],
-            source,
-            build.views(job.views),
-            tokenizer=self._tokenizer,
-            layers=job.layers,
-            frames=job.frames,
-            batch_size=batch_size,
-            workers=self.spec.run.workers,
-            device=self._device,
-            autocast=self._autocast,
-            console=self.console,
-            title=f"{name} network, {job.part} videos",
-        )
+    def _encode(self, name: str, job: FeatureJob, source: DataSource, batch_size: int, path: Path) -> Encoded:
+        """Features of a source; patch tokens, where needed, are written beside ``path``."""
+        with ExitStack() as stack:
+            keep = None
+            if job.patches is not None:
+                writer = PatchWriter(path, job.frames, job.patches, num_videos=len(source), say=self._say)
+                keep = stack.enter_context(writer)
+            found = encode(
+                self.networks[name],
+                source,
+                build.views(job.views),
+                tokenizer=self._tokenizer,
+                layers=job.layers,
+                frames=job.frames,
+                batch_size=batch_size,
+                workers=self.spec.run.workers,
+                device=self._device,
+                autocast=self._autocast,
+                console=self.console,
+                title=f"{name} network, {job.part} videos",
+                keep_patches=keep,
+            )
+        return with_patches(found, path, job)
 
     def _key(self, name: str, job: FeatureJob, source: DataSource) -> str:
         """All that the features depend on, as text."""
@@ -155,6 +179,19 @@ def _tokenizer(spec: NetworkSpec, networks: Mapping[str, Backbone]) -> Tokenizer
         return None
     assert spec.tokenizer is not None, "a recipe whose backbone reads ids was refused without one"
     return build.tokenizer(spec.tokenizer)
+
+
+def patch_paths(path: Path, job: FeatureJob) -> list[Path]:
+    """The files of patch tokens that a job needs beside its vectors."""
+    kind = job.patches
+    return [] if kind is None else [patch_path(path, order, kind) for order in job.frames]
+
+
+def with_patches(found: Encoded, path: Path, job: FeatureJob) -> Encoded:
+    """The same with its patch tokens, mapped from their files, where a job needs them."""
+    if job.patches is None:
+        return found
+    return replace(found, patches=read_patches(path, job.frames, job.patches, len(found.numbers)))
 
 
 def write_encoded(path: Path, found: Encoded, key: str, source: DataSource) -> None:

@@ -213,7 +213,8 @@ def _step(path: Path) -> int:
 
 def _score(row: Mapping[str, Any], predicted: str) -> Score:
     spreads = {name: span and tuple(span) for name, span in row["bootstrap"].items()}
-    return Score(**{**row, "bootstrap": Bootstrap(**spreads)}, predicted=_unpacked(predicted))
+    draws = tuple(row["draws"])
+    return Score(**{**row, "bootstrap": Bootstrap(**spreads), "draws": draws}, predicted=_unpacked(predicted))
 
 
 def _row(score: Score) -> dict[str, object]:

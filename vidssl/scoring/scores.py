@@ -1,18 +1,21 @@
 """From features, or from scores of classes, to accuracies."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
 
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scoring import average_views, in_top, predict
-from vidssl.evaluators.statistics import Bootstrap, bootstrap, class_mean, wilson_interval
-from vidssl.interfaces import Evaluator, LabelledFeatures
+from vidssl.evaluators.scoring import in_top, predict
+from vidssl.evaluators.statistics import Bootstrap, Interval, bootstrap, class_mean, wilson_interval
+from vidssl.few_labels import Amount, FewLabels, drawn
+from vidssl.interfaces import Evaluator
 from vidssl.probing import ScoreKind
 from vidssl.protocol import Average, FrameOrder
+from vidssl.scoring.samples import Rows, labelled_rows, scores_of_videos, tested_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,8 @@ class Score:
 
     Attributes:
         label: its name.
-        setting: of an evaluator that has several, "k=20" for one; empty for one that has a single one.
+        setting: of an evaluator that has several, "k=20" for one, and how many labels were learned from where
+            not all were; empty for one that has a single one.
         frames: order of the test clips' frames; the probe learned on normal ones.
         top1: share of test videos whose best class is the right one; for retrieval, that were found.
         low, high: 95 % interval of ``top1`` (Wilson).
@@ -33,6 +37,9 @@ class Score:
             retrieval.
         num_train, num_test: videos with this label.
         predicted: class named for each test video with this label, in the table's order.
+        draws: ``top1`` of each draw of labelled videos; all other numbers are means over them, and
+            ``predicted`` is the first's. Empty where all labels were learned from.
+        spread: standard deviation of ``draws``; None for fewer than two.
     """
 
     label: str
@@ -48,6 +55,8 @@ class Score:
     num_train: int
     num_test: int
     predicted: tuple[int, ...] = field(default=(), repr=False)
+    draws: tuple[float, ...] = ()
+    spread: float | None = None
 
     @property
     def names_classes(self) -> bool:
@@ -103,20 +112,28 @@ def probe(
     *,
     average: Average = "features",
     seed: int = 0,
+    few_labels: FewLabels | None = None,
 ) -> list[Score]:
     """Scores of each label that train and test share, a row for each setting and order of frames.
 
-    Videos without the label are left out of its rows.
+    Videos without the label are left out of its rows. Those of train are learned from in the order of their
+    keys, so that the order of a list changes nothing.
 
     Args:
         average: what is averaged over the views of a video. Where it is not the features, each view of
-            train is a sample of its own.
+            train is a sample of its own. To a probe that reads patches, "features" means that it attends
+            to those of all views of a video together.
+        few_labels: amounts of labelled videos to learn from, a row each; None for all.
 
     Raises:
         UsageError: if train and test share no label, mean different classes by it, or have no video with it.
     """
     shared = shared_labels(train.classes, test.classes)
-    return [score for label in shared for score in _of_label(evaluator, train, test, label, average, seed)]
+    return [
+        row
+        for label in shared
+        for row in _of_label(evaluator, train, test, label, average=average, seed=seed, few_labels=few_labels)
+    ]
 
 
 def shared_labels(
@@ -143,43 +160,96 @@ def shared_labels(
 
 
 def _of_label(
-    evaluator: Evaluator, train: FeatureTable, test: FeatureTable, label: str, average: Average, seed: int
+    evaluator: Evaluator,
+    train: FeatureTable,
+    test: FeatureTable,
+    label: str,
+    *,
+    average: Average,
+    seed: int,
+    few_labels: FewLabels | None,
 ) -> list[Score]:
-    in_train, in_test = train.labels[label] >= 0, test.labels[label] >= 0
-    for name, some in (("to learn from", in_train), ("to test on", in_test)):
-        if not some.any():
+    learn, tested = labelled_rows(train, label), tested_rows(test, label)
+    for name, rows in (("to learn from", learn), ("to test on", tested)):
+        if not len(rows.numbers):
             raise UsageError(f"none of the videos {name} has the label '{label}'")
-    labels, truth = train.labels[label][in_train], test.labels[label][in_test]
-    learn = _samples(train.vectors[in_train], labels, len(train.classes[label]), average)
-    orders = {"normal": test.vectors, **test.reordered}
-    # one call for all orders: the probe is fitted once
-    views = torch.stack([vectors[in_test] for vectors in orders.values()])  # [orders, M, V, D]
-    vectors = views.mean(2).flatten(0, 1) if average == "features" else views.flatten(0, 2)
-    named = evaluator.named_scores(learn, vectors, torch.Generator().manual_seed(seed))
-    rows = []
-    for setting, scores in named.items():
-        if average != "features":
-            by_video = scores.unflatten(0, (-1, views.shape[2]))
-            scores = average_views(by_video, average, evaluator.score_kind)
-        for frames, part in zip(orders, scores.chunk(len(orders)), strict=True):
-            rows.append(
-                score(
-                    part,
-                    truth,
-                    labels,
-                    kind=evaluator.score_kind,
-                    label=label,
-                    setting=setting,
-                    frames=frames,
-                )
-            )
-    return rows
+
+    def scored(some: Rows) -> list[Score]:
+        generator = torch.Generator().manual_seed(seed)
+        return _scored(evaluator, some, tested, average, generator)
+
+    if few_labels is None:
+        return scored(learn)
+    return [
+        row
+        for amount in few_labels.amounts
+        for row in mean_over_draws(
+            [scored(_drawn(learn, amount, draw, few_labels.seed)) for draw in few_labels.draws_of(amount)],
+            amount,
+        )
+    ]
 
 
-def _samples(vectors: Tensor, labels: Tensor, num_classes: int, average: Average) -> LabelledFeatures:
-    """What a probe learns from: a mean vector a video, or its views, each with the video's label."""
-    num_videos, num_views, _ = vectors.shape
-    if average == "features" or num_views == 1:
-        return LabelledFeatures(vectors.mean(1), labels, num_classes)
-    videos = torch.arange(num_videos, device=labels.device).repeat_interleave(num_views)
-    return LabelledFeatures(vectors.flatten(0, 1), labels[videos], num_classes, videos)
+def _drawn(rows: Rows, amount: Amount, draw: int, seed: int) -> Rows:
+    """The videos of one draw."""
+    keys = [rows.table.keys[number] for number in rows.numbers.tolist()]
+    classes = rows.table.classes[rows.label]
+    places = drawn(keys, rows.labels.tolist(), amount, draw=draw, seed=seed, classes=classes)
+    return replace(rows, numbers=rows.numbers[torch.tensor(places, device=rows.numbers.device)])
+
+
+def _scored(
+    evaluator: Evaluator, learn: Rows, test: Rows, average: Average, generator: torch.Generator
+) -> list[Score]:
+    """A row for each setting and order of frames."""
+    found = scores_of_videos(evaluator, learn, test, average, generator)
+    orders: tuple[FrameOrder, ...] = ("normal", *test.table.reordered)
+    return [
+        score(
+            part,
+            test.labels,
+            learn.labels,
+            kind=evaluator.score_kind,
+            label=test.label,
+            setting=setting,
+            frames=frames,
+        )
+        for setting, scores in found.items()
+        for frames, part in zip(orders, scores, strict=True)
+    ]
+
+
+def mean_over_draws(draws: Sequence[Sequence[Score]], amount: Amount) -> list[Score]:
+    """One row for the same row of every draw: means of all numbers, the first draw's predictions.
+
+    Args:
+        draws: the rows of each, in the same order.
+    """
+    return [_mean_of(same, amount) for same in zip(*draws, strict=True)]
+
+
+def _mean_of(same: Sequence[Score], amount: Amount) -> Score:
+    first, draws = same[0], tuple(row.top1 for row in same)
+    intervals = [row.bootstrap for row in same]
+    fives = [each.top5 for each in intervals if each.top5 is not None]
+    return replace(
+        first,
+        setting=f"{first.setting}, {amount}" if first.setting else str(amount),
+        top1=fmean(draws),
+        low=fmean(row.low for row in same),
+        high=fmean(row.high for row in same),
+        top5=None if first.top5 is None else fmean(row.top5 or 0.0 for row in same),
+        class_mean=fmean(row.class_mean for row in same),
+        bootstrap=Bootstrap(
+            top1=_mean_interval([each.top1 for each in intervals]),
+            class_mean=_mean_interval([each.class_mean for each in intervals]),
+            top5=_mean_interval(fives) if fives else None,
+        ),
+        chance=None if first.chance is None else fmean(row.chance or 0.0 for row in same),
+        draws=draws,
+        spread=stdev(draws) if len(draws) > 1 else None,
+    )
+
+
+def _mean_interval(intervals: Sequence[Interval]) -> Interval:
+    return fmean(low for low, _ in intervals), fmean(high for _, high in intervals)

@@ -1,0 +1,177 @@
+"""Attentive probe of V-JEPA (Bardes et al. 2024) and V-JEPA 2 (Assran et al. 2025)."""
+
+import copy
+import math
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vidssl.errors import UsageError
+from vidssl.evaluators.attentive_network import AttentiveNetwork
+from vidssl.evaluators.held_out import hold_out
+from vidssl.interfaces import LabelledPatches, PatchEvaluator, PatchTokens
+
+Pair = tuple[float, float]  # learning rate, weight decay
+
+
+class Attentive(PatchEvaluator):
+    """A learned query attends to frozen patch tokens; AdamW, the rate falling along a cosine to 0.
+
+    Tokens are frozen and each clip's are computed once, where the published probes draw new crops every
+    epoch. All pairs of rates and decays learn side by side from each batch, as V-JEPA 2's do, but a held-out
+    part of *train* chooses among them, and the best is trained again on all.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float | tuple[float, ...] = (3e-4, 1e-3, 3e-3),
+        weight_decay: float | tuple[float, ...] = 0.01,
+        depth: int = 1,
+        num_queries: int = 1,
+        num_heads: int = 4,
+        mlp_ratio: float = 4.0,
+        batch_size: int = 64,
+        epochs: int = 20,
+        held_out: float = 0.2,
+    ) -> None:
+        """
+        Args:
+            lr: at the first step, used as it is whatever the batch.
+            weight_decay: AdamW's, of matrices and queries; biases and norms do not decay.
+            depth: blocks, the last of which is the cross-attention: V-JEPA has 1, V-JEPA 2 has 4.
+            num_queries: learned queries, whose findings stand side by side.
+            num_heads: of every attention; the width of the tokens must be a multiple.
+            mlp_ratio: width of the MLPs' hidden layer, in widths of a token.
+            batch_size: samples a step; an epoch's last batch may be smaller.
+            held_out: share of the training videos that chooses where several pairs are given.
+
+        Raises:
+            ValueError: if a number is out of its range.
+        """
+        self.rates = (lr,) if isinstance(lr, float) else lr
+        self.decays = (weight_decay,) if isinstance(weight_decay, float) else weight_decay
+        if not self.rates or min(self.rates) <= 0 or not self.decays or min(self.decays) < 0:
+            raise ValueError(f"lr must be above 0 and weight_decay at least 0, got {lr}, {weight_decay}")
+        if not 0 < held_out < 1 or mlp_ratio <= 0:
+            raise ValueError(
+                f"held_out must lie between 0 and 1, mlp_ratio above 0, got {held_out}, {mlp_ratio}"
+            )
+        counts = {"depth": depth, "num_queries": num_queries, "num_heads": num_heads}
+        counts |= {"batch_size": batch_size, "epochs": epochs}
+        for name, number in counts.items():
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        self.depth = depth
+        self.num_queries = num_queries
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.held_out = held_out
+
+    def patch_scores(self, train: LabelledPatches, test: PatchTokens, generator: torch.Generator) -> Tensor:
+        """Logits float32 [M, K] on the device of the labels, where the probe is trained too.
+
+        ``generator`` (CPU) draws the held-out part, the initial weights and the order. On CUDA the network
+        runs under bfloat16 autocast.
+
+        Raises:
+            UsageError: if heads do not divide the tokens' width, or there are too few videos to hold any out.
+        """
+        if train.tokens.width % self.num_heads:
+            raise UsageError(
+                f"tokens of width {train.tokens.width} do not divide among {self.num_heads} heads: "
+                "set evaluator.num_heads"
+            )
+        every = torch.arange(len(train.labels))
+        pairs = tuple(product(self.rates, self.decays))
+        chosen = pairs[0] if len(pairs) == 1 else pairs[self._choose(train, pairs, generator)]
+        network = self._fit(train, every, (chosen,), generator)[0]
+        return self._logits([network], test, train.labels.device)[0]
+
+    def _choose(self, train: LabelledPatches, pairs: tuple[Pair, ...], generator: torch.Generator) -> int:
+        """Number of the pair that names most held-out videos right; of equal ones the first."""
+        kept, held = (rows.cpu() for rows in hold_out(train, self.held_out, generator))
+        if len(held) == 0:
+            raise UsageError(
+                f"{len(train.labels)} videos are too few to hold out {self.held_out:g} of them: "
+                "give one lr and one weight_decay"
+            )
+        networks = self._fit(train, kept, pairs, generator)
+        logits = self._logits(networks, train.tokens.of(held), train.labels.device)
+        right = [int((part.argmax(1) == train.labels[held.to(part.device)]).sum()) for part in logits]
+        return right.index(max(right))
+
+    def _fit(
+        self, train: LabelledPatches, rows: Tensor, pairs: tuple[Pair, ...], generator: torch.Generator
+    ) -> list[nn.Module]:
+        """A network for each pair, all from the same start and through the same batches of ``rows`` (CPU)."""
+        device = train.labels.device
+        networks = [network.to(device) for network in self._fresh(train, len(pairs), generator)]
+        optimizer = torch.optim.AdamW(
+            [
+                group
+                for network, pair in zip(networks, pairs, strict=True)
+                for group in parameter_groups(network, *pair)
+            ]
+        )
+        rates = [group["lr"] for group in optimizer.param_groups]
+        batches = -(-len(rows) // self.batch_size)
+        with torch.enable_grad():
+            for step, some in enumerate(self._batches(rows, generator)):
+                scale = (1 + math.cos(math.pi * step / (batches * self.epochs))) / 2
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * scale
+                tokens, labels = train.tokens.read(some, device), train.labels[some.to(device)]
+                with _autocast(device):
+                    losses = [F.cross_entropy(network(tokens).float(), labels) for network in networks]
+                optimizer.zero_grad()
+                # the networks share no weight, so each has the gradient of its own loss
+                torch.stack(losses).sum().backward()
+                optimizer.step()
+        return networks
+
+    def _fresh(self, train: LabelledPatches, number: int, generator: torch.Generator) -> list[nn.Module]:
+        """That many networks with the same weights."""
+        first = AttentiveNetwork(
+            embed_dim=train.tokens.width,
+            num_classes=train.num_classes,
+            num_queries=self.num_queries,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            generator=generator,
+        )
+        return [first, *(copy.deepcopy(first) for _ in range(number - 1))]
+
+    def _batches(self, rows: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        for _ in range(self.epochs):
+            yield from rows[torch.randperm(len(rows), generator=generator)].split(self.batch_size)
+
+    @torch.no_grad()
+    def _logits(self, networks: list[nn.Module], tokens: PatchTokens, device: torch.device) -> list[Tensor]:
+        """Of each network, float32 [M, K]."""
+        parts = []
+        for some in torch.arange(len(tokens)).split(self.batch_size):
+            batch = tokens.read(some, device)
+            with _autocast(device):
+                parts.append(torch.stack([network(batch).float() for network in networks]))
+        return list(torch.cat(parts, dim=1))
+
+
+def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
+    """What decays, matrices and queries, and what does not, biases and norms."""
+    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+    return [
+        {"params": decayed, "lr": lr, "weight_decay": weight_decay},
+        {"params": others, "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")

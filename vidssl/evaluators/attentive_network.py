@@ -1,0 +1,111 @@
+"""The network of the attentive probe: a learned query that looks at patch tokens, and a linear layer.
+
+V-JEPA (Bardes et al. 2024) has one block of cross-attention; V-JEPA 2 (Assran et al. 2025) puts blocks of
+self-attention before it.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+INIT_STD = 0.02  # of queries, and of matrices that read V-JEPA's 1024 channels
+
+
+class AttentiveNetwork(nn.Module):
+    """Patch tokens to logits.
+
+    Args:
+        num_queries: learned queries; what they find goes side by side into the linear layer.
+        depth: blocks, the last of which is the cross-attention.
+        generator: draws the weights, on the CPU.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_classes: int,
+        num_queries: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            SelfAttention(embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
+            for _ in range(depth - 1)
+        )
+        self.queries = nn.Parameter(torch.empty(num_queries, embed_dim))
+        self.pool = CrossAttention(embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        self.head = nn.Linear(num_queries * embed_dim, num_classes)
+        _draw(self.queries, INIT_STD, generator)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                # differs from V-JEPA, which has 0.02 everywhere: of 100 channels little would get through
+                _draw(module.weight, INIT_STD * math.sqrt(1024 / module.in_features), generator)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, K] of tokens [B, n, D]."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.pool(self.queries.expand(len(tokens), -1, -1), tokens).flatten(1))
+
+
+class CrossAttention(nn.Module):
+    """Queries attend to normed tokens; what they find is added to them, and an MLP's answer to that.
+
+    The values' matrix makes what is found; there is no further projection (V-JEPA's formula has none).
+    """
+
+    def __init__(self, *, embed_dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(embed_dim)
+        self.query = nn.Linear(embed_dim, embed_dim)
+        self.key_value = nn.Linear(embed_dim, 2 * embed_dim)
+        self.mlp = _mlp(embed_dim, mlp_ratio)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """[B, q, D] of queries [B, q, D] and tokens [B, n, D]."""
+        key, value = self.key_value(self.norm(tokens)).chunk(2, dim=-1)
+        found = queries + attend(self.query(queries), key, value, self.num_heads)
+        return found + self.mlp(found)
+
+
+class SelfAttention(nn.Module):
+    """A pre-norm block of a ViT."""
+
+    def __init__(self, *, embed_dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(embed_dim)
+        self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim)
+        self.project = nn.Linear(embed_dim, embed_dim)
+        self.mlp = _mlp(embed_dim, mlp_ratio)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, n, D] of [B, n, D]."""
+        query, key, value = self.query_key_value(self.norm(tokens)).chunk(3, dim=-1)
+        tokens = tokens + self.project(attend(query, key, value, self.num_heads))
+        return tokens + self.mlp(tokens)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Multi-head attention of query [B, q, D] over key and value [B, n, D], [B, q, D]."""
+    heads = [part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
+    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+
+def _mlp(embed_dim: int, mlp_ratio: float) -> nn.Sequential:
+    hidden = int(embed_dim * mlp_ratio)
+    return nn.Sequential(
+        nn.LayerNorm(embed_dim), nn.Linear(embed_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim)
+    )
+
+
+def _draw(weight: Tensor, std: float, generator: torch.Generator) -> None:
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
