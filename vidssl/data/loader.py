@@ -39,6 +39,7 @@ class Stream:
         timeout_seconds: how long a batch may take with workers before the run is given up.
         rank: which slice of each batch, see ``share``.
         world: number of slices.
+        parts: that a batch is taken in one after another; each of them is sliced by itself.
     """
 
     source: DataSource
@@ -51,6 +52,7 @@ class Stream:
     timeout_seconds: float = 900.0
     rank: int = 0
     world: int = 1
+    parts: int = 1
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
@@ -59,20 +61,25 @@ class Stream:
             )
         if self.batch_size % self.world:
             raise ValueError(f"batch_size {self.batch_size} does not divide among {self.world} processes")
+        if self.batch_size // self.world % self.parts:
+            raise ValueError(
+                f"a process's {self.batch_size // self.world} samples do not divide into {self.parts} parts"
+            )
 
     def __len__(self) -> int:
         """Samples of an epoch."""
         return len(self.source)
 
-    def share(self, rank: int, world: int) -> Stream:
-        """The slice of every batch that one of ``world`` processes takes."""
-        return replace(self, rank=rank, world=world)
+    def share(self, rank: int, world: int, parts: int = 1) -> Stream:
+        """The slice of every batch, or of every part of each, that one of ``world`` processes takes."""
+        return replace(self, rank=rank, world=world, parts=parts)
 
-    def positions(self, step: int) -> range:
+    def positions(self, step: int) -> Sequence[int]:
         """Positions in the endless order that make up this process's slice of a step's batch."""
-        size = self.batch_size // self.world
-        start = step * self.batch_size + self.rank * size
-        return range(start, start + size)
+        size = self.batch_size // self.world // self.parts
+        first = step * self.batch_size + self.rank * size
+        starts = (first + part * self.world * size for part in range(self.parts))
+        return [place for start in starts for place in range(start, start + size)]
 
 
 class Loader:

@@ -6,7 +6,7 @@ they stood in their epoch, the random states before the step, and the resolved r
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -93,7 +93,7 @@ class OrderedStream(Protocol):
 
     def __len__(self) -> int: ...
 
-    def positions(self, step: int) -> range:
+    def positions(self, step: int) -> Sequence[int]:
         """Positions of a step's rows in an order that goes through the source again and again."""
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidssl.engine.files import write_atomically
+from vidssl.engine.sharded import spread_state, whole
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
 
@@ -53,16 +54,22 @@ def prefix_of(part: nn.Module, whole: nn.Module) -> str:
     raise ValueError(f"{type(whole).__name__}'s {type(part).__name__} is not one of its own sub-modules")
 
 
-def save_checkpoint(path: Path, objective: Objective, *, step: int, recipe: str) -> None:
+def save_checkpoint(path: Path, objective: Objective, *, step: int, recipe: str, write: bool = True) -> None:
     """Write the objective's weights to ``path`` in one piece.
+
+    Args:
+        write: off in all processes of a run but one: they only give their shards of sharded weights.
 
     Raises:
         UsageError: if the file cannot be written; an older one of that name is left as it was.
     """
     prefix = encoder_prefix(objective)
+    state = whole(objective.state_dict(), keep=write)
+    if not write:
+        return
     tensors = {
         f"encoder.{key.removeprefix(prefix)}" if key.startswith(prefix) else f"objective.{key}": value
-        for key, value in objective.state_dict().items()
+        for key, value in state.items()
     }
     save_tensors(path, tensors, {"format": FORMAT, "step": json.dumps(step), "recipe": recipe})
 
@@ -94,7 +101,7 @@ def load_objective(objective: Objective, checkpoint: Checkpoint) -> None:
         checkpoint.objective
     )
     try:
-        objective.load_state_dict(state)
+        objective.load_state_dict(spread_state(objective, state))
     except RuntimeError as error:
         raise UsageError(
             f"{checkpoint.path}: of another objective or network: {' '.join(str(error).split())}"

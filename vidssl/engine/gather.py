@@ -9,6 +9,8 @@ two clips of each video, say) follow one another. Every process draws random num
 generators in the same state, so that a run draws the same whatever their number, see ``OwnRows``.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -76,13 +78,32 @@ class OwnRows:
     @property
     def all(self) -> int:
         """How many rows to draw for."""
-        return self.count * num_processes()
+        return self.count * _seat()[1]
 
     def of(self, drawn: Tensor) -> Tensor:
         """Its own rows [count, ...] of [all, ...]."""
-        if num_processes() == 1:
+        number, processes = _seat()
+        if processes == 1:
             return drawn
-        return drawn.unflatten(0, (self.slots, num_processes(), -1))[:, rank()].flatten(0, 1)
+        return drawn.unflatten(0, (self.slots, processes, -1))[:, number].flatten(0, 1)
+
+
+_taken: list[tuple[int, int]] = []
+
+
+def _seat() -> tuple[int, int]:
+    """The number of the process that is drawn for, and how many there are."""
+    return _taken[-1] if _taken else (rank(), num_processes())
+
+
+@contextmanager
+def drawing_as(number: int, processes: int) -> Iterator[None]:
+    """Lets a process without others draw what one of several would: a step of theirs is repeated alone."""
+    _taken.append((number, processes))
+    try:
+        yield
+    finally:
+        _taken.pop()
 
 
 class _Sum(Function):

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from vidssl.engine.curves import cosine_between
 from vidssl.engine.param_groups import Decay, Group, parameter_groups
 from vidssl.engine.schedules import StepPlan
+from vidssl.engine.sharded import in_shards, norms, own_shards
 
 Clip = Literal["all", "each"]
 
@@ -92,7 +93,9 @@ class Update:
         trained = [parameter for parameter in parameters if parameter.grad is not None]
         if self.clip_norm is not None and self.clip == "each":
             return _clip_each([p.grad for p in trained if p.grad is not None], self.clip_norm)
-        norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+        gradients = [p.grad for p in trained if p.grad is not None]
+        sharded = in_shards(gradients)
+        norm = torch.linalg.vector_norm(norms(gradients)) if sharded else get_total_norm(gradients)
         if self.clip_norm is not None:
             clip_grads_with_norm_(trained, self.clip_norm, norm)
         return norm
@@ -102,10 +105,10 @@ def _clip_each(gradients: list[Tensor], limit: float) -> Tensor:
     """Scales every tensor down to ``limit`` by itself; returns the norm of all before that."""
     if not gradients:
         return torch.zeros(())
-    norms = torch._foreach_norm(gradients)
+    each = norms(gradients)
     # SVT's release, and torch for the whole gradient, add 1e-6 so that nothing is divided by 0
-    torch._foreach_mul_(gradients, [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
-    return torch.linalg.vector_norm(torch.stack(norms))
+    torch._foreach_mul_(own_shards(gradients), [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in each])
+    return torch.linalg.vector_norm(each)
 
 
 class Optim(ABC):
