@@ -22,6 +22,9 @@ class RunSpec:
             ``negatives_from``), features are cached and the gradients are those of the whole batch.
         keep_checkpoints: how many checkpoints one can go on from; older ones keep their weights alone.
         keep_every_steps: of the older ones the weights of multiples of this are kept; null keeps them all.
+        max_skipped_steps: of steps in a row whose loss or gradient is no number; none of them is taken, and
+            with the last of so many the run stops and leaves a capture.
+        on_collapse: whether a sign of collapse, a metric that has left its band, stops the run.
         resume: "auto" goes on with the newest run of this name and recipe where there is one, so that a
             scheduler can repeat one command.
     """
@@ -37,6 +40,8 @@ class RunSpec:
     accumulate: int = 1
     keep_checkpoints: int = 2
     keep_every_steps: int | None = None
+    max_skipped_steps: int = 10
+    on_collapse: Literal["warn", "stop"] = "warn"
     resume: Literal["never", "auto"] = "never"
 
     def __post_init__(self) -> None:
@@ -50,6 +55,7 @@ class RunSpec:
             "accumulate": self.accumulate,
             "keep_checkpoints": self.keep_checkpoints,
             "keep_every_steps": self.keep_every_steps,
+            "max_skipped_steps": self.max_skipped_steps,
         }
         for name, count in counts.items():
             if count is not None and count < 1:

@@ -10,13 +10,19 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from vidssl.abilities import Watched
 from vidssl.data.loader import Loader, Stream
+from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
+from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.display import TrainDisplay
+from vidssl.engine.gather import num_processes, rank
 from vidssl.engine.grad_cache import JointLoss, backward_in_parts
+from vidssl.engine.guard import Guard
+from vidssl.engine.lock import sole_process
 from vidssl.engine.optim import Optim, Update
-from vidssl.engine.parts import mean_metrics, split_batch
+from vidssl.engine.parts import mean_output, split_batch
 from vidssl.engine.resume import Moving, Restored, restore, save_state
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.engine.schedules import Schedule, StepPlan
@@ -55,6 +61,7 @@ class _Fixed:
     """What stays the same from the first step of a run to the last."""
 
     run: RunSpec
+    streams: Mapping[str, Stream]
     plan: StepPlan
     update: Update
     folder: RunFolder
@@ -100,33 +107,37 @@ def train(
         monitor: called every ``run.knn_every_steps`` steps; what it measures is logged.
 
     Raises:
-        UsageError: if the loss stops being a number, the disk is full, too many videos cannot be read, or the
-            run cannot go on. Checkpoints written before stay.
+        UsageError: if the loss is no number for too many steps, the network collapses and the run is to stop
+            then, another process trains in the folder, the disk is full, too many videos cannot be read, or
+            the run cannot go on. Checkpoints written before stay.
     """
     run, console = run or RunSpec(), console or Console()
     device = pick_device(run.device)
     objective.to(device).train()
     _check_parts(objective, streams, run.accumulate)
-    moving = Moving(objective, optim.build(objective), torch.Generator(device).manual_seed(seed), Window())
+    watch = CollapseWatch(objective.bands() if isinstance(objective, Watched) else ())
+    generator = torch.Generator(device).manual_seed(seed)
+    moving = Moving(objective, optim.build(objective), generator, Window(), watch)
     plan = _plan(schedule, streams)
     folder = create_run(Path(run.out), name, recipe_text) if resume is None else RunFolder(resume)
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     say(f"Run folder: {folder.path}")
-    start = Restored(0, 0.0)
-    if resume is not None:
-        start = restore(folder, moving, recipe=recipe_text, say=say)
-        folder.note_resume(start.step)
-        say(f"Goes on after step {start.step} of {plan.total_steps}.")
     fixed = _Fixed(
-        run, plan, optim.update, folder, device, use_bfloat16(run.precision, device), augment,
+        run, streams, plan, optim.update, folder, device, use_bfloat16(run.precision, device), augment,
         test_streams or {}, recipe_text, stop_after, monitor,
     )  # fmt: skip
-    with (
-        stop_requests() as stop,
-        TrainDisplay(plan.total_steps, console, start.step) as display,
-        Loader(streams, start_step=start.step, say=display.say) as loader,
-    ):
-        return _descend(moving, fixed, start, loader, display, stop)
+    with sole_process(folder.path, say):
+        start = Restored(0, 0.0)
+        if resume is not None:
+            start = restore(folder, moving, recipe=recipe_text, say=say)
+            folder.note_resume(start.step)
+            say(f"Goes on after step {start.step} of {plan.total_steps}.")
+        with (
+            stop_requests() as stop,
+            TrainDisplay(plan.total_steps, console, start.step) as display,
+            Loader(streams, start_step=start.step, say=display.say) as loader,
+        ):
+            return _descend(moving, fixed, start, loader, display, stop)
 
 
 def _check_parts(objective: Objective, streams: Mapping[str, Stream], parts: int) -> None:
@@ -163,13 +174,13 @@ def _descend(
     A checkpoint is the last thing that a step does: what is logged up to it is in the log when it is there.
     """
     run, plan, folder, window = fixed.run, fixed.plan, fixed.folder, moving.window
-    done, tested = start.step, {}
+    guard = _guard(moving, fixed, display)
+    done, tested, collapse = start.step, {}, ""
     for step in range(start.step, plan.total_steps):
         progress = Progress(step, plan.total_steps, plan.steps_per_epoch)
         fixed.update.set_rates(moving.optimizer, plan, step)
-        batch = next(loader).to(fixed.device)
-        metrics, grad_norm = _step(moving, fixed, batch, progress)
-        moving.objective.after_step(progress, moving.generator)
+        batch = next(loader)
+        metrics, grad_norm = _step(moving, fixed, guard, batch, progress)
 
         done, finished = step + 1, step + 1 == plan.total_steps
         # looked at once: a signal that comes below waits for the next step
@@ -178,9 +189,11 @@ def _descend(
         window.add(metrics, grad_norm, batch, loader.waited_seconds)
         display.step(done)
         if finished or done % run.log_every_steps == 0:
-            means = window.means() | _rates(fixed, step)
+            means = window.means() | _rates(fixed, step) | moving.watch.measures() | moving.skips.metrics()
             folder.log({"step": done, "seconds": seconds, **means})
             display.metrics(done, means)
+            collapse = _look(moving, fixed, display, done, means)
+            stopped = stopped or bool(collapse)
         due = finished or done % run.checkpoint_every_steps == 0
         tested = _test(moving.objective, fixed) if due else {}
         if tested:
@@ -195,20 +208,32 @@ def _descend(
             )
             save_state(folder, moving, step=done, seconds=seconds)
             folder.prune(run.keep_checkpoints, run.keep_every_steps)
+        if collapse:
+            raise UsageError(f"{collapse} The run stops, as run.on_collapse says; it is saved as it is")
         if stopped:
             break
     return TrainResult(folder.path, folder.checkpoint_path(done), done, plan.total_steps, tested)
 
 
-def _step(moving: Moving, fixed: _Fixed, batch: Batch, progress: Progress) -> tuple[Metrics, Tensor]:
-    """One step down the gradient of a batch; its metrics, and the gradient's norm before clipping."""
+def _step(
+    moving: Moving, fixed: _Fixed, guard: Guard, batch: Batch, progress: Progress
+) -> tuple[Metrics, Tensor | None]:
+    """One step down the gradient of a batch; its metrics, and the gradient's norm before clipping.
+
+    There are none if the step is not taken.
+    """
+    guard.begin(progress, batch)
+    batch = batch.to(fixed.device)
     if fixed.augment is not None:
         batch = fixed.augment(batch, moving.generator)
     moving.optimizer.zero_grad(set_to_none=True)
     output = _backward(moving, fixed, split_batch(batch, fixed.run.accumulate), progress)
     grad_norm = fixed.update.clip_gradients(moving.objective.parameters())
-    _check_finite(output.loss, grad_norm, progress.step, fixed.folder)
+    if not guard.passes(output.loss, grad_norm):
+        return {}, None
     moving.optimizer.step()
+    moving.objective.after_step(progress, moving.generator)
+    moving.watch.add(output)
     return output.metrics, grad_norm
 
 
@@ -226,9 +251,44 @@ def _backward(moving: Moving, fixed: _Fixed, parts: Sequence[Batch], progress: P
         with autocast():
             output = objective(part, progress, moving.generator)
         (output.loss / len(parts)).backward()
-        outputs.append(LossOutput(output.loss.detach(), output.metrics))
-    loss = torch.stack([output.loss for output in outputs]).mean()
-    return LossOutput(loss, mean_metrics([output.metrics for output in outputs]))
+        outputs.append(LossOutput(output.loss.detach(), output.metrics, output.features))
+    return mean_output(outputs)
+
+
+def _guard(moving: Moving, fixed: _Fixed, display: TrainDisplay) -> Guard:
+    """What keeps steps that are no numbers from being taken."""
+    conditions = Conditions(
+        fixed.recipe_text,
+        "bf16" if fixed.autocast else "fp32",
+        fixed.device.type,
+        parts=fixed.run.accumulate,
+        rank=rank(),
+        world=num_processes(),
+    )
+
+    def say(step: int, text: str) -> None:
+        fixed.folder.note(step, "skipped", text)
+        display.say(text)
+
+    return Guard(
+        moving.objective,
+        moving.generator,
+        moving.skips,
+        most_in_a_row=fixed.run.max_skipped_steps,
+        say=say,
+        capture=partial(save_capture, fixed.folder, fixed.streams, conditions),
+    )
+
+
+def _look(
+    moving: Moving, fixed: _Fixed, display: TrainDisplay, done: int, metrics: Mapping[str, float]
+) -> str:
+    """Says what signs of collapse there are; the first of them if the run is to stop for it, or nothing."""
+    signs = moving.watch.look(done, fixed.plan.total_steps, metrics)
+    for sign in signs:
+        fixed.folder.note(done, "collapse", sign)
+        display.say(sign)
+    return signs[0] if signs and fixed.run.on_collapse == "stop" else ""
 
 
 def _rates(fixed: _Fixed, step: int) -> dict[str, float]:
@@ -250,16 +310,6 @@ def _test(objective: Objective, fixed: _Fixed) -> dict[str, float]:
         device=fixed.device,
         autocast=fixed.autocast,
     )
-
-
-def _check_finite(loss: Tensor, grad_norm: Tensor, step: int, folder: RunFolder) -> None:
-    loss, grad_norm = loss.detach(), grad_norm.detach()
-    if not bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
-        raise UsageError(
-            f"step {step}: the loss is {float(loss)}, the gradient norm {float(grad_norm)}; the run stops. "
-            f"Lower optim.lr, lengthen the warm-up or set run.precision=fp32. Checkpoints up to here are in "
-            f"{folder.checkpoints}"
-        )
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vidssl.bands import Band
+from vidssl.engine.gather import sum_over_processes
+from vidssl.interfaces import LossOutput
 
 RECENT_CLIPS = 512
 _SHORTEST = 100  # steps
@@ -21,10 +23,16 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(dim=-1)
 
 
-def perplexity(ids: Tensor, vocab_size: int) -> Tensor:
-    """How many equally frequent ids would be as varied as ``ids`` [M]; 1 if all are the same, or none."""
-    counts = torch.zeros(vocab_size, device=ids.device)
+@torch.no_grad()
+def predicted_perplexity(logits: Tensor) -> Tensor:
+    """How many equally frequent ids would be as varied as the likeliest ones of ``logits`` [M, V].
+
+    Those of all processes together. 1 if all are the same, or there is none.
+    """
+    ids = logits.argmax(dim=1)
+    counts = torch.zeros(logits.shape[1], device=ids.device)
     counts.index_add_(0, ids, torch.ones_like(ids, dtype=counts.dtype))
+    counts = sum_over_processes(counts)
     return entropy(counts / counts.sum().clamp_min(1)).exp()
 
 
@@ -112,9 +120,18 @@ class CollapseWatch:
     """
 
     def __init__(self, bands: Sequence[Band] = ()) -> None:
-        self.features = RecentFeatures()
+        self._features = RecentFeatures()
         self._bands = tuple(bands)
         self._memory = [_Memory() for _ in self._bands]
+
+    def add(self, output: LossOutput) -> None:
+        """Remembers the features of a step that was taken, if there are any."""
+        if output.features is not None:
+            self._features.add(output.features)
+
+    def measures(self) -> dict[str, float]:
+        """``rankme`` and ``feature_std`` of the last features; nothing where there are none."""
+        return self._features.measures()
 
     def look(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> list[str]:
         """The sentences that are due after ``step`` steps, mostly none; metrics may be absent."""
@@ -122,9 +139,9 @@ class CollapseWatch:
         due = []
         for band, memory in zip(self._bands, self._memory, strict=True):
             value = metrics.get(band.metric, math.nan)
-            if math.isnan(value):
+            if math.isnan(value) or step <= band.after * total_steps:
                 continue
-            outside = step > band.after * total_steps and band.left(value, memory.best)
+            outside = band.left(value, memory.best)
             memory.best = max(memory.best, value)
             if not outside:
                 memory.since, memory.said = -1, False
@@ -138,11 +155,11 @@ class CollapseWatch:
     def tensors(self) -> dict[str, Tensor]:
         """What going on needs; ``load`` takes it back."""
         rows = [[memory.best, memory.since, memory.said] for memory in self._memory]
-        return self.features.tensors() | {"bands": torch.tensor(rows, dtype=torch.float64).view(-1, 3)}
+        return self._features.tensors() | {"bands": torch.tensor(rows, dtype=torch.float64).view(-1, 3)}
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Goes on with what ``tensors`` gave; starts anew where there are now other bands."""
-        self.features.load(tensors, device)
+        self._features.load(tensors, device)
         rows = tensors["bands"].tolist() if "bands" in tensors else []
         if len(rows) == len(self._bands):
             self._memory = [_Memory(best, int(since), bool(said)) for best, since, said in rows]

@@ -100,7 +100,7 @@ def backward_in_parts(
         torch.autograd.backward((scale(own.loss * share), output.vectors), (None, gradient))
         loss = loss + own.loss.detach() * share
         _add(own_metrics, own.metrics, share)
-    return LossOutput(loss, {**own_metrics, **joint.metrics})
+    return LossOutput(loss, {**own_metrics, **joint.metrics}, joint.features)
 
 
 def _first_pass(

@@ -87,7 +87,7 @@ class Guard:
         generator: the objective's.
         skips: counts, which go on with the run.
         most_in_a_row: of skipped steps; with the last of them the run stops.
-        say: gets a line for each skipped step.
+        say: gets a line for each skipped step, after the number of that step, from 1.
         capture: keeps a step for ``vidssl replay`` and says where; all processes call it together.
         agree: whether a flag is up in any process.
         state: the objective's weights and buffers; all processes call it together.
@@ -100,7 +100,7 @@ class Guard:
         skips: Skips,
         *,
         most_in_a_row: int,
-        say: Callable[[str], None],
+        say: Callable[[int, str], None],
         capture: Callable[[Attempt], Path],
         agree: Callable[[bool], bool] = bool,
         state: Callable[[], Mapping[str, Tensor]] | None = None,
@@ -157,9 +157,9 @@ class Guard:
         found = f"step {progress.step + 1}: the loss is {loss:.4g}, the gradient norm {grad_norm:.4g}"
         if math.isfinite(loss) and math.isfinite(grad_norm):
             found = f"step {progress.step + 1}: another process's loss or gradient is no number"
-        row = self._skips.in_a_row
+        row, total = self._skips.in_a_row, self._skips.total
         if row < self._most:
-            self._say(f"{found}. The step is not taken ({row} in a row, {self._skips.total} in all).")
+            self._say(progress.step + 1, f"{found}. The step is not taken ({row} in a row, {total} in all).")
             return
         path = self._capture(Attempt(progress, batch, random, loss, grad_norm, self._state(), scale))
         raise UsageError(

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vidssl.interfaces import Batch
+from vidssl.interfaces import Batch, LossOutput
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
@@ -35,6 +35,15 @@ def split_batch(batch: Batch, parts: int) -> list[Batch]:
         )
         for i in range(parts)
     ]
+
+
+def mean_output(parts: Sequence[LossOutput]) -> LossOutput:
+    """The mean loss of a batch's parts, of each metric too, and the features of all."""
+    loss = torch.stack([part.loss for part in parts]).mean()
+    features = [part.features for part in parts if part.features is not None]
+    return LossOutput(
+        loss, mean_metrics([part.metrics for part in parts]), torch.cat(features) if features else None
+    )
 
 
 def mean_metrics(parts: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

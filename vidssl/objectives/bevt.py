@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vidssl.abilities import Watched
+from vidssl.bands import Band
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -16,14 +18,16 @@ from vidssl.interfaces import (
     Progress,
     Tokenizer,
 )
+from vidssl.objectives.collapse import EARLY, feature_bands, prediction_bands
 from vidssl.objectives.token_prediction import TokenPrediction, describe_streams
 
 
-class BEVT(Objective, MaskedPrediction):
+class BEVT(Objective, MaskedPrediction, Watched):
     """Predicts tokens of hidden patches in images and clips through one shared encoder (BEVT, Eq. 4).
 
     Metrics, for each stream: ``loss_*`` (Eq. 2 and 3, unweighted) and ``accuracy_*`` at masked positions;
-    in evaluation mode also ``most_frequent_*``, the accuracy of the best constant answer, and
+    in training also ``predicted_perplexity_*``, how many equally frequent ids would be as varied as those
+    predicted; in evaluation mode also ``most_frequent_*``, the accuracy of the best constant answer, and
     ``copy_nearest_*``, that of copying the nearest visible id.
 
     Args:
@@ -59,6 +63,7 @@ class BEVT(Objective, MaskedPrediction):
         return LossOutput(
             loss=self.image_weight * image.loss + self.video_weight * video.loss,
             metrics={**image.metrics, **video.metrics},
+            features=video.features,
         )
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
@@ -70,8 +75,11 @@ class BEVT(Objective, MaskedPrediction):
     def describe(self, metrics: Mapping[str, float]) -> str:
         return describe_streams(metrics, ("image", "video"))
 
+    def bands(self) -> tuple[Band, ...]:
+        return (*prediction_bands("image"), *prediction_bands("video"), *feature_bands(after=EARLY))
 
-class BEVTImage(Objective, MaskedPrediction):
+
+class BEVTImage(Objective, MaskedPrediction, Watched):
     """BEVT-I, the image stream alone: stage one of the training, and a rival of Table 1 (BEVT, Eq. 2)."""
 
     needs_views: Mapping[str, int] = {"image": 1}
@@ -83,7 +91,7 @@ class BEVTImage(Objective, MaskedPrediction):
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         image = self.prediction("image", batch.views["image"][0], generator)
-        return LossOutput(loss=image.loss, metrics=image.metrics)
+        return LossOutput(image.loss, image.metrics, image.features)
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         if clips.shape[2] > 1:
@@ -96,8 +104,11 @@ class BEVTImage(Objective, MaskedPrediction):
     def describe(self, metrics: Mapping[str, float]) -> str:
         return describe_streams(metrics, ("image",))
 
+    def bands(self) -> tuple[Band, ...]:
+        return (*prediction_bands("image"), *feature_bands(after=EARLY))
 
-class BEVTVideo(Objective, MaskedPrediction):
+
+class BEVTVideo(Objective, MaskedPrediction, Watched):
     """BEVT-V, the video stream alone, from scratch or from image weights (BEVT, Eq. 3; Tables 1 and 6)."""
 
     needs_views: Mapping[str, int] = {"clip": 1}
@@ -109,7 +120,7 @@ class BEVTVideo(Objective, MaskedPrediction):
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         video = self.prediction("video", batch.views["clip"][0], generator)
-        return LossOutput(loss=video.loss, metrics=video.metrics)
+        return LossOutput(video.loss, video.metrics, video.features)
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         if clips.shape[2] == 1:
@@ -121,3 +132,6 @@ class BEVTVideo(Objective, MaskedPrediction):
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         return describe_streams(metrics, ("video",))
+
+    def bands(self) -> tuple[Band, ...]:
+        return (*prediction_bands("video"), *feature_bands(after=EARLY))

@@ -1,139 +1,123 @@
-"""Signs that a network has come to say the same of everything: measures, and who looks at them."""
+"""What SVT's collapse shows in: measures of targets and features, and the bands of a sound run."""
 
-import logging
 import math
-from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl.engine.gather import gather_rows, rank
+from vidssl.bands import Band
+from vidssl.engine.collapse import RECENT_CLIPS, entropy, feature_std, rank_me
+from vidssl.engine.gather import gather_rows
 from vidssl.interfaces import Progress
 
 LOOK_EVERY_STEPS = 20  # at what takes milliseconds or waits for the device
-RECENT_CLIPS = 512
-_SHORTEST = 100  # steps
-_RUN_SHARE = 0.05  # of the run
-_FALL = 0.25
-
-logger = logging.getLogger(__name__)
-
-
-def entropy(probabilities: Tensor) -> Tensor:
-    """In nats, of distributions [..., K] to [...]; ln K at most."""
-    return torch.special.entr(probabilities).sum(dim=-1)
+EARLY = 0.1  # share of a run in which predictions and features of masked clips have yet to find themselves
+CURE = "Try a lower learning rate or a longer warm-up"
+_CURE = (
+    "What has helped: Sinkhorn targets, batch norm in the head, fewer prototypes, a lower teacher_temp, a "
+    "lower learning rate"
+)
 
 
-def feature_std(features: Tensor) -> Tensor:
-    """How far clips lie apart: the deviation of L2-normalised features over clips, times sqrt(D).
-
-    About 1 if they spread in all directions, 0 if all are alike (SimSiam, Sec. 4.1). Each view is measured
-    by itself: that views differ from one another is no spread.
+def feature_bands(cure: str = CURE, *, after: float = 0.0) -> tuple[Band, Band]:
+    """Bands of RankMe and of the features' deviation: a quarter of the highest value of the run (ours).
 
     Args:
-        features: [B, V, D].
+        after: share of the run that is left out of account.
     """
-    units = F.normalize(features, dim=-1)
-    return units.std(dim=0, correction=0).mean() * math.sqrt(features.shape[-1])
+    return (
+        Band(
+            metric="rankme",
+            says="the features have used ever fewer dimensions: clips look ever more alike to the network",
+            cure=cure,
+            share_of_best=0.25,
+            zero=1.0,
+            after=after,
+        ),
+        Band(
+            metric="feature_std",
+            says="the features have lain ever closer together: clips look ever more alike to the network",
+            cure=cure,
+            share_of_best=0.25,
+            after=after,
+        ),
+    )
 
 
-def rank_me(features: Tensor) -> Tensor:
-    """The effective number of dimensions of features [N, D]: RankMe (Garrido et al. 2023, Sec. 3).
+def distillation_bands(num_prototypes: int) -> tuple[Band, ...]:
+    """Bands of what ``CollapseMonitor`` and the loss over that many prototypes, K, give (ours).
 
-    The exponential of the entropy of the singular values' shares. It lies from 1 to the smaller of N and D,
-    so features of few clips cannot have a large one. Rows of zeros change nothing. Not a number where a
-    feature is none.
+    Of a loss of ln K, the entropy of a mean over 64 targets is at most ln 64 = 4.2 nats, and 0.2 nats are the
+    share of about 1.2 prototypes.
     """
-    if not bool(torch.isfinite(features).all()):
-        return features.new_tensor(math.nan, dtype=torch.float32)
-    rows = features.cpu().double()  # squares below need the precision, and some devices lack it
-    gram = rows @ rows.T if len(rows) <= rows.shape[1] else rows.T @ rows
-    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny)
-    return entropy(shares).exp().float().to(features.device)
+    return (
+        Band(
+            metric="loss",
+            says=f"the loss has stayed at ln({num_prototypes}), as if the student gave all prototypes the "
+            "same share for every clip: nothing has been learned",
+            cure=_CURE,
+            apart_from=math.log(num_prototypes),
+        ),
+        Band(
+            metric="batch_entropy",
+            says="the teacher has given nearly all clips the same prototype: the network is collapsing",
+            cure=_CURE,
+            lowest=0.2,
+        ),
+        Band(
+            metric="teacher_student_kl",
+            says="the student has said the same as the teacher of every view, whatever it sees",
+            cure=_CURE,
+            lowest=0.01,
+        ),
+        *feature_bands(_CURE),
+    )
 
 
-class CollapseWatch:
-    """Looks at a run's measures now and then, and says once of each sign of collapse that it is there.
+def prediction_bands(name: str) -> tuple[Band, Band]:
+    """Bands of the variety of the ids that are predicted, ``predicted_perplexity_NAME`` (ours).
 
-    A sign is spoken of once it has been there at every look for 100 steps and a twentieth of the run:
-
-    - ``loss``: within 1 % of ln K, what a student pays that gives every prototype the same share.
-    - ``targets``: the entropy of their mean over a batch is below 5 % of what it could be.
-    - ``rank``: RankMe, counted from 1, is below a quarter of the highest there has been.
-    - ``spread``: the features' deviation is below a quarter of the highest there has been.
-
-    What it remembers begins with the process, not with the run.
-
-    Args:
-        num_prototypes: K.
+    That all predictions are the most frequent id is how masked prediction begins.
     """
+    metric = f"predicted_perplexity_{name}"
+    return (
+        Band(
+            metric=metric,
+            says="one and the same id has been predicted for every hidden cell: nothing has been learned",
+            cure=CURE,
+            lowest=1.02,
+            after=EARLY,
+        ),
+        Band(
+            metric=metric,
+            says="ever fewer different ids have been predicted for the hidden cells",
+            cure=CURE,
+            share_of_best=0.25,
+            zero=1.0,
+            after=EARLY,
+        ),
+    )
 
-    def __init__(self, num_prototypes: int) -> None:
-        self.num_prototypes = num_prototypes
-        self._highest = {"rank": 0.0, "spread": 0.0}
-        self._since: dict[str, int] = {}
-        self._said: set[str] = set()
 
-    def look(self, step: int, total_steps: int, measures: Mapping[str, float]) -> list[str]:
-        """The sentences that are due at this step, mostly none.
-
-        Args:
-            measures: ``loss`` in nats; ``targets``, the entropy of the mean target as a share of what it
-                could be; ``rank``, RankMe less 1; ``spread``, the features' deviation.
-        """
-        present = self._present(measures)
-        self._since = {sign: self._since.get(sign, step) for sign in present}
-        patience = max(_SHORTEST, _RUN_SHARE * total_steps)
-        due = [sign for sign in present if step - self._since[sign] >= patience and sign not in self._said]
-        self._said.update(due)
-        return [f"step {step}: {self._sentence(sign, step - self._since[sign], measures)}" for sign in due]
-
-    def _present(self, measures: Mapping[str, float]) -> list[str]:
-        log_k = math.log(self.num_prototypes)
-        signs = []
-        if abs(measures["loss"] - log_k) < 0.01 * log_k:
-            signs.append("loss")
-        if measures["targets"] < 0.05:
-            signs.append("targets")
-        for name, highest in self._highest.items():
-            if measures[name] < _FALL * highest:
-                signs.append(name)
-            self._highest[name] = max(highest, measures[name])
-        return signs
-
-    def _sentence(self, sign: str, steps: int, measures: Mapping[str, float]) -> str:
-        cure = (
-            "What has helped: Sinkhorn targets, batch norm in the head, fewer prototypes, "
-            "a lower teacher_temp, a lower learning rate"
-        )
-        value = measures[sign] + (sign == "rank")
-        if sign == "loss":
-            return (
-                f"the loss has stayed within 1 % of ln({self.num_prototypes}) = "
-                f"{math.log(self.num_prototypes):.3f} for {steps} steps, as if the student gave all "
-                f"prototypes the same share for every clip: nothing is learned. {cure}"
-            )
-        if sign == "targets":
-            return (
-                f"for {steps} steps the teacher has given nearly all clips the same prototype (the entropy "
-                f"of the mean target is {value:.1%} of what it could be): the network is collapsing. {cure}"
-            )
-        highest = self._highest[sign] + (sign == "rank")
-        named = "RankMe of the features" if sign == "rank" else "the deviation of the features over clips"
-        return (
-            f"for {steps} steps {named} has been far below the highest of this run ({value:.3g}, it was "
-            f"{highest:.3g}): clips look ever more alike to the network. {cure}"
-        )
+def contrast_bands() -> tuple[Band]:
+    """The band of the gap between the cosines of clips of one video and of different videos (ours)."""
+    return (
+        Band(
+            metric="positive_negative_gap",
+            says="clips of one video have been hardly more alike to the network than clips of different ones",
+            cure=f"{CURE}, or more negatives",
+            lowest=0.02,
+            after=EARLY,
+        ),
+    )
 
 
 class CollapseMonitor(nn.Module):
-    """Measures targets and features of each batch, and warns when they show a sign of collapse.
+    """Measures targets and features of each batch.
 
     In training, RankMe is taken every ``LOOK_EVERY_STEPS`` steps of the last ``RECENT_CLIPS`` clips of all
     processes, whose features are part of the state: a resumed run logs the same. In evaluation mode it is
-    that of the batch, and nothing is kept or said.
+    that of the batch, and nothing is kept.
 
     Args:
         num_prototypes: K.
@@ -145,7 +129,7 @@ class CollapseMonitor(nn.Module):
 
     def __init__(self, num_prototypes: int, dim: int) -> None:
         super().__init__()
-        self.watch = CollapseWatch(num_prototypes)
+        self.num_prototypes = num_prototypes
         self.log_k = math.log(num_prototypes)
         self.register_buffer("recent", torch.zeros(RECENT_CLIPS, dim))
         self.register_buffer("last_rank", torch.tensor(0.0))
@@ -154,30 +138,24 @@ class CollapseMonitor(nn.Module):
     def forward(
         self, loss: Tensor, targets: Tensor, features: Tensor, progress: Progress
     ) -> dict[str, Tensor]:
-        """Metrics: entropies of ``targets`` [N, K], spread and rank of ``features`` [V, B, D]."""
+        """Metrics: entropies of ``targets`` [N, K], spread and rank of ``features`` [V, B, D].
+
+        Args:
+            loss: the cross entropy of the student's answers with the targets.
+        """
         by_clip = features.detach().float().transpose(0, 1)
         by_clip = gather_rows(by_clip.contiguous()) if self.training else by_clip
         each, mean = entropy(targets).mean(), entropy(targets.mean(dim=0))
-        metrics = {
+        return {
             "teacher_entropy": each,
             "teacher_entropy_share": each / self.log_k,
+            # the cross entropy less the entropy: what the student could still win
+            "teacher_student_kl": loss.detach() - each,
             "batch_entropy": mean,
             "batch_entropy_share": mean / self.log_k,
             "feature_std": feature_std(by_clip),
             "rankme": self._rank(by_clip[:, 0], progress.step),
         }
-        if self.training and progress.step % LOOK_EVERY_STEPS == 0 and rank() == 0:
-            # what few targets can differ by is less than what K prototypes allow
-            possible = math.log(max(2, min(len(targets), self.watch.num_prototypes)))
-            measures = {
-                "loss": float(loss),
-                "targets": float(mean) / possible,
-                "rank": float(metrics["rankme"]) - 1,
-                "spread": float(metrics["feature_std"]),
-            }
-            for sentence in self.watch.look(progress.step, progress.total_steps, measures):
-                logger.warning(sentence)
-        return metrics
 
     def _rank(self, features: Tensor, step: int) -> Tensor:
         if not self.training:

@@ -21,11 +21,13 @@ class Contrast:
         loss: mean over both directions, in nats.
         accuracy: share of clips whose nearest other clip is that of the same video.
         num_videos: n, over all processes. A clip is told apart from 2n - 2 others.
+        gap: mean cosine of clips of one video, less that of clips of different ones. No gradient.
     """
 
     loss: Tensor
     accuracy: Tensor
     num_videos: int
+    gap: Tensor
 
 
 def info_nce(first: Tensor, second: Tensor, temperature: float) -> Contrast:
@@ -45,13 +47,22 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Contrast:
         n = len(others) // 2
         own = torch.arange(len(first), device=first.device) + rank() * len(first)
         itself, partner = torch.cat((own, own + n)), torch.cat((own + n, own))
-        similarity = torch.cat((first, second)) @ others.t() / temperature
+        cosines = torch.cat((first, second)) @ others.t()
+        similarity = cosines / temperature
         similarity = similarity.scatter(1, itself.unsqueeze(1), -math.inf)
         return Contrast(
             loss=F.cross_entropy(similarity, partner),
             accuracy=accuracy(similarity.detach(), partner),
             num_videos=n,
+            gap=_gap(cosines.detach(), itself, partner),
         )
+
+
+def _gap(cosines: Tensor, itself: Tensor, partner: Tensor) -> Tensor:
+    """How much more alike than others partners are; each row has its own and its partner's column."""
+    own, positive = (cosines.gather(1, column.unsqueeze(1)).squeeze(1) for column in (itself, partner))
+    negative = (cosines.sum(dim=1) - own - positive) / max(1, cosines.shape[1] - 2)
+    return (positive - negative).mean()
 
 
 def _full(x: Tensor) -> Tensor:

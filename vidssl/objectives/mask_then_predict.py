@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidssl.engine.collapse import predicted_perplexity
 from vidssl.engine.gather import OwnRows, num_processes, sum_over_processes
 from vidssl.grids import GridSize, common_grid, expand_mask
 from vidssl.interfaces import Backbone, Features, FilledIn, LossOutput, Masker, Tokenizer
@@ -145,7 +146,8 @@ class MaskThenPredict(nn.Module):
     def forward(self, masked: MaskedClips) -> LossOutput:
         """Cross-entropy, mean over the hidden ids of all processes, and what is logged of it.
 
-        In evaluation mode the metrics hold two baselines at the same positions as well, see ``losses``.
+        In training the metrics hold the variety of the predicted ids as well, in evaluation mode two
+        baselines at the same positions, see ``losses``.
         """
         predictions = self._predict(masked)
         targets = masked.ids.flatten()[predictions.positions]
@@ -161,7 +163,9 @@ class MaskThenPredict(nn.Module):
             "loss_mask_of_chance": loss.detach() / math.log(max(2, self.vocab_size)),
             "accuracy_mask": (accuracy(predictions.logits.detach(), targets) * share).nan_to_num(),
         }
-        if not self.training:
+        if self.training:
+            metrics["predicted_perplexity_mask"] = predicted_perplexity(predictions.logits)
+        else:
             copied = copy_nearest(masked.ids, masked.hidden).flatten()[predictions.positions]
             metrics["most_frequent_mask"] = most_frequent_accuracy(targets)
             metrics["copy_nearest_mask"] = ((copied == targets).float().mean() * share).nan_to_num()

@@ -7,10 +7,12 @@ from typing import Literal
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vidssl.abilities import Watched
+from vidssl.bands import Band
 from vidssl.engine.curves import cosine_between
 from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress
 from vidssl.objectives.batch_norm import BatchNorm
-from vidssl.objectives.collapse import CollapseMonitor
+from vidssl.objectives.collapse import CollapseMonitor, distillation_bands
 from vidssl.objectives.dino_head import DinoHead
 from vidssl.objectives.distillation import (
     CentredTargets,
@@ -22,7 +24,7 @@ from vidssl.objectives.distillation import (
 from vidssl.objectives.multicrop import Correspondence, Projector, match_views, needed_views, read_slots
 
 
-class SVT(Objective):
+class SVT(Objective, Watched):
     """Matches views of a video that differ in space, time and frame rate (SVT, Sec. 3.2 and 3.3).
 
     A student and a teacher have the same backbone and head. The student's probabilities over ``out_dim``
@@ -41,12 +43,14 @@ class SVT(Objective):
     - ``teacher_entropy``: of the teacher's targets, in nats, mean over clips; ``batch_entropy``: of their
       mean over the batch. A healthy teacher is sure of each clip (low) and of each in another way (high).
       ``..._share`` is the same over ln(out_dim).
+    - ``teacher_student_kl``: loss less ``teacher_entropy``, what the student could still win; of both it is
+      the mean over pairs of views where every teacher's view is in as many of them.
     - ``centre_norm``: length of the centre, where there is one.
     - ``feature_std`` and ``rankme``: see ``collapse.feature_std`` and ``collapse.rank_me``; of the student's
       global views where it sees any. RankMe is that of the first view of the last 512 clips, taken anew
       every 20 steps; in evaluation mode that of the batch, whose size then bounds it.
 
-    Signs of collapse in training are said in a warning, each once; ``collapse.CollapseWatch`` has the rules.
+    Signs of collapse in training are said as they come; ``collapse.distillation_bands`` has the rules.
 
     Args:
         out_dim: K, prototypes.
@@ -160,6 +164,9 @@ class SVT(Objective):
 
     def trained_encoder(self) -> Backbone:
         return self.student.backbone
+
+    def bands(self) -> tuple[Band, ...]:
+        return distillation_bands(self.monitor.num_prototypes)
 
     def after_step(self, progress: Progress, generator: torch.Generator) -> None:
         """The teacher follows the student, and the centre what the teacher has answered in this step."""

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidssl.engine.collapse import predicted_perplexity
 from vidssl.engine.gather import OwnRows, share_of_mean
 from vidssl.grids import GridSize, common_grid, expand_mask
 from vidssl.interfaces import Backbone, Features, FilledIn, Masker, Tokenizer
@@ -21,10 +22,14 @@ StreamName = Literal["image", "video"]
 
 @dataclass(frozen=True)
 class StreamOutput:
-    """The loss of one stream (Eq. 2 or 3), and what is logged of it, named after the stream."""
+    """The loss of one stream (Eq. 2 or 3), and what is logged of it, named after the stream.
+
+    ``features``: [B, D], the encoder's, pooled.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    features: Tensor
 
 
 class TokenPrediction(nn.Module):
@@ -55,9 +60,10 @@ class TokenPrediction(nn.Module):
     def forward(self, stream: StreamName, clip: Tensor, generator: torch.Generator) -> StreamOutput:
         """Loss and metrics of a clip [B, 3, T, H, W] in [0, 1]; T = 1 in the image stream.
 
-        In evaluation mode the metrics hold two baselines at the same positions as well, see ``losses``.
+        In training the metrics hold the variety of the predicted ids as well, in evaluation mode two
+        baselines at the same positions, see ``losses``.
         """
-        ids, hidden, predictions = self._predict(stream, clip, generator)
+        ids, hidden, features, predictions = self._predict(stream, clip, generator)
         targets = ids.flatten()[predictions.positions]
         # mean over all masked positions of the batch; processes may have different numbers of them
         share = share_of_mean(len(targets), targets.device)
@@ -66,22 +72,24 @@ class TokenPrediction(nn.Module):
             f"loss_{stream}": loss.detach(),
             f"accuracy_{stream}": accuracy(predictions.logits.detach(), targets) * share,
         }
-        if not self.training:
+        if self.training:
+            metrics[f"predicted_perplexity_{stream}"] = predicted_perplexity(predictions.logits)
+        else:
             copied = copy_nearest(ids, hidden).flatten()[predictions.positions]
             metrics[f"most_frequent_{stream}"] = most_frequent_accuracy(targets)
             metrics[f"copy_nearest_{stream}"] = (copied == targets).float().mean() * share
-        return StreamOutput(loss, metrics)
+        return StreamOutput(loss, metrics, features.pooled().detach())
 
     @torch.no_grad()
     def fill_in(self, stream: StreamName, clip: Tensor, generator: torch.Generator) -> FilledIn:
         """What is predicted where a clip [B, 3, T, H, W] is hidden."""
-        ids, hidden, predictions = self._predict(stream, clip, generator)
+        ids, hidden, _, predictions = self._predict(stream, clip, generator)
         return FilledIn(ids, hidden, likeliest(ids, predictions, self.tokenizer.tokenizer.vocab_size))
 
     def _predict(
         self, stream: StreamName, clip: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Predictions]:
-        """Ids [B, t, h, w], which of them are hidden, and the predictions for those."""
+    ) -> tuple[Tensor, Tensor, Features, Predictions]:
+        """Ids [B, t, h, w], which of them are hidden, the features and the predictions for the hidden."""
         ids = self.tokenizer(clip)
         pixels = self.backbone.input_kind == "pixels"
         grid = self.backbone.grid(*clip.shape[2:]) if pixels else self.backbone.grid(*ids.shape[1:])
@@ -90,7 +98,7 @@ class TokenPrediction(nn.Module):
         mask = rows.of(self.masker(rows.all, common_grid(grid, id_grid), generator)).to(clip.device)
         hidden = expand_mask(mask, id_grid)
         features = self.backbone(clip if pixels else ids, expand_mask(mask, grid))
-        return ids, hidden, self.head(stream, features, hidden, self.backbone.final_norm())
+        return ids, hidden, features, self.head(stream, features, hidden, self.backbone.final_norm())
 
 
 def describe_streams(metrics: Mapping[str, float], streams: Sequence[StreamName]) -> str:

@@ -7,11 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidssl.abilities import Watched
+from vidssl.bands import Band
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress, Tokenizer, TrainableTokenizer
 from vidssl.objectives.perceptual import perceptual_distance
 
 
-class TokenizerTraining(Objective):
+class TokenizerTraining(Objective, Watched):
     """Trains a tokenizer to rebuild images or clips from their ids (van den Oord et al. 2017, Eq. 3).
 
     The loss is the reconstruction error plus the tokenizer's own regulariser, and where a network is named
@@ -86,6 +88,8 @@ class TokenizerTraining(Objective):
         self.register_buffer(
             "recent_counts", torch.zeros(usage_window, tokenizer.vocab_size, dtype=torch.int64)
         )
+        self._seen = self.recent_counts[0]  # of the step at hand, which may be several passes
+        self._seen_at = -1
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         (clip,) = batch.views[self.view]
@@ -113,13 +117,36 @@ class TokenizerTraining(Objective):
         counts = torch.bincount(ids.flatten(), minlength=self.tokenizer.vocab_size)
         if not self.training:
             return counts
-        self.recent_counts[step % len(self.recent_counts)] += counts
-        return self.recent_counts.sum(dim=0)
+        if step != self._seen_at:  # what an abandoned step left
+            self._seen = torch.zeros_like(counts)
+        self._seen, self._seen_at = self._seen + counts, step
+        oldest = self.recent_counts[step % len(self.recent_counts)]
+        return self.recent_counts.sum(dim=0) - oldest + self._seen
 
     def encoder(self) -> TrainableTokenizer:
         return self.tokenizer
 
     def after_step(self, progress: Progress, generator: torch.Generator) -> None:
-        """The codebook follows the encoder, and the oldest histogram makes room for the next step's."""
+        """The codebook follows the encoder, and this step's histogram takes the place of the oldest."""
         self.tokenizer.update_codebook(generator)
-        self.recent_counts[(progress.step + 1) % len(self.recent_counts)] = 0
+        self.recent_counts[progress.step % len(self.recent_counts)] = self._seen
+        self._seen_at = -1
+
+    def bands(self) -> tuple[Band, ...]:
+        """Of the use of codes (ours)."""
+        cure = "Try more or larger batches, a smaller codebook or, with vqvae, a higher revive_below"
+        return (
+            Band(
+                metric="used_codes",
+                says="nineteen of twenty codes have not been chosen at all: most of the codebook is idle",
+                cure=cure,
+                lowest=0.05,
+            ),
+            Band(
+                metric="perplexity",
+                says="ever fewer codes have been chosen: the codebook is collapsing",
+                cure=cure,
+                share_of_best=0.25,
+                zero=1.0,
+            ),
+        )

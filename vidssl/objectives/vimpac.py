@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from vidssl.abilities import Watched
+from vidssl.bands import Band
 from vidssl.engine.gather import OwnRows
 from vidssl.engine.grad_cache import JointLoss, PartOutput
 from vidssl.errors import UsageError
@@ -21,6 +23,7 @@ from vidssl.interfaces import (
     Progress,
     Tokenizer,
 )
+from vidssl.objectives.collapse import EARLY, contrast_bands, feature_bands, prediction_bands
 from vidssl.objectives.contrastive import ProjectionHead, info_nce
 from vidssl.objectives.frozen import FrozenTokenizer
 from vidssl.objectives.mask_then_predict import MaskedClips, MaskThenPredict, Replace, ids_of
@@ -28,7 +31,7 @@ from vidssl.objectives.mask_then_predict import MaskedClips, MaskThenPredict, Re
 NegativesFrom = Literal["batch", "part"]
 
 
-class VIMPAC(JointLoss, MaskedPrediction):
+class VIMPAC(JointLoss, MaskedPrediction, Watched):
     """Predicts hidden tokens, and tells clips of one video from those of others (VIMPAC, Eq. 6).
 
     L = L_mask + alpha gamma L_cl, both on the same masked clips: two of every video. The contrast is taken on
@@ -40,7 +43,10 @@ class VIMPAC(JointLoss, MaskedPrediction):
       ``most_frequent_mask``, the accuracy of the best constant answer, and ``copy_nearest_mask``, that of
       copying the nearest visible id.
     - ``loss_contrast``: gamma L_cl, the paper's "CL-Loss": both directions added up.
+    - ``predicted_perplexity_mask``: in training, how many equally frequent ids would be as varied as those
+      predicted.
     - ``accuracy_contrast``: how often the other clip of its video is the nearest one to a clip.
+    - ``positive_negative_gap``: mean cosine of clips of one video, less that of clips of different ones.
     - ``negatives``: other videos that a clip is told apart from, as Table 11 counts: of a step's whole batch,
       all processes together, or of a part of it, see ``negatives_from``.
     - ``loss_mask_of_chance`` and ``loss_contrast_of_chance``: nats over those of guessing, ln V and
@@ -116,7 +122,9 @@ class VIMPAC(JointLoss, MaskedPrediction):
         predicted = self.prediction(masked)
         contrasted = self.joint_loss(self._vectors(clips, masked))
         return LossOutput(
-            loss=predicted.loss + contrasted.loss, metrics={**predicted.metrics, **contrasted.metrics}
+            loss=predicted.loss + contrasted.loss,
+            metrics={**predicted.metrics, **contrasted.metrics},
+            features=contrasted.features,
         )
 
     def forward_part(self, batch: Batch, progress: Progress, generator: torch.Generator) -> PartOutput:
@@ -128,7 +136,7 @@ class VIMPAC(JointLoss, MaskedPrediction):
 
     def joint_loss(self, vectors: Tensor) -> LossOutput:
         contrasted = self.contrast(vectors)
-        return LossOutput(self.contrastive_weight * contrasted.loss, contrasted.metrics)
+        return LossOutput(self.contrastive_weight * contrasted.loss, contrasted.metrics, contrasted.features)
 
     def _vectors(self, clips: Tensor, masked: MaskedClips) -> Tensor:
         """[B, 2, D], of both clips of each video."""
@@ -145,8 +153,11 @@ class VIMPAC(JointLoss, MaskedPrediction):
     def describe(self, metrics: Mapping[str, float]) -> str:
         return f"{_describe_prediction(metrics)}; {_describe_contrast(metrics)}"
 
+    def bands(self) -> tuple[Band, ...]:
+        return (*prediction_bands("mask"), *contrast_bands(), *feature_bands(after=EARLY))
 
-class VIMPACPredict(Objective, MaskedPrediction):
+
+class VIMPACPredict(Objective, MaskedPrediction, Watched):
     """Mask-then-predict alone (VIMPAC, Eq. 1; "MP" in Tables 7, 8 and 15); metrics and keys as VIMPAC's.
 
     Reads every clip that a video gives, one or more.
@@ -163,7 +174,10 @@ class VIMPACPredict(Objective, MaskedPrediction):
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         slots = batch.views["clip"]
-        return self.prediction(self.prediction.encode_masked(_side_by_side(slots), generator, len(slots)))
+        masked = self.prediction.encode_masked(_side_by_side(slots), generator, len(slots))
+        predicted = self.prediction(masked)
+        first = masked.features.pooled().detach()[: len(slots[0])]
+        return LossOutput(predicted.loss, predicted.metrics, first)
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         return self.prediction.fill_in(clips, generator)
@@ -174,8 +188,11 @@ class VIMPACPredict(Objective, MaskedPrediction):
     def describe(self, metrics: Mapping[str, float]) -> str:
         return _describe_prediction(metrics)
 
+    def bands(self) -> tuple[Band, ...]:
+        return (*prediction_bands("mask"), *feature_bands(after=EARLY))
 
-class VIMPACContrast(JointLoss):
+
+class VIMPACContrast(JointLoss, Watched):
     """Contrast between clips alone (VIMPAC, Eq. 5; "CL" in Tables 7 and 12); metrics and keys as VIMPAC's.
 
     With a masker the clips are masked, as the paper does to have no other augmentation; without one they
@@ -244,6 +261,9 @@ class VIMPACContrast(JointLoss):
     def describe(self, metrics: Mapping[str, float]) -> str:
         return _describe_contrast(metrics)
 
+    def bands(self) -> tuple[Band, ...]:
+        return (*contrast_bands(), *feature_bands(after=EARLY))
+
 
 class ClipContrast(nn.Module):
     """The contrastive head, and gamma L_cl with its metrics."""
@@ -279,9 +299,10 @@ class ClipContrast(nn.Module):
             "loss_contrast": loss.detach(),
             "loss_contrast_of_chance": contrast.loss.detach() / chance,
             "accuracy_contrast": contrast.accuracy,
+            "positive_negative_gap": contrast.gap,
             "negatives": torch.full((), contrast.num_videos - 1.0, device=loss.device),
         }
-        return LossOutput(loss, metrics)
+        return LossOutput(loss, metrics, vectors[:, 0].detach())
 
     def _check(self, num_videos: int) -> None:
         if num_videos < 2:
