@@ -19,7 +19,7 @@ class Band:
         apart_from: values within 1 % of this are not.
         share_of_best: at least this share of the highest value there has been is sound.
         zero: where that share is counted from; 1 for RankMe, which has 1 for features that are all alike.
-        after: share of the run before which nothing is expected of the metric.
+        after: share of the run that is left out of account, also for the highest value.
 
     Raises:
         ValueError: if not exactly one of the three is given.
