@@ -7,8 +7,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 from vidssl.evaluators import EVALUATORS
-from vidssl.evaluators.knn import KNN, nearest
+from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.linear import Linear, fit_logistic
+from vidssl.evaluators.neighbours import nearest
 from vidssl.evaluators.statistics import wilson_interval
 from vidssl.interfaces import LabelledFeatures
 

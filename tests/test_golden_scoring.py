@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.knn import KNN, cosine_neighbours
+from vidssl.evaluators.knn import KNN
+from vidssl.evaluators.neighbours import cosine_neighbours
 from vidssl.evaluators.scoring import average_views, in_top
 from vidssl.interfaces import Evaluator, LabelledFeatures
 from vidssl.scoring.scores import probe, score
@@ -26,9 +27,10 @@ def votes(evaluator: Evaluator, *tables: torch.Tensor) -> dict[str, torch.Tensor
     return dict(evaluator.named_scores(train, test, torch.Generator()))
 
 
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_svts_neighbours_name_the_same_classes(svt, temperature):
-    knn = KNN(k=(1, 5, 10, 20), temperature=temperature)
+def test_svts_neighbours_name_the_same_classes(svt, temperature, backend):
+    knn = KNN(k=(1, 5, 10, 20), temperature=temperature, backend=backend)
     found = votes(knn, svt["train_features"], svt["train_labels"], svt["test_features"])
     for name, scores in found.items():
         stored = f"{name.replace('=', '')}_T{temperature}"
@@ -39,15 +41,18 @@ def test_svts_neighbours_name_the_same_classes(svt, temperature):
         assert row.top5 * 100 == pytest.approx(float(svt[f"{stored}/top5"]))
 
 
-def test_svts_neighbours_come_nearest_first(svt):
-    train = LabelledFeatures(svt["train_features"], svt["train_labels"], 7)
-    _, neighbours = cosine_neighbours(train, svt["test_features"], 20)
+@pytest.mark.parametrize("backend", ["auto", "faiss", "torch"])
+def test_svts_neighbours_come_nearest_first(svt, backend):
+    _, neighbours = cosine_neighbours(svt["train_features"], svt["test_features"], 20, backend)
     assert torch.equal(neighbours, svt["neighbours_k20"])
 
 
-def test_vimpacs_neighbours_name_the_same_classes():
+@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def test_vimpacs_neighbours_name_the_same_classes(backend):
     golden = load_file(GOLDEN / "vimpac" / "knn.safetensors")
-    found = votes(KNN(k=(5, 20, 200)), golden["bank"], golden["bank_labels"], golden["query"])
+    found = votes(
+        KNN(k=(5, 20, 200), backend=backend), golden["bank"], golden["bank_labels"], golden["query"]
+    )
     for name, scores in found.items():
         stored = name.replace("=", "")
         assert torch.equal(scores.argmax(1), golden[f"{stored}/ranking"][:, 0])

@@ -193,4 +193,6 @@ def _head(what: What) -> str:
 
 
 def _cell(score: Score) -> str:
+    if score.spread is not None:  # over draws of labelled videos
+        return f"{percent(score.top1)} ± {percent(score.spread)}"
     return f"{percent(score.top1)} ({100 * score.low:.0f} to {100 * score.high:.0f})"

@@ -56,8 +56,10 @@ def encode_views(
     """Feature vectors of every video that ``batches`` yields.
 
     Args:
-        backbone: in eval mode on ``device``; one that reads ids needs the ``tokenizer`` of its recipe.
-        batches: (sample numbers [B], views: name -> slots, each uint8 [B, 3, T, H, W]). The i-th slots of
+        backbone: in eval mode on ``device``; one that reads ids needs the ``tokenizer`` of its recipe, unless
+            the slots are ids.
+        batches: (sample numbers [B], views: name -> slots, each uint8 [B, 3, T, H, W], or stored ids int64
+            [B, t, h, w]). The i-th slots of
             all names are one view, whose vector is their mean (SVT's slow and fast clips), so every name
             has as many slots.
         layers: the last layer's vector, or the means of all stages side by side.
@@ -95,8 +97,8 @@ def encode_views(
 
 
 def _features(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor) -> Features:
-    """Of one clip [B, 3, T, H, W]."""
-    if backbone.input_kind == "pixels":
+    """Of one clip [B, 3, T, H, W], or of stored ids [B, t, h, w]."""
+    if backbone.input_kind == "pixels" or clip.dim() == 4:
         return backbone(clip)
     if tokenizer is None:
         raise ValueError("a backbone that reads ids needs the tokenizer of its recipe")

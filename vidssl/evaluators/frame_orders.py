@@ -13,7 +13,7 @@ def in_order(clip: Tensor, order: FrameOrder, numbers: Tensor, *, draw: int) -> 
     identity), as BEVT does; "reversed" is not the paper's.
 
     Args:
-        clip: [B, C, T, H, W].
+        clip: [B, C, T, H, W], or ids [B, t, h, w] of frames.
         numbers: int64 [B], numbers of the videos; what is random depends on them and on ``draw`` alone.
         draw: tells the clips of one video apart.
 
@@ -22,9 +22,10 @@ def in_order(clip: Tensor, order: FrameOrder, numbers: Tensor, *, draw: int) -> 
     """
     if order == "normal":
         return clip
+    time = clip.dim() - 3
     if order == "reversed":
-        return clip.flip(2)
-    num_frames = clip.shape[2]
+        return clip.flip(time)
+    num_frames = clip.shape[time]
     rows = []
     for number in numbers.tolist():
         generator = torch.Generator().manual_seed(65_537 * number + draw)
@@ -36,4 +37,4 @@ def in_order(clip: Tensor, order: FrameOrder, numbers: Tensor, *, draw: int) -> 
             raise ValueError(f"unknown order of frames '{order}'")
     frames = torch.stack(rows).to(clip.device)
     every = torch.arange(len(clip), device=clip.device)[:, None]
-    return clip.transpose(1, 2)[every, frames].transpose(1, 2)
+    return clip.transpose(1, time)[every, frames].transpose(1, time)

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 
-import faiss
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from vidssl.evaluators.neighbours import Backend, cosine_neighbours
 from vidssl.interfaces import Evaluator, LabelledFeatures
 
 LOWEST_TEMPERATURE = 0.002  # exp(1 / 0.002) still is a number in float64
@@ -17,11 +16,15 @@ class KNN(Evaluator):
 
     score_kind = "votes"
 
-    def __init__(self, *, k: int | tuple[int, ...] = 20, temperature: float = 0.07) -> None:
+    def __init__(
+        self, *, k: int | tuple[int, ...] = 20, temperature: float = 0.07, backend: Backend = "auto"
+    ) -> None:
         """
         Args:
             k: neighbours that vote; all of them where the training set is smaller. Several give a row each.
             temperature: a neighbour of similarity s votes exp(s / temperature).
+            backend: what searches, exactly in any case: "faiss", plain "torch", or "auto", faiss wherever it
+                can. Each on the GPU where the features are there.
 
         Raises:
             ValueError: if a k is below 1 or named twice, or the temperature below 0.002.
@@ -32,6 +35,7 @@ class KNN(Evaluator):
         if temperature < LOWEST_TEMPERATURE:
             raise ValueError(f"temperature must be at least {LOWEST_TEMPERATURE}, got {temperature}")
         self.temperature = temperature
+        self.backend = backend
 
     def class_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
@@ -46,7 +50,9 @@ class KNN(Evaluator):
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
         """Summed votes of every k, from one search."""
-        similarity, neighbours = cosine_neighbours(train, test_vectors, max(self.several))
+        similarity, neighbours = cosine_neighbours(
+            train.vectors, test_vectors, max(self.several), self.backend
+        )
         votes = (similarity.double() / self.temperature).exp()
         labels = train.labels[neighbours]
         return {
@@ -55,28 +61,3 @@ class KNN(Evaluator):
             ).scatter_add_(1, labels[:, :k], votes[:, :k])
             for k in self.several
         }
-
-
-def cosine_neighbours(train: LabelledFeatures, test_vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosines and row numbers [M, k] of the training vectors nearest to each test vector, nearest first.
-
-    All of them, fewer than k, where the training set is smaller.
-    """
-    some = min(k, len(train.vectors))
-    return nearest(F.normalize(train.vectors, dim=1), F.normalize(test_vectors, dim=1), some)
-
-
-def nearest(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k rows of ``train`` [N, D] with the largest inner product with each row of ``test`` [M, D].
-
-    Returns:
-        Similarities float32 [M, k], falling, and their row numbers int64 [M, k]. faiss searches on the
-        CPU, torch on a GPU; both are exact.
-    """
-    if test.device.type == "cpu":
-        index = faiss.IndexFlatIP(train.shape[1])
-        index.add(train.float().contiguous().numpy())
-        similarity, neighbours = index.search(test.float().contiguous().numpy(), k)
-        return torch.from_numpy(similarity), torch.from_numpy(neighbours)
-    parts = [(chunk.float() @ train.float().T).topk(k, dim=1) for chunk in test.split(4096)]
-    return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vidssl.evaluators.knn import cosine_neighbours
+from vidssl.evaluators.neighbours import Backend, cosine_neighbours
 from vidssl.interfaces import Evaluator, LabelledFeatures
 
 
@@ -14,10 +14,11 @@ class Retrieval(Evaluator):
 
     score_kind = "found"
 
-    def __init__(self, *, k: tuple[int, ...] = (1, 5, 10, 20)) -> None:
+    def __init__(self, *, k: tuple[int, ...] = (1, 5, 10, 20), backend: Backend = "auto") -> None:
         """
         Args:
             k: gallery videos that are looked at; a row each, named R@k.
+            backend: what searches, as for ``knn``.
 
         Raises:
             ValueError: if one is below 1 or named twice.
@@ -25,6 +26,7 @@ class Retrieval(Evaluator):
         if not k or min(k) < 1 or len(set(k)) < len(k):
             raise ValueError(f"k must be one or more different numbers, at least 1, got {k}")
         self.k = k
+        self.backend = backend
 
     def class_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
@@ -36,7 +38,7 @@ class Retrieval(Evaluator):
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
         """The same for every k, from one search."""
-        _, neighbours = cosine_neighbours(train, test_vectors, max(self.k))
+        _, neighbours = cosine_neighbours(train.vectors, test_vectors, max(self.k), self.backend)
         labels = train.labels[neighbours]
         nothing = torch.zeros(len(labels), train.num_classes, device=labels.device)
         return {f"R@{k}": nothing.scatter(1, labels[:, :k], 1.0) for k in self.k}

@@ -1,7 +1,8 @@
 """Scores as a table on the console and as a file beside the run."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,8 @@ from vidssl.scoring.by_class import best_and_worst
 from vidssl.scoring.score_file import Scores, score_record
 from vidssl.scoring.scores import Score
 from vidssl.scoring.subject import Subject
+
+_SPREAD = "; ±: standard deviation over draws of the labelled videos"
 
 
 def report(
@@ -58,7 +61,7 @@ def score_tables(scores: Scores, title: str) -> list[Table]:
 
 def _by_network(scores: Scores, title: str) -> Table:
     """A row for each label and setting; where there are more than five classes, one for the best five too."""
-    table = _table(title)
+    table = _table(title, chain.from_iterable(scores.values()))
     for name in scores:
         table.add_column(f"{name} %", justify="right")
     table.add_column("chance %", justify="right")
@@ -101,7 +104,7 @@ def _by_order(rows: Sequence[Score], title: str) -> Table:
     """A row for each label and setting, a column for each order of frames."""
     orders = list(dict.fromkeys(score.frames for score in rows))
     found = {(_name(score), score.frames): score for score in rows}
-    table = _table(title)
+    table = _table(title, rows)
     for order in orders:
         table.add_column(f"{order} %" if order == "normal" else order, justify="right")
     table.add_column("chance", justify="right")
@@ -112,12 +115,13 @@ def _by_order(rows: Sequence[Score], title: str) -> Table:
     return table
 
 
-def _table(title: str) -> Table:
+def _table(title: str, rows: Iterable[Score]) -> Table:
+    drawn = any(score.spread is not None for score in rows)
     table = Table(
         title=title,
         title_justify="left",
         title_style="bold",
-        caption="in brackets: 95 % interval",
+        caption="in brackets: 95 % interval" + (_SPREAD if drawn else ""),
         caption_justify="left",
     )
     table.add_column("label")
@@ -129,7 +133,9 @@ def _name(score: Score) -> str:
 
 
 def with_interval(score: Score) -> str:
-    """Top-1 in percent with its interval."""
+    """Top-1 in percent with its interval, or with its spread over draws of labelled videos."""
+    if score.spread is not None:
+        return f"{percent(score.top1)} ± {percent(score.spread)}"
     return f"{percent(score.top1)} ({percent(score.low)} to {percent(score.high)})"
 
 

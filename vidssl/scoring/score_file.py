@@ -19,10 +19,12 @@ from vidssl.spec import dump_flow, parse, plain
 
 FORMAT = "vidssl scores 2"
 Scores = Mapping[str, Sequence[Score]]  # network -> its rows, the same rows for each
-# how many videos go through the network together, and where they lie; which they are is hashed
-NO_MATTER = ("name", "batch_size", "test_batch_size", "root", "list", "test_list")
+# how many videos go through the network together (but an evaluator's batches decide what it learns), and what
+# searches neighbours, exactly in any case
+NO_MATTER = ("name", "batch_size", "evaluator.backend")
 # of a protocol that finetunes; with batches of another size it learns otherwise
-NO_MATTER_FINETUNING = (*(key for key in NO_MATTER if key != "batch_size"), "labels", "compare_untrained")
+NO_MATTER_FINETUNING = ("name", "test_batch_size", "labels", "compare_untrained")
+WHERE = ("root", "list", "test_list")  # last words of keys: where videos lie; which they are is hashed
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def score_card(protocol: str, videos: Mapping[str, FeatureTable]) -> dict[str, s
     kept = {
         key: value
         for key, value in told.items()
-        if key.rpartition(".")[2] not in loose and key.partition(".")[0] != "run"
+        if key not in loose and key.rpartition(".")[2] not in WHERE and key.partition(".")[0] != "run"
     }
     for name, part in videos.items():
         kept[f"videos.{name}.found"] = str(len(part.keys))
