@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,8 @@ from torch import Tensor
 from vidssl.engine.devices import Device, pick_device
 from vidssl.errors import UsageError
 
+T = TypeVar("T")
+
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets, and srun can be told to
 _LOST = "another process of this run has ended"
 _POLL_SECONDS = 0.05
@@ -30,6 +33,10 @@ _POLL_SECONDS = 0.05
 
 class LostProcess(UsageError):
     """Another process of the run has ended or answers no more."""
+
+
+class AlreadyTold(UsageError):
+    """An error that another process tells the user; it has no message of its own."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,21 @@ class World:
             raise UsageError(failed)
         return made
 
+    def one_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives in each of them; the first makes it before the others do (files, for all).
+
+        Raises:
+            UsageError: in all of them, as the first raised it; or in each its own.
+        """
+        made: list[T] = []
+
+        def keep() -> str:
+            made.append(make())
+            return ""
+
+        self.from_first(keep)
+        return made[0] if made else make()
+
     def gather(self, values: Mapping[str, float]) -> list[Mapping[str, float]]:
         """Everybody's numbers, in the order of processes; they need not have the same names."""
         if self.size == 1:
@@ -141,8 +163,13 @@ class World:
         return list(map(str, given))
 
 
+_joined: list[World] = []  # the one that ``processes`` made, while it lasts
+
+
 def here() -> World:
     """The processes of the process group that there is, without one this process alone."""
+    if _joined:
+        return _joined[-1]
     if not (dist.is_available() and dist.is_initialized()):
         return World()
     return World(dist.get_rank(), dist.get_world_size(), int(os.environ.get("LOCAL_RANK", dist.get_rank())))
@@ -153,16 +180,27 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def speaks_for_its_machine() -> bool:
-    """Whether this process is the first on its machine: it tells what all of them meet before they meet."""
-    return launched() == 1 or int(os.environ.get("LOCAL_RANK", 0)) == 0
+@contextmanager
+def told_once_a_machine() -> Iterator[None]:
+    """Lets the first process of a machine tell what all of them find wrong before they meet.
+
+    Raises:
+        AlreadyTold: in the others, in place of a UsageError.
+    """
+    try:
+        yield
+    except UsageError as error:
+        if launched() == 1 or int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            raise
+        raise AlreadyTold from error
 
 
 @contextmanager
 def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
     """Joins the processes that a launcher has started, for the time of the context; alone without one.
 
-    Communication is nccl's on GPUs, of which each process takes one, and gloo's on CPUs.
+    Communication is nccl's on GPUs, of which each process takes one, and gloo's on CPUs. What one of them
+    cannot go on from ends all; the user is told once.
 
     Args:
         device: that all of them run on.
@@ -170,35 +208,48 @@ def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
 
     Raises:
         UsageError: if the launcher's variables are incomplete, a machine lacks GPUs, or a process is lost.
+        AlreadyTold: in place of an error that another process tells.
     """
-    size = launched()
-    if size == 1 or dist.is_initialized():
+    if launched() == 1 or dist.is_initialized():
         yield here()
         return
+    with told_once_a_machine():
+        _check_variables()
+        on_cuda = take_device(device, int(os.environ.get("LOCAL_RANK", 0))).type == "cuda"
+        with told_if_lost(timeout_minutes):
+            world = _join("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timedelta(minutes=timeout_minutes))
+    _joined.append(world)
+    try:
+        with told_if_lost(timeout_minutes):
+            yield world
+    except BaseException as error:
+        told = isinstance(error, UsageError) and not world.says(str(error))
+        if not on_cuda:  # nccl would wait there for the others
+            dist.destroy_process_group()
+        if told:
+            raise AlreadyTold from error
+        raise
+    else:
+        dist.destroy_process_group()
+    finally:
+        _joined.pop()
+
+
+def _join(backend: str, timeout: timedelta) -> World:
+    store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    group = dist.PrefixStore("vidssl", store)
+    dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=timeout)
+    return World(rank, size, int(os.environ.get("LOCAL_RANK", 0)), store)
+
+
+def _check_variables() -> None:
     missing = [name for name in _NEEDED if name not in os.environ]
     if missing:
         raise UsageError(
-            f"WORLD_SIZE is {size}, and {', '.join(missing)} not set: start several processes with torchrun"
+            f"WORLD_SIZE is {launched()}, and {', '.join(missing)} not set: start several processes with "
+            "torchrun"
         )
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    on_cuda = take_device(device, local_rank).type == "cuda"
-    timeout = timedelta(minutes=timeout_minutes)
-    with told_if_lost(timeout_minutes):
-        store, rank, _ = next(dist.rendezvous("env://", timeout=timeout))
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-            store=dist.PrefixStore("vidssl", store),
-            rank=rank,
-            world_size=size,
-            timeout=timeout,
-        )
-        try:
-            yield World(rank, size, local_rank, store)
-        except BaseException:
-            if not on_cuda:  # nccl would wait there for the others
-                dist.destroy_process_group()
-            raise
-        dist.destroy_process_group()
 
 
 def take_device(name: Device, local_rank: int) -> torch.device:

@@ -1,7 +1,7 @@
 """Means of what was measured since the last log line."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -54,3 +54,15 @@ class Window:
             means["data_wait_share"] = self._waited / seconds
         self._clear()
         return means
+
+
+def over_processes(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What processes measured, as one: means over those that have a metric, speeds added up."""
+    if len(found) == 1:
+        return dict(found[0])
+    names = dict.fromkeys(name for values in found for name in values)
+    totals = {name: [values[name] for values in found if name in values] for name in names}
+    return {
+        name: sum(values) / (1 if name.endswith("s_per_second") else len(values))
+        for name, values in totals.items()
+    }
