@@ -1,0 +1,104 @@
+"""Toy recipes of all objectives, their world (a tokenizer), and what their runs left, for several tests."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from vidssl.engine.runfolder import RunFolder
+from vidssl.tokenizers import VQVAE
+
+CLIP = "{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}"
+PAIR = "{type: clip_pair, num_frames: 4, fps: null, size: 16}"
+GLOBALS = (
+    "{type: global_local, num_frames: [4, 2], size: 16, local_frames: [2, 2], local_size: 8, "
+    "local_extent: 0.5}"
+)
+IMAGE = "{type: single_image, size: 16}"
+SOURCE = "{type: moving_digits, split: train, size: 16, digit_size: 12, num_frames: 4, num_videos: 10}"
+VIT = "{type: vit, embed_dim: 12, depth: 2, num_heads: 2, patch_size: [2, 8, 8], drop_path: 0.3}"
+IDS = (
+    "{type: factorized, vocab_size: 8, embed_dim: 8, depth: 2, num_heads: 2, num_frames: 4, height: 2, "
+    "width: 2}"
+)
+TUBE = "{type: tube, min_block: 1}"
+BLOCKS = "{type: block_3d, num_blocks: 2}"
+HEAD = "head_layers: 2, head_hidden_dim: 8, head_dim: 4"
+
+# objective -> its sections; data streams by name
+TOYS: dict[str, dict[str, str]] = {
+    "bevt": {"backbone": VIT, "tokenizer": "toy", "masker": TUBE, "video": CLIP, "image": IMAGE},
+    "bevt_image": {"backbone": VIT, "tokenizer": "toy", "masker": TUBE, "image": IMAGE},
+    "bevt_video": {"backbone": VIT, "tokenizer": "toy", "masker": TUBE, "video": CLIP},
+    "classification": {
+        "objective": "num_classes: 10, label: digit, dropout: 0.5, mixup: 0.8, ema_momentum: 0.1",
+        "backbone": VIT,
+        "video": CLIP,
+    },
+    "svt": {
+        "objective": "out_dim: 12, head_hidden: 8, bottleneck: 4, teacher_momentum: 0.9",
+        "backbone": "{type: timesformer, embed_dim: 12, depth: 2, num_heads: 2, patch_size: 8, size: 16, "
+        "num_frames: 4, drop_path: 0.3}",
+        "video": GLOBALS,
+    },
+    "tokenizer": {
+        "tokenizer": "{type: vqvae, vocab_size: 8, code_dim: 4, width: 4, stride: 8}",
+        "image": IMAGE,
+    },
+    "vimpac": {
+        "objective": HEAD,
+        "backbone": IDS,
+        "tokenizer": "toy",
+        "masker": BLOCKS,
+        "video": PAIR,
+    },
+    "vimpac_contrast": {"objective": HEAD, "backbone": VIT, "video": PAIR},
+    "vimpac_predict": {"backbone": IDS, "tokenizer": "toy", "masker": BLOCKS, "video": CLIP},
+}
+OPTIMS = {
+    "svt": "{type: adamw, lr: 1e-2, final_weight_decay: 0.4, clip_norm: 3.0, clip: each, decay: tables}",
+    "classification": "{type: sgd, lr: 1e-2, nesterov: true, weight_decay: 1e-4}",
+}
+
+
+def recipe_text(name: str) -> str:
+    toy = TOYS[name]
+    lines = [f"name: {name}", f"objective: {{type: {name}, {toy.get('objective', '')}}}".replace(", }", "}")]
+    lines += [f"{part}: {toy[part]}" for part in ("backbone", "tokenizer", "masker") if part in toy]
+    lines += ["data:"]
+    for stream in ("video", "image"):
+        if stream in toy:
+            sources = f"source: {SOURCE}, test_source: {SOURCE}"
+            lines += [f"  {stream}: {{{sources}, views: {toy[stream]}, batch_size: 4}}"]
+    lines += ["augment: {type: per_clip}"] if "image" not in toy else []
+    lines += [f"optim: {OPTIMS.get(name, '{type: adamw, lr: 1e-2}')}"]
+    lines += [f"schedule: {{type: cosine, steps: 6, epoch_of: {'video' if 'video' in toy else 'image'}}}"]
+    lines += [
+        "run: {workers: 0, device: cpu, log_every_steps: 2, checkpoint_every_steps: 4, test_batches: 1}"
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def make_world(folder: Path) -> None:
+    """A toy tokenizer and the recipes, for a working folder."""
+    (folder / "tokenizers").mkdir()
+    torch.manual_seed(0)
+    net = VQVAE(vocab_size=8, code_dim=4, width=4, stride=8)
+    content = save({key: value.contiguous() for key, value in net.state_dict().items()})
+    (folder / "tokenizers" / "toy.safetensors").write_bytes(content)
+    (folder / "tokenizers" / "toy.yaml").write_text(
+        "type: vqvae\nvocab_size: 8\ncode_dim: 4\nwidth: 4\nstride: 8\nweights: toy.safetensors\n"
+        f"sha256: {hashlib.sha256(content).hexdigest()}\nsource: a test\nlicence: MIT\n"
+    )
+    for name in TOYS:
+        (folder / f"{name}.yaml").write_text(recipe_text(name))
+
+
+def records(folder: RunFolder) -> list[dict[str, float]]:
+    """The metrics without what is measured in seconds."""
+    found = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    timed = re.compile(r"seconds|.*_per_second|data_wait_share")
+    return [{key: value for key, value in record.items() if not timed.fullmatch(key)} for record in found]
