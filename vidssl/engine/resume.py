@@ -17,10 +17,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vidssl.engine.capture import random_states
-from vidssl.engine.checkpoint import load_objective, read_checkpoint, read_tensors, save_tensors
+from vidssl.engine.checkpoint import (
+    Checkpoint,
+    load_objective,
+    read_checkpoint,
+    read_tensors,
+    save_tensors,
+)
 from vidssl.engine.collapse import CollapseWatch
+from vidssl.engine.distributed import World
 from vidssl.engine.guard import Skips
 from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.sharded import spread_like, whole
 from vidssl.engine.window import Window
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
@@ -54,64 +62,140 @@ class Restored:
     seconds: float
 
 
-def save_state(folder: RunFolder, moving: Moving, *, step: int, seconds: float) -> None:
+def save_state(
+    folder: RunFolder, moving: Moving, *, step: int, seconds: float, world: World | None = None
+) -> None:
     """Writes the resume state that belongs to the checkpoint of ``step``, which is there already.
+
+    Args:
+        world: all processes call this together, and the first writes.
 
     Raises:
         UsageError: if it cannot be written; older ones stay.
     """
-    path = folder.state_path(step)
-    tensors = {
-        **{f"optimizer.{key}": value for key, value in optimizer_tensors(moving.optimizer).items()},
-        **{f"window.{key}": value for key, value in moving.window.tensors().items()},
-        **{f"watch.{key}": value for key, value in moving.watch.tensors().items()},
-        **{f"skips.{key}": value for key, value in moving.skips.tensors().items()},
-        **{f"random.{key}": value for key, value in random_states(moving.generator).items()},
-    }
+    world = world or World()
+    optimizer = whole(optimizer_tensors(moving.optimizer), keep=world.first)
+    everybodys = world.gather_tensors(_own_tensors(moving))
+    if not world.first:
+        return
+    tensors = {f"optimizer.{key}": value for key, value in optimizer.items()}
+    for number, own in enumerate(everybodys):
+        tensors |= {f"{_owner(number)}{key}": value for key, value in own.items()}
     tensors = {key: value.detach().cpu() for key, value in tensors.items()}
     metadata = {
         "format": FORMAT,
         "step": json.dumps(step),
         "seconds": json.dumps(seconds),
+        "processes": json.dumps(world.size),
         "weights_sha256": file_digest(folder.checkpoint_path(step)),
     }
-    save_tensors(path, tensors, {**metadata, "digest": _digest(tensors, metadata)})
+    save_tensors(folder.state_path(step), tensors, {**metadata, "digest": _digest(tensors, metadata)})
 
 
-def restore(folder: RunFolder, moving: Moving, *, recipe: str, say: Callable[[str], None]) -> Restored:
+def _own_tensors(moving: Moving) -> dict[str, Tensor]:
+    """What each process has of its own."""
+    return {
+        **{f"window.{key}": value for key, value in moving.window.tensors().items()},
+        **{f"watch.{key}": value for key, value in moving.watch.tensors().items()},
+        **{f"skips.{key}": value for key, value in moving.skips.tensors().items()},
+        **{f"random.{key}": value for key, value in random_states(moving.generator).items()},
+    }
+
+
+def _owner(number: int) -> str:
+    """What the names of a process's own tensors begin with; the first's are those of a run that is alone."""
+    return f"process{number}." if number else ""
+
+
+def restore(
+    folder: RunFolder,
+    moving: Moving,
+    *,
+    recipe: str,
+    say: Callable[[str], None],
+    world: World | None = None,
+) -> Restored:
     """Puts a run back to its newest step that is whole on disk, and takes away what was written after that.
+
+    It may go on with another number of processes than it was saved by.
 
     Args:
         recipe: text of the resolved recipe that goes on.
-        say: gets a line for each damaged file that is passed over.
+        say: gets a line for each damaged file that is passed over, and where numbers of processes differ.
+        world: all processes call this together; the folder must be there for each of them.
 
     Raises:
         UsageError: if nothing can be gone on from, or the recipe is not the one that began.
     """
+    world = world or World()
+    found: list[_Whole] = []
+
+    def newest() -> str:
+        found.append(_newest_whole(folder, recipe, say))
+        return str(found[0].step)
+
+    step = int(world.from_first(newest))
+    state = found[0] if found else _read_whole(folder, folder.state_path(step))
+    load_objective(moving.objective, state.checkpoint)
+    load_optimizer(moving.optimizer, _below(state.tensors, "optimizer."))
+    _load_own(moving, state, world, say)
+    world.barrier()
+    if world.first:
+        folder.forget_after(step)
+    return Restored(step, float(state.metadata["seconds"]))
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A checkpoint and its resume state, both undamaged."""
+
+    step: int
+    checkpoint: Checkpoint
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, Tensor]
+
+
+def _newest_whole(folder: RunFolder, recipe: str, say: Callable[[str], None]) -> _Whole:
     for path in reversed(folder.states()):
         try:
-            metadata, tensors = _read_state(path)
-            step = int(metadata["step"])
-            checkpoint = read_checkpoint(folder.checkpoint_path(step))
-            if file_digest(checkpoint.path) != metadata["weights_sha256"]:
-                raise UsageError(f"{checkpoint.path}: damaged, its checksum is not that of what was written")
+            found = _read_whole(folder, path)
         except UsageError as error:
             say(f"{error}. The state before it is used.")
             continue
-        _check_recipe(folder, checkpoint.recipe, recipe)
-        load_objective(moving.objective, checkpoint)
-        load_optimizer(moving.optimizer, _below(tensors, "optimizer."))
-        moving.window.load(_below(tensors, "window."), moving.generator.device)
-        moving.watch.load(_below(tensors, "watch."), moving.generator.device)
-        moving.skips.load(_below(tensors, "skips."))
-        if not _set_random_states(moving.generator, _below(tensors, "random.")):
-            say("The run goes on on another kind of device: random numbers there start anew.")
-        folder.forget_after(step)
-        return Restored(step, float(metadata["seconds"]))
+        _check_recipe(folder, found.checkpoint.recipe, recipe)
+        return found
     raise UsageError(
         f"{folder.path}: no state to go on from (they lie in {folder.resume.name}/ beside the checkpoints). "
         "Start a new run, from these weights with backbone.init"
     )
+
+
+def _read_whole(folder: RunFolder, path: Path) -> _Whole:
+    metadata, tensors = _read_state(path)
+    step = int(metadata["step"])
+    checkpoint = read_checkpoint(folder.checkpoint_path(step))
+    if file_digest(checkpoint.path) != metadata["weights_sha256"]:
+        raise UsageError(f"{checkpoint.path}: damaged, its checksum is not that of what was written")
+    return _Whole(step, checkpoint, metadata, tensors)
+
+
+def _load_own(moving: Moving, state: _Whole, world: World, say: Callable[[str], None]) -> None:
+    """Gives a process what it had of its own; of another number of processes, what the first had."""
+    saved = int(state.metadata.get("processes", "1"))
+    if saved != world.size:
+        say(
+            f"The run was saved by {saved} process{'es' if saved > 1 else ''} and goes on with {world.size}: "
+            "it goes on from the same weights with the same batches and masks, but not bit for bit. Sums are "
+            "taken in another order, dropout and drop path draw anew, and the next line of the log is a mean "
+            "over the first process's metrics up to here."
+        )
+    known = saved == world.size or world.first
+    own = _below(state.tensors, _owner(world.rank if saved == world.size else 0))
+    moving.window.load(_below(own, "window."), moving.generator.device)
+    moving.watch.load(_below(own, "watch."), moving.generator.device)
+    moving.skips.load(_below(own, "skips."))
+    if not _set_random_states(moving.generator, _below(own, "random."), torchs_too=known):
+        say("The run goes on on another kind of device: random numbers there start anew.")
 
 
 def find_run(out: Path, name: str, recipe: str, say: Callable[[str], None]) -> RunFolder | None:
@@ -159,16 +243,16 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         UsageError: if there is state of a parameter that the optimizer does not have.
     """
-    numbers = {
-        name: number
-        for number, name in enumerate(n for group in optimizer.param_groups for n in group["names"])
-    }
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {name: number for number, name in enumerate(names)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, _, name = key.partition(".")
         if name not in numbers:
             raise UsageError(f"the resume state has {kind} of '{name}', which is no trained parameter here")
-        state.setdefault(numbers[name], {})[kind] = value
+        number = numbers[name]
+        state.setdefault(number, {})[kind] = spread_like(value, parameters[number])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -196,14 +280,21 @@ def _check_recipe(folder: RunFolder, before: str, after: str) -> None:
         )
 
 
-def _set_random_states(generator: torch.Generator, states: Mapping[str, Tensor]) -> bool:
-    """Whether all could be set; a generator of a GPU takes no state of a CPU's, nor the other way round."""
-    torch.set_rng_state(states["cpu"])
+def _set_random_states(
+    generator: torch.Generator, states: Mapping[str, Tensor], *, torchs_too: bool = True
+) -> bool:
+    """Whether all could be set; a generator of a GPU takes no state of a CPU's, nor the other way round.
+
+    Args:
+        torchs_too: off where torch's own generators are to go on as they are, and not as another process's.
+    """
+    if torchs_too:
+        torch.set_rng_state(states["cpu"])
     on_cuda = generator.device.type == "cuda"
     if on_cuda != ("cuda" in states):
         return False
     generator.set_state(states["objective"])
-    if on_cuda:
+    if on_cuda and torchs_too:
         torch.cuda.set_rng_state(states["cuda"])
     return True
 
