@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 from toy_parts import RECIPE, set_up
 
-from vidssl import cli
+from vidssl import cli, commands
 from vidssl.components import KINDS
 
 
@@ -147,11 +147,11 @@ def test_list_shows_names_sentences_and_keys(capsys: pytest.CaptureFixture[str])
     assert "name (text)" in capsys.readouterr().out
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
-    assert all(kind in said for kind in cli.LISTED)
+    assert all(kind in said for kind in commands.LISTED)
 
 
 def test_every_kind_of_component_can_be_listed() -> None:
-    assert tuple(KINDS) == cli.LISTED
+    assert tuple(KINDS) == commands.LISTED
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ FLOORS = (
         "run_spec",
         "recipe",
         "protocol",
+        "published",
         "finetune_protocol",
         "tokenizer_protocol",
     },
@@ -45,9 +46,9 @@ FLOORS = (
     },
     {"scoring", "compatibility"},
     {"knn_monitor", "train", "runs", "finetune", "evaluate"},
-    {"tokenizing", "pictures"},
+    {"tokenizing", "pictures", "data_check"},
     {"compare", "replay", "selftest"},
-    {"api", "cli", "__main__"},
+    {"api", "commands", "cli", "__main__"},
 )
 KINDS_OF_COMPONENTS = next(names for names in FLOORS if "objectives" in names)
 
@@ -140,7 +141,7 @@ def test_specs_are_counted() -> None:
     """A glob that finds nothing passes for ever: change the numbers when a file comes or goes."""
     assert {kind: len(paths) for kind, paths in SPECS.items()} == {
         "recipes": 71,
-        "evaluation": 19,
+        "evaluation": 20,
         "tokenizers": 4,
     }
 

@@ -1,28 +1,14 @@
-"""The commands of ``vidssl``. torch is imported by the command that needs it, so that help is quick."""
+"""The command line: what may be typed, and how it is read."""
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from vidssl import __version__
+from vidssl import __version__, commands
 from vidssl.errors import UsageError
 
-BAD_INPUT, INTERRUPTED = 2, 130
-_OVERRIDE = re.compile(r"[^/=]*=")  # what has a slash before its equals sign is a path
-LISTED = (
-    "objectives",
-    "backbones",
-    "tokenizers",
-    "maskers",
-    "evaluators",
-    "sources",
-    "views",
-    "augments",
-    "optimizers",
-    "schedules",
-)
+INTERRUPTED = 130
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.command(arguments))
     except UsageError as error:
         print(f"vidssl: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return commands.BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
 
@@ -51,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _Parser(prog="vidssl", description="Self-supervised video learning from interchangeable parts.")
     parser.add_argument("--version", action="version", version=f"vidssl {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    train = commands.add_parser("train", help="train what a recipe describes")
-    train.set_defaults(command=_train)
+    train = subparsers.add_parser("train", help="train what a recipe describes")
+    train.set_defaults(command=commands.train)
     train.add_argument(
         "operands", nargs="*", metavar="RECIPE [KEY=VALUE ...]", help="file or name, overrides"
     )
@@ -62,8 +48,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--resume", metavar="RUN", help="go on with a run at the very step of its newest checkpoint"
     )
 
-    evaluate = commands.add_parser("eval", help="score a trained network under evaluation protocols")
-    evaluate.set_defaults(command=_eval)
+    evaluate = subparsers.add_parser("eval", help="score a trained network under evaluation protocols")
+    evaluate.set_defaults(command=commands.evaluate)
     evaluate.add_argument(
         "operands",
         nargs="*",
@@ -79,23 +65,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="file or name in evaluation/; may be repeated",
     )
 
-    compare = commands.add_parser("compare", help="show scores of several runs side by side")
-    compare.set_defaults(command=_compare)
+    compare = subparsers.add_parser("compare", help="show scores of several runs side by side")
+    compare.set_defaults(command=commands.compare)
     compare.add_argument("operands", nargs="*", metavar="RUN_OR_SCORES", help="run folders, files of scores")
     output = compare.add_mutually_exclusive_group()
     output.add_argument("--markdown", action="store_true", help="tables for a page")
     output.add_argument("--csv", action="store_true", help="a line for every number")
 
-    check = commands.add_parser("check", help="validate recipes; needs no data, weights or GPU")
-    check.set_defaults(command=_check)
+    check = subparsers.add_parser("check", help="validate recipes; needs no data, weights or GPU")
+    check.set_defaults(command=commands.check)
     check.add_argument(
         "operands", nargs="*", metavar="RECIPE", help="recipes, protocols, tokenizers; default: all"
     )
 
-    convert = commands.add_parser(
+    convert = subparsers.add_parser(
         "convert", help="make safetensors of the published dVAE without executing its pickles"
     )
-    convert.set_defaults(command=_convert)
+    convert.set_defaults(command=commands.convert)
     convert.add_argument(
         "operands",
         nargs="*",
@@ -103,24 +89,26 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="files to read, file to write",
     )
 
-    selftest = commands.add_parser("selftest", help="try a promise of the package on your recipe and machine")
-    selftest.set_defaults(command=_selftest)
+    selftest = subparsers.add_parser(
+        "selftest", help="try a promise of the package on your recipe and machine"
+    )
+    selftest.set_defaults(command=commands.selftest)
     selftest.add_argument("operands", nargs="*", metavar="resume RECIPE [KEY=VALUE ...]", help="on which")
     selftest.add_argument("--steps", type=int, default=5, help="of each half of the run; default: 5")
 
-    _add_tokenize(commands.add_parser("tokenize", help="turn a recipe's videos into ids, once"))
-    _add_show(commands.add_parser("show", help="draw what a run learned, or what a tokenizer keeps"))
+    _add_tokenize(subparsers.add_parser("tokenize", help="turn a recipe's videos into ids, once"))
+    _add_show(subparsers.add_parser("show", help="draw what a run learned, or what a tokenizer keeps"))
 
-    listing = commands.add_parser("list", help="show components and their keys")
-    listing.set_defaults(command=_list)
+    listing = subparsers.add_parser("list", help="show components and their keys")
+    listing.set_defaults(command=commands.list_components)
     listing.add_argument(
-        "operands", nargs="*", metavar="KIND", help=f"one of {', '.join(LISTED)}; default: all"
+        "operands", nargs="*", metavar="KIND", help=f"one of {', '.join(commands.LISTED)}; default: all"
     )
 
-    if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
+    if argv and not argv[0].startswith("-") and argv[0] not in subparsers.choices:
         from vidssl.spec import nearest
 
-        raise UsageError(f"no command '{argv[0]}'. {nearest(argv[0], commands.choices, 'There are')}")
+        raise UsageError(f"no command '{argv[0]}'. {nearest(argv[0], subparsers.choices, 'There are')}")
     # options and operands may come in any order, which argparse cannot do below a command by itself
     arguments, rest = parser.parse_known_args(argv)
     unknown = [word for word in rest if word.startswith("-")]
@@ -131,7 +119,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _add_show(show: argparse.ArgumentParser) -> None:
-    show.set_defaults(command=_show)
+    show.set_defaults(command=commands.show)
     show.add_argument(
         "operands",
         nargs="*",
@@ -152,17 +140,23 @@ def _add_show(show: argparse.ArgumentParser) -> None:
 
 
 def _add_tokenize(tokenize: argparse.ArgumentParser) -> None:
-    tokenize.set_defaults(command=_tokenize)
+    tokenize.set_defaults(command=commands.tokenize)
     tokenize.add_argument(
         "operands", nargs="*", metavar="RECIPE [KEY=VALUE ...]", help="whose videos and tokenizer, overrides"
     )
     tokenize.add_argument("--out", metavar="FOLDER", required=True, help="the store; what is there goes on")
     tokenize.add_argument(
+        "--videos",
+        choices=("data.video.source", "data.video.test_source", "data.probe.train", "data.probe.test"),
+        default="data.video.source",
+        help="which of the recipe's; default: data.video.source",
+    )
+    tokenize.add_argument(
         "--for",
         dest="purpose",
-        choices=("pretraining", "finetuning"),
-        default="pretraining",
-        help="VIMPAC's settings: 2 fps, middle, not mirrored; or 16 fps under twelve transforms",
+        choices=("pretraining", "finetuning", "testing"),
+        help="VIMPAC's settings: 2 fps, middle, not mirrored; or 16 fps under twelve transforms; or what the "
+        "views of data.probe want, which is the default for its videos",
     )
     tokenize.add_argument("--fps", metavar="FPS", help="of the stored frames; 'own' keeps the videos' own")
     tokenize.add_argument("--resize", metavar="LIST", help="short sides over the views' size, such as 1,1.25")
@@ -177,156 +171,3 @@ def _add_tokenize(tokenize: argparse.ArgumentParser) -> None:
     tokenize.add_argument(
         "--retry-unreadable", action="store_true", help="make shards anew that lack a video"
     )
-
-
-def _split(operands: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names, and overrides (``key=value``)."""
-    overrides = [word for word in operands if _OVERRIDE.match(word)]
-    return [word for word in operands if word not in overrides], overrides
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    names, overrides = _split(arguments.operands)
-    if arguments.resume is not None:
-        if names:
-            raise UsageError(f"a run goes on with its own recipe: leave out {names[0]}")
-        from vidssl.runs import resume_run
-
-        return resume_run(arguments.resume, overrides)
-    if len(names) != 1:
-        given = f"got {' '.join(names)}" if names else "got none"
-        hint = "put overrides that hold spaces in quotes" if overrides else "vidssl train recipes/bevt.yaml"
-        raise UsageError(f"train takes one recipe, {given} ({hint})")
-    from vidssl.recipe import load_recipe
-
-    recipe = load_recipe(names[0], overrides)
-    from vidssl.runs import run_recipe
-
-    return run_recipe(recipe)
-
-
-def _eval(arguments: argparse.Namespace) -> int:
-    names, overrides = _split(arguments.operands)
-    from vidssl.tokenizer_protocol import measures_tokenizers
-
-    if any(map(measures_tokenizers, arguments.protocol)):
-        from vidssl.tokenizing.tokenizer_scores import score_tokenizers
-
-        return score_tokenizers(names, arguments.protocol, overrides)
-    if len(names) > 1:
-        raise UsageError(f"eval takes one run or checkpoint, got {' '.join(names)}")
-    from vidssl.evaluate import evaluate_run
-
-    return evaluate_run(names[0] if names else None, arguments.protocol, overrides)
-
-
-def _compare(arguments: argparse.Namespace) -> int:
-    if not arguments.operands:
-        raise UsageError("compare takes runs or files of scores, got none (vidssl compare runs/a runs/b)")
-    from vidssl.compare import Output, compare_runs
-
-    output: Output = "markdown" if arguments.markdown else "csv" if arguments.csv else "table"
-    return compare_runs(arguments.operands, output)
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    names, overrides = _split(arguments.operands)
-    if len(names) > 1:
-        raise UsageError(f"show takes one run, checkpoint or tokenizer, got {' '.join(names)}")
-    if arguments.videos is not None and arguments.videos < 1:
-        raise UsageError(f"--videos must be at least 1, got {arguments.videos}")
-    from vidssl.pictures.clips import PictureRequest
-    from vidssl.pictures.show import show
-
-    request = PictureRequest(
-        arguments.what,
-        videos=arguments.videos,
-        files=tuple(arguments.video),
-        out=arguments.out,
-        overrides=tuple(overrides),
-    )
-    return show(names[0] if names else None, request)
-
-
-def _tokenize(arguments: argparse.Namespace) -> int:
-    names, overrides = _split(arguments.operands)
-    if len(names) != 1:
-        given = " ".join(names) or "none"
-        raise UsageError(
-            f"tokenize takes one recipe, got {given} (vidssl tokenize my.yaml --out tokens/mine)"
-        )
-    from vidssl.recipe import load_recipe
-    from vidssl.tokenizing.request import read_request
-    from vidssl.tokenizing.tokenize import tokenize
-
-    request = read_request(
-        out=arguments.out,
-        purpose=arguments.purpose,
-        fps=arguments.fps,
-        resize=arguments.resize,
-        crops=arguments.crops,
-        flip=arguments.flip,
-        spot_checks=arguments.spot_checks,
-        videos_per_shard=arguments.videos_per_shard,
-        retry_unreadable=arguments.retry_unreadable,
-    )
-    return tokenize(load_recipe(names[0], overrides), request)
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    from vidssl.build import check_file
-    from vidssl.spec import displayed
-    from vidssl.spec_files import NAMES, locate, spec_files
-
-    overrides = _split(arguments.operands)[1]
-    if overrides:
-        raise UsageError(f"check takes files as they are, without overrides; got {overrides[0]}")
-    bad = 0
-    every = [(kind, path) for kind in NAMES for path in spec_files(kind).values()]
-    for target in arguments.operands or every:
-        try:
-            kind, path = locate(target) if isinstance(target, str) else target
-            check_file(kind, path)
-            print(f"{displayed(path)}: ok", flush=True)
-        except UsageError as error:
-            bad += 1
-            print(f"vidssl: {error}", file=sys.stderr, flush=True)
-    return BAD_INPUT if bad else 0
-
-
-def _convert(arguments: argparse.Namespace) -> int:
-    from vidssl.convert import convert_files
-
-    return convert_files(arguments.operands)
-
-
-def _selftest(arguments: argparse.Namespace) -> int:
-    names, overrides = _split(arguments.operands)
-    if len(names) != 2 or names[0] != "resume":
-        given = " ".join(names) or "nothing"
-        raise UsageError(f"selftest takes 'resume' and a recipe, got {given} (vidssl selftest resume bevt)")
-    if arguments.steps < 1:
-        raise UsageError(f"--steps must be at least 1, got {arguments.steps}")
-    from vidssl.selftest import selftest_resume
-
-    return selftest_resume(names[1], overrides, steps=arguments.steps)
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    unknown = [word for word in arguments.operands if word not in LISTED]
-    if unknown:
-        from vidssl.spec import nearest
-
-        raise UsageError(f"no kind of component '{unknown[0]}'. {nearest(unknown[0], LISTED, 'There are')}")
-    from rich.console import Console
-
-    from vidssl.listing import component_table
-
-    console = Console()
-    for kind in arguments.operands or LISTED:
-        console.print(component_table(kind))
-    if "backbones" in arguments.operands:  # not for a list of everything: it builds them all
-        from vidssl.network_listing import network_table
-
-        console.print(network_table())
-    return 0

@@ -1,0 +1,179 @@
+"""What each command does. torch is imported by the command that needs it, so that help is quick."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+
+from vidssl.errors import UsageError
+
+BAD_INPUT = 2
+_OVERRIDE = re.compile(r"[^/=]*=")  # what has a slash before its equals sign is a path
+LISTED = (
+    "objectives",
+    "backbones",
+    "tokenizers",
+    "maskers",
+    "evaluators",
+    "sources",
+    "views",
+    "augments",
+    "optimizers",
+    "schedules",
+)
+
+
+def _split(operands: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names, and overrides (``key=value``)."""
+    overrides = [word for word in operands if _OVERRIDE.match(word)]
+    return [word for word in operands if word not in overrides], overrides
+
+
+def train(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if arguments.resume is not None:
+        if names:
+            raise UsageError(f"a run goes on with its own recipe: leave out {names[0]}")
+        from vidssl.runs import resume_run
+
+        return resume_run(arguments.resume, overrides)
+    if len(names) != 1:
+        given = f"got {' '.join(names)}" if names else "got none"
+        hint = "put overrides that hold spaces in quotes" if overrides else "vidssl train recipes/bevt.yaml"
+        raise UsageError(f"train takes one recipe, {given} ({hint})")
+    from vidssl.recipe import load_recipe
+
+    recipe = load_recipe(names[0], overrides)
+    from vidssl.runs import run_recipe
+
+    return run_recipe(recipe)
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    from vidssl.tokenizer_protocol import measures_tokenizers
+
+    if any(map(measures_tokenizers, arguments.protocol)):
+        from vidssl.tokenizing.tokenizer_scores import score_tokenizers
+
+        return score_tokenizers(names, arguments.protocol, overrides)
+    if len(names) > 1:
+        raise UsageError(f"eval takes one run or checkpoint, got {' '.join(names)}")
+    from vidssl.evaluate import evaluate_run
+
+    return evaluate_run(names[0] if names else None, arguments.protocol, overrides)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    if not arguments.operands:
+        raise UsageError("compare takes runs or files of scores, got none (vidssl compare runs/a runs/b)")
+    from vidssl.compare import Output, compare_runs
+
+    output: Output = "markdown" if arguments.markdown else "csv" if arguments.csv else "table"
+    return compare_runs(arguments.operands, output)
+
+
+def show(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if len(names) > 1:
+        raise UsageError(f"show takes one run, checkpoint or tokenizer, got {' '.join(names)}")
+    if arguments.videos is not None and arguments.videos < 1:
+        raise UsageError(f"--videos must be at least 1, got {arguments.videos}")
+    from vidssl.pictures.clips import PictureRequest
+    from vidssl.pictures.show import show
+
+    request = PictureRequest(
+        arguments.what,
+        videos=arguments.videos,
+        files=tuple(arguments.video),
+        out=arguments.out,
+        overrides=tuple(overrides),
+    )
+    return show(names[0] if names else None, request)
+
+
+def tokenize(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if len(names) != 1:
+        given = " ".join(names) or "none"
+        raise UsageError(
+            f"tokenize takes one recipe, got {given} (vidssl tokenize my.yaml --out tokens/mine)"
+        )
+    from vidssl.recipe import load_recipe
+    from vidssl.tokenizing.request import read_request
+    from vidssl.tokenizing.tokenize import tokenize
+
+    recipe = load_recipe(names[0], overrides)
+    request = read_request(
+        recipe,
+        out=arguments.out,
+        videos=arguments.videos,
+        purpose=arguments.purpose,
+        fps=arguments.fps,
+        resize=arguments.resize,
+        crops=arguments.crops,
+        flip=arguments.flip,
+        spot_checks=arguments.spot_checks,
+        videos_per_shard=arguments.videos_per_shard,
+        retry_unreadable=arguments.retry_unreadable,
+    )
+    return tokenize(recipe, request)
+
+
+def check(arguments: argparse.Namespace) -> int:
+    from vidssl.build import check_file
+    from vidssl.spec import displayed
+    from vidssl.spec_files import NAMES, locate, spec_files
+
+    overrides = _split(arguments.operands)[1]
+    if overrides:
+        raise UsageError(f"check takes files as they are, without overrides; got {overrides[0]}")
+    bad = 0
+    every = [(kind, path) for kind in NAMES for path in spec_files(kind).values()]
+    for target in arguments.operands or every:
+        try:
+            kind, path = locate(target) if isinstance(target, str) else target
+            check_file(kind, path)
+            print(f"{displayed(path)}: ok", flush=True)
+        except UsageError as error:
+            bad += 1
+            print(f"vidssl: {error}", file=sys.stderr, flush=True)
+    return BAD_INPUT if bad else 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
+    from vidssl.convert import convert_files
+
+    return convert_files(arguments.operands)
+
+
+def selftest(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if len(names) != 2 or names[0] != "resume":
+        given = " ".join(names) or "nothing"
+        raise UsageError(f"selftest takes 'resume' and a recipe, got {given} (vidssl selftest resume bevt)")
+    if arguments.steps < 1:
+        raise UsageError(f"--steps must be at least 1, got {arguments.steps}")
+    from vidssl.selftest import selftest_resume
+
+    return selftest_resume(names[1], overrides, steps=arguments.steps)
+
+
+def list_components(arguments: argparse.Namespace) -> int:
+    unknown = [word for word in arguments.operands if word not in LISTED]
+    if unknown:
+        from vidssl.spec import nearest
+
+        raise UsageError(f"no kind of component '{unknown[0]}'. {nearest(unknown[0], LISTED, 'There are')}")
+    from rich.console import Console
+
+    from vidssl.listing import component_table
+
+    console = Console()
+    for kind in arguments.operands or LISTED:
+        console.print(component_table(kind))
+    if "backbones" in arguments.operands:  # not for a list of everything: it builds them all
+        from vidssl.network_listing import network_table
+
+        console.print(network_table())
+    return 0
