@@ -32,6 +32,13 @@ needs_clips = pytest.mark.skipif(not CLIPS, reason="VIDSSL_CLIPS does not name t
 KINDS = {
     "h264 with B-frames": ("a.mp4", "libx264", {}, True),
     "h264 of one long group": ("a.mp4", "libx264", {"gop": 250}, True),
+    "h264 of open groups": (
+        "a.mp4",
+        "libx264",
+        {"options": {"sc_threshold": "0", "x264-params": "open-gop=1:bframes=2:b-adapt=0"}},
+        True,
+    ),
+    "hevc of open groups": ("a.mp4", "libx265", {"options": {"x265-params": "log-level=none"}}, True),
     "variable rate": ("a.mp4", "libx264", {"times": [n + n // 4 * 3 for n in range(60)]}, True),
     "start far from zero": ("a.mp4", "libx264", {"times": [n + 5000 for n in range(60)]}, True),
     "matroska": ("a.mkv", "libx264", {}, True),

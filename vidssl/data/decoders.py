@@ -178,4 +178,4 @@ def _read_by_torchcodec(
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+    return str(error).strip().split("\n")[0][:200].rstrip(".") or type(error).__name__

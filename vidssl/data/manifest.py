@@ -45,7 +45,7 @@ class Entry:
         container: FFmpeg's name of the format of the file.
         rate: whether frames are evenly spaced in time.
         gop: largest distance from one keyframe to the next, or to the end, in frames; 0 if unknown.
-        clip_seconds: how long one clip took to decode; 0 where none was timed.
+        clip_seconds: of a core, that decoding one clip took; 0 where none was timed.
     """
 
     key: str

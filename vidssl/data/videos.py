@@ -111,8 +111,8 @@ class Videos:
         unknown = [file.key for file in files if file.key not in manifest]
         if unknown:
             raise UsageError(
-                f"{manifest.path}: {len(unknown)} of {len(files)} listed videos are not in the manifest, such "
-                f"as {unknown[0]}. Have them scanned with 'vidssl data check'"
+                f"{manifest.path}: {len(unknown)} of {len(files)} listed videos are not in the manifest, "
+                f"such as {unknown[0]}. Have them scanned with 'vidssl data check'"
             )
         kept, by_pyav = [], Counter[str]()
         for file in files:
@@ -129,12 +129,18 @@ class Videos:
                 f"({_counted(self.left_out)})"
             )
         if self.left_out:
-            told = (manifest.path, len(files) - len(kept), len(files), _counted(self.left_out))
-            _log.warning("%s: %d of %d videos are left out: %s", *told)
+            gone = len(files) - len(kept)
+            _log.warning(
+                "%s: %d of %d videos are left out: %s",
+                manifest.path, gone, len(files), _counted(self.left_out),
+            )  # fmt: skip
         del by_pyav[""]
         if by_pyav and not isinstance(self._decoder, PyAV):
-            told = (manifest.path, sum(by_pyav.values()), len(kept), self._decoder.name, _counted(by_pyav))
-            _log.warning("%s: %d of %d videos are read by PyAV, not %s: %s", *told)
+            count = sum(by_pyav.values())
+            _log.warning(
+                "%s: %d of %d videos are read by PyAV, not %s: %s",
+                manifest.path, count, len(kept), self._decoder.name, _counted(by_pyav),
+            )  # fmt: skip
         return tuple(kept)
 
     def _why_out(self, entry: Entry) -> str:

@@ -1,0 +1,67 @@
+"""The command ``vidssl data`` and those below it."""
+
+import argparse
+from pathlib import Path
+
+from vidssl.errors import UsageError
+
+
+def add_data(data: argparse.ArgumentParser) -> None:
+    """Give the parser of ``vidssl data`` its commands."""
+    commands = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_check(
+        commands.add_parser("check", help="look at every video once; write what was found into a manifest")
+    )
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    check.set_defaults(command=_check)
+    check.add_argument(
+        "operands",
+        nargs="*",
+        metavar="FOLDER_OR_LIST",
+        help="videos in folders, or a text or CSV list of them. Exit code 0: all is well; 1: some files are "
+        "bad or videos leak from test to train; 2: nothing was done",
+    )
+    check.add_argument("--root", metavar="FOLDER", help="of the paths in a list; default: the list's own")
+    check.add_argument("--test-list", metavar="LIST", help="held-out videos that must not be in the list")
+    check.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="MANIFEST",
+        help="other data that must have no video in common with this; may be repeated",
+    )
+    check.add_argument("--out", metavar="FILE", help="the manifest; default: NAME.manifest.jsonl beside it")
+    check.add_argument("--processes", type=int, metavar="N", help="files at a time; default: one a core")
+    check.add_argument(
+        "--test-share", type=float, default=0.25, metavar="SHARE", help="as sources have it; default: 0.25"
+    )
+    check.add_argument("--all", dest="show_all", action="store_true", help="name all files, not the first 20")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    if len(arguments.operands) != 1:
+        given = " ".join(arguments.operands) or "none"
+        raise UsageError(f"data check takes one folder or list, got {given} (vidssl data check videos/)")
+    if arguments.processes is not None and arguments.processes < 1:
+        raise UsageError(f"--processes must be at least 1, got {arguments.processes}")
+    if not 0.0 < arguments.test_share < 1.0:
+        raise UsageError(f"--test-share must lie between 0 and 1, got {arguments.test_share}")
+    from vidssl.data_check.check import CheckRequest, check_data
+
+    request = CheckRequest(
+        Path(arguments.operands[0]),
+        root=_path(arguments.root),
+        test_list=_path(arguments.test_list),
+        against=tuple(map(Path, arguments.against)),
+        out=_path(arguments.out),
+        processes=arguments.processes,
+        test_share=arguments.test_share,
+        show_all=arguments.show_all,
+    )
+    return check_data(request)
+
+
+def _path(given: str | None) -> Path | None:
+    return None if given is None else Path(given)

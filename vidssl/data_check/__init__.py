@@ -1,0 +1,1 @@
+"""``vidssl data check``: every file of a data set looked at once, written down and summed up."""

@@ -1,0 +1,130 @@
+"""The command ``vidssl data check``: which files, which parts of them, where the manifest goes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vidssl.data.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
+from vidssl.data.lists import read_lists
+from vidssl.data.manifest import Manifest
+from vidssl.data_check.leaks import same_content, same_group
+from vidssl.data_check.report import Found, Overlap, report
+from vidssl.data_check.scan import scan
+from vidssl.errors import UsageError
+
+CLEAN, FLAWED = 0, 1
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """What to look at.
+
+    Attributes:
+        path: a folder of videos, or a list of them.
+        root: folder that the paths of a list are relative to; by default the list's own.
+        test_list: held-out videos of a list.
+        against: manifests of other data that must have no video in common with this.
+        out: where the manifest goes; by default beside ``path``, never in the folder that is looked at.
+        processes: that decode; by default one for each core.
+        test_share: as ``video_folder`` and ``video_list`` have it, where there is no ``test_list``.
+        show_all: name every file that something is wrong with, not only the first few.
+    """
+
+    path: Path
+    root: Path | None = None
+    test_list: Path | None = None
+    against: Sequence[Path] = ()
+    out: Path | None = None
+    processes: int | None = None
+    test_share: float = 0.25
+    show_all: bool = False
+
+
+def check_data(request: CheckRequest, console: Console | None = None) -> int:
+    """Scan, write the manifest and print what was found.
+
+    Returns:
+        Exit code: 0 if every file can be used and none leaks, 1 if the manifest names damaged or unreadable
+        files, or videos are in train and test.
+
+    Raises:
+        UsageError: if there is nothing to look at or the manifest cannot be written.
+    """
+    console = console or Console()
+    root, listing, parts = _what(request)
+    others = [(path, Manifest(path)) for path in request.against]
+    out = request.out or _beside(request.path)
+    manifest = _scan(root, listing, out, request.processes or _cores(), console)
+    given = request.test_list is not None
+    train, test = ([manifest.entry(key) for key in part] for part in parts)
+    where = "train and " + (
+        str(request.test_list)
+        if given
+        else f"test as 'part' divides them (test_share {request.test_share:g})"
+    )
+    overlaps = [Overlap(where, same_content(train, test), same_group(train, test), chosen=given)]
+    for path, other in others:
+        content, group = (find(other, manifest) for find in (same_content, same_group))
+        overlaps.append(Overlap(f"this and {path}", content, group, chosen=True))
+    found = Found(manifest, out, tuple(overlaps))
+    report(found, console, show_all=request.show_all)
+    return FLAWED if found.flawed else CLEAN
+
+
+def _what(request: CheckRequest) -> tuple[Path, Listing, tuple[list[str], list[str]]]:
+    """Root, files, and the keys of the training and of the test part."""
+    if request.path.is_dir() or not request.path.exists():
+        if request.test_list is not None or request.root is not None:
+            raise UsageError(f"{request.path}: --test-list and --root go with a list, not with a folder")
+        listing = list_folder(request.path, VIDEO_EXTENSIONS, "video")
+        return request.path, listing, _parts(listing, request)
+    root = request.root or request.path.parent
+    if request.test_list is None:
+        (listing,) = read_lists(request.path)
+        return root, listing, _parts(listing, request)
+    train, test = read_lists(request.path, request.test_list)
+    keys = [file.key for file in train.files], [file.key for file in test.files]
+    once = {file.key: file for file in (*train.files, *test.files)}
+    return root, Listing(tuple(once.values()), train.label_classes), keys
+
+
+def _parts(listing: Listing, request: CheckRequest) -> tuple[list[str], list[str]]:
+    if len(listing.files) < 2:
+        return [], []
+    keys = {}
+    for part in ("train", "test"):
+        chosen = select(
+            listing, part=part, test_share=request.test_share, limit=None, where=str(request.path)
+        )
+        keys[part] = [file.key for file in chosen.files]
+    return keys["train"], keys["test"]
+
+
+def _beside(path: Path) -> Path:
+    whole = path.absolute().resolve()
+    return whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}.manifest.jsonl")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _scan(root: Path, listing: Listing, out: Path, processes: int, console: Console) -> Manifest:
+    console.print(
+        f"Looking at {len(listing.files)} files below {root}, {processes} at a time",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
+    left = (TimeRemainingColumn(), TextColumn("left"))
+    columns = (TextColumn("scan"), BarColumn(), MofNCompleteColumn(), *left)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(listing.files))
+        return scan(root, listing, out, processes=processes, seen=lambda entry: bar.advance(task))

@@ -1,0 +1,101 @@
+"""Looks at every file of a listing once, in several processes, and writes the manifest.
+
+Each result goes to the file ``<manifest>.part`` at once, so a scan that is ended goes on where it was; the
+manifest itself is renamed into place when all is done. Files that an earlier manifest describes are not
+decoded again while size and time, or content, are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vidssl.data.crew import Lost, work
+from vidssl.data.examine import FileToExamine, examine
+from vidssl.data.listing import Listing
+from vidssl.data.manifest import Entry, Manifest, header
+from vidssl.data.video_file import PATIENCE_SECONDS
+from vidssl.engine.files import write_atomically
+from vidssl.errors import UsageError
+
+_TIMED = 100  # files that a clip is read from against the clock
+_TRIES = 4  # each with PATIENCE_SECONDS: packets, frames, all frames, a clip
+
+
+def scan(
+    root: Path,
+    listing: Listing,
+    out: Path,
+    *,
+    processes: int,
+    seen: Callable[[Entry], None] = lambda entry: None,
+) -> Manifest:
+    """The manifest of these files, written to ``out``.
+
+    Args:
+        root: folder that keys are relative to.
+        out: the manifest; what it says of unchanged files is kept.
+        seen: called with each entry as it is ready.
+
+    Raises:
+        UsageError: if ``out`` cannot be written, or is a file of another kind.
+    """
+    part = out.with_name(out.name + ".part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        earlier = Manifest(out) if out.exists() else None
+        begun = _read_part(part)
+        with part.open("ab", buffering=0) as file:  # each line is written whole, or is the last
+            file.write(b"\n")  # ends a line that a kill left unfinished
+            tasks = _tasks(root, listing, earlier, begun)
+            patience = PATIENCE_SECONDS * _TRIES
+            for task, result in work(tasks, examine, processes=processes, patience_seconds=patience):
+                entry = _lost(task, result) if isinstance(result, Lost) else result
+                file.write(entry.to_line().encode())
+                seen(entry)
+    except OSError as error:
+        raise UsageError(
+            f"{out}: the manifest cannot be written ({error.strerror or error}); '--out' puts it elsewhere"
+        ) from error
+    write_atomically(out, lambda path: _assemble(part, root, listing, path))
+    part.unlink()
+    return Manifest(out)
+
+
+def _tasks(
+    root: Path, listing: Listing, earlier: Manifest | None, begun: dict[str, bytes]
+) -> Iterator[FileToExamine]:
+    every = max(len(listing.files) // _TIMED, 1)
+    for place, file in enumerate(listing.files):
+        known = Entry.from_row(json.loads(begun[file.key])) if file.key in begun else None
+        if known is None and earlier is not None and file.key in earlier:
+            known = earlier.entry(file.key)
+        labels = {name: listing.label_classes[name][number] for name, number in file.labels.items()}
+        yield FileToExamine(root, file.key, labels, known, timed=place % every == 0)
+
+
+def _lost(task: FileToExamine, lost: Lost) -> Entry:
+    # without size and time, so that the next scan tries again
+    return Entry(task.key, "unreadable", f"it could not be looked at: {lost.reason}", labels=task.labels)
+
+
+def _read_part(part: Path) -> dict[str, bytes]:
+    """Whole lines of a scan that was ended, by key."""
+    found: dict[str, bytes] = {}
+    if not part.exists():
+        return found
+    for line in part.read_bytes().split(b"\n"):
+        try:
+            found[Entry.from_row(json.loads(line)).key] = line
+        except (KeyError, TypeError, ValueError):  # the last line before a kill, or an empty one
+            continue
+    return found
+
+
+def _assemble(part: Path, root: Path, listing: Listing, path: Path) -> None:
+    found = _read_part(part)
+    with path.open("wb") as file:
+        file.write(header(root).encode())
+        for listed in listing.files:
+            file.write(found[listed.key] + b"\n")
