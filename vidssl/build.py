@@ -51,6 +51,7 @@ from vidssl.interfaces import (
     ViewSampler,
 )
 from vidssl.protocol import Protocol
+from vidssl.published import load_published
 from vidssl.recipe import (
     STREAMS,
     UNKNOWN_SHA256,
@@ -62,6 +63,7 @@ from vidssl.recipe import (
 )
 from vidssl.schema import bind, construct, parts_of
 from vidssl.sections import PartSpec, ProbeSpec
+from vidssl.spec_files import PUBLISHED
 from vidssl.spec_files import Kind as SpecKind
 from vidssl.token_checks import check_stored, check_stored_views, refuse_stored_views
 from vidssl.tokenizer_protocol import TokenizerProtocol, load_tokenizer_protocol, measures_tokenizers
@@ -348,6 +350,8 @@ def check_file(kind: SpecKind, path: Path) -> None:
     """
     if kind == "recipes":
         check(load_recipe(str(path)))
+    elif kind == "evaluation" and path.name == PUBLISHED.name:
+        load_published(path)
     elif kind == "evaluation" and measures_tokenizers(str(path)):
         check_tokenizer_protocol(load_tokenizer_protocol(str(path)))
     elif kind == "evaluation":

@@ -9,6 +9,7 @@ import vidssl
 from vidssl.errors import UsageError
 
 Kind = Literal["recipes", "evaluation", "tokenizers"]
+PUBLISHED = Path("evaluation/published.yaml")  # what papers report; no protocol, though it lies among them
 NAMES: Mapping[Kind, str] = {"recipes": "recipe", "evaluation": "protocol", "tokenizers": "tokenizer"}
 
 
@@ -20,11 +21,12 @@ def spec_roots() -> tuple[Path, Path]:
 
 
 def spec_files(kind: Kind) -> dict[str, Path]:
-    """Name (path below the folder, without ``.yaml``) -> file of every spec that ``find`` reaches."""
+    """Name (path below the folder, without ``.yaml``) -> file of every spec that ``find`` reaches by name."""
     files: dict[str, Path] = {}
     for root in reversed(spec_roots()):
         folder = root / kind
-        files |= {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.yaml"))}
+        found = (path for path in sorted(folder.rglob("*.yaml")) if path != root / PUBLISHED)
+        files |= {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
     return files
 
 
