@@ -21,6 +21,7 @@ from vidssl.spec_files import find
 
 STREAMS = ("video", "image")
 UNKNOWN_SHA256 = "unknown"
+MIN_MATCHED = 0.9  # of a backbone's numbers: share that ``init`` must fill where a recipe says nothing
 _WEIGHTS_KEYS = ("weights", "sha256", "source", "licence", "command")
 
 
@@ -96,6 +97,7 @@ class Recipe:
 
     Attributes:
         init: what the backbone starts from, a run, file or ``timm:`` name; None for random weights.
+        init_min_matched: share of the backbone's numbers that must come from there (``load_init``).
         node: the whole tree, overrides applied.
     """
 
@@ -104,6 +106,7 @@ class Recipe:
     objective: PartSpec
     backbone: PartSpec | None
     init: str | None
+    init_min_matched: float
     tokenizer: TokenizerSpec | None
     masker: PartSpec | None
     data: DataSpec
@@ -169,7 +172,7 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
     sections = {
         key: entry for key, entry in entries.items() if key not in optional or entry.value is not None
     }
-    backbone = read_optional_part(sections, "backbone", apart=("type", "init"))
+    backbone = read_optional_part(sections, "backbone", apart=("type", "init", "init_min_matched"))
     init = backbone.node.mapping().get("init") if backbone else None
     return Recipe(
         name=read_text(sections["name"]),
@@ -177,6 +180,7 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
         objective=read_part(sections["objective"]),
         backbone=backbone,
         init=None if init is None or init.value is None else read_text(init),
+        init_min_matched=_min_matched(backbone),
         tokenizer=_recipe_tokenizer(sections["tokenizer"], folder) if "tokenizer" in sections else None,
         masker=read_optional_part(sections, "masker"),
         data=_data(sections["data"]),
@@ -186,6 +190,18 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
         run=construct(sections["run"], RunSpec) if "run" in sections else RunSpec(),
         node=replace(node, value=sections),
     )
+
+
+def _min_matched(backbone: PartSpec | None) -> float:
+    entries = {} if backbone is None else backbone.node.mapping()
+    if "init_min_matched" not in entries:
+        return MIN_MATCHED
+    share = convert(entries["init_min_matched"], float)
+    if "init" not in entries:
+        raise entries["init_min_matched"].error("says something of 'init', and there is none")
+    if not isinstance(share, float) or not 0 <= share <= 1:
+        raise entries["init_min_matched"].error(f"must lie between 0 and 1, got {share}")
+    return share
 
 
 def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:

@@ -22,7 +22,7 @@ from vidssl.finetune_checks import objective_keys
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.interfaces import PatchEvaluator
 from vidssl.protocol import PatchType, Protocol
-from vidssl.recipe import Recipe, TokenizerSpec
+from vidssl.recipe import MIN_MATCHED, Recipe, TokenizerSpec
 from vidssl.schema import bind
 from vidssl.sections import PartSpec, ProbeSpec
 from vidssl.spec import dump, plain
@@ -36,7 +36,9 @@ def resolved_text(recipe: Recipe) -> str:
         "objective": resolved_part(recipe.objective, OBJECTIVE),
     }
     if recipe.backbone is not None:
-        init = {} if recipe.init is None else {"init": recipe.init}
+        init: dict[str, object] = {} if recipe.init is None else {"init": recipe.init}
+        if recipe.init is not None and recipe.init_min_matched != MIN_MATCHED:
+            init["init_min_matched"] = recipe.init_min_matched
         tree["backbone"] = resolved_part(recipe.backbone, BACKBONE) | init
     if recipe.tokenizer is not None:
         tree["tokenizer"] = _resolved_tokenizer(recipe.tokenizer)

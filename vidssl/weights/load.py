@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import floor
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_t
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone
+from vidssl.recipe import MIN_MATCHED
 from vidssl.spec import parse
 from vidssl.weights.foreign import read_foreign
 from vidssl.weights.inflate import inflate_image_stage
@@ -26,6 +28,7 @@ class LoadReport:
         loaded: keys that were taken over.
         new: keys of the network that the source lacks; they keep their fresh values.
         unused: keys of the source that the network lacks.
+        share: of all numbers in the network's weights and running statistics, those that were taken over.
         layout: whose layout the source had, empty for this package's own.
         reshaped: keys among ``loaded`` whose tensors were resized, inflated, copied or zeroed.
     """
@@ -34,6 +37,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     new: tuple[str, ...]
     unused: tuple[str, ...]
+    share: float
     layout: str = ""
     reshaped: tuple[str, ...] = ()
 
@@ -47,7 +51,8 @@ class LoadReport:
         }
         head = f"{self.source}" + (f" ({self.layout})" if self.layout else "")
         lines = [f"  {fate}: {_grouped(keys)}" for fate, keys in fates.items() if keys]
-        return "\n".join([f"{head}: {len(self.loaded)} tensors loaded", *lines])
+        filled = f"{len(self.loaded)} tensors loaded, {_percent(self.share)} of the network's numbers"
+        return "\n".join([f"{head}: {filled}", *lines])
 
 
 def _grouped(keys: Sequence[str]) -> str:
@@ -62,7 +67,7 @@ def _some(keys: Sequence[str], most: int = 6) -> str:
     return f"{len(keys)} ({shown})"
 
 
-def load_init(network: Backbone, init: str) -> LoadReport:
+def load_init(network: Backbone, init: str, *, min_matched: float = MIN_MATCHED) -> LoadReport:
     """Start a network from weights that there are: ``backbone.init`` of a recipe.
 
     Args:
@@ -70,37 +75,40 @@ def load_init(network: Backbone, init: str) -> LoadReport:
             that was trained on images alone is inflated first: its clip embedding and temporal biases come
             from its image ones; or ``timm:NAME``, ``torchvision:NAME`` or a file in a published layout.
             What has another shape is resized where the network knows how.
+        min_matched: share of the network's numbers that must come from there, from 0 to 1, whether as they
+            are or resized, inflated or copied: ``backbone.init_min_matched``.
 
     Raises:
-        UsageError: if it cannot be read, shares no key with the network, or a shared key has another shape.
+        UsageError: if it cannot be read, shares no key or too little with the network, or a shared key has
+            another shape.
     """
     checkpoint = _own_checkpoint(init)
     if checkpoint is not None:
         window = _window_of_image_stage(checkpoint)
         if window is None:
-            return _load_own(network, checkpoint.encoder, checkpoint.path)
+            return _load_own(network, checkpoint.encoder, checkpoint.path, min_matched)
         filled = inflate_image_stage(checkpoint.encoder, window)
-        report = _load_own(network, filled, checkpoint.path)
+        report = _load_own(network, filled, checkpoint.path, min_matched)
         inflated = (key for key in report.loaded if filled[key] is not checkpoint.encoder[key])
         return replace(report, layout="trained on images, inflated to clips", reshaped=tuple(inflated))
     state = read_foreign(init)
     found = network.translate(state)
     if found is None:
-        return load_state(network, state, init)
-    report = load_state(network, found.state, init)
+        return load_state(network, state, init, min_matched)
+    report = load_state(network, found.state, init, min_matched)
     return replace(
         report, layout=found.layout, reshaped=found.reshaped, unused=(*report.unused, *found.dropped)
     )
 
 
-def _load_own(network: Backbone, state: Mapping[str, Tensor], path: Path) -> LoadReport:
+def _load_own(network: Backbone, state: Mapping[str, Tensor], path: Path, min_matched: float) -> LoadReport:
     """Take over weights of this package; where shapes differ, as the network itself can adapt them."""
     own = network.state_dict()
     same = all(state[key].shape == own[key].shape for key in own if key in state)
     found = None if same else network.translate(state)
     if found is None:
-        return load_state(network, state, path)
-    report = load_state(network, found.state, path)
+        return load_state(network, state, path, min_matched)
+    report = load_state(network, found.state, path, min_matched)
     return replace(report, layout=found.layout, reshaped=found.reshaped)
 
 
@@ -147,11 +155,16 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     return read_checkpoint(path).encoder if metadata.get("format") == FORMAT else tensors
 
 
-def load_state(network: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> LoadReport:
+def load_state(
+    network: nn.Module, state: Mapping[str, Tensor], source: Path | str, min_matched: float = 0.0
+) -> LoadReport:
     """Take over every key that the network shares with ``state``.
 
+    Args:
+        min_matched: as for ``load_init``.
+
     Raises:
-        UsageError: if there is none, or a shared key has another shape.
+        UsageError: if there is none, they are too few, or one has another shape; nothing is taken over then.
     """
     own = network.state_dict()
     shared = [key for key in own if key in state]
@@ -161,13 +174,31 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: Path | s
             f"the network {_some(list(own), 3)}): these are weights of another architecture"
         )
     _refuse_other_shapes(own, state, shared, source)
+    new = tuple(key for key in own if key not in state)
+    share = _numbers(own, shared) / max(1, _numbers(own, own))
+    if share < min_matched:
+        raise UsageError(
+            f"{source}: fills {_percent(share)} of the numbers of {type(network).__name__}, and less than "
+            f"{_percent(min_matched)} is an error. It lacks {_some(new)}. If these are to start from fresh "
+            f"values, say so: backbone.init_min_matched={floor(100 * share) / 100}"
+        )
     network.load_state_dict({key: state[key] for key in shared}, strict=False)
     return LoadReport(
         source,
         loaded=tuple(shared),
-        new=tuple(key for key in own if key not in state),
+        new=new,
         unused=tuple(key for key in state if key not in own),
+        share=share,
     )
+
+
+def _numbers(own: Mapping[str, Tensor], keys: Iterable[str]) -> int:
+    """How many numbers the weights and running statistics of some keys hold; counters are none."""
+    return sum(own[key].numel() for key in keys if own[key].is_floating_point())
+
+
+def _percent(share: float) -> str:
+    return f"{floor(1000 * share) / 10:g} %"  # 99.97 % is not all
 
 
 def load_whole(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
