@@ -105,7 +105,7 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
         say(f"backbone: {recipe.backbone.type} starts from RANDOM weights ('backbone.init' names others)")
     elif with_init and recipe.init is not None:
         try:
-            say(str(load_init(made, recipe.init)))
+            say(str(load_init(made, recipe.init, min_matched=recipe.init_min_matched)))
         except UsageError as error:
             raise recipe.backbone.node.mapping()["init"].error(str(error)) from error
     return made
