@@ -1,24 +1,31 @@
 """From a run and a protocol to scores."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from vidssl import build
+from vidssl.components import TOKENIZER, constructor_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.display import shown_messages
+from vidssl.engine.files import make_folder
 from vidssl.engine.runfolder import RunFolder, newest_run
 from vidssl.errors import UsageError
 from vidssl.finetune import finetune_run
-from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
+from vidssl.finetune_protocol import FinetuneProtocol, finetunes, load_any_protocol
 from vidssl.interfaces import Backbone
 from vidssl.protocol import Protocol
 from vidssl.recipe import Recipe
+from vidssl.run_spec import RunSpec
 from vidssl.runs import STOPPED
+from vidssl.schema import construct
 from vidssl.scoring.feature_store import FeatureStore
+from vidssl.scoring.foreign import ForeignRequest, foreign_subject, is_foreign, recipe_named
 from vidssl.scoring.report import report
+from vidssl.scoring.request import EvalWords, eval_words
 from vidssl.scoring.scores import probe
 from vidssl.scoring.subject import Subject, spec_of, subject_of
 from vidssl.scoring.trained import recipe_of, trained_backbone
@@ -48,12 +55,15 @@ def evaluate_run(
     overrides: Sequence[str],
     console: Console | None = None,
 ) -> int:
-    """Score a checkpoint beside the same network untrained, print one table a protocol, keep the scores.
+    """Score a network, print one table a protocol, keep the scores.
+
+    A run's checkpoint stands beside the same network untrained.
 
     Args:
-        target: run folder or checkpoint; None for the newest run below ``runs``.
+        target: run folder or checkpoint, or a network that is no run's; None for the newest run in ``runs``.
         protocols: names of files in ``evaluation``, or paths.
-        overrides: ``key=value`` for the protocols.
+        overrides: ``key=value`` for the protocols; ``data=RECIPE`` for its labelled data; ``weights=FILE``
+            and ``network.key=value`` for a network that is no run's.
 
     Returns:
         Exit code: 0, or 130 if finetuning was asked to stop before its last step.
@@ -63,13 +73,17 @@ def evaluate_run(
     """
     console = console or Console()
     with shown_messages(console):
-        checkpoint = read_checkpoint(find_checkpoint(target))
-        recipe = _network_recipe(checkpoint)
-        read = [_protocol(name, overrides, recipe) for name in protocols]
+        words = eval_words(overrides)
+        data = None if words.data is None else _with_probe(recipe_named(words.data), words.data)
+        if target is not None and is_foreign(target):
+            subject, own = _foreign(target, words, data, console)
+        else:
+            subject, own = _of_run(target, words)
+        read = [_protocol(name, words, data or own) for name in protocols]
         for protocol in read:
             build.check_any_protocol(protocol)
-        networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
-        return score_subject(subject_of(checkpoint, spec_of(recipe), networks), read, console)
+            _check_sizes(subject, protocol)
+        return score_subject(subject, read, console)
 
 
 def score_subject(
@@ -77,6 +91,7 @@ def score_subject(
 ) -> int:
     """Score a network under protocols that were checked; exit code and errors as ``evaluate_run``."""
     store = FeatureStore(subject.spec, subject.networks, folder=subject.folder / "features", console=console)
+    make_folder(subject.scores)
     for protocol in protocols:
         if isinstance(protocol, FinetuneProtocol):
             if not finetune_run(subject, protocol, console):
@@ -93,6 +108,60 @@ def score_subject(
     return 0
 
 
+def _of_run(target: str | None, words: EvalWords) -> tuple[Subject, Recipe]:
+    """A checkpoint's encoder beside the same network untrained, and its recipe."""
+    given = (
+        [f"weights={words.weights}"] if words.weights is not None else [f"network.{w}" for w in words.network]
+    )
+    if given:
+        raise UsageError(
+            f"{given[0]}: is for a network that is no run's, such as torchvision:swin3d_t; a run has its own"
+        )
+    checkpoint = read_checkpoint(find_checkpoint(target))
+    recipe = _network_recipe(checkpoint)
+    networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
+    spec = spec_of(recipe)
+    return subject_of(checkpoint, replace(spec, run=words.changed(spec.run)), networks), recipe
+
+
+def _foreign(
+    target: str, words: EvalWords, data: Recipe | None, console: Console
+) -> tuple[Subject, Recipe | None]:
+    """A network that is no run's, and its recipe where it has one."""
+    request = ForeignRequest(target, words.weights, words.network)
+
+    def say(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    subject, recipe = foreign_subject(request, RunSpec() if data is None else data.run, say)
+    return replace(subject, spec=replace(subject.spec, run=words.changed(subject.spec.run))), recipe
+
+
+def _with_probe(recipe: Recipe, word: str) -> Recipe:
+    if recipe.data.probe is None:
+        raise UsageError(f"data={word}: this recipe names no labelled videos (data.probe)")
+    return recipe
+
+
+def _check_sizes(subject: Subject, protocol: Protocol | FinetuneProtocol) -> None:
+    """Refuses views of sizes that the network does not take."""
+    assert protocol.data is not None, "refused without labelled videos"
+    network, spec = next(iter(subject.networks.values())), subject.spec
+    part = spec.tokenizer.part if spec.tokenizer is not None and network.input_kind == "tokens" else None
+    with torch.device("meta"):
+        tokenizer = (
+            None if part is None else construct(part.node, constructor_of(part, TOKENIZER), apart=part.apart)
+        )
+    parts = [views for views in (protocol.data.views, protocol.train_views) if views is not None]
+    for views in parts:
+        for size in {size for slots in build.views(views).shapes.values() for size in slots}:
+            try:
+                network.grid(*(size if tokenizer is None else tokenizer.grid(*size)))
+            except ValueError as error:
+                shown = f"a clip of {size[0]} frames at {size[1]}x{size[2]}"
+                raise views.node.error(f"{subject.title} does not take {shown}: {error}") from error
+
+
 def _network_recipe(checkpoint: Checkpoint) -> Recipe:
     recipe = recipe_of(checkpoint, "measure it in Python with vidssl.api.extract and vidssl.api.probe")
     if recipe.backbone is None:
@@ -103,11 +172,12 @@ def _network_recipe(checkpoint: Checkpoint) -> Recipe:
     return recipe
 
 
-def _protocol(name: str, overrides: Sequence[str], recipe: Recipe) -> Protocol | FinetuneProtocol:
-    protocol = load_any_protocol(name, overrides, recipe)
+def _protocol(name: str, words: EvalWords, recipe: Recipe | None) -> Protocol | FinetuneProtocol:
+    protocol = load_any_protocol(name, words.for_protocol(finetunes(name)), recipe)
     if protocol.data is None:
         raise UsageError(
-            f"{name}: neither the protocol nor the run's recipe names labelled videos: add e.g. "
+            f"{name}: neither the protocol nor a recipe of the network names labelled videos: add those of "
+            "another recipe (data=bevt) or e.g. "
             "'data.train={type: video_folder, root: FOLDER, part: train}' "
             "'data.test={type: video_folder, root: FOLDER, part: test}' "
             "'data.views={type: uniform_clips, num_frames: 16, frame_stride: 4, size: 112}'"

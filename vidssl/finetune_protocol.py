@@ -3,11 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from vidssl.few_labels import FewLabels
 from vidssl.protocol import (
     FrameOrder,
     Protocol,
     protocol_tree,
     read_data,
+    read_few_labels,
     read_frames,
     read_protocol,
 )
@@ -21,7 +23,8 @@ from vidssl.sections import (
     read_part,
     read_text,
 )
-from vidssl.spec import Node
+from vidssl.spec import Node, load
+from vidssl.spec_files import find
 
 _REQUIRED = ("name", "objective", "train_views", "batch_size", "optim", "schedule")
 _OPTIONAL = (
@@ -35,6 +38,7 @@ _OPTIONAL = (
     "test_batch_size",
     "compare_untrained",
     "data",
+    "few_labels",
 )
 
 
@@ -55,6 +59,7 @@ class FinetuneProtocol:
         test_batch_size: videos that are tested together.
         compare_untrained: whether the network is also trained from its first, random weights.
         data: the videos; None where neither the protocol nor the recipe names any.
+        few_labels: how many of the labelled videos are learned from; None for all.
     """
 
     name: str
@@ -73,6 +78,7 @@ class FinetuneProtocol:
     test_batch_size: int
     compare_untrained: bool
     data: ProbeSpec | None
+    few_labels: FewLabels | None
     node: Node = field(repr=False)
 
 
@@ -86,6 +92,15 @@ def load_any_protocol(
     """
     node = protocol_tree(name, overrides, recipe)
     return read_finetune_protocol(node) if "objective" in node.mapping() else read_protocol(node)
+
+
+def finetunes(name: str) -> bool:
+    """Whether the protocol of a file or name finetunes.
+
+    Raises:
+        UsageError: if there is no such protocol.
+    """
+    return "objective" in load(find("evaluation", name)).mapping()
 
 
 def read_finetune_protocol(node: Node) -> FinetuneProtocol:
@@ -115,6 +130,7 @@ def read_finetune_protocol(node: Node) -> FinetuneProtocol:
         test_batch_size=read_count(sections, "test_batch_size", default=8, lowest=1),
         compare_untrained=_flag(sections, "compare_untrained"),
         data=read_data(sections),
+        few_labels=read_few_labels(sections),
         node=replace(node, value=sections),
     )
 

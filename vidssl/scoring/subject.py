@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from vidssl.components import BACKBONE
 from vidssl.engine.checkpoint import Checkpoint
 from vidssl.engine.runfolder import RunFolder
@@ -97,6 +100,15 @@ def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str,
         scores=run.scores if of_run else checkpoint.path.parent,
         stem=checkpoint.path.stem,
     )
+
+
+def state_hash(network: nn.Module) -> str:
+    """Of all weights and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _file_hash(path: Path) -> str:

@@ -75,7 +75,8 @@ def _of_library(library: str, name: str) -> Mapping[str, Tensor]:
     except (OSError, RuntimeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{library}:{name}: {library} cannot give these weights ({' '.join(str(error).split())}). "
-            "Without a network, fetch them where there is one and give the file: init=FILE"
+            "Without a network, fetch them where there is one and give the file: init=FILE in a recipe, "
+            "weights=FILE to eval"
         ) from error
 
 

@@ -1,0 +1,209 @@
+"""Networks that are no run's: those of other projects, untrained ones, and the pixels themselves.
+
+A user names them where a run would stand: ``torchvision:swin3d_t``, ``timm:resnet50``,
+``pytorchvideo:slow_r50``, ``untrained:`` before one of these, a recipe or a run, or ``pixels``.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vidssl import build
+from vidssl.backbones.pixels import Pixels
+from vidssl.components import BACKBONE
+from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.runfolder import RunFolder
+from vidssl.errors import UsageError
+from vidssl.interfaces import Backbone
+from vidssl.recipe import Recipe, load_recipe, overridden, read_recipe
+from vidssl.resolved import resolved_part, resolved_text
+from vidssl.run_spec import RunSpec
+from vidssl.schema import bind, construct
+from vidssl.scoring.subject import NetworkSpec, Subject, spec_of, state_hash
+from vidssl.scoring.trained import recipe_of
+from vidssl.sections import PartSpec, read_count
+from vidssl.spec import Node, dump, dump_flow, override, plain
+from vidssl.weights.load import LoadReport, load_init
+
+LIBRARIES = ("torchvision", "timm", "pytorchvideo")
+PIXELS, UNTRAINED = "pixels", "untrained"
+FOLDER = Path("runs")  # beside the runs of 'vidssl train'
+_NO_FEATURES = "trained a tokenizer, which has no features to probe"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ForeignRequest:
+    """A network that is no run's, as a user asks for it.
+
+    Attributes:
+        name: ``torchvision:swin3d_t``, ``untrained:bevt`` and so on.
+        weights: a file, or "pretrained" for those that the library fetches; None where there are none.
+        keys: ``key=value`` for the network's constructor, and ``seed=NUMBER`` for random weights.
+    """
+
+    name: str
+    weights: str | None = None
+    keys: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """In one word or a few, for tables: the name, the file of weights without its folder, the keys."""
+        file = "" if self.weights in (None, "pretrained") else Path(str(self.weights)).name
+        return " ".join(word for word in (self.name, file, *self.keys) if word)
+
+
+def is_foreign(word: str) -> bool:
+    """Whether a word names a network that is no run's; a file or folder of that name goes first."""
+    kind, colon, _ = word.partition(":")
+    named = kind in (*LIBRARIES, UNTRAINED) if colon else word == PIXELS
+    return named and not Path(word).exists()
+
+
+def foreign_subject(request: ForeignRequest, run: RunSpec, say: Say) -> tuple[Subject, Recipe | None]:
+    """The network that a request names, with its weights; and its recipe where it has one.
+
+    Args:
+        run: on what it is run; networks of a recipe keep the recipe's own.
+        say: gets the report of what was loaded.
+
+    Raises:
+        UsageError: if there is no such network, or nobody said which weights.
+    """
+    library, _, name = request.name.partition(":")
+    if request.weights is not None and library not in LIBRARIES:
+        raise UsageError(f"{request.name}: has no use for weights={request.weights}")
+    if library == UNTRAINED and name.partition(":")[0] not in LIBRARIES:
+        return _of_recipe(request, name)
+    made = _pixels(request, run) if library == PIXELS else _of_library(request, run, say)
+    spec, networks, init = made
+    start = {} if init is None else {"init": init}
+    text = dump({"name": request.shown, "seed": spec.seed, "backbone": {**spec.keys, **start}})
+    return _subject(request, text, spec, networks, init), None
+
+
+def _subject(
+    request: ForeignRequest,
+    recipe: str,
+    spec: NetworkSpec,
+    networks: Mapping[str, Backbone],
+    init: str | None,
+) -> Subject:
+    folder = RunFolder(FOLDER / re.sub(r"[^\w.]+", "-", request.shown).strip("-"))
+    trained = {} if init is None else {"finetuned": init}
+    return Subject(
+        title=request.shown,
+        source=request.shown,
+        step=0,
+        recipe=recipe,
+        weights=state_hash(next(iter(networks.values()))),
+        spec=spec,
+        networks=networks,
+        starts={**trained, "from scratch": None},
+        folder=folder.path,
+        scores=folder.scores,
+        stem=folder.checkpoint_path(0).stem,
+    )
+
+
+def _pixels(request: ForeignRequest, run: RunSpec) -> tuple[NetworkSpec, dict[str, Backbone], None]:
+    node = _node(request, {"type": PIXELS})
+    keys = {"type": PIXELS, **bind(node, Pixels, ("type",))}
+    return NetworkSpec(keys, None, run=run), {"no weights": construct(node, Pixels, apart=("type",))}, None
+
+
+def _of_library(
+    request: ForeignRequest, run: RunSpec, say: Say
+) -> tuple[NetworkSpec, dict[str, Backbone], str | None]:
+    """A network of torchvision, timm or PyTorchVideo: with weights beside without, or only without."""
+    library, _, name = request.name.removeprefix(f"{UNTRAINED}:").partition(":")
+    untrained = request.name.startswith(f"{UNTRAINED}:")
+    if not untrained and request.weights is None:
+        raise UsageError(
+            f"{request.name}: which weights? weights=FILE for a file of them, weights=pretrained for those "
+            f"that {library} fetches from its site, or {UNTRAINED}:{request.name} for random ones"
+        )
+    if request.weights == "random":
+        raise UsageError(f"{request.name}: random weights are asked for as {UNTRAINED}:{request.name}")
+    seed, others = _seed(request)
+    node = _node(ForeignRequest(request.name, keys=others), {"type": library, "name": name})
+    part = PartSpec(library, node)
+    spec = NetworkSpec(resolved_part(part, BACKBONE), part, seed=seed, run=run)
+    torch.manual_seed(seed)
+    fresh = build.network(part)
+    if untrained:
+        return spec, {"untrained": fresh}, None
+    init = f"{library}:{name}" if request.weights == "pretrained" else str(request.weights)
+    trained = build.network(part)
+    report = load_init(trained, init, min_matched=0.0)  # ``_check_whole`` asks for more
+    say(str(report))
+    _check_whole(report, request)
+    return spec, {"trained": trained, "untrained": fresh}, init
+
+
+def _check_whole(report: LoadReport, request: ForeignRequest) -> None:
+    """Refuses weights that leave a part of the network random."""
+    # counts of batches, which older files lack, do nothing when a network is measured
+    random = [key for key in report.new if not key.endswith("num_batches_tracked")]
+    if random:
+        raise UsageError(
+            f"{report.source}: lacks {len(random)} tensors of {request.name} ({', '.join(random[:4])}"
+            f"{', ...' if len(random) > 4 else ''}), which would stay random: these are not its weights"
+        )
+
+
+def _of_recipe(request: ForeignRequest, name: str) -> tuple[Subject, Recipe]:
+    """The network of a recipe or run with the weights that its training starts from, before any ``init``."""
+    seed, others = _seed(request)
+    words = [f"backbone.{key}" for key in others]
+    if seed or any(key.startswith("seed=") for key in request.keys):
+        words.append(f"seed={seed}")
+    recipe = recipe_named(name, words)
+    if recipe.backbone is None:
+        raise UsageError(f"{request.name}: {_NO_FEATURES}")
+    torch.manual_seed(recipe.seed)
+    network = build.backbone(recipe, with_init=False)
+    return _subject(request, resolved_text(recipe), spec_of(recipe), {"untrained": network}, None), recipe
+
+
+def recipe_named(word: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a name or file, or that of a run or checkpoint.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    path = Path(word)
+    if path.suffix != ".safetensors" and not path.is_dir():
+        return load_recipe(word, overrides)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return load_recipe(str(path / "recipe.yaml"), overrides)
+    if path.is_dir():
+        raise UsageError(f"{word}: no recipe.yaml in it; is it the folder of a run of 'vidssl train'?")
+    recipe = recipe_of(read_checkpoint(path), "name a recipe")
+    return read_recipe(overridden(recipe.node, overrides), Path.cwd())
+
+
+def _seed(request: ForeignRequest) -> tuple[int, tuple[str, ...]]:
+    """The seed of random weights, 0 if none is given, and the keys that are left."""
+    given = [key for key in request.keys if key.partition("=")[0] == "seed"]
+    root = Node({"network": Node({}, request.name, "network")}, request.name, "")
+    for word in given:
+        root = override(root, f"network.{word}")
+    seed = read_count(root.mapping()["network"].mapping(), "seed", default=0, lowest=0)
+    return seed, tuple(key for key in request.keys if key not in given)
+
+
+def _node(request: ForeignRequest, first: Mapping[str, str]) -> Node:
+    """The section that makes the network."""
+    entries = {key: Node(value, request.name, f"network.{key}") for key, value in first.items()}
+    root = Node({"network": Node(entries, request.name, "network")}, request.name, "")
+    for word in request.keys:
+        root = override(root, f"network.{word}")
+    node = root.mapping()["network"]
+    stray = [key for key in first if plain(node.mapping()[key]) != first[key]]
+    if stray:
+        raise UsageError(f"network.{stray[0]}: {request.name} says it already ({dump_flow(first[stray[0]])})")
+    return node
