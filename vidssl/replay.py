@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from vidssl import build
 from vidssl.data.loader import Loader
-from vidssl.engine.capture import Capture, read_capture
+from vidssl.engine.capture import Attempt, Capture, read_capture
+from vidssl.engine.gather import drawing_as
+from vidssl.engine.grad_cache import JointLoss, backward_in_parts
 from vidssl.engine.parts import split_batch
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Objective
@@ -51,7 +54,7 @@ class Replay:
     Attributes:
         loss: of the batch, before scaling.
         first: the first output that is no number, None where all are.
-        parameters: names of those whose gradients are no numbers, in the network's order.
+        parameters: names of those whose gradients are no numbers, the last first, as a backward pass goes.
         weights: names of weights and buffers that were no numbers before the step.
     """
 
@@ -104,7 +107,6 @@ def repeat(objective: Objective, capture: Capture, recipe: Recipe, precision: st
     generator = torch.Generator().manual_seed(recipe.seed)
     objective.train()
     weights = tuple(key for key, value in attempt.state.items() if not _finite(value))
-    total = 0.0
     with torch.random.fork_rng(devices=[]), first_bad_output(objective) as found:
         if conditions.device == "cpu":
             generator.set_state(attempt.random["objective"])
@@ -113,18 +115,38 @@ def repeat(objective: Objective, capture: Capture, recipe: Recipe, precision: st
         augment = build.augment(recipe)
         if augment is not None:
             batch = augment(batch, generator)
-        for part in split_batch(batch, conditions.parts):
-            with torch.autocast("cpu", _DTYPES.get(precision), enabled=precision in _DTYPES):
-                output = objective(part, attempt.progress, generator)
-            scale = attempt.scale if attempt.scale is not None and precision == "fp16" else 1.0
-            (output.loss * scale / conditions.parts).backward()
-            total += float(output.loss.detach()) / conditions.parts
+        with drawing_as(conditions.rank, conditions.world):
+            loss = _backward(objective, split_batch(batch, conditions.parts), attempt, generator, precision)
     parameters = tuple(
         key
-        for key, value in objective.named_parameters()
+        for key, value in reversed(list(objective.named_parameters()))
         if value.grad is not None and not _finite(value.grad)
     )
-    return Replay(total, found[0] if found else None, parameters, weights)
+    return Replay(loss, found[0] if found else None, parameters, weights)
+
+
+def _backward(
+    objective: Objective,
+    parts: Sequence[Batch],
+    attempt: Attempt,
+    generator: torch.Generator,
+    precision: str,
+) -> float:
+    """Gradients of a batch in parts, as the loop takes them; its loss."""
+    autocast = partial(torch.autocast, "cpu", _DTYPES.get(precision), enabled=precision in _DTYPES)
+    factor = attempt.scale if attempt.scale is not None and precision == "fp16" else 1.0
+    if len(parts) > 1 and isinstance(objective, JointLoss) and not objective.splits_batch:
+        joint = backward_in_parts(
+            objective, parts, attempt.progress, generator, autocast=autocast, scale=lambda loss: loss * factor
+        )
+        return float(joint.loss)
+    total = 0.0
+    for part in parts:
+        with autocast():
+            output = objective(part, attempt.progress, generator)
+        (output.loss * factor / len(parts)).backward()
+        total += float(output.loss.detach()) / len(parts)
+    return total
 
 
 @contextmanager

@@ -52,28 +52,30 @@ class Buffers:
     """
 
     def __init__(self, objective: Objective) -> None:
-        places = [(module, name) for module in objective.modules() for name in module._buffers]
-        self._held = [
-            (module, name, buffer)
-            for module, name in places
-            if isinstance(buffer := module._buffers[name], Tensor)
-        ]
-        self._live = list({id(buffer): buffer for _, _, buffer in self._held}.values())
-        self._copies = [torch.empty_like(buffer) for buffer in self._live]
+        self._places = [(module, name) for module in objective.modules() for name in module._buffers]
+        self._live: list[Tensor | None] = []
+        self._copies: list[Tensor] = []
 
     @torch.no_grad()
     def keep(self) -> None:
         """Copies all as they are."""
-        if self._live:
-            torch._foreach_copy_(self._copies, self._live)
+        live = [module._buffers[name] for module, name in self._places]
+        if list(map(id, live)) != list(map(id, self._live)):  # at first, and where one was put anew
+            self._live = live
+            self._copies = [torch.empty_like(buffer) for buffer in live if buffer is not None]
+        if self._copies:
+            torch._foreach_copy_(self._copies, self._tensors())
 
     @torch.no_grad()
     def restore(self) -> None:
         """Puts all back to what ``keep`` found."""
-        for module, name, buffer in self._held:
+        for (module, name), buffer in zip(self._places, self._live, strict=True):
             module._buffers[name] = buffer
-        if self._live:
-            torch._foreach_copy_(self._live, self._copies)
+        if self._copies:
+            torch._foreach_copy_(self._tensors(), self._copies)
+
+    def _tensors(self) -> list[Tensor]:
+        return [buffer for buffer in self._live if buffer is not None]
 
 
 class Guard:

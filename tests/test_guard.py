@@ -1,0 +1,447 @@
+"""A step whose loss or gradient is no number leaves no trace, is counted, and can be repeated elsewhere."""
+
+import copy
+import io
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from toy_runs import TOYS, make_world
+
+from vidssl import build
+from vidssl.cli import main
+from vidssl.data.loader import Loader
+from vidssl.engine.capture import Attempt, Conditions, random_states, read_capture, save_capture
+from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.guard import Guard, Skips
+from vidssl.engine.runfolder import RunFolder
+from vidssl.errors import UsageError
+from vidssl.interfaces import Batch, LossOutput, Objective, Progress
+from vidssl.recipe import Recipe, load_recipe
+from vidssl.replay import first_bad_output, tensors_in
+from vidssl.runs import train_recipe
+
+NAN, ONE = torch.tensor(math.nan), torch.tensor(1.0)
+STUMBLING = Path(__file__).parent / "stumbling.py"
+SOURCE = "{type: moving_digits, split: train, size: 16, digit_size: 12, num_frames: 4, num_videos: 10}"
+RECIPE = f"""\
+name: stumbling
+objective: {{type: "{STUMBLING}:Stumbling", bad_steps: [2, 3]}}
+backbone: {{type: vit, embed_dim: 8, depth: 1, num_heads: 2, patch_size: [2, 8, 8]}}
+data:
+  video:
+    source: {SOURCE}
+    views: {{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}}
+    batch_size: 4
+augment: {{type: per_clip}}
+optim: {{type: adamw, lr: 1e-2}}
+schedule: {{type: cosine, steps: 6}}
+run: {{workers: 0, device: cpu, log_every_steps: 2, checkpoint_every_steps: 100}}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cache of videos, which becomes the working folder of every test."""
+    folder = tmp_path_factory.mktemp("guard")
+    (folder / "stumbling.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world)
+    monkeypatch.setenv("VIDSSL_CACHE", str(world / "cache"))
+
+
+def train(*overrides: str) -> tuple[RunFolder, Objective, str]:
+    """A run of the recipe, its objective, and all that was said."""
+    said = io.StringIO()
+    console = Console(width=10_000, file=said)
+    objective, result = train_recipe(load_recipe("stumbling.yaml", overrides), console)
+    return RunFolder(result.folder), objective, said.getvalue()
+
+
+# the guard by itself
+
+
+class Buffered(Objective):
+    """Buffers of several kinds, all of which a forward pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+        self.register_buffer("count", torch.zeros(3, dtype=torch.int64))
+        self.register_buffer("hidden", torch.zeros(2), persistent=False)
+        self.register_buffer("absent", None)
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        self.count += 1
+        self.hidden = self.hidden + 1  # another tensor under the name
+        return LossOutput(self.norm(torch.randn(4, 2)).sum(), {})
+
+    def encoder(self):  # type: ignore[no-untyped-def]
+        return self.norm
+
+
+def guard_of(objective: Objective, **keys: object) -> tuple[Guard, Skips, list[str], list[Attempt]]:
+    skips, said, captured = Skips(), list[str](), list[Attempt]()
+
+    def capture(attempt: Attempt) -> Path:
+        captured.append(attempt)
+        return Path("there")
+
+    settings = {"most_in_a_row": 3, "say": lambda step, text: said.append(text), "capture": capture, **keys}
+    return Guard(objective, torch.Generator(), skips, **settings), skips, said, captured
+
+
+def buffers_of(objective: Objective) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in objective.named_buffers()}
+
+
+def step_of(objective: Objective, guard: Guard, number: int = 0) -> None:
+    guard.begin(Progress(number, 10), Batch({}))
+    objective(Batch({}), Progress(number, 10), torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("loss", "grad_norm"), [(NAN, ONE), (ONE, NAN), (torch.tensor(math.inf), ONE), (NAN, NAN)]
+)
+def test_buffers_are_put_back_where_a_step_is_no_number(loss: Tensor, grad_norm: Tensor) -> None:
+    objective = Buffered()
+    guard, skips, said, _ = guard_of(objective)
+    step_of(objective, guard)
+    assert guard.passes(ONE, ONE)
+    before = buffers_of(objective)
+    assert before["count"].tolist() == [1, 1, 1]
+    assert before["hidden"].tolist() == [1, 1]
+    step_of(objective, guard, 1)
+    assert not guard.passes(loss, grad_norm)
+    assert {name: buffer.tolist() for name, buffer in buffers_of(objective).items()} == {
+        name: buffer.tolist() for name, buffer in before.items()
+    }
+    assert (skips.total, skips.in_a_row) == (1, 1)
+    assert said == [
+        f"step 2: the loss is {float(loss):.4g}, the gradient norm {float(grad_norm):.4g}. "
+        "The step is not taken (1 in a row, 1 in all)."
+    ]
+
+
+def test_so_many_in_a_row_stop_the_run_and_leave_a_capture() -> None:
+    objective = Buffered()
+    guard, skips, said, captured = guard_of(objective)
+    for number, loss in enumerate([NAN, NAN, ONE, NAN, NAN]):
+        step_of(objective, guard, number)
+        assert guard.passes(loss, ONE) == bool(loss == 1)
+    assert (skips.total, skips.in_a_row, len(captured)) == (4, 2, 0)
+    before = buffers_of(objective)
+    step_of(objective, guard, 5)
+    with pytest.raises(
+        UsageError, match=r"step 6: the loss is nan.* for 3 steps in a row.*vidssl replay there"
+    ):
+        guard.passes(NAN, ONE)
+    assert len(said) == 4
+    (attempt,) = captured
+    assert attempt.progress.step == 5
+    assert torch.equal(attempt.state["count"], before["count"])
+    assert skips.metrics() == {"skipped_steps": 5.0}
+
+
+def test_the_random_states_are_those_before_the_step() -> None:
+    guard, _, _, captured = guard_of(Buffered(), most_in_a_row=1)
+    torch.manual_seed(5)
+    guard.begin(Progress(0, 1), Batch({}))
+    expected = torch.rand(3)
+    with pytest.raises(UsageError):
+        guard.passes(NAN, ONE)
+    torch.set_rng_state(captured[0].random["cpu"])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_process_s_step_is_not_taken_either() -> None:
+    objective = Buffered()
+    guard, skips, said, _ = guard_of(objective, agree=lambda flag: True)
+    step_of(objective, guard)
+    assert not guard.passes(ONE, ONE)
+    assert int(objective.count.sum()) == 0
+    assert skips.total == 1
+    assert "another process's loss or gradient is no number" in said[0]
+
+
+def test_an_overflow_under_a_scaled_loss_is_no_mishap() -> None:
+    objective = Buffered()
+    guard, skips, said, _ = guard_of(objective)
+    step_of(objective, guard)
+    assert not guard.passes(ONE, torch.tensor(math.inf), scale=1024.0)
+    assert int(objective.count.sum()) == 0
+    assert (skips.total, skips.in_a_row, skips.scaled_down, said) == (0, 0, 1, [])
+    assert skips.metrics() == {"scaled_down_steps": 1.0}
+    assert guard.passes(ONE, ONE, scale=512.0)
+    assert not guard.passes(ONE, NAN, scale=1.0)  # a scale that cannot be the cause
+    assert not guard.passes(NAN, NAN, scale=1024.0)  # nor is it of a loss that is none
+    assert (skips.total, skips.scaled_down) == (2, 1)
+
+
+def test_counts_go_on_with_the_run() -> None:
+    other = Skips()
+    other.load(Skips(5, 2, 1).tensors())
+    assert other == Skips(5, 2, 1)
+    other.load({})
+    assert other == Skips(5, 2, 1)
+    assert Skips().metrics() == {}
+
+
+# every objective
+
+
+@pytest.fixture(scope="module")
+def toys(world: Path) -> Path:
+    """Recipes of every objective."""
+    make_world(world)
+    return world
+
+
+def stepped(objective: Objective, recipe: Recipe, guard: Guard, batch: Batch, number: int, bad: bool) -> None:
+    """One step as the loop takes it, with random states of its own."""
+    torch.manual_seed(number)
+    generator = torch.Generator().manual_seed(number)
+    progress = Progress(number, 6, 2.5)
+    guard.begin(progress, batch)
+    output = objective(batch.to(torch.device("cpu")), progress, generator)
+    objective.zero_grad()
+    output.loss.backward()
+    if not guard.passes(output.loss.detach(), NAN if bad else ONE):
+        return
+    with torch.no_grad():
+        for parameter in objective.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+    objective.after_step(progress, generator)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_a_step_that_is_not_taken_leaves_no_trace_in_any_objective(name: str, toys: Path) -> None:
+    """After a good step and a bad one, a good one does what it does without the bad one."""
+    recipe = load_recipe(f"{name}.yaml")
+    torch.manual_seed(0)
+    one = build.objective(recipe, say=lambda text: None).train()
+    other = copy.deepcopy(one)
+    with Loader(build.streams(recipe)) as loader:
+        batches = [next(loader) for _ in range(3)]
+    for objective, numbers in ((one, (0, 1, 2)), (other, (0, 2))):
+        guard, *_ = guard_of(objective)
+        for number in numbers:
+            stepped(objective, recipe, guard, batches[number], number, bad=number == 1)
+    theirs = dict(other.named_buffers()) | other.state_dict()
+    for key, value in (dict(one.named_buffers()) | one.state_dict()).items():
+        if key != "recent_counts":  # a window over steps, in which the bad one is a gap
+            assert torch.equal(value, theirs[key]), key
+
+
+# in a run
+
+
+def test_a_run_goes_on_without_the_steps_that_are_no_numbers() -> None:
+    run, objective, said = train()
+    assert int(objective.hooked) == 4
+    assert all(torch.isfinite(value).all() for value in objective.state_dict().values())
+    _, state = read_tensors(run.state_path(6))
+    steps = {int(value) for key, value in state.items() if key.startswith("optimizer.step.")}
+    assert steps == {4}
+    records = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [record.get("skipped_steps") for record in records] == [None, 2, 2]
+    assert "loss" not in records[1]  # both of its steps were skipped
+    assert records[1]["clips_per_second"] > 0
+    assert math.isfinite(records[2]["loss"])
+    events = [json.loads(line) for line in run.events.read_text().splitlines()]
+    assert [(event["step"], event["kind"]) for event in events] == [(3, "skipped"), (4, "skipped")]
+    assert events[1]["text"].endswith("The step is not taken (2 in a row, 2 in all).")
+    assert events[1]["text"] in said
+    assert not run.captures.exists()
+
+
+def test_counts_and_rows_are_kept_over_a_resumption() -> None:
+    """Stopped between two skipped steps: the second makes two in a row."""
+    words = ["run.max_skipped_steps=2"]
+    quiet = Console(quiet=True)
+    _, half = train_recipe(load_recipe("stumbling.yaml", words), quiet, stop_after=3)
+    with pytest.raises(UsageError, match="for 2 steps in a row"):
+        train_recipe(load_recipe("stumbling.yaml", words), quiet, resume=half.folder)
+    events = (half.folder / "events.jsonl").read_text().splitlines()
+    assert [json.loads(event)["step"] for event in events] == [3]
+
+
+@pytest.fixture(scope="module")
+def captured(world: Path) -> dict[str, tuple[Path, str]]:
+    """The captures of runs that ended, one of each kind, and what the runs said."""
+    found = {}
+    for where in ("module", "gradient", "loss"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(world)
+            patch.setenv("VIDSSL_CACHE", str(world / "cache"))
+            words = [f"name={where}", f"objective.where={where}", "run.max_skipped_steps=2"]
+            with pytest.raises(UsageError) as error:
+                train_recipe(load_recipe("stumbling.yaml", words), Console(quiet=True))
+            found[where] = (world / "runs" / where / "captures" / "step-000004.safetensors", str(error.value))
+    return found
+
+
+def replayed(path: Path, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    capsys.readouterr()
+    assert main(["replay", str(path), *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_that_stops_names_its_capture(captured: dict[str, tuple[Path, str]]) -> None:
+    path, message = captured["module"]
+    assert path.is_file()
+    assert f"'vidssl replay {path.relative_to(Path.cwd())}'" in message
+    assert "step 4: the loss is nan" in message
+    assert "run.max_skipped_steps" in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_capture_holds_the_batch_and_where_it_came_from(captured: dict[str, tuple[Path, str]]) -> None:
+    capture = read_capture(captured["module"][0])
+    assert capture.attempt.batch.views["clip"][0].dtype == torch.uint8
+    assert capture.attempt.progress == Progress(3, 6, 2.5)
+    assert math.isnan(capture.attempt.loss)
+    source = build.source(load_recipe("stumbling.yaml").data.streams["video"].source)
+    indices = capture.attempt.batch.indices["video"].tolist()
+    assert [place.key for place in capture.samples["video"]] == [source.key(index) for index in indices]
+    assert [(place.epoch, place.place) for place in capture.samples["video"]] == [
+        divmod(position, 10) for position in range(12, 16)
+    ]
+    assert capture.conditions == Conditions(capture.conditions.recipe, "fp32", "cpu")
+    assert int(capture.attempt.state["hooked"]) == 2
+
+
+def test_a_replay_names_the_first_module_that_is_no_number(captured, capsys) -> None:
+    said = replayed(captured["module"][0], capsys)
+    assert "Step 4 of 6, fp32 on cpu: the loss was nan, the gradient norm nan." in said
+    assert "The batch was rebuilt from its sources and is the same, value by value." in said
+    assert "Repeated in fp32 on a CPU: the loss is nan." in said
+    assert (
+        "The first module whose output is no number: burst (Burst), 32 of 32 values of (4, 8); "
+        "what it was given is." in said
+    )
+    assert "Gradients that are no numbers: head.bias, head.weight, " in said
+    assert re.search(r" and \d+ more\.\n", said)
+
+
+def test_a_replay_gives_the_very_loss_and_names_parameters(captured, capsys) -> None:
+    """Augmentation, the objective's draws and dropout are those of the run."""
+    path, _ = captured["gradient"]
+    capture = read_capture(path)
+    assert math.isfinite(capture.attempt.loss)
+    said = replayed(path, capsys)
+    assert f"the loss was {capture.attempt.loss:.6g}, the gradient norm nan" in said
+    assert f"the loss is {capture.attempt.loss:.6g}." in said
+    assert "The first module" not in said
+    assert "Gradients that are no numbers: head.weight." in said
+
+
+def test_a_replay_says_that_the_loss_alone_is_no_number(captured, capsys) -> None:
+    said = replayed(captured["loss"][0], capsys)
+    assert "the loss is inf." in said
+    assert "The first module whose output is no number: the objective itself (Stumbling)" in said
+
+
+def test_a_replay_where_the_data_are_gone_uses_the_views_that_were_kept(captured, capsys, tmp_path) -> None:
+    path, _ = captured["gradient"]
+    metadata, tensors = read_tensors(path)
+    recipe = json.loads(metadata["facts"])["conditions"]["recipe"]
+    source = "    source: {type: video_folder, root: gone}\n"
+    moved, changed = re.subn(r"    source:\n(      .*\n)+", source, recipe)
+    assert changed == 1
+    facts = json.loads(metadata["facts"])
+    facts["conditions"]["recipe"] = moved
+    save_file(tensors, tmp_path / "moved.safetensors", metadata={**metadata, "facts": json.dumps(facts)})
+    said = replayed(tmp_path / "moved.safetensors", capsys)
+    assert re.search(r"The batch cannot be rebuilt, the views that the capture keeps are used: .*gone", said)
+    assert f"the loss is {read_capture(path).attempt.loss:.6g}." in said
+
+
+def test_a_replay_says_that_the_data_have_changed(captured, capsys, tmp_path) -> None:
+    metadata, tensors = read_tensors(captured["gradient"][0])
+    tensors["views.clip.0"][0, 0, 0, 0, 0] ^= 1
+    save_file(tensors, tmp_path / "changed.safetensors", metadata=metadata)
+    said = replayed(tmp_path / "changed.safetensors", capsys)
+    assert "is another: the data have changed; the views that the capture keeps are used." in said
+
+
+def test_weights_that_were_no_numbers_before_the_step_are_named(captured, capsys, tmp_path) -> None:
+    metadata, tensors = read_tensors(captured["module"][0])
+    tensors["state.head.bias"][0] = math.inf
+    save_file(tensors, tmp_path / "spoilt.safetensors", metadata=metadata)
+    assert "Before the step already no numbers: head.bias." in replayed(
+        tmp_path / "spoilt.safetensors", capsys
+    )
+
+
+def test_a_step_that_is_a_number_in_fp32_is_asked_for_in_the_run_s_precision(
+    captured, capsys, tmp_path
+) -> None:
+    metadata, tensors = read_tensors(captured["module"][0])
+    facts = json.loads(metadata["facts"])
+    facts["conditions"]["recipe"], changed = re.subn(
+        r"bad_steps:\s*\[2, 3\]", "bad_steps: []", facts["conditions"]["recipe"]
+    )
+    assert changed == 1
+    facts["conditions"]["precision"] = "bf16"
+    save_file(tensors, tmp_path / "bf16.safetensors", metadata={**metadata, "facts": json.dumps(facts)})
+    said = replayed(tmp_path / "bf16.safetensors", capsys)
+    assert "Loss and gradients are numbers here." in said
+    assert "try --precision run" in said
+    said = replayed(tmp_path / "bf16.safetensors", capsys, "--precision", "run")
+    assert "Repeated in bf16 on a CPU" in said
+    assert "try --precision" not in said
+
+
+def test_what_is_no_capture_is_refused(captured, capsys, tmp_path) -> None:
+    checkpoint = tmp_path / "some.safetensors"
+    save_file({"a": torch.zeros(1)}, checkpoint)
+    assert main(["replay", str(checkpoint)]) == 2
+    assert "no capture of a training step" in capsys.readouterr().err
+    assert main(["replay", "nowhere.safetensors"]) == 2
+    assert "nowhere.safetensors: no such file" in capsys.readouterr().err
+    assert main(["replay"]) == 2
+    assert "replay takes one capture" in capsys.readouterr().err
+
+
+def test_a_capture_of_a_run_without_a_recipe_says_so(tmp_path, capsys) -> None:
+    attempt = Attempt(Progress(0, 1), Batch({}), random_states(torch.Generator()), 1.0, math.nan, {})
+    (tmp_path / "run").mkdir()
+    path = save_capture(RunFolder(tmp_path / "run"), {}, Conditions("", "fp32", "cpu"), attempt)
+    assert path.name == "step-000001.safetensors"
+    assert main(["replay", str(path)]) == 2
+    assert "holds no recipe" in capsys.readouterr().err
+
+
+# looking at modules
+
+
+def test_the_innermost_module_that_is_no_number_comes_first() -> None:
+    inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    network = nn.Sequential(nn.Linear(2, 2), inner)
+    inner[0].weight.data.fill_(math.nan)
+    with first_bad_output(network) as found:
+        network(torch.ones(1, 2))
+    (bad,) = found
+    assert (bad.name, bad.kind, bad.count, bad.shape, bad.sound_input) == ("1.0", "Linear", 2, (1, 2), True)
+    assert not any(module._forward_hooks for module in network.modules())
+    with first_bad_output(network[0]) as found:
+        network[0](torch.tensor([[math.nan, 0.0]]))
+    assert not found[0].sound_input
+
+
+def test_tensors_are_found_in_whatever_modules_return() -> None:
+    a, b, c = torch.zeros(1), torch.ones(1), torch.ones(2)
+    output = ([a, {"x": b}], LossOutput(c, {}), "word", 3, None)
+    assert [id(tensor) for tensor in tensors_in(output)] == [id(a), id(b), id(c)]
