@@ -1,23 +1,17 @@
 """Videos become ids once: what is stored is what pixels give, and nothing that was finished is lost."""
 
-import hashlib
-import json
-import os
 import re
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_clips import write_clip
-from rich.console import Console
-from safetensors.torch import save
+from token_world import FPS, LENGTHS, STORED, fill, first_step, message, token_world
 from torch import Tensor
 
 from vidssl import build
@@ -27,104 +21,23 @@ from vidssl.data.crops import resize_short_side
 from vidssl.data.sources import VideoFolder
 from vidssl.data.times import kept_frames
 from vidssl.data.token_source import TokenStore
-from vidssl.data.views_stored import StoredClip, StoredClipPair
-from vidssl.data.views_vimpac import ClipPair
+from vidssl.data.views_stored import StoredClip
 from vidssl.engine.token_store import CROPS, StoreReader, Transform, transforms_of
-from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
-from vidssl.objectives.frozen import FrozenTokenizer
 from vidssl.recipe import load_recipe
-from vidssl.runs import train_recipe
-from vidssl.tokenizers import VQVAE
-from vidssl.tokenizing import tokenize, video_tokenizer
+from vidssl.tokenizing import video_tokenizer
 from vidssl.tokenizing.request import TokenizeRequest, read_request
-
-LENGTHS = {"a/0.mp4": 60, "a/1.mp4": 45, "a/2.mp4": 70, "b/0.mp4": 50, "b/1.mp4": 6}
-FPS = 10.0
-RECIPE = """\
-name: toy
-objective: {type: vimpac, head_layers: 2, head_hidden_dim: 8, head_dim: 4}
-backbone: {type: factorized, vocab_size: 8, embed_dim: 8, depth: 2, num_heads: 2, num_frames: 4,
-  height: 4, width: 4}
-tokenizer: toy
-masker: {type: block_3d, num_blocks: 2}
-data:
-  video:
-    source: {type: video_folder, root: videos}
-    views: {type: clip_pair, num_frames: 4, fps: 10.0, size: 16}
-    batch_size: 4
-optim: {type: adamw, lr: 1e-2}
-schedule: {type: cosine, steps: 1}
-run: {workers: 0, device: cpu, log_every_steps: 1}
-"""
-STORED = ("data.video.source={type: token_store, root: store}", "data.video.views.type=stored_clip_pair")
-CLASSES = (
-    "masker=null",
-    "objective={type: classification, num_classes: 2, head_std: 1.0}",
-    "data.video.views={type: %s, num_frames: 2, frame_stride: 1, fps: 10.0, size: 16%s}",
-)
-
-
-def make_tokenizer(folder: Path, name: str, seed: int) -> None:
-    torch.manual_seed(seed)
-    net = VQVAE(vocab_size=8, code_dim=4, width=4, stride=4)
-    content = save({key: value.contiguous() for key, value in net.state_dict().items()})
-    (folder / f"{name}.safetensors").write_bytes(content)
-    (folder / f"{name}.yaml").write_text(
-        f"type: vqvae\nvocab_size: 8\ncode_dim: 4\nwidth: 4\nstride: 4\nweights: {name}.safetensors\n"
-        f"sha256: {hashlib.sha256(content).hexdigest()}\nsource: a test\nlicence: MIT\n"
-    )
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Videos, two tokenizers, a recipe, and the finished stores of one and of twelve transforms."""
-    folder = tmp_path_factory.mktemp("world")
-    (folder / "tokenizers").mkdir()
-    make_tokenizer(folder / "tokenizers", "toy", 0)
-    make_tokenizer(folder / "tokenizers", "other", 1)
-    for key, length in LENGTHS.items():
-        write_clip(folder / "videos" / key, length, noise=120)
-    (folder / "toy.yaml").write_text(RECIPE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        fill("store")
-        fill("twelve", resize=(1.0, 1.25), crops=CROPS, flips=(False, True))
-    return folder
 
 
 @pytest.fixture(autouse=True)
-def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(world)
+def here(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(token_world(tmp_path_factory.getbasetemp()))
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
 
 
-def fill(out: str, *overrides: str, **asked: object) -> str:
-    """What ``vidssl tokenize`` said."""
-    console = Console(record=True, width=500, file=open(os.devnull, "w"))  # noqa: SIM115
-    given = {"fps": FPS, "videos_per_shard": 2, **asked}
-    with console.file:
-        tokenize.tokenize(load_recipe("toy.yaml", overrides), TokenizeRequest(Path(out), **given), console)
-    return console.export_text()
-
-
-def message(call: Callable[[], object]) -> str:
-    with pytest.raises(UsageError) as caught:
-        call()
-    return str(caught.value)
-
-
 def shards(out: str | Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((Path(out) / "shards").iterdir())}
-
-
-def first_step(*overrides: str) -> dict[str, float]:
-    """All that was logged of a run's first step but times."""
-    recipe = load_recipe("toy.yaml", overrides)
-    _, result = train_recipe(recipe, Console(quiet=True))
-    record = json.loads((result.folder / "metrics.jsonl").read_text().splitlines()[0])
-    return {name: value for name, value in record.items() if not re.search("second|wait", name)}
 
 
 def same_by_hand(source: VideoFolder, index: int, transform: Transform) -> Tensor:
@@ -164,132 +77,6 @@ def test_long_videos_are_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(video_tokenizer, "PIECE", 7)
     fill("pieces", "run.workers=1")
     assert shards("pieces") == shards("store")
-
-
-def test_training_from_the_store_gives_the_loss_of_training_from_pixels() -> None:
-    # the shortest video is padded in one and held in the other
-    readable = "data.video.views={type: clip_pair, num_frames: 2, fps: 10.0, size: 16}"
-    pixels = first_step(readable)
-    stored = first_step(readable, *STORED)
-    assert pixels == stored
-    assert pixels["loss_mask"] > 1
-    assert pixels["grad_norm"] > 0
-
-
-def test_classes_are_learned_from_the_store_as_from_pixels() -> None:
-    *sections, views = CLASSES
-    store = "data.video.source={type: token_store, root: twelve}"
-    pixels = first_step(*sections, views % ("corner_clip", ""))
-    stored = first_step(*sections, store, views % ("stored_clip", ", flip: false"))
-    flipped = first_step(*sections, store, views % ("stored_clip", ""))
-    assert pixels == stored
-    assert flipped["loss"] != stored["loss"]
-    mixing = "objective={type: classification, num_classes: 2, mixup: 0.8}"
-    words = message(lambda: first_step(sections[0], mixing, store, views % ("stored_clip", "")))
-    assert "mixup" in words
-    assert "stored ids" in words
-
-
-@pytest.mark.parametrize("distance", [None, 0.5])
-def test_pairs_are_the_clips_that_pixels_give(distance: float | None) -> None:
-    store, source, net = TokenStore(root="store"), VideoFolder(root="videos"), build.tokenizer("toy")
-    keys = {"num_frames": 3, "frame_stride": 2, "fps": FPS, "size": 16, "max_distance_seconds": distance}
-    for index in range(4):
-        for seed in range(4):
-            pixels = ClipPair(**keys).sample(source, index, torch.Generator().manual_seed(seed))["clip"]
-            stored = StoredClipPair(**keys).sample(store, index, torch.Generator().manual_seed(seed))["clip"]
-            for clip, ids in zip(pixels, stored, strict=True):
-                assert ids.dtype == torch.int64
-                assert torch.equal(net.encode(clip[None].float() / 255)[0], ids)
-
-
-def test_every_stored_transform_is_drawn_and_those_not_asked_for_never_are() -> None:
-    store, reader = TokenStore(root="twelve"), StoreReader(Path("twelve"))
-    whole = {tuple(reader.ids(0, t)[:20].ravel().tolist()): t for t in reader.info.transforms}
-    for views, wanted in (
-        (StoredClip(num_frames=20, frame_stride=1, fps=FPS, size=16), 12),
-        (StoredClip(num_frames=20, frame_stride=1, fps=FPS, size=16, flip=False), 6),
-        (StoredClip(num_frames=20, frame_stride=1, fps=FPS, size=16, crops=("top",), resize=(1.25,)), 2),
-    ):
-        drawn = set()
-        for seed in range(120):
-            (ids,) = views.sample(store, 0, torch.Generator().manual_seed(seed))["clip"]
-            drawn.add(whole[tuple(ids.flatten().tolist())])
-        assert drawn == set(views.wanted.transforms)
-        assert len(drawn) == wanted
-
-
-def test_one_transform_serves_both_clips_of_a_pair() -> None:
-    store = TokenStore(root="twelve")
-    views = StoredClipPair(
-        num_frames=20, fps=FPS, size=16, resize=(1.0, 1.25), crops=("top", "middle", "bottom"), flip=True
-    )
-    for seed in range(20):
-        first, second = views.sample(store, 0, torch.Generator().manual_seed(seed))["clip"]
-        assert torch.equal(first, second)  # all frames of the video
-
-
-def test_short_videos_end_in_padding() -> None:
-    store = TokenStore(root="store")
-    first, second = StoredClipPair(num_frames=4, fps=FPS, size=16).sample(store, 4, torch.Generator())["clip"]
-    stored = torch.from_numpy(StoreReader(Path("store")).all_ids(4)[0].astype("int64"))
-    assert torch.equal(first[:2], stored)
-    assert torch.equal(first[2:], torch.full((2, 4, 4), 9))  # the release's place: behind V and one more
-    assert torch.equal(first, second)
-    backbone = build.backbone(load_recipe("toy.yaml"), say=lambda text: None)
-    assert store.pad_id == backbone.pad_id
-
-
-def test_a_store_of_another_tokenizer_is_refused_with_both_hashes() -> None:
-    words = message(lambda: build.streams(load_recipe("toy.yaml", (*STORED, "tokenizer=other"))))
-    assert TokenStore(root="store").stored.tokenizer in words
-    assert len(set(re.findall(r"\b[0-9a-f]{64}\b", words))) == 2
-    assert "weights_sha256 differ" in words
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ("data.video.views.fps=2", "holds videos at 10 fps, and the views want 2 fps"),
-        ("data.video.views.fps=null", "the views want their own frame rates"),
-        ("data.video.views.size=32", "holds squares of 16 pixels, and size is 32"),
-        ("data.video.views.flip=true", "lacks '16 px middle flipped'"),
-        ("data.video.views.crops=[top]", "it has '16 px middle'"),
-    ],
-)
-def test_a_store_that_lacks_what_views_want_says_what_it_has(change: str, says: str) -> None:
-    assert says in message(lambda: build.streams(load_recipe("toy.yaml", (*STORED, change))))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "says"),
-    [
-        (STORED[:1], "'clip_pair' cuts pixels, and the source holds ids"),
-        (STORED[1:], "'stored_clip_pair' read stored ids"),
-        ((*STORED, "augment={type: per_clip}"), "changes pixels"),
-        (
-            (
-                *STORED,
-                "backbone={type: vit, embed_dim: 12, depth: 2, num_heads: 2, patch_size: [1, 4, 4]}",
-            ),
-            "'vit' reads pixels, and data.video gives stored ids",
-        ),
-    ],
-)
-def test_what_does_not_go_with_stored_ids_is_refused_before_data_is_touched(
-    overrides: tuple[str, ...], says: str
-) -> None:
-    assert says in message(lambda: build.check(load_recipe("toy.yaml", overrides)))
-
-
-def test_probes_and_other_objectives_do_not_take_stored_ids() -> None:
-    store = "{type: token_store, root: store}"
-    probe = f"data.probe={{train: {store}, test: {store}, views: %s}}"
-    views = "{type: stored_clip, num_frames: 4, fps: 10.0, size: 16}"
-    words = message(lambda: build.check(load_recipe("toy.yaml", (probe % views,))))
-    assert "'stored_clip' gives stored ids, and test views are taken of pixels" in words
-    held = FrozenTokenizer(build.tokenizer("toy"))
-    assert "gives stored ids" in message(lambda: held(torch.zeros(1, 4, 4, 4, dtype=torch.int64)))
 
 
 def test_stores_of_stores_and_pixels_of_stores_are_refused() -> None:
@@ -439,9 +226,11 @@ def test_what_is_no_store_is_named(text: str | None, says: str, tmp_path: Path) 
 
 
 def asked(**given: str) -> TokenizeRequest:
-    words: dict[str, str | None] = {"purpose": "pretraining", "fps": None, "resize": None, "crops": None}
+    words: dict[str, str | None] = {"purpose": None, "fps": None, "resize": None, "crops": None}
     return read_request(
+        load_recipe("toy.yaml"),
         out="x",
+        videos="data.video.source",
         spot_checks=3,
         videos_per_shard=128,
         retry_unreadable=False,
@@ -450,7 +239,8 @@ def asked(**given: str) -> TokenizeRequest:
 
 
 def test_the_papers_settings_are_the_defaults() -> None:
-    assert asked() == TokenizeRequest(Path("x"), 2.0, (1.0,), ("middle",), (False,))
+    assert asked() == asked(purpose="pretraining")
+    assert asked() == TokenizeRequest(Path("x"), fps=2.0, resize=(1.0,), crops=("middle",), flips=(False,))
     tuning = asked(purpose="finetuning")
     assert (tuning.fps, tuning.resize, tuning.crops, tuning.flips) == (
         16.0,

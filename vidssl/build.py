@@ -65,7 +65,7 @@ from vidssl.schema import bind, construct, parts_of
 from vidssl.sections import PartSpec, ProbeSpec
 from vidssl.spec_files import PUBLISHED
 from vidssl.spec_files import Kind as SpecKind
-from vidssl.token_checks import check_stored, check_stored_views, refuse_stored_views
+from vidssl.token_checks import check_go_together, check_reads_ids, check_stored, check_stored_views
 from vidssl.tokenizer_protocol import TokenizerProtocol, load_tokenizer_protocol, measures_tokenizers
 from vidssl.weights.load import load_init, load_whole, read_weights
 
@@ -170,7 +170,7 @@ def test_streams(recipe: Recipe) -> dict[str, Stream]:
 def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
     spec = recipe.data.streams[name]
     opened, sampler = source(part), views(spec.views)
-    check_stored(recipe, name, opened, sampler)
+    check_stored(recipe.tokenizer, part, spec.views, opened, sampler)
     return Stream(
         source=opened,
         views=sampler,
@@ -276,6 +276,9 @@ def check(recipe: Recipe) -> None:
     check_monitor(recipe, objective.encoder())
     for name, sampler in samplers.items():
         check_stored_views(recipe, name, sampler, bare_backbone)
+    if recipe.data.probe is not None and recipe.backbone is not None and bare_backbone is not None:
+        probed = views(recipe.data.probe.views)
+        check_reads_ids(bare_backbone, recipe.backbone.type, "data.probe", probed, recipe.backbone.node)
     check_views(recipe, objective, shapes)
     check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
 
@@ -311,13 +314,15 @@ def check_protocol(protocol: Protocol) -> None:
         if part is not None:
             _check_test_views(part)
     if protocol.data is not None:
-        _check_probe(protocol.data)
+        _check_probe(protocol.data, protocol.train_views)
 
 
 def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
     """``check_protocol``, or the same for one that finetunes."""
     if isinstance(protocol, FinetuneProtocol):
         check_finetune_protocol(protocol)
+        if protocol.data is not None:
+            check_go_together(protocol.data.test, protocol.data.views, views(protocol.data.views))
     else:
         check_protocol(protocol)
 
@@ -360,16 +365,17 @@ def check_file(kind: SpecKind, path: Path) -> None:
         check_tokenizer_file(str(path))
 
 
-def _check_probe(probe: ProbeSpec) -> None:
-    _check_keys(probe.train, SOURCE)
-    _check_keys(probe.test, SOURCE)
-    _check_test_views(probe.views)
+def _check_probe(probe: ProbeSpec, train_views: PartSpec | None = None) -> None:
+    """``train_views``: of the videos to learn from, where those are not seen as the test videos are."""
+    for source, part in ((probe.train, train_views or probe.views), (probe.test, probe.views)):
+        _check_keys(source, SOURCE)
+        _check_test_views(part)
+        check_go_together(source, part, views(part))
 
 
 def _check_test_views(part: PartSpec) -> None:
     """The i-th slots of all names are one test view, so every name has as many."""
     sampler = views(part)
-    refuse_stored_views(part, sampler)
     counts = {name: len(slots) for name, slots in sampler.shapes.items()}
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{count} of '{name}'" for name, count in counts.items())

@@ -160,7 +160,7 @@ def _add_tokenize(tokenize: argparse.ArgumentParser) -> None:
     )
     tokenize.add_argument("--fps", metavar="FPS", help="of the stored frames; 'own' keeps the videos' own")
     tokenize.add_argument("--resize", metavar="LIST", help="short sides over the views' size, such as 1,1.25")
-    tokenize.add_argument("--crops", metavar="LIST", help="places of the square, of top,middle,bottom")
+    tokenize.add_argument("--crops", metavar="LIST", help="places of the square, of top,middle,bottom,far")
     tokenize.add_argument("--flip", choices=("no", "both"), help="whether mirrored squares are stored too")
     tokenize.add_argument(
         "--spot-checks", type=int, default=3, metavar="N", help="videos to compare afterwards; default: 3"

@@ -24,6 +24,7 @@ from vidssl.scoring.scores import Score, score, shared_labels
 from vidssl.scoring.subject import NetworkSpec, Subject
 from vidssl.sections import PartSpec
 from vidssl.spec import Node
+from vidssl.token_checks import check_stored
 from vidssl.train import TrainResult
 
 _INHERITED = ("device", "precision", "workers")  # of the pre-training's ``run``
@@ -81,6 +82,8 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
     """
     assert protocol.data is not None, "refused without labelled videos"
     train, test = build.source(protocol.data.train), build.source(protocol.data.test)
+    views = protocol.data.views
+    check_stored(subject.spec.tokenizer, protocol.data.test, views, test, build.views(views))
     labels = _labels(protocol, shared_labels(train.label_classes, test.label_classes))
     starts = _starts(subject, protocol)
     recipes = {

@@ -3,12 +3,14 @@
 from torch import nn
 
 from vidssl import build
+from vidssl.data.views_stored import StoredViews
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.evaluators import KNN
 from vidssl.interfaces import Backbone
 from vidssl.recipe import Recipe
 from vidssl.scoring.extraction import extract
 from vidssl.scoring.scores import probe
+from vidssl.token_checks import check_stored
 
 K, TEMPERATURE = 200, 0.07  # VIMPAC's and, before it, Wu et al.'s (2018)
 
@@ -31,8 +33,10 @@ class KnnMonitor:
         self._encoder = encoder
         self._train, self._test = build.source(data.train), build.source(data.test)
         self._views = build.views(data.views)
-        reads_ids = encoder.input_kind == "tokens" and recipe.tokenizer is not None
-        self._tokenizer = build.tokenizer(recipe.tokenizer) if reads_ids and recipe.tokenizer else None
+        for part, source in ((data.train, self._train), (data.test, self._test)):
+            check_stored(recipe.tokenizer, part, data.views, source, self._views)
+        makes_ids = encoder.input_kind == "tokens" and not isinstance(self._views, StoredViews)
+        self._tokenizer = build.tokenizer(recipe.tokenizer) if makes_ids and recipe.tokenizer else None
         self._device = pick_device(recipe.run.device)
         self._autocast = use_bfloat16(recipe.run.precision, self._device)
         self._workers = recipe.run.workers

@@ -10,6 +10,7 @@ from vidssl.interfaces import Backbone, DataSource, ViewSampler
 from vidssl.recipe import UNKNOWN_SHA256, Recipe, TokenizerSpec, WeightsSpec
 from vidssl.resolved import resolved_part
 from vidssl.sections import PartSpec
+from vidssl.spec import Node
 
 
 def tokenizer_keys(spec: TokenizerSpec) -> dict[str, object]:
@@ -37,32 +38,37 @@ def _weights_hash(weights: WeightsSpec) -> str:
         raise weights.node.error(f"{weights.path}: {error.strerror}") from None
 
 
-def check_stored(recipe: Recipe, name: str, source: DataSource, views: ViewSampler) -> None:
-    """A stream's store was made with the recipe's tokenizer, and holds what its views want.
+def check_stored(
+    tokenizer: TokenizerSpec | None, part: PartSpec, views: PartSpec, source: DataSource, sampler: ViewSampler
+) -> None:
+    """A store was made with the tokenizer of those who read it, and holds what views want of it.
+
+    Args:
+        part: section of the source.
+        views: section of the sampler.
 
     Raises:
         UsageError: if not, with both hashes, or with what the store holds.
     """
-    if not isinstance(source, TokenStore) or not isinstance(views, StoredViews):
+    if not isinstance(source, TokenStore) or not isinstance(sampler, StoredViews):
         return
-    at = recipe.data.streams[name]
-    if recipe.tokenizer is None:
-        raise at.source.node.error("holds ids of a tokenizer, and the recipe has none: add its 'tokenizer'")
-    keys, stored = tokenizer_keys(recipe.tokenizer), source.stored
+    if tokenizer is None:
+        raise part.node.error("holds ids of a tokenizer, and the recipe has none: add its 'tokenizer'")
+    keys, stored = tokenizer_keys(tokenizer), source.stored
     if keys_hash(keys) != stored.tokenizer:
         differ = [
             key
             for key in {**keys, **stored.tokenizer_keys}
             if keys.get(key) != stored.tokenizer_keys.get(key)
         ]
-        raise at.source.node.error(
+        raise part.node.error(
             f"{source.root} was made with another tokenizer ({stored.tokenizer}) than the recipe's "
             f"({keys_hash(keys)}): {', '.join(sorted(differ))} differ"
         )
     try:
-        source.check(views.wanted)
+        source.check(sampler.wanted)
     except ValueError as error:
-        raise at.views.node.error(str(error)) from error
+        raise views.node.error(str(error)) from error
 
 
 def check_stored_views(recipe: Recipe, name: str, views: ViewSampler, backbone: Backbone | None) -> None:
@@ -72,24 +78,13 @@ def check_stored_views(recipe: Recipe, name: str, views: ViewSampler, backbone: 
         UsageError: naming what does not fit. Opens no data.
     """
     stream = recipe.data.streams[name]
-    wants = isinstance(views, StoredViews)
     for source in (stream.source, stream.test_source):
-        if source is None or _is_store(source) == wants:
-            continue
-        if wants:
-            raise source.node.error(
-                f"views '{stream.views.type}' read stored ids: make it {{type: token_store, root: ...}}"
-            )
-        raise stream.views.node.error(
-            f"'{stream.views.type}' cuts pixels, and the source holds ids: set views.type to "
-            "stored_clip_pair or stored_clip"
-        )
-    if not wants:
+        if source is not None:
+            check_go_together(source, stream.views, views)
+    if not isinstance(views, StoredViews):
         return
-    if backbone is not None and recipe.backbone is not None and backbone.input_kind == "pixels":
-        raise recipe.backbone.node.error(
-            f"'{recipe.backbone.type}' reads pixels, and data.{name} gives stored ids"
-        )
+    if backbone is not None and recipe.backbone is not None:
+        check_reads_ids(backbone, recipe.backbone.type, f"data.{name}", views, recipe.backbone.node)
     if recipe.augment is not None:
         raise recipe.augment.node.error(
             f"changes pixels, and data.{name} gives stored ids: remove it (views choose among "
@@ -97,17 +92,30 @@ def check_stored_views(recipe: Recipe, name: str, views: ViewSampler, backbone: 
         )
 
 
-def refuse_stored_views(part: PartSpec, views: ViewSampler) -> None:
-    """Test views are cut from pixels.
+def check_go_together(source: PartSpec, views: PartSpec, sampler: ViewSampler) -> None:
+    """Views of ids are taken of stores, and others are not.
 
     Raises:
-        UsageError: if they are stored ids.
+        UsageError: if it is otherwise. Opens no data.
     """
-    if isinstance(views, StoredViews):
-        raise part.node.error(
-            f"'{part.type}' gives stored ids, and test views are taken of pixels (uniform_clips)"
+    wants = isinstance(sampler, StoredViews)
+    if (constructor_of(source, SOURCE) is TokenStore) == wants:
+        return
+    if wants:
+        raise source.node.error(
+            f"views '{views.type}' read stored ids: make it {{type: token_store, root: ...}}"
         )
+    raise views.node.error(
+        f"'{views.type}' cuts pixels, and the source holds ids: set views.type to stored_clip_pair or "
+        "stored_clip, for tests stored_uniform_clips"
+    )
 
 
-def _is_store(part: PartSpec) -> bool:
-    return constructor_of(part, SOURCE) is TokenStore
+def check_reads_ids(backbone: Backbone, name: str, data: str, sampler: ViewSampler, at: Node) -> None:
+    """Stored ids go to a network that reads ids.
+
+    Raises:
+        UsageError: if this one reads pixels.
+    """
+    if isinstance(sampler, StoredViews) and backbone.input_kind == "pixels":
+        raise at.error(f"'{name}' reads pixels, and {data} gives stored ids")

@@ -6,7 +6,7 @@ from vidssl.data.rand_augment import FinetuneAugment
 from vidssl.data.sources import ImageFolder, VideoFolder, VideoList
 from vidssl.data.token_source import TokenStore
 from vidssl.data.views import RandomResizedClip, RandomSegments, SingleClip, SingleImage
-from vidssl.data.views_stored import StoredClip, StoredClipPair
+from vidssl.data.views_stored import StoredClip, StoredClipPair, StoredUniformClips
 from vidssl.data.views_svt import GlobalLocal, IntervalClips, SlowFastTrain, SVTPublished
 from vidssl.data.views_uniform import SegmentMiddles, SlowFast, SVTPublishedTest, UniformClips
 from vidssl.data.views_vimpac import ClipPair, CornerClip
@@ -32,6 +32,7 @@ VIEWS = {
     "corner_clip": CornerClip,
     "stored_clip_pair": StoredClipPair,
     "stored_clip": StoredClip,
+    "stored_uniform_clips": StoredUniformClips,
     "uniform_clips": UniformClips,
     "segment_middles": SegmentMiddles,
     "slow_fast": SlowFast,

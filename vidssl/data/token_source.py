@@ -32,8 +32,9 @@ class Wanted:
 class TokenStore(DataSource):
     """Videos that ``vidssl tokenize`` turned into ids, read without decoding anything.
 
-    Views of it are ``stored_clip_pair`` and ``stored_clip``. Keys, labels and order are those of the
-    videos; those that could not be read when the store was made are still listed, as unreadable samples.
+    Views of it are ``stored_clip_pair`` and ``stored_clip``, for tests ``stored_uniform_clips``. Keys, labels
+    and order are those of the videos; those that could not be read when the store was made are still listed,
+    as unreadable samples.
 
     Args:
         root: folder of the store, relative to the working folder.
@@ -68,7 +69,7 @@ class TokenStore(DataSource):
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         raise UsageError(
             f"{self.root} holds ids, no pixels, and these views cut pixels: "
-            "set views.type to stored_clip_pair or stored_clip"
+            "set views.type to stored_clip_pair, stored_clip or stored_uniform_clips"
         )
 
     def read_ids(self, index: int, frames: Sequence[int], transform: Transform) -> Tensor:

@@ -1,4 +1,4 @@
-"""Views of videos that are stored as ids: VIMPAC's, without decoding."""
+"""Views of videos that are stored as ids, without decoding: VIMPAC's for training, and uniform test clips."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vidssl.data.checks import check_counts, check_fps
+from vidssl.data.checks import check_counts, check_fps, check_num_crops
 from vidssl.data.times import draw, neighbour_starts, vimpac_last_start
 from vidssl.data.token_source import TokenStore, Wanted
 from vidssl.data.views import Shape
+from vidssl.data.views_uniform import Starts, uniform_ticks
 from vidssl.engine.token_store import Crop, Transform, transforms_of
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample, ViewSampler
@@ -159,6 +160,70 @@ class StoredClip(StoredViews):
         frames = range(start, start + self.num_frames * self.frame_stride, self.frame_stride)
         transform = _drawn(self.size, self.resize, self.crops, self.flip, generator)
         return {"clip": (store.read_ids(index, frames, transform),)}
+
+
+class StoredUniformClips(StoredViews):
+    """Test views out of a token store: the clips that ``uniform_clips`` takes of pixels, nothing random.
+
+    Args:
+        num_clips: of a video.
+        num_crops: 1, the middle, or 3, for which the store must hold ``top``, ``middle`` and ``far``.
+        num_frames: of a clip.
+        frame_stride: stored frames from one clip frame to the next.
+        fps: frame rate of the store; null for one that keeps the videos' own.
+        size: side of the square in pixels.
+        starts: as in ``uniform_clips``; its rules for short videos hold too, so nothing is padding.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_clips: int = 1,
+        num_crops: int = 1,
+        num_frames: int = 16,
+        frame_stride: int = 8,
+        fps: float | None = None,
+        size: int = 224,
+        starts: Starts = "middles",
+    ) -> None:
+        check_counts(
+            {"num_clips": num_clips, "num_frames": num_frames, "frame_stride": frame_stride, "size": size}
+        )
+        check_num_crops(num_crops)
+        check_fps(fps)
+        self.num_clips = num_clips
+        self.num_crops = num_crops
+        self.num_frames = num_frames
+        self.frame_stride = frame_stride
+        self.fps = fps
+        self.size = size
+        self.starts = starts
+        # in the order of ``crop_boxes``
+        self.crops: tuple[Crop, ...] = ("middle",) if num_crops == 1 else ("top", "far", "middle")
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * len(self.crops))}
+
+    @property
+    def wanted(self) -> Wanted:
+        return Wanted(self.size, self.fps, transforms_of(self.size, (1.0,), self.crops, (False,)))
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        store = _store(source)
+        clips = uniform_ticks(
+            store.info(index).num_frames,
+            num_clips=self.num_clips,
+            length=self.num_frames,
+            stride=self.frame_stride,
+            starts=self.starts,
+        )
+        slots = [
+            store.read_ids(index, clip, transform) for clip in clips for transform in self.wanted.transforms
+        ]
+        return {"clip": tuple(slots)}
 
 
 def _store(source: DataSource) -> TokenStore:

@@ -85,18 +85,27 @@ class UniformClips(ViewSampler):
         self, source: DataSource, index: int, generator: torch.Generator
     ) -> dict[str, tuple[Tensor, ...]]:
         kept = kept_frames(source.info(index), self.fps)
-        clips = [[kept[tick] for tick in ticks] for ticks in self._ticks(len(kept))]
+        clips = [
+            [kept[tick] for tick in ticks]
+            for ticks in uniform_ticks(
+                len(kept),
+                num_clips=self.num_clips,
+                length=self.num_frames,
+                stride=self.frame_stride,
+                starts=self.starts,
+            )
+        ]
         frames = FramesOfClips(source, index, clips)
         return {"clip": even_crops(frames, clips, self.size, self.num_crops)}
 
-    def _ticks(self, total: int) -> list[list[int]]:
-        """Frames of each clip, counted at ``fps``."""
-        length, stride = self.num_frames, self.frame_stride
-        if self.starts == "middles":
-            starts = middle_starts(last_start(total, length, stride), self.num_clips)
-            return [clip_frames(start, total, length=length, stride=stride) for start in starts]
-        starts = end_to_end_starts(vimpac_last_start(total, length, stride), self.num_clips)
-        return [held_frames(start, total, length=length, stride=stride) for start in starts]
+
+def uniform_ticks(total: int, *, num_clips: int, length: int, stride: int, starts: Starts) -> list[list[int]]:
+    """Frames of each clip of ``uniform_clips``, of a video that has ``total``."""
+    if starts == "middles":
+        firsts = middle_starts(last_start(total, length, stride), num_clips)
+        return [clip_frames(first, total, length=length, stride=stride) for first in firsts]
+    firsts = end_to_end_starts(vimpac_last_start(total, length, stride), num_clips)
+    return [held_frames(first, total, length=length, stride=stride) for first in firsts]
 
 
 class SegmentMiddles(ViewSampler):

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from vidssl.engine.files import write_text
 from vidssl.errors import UsageError
 
-Crop = Literal["top", "middle", "bottom"]  # top left, middle, bottom right
-CROPS: tuple[Crop, ...] = get_args(Crop)
+Crop = Literal["top", "middle", "bottom", "far"]  # top left, middle, bottom right, and see ``crop_offset``
+PLACES: tuple[Crop, ...] = get_args(Crop)
+CROPS: tuple[Crop, ...] = ("top", "middle", "bottom")  # VIMPAC's, App. C
 Ids = NDArray[np.uint16]
 
 FORMAT = 1
@@ -52,6 +53,15 @@ class Transform:
 
     def __str__(self) -> str:
         return f"{self.short_side} px {self.crop}{' flipped' if self.flip else ''}"
+
+
+def crop_offset(crop: Crop, room: int) -> int:
+    """Where a square begins on a side that exceeds it by ``room`` pixels.
+
+    "far" is twice the rounded middle, where BEVT's code, and ``uniform_clips``, puts the last of three crops:
+    of an odd number one pixel before the edge.
+    """
+    return {"top": 0, "middle": room // 2, "bottom": room, "far": room // 2 * 2}[crop]
 
 
 def transforms_of(

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import vidssl
 from vidssl import build
 from vidssl.components import SOURCE, VIEW_SAMPLER
+from vidssl.data.token_source import TokenStore
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.files import write_atomically
@@ -36,6 +37,7 @@ from vidssl.scoring.patch_file import PatchWriter, patch_path, read_patches
 from vidssl.scoring.subject import NetworkSpec
 from vidssl.sections import PartSpec
 from vidssl.spec import dump, plain
+from vidssl.token_checks import check_reads_ids, check_stored
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,16 @@ class FeatureStore:
         self._device = pick_device(spec.run.device)
         self._autocast = use_bfloat16(spec.run.precision, self._device)
         self._hashes = {name: state_hash(network) for name, network in networks.items()}
-        self._tokenizer = _tokenizer(spec, networks)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        assert self.spec.tokenizer is not None, "what reads ids was refused without one"
+        return build.tokenizer(self.spec.tokenizer)
+
+    def _tokenizer_of(self, source: DataSource) -> Tokenizer | None:
+        """What makes ids of a source's pixels; none for stored ids and for networks that read pixels."""
+        of_pixels = all(network.input_kind == "pixels" for network in self.networks.values())
+        return None if of_pixels or isinstance(source, TokenStore) else self._tokenizer
 
     def encode_patches(self, protocols: Iterable[Protocol]) -> None:
         """Computes what protocols that read patch tokens need, so that the others find its vectors.
@@ -105,7 +116,9 @@ class FeatureStore:
         }
 
     def _table(self, name: str, job: FeatureJob, batch_size: int) -> FeatureTable:
-        source = build.source(job.source)
+        source, sampler = build.source(job.source), build.views(job.views)
+        check_reads_ids(self.networks[name], str(self.spec.keys["type"]), "it", sampler, job.views.node)
+        check_stored(self.spec.tokenizer, job.source, job.views, source, sampler)
         key = self._key(name, job, source)
         if (key, job.patches) not in self._known:
             path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
@@ -134,7 +147,7 @@ class FeatureStore:
                 self.networks[name],
                 source,
                 build.views(job.views),
-                tokenizer=self._tokenizer,
+                tokenizer=self._tokenizer_of(source),
                 layers=job.layers,
                 frames=job.frames,
                 batch_size=batch_size,
@@ -149,7 +162,8 @@ class FeatureStore:
 
     def _key(self, name: str, job: FeatureJob, source: DataSource) -> str:
         """All that the features depend on, as text."""
-        spec = None if self._tokenizer is None else self.spec.tokenizer
+        tokenizer = self._tokenizer_of(source)
+        spec = None if tokenizer is None else self.spec.tokenizer
         made = (self.spec.backbone, None if spec is None else spec.part, job.source, job.views)
         parts = [part for part in made if part is not None]
         return dump(
@@ -157,7 +171,8 @@ class FeatureStore:
                 "weights": self._hashes[name],
                 "backbone": self.spec.keys,
                 "tokenizer": None if spec is None else plain(spec.part.node),
-                "tokenizer_weights": None if self._tokenizer is None else state_hash(self._tokenizer),
+                "tokenizer_weights": None if tokenizer is None else state_hash(tokenizer),
+                "stored_ids": source.stored.tokenizer if isinstance(source, TokenStore) else None,
                 "source": resolved_part(job.source, SOURCE),
                 "videos": keys_hash(source),
                 "views": resolved_part(job.views, VIEW_SAMPLER),
@@ -172,13 +187,6 @@ class FeatureStore:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-def _tokenizer(spec: NetworkSpec, networks: Mapping[str, Backbone]) -> Tokenizer | None:
-    if all(network.input_kind == "pixels" for network in networks.values()):
-        return None
-    assert spec.tokenizer is not None, "a recipe whose backbone reads ids was refused without one"
-    return build.tokenizer(spec.tokenizer)
 
 
 def patch_paths(path: Path, job: FeatureJob) -> list[Path]:

@@ -34,10 +34,11 @@ from vidssl.engine.token_store import (
 )
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, Tokenizer, UnreadableSample
-from vidssl.recipe import Recipe, StreamSpec
+from vidssl.recipe import Recipe
 from vidssl.resolved import resolved_part
+from vidssl.sections import PartSpec
 from vidssl.token_checks import keys_hash, tokenizer_keys
-from vidssl.tokenizing.request import TokenizeRequest
+from vidssl.tokenizing.request import TokenizeRequest, videos_and_views
 from vidssl.tokenizing.video_tokenizer import VideoTokenizer
 
 Say = Callable[[str], None]
@@ -66,34 +67,32 @@ def tokenize(recipe: Recipe, request: TokenizeRequest, console: Console | None =
         device = pick_device(recipe.run.device)
         if device.type == "cuda" and "LOCAL_RANK" in os.environ:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        stream = _stream(recipe)
-        source = build.source(stream.source)
-        tokenizer, info = _described(recipe, stream, source, request, say)
+        part, views = videos_and_views(recipe, request.videos)
+        source = build.source(part)
+        tokenizer, info = _described(recipe, part, views, source, request, say)
         _begin(request.out, info)
         maker = VideoTokenizer(tokenizer.to(device), source, info, device=device, workers=recipe.run.workers)
         _fill(maker, request, recipe.data.max_unreadable_share, say)
         checked = _spot_check(maker, request)
     say(f"{checked} videos were tokenized again: their ids are the stored ones.")
-    _conclude(request.out, info, recipe.data.max_unreadable_share, say)
+    _conclude(request, info, recipe.data.max_unreadable_share, say)
     return 0
 
 
-def _stream(recipe: Recipe) -> StreamSpec:
-    if "video" not in recipe.data.streams:
-        raise recipe.data.node.error("has no 'video' stream to tokenize")
-    if recipe.tokenizer is None or recipe.tokenizer.weights is None:
-        raise recipe.node.error("tokenize needs a 'tokenizer' section with trained weights")
-    return recipe.data.streams["video"]
-
-
 def _described(
-    recipe: Recipe, stream: StreamSpec, source: DataSource, request: TokenizeRequest, say: Say
+    recipe: Recipe,
+    part: PartSpec,
+    views: PartSpec,
+    source: DataSource,
+    request: TokenizeRequest,
+    say: Say,
 ) -> tuple[Tokenizer, StoreInfo]:
     """The tokenizer, and what the store will hold."""
-    assert recipe.tokenizer is not None, "refused before"
+    if recipe.tokenizer is None or recipe.tokenizer.weights is None:
+        raise recipe.node.error("tokenize needs a 'tokenizer' section with trained weights")
     if isinstance(source, TokenStore):
-        raise stream.source.node.error("holds ids already: name the videos that they are to be made of")
-    size = _size(stream)
+        raise part.node.error("holds ids already: name the videos that they are to be made of")
+    size = _size(views)
     tokenizer = build.tokenizer(recipe.tokenizer, say=say)
     _, *grid = tokenizer.grid(1, size, size)
     if tokenizer.strides[0] != 1:
@@ -112,7 +111,7 @@ def _described(
         grid=(grid[0], grid[1]),
         fps=request.fps,
         transforms=transforms_of(size, request.resize, request.crops, request.flips),
-        source=resolved_part(stream.source, SOURCE),
+        source=resolved_part(part, SOURCE),
         videos=hashlib.sha256(names.encode()).hexdigest(),
         num_videos=len(source),
         videos_per_shard=request.videos_per_shard,
@@ -120,11 +119,11 @@ def _described(
     )
 
 
-def _size(stream: StreamSpec) -> int:
-    shapes = {shape for slots in build.views(stream.views).shapes.values() for shape in slots}
+def _size(views: PartSpec) -> int:
+    shapes = {shape for slots in build.views(views).shapes.values() for shape in slots}
     sides = {side for _, *rows_and_columns in shapes for side in rows_and_columns}
     if len(sides) != 1:
-        raise stream.views.node.error(f"views of one size are stored, and these have {sorted(sides)} pixels")
+        raise views.node.error(f"views of one size are stored, and these have {sorted(sides)} pixels")
     return sides.pop()
 
 
@@ -273,7 +272,8 @@ def _same(maker: VideoTokenizer, folder: Path, index: int) -> bool:
     return True
 
 
-def _conclude(folder: Path, info: StoreInfo, share: float, say: Say) -> None:
+def _conclude(request: TokenizeRequest, info: StoreInfo, share: float, say: Say) -> None:
+    folder = request.out
     shards = [read_shard(folder, info, shard) for shard in range(info.num_shards)]
     unfinished = sum(videos is None for videos in shards)
     if unfinished:
@@ -282,8 +282,12 @@ def _conclude(folder: Path, info: StoreInfo, share: float, say: Say) -> None:
     failed = [video for videos in shards for video in videos or () if video.reason]
     _check_share(failed, info, share)
     size = sum(info.ids_of(video.num_frames) for videos in shards for video in videos or ())
+    views = {
+        "data.probe": "data.probe.views.type=stored_uniform_clips",
+        "data.video": "data.video.views.type=stored_clip_pair or stored_clip",
+    }
     say(
         f"{folder}: {info.num_videos - len(failed)} of {info.num_videos} videos, "
-        f"{_bytes(size * DTYPE.itemsize)}. To train from it, set data.video.source="
-        f"'{{type: token_store, root: {folder}}}' and data.video.views.type=stored_clip_pair or stored_clip."
+        f"{_bytes(size * DTYPE.itemsize)}. To read it, set {request.videos}="
+        f"'{{type: token_store, root: {folder}}}' and {views[request.videos[:10]]}."
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vidssl.data.samples import Parcel, parcels
 from vidssl.data.whole_videos import PIECE, WholeVideos, piece_number
-from vidssl.engine.token_store import DTYPE, Ids, StoredVideo, StoreInfo, Transform
+from vidssl.engine.token_store import DTYPE, Ids, StoredVideo, StoreInfo, Transform, crop_offset
 from vidssl.interfaces import DataSource, SampleInfo, Tokenizer, UnreadableSample, as_clip
 
 
@@ -111,11 +111,10 @@ class VideoTokenizer:
 def cut(pixels: Tensor, transform: Transform, size: int) -> Tensor:
     """The square [..., size, size] of pixels [..., H, W] that were resized already.
 
-    Places are those of ``corner_clip``; the middle is also that of ``clip_pair``. Mirrored after the cut, as
-    in the release, which mirrors the square and not its place.
+    Places are those of ``corner_clip`` and ``uniform_clips``; the middle is also that of ``clip_pair``.
+    Mirrored after the cut, as in the release, which mirrors the square and not its place.
     """
-    place = {"top": 0, "middle": 1, "bottom": 2}[transform.crop]
-    top, left = (place * (side - size) // 2 for side in pixels.shape[-2:])
+    top, left = (crop_offset(transform.crop, side - size) for side in pixels.shape[-2:])
     square = pixels[..., top : top + size, left : left + size]
     return (square.flip(-1) if transform.flip else square).contiguous()
 
