@@ -18,8 +18,8 @@ GAP, MARGIN, LINE = 4, 12, 20  # pixels
 FRAME_MILLISECONDS = 200
 HEAT_WEIGHT = 0.75  # of the heat's colour over the frame, which is made grey
 _TEXT_SIZE = 13
-_INK = (20, 20, 20)
-_PAPER = (222, 226, 232)  # not white: what is white at the edge of a frame ends there
+INK = (20, 20, 20)
+PAPER = (222, 226, 232)  # not white: what is white at the edge of a frame ends there
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Strip:
 
 def sheet(title: str, strips: Sequence[Strip], legend: Image.Image | None = None) -> Image.Image:
     """All strips below each other, a row a line, a frame a column."""
-    gutter = max(_width(row.label) for strip in strips for row in strip.rows) + 2 * GAP
+    gutter = max(width_of(row.label) for strip in strips for row in strip.rows) + 2 * GAP
     parts = [_strip(strip, gutter) for strip in strips]
-    return _framed(_below([line(title), *parts, *([] if legend is None else [legend])], gap=MARGIN))
+    return framed(below([line(title), *parts, *([] if legend is None else [legend])], gap=MARGIN))
 
 
 def animation(title: str, strips: Sequence[Strip]) -> list[Image.Image]:
@@ -57,8 +57,8 @@ def animation(title: str, strips: Sequence[Strip]) -> list[Image.Image]:
         for strip in strips:
             tiles = [_tile(row.frames[time], ANIMATED_SIDE) for row in strip.rows]
             names = [line(row.label, tile.width) for row, tile in zip(strip.rows, tiles, strict=True)]
-            parts.append(_below([line(strip.caption), _beside(names), _beside(tiles)]))
-        pictures.append(_framed(_below([line(title), *parts], gap=MARGIN)))
+            parts.append(below([line(strip.caption), beside(names), beside(tiles)]))
+        pictures.append(framed(below([line(title), *parts], gap=MARGIN)))
     return pictures
 
 
@@ -67,10 +67,10 @@ def _strip(strip: Strip, gutter: int) -> Image.Image:
     side = _tile(strip.rows[0].frames[0]).width
     headings = [line("", gutter), *(line(strip.headings[i], side) for i in shown)]
     rows = [
-        _beside([line(row.label, gutter), *(_tile(row.frames[i]) for i in shown)], middle=True)
+        beside([line(row.label, gutter), *(_tile(row.frames[i]) for i in shown)], middle=True)
         for row in strip.rows
     ]
-    return _below([line(strip.caption), _beside(headings), *rows])
+    return below([line(strip.caption), beside(headings), *rows])
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
@@ -82,21 +82,33 @@ def evenly_spaced(count: int, most: int) -> list[int]:
 
 def line(text: str, width: int | None = None) -> Image.Image:
     """A line of text; cut, with three dots, where it is wider than ``width`` pixels."""
-    if width is not None and _width(text) > width:
-        kept = next(n for n in range(len(text), -1, -1) if n == 0 or _width(text[:n] + "...") <= width)
-        text = text[:kept] + "..." if kept else ""
-    picture = Image.new("RGB", (_width(text) if width is None else width, LINE), _PAPER)
-    ImageDraw.Draw(picture).text((0, LINE // 2), text, fill=_INK, font=_font(), anchor="lm")
+    text = text if width is None else cut(text, width)
+    picture = Image.new("RGB", (width_of(text) if width is None else width, LINE), PAPER)
+    ImageDraw.Draw(picture).text((0, LINE // 2), text, fill=INK, font=font(), anchor="lm")
     return picture
 
 
+def cut(text: str, width: int, size: int = _TEXT_SIZE) -> str:
+    """The text, or as much of its beginning as fits into ``width`` pixels with three dots after it."""
+    if width_of(text, size) <= width:
+        return text
+    kept = next(n for n in range(len(text), -1, -1) if n == 0 or width_of(text[:n] + "...", size) <= width)
+    return text[:kept] + "..." if kept else ""
+
+
 @cache
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(_TEXT_SIZE)
+def font(size: int = _TEXT_SIZE) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The letters that everything is written in.
+
+    Args:
+        size: in pixels.
+    """
+    return ImageFont.load_default(size)
 
 
-def _width(text: str) -> int:
-    return math.ceil(_font().getlength(text)) + 1
+def width_of(text: str, size: int = _TEXT_SIZE) -> int:
+    """Of a line of text, in pixels."""
+    return math.ceil(font(size).getlength(text)) + 1
 
 
 def _tile(frame: Tensor, least: int = SHEET_SIDE) -> Image.Image:
@@ -106,9 +118,10 @@ def _tile(frame: Tensor, least: int = SHEET_SIDE) -> Image.Image:
     return Image.fromarray(enlarged.numpy())
 
 
-def _below(pictures: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
+def below(pictures: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
+    """Below each other, at the left edge."""
     height = sum(picture.height for picture in pictures) + gap * (len(pictures) - 1)
-    whole = Image.new("RGB", (max(picture.width for picture in pictures), height), _PAPER)
+    whole = Image.new("RGB", (max(picture.width for picture in pictures), height), PAPER)
     top = 0
     for picture in pictures:
         whole.paste(picture, (0, top))
@@ -116,10 +129,10 @@ def _below(pictures: Sequence[Image.Image], gap: int = GAP) -> Image.Image:
     return whole
 
 
-def _beside(pictures: Sequence[Image.Image], *, middle: bool = False) -> Image.Image:
+def beside(pictures: Sequence[Image.Image], *, middle: bool = False) -> Image.Image:
     """Side by side, at the top or at half height."""
     width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
-    whole = Image.new("RGB", (width, max(picture.height for picture in pictures)), _PAPER)
+    whole = Image.new("RGB", (width, max(picture.height for picture in pictures)), PAPER)
     left = 0
     for picture in pictures:
         whole.paste(picture, (left, (whole.height - picture.height) // 2 if middle else 0))
@@ -127,8 +140,9 @@ def _beside(pictures: Sequence[Image.Image], *, middle: bool = False) -> Image.I
     return whole
 
 
-def _framed(picture: Image.Image) -> Image.Image:
-    whole = Image.new("RGB", (picture.width + 2 * MARGIN, picture.height + 2 * MARGIN), _PAPER)
+def framed(picture: Image.Image) -> Image.Image:
+    """With a margin around it."""
+    whole = Image.new("RGB", (picture.width + 2 * MARGIN, picture.height + 2 * MARGIN), PAPER)
     whole.paste(picture, (MARGIN, MARGIN))
     return whole
 
@@ -210,7 +224,7 @@ def colour_bar(low: str, high: str) -> Image.Image:
     steps = torch.linspace(0, 1, 256).expand(LINE, 256)
     grey = torch.full((1, LINE, 256, 3), 128, dtype=torch.uint8)
     bar = Image.fromarray(heat_over(grey, steps.unsqueeze(0))[0].numpy())
-    return _beside([line(low), bar, line(high)])
+    return beside([line(low), bar, line(high)])
 
 
 def save_png(picture: Image.Image, path: Path) -> None:
@@ -229,7 +243,7 @@ def save_gif(pictures: Sequence[Image.Image], path: Path) -> None:
         UsageError: if it cannot be written.
     """
     # with a palette for each picture, what stands still would flicker
-    together = _below(pictures, gap=0).quantize(256)
+    together = below(pictures, gap=0).quantize(256)
     width, height = pictures[0].size
     first, *others = (together.crop((0, i * height, width, (i + 1) * height)) for i in range(len(pictures)))
     write_atomically(

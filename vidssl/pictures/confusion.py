@@ -1,0 +1,213 @@
+"""Confusion matrices as pictures: what the videos of each class are taken for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw
+from rich.console import Console
+from torch import Tensor
+
+from vidssl.errors import UsageError
+from vidssl.pictures.pages import (
+    GAP,
+    INK,
+    LINE,
+    MARGIN,
+    PAPER,
+    below,
+    beside,
+    cut,
+    font,
+    framed,
+    heat_colours,
+    line,
+    save_png,
+    width_of,
+)
+from vidssl.scoring.by_class import confusion
+from vidssl.scoring.report import percent
+from vidssl.scoring.score_file import ScoreFile, find_scores
+from vidssl.scoring.scores import Score
+from vidssl.spec import nearest
+
+MOST_COUNTED, MOST_NAMED = 32, 128  # classes of whose pairs the counts, and whose names, can be read
+NUM_MISTAKES = 10  # the most frequent ones, told in words
+_WIDEST_NAME, _LARGEST_TEXT, _SMALL_CELL, _SIDE = 190, 13, 11, 900  # pixels
+_BRIGHT = 0.55  # share of a row from which on a count is written in dark ink
+_PALE = (235, 235, 235)
+
+
+@dataclass(frozen=True)
+class ConfusionRequest:
+    """Which matrices are wanted.
+
+    Attributes:
+        protocol: whose scores; may be left out where there are those of one.
+        label: of one label alone, instead of a picture for each.
+        setting: of an evaluator that has several, "k=5" for one; the first where none is named.
+        network: column of the scores' table; the first where none is named.
+        out: folder for the pictures; None for ``pictures`` in the run's own.
+    """
+
+    protocol: str | None = None
+    label: str | None = None
+    setting: str | None = None
+    network: str | None = None
+    out: str | None = None
+
+
+def show_confusion(target: str, request: ConfusionRequest, console: Console | None = None) -> int:
+    """Draw the confusion matrices of a run's scores, as PNG files.
+
+    Args:
+        target: run folder or file of scores.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UsageError: if there are no such scores, or they name no classes.
+    """
+    console = console or Console()
+    file = _chosen(find_scores(Path(target)), request.protocol, target)
+    network = _known(request.network, list(file.scores), "network", file)
+    rows = _rows(file, network, request)
+    folder = _folder(target, file, request.out)
+    for row in rows:
+        words = (file.path.stem, row.label, row.setting, network)
+        name = "-".join(word for word in words if word).replace("/", "_").replace(" ", "_")
+        path = folder / f"confusion-{name}.png"
+        save_png(confusion_page(file, network, row), path)
+        console.print(f"Picture: {path}", soft_wrap=True, highlight=False, markup=False)
+    return 0
+
+
+def _folder(target: str, file: ScoreFile, out: str | None) -> Path:
+    own = Path(target) / "pictures" if Path(target).is_dir() else file.path.parent
+    folder = own if out is None else Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"cannot make the folder {folder}: {error.strerror}; name another with --out"
+        ) from error
+    return folder
+
+
+def _chosen(files: Sequence[ScoreFile], protocol: str | None, target: str) -> ScoreFile:
+    names = [file.name for file in files]
+    if protocol is None and len(files) > 1:
+        raise UsageError(f"{target}: has scores of {', '.join(names)}: choose with --protocol")
+    wanted = names[0] if protocol is None else protocol
+    if wanted not in names:
+        raise UsageError(f"{target}: no scores of '{wanted}'. {nearest(wanted, names, 'There are')}")
+    return files[names.index(wanted)]
+
+
+def _rows(file: ScoreFile, network: str, request: ConfusionRequest) -> list[Score]:
+    """The row of each label that is asked for, on clips in order."""
+    rows = [score for score in file.scores[network] if score.frames == "normal"]
+    if not rows[0].names_classes:
+        raise UsageError(f"{file.path}: retrieval tells what was found and names no classes")
+    if request.label is not None:
+        label = _known(request.label, [row.label for row in rows], "label", file)
+        rows = [row for row in rows if row.label == label]
+    setting = _known(request.setting, [row.setting for row in rows], "setting", file)
+    return [row for row in rows if row.setting == setting]
+
+
+def _known(word: str | None, names: Sequence[str], kind: str, file: ScoreFile) -> str:
+    if word is not None and word not in names:
+        raise UsageError(f"{file.path}: no {kind} '{word}'. {nearest(word, names, 'There are')}")
+    return names[0] if word is None else word
+
+
+def confusion_page(file: ScoreFile, network: str, row: Score) -> Image.Image:
+    """The matrix of a row of scores, what it is of, its most frequent mistakes, and a scale."""
+    names = file.classes[row.label]
+    matrix = confusion(file.classes_of(row.label), row.predicted, len(names))
+    words = ", ".join(word for word in (file.name, row.label, row.setting, f"{network} network") if word)
+    right = percent(int(matrix.trace()) / row.num_test)
+    drawn = " in the first draw" if row.draws else ""
+    facts = (
+        f"{words}: {right} % of {row.num_test} videos right{drawn}",
+        f"{file.checkpoint}, step {file.step}; card {file.card_sha256[:8]}",
+        "a row for each true class, a column for each class that was named",
+    )
+    picture = matrix_picture(matrix, names)
+    mistakes = below([line(text) for text in most_frequent_mistakes(matrix, names)], gap=0)
+    gap = Image.new("RGB", (MARGIN, 1), PAPER)
+    parts = (below([*map(line, facts)], gap=0), beside([picture, gap, mistakes]), _scale())
+    return framed(below(parts, gap=MARGIN))
+
+
+def matrix_picture(matrix: Tensor, names: Sequence[str]) -> Image.Image:
+    """A cell for each pair of classes, coloured by its share of its row, with counts and names if they fit.
+
+    Args:
+        matrix: int64 [K, K], a row for each true class.
+        names: of the K classes.
+    """
+    side = _cell_side(matrix)
+    shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
+    colours = heat_colours(shares).repeat_interleave(side, 0).repeat_interleave(side, 1)
+    cells = Image.fromarray(colours.contiguous().numpy())
+    if len(names) <= MOST_COUNTED:
+        _write_counts(cells, matrix, shares, side)
+    if len(names) > MOST_NAMED:
+        return cells
+    videos = matrix.sum(1).tolist()
+    left = _written([f"{name} ({n})" for name, n in zip(names, videos, strict=True)], side, to_right=True)
+    above = _written(names, side, to_right=False).rotate(90, expand=True)
+    corner = Image.new("RGB", (left.width, above.height), PAPER)
+    return below([beside([corner, above]), beside([left, cells])])
+
+
+def _cell_side(matrix: Tensor) -> int:
+    if len(matrix) > MOST_NAMED:
+        return max(1, _SIDE // len(matrix))
+    if len(matrix) > MOST_COUNTED:
+        return _SMALL_CELL
+    return max(LINE + GAP, width_of(str(int(matrix.max()))) + 2 * GAP)
+
+
+def _write_counts(cells: Image.Image, matrix: Tensor, shares: Tensor, side: int) -> None:
+    draw = ImageDraw.Draw(cells)
+    for row, column in matrix.nonzero().tolist():
+        ink = INK if shares[row, column] >= _BRIGHT else _PALE
+        middle = (column * side + side // 2, row * side + side // 2)
+        draw.text(middle, str(int(matrix[row, column])), fill=ink, font=font(), anchor="mm")
+
+
+def _written(names: Sequence[str], side: int, *, to_right: bool) -> Image.Image:
+    """Names below each other, one every ``side`` pixels, ending at the right or beginning at the left."""
+    size = min(_LARGEST_TEXT, side - 1)
+    short = [cut(name, _WIDEST_NAME, size) for name in names]
+    picture = Image.new("RGB", (max(width_of(name, size) for name in short), side * len(names)), PAPER)
+    draw = ImageDraw.Draw(picture)
+    for place, name in enumerate(short):
+        middle = place * side + side // 2
+        at, anchor = ((picture.width - 1, middle), "rm") if to_right else ((0, middle), "lm")
+        draw.text(at, name, fill=INK, font=font(size), anchor=anchor)
+    return picture
+
+
+def most_frequent_mistakes(matrix: Tensor, names: Sequence[str]) -> list[str]:
+    """Lines that tell which class is taken for which most often, and how often."""
+    wrong = matrix - torch.diag(matrix.diagonal())
+    videos = matrix.sum(1).tolist()
+    ranked = wrong.flatten().sort(descending=True, stable=True)
+    told = [
+        f"{names[place // len(names)]} as {names[place % len(names)]}: {n} of {videos[place // len(names)]}"
+        for n, place in zip(ranked.values.tolist()[:NUM_MISTAKES], ranked.indices.tolist(), strict=False)
+        if n > 0
+    ]
+    return ["most frequent mistakes:", *told] if told else ["no mistakes"]
+
+
+def _scale() -> Image.Image:
+    steps = heat_colours(torch.linspace(0, 1, 256).expand(LINE, 256))
+    bar = Image.fromarray(steps.contiguous().numpy())
+    return beside([line("none of the row"), bar, line("all of it")])
