@@ -10,9 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from vidssl import build
 from vidssl.cli import main
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.errors import UsageError
+from vidssl.few_labels import Subset
 from vidssl.finetune_checks import check_finetune_protocol
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
 from vidssl.recipe import load_recipe
@@ -252,3 +254,38 @@ def test_a_protocol_is_checked_without_a_run() -> None:
     assert isinstance(protocol, FinetuneProtocol)
     with pytest.raises(UsageError, match=r"optim.momentum: unknown key"):
         check_finetune_protocol(protocol)
+
+
+def test_few_labels_are_drawn_again_and_again_and_each_draw_is_a_run() -> None:
+    few = "few_labels={per_class: [1, 2], draws: 2}"
+    assert tune("name=few", "labels=[speed]", few) == 0
+    names = build.source(load_recipe("vit.yaml").data.streams["video"].source).label_classes["speed"]
+    one, two = scores(name="few")["finetuned"]
+    assert (one["setting"], two["setting"]) == ("1 a class", "2 a class")
+    assert (one["num_train"], two["num_train"]) == (len(names), 2 * len(names))
+    assert len(one["draws"]) == 2  # type: ignore[arg-type]
+    runs = Path("runs/vit/finetune")
+    recipe = load_recipe(str(runs / "few-speed-2each-draw1/recipe.yaml"))
+    assert recipe.data.streams["video"].subset == Subset(label="speed", per_class=2, draw=1)
+    first, second = (
+        build.streams(load_recipe(str(runs / name / "recipe.yaml")))["video"].source
+        for name in ("few-speed-1each-draw0", "few-speed-1each-draw1")
+    )
+    labels = [first.labels(number)["speed"] for number in range(len(first))]
+    assert sorted(labels) == list(range(len(names)))
+    assert {first.key(n) for n in range(len(names))} != {second.key(n) for n in range(len(names))}
+    source = build.source(recipe.data.streams["video"].source)
+    every = {source.key(n): n for n in range(len(source))}
+    for number in range(len(names)):
+        assert torch.equal(first.read(number, [0]), source.read(every[first.key(number)], [0]))
+        assert first.info(number).key == first.key(number)
+
+
+def test_a_subset_of_an_unknown_label_is_refused(tmp_path: Path) -> None:
+    recipe = Path("runs/vit/recipe.yaml").read_text()
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        recipe.replace("    batch_size:", "    subset: {label: colour, share: 0.5}\n    batch_size:", 1)
+    )
+    with pytest.raises(UsageError, match="no label 'colour', but"):
+        build.streams(load_recipe(str(path)))

@@ -34,6 +34,7 @@ from vidssl.components import (
     Kind,
     constructor_of,
 )
+from vidssl.data.labelled_subset import LabelledSubset
 from vidssl.data.loader import Stream
 from vidssl.engine.optim import Optim
 from vidssl.engine.schedules import Schedule
@@ -171,6 +172,8 @@ def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
     spec = recipe.data.streams[name]
     opened, sampler = source(part), views(spec.views)
     check_stored(recipe.tokenizer, part, spec.views, opened, sampler)
+    if spec.subset is not None and part is spec.source:
+        opened = LabelledSubset(opened, spec.subset)
     return Stream(
         source=opened,
         views=sampler,

@@ -92,6 +92,7 @@ def score_subject(
     """Score a network under protocols that were checked; exit code and errors as ``evaluate_run``."""
     store = FeatureStore(subject.spec, subject.networks, folder=subject.folder / "features", console=console)
     make_folder(subject.scores)
+    store.encode_patches(each for each in protocols if isinstance(each, Protocol))
     for protocol in protocols:
         if isinstance(protocol, FinetuneProtocol):
             if not finetune_run(subject, protocol, console):
@@ -100,7 +101,13 @@ def score_subject(
         features = store.tables(protocol)
         evaluator = build.evaluator(protocol.evaluator)
         scores = {
-            name: probe(evaluator, *tables, average=protocol.average, seed=subject.spec.seed)
+            name: probe(
+                evaluator,
+                *tables,
+                average=protocol.average,
+                seed=subject.spec.seed,
+                few_labels=protocol.few_labels,
+            )
             for name, tables in features.items()
         }
         videos = dict(zip(("train", "test"), next(iter(features.values())), strict=True))

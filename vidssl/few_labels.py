@@ -69,7 +69,7 @@ class FewLabels:
             raise ValueError(f"must name one or more amounts, none of them twice, got {given}")
         if self.draws < 1 or self.seed < 0:
             raise ValueError(f"draws must be at least 1 and seed at least 0, got {self.draws}, {self.seed}")
-        assert self.amounts, "each was checked"
+        assert self.amounts, "each is checked in being made"
 
     @property
     def amounts(self) -> tuple[Amount, ...]:
@@ -81,6 +81,33 @@ class FewLabels:
     def draws_of(self, amount: Amount) -> range:
         """Numbers of the draws: a single one where there is nothing to draw."""
         return range(1 if amount.whole else self.draws)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subset:
+    """One draw of the labelled videos of a training stream.
+
+    Attributes:
+        label: whose classes are drawn from.
+        share: of the videos of each class.
+        per_class: videos of each class; ``share`` or this.
+        draw: number of the draw.
+        seed: of the draws; that of the run plays no part.
+    """
+
+    label: str
+    share: float | None = None
+    per_class: int | None = None
+    draw: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.amount, "it is checked in being made"
+
+    @property
+    def amount(self) -> Amount:
+        """How many of each class."""
+        return Amount(share=self.share, per_class=self.per_class)
 
 
 def drawn(

@@ -13,6 +13,7 @@ from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import average_views
+from vidssl.few_labels import Amount, Subset, drawn
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.interfaces import DataSource
 from vidssl.objectives.classification import Classification
@@ -20,7 +21,7 @@ from vidssl.recipe import Recipe, read_recipe
 from vidssl.runs import train_recipe
 from vidssl.scoring.extraction import extract
 from vidssl.scoring.report import report
-from vidssl.scoring.scores import Score, score, shared_labels
+from vidssl.scoring.scores import Score, mean_over_draws, score, shared_labels
 from vidssl.scoring.subject import NetworkSpec, Subject
 from vidssl.sections import PartSpec
 from vidssl.spec import Node
@@ -85,32 +86,81 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
     views = protocol.data.views
     check_stored(subject.spec.tokenizer, protocol.data.test, views, test, build.views(views))
     labels = _labels(protocol, shared_labels(train.label_classes, test.label_classes))
-    starts = _starts(subject, protocol)
-    recipes = {
-        (name, label): finetuning_recipe(
-            subject.spec,
-            protocol,
-            init=init,
-            label=label,
-            num_classes=len(train.label_classes[label]),
-            out=out,
-        )
+    starts, listed = _starts(subject, protocol), _listed(train)
+    rows = [
+        _row(subject.spec, protocol, name=name, init=init, label=label, amount=amount, listed=listed, out=out)
         for label in labels
+        for amount in (protocol.few_labels.amounts if protocol.few_labels else (None,))
         for name, init in starts.items()
-    }
-    for each in recipes.values():
-        build.check(each)
+    ]
     scores: dict[str, list[Score]] = {name: [] for name in starts}
-    listed = _listed(train)
     found: FeatureTable | None = None
-    for (name, label), each in recipes.items():
-        objective, result = train_recipe(each, console)
-        assert isinstance(objective, Classification), "finetuning_recipe asks for nothing else"
-        _check_whole(result)
-        found = _measured(objective, each, protocol, test, console, f"{name} network, test videos")
-        scores[name] += _scores(objective, found, listed.labels[label], label)
+    for row in rows:
+        draws = []
+        for each, learned in row.runs:
+            objective, result = train_recipe(each, console)
+            assert isinstance(objective, Classification), "finetuning_recipe asks for nothing else"
+            _check_whole(result)
+            found = _measured(objective, each, protocol, test, console, f"{row.name} network, test videos")
+            draws.append(_scores(objective, found, learned, row.label))
+        scores[row.name] += draws[0] if row.amount is None else mean_over_draws(draws, row.amount)
     assert found is not None, "there is a label"
     return Finetuned(scores, listed, found)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A network, a label and an amount of labelled videos, with all that is trained for it.
+
+    Attributes:
+        name: of the network's column.
+        runs: for each draw of videos its recipe, and the classes int64 [N] of those that are learned from.
+    """
+
+    name: str
+    label: str
+    amount: Amount | None
+    runs: tuple[tuple[Recipe, Tensor], ...]
+
+
+def _row(
+    spec: NetworkSpec,
+    protocol: FinetuneProtocol,
+    *,
+    name: str,
+    init: str | None,
+    label: str,
+    amount: Amount | None,
+    listed: FeatureTable,
+    out: Path,
+) -> _Row:
+    """Checked recipes of a row; errors as ``finetune``."""
+    few, classes = protocol.few_labels, listed.classes[label]
+    subsets: list[Subset | None] = [None]
+    if few is not None and amount is not None:
+        subsets = [
+            Subset(label=label, share=amount.share, per_class=amount.per_class, draw=draw, seed=few.seed)
+            for draw in few.draws_of(amount)
+        ]
+    runs = []
+    for subset in subsets:
+        recipe = finetuning_recipe(
+            spec, protocol, init=init, label=label, num_classes=len(classes), out=out, subset=subset
+        )
+        build.check(recipe)
+        numbers = listed.labels[label]
+        if subset is not None:
+            places = drawn(
+                listed.keys,
+                numbers.tolist(),
+                subset.amount,
+                draw=subset.draw,
+                seed=subset.seed,
+                classes=classes,
+            )
+            numbers = numbers[torch.tensor(places)]
+        runs.append((recipe, numbers))
+    return _Row(name, label, amount, tuple(runs))
 
 
 def _starts(subject: Subject, protocol: FinetuneProtocol) -> dict[str, str | None]:
@@ -127,11 +177,13 @@ def finetuning_recipe(
     label: str,
     num_classes: int,
     out: Path,
+    subset: Subset | None = None,
 ) -> Recipe:
     """The recipe of a finetuning run: the backbone as it is, and all else the protocol's.
 
     Args:
         init: what the backbone starts from; None for random weights.
+        subset: the draw of labelled videos that is learned from; None for all.
 
     Raises:
         UsageError: for anything that shows without knowing the components.
@@ -157,6 +209,15 @@ def finetuning_recipe(
         "views": protocol.train_views.node,
         "batch_size": protocol.batch_size,
     }
+    if subset is not None:
+        video["subset"] = section(
+            {
+                key: leaf(value, f"data.video.subset.{key}")
+                for key, value in vars(subset).items()
+                if value is not None
+            },
+            "data.video.subset",
+        )
     data = {
         "video": section(video, "data.video"),
         "max_unreadable_share": leaf(spec.max_unreadable_share, "data.max_unreadable_share"),
@@ -165,7 +226,7 @@ def finetuning_recipe(
     seed = spec.seed if protocol.seed is None else protocol.seed
     start = "" if init else "-scratch"
     sections = {
-        "name": leaf(f"{protocol.name}-{label}{start}", "name"),
+        "name": leaf(f"{protocol.name}-{label}{start}{_draw_name(subset)}", "name"),
         "seed": leaf(seed, "seed"),
         "objective": section(objective, "objective"),
         "backbone": section(backbone, "backbone"),
@@ -179,6 +240,14 @@ def finetuning_recipe(
     if spec.tokenizer is not None and _reads_ids(spec.backbone):
         sections["tokenizer"] = spec.tokenizer.node
     return read_recipe(section(sections, ""), Path.cwd())
+
+
+def _draw_name(subset: Subset | None) -> str:
+    """What tells a draw's run from others: ``-10pct-draw0``, ``-5each-draw2``."""
+    if subset is None:
+        return ""
+    few = f"{subset.per_class}each" if subset.share is None else f"{100 * subset.share:g}pct"
+    return f"-{few}-draw{subset.draw}"
 
 
 def _reads_ids(part: PartSpec) -> bool:

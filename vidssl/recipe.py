@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vidssl.errors import UsageError
+from vidssl.few_labels import Subset
 from vidssl.run_spec import RunSpec
 from vidssl.schema import construct, convert
 from vidssl.sections import (
@@ -67,12 +68,14 @@ class StreamSpec:
 
     Attributes:
         test_source: held-out samples that the objective's metrics are measured on, through the same views.
+        subset: the draw of labelled samples of ``source`` that is trained on; None for all.
     """
 
     source: PartSpec
     test_source: PartSpec | None
     views: PartSpec
     batch_size: int
+    subset: Subset | None
     node: Node
 
 
@@ -251,11 +254,12 @@ def _data(node: Node) -> DataSpec:
 
 
 def _stream(node: Node) -> StreamSpec:
-    entries = node.entries(("source", "views", "batch_size"), ("test_source",))
+    entries = node.entries(("source", "views", "batch_size"), ("test_source", "subset"))
     return StreamSpec(
         source=read_part(entries["source"]),
         test_source=read_optional_part(entries, "test_source"),
         views=read_part(entries["views"]),
         batch_size=read_count(entries, "batch_size", default=1, lowest=1),
+        subset=construct(entries["subset"], Subset) if "subset" in entries else None,
         node=node,
     )

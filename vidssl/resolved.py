@@ -17,7 +17,7 @@ from vidssl.components import (
     Kind,
     constructor_of,
 )
-from vidssl.few_labels import FewLabels
+from vidssl.few_labels import FewLabels, Subset
 from vidssl.finetune_checks import objective_keys
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.interfaces import PatchEvaluator
@@ -69,7 +69,7 @@ def protocol_text(protocol: Protocol | FinetuneProtocol) -> str:
     if patches is not None:
         tree["patches"] = patches
     if protocol.few_labels is not None:
-        tree["few_labels"] = _resolved_few_labels(protocol.few_labels)
+        tree["few_labels"] = given_keys(protocol.few_labels)
     if protocol.views is not None and protocol.data is None:
         tree["views"] = resolved_part(protocol.views, VIEW_SAMPLER)
     if protocol.train_views is not None:
@@ -86,8 +86,9 @@ def patch_type(protocol: Protocol) -> PatchType | None:
     return (protocol.patches or "float16") if reads else None
 
 
-def _resolved_few_labels(few_labels: FewLabels) -> dict[str, object]:
-    return {key: value for key, value in asdict(few_labels).items() if value is not None}
+def given_keys(section: FewLabels | Subset) -> dict[str, object]:
+    """Its keys, but for the one of two that was not given."""
+    return {key: value for key, value in asdict(section).items() if value is not None}
 
 
 def _resolved_finetune(protocol: FinetuneProtocol) -> dict[str, object]:
@@ -106,6 +107,8 @@ def _resolved_finetune(protocol: FinetuneProtocol) -> dict[str, object]:
         tree[key] = {name: plain(entry) for name, entry in section.items()}
     tree |= {"seed": protocol.seed, "labels": protocol.labels, "frames": protocol.frames}
     tree |= {"test_batch_size": protocol.test_batch_size, "compare_untrained": protocol.compare_untrained}
+    if protocol.few_labels is not None:
+        tree["few_labels"] = given_keys(protocol.few_labels)
     if protocol.data is not None:
         tree["data"] = _resolved_probe(protocol.data)
     return tree
@@ -133,9 +136,11 @@ def _resolved_data(recipe: Recipe) -> dict[str, object]:
         test = (
             {} if stream.test_source is None else {"test_source": resolved_part(stream.test_source, SOURCE)}
         )
+        subset = {} if stream.subset is None else {"subset": given_keys(stream.subset)}
         tree[name] = {
             "source": resolved_part(stream.source, SOURCE),
             **test,
+            **subset,
             "views": resolved_part(stream.views, VIEW_SAMPLER),
             "batch_size": stream.batch_size,
         }
