@@ -370,8 +370,9 @@ def check_file(kind: SpecKind, path: Path) -> None:
 
 def _check_probe(probe: ProbeSpec, train_views: PartSpec | None = None) -> None:
     """``train_views``: of the videos to learn from, where those are not seen as the test videos are."""
+    _check_keys(probe.train, SOURCE)
+    _check_keys(probe.test, SOURCE)
     for source, part in ((probe.train, train_views or probe.views), (probe.test, probe.views)):
-        _check_keys(source, SOURCE)
         _check_test_views(part)
         check_go_together(source, part, views(part))
 

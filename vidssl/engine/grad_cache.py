@@ -26,8 +26,9 @@ class PartOutput:
     Attributes:
         vectors: [b, ...], of each sample, what is compared with those of all others.
         weight: scalar, how many items of this process ``own`` is a mean over; 0 without one.
-        own: computes the loss that the part has without the others, and its metrics, all of them means over
-            the items of all processes; None where there is no such loss.
+        own: computes the loss that the part has without the others, a mean over the items of all processes,
+            and its metrics; None where there is no such loss. Metrics that are such means are the whole
+            batch's in the end, others (perplexities) the mean over the parts.
     """
 
     vectors: Tensor
