@@ -19,7 +19,7 @@ from vidssl.pictures.clips import PictureRequest, clips_to_show
 from vidssl.pictures.drawings import Drawing, attention_drawing, prediction_drawing, tokenizer_drawing
 from vidssl.pictures.pages import animation, save_gif, save_png, sheet
 from vidssl.recipe import Recipe
-from vidssl.scoring.report import home
+from vidssl.scoring.subject import home
 from vidssl.scoring.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
 from vidssl.sections import PartSpec
 from vidssl.spec_files import find, spec_files

@@ -83,10 +83,15 @@ def spec_of(recipe: Recipe) -> NetworkSpec:
     )
 
 
+def home(checkpoint: Checkpoint) -> Path:
+    """The run's folder, or for a checkpoint that lies elsewhere its own."""
+    run = RunFolder(checkpoint.path.parent.parent)
+    return run.path if run.scores.is_dir() else checkpoint.path.parent
+
+
 def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str, Backbone]) -> Subject:
     """A checkpoint's encoder; scores go into its run's folder, or beside a checkpoint that lies elsewhere."""
     run = RunFolder(checkpoint.path.parent.parent)
-    of_run = run.scores.is_dir()
     return Subject(
         title=f"{checkpoint.path}, step {checkpoint.step}",
         source=str(checkpoint.path),
@@ -96,8 +101,8 @@ def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str,
         spec=spec,
         networks=networks,
         starts={"finetuned": str(checkpoint.path), "from scratch": None},
-        folder=run.path if of_run else checkpoint.path.parent,
-        scores=run.scores if of_run else checkpoint.path.parent,
+        folder=home(checkpoint),
+        scores=run.scores if run.scores.is_dir() else checkpoint.path.parent,
         stem=checkpoint.path.stem,
     )
 

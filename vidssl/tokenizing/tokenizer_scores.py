@@ -27,7 +27,7 @@ from vidssl.pictures.drawings import strips_of
 from vidssl.pictures.pages import as_frames, evenly_spaced, save_png, sheet
 from vidssl.recipe import load_tokenizer_spec
 from vidssl.resolved import resolved_part
-from vidssl.scoring.report import home
+from vidssl.scoring.subject import home
 from vidssl.scoring.trained import recipe_of, trained_tokenizer
 from vidssl.spec import dump
 from vidssl.spec_files import find, spec_files
