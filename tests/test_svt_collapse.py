@@ -1,26 +1,25 @@
-"""Measures of collapse, and when SVT speaks of it."""
+"""Measures of collapse, and when a run of SVT speaks of it."""
 
-import logging
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from vidssl.engine.collapse import RECENT_CLIPS, CollapseWatch, entropy, feature_std, rank_me
 from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Batch, Features, Progress
 from vidssl.objectives import SVT
-from vidssl.objectives.collapse import (
-    LOOK_EVERY_STEPS,
-    RECENT_CLIPS,
-    CollapseMonitor,
-    CollapseWatch,
-    entropy,
-    feature_std,
-    rank_me,
-)
+from vidssl.objectives.collapse import LOOK_EVERY_STEPS, CollapseMonitor, distillation_bands
+from vidssl.objectives.distillation import TeacherTemp
 
-HEALTHY = {"loss": 2.0, "targets": 0.9, "rank": 20.0, "spread": 0.8}
+HEALTHY = {
+    "loss": 2.0,
+    "batch_entropy": 2.5,
+    "teacher_student_kl": 1.0,
+    "rankme": 21.0,
+    "feature_std": 0.8,
+}
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -77,6 +76,7 @@ def test_entropies_tell_sure_targets_from_equal_ones() -> None:
     assert metrics["teacher_entropy"] == 0
     assert metrics["batch_entropy"] == pytest.approx(math.log(4))
     assert metrics["batch_entropy_share"] == pytest.approx(0.5)
+    assert metrics["teacher_student_kl"] == 2  # the loss that is given
 
 
 def test_rank_is_taken_of_the_last_clips_first_views_now_and_then() -> None:
@@ -108,52 +108,38 @@ def test_evaluation_measures_the_batch_and_keeps_nothing() -> None:
     assert all(torch.equal(value, before[key]) for key, value in monitor.state_dict().items())
 
 
-# rules
+# rules; those of every band are in test_collapse_watch.py
 
 
-def looked(total_steps: int, *stretches: tuple[int, dict[str, float]]) -> list[str]:
-    """What is said when each stretch of looks has the measures given, the others being healthy."""
-    watch, said, step = CollapseWatch(64), [], 0
-    for looks, measures in stretches:
-        for _ in range(looks):
-            said += watch.look(step, total_steps, {**HEALTHY, **measures})
-            step += LOOK_EVERY_STEPS
+def looked(measures: dict[str, float]) -> list[str]:
+    """What is said of a run of 1000 steps that is healthy for 200 and then has the measures given."""
+    watch, said = CollapseWatch(distillation_bands(64)), []
+    for step in range(0, 1000, LOOK_EVERY_STEPS):
+        said += watch.look(step, 1000, HEALTHY if step < 200 else {**HEALTHY, **measures})
     return said
 
 
 @pytest.mark.parametrize(
     ("measures", "words"),
     [
-        ({"loss": math.log(64) * 1.005}, "within 1 % of ln(64) = 4.159"),
-        ({"targets": 0.01}, "the same prototype"),
-        ({"rank": 3.0}, "RankMe of the features has been far below the highest of this run (4, it was 21)"),
-        ({"spread": 0.1}, "the deviation of the features over clips has been far below"),
+        ({"loss": math.log(64) * 1.005}, "the loss has stayed at ln(64)"),
+        ({"batch_entropy": 0.1}, "the same prototype"),
+        ({"teacher_student_kl": 1e-4}, "the student has said the same as the teacher"),
+        ({"rankme": 4.0}, "ever fewer dimensions"),
+        ({"feature_std": 0.1}, "ever closer together"),
     ],
 )
 def test_a_sign_is_spoken_of_once_when_it_has_lasted(measures: dict[str, float], words: str) -> None:
-    said = looked(1000, (10, {}), (5, measures))
-    assert said == []
-    said = looked(1000, (10, {}), (40, measures))
+    said = looked(measures)
     assert len(said) == 1
+    assert said[0].startswith("step 300: for 100 steps ")
     assert words in said[0]
-    assert said[0].startswith("step 300: ")
-    assert "100 steps" in said[0]
-
-
-def test_long_runs_are_given_a_twentieth_of_themselves() -> None:
-    stuck = {"loss": math.log(64)}
-    assert looked(40_000, (100, stuck)) == []
-    assert len(looked(40_000, (101, stuck))) == 1
-
-
-def test_a_sign_that_goes_begins_anew() -> None:
-    low = {"rank": 1.0}
-    assert looked(1000, (5, {}), (5, low), (1, {}), (5, low)) == []
+    assert "What has helped: Sinkhorn targets" in said[0]
 
 
 def test_a_healthy_run_is_left_alone() -> None:
-    falling = [(1, {"loss": 4.0 - 0.05 * look, "rank": 20 - 0.2 * look}) for look in range(50)]
-    assert looked(1000, *falling) == []
+    assert looked({}) == []
+    assert looked({"loss": 3.0, "rankme": 7.0, "feature_std": 0.3, "batch_entropy": 0.3}) == []
 
 
 # in training
@@ -177,16 +163,16 @@ class Brightness(Backbone):
         return Features(self.layer(means)[:, None, None, None])
 
 
-def warnings_of(
-    objective: SVT, caplog: pytest.LogCaptureFixture, steps: range, loud: bool = True
-) -> list[str]:
+def said_of(objective: SVT, watch: CollapseWatch, steps: range) -> list[str]:
     """What is said in these steps of 400, none of which changes a weight."""
-    caplog.clear()
+    said = []
     for step in steps:
         colours = noise(16, 3, 1, 1, 1, seed=step) * 0.3 + 0.5
         views = Batch({"global": (colours, colours + 0.01), "local": (colours,)})
-        objective(views, Progress(step, 400), torch.Generator())
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        metrics = objective(views, Progress(step, 400), torch.Generator()).metrics
+        if step % LOOK_EVERY_STEPS == 0:
+            said += watch.look(step, 400, {name: float(value) for name, value in metrics.items()})
+    return said
 
 
 def sharp(backbone: Brightness) -> SVT:
@@ -199,32 +185,29 @@ def sharp(backbone: Brightness) -> SVT:
     return objective
 
 
-def test_a_network_that_says_nothing_of_clips_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_network_that_says_nothing_of_clips_is_reported_once() -> None:
     torch.manual_seed(0)
     objective = SVT(Brightness(), out_dim=8, head_hidden=8, bottleneck=4)
-    objective.student_temp = 100.0  # all prototypes alike
-    said = warnings_of(objective, caplog, range(200))
-    assert len(said) == 1
-    assert "within 1 % of ln(8) = 2.079" in said[0]
+    objective.student_temp, objective.teacher_temp = 100.0, TeacherTemp(100.0)  # all prototypes alike
+    said = said_of(objective, CollapseWatch(objective.bands()), range(0, 200, 4))
+    assert [line.partition(" (")[0].partition("steps ")[2] for line in said] == [
+        "the loss has stayed at ln(8), as if the student gave all prototypes the same share for every clip: "
+        "nothing has been learned",
+        "the student has said the same as the teacher of every view, whatever it sees",
+    ]
+    assert "(loss is 2.08, within 1% of 2.079)" in said[0]
 
 
-def test_features_that_come_together_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+def test_features_that_come_together_are_reported() -> None:
     torch.manual_seed(0)
     backbone = Brightness()
     objective = sharp(backbone)
-    assert warnings_of(objective, caplog, range(60)) == []
+    watch = CollapseWatch(objective.bands())
+    assert said_of(objective, watch, range(0, 60, 2)) == []
     backbone.shrink = 1e-3
     objective.teacher.backbone.shrink = 1e-3
     backbone.layer.bias.data.fill_(1.0)
-    said = warnings_of(objective, caplog, range(60, 240))
-    assert sorted(line.partition("steps ")[2].partition(" has")[0] for line in said) == [
-        "RankMe of the features",
-        "the deviation of the features over clips",
-    ]
-    assert warnings_of(objective, caplog, range(240, 400)) == []
-
-
-def test_nothing_is_said_in_evaluation(caplog: pytest.LogCaptureFixture) -> None:
-    objective = SVT(Brightness(), out_dim=8, head_hidden=8, bottleneck=4)
-    objective.student_temp = 100.0
-    assert warnings_of(objective.eval(), caplog, range(0, 200, LOOK_EVERY_STEPS)) == []
+    said = " ".join(said_of(objective, watch, range(60, 240, 2)))
+    assert "ever fewer dimensions" in said
+    assert "ever closer together" in said
+    assert said_of(objective, watch, range(240, 400, 4)) == []

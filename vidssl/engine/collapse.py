@@ -139,7 +139,7 @@ class CollapseWatch:
         due = []
         for band, memory in zip(self._bands, self._memory, strict=True):
             value = metrics.get(band.metric, math.nan)
-            if math.isnan(value) or step <= band.after * total_steps:
+            if math.isnan(value) or step < band.after * total_steps:
                 continue
             outside = band.left(value, memory.best)
             memory.best = max(memory.best, value)
