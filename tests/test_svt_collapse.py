@@ -207,7 +207,7 @@ def test_features_that_come_together_are_reported() -> None:
     backbone.shrink = 1e-3
     objective.teacher.backbone.shrink = 1e-3
     backbone.layer.bias.data.fill_(1.0)
-    said = " ".join(said_of(objective, watch, range(60, 240, 2)))
+    said = " ".join(said_of(objective, watch, range(60, 300, 2)))
     assert "ever fewer dimensions" in said
     assert "ever closer together" in said
-    assert said_of(objective, watch, range(240, 400, 4)) == []
+    assert said_of(objective, watch, range(300, 400, 4)) == []
