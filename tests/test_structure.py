@@ -45,7 +45,7 @@ FLOORS = (
         "compatibility_page",
     },
     {"scoring", "compatibility"},
-    {"knn_monitor", "train", "runs", "finetune", "evaluate"},
+    {"knn_monitor", "measuring", "train", "runs", "finetune", "evaluate"},
     {"tokenizing", "pictures", "data_check"},
     {"compare", "replay", "selftest"},
     {"api", "commands", "cli", "__main__"},

@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
         return int(arguments.command(arguments))
     except UsageError as error:
-        print(f"vidssl: {error}", file=sys.stderr)
+        if str(error):  # one of several processes tells it
+            print(f"vidssl: {error}", file=sys.stderr)
         return commands.BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -41,9 +41,11 @@ def train(arguments: argparse.Namespace) -> int:
         given = f"got {' '.join(names)}" if names else "got none"
         hint = "put overrides that hold spaces in quotes" if overrides else "vidssl train recipes/bevt.yaml"
         raise UsageError(f"train takes one recipe, {given} ({hint})")
+    from vidssl.engine.distributed import told_once_a_machine
     from vidssl.recipe import load_recipe
 
-    recipe = load_recipe(names[0], overrides)
+    with told_once_a_machine():
+        recipe = load_recipe(names[0], overrides)
     from vidssl.runs import run_recipe
 
     return run_recipe(recipe)

@@ -12,7 +12,7 @@ class RunSpec:
         out: folder that the run's own folder is made in.
         device: "auto" is the GPU where there is one.
         precision: of the forward pass; "auto" is bf16 on a GPU and fp32 on a CPU.
-        workers: processes that decode, for each stream; 0 decodes in the training process.
+        workers: processes that decode, for each stream of each training process; 0 decodes in that itself.
         checkpoint_every_steps: how often to save, and to measure on held-out streams.
         test_batches: of the held-out streams, a measurement.
         knn_every_steps: how often to classify the test videos of ``data.probe`` by their nearest neighbours
@@ -20,6 +20,9 @@ class RunSpec:
         accumulate: parts that each step's batch goes through the network in, one after another, to save
             memory; their gradients are averaged. Where an objective compares all samples of a batch (VIMPAC's
             ``negatives_from``), features are cached and the gradients are those of the whole batch.
+        parallel: how several processes (``torchrun``) train together. "ddp" keeps the whole network in each,
+            "fsdp" a shard of it, for networks that are too large for that. Means nothing to one process.
+        timeout_minutes: how long processes wait for each other before one is taken for lost.
         keep_checkpoints: how many checkpoints one can go on from; older ones keep their weights alone.
         keep_every_steps: of the older ones the weights of multiples of this are kept; null keeps them all.
         max_skipped_steps: of steps in a row whose loss or gradient is no number; none of them is taken, and
@@ -38,6 +41,8 @@ class RunSpec:
     test_batches: int = 8
     knn_every_steps: int | None = None
     accumulate: int = 1
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    timeout_minutes: float = 30.0
     keep_checkpoints: int = 2
     keep_every_steps: int | None = None
     max_skipped_steps: int = 10
@@ -47,6 +52,8 @@ class RunSpec:
     def __post_init__(self) -> None:
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
+        if self.timeout_minutes <= 0:
+            raise ValueError(f"timeout_minutes must be above 0, got {self.timeout_minutes}")
         counts = {
             "log_every_steps": self.log_every_steps,
             "checkpoint_every_steps": self.checkpoint_every_steps,

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vidssl import build
 from vidssl.engine.display import format_duration, shown_messages
+from vidssl.engine.distributed import here, processes, told_once_a_machine
 from vidssl.engine.resume import find_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Objective
@@ -25,17 +26,20 @@ STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: 
 def run_recipe(recipe: Recipe, console: Console | None = None, resume: Path | None = None) -> int:
     """Train what a recipe describes, say what came of it and what to do next.
 
+    Where a launcher has started several processes, they train together and the first one speaks.
+
     Args:
         resume: as for ``train_recipe``.
 
     Returns:
         Exit code: 0, or 130 if the run was asked to stop before its last step.
     """
-    console = console or Console()
     started = time.monotonic()
-    with shown_messages(console):
-        objective, result = train_recipe(recipe, console, resume)
-    _conclude(result, objective, time.monotonic() - started, console)
+    with processes(recipe.run.device, timeout_minutes=recipe.run.timeout_minutes) as world:
+        console = (console or Console()) if world.first else Console(quiet=True)
+        with shown_messages(console):
+            objective, result = train_recipe(recipe, console, resume)
+        _conclude(result, objective, time.monotonic() - started, console)
     return 0 if result.steps == result.total_steps else STOPPED
 
 
@@ -49,11 +53,13 @@ def train_recipe(
         stop_after: steps of the run after which to stop.
     """
     build.check(recipe)
+    world = here()
     say, text = logging.getLogger(__name__).info, resolved_text(recipe)
     if resume is None and recipe.run.resume == "auto":
-        found = find_run(Path(recipe.run.out), recipe.name, text, say)
-        resume = None if found is None else found.path
-    streams, test_streams = build.streams(recipe), build.test_streams(recipe)  # first: a missing file ends it
+        found = world.from_first(lambda: _found(recipe, text, say))
+        resume = Path(found) if found else None
+    # before the weights: a missing file ends it
+    streams, test_streams = world.one_first(lambda: (build.streams(recipe), build.test_streams(recipe)))
     torch.manual_seed(recipe.seed)
     objective = build.objective(recipe, say=say, with_init=resume is None)
     result = train(
@@ -71,8 +77,15 @@ def train_recipe(
         stop_after=stop_after,
         monitor=_monitor(recipe, objective),
         console=console,
+        world=world,
     )
     return objective, result
+
+
+def _found(recipe: Recipe, text: str, say: Callable[[str], None]) -> str:
+    """The run that ``run.resume`` goes on with; nothing if there is none."""
+    found = find_run(Path(recipe.run.out), recipe.name, text, say)
+    return "" if found is None else str(found.path)
 
 
 def _monitor(recipe: Recipe, objective: Objective) -> Monitor | None:
@@ -95,13 +108,14 @@ def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None 
         UsageError: if it is no run's folder, or the recipe is changed.
     """
     path = Path(run) / "recipe.yaml"
-    if not path.is_file():
-        raise UsageError(f"{run}: no run to go on with: there is no {path.name} in it")
-    moved = [word for word in overrides if word.split("=")[0] in ("run.out", "run.resume")]
-    if moved:
-        raise UsageError(f"{moved[0]}: a run that goes on stays in its folder, {run}")
-    node = overridden(load(path), overrides)
-    return run_recipe(read_recipe(node, path.parent), console, resume=Path(run))
+    with told_once_a_machine():
+        if not path.is_file():
+            raise UsageError(f"{run}: no run to go on with: there is no {path.name} in it")
+        moved = [word for word in overrides if word.split("=")[0] in ("run.out", "run.resume")]
+        if moved:
+            raise UsageError(f"{moved[0]}: a run that goes on stays in its folder, {run}")
+        recipe = read_recipe(overridden(load(path), overrides), path.parent)
+    return run_recipe(recipe, console, resume=Path(run))
 
 
 def _conclude(result: TrainResult, objective: Objective, seconds: float, console: Console) -> None:

@@ -1,7 +1,9 @@
 """The training loop, and what happens around it."""
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,25 +13,29 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl.abilities import Watched
-from vidssl.data.loader import Loader, Stream
+from vidssl.data.loader import Loader, Stream, slices
 from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.collapse import CollapseWatch
-from vidssl.engine.devices import pick_device, use_bfloat16
+from vidssl.engine.devices import use_bfloat16
 from vidssl.engine.display import TrainDisplay
-from vidssl.engine.gather import num_processes, rank
+from vidssl.engine.distributed import World, here, take_device
+from vidssl.engine.gather import in_parts
 from vidssl.engine.grad_cache import JointLoss, backward_in_parts
 from vidssl.engine.guard import Guard
 from vidssl.engine.lock import sole_process
 from vidssl.engine.optim import Optim, Update
+from vidssl.engine.parallel import Parallel
 from vidssl.engine.parts import mean_output, split_batch
 from vidssl.engine.resume import Moving, Restored, restore, save_state
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.engine.schedules import Schedule, StepPlan
+from vidssl.engine.sharded import whole
 from vidssl.engine.signals import StopRequest, stop_requests
-from vidssl.engine.window import Window
+from vidssl.engine.window import Window, over_processes
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
+from vidssl.measuring import measure
 from vidssl.recipe import RunSpec
 
 Augment = Callable[[Batch, torch.Generator], Batch]
@@ -61,6 +67,8 @@ class _Fixed:
     """What stays the same from the first step of a run to the last."""
 
     run: RunSpec
+    world: World
+    parallel: Parallel
     streams: Mapping[str, Stream]
     plan: StepPlan
     update: Update
@@ -90,6 +98,7 @@ def train(
     stop_after: int | None = None,
     monitor: Monitor | None = None,
     console: Console | None = None,
+    world: World | None = None,
 ) -> TrainResult:
     """Minimise an objective over streams of views; log, test and save on the way.
 
@@ -104,54 +113,76 @@ def train(
         resume: folder of a run to go on with, at the very step of its newest checkpoint: all further steps
             are those that the run would have taken. No folder is made then, ``name`` is not used.
         stop_after: steps of the run after which to stop as Ctrl-C would.
-        monitor: called every ``run.knn_every_steps`` steps; what it measures is logged.
+        monitor: called every ``run.knn_every_steps`` steps, by the first process; what it measures is logged.
+        world: the processes that train together, each calling this; by default those of torch's process
+            group. Of streams they take slices, and the first of them writes and speaks.
 
     Raises:
         UsageError: if the loss is no number for too many steps, the network collapses and the run is to stop
             then, another process trains in the folder, the disk is full, too many videos cannot be read, or
             the run cannot go on. Checkpoints written before stay.
     """
-    run, console = run or RunSpec(), console or Console()
-    device = pick_device(run.device)
+    run, world = run or RunSpec(), world or here()
+    console = (console or Console()) if world.first else Console(quiet=True)
+    device = take_device(run.device, world.local_rank)
     objective.to(device).train()
-    _check_parts(objective, streams, run.accumulate)
+    _check_whole(objective, run, world)
+    streams = slices(streams, world.rank, world.size, run.accumulate)
+    test_streams = slices(test_streams or {}, world.rank, world.size)
+    parallel = Parallel(objective, world, run.parallel, device)
     watch = CollapseWatch(objective.bands() if isinstance(objective, Watched) else ())
     generator = torch.Generator(device).manual_seed(seed)
     moving = Moving(objective, optim.build(objective), generator, Window(), watch)
+    if not world.first:
+        torch.manual_seed(seed + world.rank)  # of dropout and drop path; all else is drawn by ``generator``
     plan = _plan(schedule, streams)
-    folder = create_run(Path(run.out), name, recipe_text) if resume is None else RunFolder(resume)
+    folder = RunFolder(Path(world.from_first(lambda: _folder(run, name, recipe_text, resume))))
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     say(f"Run folder: {folder.path}")
     fixed = _Fixed(
-        run, streams, plan, optim.update, folder, device, use_bfloat16(run.precision, device), augment,
-        test_streams or {}, recipe_text, stop_after, monitor,
+        run, world, parallel, streams, plan, optim.update, folder, device,
+        use_bfloat16(run.precision, device), augment, test_streams, recipe_text, stop_after, monitor,
     )  # fmt: skip
-    with sole_process(folder.path, say):
+    with sole_process(folder.path, say) if world.first else nullcontext():
         start = Restored(0, 0.0)
         if resume is not None:
-            start = restore(folder, moving, recipe=recipe_text, say=say)
-            folder.note_resume(start.step)
+            start = restore(folder, moving, recipe=recipe_text, say=say, world=world)
             say(f"Goes on after step {start.step} of {plan.total_steps}.")
+        if resume is not None and world.first:
+            folder.note_resume(start.step)
         with (
             stop_requests() as stop,
             TrainDisplay(plan.total_steps, console, start.step) as display,
-            Loader(streams, start_step=start.step, say=display.say) as loader,
+            Loader(streams, start_step=start.step, say=world.speaker(display.say)) as loader,
         ):
             return _descend(moving, fixed, start, loader, display, stop)
 
 
-def _check_parts(objective: Objective, streams: Mapping[str, Stream], parts: int) -> None:
-    if parts > 1 and not objective.splits_batch and not isinstance(objective, JointLoss):
+def _folder(run: RunSpec, name: str, recipe_text: str, resume: Path | None) -> str:
+    return str(create_run(Path(run.out), name, recipe_text).path if resume is None else resume)
+
+
+def _check_whole(objective: Objective, run: RunSpec, world: World) -> None:
+    """Refuses to take apart what an objective, or a part of the run, needs whole."""
+    joint = isinstance(objective, JointLoss) and not objective.splits_batch
+    if run.accumulate > 1 and not (objective.splits_batch or joint):
         raise UsageError(
-            f"run.accumulate is {parts}, and {type(objective).__name__} looks at each batch as a whole (its "
-            "clips are compared with each other, or statistics taken over all): set run.accumulate=1"
+            f"run.accumulate is {run.accumulate}, and {type(objective).__name__} looks at each batch as a "
+            "whole (its clips are compared with each other, or statistics taken over all): set "
+            "run.accumulate=1"
         )
-    for name, stream in streams.items():
-        if stream.batch_size // stream.world % parts:
-            raise UsageError(
-                f"run.accumulate is {parts}, and {stream.batch_size // stream.world} samples of the stream "
-                f"'{name}' a step and process do not divide into as many parts"
-            )
+    if world.size == 1 or run.parallel == "ddp":
+        return
+    if run.accumulate > 1 and joint:
+        raise UsageError(
+            "run.parallel is fsdp, and the cached features of run.accumulate take networks that are whole in "
+            "each process: set run.parallel=ddp or run.accumulate=1"
+        )
+    if run.knn_every_steps is not None:
+        raise UsageError(
+            "run.parallel is fsdp, and run.knn_every_steps asks the first process for what takes the network "
+            "whole: set run.parallel=ddp or run.knn_every_steps=null, and 'vidssl eval' the checkpoints"
+        )
 
 
 def _plan(schedule: Schedule, streams: Mapping[str, Stream]) -> StepPlan:
@@ -173,7 +204,7 @@ def _descend(
 
     A checkpoint is the last thing that a step does: what is logged up to it is in the log when it is there.
     """
-    run, plan, folder, window = fixed.run, fixed.plan, fixed.folder, moving.window
+    run, plan, folder, window, world = fixed.run, fixed.plan, fixed.folder, moving.window, fixed.world
     guard = _guard(moving, fixed, display)
     done, tested, collapse = start.step, {}, ""
     for step in range(start.step, plan.total_steps):
@@ -184,30 +215,27 @@ def _descend(
 
         done, finished = step + 1, step + 1 == plan.total_steps
         # looked at once: a signal that comes below waits for the next step
-        stopped = bool(stop) or done == fixed.stop_after
+        stopped = world.any(bool(stop) or done == fixed.stop_after)
         seconds = start.seconds + time.monotonic() - display.started
         window.add(metrics, grad_norm, batch, loader.waited_seconds)
         display.step(done)
         if finished or done % run.log_every_steps == 0:
-            means = window.means() | _rates(fixed, step) | moving.watch.measures() | moving.skips.metrics()
-            folder.log({"step": done, "seconds": seconds, **means})
+            means = over_processes(world.gather(window.means() | moving.watch.measures()))
+            means |= _rates(fixed, step) | moving.skips.metrics()
+            _log(fixed, {"step": done, "seconds": seconds, **means})
             display.metrics(done, means)
             collapse = _look(moving, fixed, display, done, means)
             stopped = stopped or bool(collapse)
         due = finished or done % run.checkpoint_every_steps == 0
-        tested = _test(moving.objective, fixed) if due else {}
+        tested = _test(fixed) if due else {}
         if tested:
-            folder.log({"step": done, "seconds": seconds, **{f"test_{key}": v for key, v in tested.items()}})
+            _log(fixed, {"step": done, "seconds": seconds, **{f"test_{key}": v for key, v in tested.items()}})
         if fixed.monitor is not None and run.knn_every_steps and done % run.knn_every_steps == 0:
-            found = fixed.monitor()
-            folder.log({"step": done, "seconds": seconds, **found})
+            found = json.loads(world.from_first(partial(_monitored, fixed.monitor)))
+            _log(fixed, {"step": done, "seconds": seconds, **found})
             display.metrics(done, found)
         if due or stopped:
-            save_checkpoint(
-                folder.checkpoint_path(done), moving.objective, step=done, recipe=fixed.recipe_text
-            )
-            save_state(folder, moving, step=done, seconds=seconds)
-            folder.prune(run.keep_checkpoints, run.keep_every_steps)
+            _save(moving, fixed, done, seconds)
         if collapse:
             raise UsageError(f"{collapse} The run stops, as run.on_collapse says; it is saved as it is")
         if stopped:
@@ -225,7 +253,8 @@ def _step(
     guard.begin(progress, batch)
     batch = batch.to(fixed.device)
     if fixed.augment is not None:
-        batch = fixed.augment(batch, moving.generator)
+        with in_parts(fixed.run.accumulate):
+            batch = fixed.augment(batch, moving.generator)
     moving.optimizer.zero_grad(set_to_none=True)
     output = _backward(moving, fixed, split_batch(batch, fixed.run.accumulate), progress)
     grad_norm = fixed.update.clip_gradients(moving.objective.parameters())
@@ -245,12 +274,15 @@ def _backward(moving: Moving, fixed: _Fixed, parts: Sequence[Batch], progress: P
     objective = moving.objective
     autocast = partial(torch.autocast, fixed.device.type, dtype=torch.bfloat16, enabled=fixed.autocast)
     if len(parts) > 1 and isinstance(objective, JointLoss) and not objective.splits_batch:
-        return backward_in_parts(objective, parts, progress, moving.generator, autocast=autocast)
+        output = backward_in_parts(objective, parts, progress, moving.generator, autocast=autocast)
+        fixed.parallel.average_gradients()
+        return output
     outputs = []
-    for part in parts:
-        with autocast():
-            output = objective(part, progress, moving.generator)
-        (output.loss / len(parts)).backward()
+    for number, part in enumerate(parts, 1):
+        with fixed.parallel.averaging(number == len(parts)):
+            with autocast():
+                output = fixed.parallel(part, progress, moving.generator)
+            (output.loss / len(parts)).backward()
         outputs.append(LossOutput(output.loss.detach(), output.metrics, output.features))
     return mean_output(outputs)
 
@@ -262,12 +294,13 @@ def _guard(moving: Moving, fixed: _Fixed, display: TrainDisplay) -> Guard:
         "bf16" if fixed.autocast else "fp32",
         fixed.device.type,
         parts=fixed.run.accumulate,
-        rank=rank(),
-        world=num_processes(),
+        rank=fixed.world.rank,
+        world=fixed.world.size,
     )
 
     def say(step: int, text: str) -> None:
-        fixed.folder.note(step, "skipped", text)
+        if fixed.world.first:
+            fixed.folder.note(step, "skipped", text)
         display.say(text)
 
     return Guard(
@@ -277,6 +310,8 @@ def _guard(moving: Moving, fixed: _Fixed, display: TrainDisplay) -> Guard:
         most_in_a_row=fixed.run.max_skipped_steps,
         say=say,
         capture=partial(save_capture, fixed.folder, fixed.streams, conditions),
+        agree=fixed.world.any,
+        state=lambda: whole(moving.objective.state_dict()),
     )
 
 
@@ -285,7 +320,7 @@ def _look(
 ) -> str:
     """Says what signs of collapse there are; the first of them if the run is to stop for it, or nothing."""
     signs = moving.watch.look(done, fixed.plan.total_steps, metrics)
-    for sign in signs:
+    for sign in signs if fixed.world.first else ():
         fixed.folder.note(done, "collapse", sign)
         display.say(sign)
     return signs[0] if signs and fixed.run.on_collapse == "stop" else ""
@@ -299,37 +334,36 @@ def _rates(fixed: _Fixed, step: int) -> dict[str, float]:
     return rates
 
 
-def _test(objective: Objective, fixed: _Fixed) -> dict[str, float]:
+def _monitored(monitor: Monitor) -> str:
+    return json.dumps(dict(monitor()))
+
+
+def _log(fixed: _Fixed, record: Mapping[str, float]) -> None:
+    if fixed.world.first:
+        fixed.folder.log(record)
+
+
+def _save(moving: Moving, fixed: _Fixed, done: int, seconds: float) -> None:
+    """A checkpoint and what going on takes; by the first process, to which the others give their shards."""
+    folder, run, world = fixed.folder, fixed.run, fixed.world
+    save_checkpoint(
+        folder.checkpoint_path(done), moving.objective, step=done, recipe=fixed.recipe_text, write=world.first
+    )
+    save_state(folder, moving, step=done, seconds=seconds, world=world)
+    if world.first:
+        folder.prune(run.keep_checkpoints, run.keep_every_steps)
+
+
+def _test(fixed: _Fixed) -> dict[str, float]:
     """Metrics on held-out streams, none where there are no such streams."""
     if not fixed.test_streams:
         return {}
-    return measure(
-        objective,
+    fixed.parallel.share_buffers()
+    found = measure(
+        fixed.parallel,
         fixed.test_streams,
         batches=fixed.run.test_batches,
         device=fixed.device,
         autocast=fixed.autocast,
     )
-
-
-@torch.no_grad()
-def measure(
-    objective: Objective,
-    streams: Mapping[str, Stream],
-    *,
-    batches: int,
-    device: torch.device,
-    autocast: bool,
-) -> dict[str, float]:
-    """The objective's metrics in eval mode, mean over the first batches; the same ones at every call."""
-    generator = torch.Generator(device).manual_seed(0)
-    window = Window()
-    objective.eval()
-    with Loader(streams) as loader:
-        for _ in range(batches):
-            batch = next(loader).to(device)
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-                output = objective(batch, Progress(0, 1), generator)
-            window.add(output.metrics)
-    objective.train()
-    return window.means()
+    return over_processes(fixed.world.gather(found))

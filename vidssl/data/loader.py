@@ -82,6 +82,22 @@ class Stream:
         return [place for start in starts for place in range(start, start + size)]
 
 
+def slices(streams: Mapping[str, Stream], rank: int, world: int, parts: int = 1) -> dict[str, Stream]:
+    """What one of ``world`` processes takes of streams whose batches go through the network in parts.
+
+    Raises:
+        UsageError: if a batch does not divide among them.
+    """
+    for name, stream in streams.items():
+        if stream.batch_size % (world * parts):
+            shares = [f"{parts} parts (run.accumulate)"] * (parts > 1) + [f"{world} processes"] * (world > 1)
+            raise UsageError(
+                f"data.{name}.batch_size is {stream.batch_size}, of all processes together, and does not "
+                f"divide among {' of '.join(shares)}"
+            )
+    return {name: stream.share(rank, world, parts) for name, stream in streams.items()}
+
+
 class Loader:
     """An endless iterator over the batches of several streams, merged; leaving its context ends its workers.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,6 +130,12 @@ class World:
         found: list[dict[str, Tensor]] = [{} for _ in range(self.size)]
         dist.all_gather_object(found, own)
         return found
+
+    def speaker(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """``say`` in the first; in the others what says, on the error output, which of them it is."""
+        if self.first:
+            return say
+        return lambda text: print(f"process {self.rank}: {text}", file=sys.stderr, flush=True)
 
     def says(self, message: str) -> bool:
         """Whether it falls to this process to tell the user an error: the first to come with it does.

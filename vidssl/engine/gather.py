@@ -69,7 +69,7 @@ class OwnRows:
 
     Attributes:
         count: of its own rows, all slots together.
-        slots: how many times the samples follow one another.
+        slots: how many times the samples follow one another; as many times the parts of ``in_parts``.
     """
 
     count: int
@@ -85,7 +85,20 @@ class OwnRows:
         number, processes = _seat()
         if processes == 1:
             return drawn
-        return drawn.unflatten(0, (self.slots, processes, -1))[:, number].flatten(0, 1)
+        return drawn.unflatten(0, (self.slots * _parts[-1], processes, -1))[:, number].flatten(0, 1)
+
+
+_parts = [1]
+
+
+@contextmanager
+def in_parts(parts: int) -> Iterator[None]:
+    """While rows are drawn for whole batches whose parts, one behind the other, are sliced each by itself."""
+    _parts.append(parts)
+    try:
+        yield
+    finally:
+        _parts.pop()
 
 
 _taken: list[tuple[int, int]] = []

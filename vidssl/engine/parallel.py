@@ -47,8 +47,8 @@ class Parallel:
         if self._called is None or not (torch.is_grad_enabled() or self.kind == "fsdp"):
             return self.objective(batch, progress, generator)
         with _quiet():
-            loss, metrics = self._called(batch, progress, generator)
-        return LossOutput(loss, metrics)
+            loss, metrics, features = self._called(batch, progress, generator)
+        return LossOutput(loss, metrics, features)
 
     @contextmanager
     def averaging(self, now: bool) -> Iterator[None]:
@@ -97,17 +97,28 @@ class _Called(nn.Module):
 
     def forward(
         self, batch: Batch, progress: Progress, generator: torch.Generator
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+    ) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None]:
         output = self.objective(batch, progress, generator)
-        return output.loss, output.metrics
+        return output.loss, output.metrics, None if output.features is None else output.features.detach()
+
+
+class _CalledAlike(_Called):
+    """The same without buffers, as DDP sees it: it would overwrite them with the first process's.
+
+    Its own switch has changed its name between versions of torch.
+    """
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        return iter(())
 
 
 def _replicated(objective: Objective) -> DistributedDataParallel:
     # Which parameters have a gradient may change from step to step: SVT's prototypes rest in the first
     # epochs, a mask token is of no use to an objective that hides nothing. So each step looks.
     return DistributedDataParallel(
-        _Called(objective),
-        broadcast_buffers=False,
+        _CalledAlike(objective),
         find_unused_parameters=True,
     )
 
