@@ -9,6 +9,7 @@ import sys
 import time
 from io import StringIO
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from data_clips import cut_off, damage_middle, write_clip
@@ -18,7 +19,7 @@ from vidssl.cli import main
 from vidssl.data import examine
 from vidssl.data.crew import Lost, work
 from vidssl.data.decode import probe
-from vidssl.data.manifest import Entry, Manifest
+from vidssl.data.manifest import Entry, Manifest, Status
 from vidssl.data_check import scan
 from vidssl.data_check.check import CheckRequest, check_data
 from vidssl.data_check.leaks import duplicates, group_of, same_content, same_group
@@ -31,7 +32,7 @@ needs_clips = pytest.mark.skipif(not CLIPS, reason="VIDSSL_CLIPS does not name t
 def twice(task: int) -> int:
     """What the crew does here: doubles a number; -1 dies, -2 hangs, -3 is a defect."""
     if task == -1:
-        os.kill(os.getpid(), signal.SIGSEGV)
+        os.kill(os.getpid(), signal.SIGKILL)
     if task == -2:
         time.sleep(60)
     if task == -3:
@@ -48,7 +49,7 @@ def test_a_crew_does_every_task(processes: int) -> None:
 def test_a_process_that_dies_or_hangs_loses_its_task_only() -> None:
     results = dict(work([0, -1, 1, -2, 2, 3], twice, processes=2, patience_seconds=0.5))
     assert {task: result for task, result in results.items() if task >= 0} == {0: 0, 1: 2, 2: 4, 3: 6}
-    assert results[-1] == Lost("the process that had it ended (SIGSEGV)")
+    assert results[-1] == Lost("the process that had it ended (SIGKILL)")
     assert isinstance(results[-2], Lost)
 
 
@@ -173,18 +174,24 @@ def test_a_scan_that_was_ended_goes_on(root: Path, decoded: list[str], monkeypat
     assert not part.exists()
 
 
+def test_a_scan_that_was_ended_in_its_first_line_goes_on(root: Path, decoded: list[str]) -> None:
+    (root.parent / "videos.manifest.jsonl.part").write_text('{"key":"run/a.mp4","status":"o')
+    assert check(root)[0] == 0
+    assert decoded == ["a.mp4", "b.mp4", "c.mp4", "d.avi"]
+
+
 def test_a_file_that_takes_the_decoder_down_is_unreadable_and_tried_again(root: Path, monkeypatch) -> None:
     real = scan.examine
 
     def dies(file):
         if file.key == "run/b.mp4":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            os.kill(os.getpid(), signal.SIGKILL)
         return real(file)
 
     monkeypatch.setattr(scan, "examine", dies)
     code, text = check(root)
     assert code == 1
-    assert "run/b.mp4: unreadable: it could not be looked at: the process that had it ended (SIGSEGV)" in text
+    assert "run/b.mp4: unreadable: it could not be looked at: the process that had it ended (SIGKILL)" in text
     monkeypatch.setattr(scan, "examine", real)
     assert check(root)[0] == 0
 
@@ -361,3 +368,13 @@ def test_every_real_good_clip_is_sound(tmp_path: Path) -> None:
     assert counts == {name: len(frames) for name, frames in means.items()}
     assert {entry.status for entry in manifest} == {"ok"}
     assert [entry.key for entry in manifest if entry.rate != "constant"] == ["mixed/vfr.mp4"]
+
+
+def test_the_page_on_data_explains_every_field_and_status(root: Path) -> None:
+    check(root)
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    lines = (root.parent / "videos.manifest.jsonl").read_text().splitlines()
+    fields = {field for line in lines[1:] for field in json.loads(line)}
+    assert len(fields) == 22
+    missing = [name for name in (*fields, *get_args(Status)) if f"`{name}`" not in page]
+    assert missing == []

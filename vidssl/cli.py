@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from vidssl import __version__, commands
+from vidssl.cli_data import add_data
 from vidssl.errors import UsageError
 
 INTERRUPTED = 130
@@ -99,6 +100,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
     _add_tokenize(subparsers.add_parser("tokenize", help="turn a recipe's videos into ids, once"))
     _add_show(subparsers.add_parser("show", help="draw what a run learned, or what a tokenizer keeps"))
+
+    add_data(subparsers.add_parser("data", help="look through the videos of a data set"))
 
     listing = subparsers.add_parser("list", help="show components and their keys")
     listing.set_defaults(command=commands.list_components)

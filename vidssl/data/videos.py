@@ -120,27 +120,18 @@ class Videos:
             why = self._why_out(entry)
             if why:
                 self.left_out[why] += 1
-                continue
-            kept.append(file)
-            by_pyav[entry.facts.no_seeking if entry.facts else ""] += 1
+            else:
+                kept.append(file)
+                by_pyav[entry.facts.no_seeking if entry.facts else ""] += 1
         if not kept:
             raise UsageError(
                 f"{manifest.path}: none of the {len(files)} listed videos can be used "
                 f"({_counted(self.left_out)})"
             )
-        if self.left_out:
-            gone = len(files) - len(kept)
-            _log.warning(
-                "%s: %d of %d videos are left out: %s",
-                manifest.path, gone, len(files), _counted(self.left_out),
-            )  # fmt: skip
+        _tell(manifest, len(files), "left out", self.left_out)
         del by_pyav[""]
-        if by_pyav and not isinstance(self._decoder, PyAV):
-            count = sum(by_pyav.values())
-            _log.warning(
-                "%s: %d of %d videos are read by PyAV, not %s: %s",
-                manifest.path, count, len(kept), self._decoder.name, _counted(by_pyav),
-            )  # fmt: skip
+        if not isinstance(self._decoder, PyAV):
+            _tell(manifest, len(kept), f"read by PyAV, not {self._decoder.name}", by_pyav)
         return tuple(kept)
 
     def _why_out(self, entry: Entry) -> str:
@@ -196,5 +187,13 @@ def _check_short(short: Short | None, min_frames: int, manifest: str | None) -> 
         )
 
 
+def _tell(manifest: Manifest, total: int, what: str, reasons: Counter[str]) -> None:
+    count = sum(reasons.values())
+    if count:
+        _log.warning("%s: %d of %d videos are %s: %s", manifest.path, count, total, what, _counted(reasons))
+
+
 def _counted(reasons: Counter[str]) -> str:
-    return ", ".join(f"{count} {why}" for why, count in reasons.most_common())
+    """The commonest with their counts."""
+    shown = [f"{count} {why}" for why, count in reasons.most_common(5)]
+    return ", ".join(shown) + (", ..." if len(reasons) > 5 else "")
