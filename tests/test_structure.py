@@ -48,7 +48,7 @@ FLOORS = (
     {"knn_monitor", "measuring", "train", "runs", "finetune", "evaluate"},
     {"tokenizing", "pictures", "data_check"},
     {"compare", "replay", "selftest"},
-    {"api", "commands", "cli", "__main__"},
+    {"api", "commands", "cli", "cli_data", "__main__"},
 )
 KINDS_OF_COMPONENTS = next(names for names in FLOORS if "objectives" in names)
 
