@@ -1,7 +1,8 @@
 """From a run and a protocol to scores."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,9 +12,11 @@ from vidssl import build
 from vidssl.components import TOKENIZER, constructor_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.display import shown_messages
+from vidssl.engine.distributed import World, processes, told_once_a_machine
 from vidssl.engine.files import make_folder
 from vidssl.engine.runfolder import RunFolder, newest_run
 from vidssl.errors import UsageError
+from vidssl.evaluators.features import FeatureTable
 from vidssl.finetune import finetune_run
 from vidssl.finetune_protocol import FinetuneProtocol, finetunes, load_any_protocol
 from vidssl.interfaces import Backbone
@@ -22,13 +25,23 @@ from vidssl.recipe import Recipe
 from vidssl.run_spec import RunSpec
 from vidssl.runs import STOPPED
 from vidssl.schema import construct
+from vidssl.scoring.extraction import ALONE
 from vidssl.scoring.feature_store import FeatureStore
-from vidssl.scoring.foreign import ForeignRequest, foreign_subject, is_foreign, recipe_named
+from vidssl.scoring.foreign import (
+    ForeignRequest,
+    Say,
+    foreign_recipe,
+    foreign_subject,
+    is_foreign,
+    recipe_named,
+)
 from vidssl.scoring.report import report
 from vidssl.scoring.request import EvalWords, eval_words
 from vidssl.scoring.scores import probe
 from vidssl.scoring.subject import Subject, spec_of, subject_of
 from vidssl.scoring.trained import recipe_of, trained_backbone
+
+Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]  # network -> features to learn from and to test on
 
 
 def find_checkpoint(target: str | None) -> Path:
@@ -71,26 +84,37 @@ def evaluate_run(
     Raises:
         UsageError: for anything a user can mend.
     """
-    console = console or Console()
-    with shown_messages(console):
+    with told_once_a_machine():
         words = eval_words(overrides)
         data = None if words.data is None else _with_probe(recipe_named(words.data), words.data)
-        if target is not None and is_foreign(target):
-            subject, own = _foreign(target, words, data, console)
-        else:
-            subject, own = _of_run(target, words)
-        read = [_protocol(name, words, data or own) for name in protocols]
-        for protocol in read:
-            build.check_any_protocol(protocol)
-            _check_sizes(subject, protocol)
-        return score_subject(subject, read, console)
+        asked = _foreign(target, words, data) if target and is_foreign(target) else _of_run(target, words)
+    with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
+        console = (console or Console()) if world.first else Console(quiet=True)
+        with shown_messages(console):
+            say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+            subject = world.one_first(lambda: asked.make(say))
+            read = [_protocol(name, words, data or asked.recipe) for name in protocols]
+            for protocol in read:
+                build.check_any_protocol(protocol)
+                _check_sizes(subject, protocol)
+            return score_subject(subject, read, console, world)
 
 
 def score_subject(
-    subject: Subject, protocols: Sequence[Protocol | FinetuneProtocol], console: Console
+    subject: Subject,
+    protocols: Sequence[Protocol | FinetuneProtocol],
+    console: Console,
+    world: World = ALONE,
 ) -> int:
-    """Score a network under protocols that were checked; exit code and errors as ``evaluate_run``."""
-    store = FeatureStore(subject.spec, subject.networks, folder=subject.folder / "features", console=console)
+    """Score a network under protocols that were checked; exit code and errors as ``evaluate_run``.
+
+    Args:
+        world: processes that all call this. They share the work of the network; the first one fits probes,
+            prints and writes.
+    """
+    store = FeatureStore(
+        subject.spec, subject.networks, folder=subject.folder / "features", console=console, world=world
+    )
     make_folder(subject.scores)
     store.encode_patches(each for each in protocols if isinstance(each, Protocol))
     for protocol in protocols:
@@ -99,49 +123,69 @@ def score_subject(
                 return STOPPED
             continue
         features = store.tables(protocol)
-        evaluator = build.evaluator(protocol.evaluator)
-        scores = {
-            name: probe(
-                evaluator,
-                *tables,
-                average=protocol.average,
-                seed=subject.spec.seed,
-                few_labels=protocol.few_labels,
-            )
-            for name, tables in features.items()
-        }
-        videos = dict(zip(("train", "test"), next(iter(features.values())), strict=True))
-        report(subject, protocol, scores, videos, console)
+        world.from_first(partial(_scored, subject, protocol, features, console))
     return 0
 
 
-def _of_run(target: str | None, words: EvalWords) -> tuple[Subject, Recipe]:
-    """A checkpoint's encoder beside the same network untrained, and its recipe."""
-    given = (
-        [f"weights={words.weights}"] if words.weights is not None else [f"network.{w}" for w in words.network]
-    )
+def _scored(subject: Subject, protocol: Protocol, features: Tables, console: Console) -> str:
+    """Fits the probes and reports; an empty text for the other processes."""
+    evaluator = build.evaluator(protocol.evaluator)
+    scores = {
+        name: probe(
+            evaluator,
+            *tables,
+            average=protocol.average,
+            seed=subject.spec.seed,
+            few_labels=protocol.few_labels,
+        )
+        for name, tables in features.items()
+    }
+    videos = dict(zip(("train", "test"), next(iter(features.values())), strict=True))
+    report(subject, protocol, scores, videos, console)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be scored, before it is made.
+
+    Attributes:
+        recipe: whose labelled videos are meant where nothing else names some.
+        run: on what it is run.
+        make: makes it; gets what says what was loaded.
+    """
+
+    recipe: Recipe | None
+    run: RunSpec
+    make: Callable[[Say], Subject]
+
+
+def _of_run(target: str | None, words: EvalWords) -> _Asked:
+    """A checkpoint's encoder beside the same network untrained."""
+    given = [] if words.weights is None else [f"weights={words.weights}"]
+    given += [f"network.{word}" for word in words.network]
     if given:
         raise UsageError(
             f"{given[0]}: is for a network that is no run's, such as torchvision:swin3d_t; a run has its own"
         )
     checkpoint = read_checkpoint(find_checkpoint(target))
     recipe = _network_recipe(checkpoint)
-    networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
-    spec = spec_of(recipe)
-    return subject_of(checkpoint, replace(spec, run=words.changed(spec.run)), networks), recipe
+    run = words.changed(recipe.run)
+
+    def make(say: Say) -> Subject:
+        networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
+        return subject_of(checkpoint, replace(spec_of(recipe), run=run), networks)
+
+    return _Asked(recipe, run, make)
 
 
-def _foreign(
-    target: str, words: EvalWords, data: Recipe | None, console: Console
-) -> tuple[Subject, Recipe | None]:
-    """A network that is no run's, and its recipe where it has one."""
+def _foreign(target: str, words: EvalWords, data: Recipe | None) -> _Asked:
+    """A network that is no run's."""
     request = ForeignRequest(target, words.weights, words.network)
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-    subject, recipe = foreign_subject(request, RunSpec() if data is None else data.run, say)
-    return replace(subject, spec=replace(subject.spec, run=words.changed(subject.spec.run))), recipe
+    recipe = foreign_recipe(request)
+    like = recipe or data
+    run = words.changed(RunSpec() if like is None else like.run)
+    return _Asked(recipe, run, lambda say: foreign_subject(request, recipe, run, say))
 
 
 def _with_probe(recipe: Recipe, word: str) -> Recipe:

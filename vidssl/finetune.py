@@ -9,7 +9,9 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl import build
-from vidssl.engine.devices import pick_device, use_bfloat16
+from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.devices import use_bfloat16
+from vidssl.engine.distributed import here, take_device
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import average_views
@@ -23,6 +25,7 @@ from vidssl.scoring.extraction import extract
 from vidssl.scoring.report import report
 from vidssl.scoring.scores import Score, mean_over_draws, score, shared_labels
 from vidssl.scoring.subject import NetworkSpec, Subject
+from vidssl.scoring.trained import trained_objective
 from vidssl.sections import PartSpec
 from vidssl.spec import Node
 from vidssl.token_checks import check_stored
@@ -54,7 +57,7 @@ class FinetuningStopped(Exception):
 def finetune_run(subject: Subject, protocol: FinetuneProtocol, console: Console) -> bool:
     """Finetune a network, print a table of scores and keep them where its scores go.
 
-    Runs are made in the folder ``finetune`` of its folder.
+    Several processes train and measure together. Runs are made in the folder ``finetune`` of its folder.
 
     Returns:
         Whether it came to its end; False after Ctrl-C or SIGTERM, which it says.
@@ -67,7 +70,12 @@ def finetune_run(subject: Subject, protocol: FinetuneProtocol, console: Console)
     except FinetuningStopped as stopped:
         console.print(str(stopped), soft_wrap=True, highlight=False, markup=False)
         return False
-    report(subject, protocol, found.scores, {"train": found.train, "test": found.test}, console)
+
+    def tell() -> str:
+        report(subject, protocol, found.scores, {"train": found.train, "test": found.test}, console)
+        return ""
+
+    here().from_first(tell)
     return True
 
 
@@ -82,8 +90,8 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
         FinetuningStopped: after Ctrl-C or SIGTERM.
     """
     assert protocol.data is not None, "refused without labelled videos"
-    train, test = build.source(protocol.data.train), build.source(protocol.data.test)
-    views = protocol.data.views
+    data, views = protocol.data, protocol.data.views
+    train, test = here().one_first(lambda: (build.source(data.train), build.source(data.test)))
     check_stored(subject.spec.tokenizer, protocol.data.test, views, test, build.views(views))
     labels = _labels(protocol, shared_labels(train.label_classes, test.label_classes))
     starts, listed = _starts(subject, protocol), _listed(train)
@@ -101,6 +109,7 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
             objective, result = train_recipe(each, console)
             assert isinstance(objective, Classification), "finetuning_recipe asks for nothing else"
             _check_whole(result)
+            objective = _whole(objective, each, result)
             found = _measured(objective, each, protocol, test, console, f"{row.name} network, test videos")
             draws.append(_scores(objective, found, learned, row.label))
         scores[row.name] += draws[0] if row.amount is None else mean_over_draws(draws, row.amount)
@@ -165,8 +174,9 @@ def _row(
 
 def _starts(subject: Subject, protocol: FinetuneProtocol) -> dict[str, str | None]:
     """Random weights only where they are compared with, or are all there is."""
-    trained = {name: init for name, init in subject.starts.items() if init is not None}
-    return trained if trained and not protocol.compare_untrained else dict(subject.starts)
+    starts = dict(subject.starts)
+    trained = {name: starts[name] for name in starts if starts[name] is not None}
+    return trained if trained and not protocol.compare_untrained else starts
 
 
 def finetuning_recipe(
@@ -283,6 +293,15 @@ def _check_whole(result: TrainResult) -> None:
         )
 
 
+def _whole(objective: Classification, recipe: Recipe, result: TrainResult) -> Classification:
+    """The objective with all of its weights in every process; shards are read from the checkpoint."""
+    if here().size == 1 or recipe.run.parallel == "ddp":
+        return objective
+    whole = trained_objective(recipe, read_checkpoint(result.checkpoint), lambda text: None)
+    assert isinstance(whole, Classification), "it is of the same recipe"
+    return whole.eval()
+
+
 def _measured(
     objective: Classification,
     recipe: Recipe,
@@ -293,7 +312,8 @@ def _measured(
 ) -> FeatureTable:
     """Features of the test videos; where views go together they are averaged, as in training."""
     assert protocol.data is not None, "refused without labelled videos"
-    device = pick_device(recipe.run.device)
+    world = here()
+    device = take_device(recipe.run.device, world.local_rank)
     tokenizer = None if objective.tokenizer is None else objective.tokenizer.tokenizer
     return extract(
         objective.answering().backbone,
@@ -307,6 +327,7 @@ def _measured(
         autocast=use_bfloat16(recipe.run.precision, device),
         console=console,
         title=title,
+        world=world,
     )
 
 

@@ -16,25 +16,28 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import get_args
 
+import timm
 import torch
+import torchvision
 from rich.console import Console
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import vidssl
 from vidssl import build
 from vidssl.components import SOURCE, VIEW_SAMPLER
 from vidssl.data.token_source import TokenStore
 from vidssl.engine.checkpoint import read_tensors
-from vidssl.engine.devices import pick_device, use_bfloat16
-from vidssl.engine.files import write_atomically
-from vidssl.evaluators.features import FeatureTable, Layers
+from vidssl.engine.devices import use_bfloat16
+from vidssl.engine.distributed import World, take_device
+from vidssl.engine.files import make_folder, write_atomically
+from vidssl.evaluators.features import FeatureTable, KeepPatches, Layers
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
 from vidssl.protocol import FrameOrder, PatchType, Protocol
 from vidssl.resolved import patch_type, resolved_part
-from vidssl.scoring.extraction import Encoded, encode, table_of
+from vidssl.scoring.extraction import ALONE, Encoded, encode, table_of
 from vidssl.scoring.patch_file import PatchWriter, patch_path, read_patches
-from vidssl.scoring.subject import NetworkSpec
+from vidssl.scoring.subject import NetworkSpec, state_hash
 from vidssl.sections import PartSpec
 from vidssl.spec import dump, plain
 from vidssl.token_checks import check_reads_ids, check_stored
@@ -64,17 +67,26 @@ class FeatureStore:
         spec: how the networks are made and run.
         networks: name -> network made so.
         folder: for the files; made when there is something to keep.
+        world: processes that share the work. All of them get the vectors; the first one keeps them on disk,
+            and it alone gets patch tokens.
     """
 
     def __init__(
-        self, spec: NetworkSpec, networks: Mapping[str, Backbone], *, folder: Path, console: Console
+        self,
+        spec: NetworkSpec,
+        networks: Mapping[str, Backbone],
+        *,
+        folder: Path,
+        console: Console,
+        world: World = ALONE,
     ) -> None:
         self.spec = spec
         self.networks = networks
         self.folder = folder
         self.console = console
+        self.world = world
         self._known: dict[tuple[str, PatchType | None], FeatureTable] = {}
-        self._device = pick_device(spec.run.device)
+        self._device = take_device(spec.run.device, world.local_rank)
         self._autocast = use_bfloat16(spec.run.precision, self._device)
         self._hashes = {name: state_hash(network) for name, network in networks.items()}
 
@@ -116,31 +128,35 @@ class FeatureStore:
         }
 
     def _table(self, name: str, job: FeatureJob, batch_size: int) -> FeatureTable:
-        source, sampler = build.source(job.source), build.views(job.views)
+        # the first makes what a source keeps on disk
+        source = self.world.one_first(lambda: build.source(job.source))
+        sampler = build.views(job.views)
         check_reads_ids(self.networks[name], str(self.spec.keys["type"]), "it", sampler, job.views.node)
         check_stored(self.spec.tokenizer, job.source, job.views, source, sampler)
         key = self._key(name, job, source)
         if (key, job.patches) not in self._known:
             path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-            if all(file.is_file() for file in (path, *patch_paths(path, job))):
-                found = with_patches(read_encoded(path), path, job)
+            files = (path, *patch_paths(path, job))
+            if self.world.from_first(lambda: "kept" if all(file.is_file() for file in files) else ""):
+                found = self._with_patches(read_encoded(path), path, job)
                 missing = f"; remove it to try {len(found.unreadable)} unreadable videos again"
                 self._say(
                     f"{name} network, {job.part} videos: features read from {path}"
                     f"{missing if found.unreadable else ''}"
                 )
             else:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 found = self._encode(name, job, source, batch_size, path)
-                write_encoded(path, found, key, source)
+                if self.world.first:
+                    write_encoded(path, found, key, source)
             self._known[key, job.patches] = table_of(source, found, self._device)
         return self._known[key, job.patches]
 
     def _encode(self, name: str, job: FeatureJob, source: DataSource, batch_size: int, path: Path) -> Encoded:
         """Features of a source; patch tokens, where needed, are written beside ``path``."""
         with ExitStack() as stack:
-            keep = None
-            if job.patches is not None:
+            keep: KeepPatches | None = None if job.patches is None else _kept_elsewhere
+            if job.patches is not None and self.world.first:
                 writer = PatchWriter(path, job.frames, job.patches, num_videos=len(source), say=self._say)
                 keep = stack.enter_context(writer)
             found = encode(
@@ -157,8 +173,12 @@ class FeatureStore:
                 console=self.console,
                 title=f"{name} network, {job.part} videos",
                 keep_patches=keep,
+                world=self.world,
             )
-        return with_patches(found, path, job)
+        return self._with_patches(found, path, job)
+
+    def _with_patches(self, found: Encoded, path: Path, job: FeatureJob) -> Encoded:
+        return with_patches(found, path, job) if self.world.first else found
 
     def _key(self, name: str, job: FeatureJob, source: DataSource) -> str:
         """All that the features depend on, as text."""
@@ -187,6 +207,10 @@ class FeatureStore:
 
     def _say(self, text: str) -> None:
         self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _kept_elsewhere(order: FrameOrder, patches: Tensor) -> None:
+    """Of what goes to the first process, others keep nothing."""
 
 
 def patch_paths(path: Path, job: FeatureJob) -> list[Path]:
@@ -227,19 +251,6 @@ def read_encoded(path: Path) -> Encoded:
     return Encoded(vectors, tensors["numbers"], tuple(json.loads(metadata["unreadable"])))
 
 
-def state_hash(network: nn.Module) -> str:
-    """Of all weights and buffers, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(_bytes(tensor))
-    return digest.hexdigest()
-
-
-def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
 def keys_hash(source: DataSource) -> str:
     """Of the keys of all listed videos, in their order."""
     return hashlib.sha256("\n".join(source.key(index) for index in range(len(source))).encode()).hexdigest()
@@ -247,9 +258,14 @@ def keys_hash(source: DataSource) -> str:
 
 @cache
 def code_hash() -> str:
-    """Of every Python file of the package: a change to a network or to a loader is a change of features."""
+    """Of every Python file of the package: a change to a network or to a loader is a change of features.
+
+    Of the libraries whose networks there are, the versions.
+    """
     root = Path(vidssl.__file__).parent
-    digest = hashlib.sha256(torch.__version__.encode())
+    digest = hashlib.sha256(
+        " ".join(map(str, (torch.__version__, torchvision.__version__, timm.__version__))).encode()
+    )
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

@@ -6,7 +6,7 @@ A user names them where a run would stand: ``torchvision:swin3d_t``, ``timm:resn
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,7 +31,6 @@ from vidssl.weights.load import LoadReport, load_init
 LIBRARIES = ("torchvision", "timm", "pytorchvideo")
 PIXELS, UNTRAINED = "pixels", "untrained"
 FOLDER = Path("runs")  # beside the runs of 'vidssl train'
-_NO_FEATURES = "trained a tokenizer, which has no features to probe"
 Say = Callable[[str], None]
 
 
@@ -63,26 +62,47 @@ def is_foreign(word: str) -> bool:
     return named and not Path(word).exists()
 
 
-def foreign_subject(request: ForeignRequest, run: RunSpec, say: Say) -> tuple[Subject, Recipe | None]:
-    """The network that a request names, with its weights; and its recipe where it has one.
+def foreign_recipe(request: ForeignRequest) -> Recipe | None:
+    """The recipe of a network that is asked for as ``untrained:`` recipe or run; None for others.
+
+    Raises:
+        UsageError: if there is no such recipe, or its network has no features.
+    """
+    kind, _, name = request.name.partition(":")
+    if kind != UNTRAINED or name.partition(":")[0] in LIBRARIES:
+        return None
+    seed, others = _seed(request)
+    words = [f"backbone.{key}" for key in others] + ([] if seed is None else [f"seed={seed}"])
+    recipe = recipe_named(name, words)
+    if recipe.backbone is None:
+        raise UsageError(f"{request.name}: trained a tokenizer, which has no features to probe")
+    return recipe
+
+
+def foreign_subject(request: ForeignRequest, recipe: Recipe | None, run: RunSpec, say: Say) -> Subject:
+    """The network that a request names, with its weights.
 
     Args:
-        run: on what it is run; networks of a recipe keep the recipe's own.
+        recipe: of ``foreign_recipe``.
+        run: on what it is run.
         say: gets the report of what was loaded.
 
     Raises:
         UsageError: if there is no such network, or nobody said which weights.
     """
-    library, _, name = request.name.partition(":")
+    library = request.name.partition(":")[0]
     if request.weights is not None and library not in LIBRARIES:
         raise UsageError(f"{request.name}: has no use for weights={request.weights}")
-    if library == UNTRAINED and name.partition(":")[0] not in LIBRARIES:
-        return _of_recipe(request, name)
+    if recipe is not None:
+        # as it is before training, and before any ``backbone.init``
+        torch.manual_seed(recipe.seed)
+        networks = {"untrained": build.backbone(recipe, with_init=False)}
+        return _subject(request, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, None)
     made = _pixels(request, run) if library == PIXELS else _of_library(request, run, say)
     spec, networks, init = made
     start = {} if init is None else {"init": init}
     text = dump({"name": request.shown, "seed": spec.seed, "backbone": {**spec.keys, **start}})
-    return _subject(request, text, spec, networks, init), None
+    return _subject(request, text, spec, networks, init)
 
 
 def _subject(
@@ -128,7 +148,8 @@ def _of_library(
         )
     if request.weights == "random":
         raise UsageError(f"{request.name}: random weights are asked for as {UNTRAINED}:{request.name}")
-    seed, others = _seed(request)
+    given, others = _seed(request)
+    seed = given or 0
     node = _node(ForeignRequest(request.name, keys=others), {"type": library, "name": name})
     part = PartSpec(library, node)
     spec = NetworkSpec(resolved_part(part, BACKBONE), part, seed=seed, run=run)
@@ -155,20 +176,6 @@ def _check_whole(report: LoadReport, request: ForeignRequest) -> None:
         )
 
 
-def _of_recipe(request: ForeignRequest, name: str) -> tuple[Subject, Recipe]:
-    """The network of a recipe or run with the weights that its training starts from, before any ``init``."""
-    seed, others = _seed(request)
-    words = [f"backbone.{key}" for key in others]
-    if seed or any(key.startswith("seed=") for key in request.keys):
-        words.append(f"seed={seed}")
-    recipe = recipe_named(name, words)
-    if recipe.backbone is None:
-        raise UsageError(f"{request.name}: {_NO_FEATURES}")
-    torch.manual_seed(recipe.seed)
-    network = build.backbone(recipe, with_init=False)
-    return _subject(request, resolved_text(recipe), spec_of(recipe), {"untrained": network}, None), recipe
-
-
 def recipe_named(word: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a name or file, or that of a run or checkpoint.
 
@@ -186,14 +193,14 @@ def recipe_named(word: str, overrides: Sequence[str] = ()) -> Recipe:
     return read_recipe(overridden(recipe.node, overrides), Path.cwd())
 
 
-def _seed(request: ForeignRequest) -> tuple[int, tuple[str, ...]]:
-    """The seed of random weights, 0 if none is given, and the keys that are left."""
+def _seed(request: ForeignRequest) -> tuple[int | None, tuple[str, ...]]:
+    """The seed of random weights, None if none is given, and the keys that are left."""
     given = [key for key in request.keys if key.partition("=")[0] == "seed"]
     root = Node({"network": Node({}, request.name, "network")}, request.name, "")
     for word in given:
         root = override(root, f"network.{word}")
     seed = read_count(root.mapping()["network"].mapping(), "seed", default=0, lowest=0)
-    return seed, tuple(key for key in request.keys if key not in given)
+    return seed if given else None, tuple(key for key in request.keys if key not in given)
 
 
 def _node(request: ForeignRequest, first: Mapping[str, str]) -> Node:
