@@ -11,7 +11,7 @@ from vidssl.engine.gather import gather_rows
 from vidssl.interfaces import Progress
 
 LOOK_EVERY_STEPS = 20  # at what takes milliseconds or waits for the device
-EARLY = 0.1  # share of a run in which predictions and features of masked clips have yet to find themselves
+EARLY = 0.25  # share of a run in which predictions and features of masked clips have yet to find themselves
 CURE = "Try a lower learning rate or a longer warm-up"
 _CURE = (
     "What has helped: Sinkhorn targets, batch norm in the head, fewer prototypes, a lower teacher_temp, a "
