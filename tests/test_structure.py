@@ -45,7 +45,7 @@ FLOORS = (
         "compatibility_page",
     },
     {"scoring", "compatibility"},
-    {"knn_monitor", "measuring", "train", "runs", "finetune", "evaluate"},
+    {"dry_run", "knn_monitor", "measuring", "train", "runs", "finetune", "evaluate"},
     {"tokenizing", "pictures", "data_check"},
     {"compare", "replay", "selftest"},
     {"api", "commands", "cli", "cli_data", "__main__"},
@@ -141,7 +141,7 @@ def test_specs_are_counted() -> None:
     """A glob that finds nothing passes for ever: change the numbers when a file comes or goes."""
     assert {kind: len(paths) for kind, paths in SPECS.items()} == {
         "recipes": 71,
-        "evaluation": 20,
+        "evaluation": 26,
         "tokenizers": 4,
     }
 
