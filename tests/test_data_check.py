@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from io import StringIO
 from pathlib import Path
 from typing import get_args
@@ -196,7 +198,16 @@ def test_a_file_that_takes_the_decoder_down_is_unreadable_and_tried_again(root: 
     assert check(root)[0] == 0
 
 
+def processes_about(root: Path) -> Iterator[str]:
+    """Processes that name this folder in their command, but for those that have ended."""
+    for commands in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(root).encode() in commands.read_bytes():
+                yield commands.parent.name
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_killed_scan_leaves_no_process_and_goes_on(root: Path) -> None:
     for number in range(30):
         shutil.copy(root / "run" / "a.mp4", root / "run" / f"copy{number}.mp4")
@@ -209,6 +220,10 @@ def test_a_killed_scan_leaves_no_process_and_goes_on(root: Path) -> None:
         time.sleep(0.005)
     process.kill()
     process.wait()
+    deadline = time.monotonic() + 30
+    while any(processes_about(root)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(processes_about(root))
     done = part.read_bytes().count(b'"sha256"') if part.exists() else 34
     assert done >= 4
     assert subprocess.run(command, env=slow, stdout=subprocess.DEVNULL, check=False).returncode == 0

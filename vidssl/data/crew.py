@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
@@ -17,7 +18,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _WATCH_SECONDS = 1.0  # how soon a process notices that its parent was killed
-_context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+# a fork has the job and its libraries at once
+_context: ForkContext | SpawnContext = (
+    multiprocessing.get_context("fork") if sys.platform == "linux" else multiprocessing.get_context("spawn")
+)
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def report(found: Found, console: Console, *, show_all: bool) -> None:
 
 def _summary(manifest: Manifest, usable: Sequence[tuple[Entry, VideoFacts]]) -> Table:
     table = Table(title=f"{len(usable)} usable videos found of {len(manifest)} listed", show_header=False)
-    statuses = Counter(entry.status for entry in manifest)
+    statuses: Counter[str] = Counter(entry.status for entry in manifest)
     table.add_row("status", _counted(statuses))
     if not usable:
         return table
