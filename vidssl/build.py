@@ -15,6 +15,7 @@ from vidssl.build_checks import (
     check_monitor,
     check_patches,
     check_sections,
+    check_speed,
     check_streams,
     check_tokenizer,
     check_views,
@@ -277,6 +278,7 @@ def check(recipe: Recipe) -> None:
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
     check_groups(recipe, objective, update)
     check_monitor(recipe, objective.encoder())
+    check_speed(recipe, objective)
     for name, sampler in samplers.items():
         check_stored_views(recipe, name, sampler, bare_backbone)
     if recipe.data.probe is not None and recipe.backbone is not None and bare_backbone is not None:

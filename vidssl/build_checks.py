@@ -8,6 +8,7 @@ from torch import nn
 from vidssl.components import BACKBONE, OBJECTIVE, names_with
 from vidssl.engine.optim import Update
 from vidssl.engine.schedules import Schedule
+from vidssl.engine.speed import refusal
 from vidssl.grids import GridSize, common_grid
 from vidssl.interfaces import Backbone, Evaluator, Masker, Objective, PatchEvaluator, Tokenizer
 from vidssl.protocol import Protocol
@@ -64,6 +65,17 @@ def check_monitor(recipe: Recipe, encoder: nn.Module) -> None:
         )
     if recipe.data.probe is None:
         raise at.error("needs labelled videos: add 'data.probe'")
+
+
+def check_speed(recipe: Recipe, objective: Objective) -> None:
+    """The switches of ``run`` that change speed and memory are for such networks.
+
+    Raises:
+        UsageError: if not.
+    """
+    refused = refusal(objective, recipe.run)
+    if refused is not None:
+        raise recipe.node.mapping()["run"].mapping()[refused[0]].error(refused[1])
 
 
 def check_epochs(recipe: Recipe, schedule: Schedule) -> None:

@@ -11,7 +11,14 @@ class RunSpec:
     Attributes:
         out: folder that the run's own folder is made in.
         device: "auto" is the GPU where there is one.
-        precision: of the forward pass; "auto" is bf16 on a GPU and fp32 on a CPU.
+        precision: of the forward pass; "auto" is bf16 on a GPU and fp32 on a CPU. Under "fp16" the loss is
+            scaled, and what is only measured (features, test metrics) is in fp32.
+        compile: torch.compile for the backbone's blocks, each once for every shape.
+        activation_checkpointing: the backbone's blocks keep their inputs alone, and are computed again for
+            the gradient: less memory, more time, the same numbers.
+        channels_last: memory layout of convolutions that overlap.
+        deterministic: only algorithms that give the same numbers in every run on a GPU; slower. On a CPU that
+            is so anyway.
         workers: processes that decode, for each stream of each training process; 0 decodes in that itself.
         checkpoint_every_steps: how often to save, and to measure on held-out streams.
         test_batches: of the held-out streams, a measurement.
@@ -34,7 +41,11 @@ class RunSpec:
 
     out: str = "runs"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: bool = False
+    activation_checkpointing: bool = False
+    channels_last: bool = False
+    deterministic: bool = False
     workers: int = 1
     log_every_steps: int = 10
     checkpoint_every_steps: int = 200

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,37 +10,37 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from vidssl.abilities import Watched
 from vidssl.data.loader import Loader, Stream, slices
 from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.collapse import CollapseWatch
-from vidssl.engine.devices import use_bfloat16
+from vidssl.engine.devices import autocast_dtype, use_bfloat16
 from vidssl.engine.display import TrainDisplay
 from vidssl.engine.distributed import World, here, take_device
-from vidssl.engine.gather import in_parts
-from vidssl.engine.grad_cache import JointLoss, backward_in_parts
+from vidssl.engine.grad_cache import JointLoss
 from vidssl.engine.guard import Guard
 from vidssl.engine.lock import sole_process
-from vidssl.engine.optim import Optim, Update
+from vidssl.engine.loss_scale import loss_scaler, scale_metrics
+from vidssl.engine.optim import Optim
 from vidssl.engine.parallel import Parallel
-from vidssl.engine.parts import mean_output, split_batch
 from vidssl.engine.resume import Moving, Restored, restore, save_state
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.engine.schedules import Schedule, StepPlan
 from vidssl.engine.sharded import whole
 from vidssl.engine.signals import StopRequest, stop_requests
+from vidssl.engine.speed import deterministic, prepare
+from vidssl.engine.step import Augment, Stepper
 from vidssl.engine.window import Window, over_processes
 from vidssl.errors import UsageError
-from vidssl.interfaces import Batch, LossOutput, Objective, Progress
+from vidssl.interfaces import Objective, Progress
 from vidssl.measuring import measure
 from vidssl.recipe import RunSpec
 
-Augment = Callable[[Batch, torch.Generator], Batch]
-Metrics = Mapping[str, Tensor]
 Monitor = Callable[[], Mapping[str, float]]
+
+_PRECISIONS = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,10 @@ class _Fixed:
 
     run: RunSpec
     world: World
-    parallel: Parallel
+    stepper: Stepper
     streams: Mapping[str, Stream]
     plan: StepPlan
-    update: Update
     folder: RunFolder
-    device: torch.device
-    autocast: bool
-    augment: Augment | None
     test_streams: Mapping[str, Stream]
     recipe_text: str
     stop_after: int | None
@@ -126,23 +122,23 @@ def train(
     console = (console or Console()) if world.first else Console(quiet=True)
     device = take_device(run.device, world.local_rank)
     objective.to(device).train()
+    prepare(objective, run)
     _check_whole(objective, run, world)
     streams = slices(streams, world.rank, world.size, run.accumulate)
     test_streams = slices(test_streams or {}, world.rank, world.size)
-    parallel = Parallel(objective, world, run.parallel, device)
+    parallel, dtype = Parallel(objective, world, run.parallel, device), autocast_dtype(run.precision, device)
+    stepper = Stepper(parallel, optim.update, device, dtype, augment, run.accumulate)
     watch = CollapseWatch(objective.bands() if isinstance(objective, Watched) else ())
     generator = torch.Generator(device).manual_seed(seed)
-    moving = Moving(objective, optim.build(objective), generator, Window(), watch)
+    scaler = loss_scaler(dtype, device)
+    moving = Moving(objective, optim.build(objective), generator, Window(), watch, scaler=scaler)
     if not world.first:
         torch.manual_seed(seed + world.rank)  # of dropout and drop path; all else is drawn by ``generator``
     plan = _plan(schedule, streams)
     folder = RunFolder(Path(world.from_first(lambda: _folder(run, name, recipe_text, resume))))
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     say(f"Run folder: {folder.path}")
-    fixed = _Fixed(
-        run, world, parallel, streams, plan, optim.update, folder, device,
-        use_bfloat16(run.precision, device), augment, test_streams, recipe_text, stop_after, monitor,
-    )  # fmt: skip
+    fixed = _Fixed(run, world, stepper, streams, plan, folder, test_streams, recipe_text, stop_after, monitor)
     with sole_process(folder.path, say) if world.first else nullcontext():
         start = Restored(0, 0.0)
         if resume is not None:
@@ -151,6 +147,7 @@ def train(
         if resume is not None and world.first:
             folder.note_resume(start.step)
         with (
+            deterministic(run.deterministic),
             stop_requests() as stop,
             TrainDisplay(plan.total_steps, console, start.step) as display,
             Loader(streams, start_step=start.step, say=world.speaker(display.say)) as loader,
@@ -209,9 +206,9 @@ def _descend(
     done, tested, collapse = start.step, {}, ""
     for step in range(start.step, plan.total_steps):
         progress = Progress(step, plan.total_steps, plan.steps_per_epoch)
-        fixed.update.set_rates(moving.optimizer, plan, step)
+        fixed.stepper.update.set_rates(moving.optimizer, plan, step)
         batch = next(loader)
-        metrics, grad_norm = _step(moving, fixed, guard, batch, progress)
+        metrics, grad_norm = fixed.stepper.take(moving, guard, batch, progress)
 
         done, finished = step + 1, step + 1 == plan.total_steps
         # looked at once: a signal that comes below waits for the next step
@@ -221,7 +218,7 @@ def _descend(
         display.step(done)
         if finished or done % run.log_every_steps == 0:
             means = over_processes(world.gather(window.means() | moving.watch.measures()))
-            means |= _rates(fixed, step) | moving.skips.metrics()
+            means |= _rates(fixed, step) | scale_metrics(moving.scaler) | moving.skips.metrics()
             _log(fixed, {"step": done, "seconds": seconds, **means})
             display.metrics(done, means)
             collapse = _look(moving, fixed, display, done, means)
@@ -243,57 +240,13 @@ def _descend(
     return TrainResult(folder.path, folder.checkpoint_path(done), done, plan.total_steps, tested)
 
 
-def _step(
-    moving: Moving, fixed: _Fixed, guard: Guard, batch: Batch, progress: Progress
-) -> tuple[Metrics, Tensor | None]:
-    """One step down the gradient of a batch; its metrics, and the gradient's norm before clipping.
-
-    There are none if the step is not taken.
-    """
-    guard.begin(progress, batch)
-    batch = batch.to(fixed.device)
-    if fixed.augment is not None:
-        with in_parts(fixed.run.accumulate):
-            batch = fixed.augment(batch, moving.generator)
-    moving.optimizer.zero_grad(set_to_none=True)
-    output = _backward(moving, fixed, split_batch(batch, fixed.run.accumulate), progress)
-    grad_norm = fixed.update.clip_gradients(moving.objective.parameters())
-    if not guard.passes(output.loss, grad_norm):
-        return {}, None
-    moving.optimizer.step()
-    moving.objective.after_step(progress, moving.generator)
-    moving.watch.add(output)
-    return output.metrics, grad_norm
-
-
-def _backward(moving: Moving, fixed: _Fixed, parts: Sequence[Batch], progress: Progress) -> LossOutput:
-    """Gradients of a batch in parts; its loss, without gradient, and metrics.
-
-    Each part counts alike, as in the releases of BEVT and VIMPAC, unless the parts are to meet.
-    """
-    objective = moving.objective
-    autocast = partial(torch.autocast, fixed.device.type, dtype=torch.bfloat16, enabled=fixed.autocast)
-    if len(parts) > 1 and isinstance(objective, JointLoss) and not objective.splits_batch:
-        output = backward_in_parts(objective, parts, progress, moving.generator, autocast=autocast)
-        fixed.parallel.average_gradients()
-        return output
-    outputs = []
-    for number, part in enumerate(parts, 1):
-        with fixed.parallel.averaging(number == len(parts)):
-            with autocast():
-                output = fixed.parallel(part, progress, moving.generator)
-            (output.loss / len(parts)).backward()
-        outputs.append(LossOutput(output.loss.detach(), output.metrics, output.features))
-    return mean_output(outputs)
-
-
 def _guard(moving: Moving, fixed: _Fixed, display: TrainDisplay) -> Guard:
     """What keeps steps that are no numbers from being taken."""
     conditions = Conditions(
         fixed.recipe_text,
-        "bf16" if fixed.autocast else "fp32",
-        fixed.device.type,
-        parts=fixed.run.accumulate,
+        _PRECISIONS[fixed.stepper.dtype],
+        fixed.stepper.device.type,
+        parts=fixed.stepper.parts,
         rank=fixed.world.rank,
         world=fixed.world.size,
     )
@@ -328,9 +281,9 @@ def _look(
 
 def _rates(fixed: _Fixed, step: int) -> dict[str, float]:
     """What the schedule set for a step, for the log; weight decay only where it moves."""
-    rates = {"lr": fixed.update.lr_at(fixed.plan, step)}
-    if fixed.update.final_weight_decay is not None:
-        rates["weight_decay"] = fixed.update.weight_decay_at(fixed.plan, step)
+    rates = {"lr": fixed.stepper.update.lr_at(fixed.plan, step)}
+    if fixed.stepper.update.final_weight_decay is not None:
+        rates["weight_decay"] = fixed.stepper.update.weight_decay_at(fixed.plan, step)
     return rates
 
 
@@ -358,12 +311,12 @@ def _test(fixed: _Fixed) -> dict[str, float]:
     """Metrics on held-out streams, none where there are no such streams."""
     if not fixed.test_streams:
         return {}
-    fixed.parallel.share_buffers()
+    fixed.stepper.parallel.share_buffers()
     found = measure(
-        fixed.parallel,
+        fixed.stepper.parallel,
         fixed.test_streams,
         batches=fixed.run.test_batches,
-        device=fixed.device,
-        autocast=fixed.autocast,
+        device=fixed.stepper.device,
+        autocast=use_bfloat16(fixed.run.precision, fixed.stepper.device),
     )
     return over_processes(fixed.world.gather(found))

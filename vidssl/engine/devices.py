@@ -7,7 +7,7 @@ import torch
 from vidssl.errors import UsageError
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def pick_device(name: Device) -> torch.device:
@@ -23,8 +23,19 @@ def pick_device(name: Device) -> torch.device:
     return torch.device(name)
 
 
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """What the forward pass of training is cast to, None for full precision; "auto" as ``use_bfloat16``."""
+    if use_bfloat16(precision, device):
+        return torch.bfloat16
+    return torch.float16 if precision == "fp16" else None
+
+
 def use_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether to run under bfloat16 autocast: when asked to, or under ``auto`` on a GPU that has it."""
+    """Whether to run under bfloat16 autocast: when asked to, or under ``auto`` on a GPU that has it.
+
+    What is only measured (features, test metrics) runs so too, but never under float16, where it is the scale
+    of the loss that keeps small numbers.
+    """
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bf16"

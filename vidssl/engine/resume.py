@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from vidssl.engine.capture import random_states
@@ -27,6 +28,7 @@ from vidssl.engine.checkpoint import (
 from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.distributed import World
 from vidssl.engine.guard import Skips
+from vidssl.engine.loss_scale import load_scaler, loss_scaler, scaler_tensors
 from vidssl.engine.runfolder import RunFolder
 from vidssl.engine.sharded import spread_like, whole
 from vidssl.engine.window import Window
@@ -52,6 +54,7 @@ class Moving:
     window: Window
     watch: CollapseWatch = field(default_factory=CollapseWatch)
     skips: Skips = field(default_factory=Skips)
+    scaler: GradScaler = field(default_factory=lambda: loss_scaler(None, torch.device("cpu")))
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def _own_tensors(moving: Moving) -> dict[str, Tensor]:
         **{f"window.{key}": value for key, value in moving.window.tensors().items()},
         **{f"watch.{key}": value for key, value in moving.watch.tensors().items()},
         **{f"skips.{key}": value for key, value in moving.skips.tensors().items()},
+        **{f"scaler.{key}": value for key, value in scaler_tensors(moving.scaler).items()},
         **{f"random.{key}": value for key, value in random_states(moving.generator).items()},
     }
 
@@ -194,6 +198,7 @@ def _load_own(moving: Moving, state: _Whole, world: World, say: Callable[[str], 
     moving.window.load(_below(own, "window."), moving.generator.device)
     moving.watch.load(_below(own, "watch."), moving.generator.device)
     moving.skips.load(_below(own, "skips."))
+    load_scaler(moving.scaler, _below(own, "scaler."))
     if not _set_random_states(moving.generator, _below(own, "random."), torchs_too=known):
         say("The run goes on on another kind of device: random numbers there start anew.")
 
