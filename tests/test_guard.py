@@ -5,10 +5,14 @@ import io
 import json
 import math
 import re
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,6 +23,7 @@ from vidssl.cli import main
 from vidssl.data.loader import Loader
 from vidssl.engine.capture import Attempt, Conditions, random_states, read_capture, save_capture
 from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.distributed import here as processes_here
 from vidssl.engine.guard import Guard, Skips
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
@@ -445,3 +450,47 @@ def test_tensors_are_found_in_whatever_modules_return() -> None:
     a, b, c = torch.zeros(1), torch.ones(1), torch.ones(2)
     output = ([a, {"x": b}], LossOutput(c, {}), "word", 3, None)
     assert [id(tensor) for tensor in tensors_in(output)] == [id(a), id(b), id(c)]
+
+
+# with real processes
+
+
+def one_of_two(
+    number: int, folder: str, queue: "mp.SimpleQueue[tuple[int, list[bool], list[int], str]]"
+) -> None:
+    """Three steps, of which the second process's second and third losses are no numbers."""
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=number, world_size=2, timeout=timedelta(seconds=60)
+    )
+    objective, world = Buffered(), processes_here()
+    capture = partial(save_capture, RunFolder(Path(folder)), {}, Conditions("", "fp32", "cpu", rank=number))
+    guard, *_ = guard_of(objective, most_in_a_row=2, agree=world.any, capture=capture)
+    passed, counts, message = [], [], ""
+    for step, loss in enumerate([ONE, NAN if number else ONE, NAN if number else ONE]):
+        step_of(objective, guard, step)
+        try:
+            passed.append(guard.passes(loss, ONE))
+        except UsageError as error:
+            message = str(error)
+        counts.append(int(objective.count[0]))
+    queue.put((number, passed, counts, message))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_skip_together_and_the_one_at_fault_leaves_the_capture(tmp_path: Path) -> None:
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    processes = [context.Process(target=one_of_two, args=(n, str(tmp_path), queue)) for n in range(2)]
+    for process in processes:
+        process.start()
+    found = sorted(queue.get() for _ in processes)
+    for process in processes:
+        process.join(60)
+    assert [passed for _, passed, _, _ in found] == [[True, False]] * 2
+    assert [counts for _, _, counts, _ in found] == [[1, 1, 1]] * 2
+    assert "another process's loss or gradient is no number" in found[0][3]
+    assert "the loss is nan" in found[1][3]
+    (path,) = (tmp_path / "captures").iterdir()
+    assert read_capture(path).conditions.rank == 1

@@ -49,14 +49,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     train.add_argument(
         "--resume", metavar="RUN", help="go on with a run at the very step of its newest checkpoint"
     )
-    train.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="take two steps and show parameters, tokens, FLOPs, memory, time and disk; nothing is kept",
-    )
-    train.add_argument(
-        "--deterministic", action="store_true", help="the same numbers in every run; run.deterministic=true"
-    )
 
     evaluate = subparsers.add_parser("eval", help="score a trained network under evaluation protocols")
     evaluate.set_defaults(command=commands.evaluate)
@@ -97,6 +89,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="*",
         metavar="ENCODER [DECODER] OUT.safetensors",
         help="files to read, file to write",
+    )
+
+    replay = subparsers.add_parser("replay", help="repeat a step whose loss was no number, on a CPU")
+    replay.set_defaults(command=commands.replay)
+    replay.add_argument("operands", nargs="*", metavar="CAPTURE", help="a file in captures/ of a run")
+    replay.add_argument(
+        "--precision", choices=("fp32", "run"), default="fp32", help="fp32 (default), or as in the run"
     )
 
     selftest = subparsers.add_parser(

@@ -31,11 +31,7 @@ def _split(operands: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def train(arguments: argparse.Namespace) -> int:
     names, overrides = _split(arguments.operands)
-    if arguments.deterministic:
-        overrides.append("run.deterministic=true")
     if arguments.resume is not None:
-        if arguments.dry_run:
-            raise UsageError("--dry-run tries a recipe, and --resume goes on with a run: give one of them")
         if names:
             raise UsageError(f"a run goes on with its own recipe: leave out {names[0]}")
         from vidssl.runs import resume_run
@@ -50,11 +46,6 @@ def train(arguments: argparse.Namespace) -> int:
 
     with told_once_a_machine():
         recipe = load_recipe(names[0], overrides)
-    if arguments.dry_run:
-        from vidssl.dry_run import dry_run
-
-        dry_run(recipe)
-        return 0
     from vidssl.runs import run_recipe
 
     return run_recipe(recipe)
@@ -156,6 +147,15 @@ def convert(arguments: argparse.Namespace) -> int:
     from vidssl.convert import convert_files
 
     return convert_files(arguments.operands)
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    if len(arguments.operands) != 1:
+        given = " ".join(arguments.operands) or "none"
+        raise UsageError(f"replay takes one capture, got {given} (vidssl replay RUN/captures/STEP.safetensors)")
+    from vidssl.replay import replay as repeat_step
+
+    return repeat_step(arguments.operands[0], precision=arguments.precision)
 
 
 def selftest(arguments: argparse.Namespace) -> int:

@@ -13,9 +13,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from vidssl import build
-from vidssl.data.loader import Loader
+from vidssl.data.loader import Loader, slices
 from vidssl.engine.capture import Attempt, Capture, read_capture
-from vidssl.engine.gather import drawing_as
+from vidssl.engine.gather import drawing_as, in_parts
 from vidssl.engine.grad_cache import JointLoss, backward_in_parts
 from vidssl.engine.parts import split_batch
 from vidssl.errors import UsageError
@@ -113,9 +113,10 @@ def repeat(objective: Objective, capture: Capture, recipe: Recipe, precision: st
         torch.set_rng_state(attempt.random["cpu"])
         batch = attempt.batch.to(torch.device("cpu"))
         augment = build.augment(recipe)
-        if augment is not None:
-            batch = augment(batch, generator)
         with drawing_as(conditions.rank, conditions.world):
+            if augment is not None:
+                with in_parts(conditions.parts):
+                    batch = augment(batch, generator)
             loss = _backward(objective, split_batch(batch, conditions.parts), attempt, generator, precision)
     parameters = tuple(
         key
@@ -235,10 +236,7 @@ def _compared_with_sources(capture: Capture, recipe: Recipe) -> str:
     attempt, conditions = capture.attempt, capture.conditions
     kept = "the views that the capture keeps are used"
     try:
-        shares = {
-            name: stream.share(conditions.rank, conditions.world)
-            for name, stream in build.streams(recipe).items()
-        }
+        shares = slices(build.streams(recipe), conditions.rank, conditions.world, conditions.parts)
         with Loader(shares, start_step=attempt.progress.step) as loader:
             rebuilt = next(loader)
     except UsageError as error:
