@@ -152,7 +152,7 @@ def convert(arguments: argparse.Namespace) -> int:
 def replay(arguments: argparse.Namespace) -> int:
     if len(arguments.operands) != 1:
         given = " ".join(arguments.operands) or "none"
-        raise UsageError(f"replay takes one capture, got {given} (vidssl replay RUN/captures/STEP.safetensors)")
+        raise UsageError(f"replay takes one capture, got {given} (vidssl replay RUN/captures/STEP)")
     from vidssl.replay import replay as repeat_step
 
     return repeat_step(arguments.operands[0], precision=arguments.precision)
