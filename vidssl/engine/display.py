@@ -17,11 +17,12 @@ HIDDEN = {"step", "seconds"}
 def format_metrics(metrics: Mapping[str, float]) -> str:
     """``loss_video 3.21  accuracy_video 18.4%  ...``; accuracies and shares in percent."""
     return "  ".join(
-        f"{name} {_format(name, value)}" for name, value in metrics.items() if name not in HIDDEN
+        f"{name} {format_metric(name, value)}" for name, value in metrics.items() if name not in HIDDEN
     )
 
 
-def _format(name: str, value: float) -> str:
+def format_metric(name: str, value: float) -> str:
+    """A metric's value as it is shown: shares in percent, rates in powers of ten."""
     if "accuracy" in name or name.endswith("_share") or name.startswith(("most_frequent", "copy_nearest")):
         return f"{100 * value:.1f}%"
     if name == "lr":

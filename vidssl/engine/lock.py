@@ -17,6 +17,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_ATTEMPTS = 3
 _held: set[int] = set()  # descriptors of this process's locks
 
 
@@ -76,11 +77,34 @@ def _lock(descriptor: int) -> int | None:
     """None once the lock is ours, or the number of the error."""
     if fcntl is None:
         return errno.ENOSYS
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except OSError as error:
+            refusal = error.errno or errno.ENOLCK
+        if refusal not in _TAKEN:
+            break
+        if attempt + 1 < _ATTEMPTS:
+            time.sleep(0.05)  # a look at the lock (``trains_in``) takes it for a moment
+    return refusal
+
+
+def trains_in(folder: Path) -> bool:
+    """Whether a process trains in a run's folder now; False where the file system keeps no locks."""
+    if fcntl is None:
+        return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:  # nothing ever trained there under a lock
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno or errno.ENOLCK
-    return None
+        return error.errno in _TAKEN
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _sign(descriptor: int) -> None:

@@ -1,0 +1,106 @@
+"""Curves of a run in the terminal."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from vidssl.engine.lock import sole_process, trains_in
+from vidssl.errors import UsageError
+from vidssl.pictures.terminal import curve
+from vidssl.watch import read_curves, watch_run
+
+
+def a_run(folder: Path, records: list[dict[str, float]]) -> Path:
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text("name: x\n")
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def shown(run: Path, *patterns: str, width: int = 80) -> str:
+    out = io.StringIO()
+    assert watch_run(str(run), patterns, once=True, console=Console(file=out, width=width)) == 0
+    return out.getvalue()
+
+
+def test_a_rising_line_runs_from_the_bottom_left_to_the_top_right() -> None:
+    lines = curve([0, 1], [1.0, 2.0], width=4, height=2)
+    assert lines == ["⠀⠀⡠⠊", "⡠⠊⠀⠀"]
+
+
+def test_a_level_line_lies_in_the_middle_and_fills_the_width() -> None:
+    lines = curve([5, 6, 9], [3.0, 3.0, 3.0], width=3, height=1)
+    assert lines == ["⠤⠤⠤"]
+
+
+def test_values_that_are_no_numbers_leave_a_gap() -> None:
+    (line,) = curve([0, 1, 2, 3, 4, 5, 6], [1, 1, 1, float("nan"), 1, 1, 1], width=7, height=1)
+    assert line[0] != "⠀"
+    assert line[-1] != "⠀"
+    assert line[3] == "⠀"
+
+
+def test_one_point_is_one_dot() -> None:
+    assert "".join(curve([7], [1.0], width=3, height=1)).replace("⠀", "") in ("⠄", "⠠")
+
+
+def test_the_usual_metrics_come_first_and_the_others_are_named(tmp_path: Path) -> None:
+    records = [
+        {
+            "step": step,
+            "seconds": 1.0 * step,
+            "zebra": 1.0,
+            "loss": 3.0 - step / 10,
+            **{f"m{i}": 0.0 for i in range(9)},
+        }
+        for step in (1, 2, 3)
+    ]
+    said = shown(a_run(tmp_path / "run", records))
+    assert "step 3, not training now" in said
+    assert said.index("loss 2.7") < said.index("zebra 1")
+    assert "2.7 to 2.9" in said
+    assert "also logged (--metric NAME): m6, m7, m8" in said
+    assert "seconds" not in said
+
+
+def test_patterns_choose_metrics(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", [{"step": 1, "loss": 3.0, "lr": 0.1, "loss_image": 2.0}])
+    said = shown(run, "loss*")
+    assert "loss_image" in said.split("also logged")[0]
+    assert "also logged (--metric NAME): lr" in said
+    with pytest.raises(UsageError, match=r"--metric los: the run logged none. Did you mean 'loss'\?"):
+        shown(run, "los")
+
+
+def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    assert [(each.name, each.steps, each.values) for each in read_curves(metrics)] == [("loss", (1,), (2.0,))]
+    metrics.write_text('{"step": 1, "loss": 2.0}\nnonsense\n')
+    with pytest.raises(UsageError, match=r"metrics.jsonl:2: no line of metrics \('nonsense'\)"):
+        read_curves(metrics)
+
+
+def test_a_run_that_logged_nothing_and_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    assert "nothing logged yet" in shown(a_run(tmp_path / "run", []))
+    with pytest.raises(UsageError, match=r"no run to watch: there is no recipe.yaml in it"):
+        shown(tmp_path)
+
+
+def test_events_are_counted_by_kind(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", [{"step": 1, "loss": 3.0}])
+    events = [{"step": 1, "kind": "skipped", "text": ""}] * 2 + [{"step": 1, "kind": "collapse", "text": ""}]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert "2 skipped, 1 collapse" in shown(run, width=120)
+
+
+def test_who_trains_is_seen_and_not_disturbed(tmp_path: Path) -> None:
+    assert not trains_in(tmp_path)
+    with sole_process(tmp_path, say=print):
+        assert trains_in(tmp_path)
+    assert not trains_in(tmp_path)
+    with sole_process(tmp_path, say=print):
+        pass
