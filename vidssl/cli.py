@@ -49,6 +49,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     train.add_argument(
         "--resume", metavar="RUN", help="go on with a run at the very step of its newest checkpoint"
     )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take two steps and show parameters, tokens, FLOPs, memory, time and disk; nothing is kept",
+    )
+    train.add_argument(
+        "--deterministic", action="store_true", help="the same numbers in every run; run.deterministic=true"
+    )
 
     evaluate = subparsers.add_parser("eval", help="score a trained network under evaluation protocols")
     evaluate.set_defaults(command=commands.evaluate)

@@ -31,7 +31,11 @@ def _split(operands: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def train(arguments: argparse.Namespace) -> int:
     names, overrides = _split(arguments.operands)
+    if arguments.deterministic:
+        overrides.append("run.deterministic=true")
     if arguments.resume is not None:
+        if arguments.dry_run:
+            raise UsageError("--dry-run tries a recipe, and --resume goes on with a run: give one of them")
         if names:
             raise UsageError(f"a run goes on with its own recipe: leave out {names[0]}")
         from vidssl.runs import resume_run
@@ -46,6 +50,11 @@ def train(arguments: argparse.Namespace) -> int:
 
     with told_once_a_machine():
         recipe = load_recipe(names[0], overrides)
+    if arguments.dry_run:
+        from vidssl.dry_run import dry_run
+
+        dry_run(recipe)
+        return 0
     from vidssl.runs import run_recipe
 
     return run_recipe(recipe)
