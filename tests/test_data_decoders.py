@@ -16,7 +16,9 @@ from data_clips import damage_middle, number_shown, turn_clip, write_clip
 from vidssl.data import decoders
 from vidssl.data.decode import probe
 from vidssl.data.decoders import PyAV, TorchCodec, choose_decoder, why_unusable
+from vidssl.data.loader import iterate_once
 from vidssl.data.sources import VideoFolder
+from vidssl.data.views import SingleImage
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 
@@ -196,6 +198,17 @@ def test_the_decoder_of_a_gpu_is_refused_in_a_worker(tmp_path: Path, monkeypatch
     monkeypatch.setattr(decoders, "get_worker_info", lambda: "a worker")
     with pytest.raises(UsageError, match=r"set run\.workers=0"):
         TorchCodec("cuda").read(path, [1], probe(path))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_the_user_can_mend_is_one_line_even_from_a_worker(tmp_path: Path, monkeypatch, workers) -> None:
+    write_clip(tmp_path / "a.mp4", 5)
+    source = VideoFolder(root=str(tmp_path))
+    monkeypatch.setattr(source._videos, "_decoder", TorchCodec("cuda"))
+    monkeypatch.setattr(decoders, "get_worker_info", lambda: "a worker")
+    passed = iterate_once(source, SingleImage(size=16), batch_size=1, workers=workers, unreadable=print)
+    with pytest.raises(UsageError, match=r"^decoder torchcodec_cuda decodes in .*: set run\.workers=0$"):
+        next(passed)
 
 
 @pytest.mark.parametrize("name", ["pyav", pytest.param("torchcodec", marks=needs_torchcodec)])

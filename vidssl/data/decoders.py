@@ -111,8 +111,9 @@ def choose_decoder(name: DecoderName) -> Decoder:
         return PyAV()
     if name == "auto":
         reason = why_unusable("cpu")
-        if reason:
-            _log.info("decoder auto: PyAV, for torchcodec is of no use here: %s", reason)
+        _log.warning(
+            "decoder auto: %s", f"pyav, as torchcodec is of no use here: {reason}" if reason else "torchcodec"
+        )
         return PyAV() if reason else TorchCodec("cpu")
     device: Literal["cpu", "cuda"] = "cpu" if name == "torchcodec" else "cuda"
     reason = why_unusable(device)

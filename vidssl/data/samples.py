@@ -132,9 +132,8 @@ def parcels(
     Raises:
         UsageError: if a worker dies, or gives no batch for ``timeout_seconds``.
     """
-    context = (
-        "fork" if sys.platform == "linux" else "spawn"
-    )  # a fork shares torch's 500 MB and starts at once
+    # a fork shares torch's 500 MB and starts at once
+    context = "fork" if sys.platform == "linux" else "spawn"
     loader = DataLoader(
         samples,
         batch_sampler=batches,
@@ -152,6 +151,8 @@ def parcels(
     died = ""
     try:
         yield from iterator
+    except UsageError as error:
+        raise UsageError(_own_words(error)) from error
     except RuntimeError as error:
         if not str(error).startswith("DataLoader "):  # a defect, not a worker that died or hangs
             raise
@@ -165,6 +166,11 @@ def parcels(
             f"a data worker died, or a file or disk did not answer for {timeout_seconds:.0f} seconds: "
             f"{died}. run.workers=0 decodes in the training process"
         )
+
+
+def _own_words(error: UsageError) -> str:
+    """The message alone: from a worker it comes with a traceback in front."""
+    return str(error).strip().split("\n")[-1].removeprefix(f"{UsageError.__module__}.{UsageError.__name__}: ")
 
 
 def _collate(samples: list[Sample]) -> Parcel:

@@ -46,13 +46,14 @@ def scan(
         out.parent.mkdir(parents=True, exist_ok=True)
         earlier = Manifest(out) if out.exists() else None
         begun = _read_part(part)
-        with part.open("ab", buffering=0) as file:  # each line is written whole, or is the last
+        with part.open("ab") as file:
             file.write(b"\n")  # ends a line that a kill left unfinished
             tasks = _tasks(root, listing, earlier, begun)
             patience = PATIENCE_SECONDS * _TRIES
             for task, result in work(tasks, examine, processes=processes, patience_seconds=patience):
                 entry = _lost(task, result) if isinstance(result, Lost) else result
                 file.write(entry.to_line().encode())
+                file.flush()
                 seen(entry)
     except OSError as error:
         raise UsageError(
