@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 from score_files import NAMES, PROTOCOL, write_run
 
+from vidssl.cli import main
 from vidssl.errors import UsageError
 from vidssl.pictures.confusion import (
     MOST_COUNTED,
@@ -124,3 +125,19 @@ def test_retrieval_names_no_classes():
     write_run(Path("a"), TRUTH, GUESS, kind="found")
     with pytest.raises(UsageError, match="retrieval tells what was found"):
         show()
+
+
+def test_the_command_line_draws_and_refuses_what_it_has_no_use_for(capsys):
+    words = ["show", "a", "--what", "confusion"]
+    assert main([*words, "--label", "class", "--protocol", "toy", "--network", "untrained"]) == 0
+    assert "confusion-toy-step-000005-class-untrained.png" in capsys.readouterr().out
+    for more, says in (
+        ((*words, "--videos", "3"), "leave out videos"),
+        ((*words, "data={type: x}"), "leave out videos"),
+        (("show", "--what", "confusion"), "takes a run or a file of scores, got none"),
+        (("show", "a", "--what", "attention", "--label", "class"), "--label is for --what confusion"),
+    ):
+        assert main(list(more)) == 2
+        said = capsys.readouterr().err
+        assert says in said
+        assert said.count("\n") == 1

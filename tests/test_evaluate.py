@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from scipy.stats import binomtest
 
 from vidssl import build
 from vidssl.cli import main
@@ -268,13 +267,8 @@ def test_compare_counts_videos_that_only_one_gets_right(folder, capsys):
     truth = one.truth["digit"]
     right = [(a == number, b == number) for (a, b), number in zip(pairs, truth, strict=True)]
     only_one, only_other = right.count((True, False)), right.count((False, True))
-    assert f"| digit | {only_one} | {only_other} | {mcnemar(only_one, only_other):.3g} |" in said
-
-
-@pytest.mark.parametrize("pair", [(0, 0), (5, 0), (3, 9), (40, 40), (300, 250)])
-def test_mcnemars_p_is_the_exact_binomial_one(pair):
-    expected = binomtest(pair[0], sum(pair), 0.5).pvalue if sum(pair) else 1.0
-    assert mcnemar(*pair) == pytest.approx(expected)
+    (line,) = re.findall(rf"\| digit \| {only_one} \| {only_other} \|.*", said)
+    assert line.endswith(f"| {mcnemar(only_one, only_other):.3g} |")
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ def test_papers_and_data_sets_are_chosen_by_name(published):
     assert [table.number for table in chosen] == ["1", "4", "5", "6", "7", "8"]
     assert {number.data_set for table in chosen for number in table.numbers()} == {"HMDB51"}
     assert len(chosen[0].rows) == 16
+    assert [head["evaluation"] for head in chosen[0].heads] == ["linear", "fine-tuning"]
     assert published.chosen() == published.tables
 
 

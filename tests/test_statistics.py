@@ -77,6 +77,15 @@ def test_intervals_cover_the_truth_nineteen_times_in_twenty():
     assert 180 <= covered <= 199
 
 
+def test_a_draw_without_a_class_is_the_mean_of_the_others():
+    truth = torch.tensor([0] * 9 + [1])  # a third of the draws have no video of class 1
+    assert bootstrap(torch.ones(10, dtype=torch.bool), truth).class_mean == (1.0, 1.0)
+
+
+def test_percentiles_hold_the_middle_95_percent():
+    assert percentiles(torch.linspace(0, 1, 1001).double()) == pytest.approx((0.025, 0.975), abs=1e-6)
+
+
 def test_mean_over_classes_counts_a_rare_class_as_much_as_a_common_one():
     truth = torch.tensor([0] * 9 + [2])  # no video of class 1
     right = torch.tensor([True] * 9 + [False])

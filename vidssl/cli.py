@@ -75,12 +75,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="file or name in evaluation/; may be repeated",
     )
 
-    compare = subparsers.add_parser("compare", help="show scores of several runs side by side")
-    compare.set_defaults(command=commands.compare)
-    compare.add_argument("operands", nargs="*", metavar="RUN_OR_SCORES", help="run folders, files of scores")
-    output = compare.add_mutually_exclusive_group()
-    output.add_argument("--markdown", action="store_true", help="tables for a page")
-    output.add_argument("--csv", action="store_true", help="a line for every number")
+    _add_compare(subparsers.add_parser("compare", help="show scores of several runs side by side"))
 
     check = subparsers.add_parser("check", help="validate recipes; needs no data, weights or GPU")
     check.set_defaults(command=commands.check)
@@ -137,20 +132,48 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.set_defaults(command=commands.compare, output="table")
+    compare.add_argument("operands", nargs="*", metavar="RUN_OR_SCORES", help="run folders, files of scores")
+    output = compare.add_mutually_exclusive_group()
+    for name, what in (
+        ("markdown", "tables for a page"),
+        ("latex", "tables for a paper (booktabs)"),
+        ("csv", "a line for every number"),
+    ):
+        output.add_argument(f"--{name}", dest="output", action="store_const", const=name, help=what)
+    compare.add_argument(
+        "--each", action="store_true", help="show runs by themselves that differ only in their seed"
+    )
+    compare.add_argument("--published", action="store_true", help="add what papers report, in tables apart")
+    for option, what in (("--paper", "paper's"), ("--data-set", "data set's")):
+        compare.add_argument(
+            option, action="append", default=[], metavar="NAME", help=f"of that, one {what}; may be repeated"
+        )
+
+
 def _add_show(show: argparse.ArgumentParser) -> None:
     show.set_defaults(command=commands.show)
     show.add_argument(
         "operands",
         nargs="*",
-        metavar="[RUN_OR_CHECKPOINT_OR_TOKENIZER] [data={...}] [views={...}]",
+        metavar="[RUN_OR_CHECKPOINT_OR_TOKENIZER_OR_SCORES] [data={...}] [views={...}]",
         help="what to draw, the newest run if nothing is named; videos and views other than its recipe's",
     )
     show.add_argument(
         "--what",
-        choices=("attention", "reconstruction"),
+        choices=("attention", "reconstruction", "confusion"),
         required=True,
-        help="where the class token looks; or hidden parts as they were predicted",
+        help="where the class token looks; or hidden parts as they were predicted; or which classes a "
+        "run's scores take for which",
     )
+    for name, what in (
+        ("protocol", "whose scores"),
+        ("label", "of the scores; default: a picture for each"),
+        ("setting", "of the scores, such as k=5; default: the first"),
+        ("network", "of the scores; default: the first"),
+    ):
+        show.add_argument(f"--{name}", metavar="NAME", help=f"confusion: {what}")
     show.add_argument("--videos", type=int, metavar="N", help="how many videos; default 4, or 8 images")
     show.add_argument(
         "--video", action="append", default=[], metavar="FILE", help="show this video; may be repeated"

@@ -76,12 +76,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    if not arguments.operands:
-        raise UsageError("compare takes runs or files of scores, got none (vidssl compare runs/a runs/b)")
-    from vidssl.compare import Output, compare_runs
+    from vidssl.compare.runs import CompareRequest, compare
 
-    output: Output = "markdown" if arguments.markdown else "csv" if arguments.csv else "table"
-    return compare_runs(arguments.operands, output)
+    request = CompareRequest(
+        tuple(arguments.operands),
+        arguments.output,
+        each=arguments.each,
+        published=arguments.published,
+        papers=tuple(arguments.paper),
+        data_sets=tuple(arguments.data_set),
+    )
+    return compare(request)
 
 
 def show(arguments: argparse.Namespace) -> int:
@@ -90,6 +95,11 @@ def show(arguments: argparse.Namespace) -> int:
         raise UsageError(f"show takes one run, checkpoint or tokenizer, got {' '.join(names)}")
     if arguments.videos is not None and arguments.videos < 1:
         raise UsageError(f"--videos must be at least 1, got {arguments.videos}")
+    if arguments.what == "confusion":
+        return _show_confusion(names, overrides, arguments)
+    for option in ("protocol", "label", "setting", "network"):
+        if getattr(arguments, option) is not None:
+            raise UsageError(f"--{option} is for --what confusion")
     from vidssl.pictures.clips import PictureRequest
     from vidssl.pictures.show import show
 
@@ -101,6 +111,23 @@ def show(arguments: argparse.Namespace) -> int:
         overrides=tuple(overrides),
     )
     return show(names[0] if names else None, request)
+
+
+def _show_confusion(names: Sequence[str], overrides: Sequence[str], arguments: argparse.Namespace) -> int:
+    if not names:
+        raise UsageError("--what confusion takes a run or a file of scores, got none")
+    if overrides or arguments.video or arguments.videos is not None:
+        raise UsageError("--what confusion is drawn of scores: leave out videos, data and views")
+    from vidssl.pictures.confusion import ConfusionRequest, show_confusion
+
+    request = ConfusionRequest(
+        protocol=arguments.protocol,
+        label=arguments.label,
+        setting=arguments.setting,
+        network=arguments.network,
+        out=arguments.out,
+    )
+    return show_confusion(names[0], request)
 
 
 def tokenize(arguments: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,20 @@ class ScoreFile:
     classes: Mapping[str, tuple[str, ...]]
     scores: Scores
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Of the protocol."""
         return flattened(self.protocol)["name"]
+
+    @cached_property
+    def card_sha256(self) -> str:
+        """Of the card: equal for scores that may be compared."""
+        return _hash(json.dumps(self.card, sort_keys=True))
+
+    @cached_property
+    def told(self) -> Mapping[str, str]:
+        """Dotted key -> value of the recipe."""
+        return flattened(self.recipe)
 
     def classes_of(self, label: str) -> tuple[int, ...]:
         """Of the test videos that have the label, as they stand in ``Score.predicted``."""

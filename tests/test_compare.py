@@ -1,0 +1,331 @@
+"""``vidssl compare``: runs side by side, seeds as one, differences, and what papers report."""
+
+import csv
+import io
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from scipy import stats
+from score_files import PROTOCOL, write_run
+
+from vidssl.cli import main
+from vidssl.compare.entries import entries_of, together
+from vidssl.compare.grids import Grid, drawn, latex, latex_text, markdown
+from vidssl.compare.quoted import quoted_grid
+from vidssl.compare.runs import CompareRequest, compare, run_grids
+from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
+from vidssl.errors import UsageError
+from vidssl.evaluators.statistics import mcnemar, paired_difference
+from vidssl.published import load_published
+from vidssl.scoring.score_file import find_scores
+
+TRUTH = [0, 1, 2] * 10
+
+
+def guess(right: int) -> list[int]:
+    """Classes of which the first so many are right."""
+    return [*TRUTH[:right], *((number + 1) % 3 for number in TRUTH[right:])]
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def write_seeds(name: str, rights: list[int], *, objective: str = "{type: svt}", first: int = 0) -> list[str]:
+    """A run for each number of right answers."""
+    names = [f"runs/{name}-{seed}" for seed in range(first, first + len(rights))]
+    for seed, (run, right) in enumerate(zip(names, rights, strict=True), start=first):
+        write_run(Path(run), TRUTH, guess(right), seed=seed, objective=objective)
+    return names
+
+
+def files_of(*runs: str):
+    return [file for run in runs for file in find_scores(Path(run))]
+
+
+def output_of(capsys: pytest.CaptureFixture[str], *runs: str, **keys) -> str:
+    assert compare(CompareRequest(runs, **keys), Console(width=200)) == 0
+    return capsys.readouterr().out
+
+
+def cell(grid: Grid, row: str, column: str) -> str:
+    (found,) = (line for line in grid.rows if line[0] == row)
+    return found[grid.heads.index(column)]
+
+
+def test_runs_that_differ_in_their_seed_are_one_with_mean_and_t_interval():
+    runs = write_seeds("svt", [15, 18, 24])
+    (entry,) = entries_of(files_of(*runs), each=False)
+    assert entry.name == "runs/svt-{0,1,2}"
+    assert entry.seeds == ("0", "1", "2")
+    values = [50.0, 60.0, 80.0]
+    half = stats.t.ppf(0.975, 2) * stats.sem(values)
+    grid = score_grid([entry])
+    assert cell(grid, "class", "runs/svt-{0,1,2}, trained") == f"63.3 ± {half:.1f}"
+    assert cell(grid, "seeds", "runs/svt-{0,1,2}, trained") == "3"
+    assert "for several seeds ± half the 95 % t-interval of the mean" in grid.title
+    assert "in brackets" not in grid.title
+
+
+def test_each_shows_seeds_by_themselves():
+    runs = write_seeds("svt", [15, 18])
+    assert [entry.name for entry in entries_of(files_of(*runs), each=True)] == runs
+    titles = [grid.title for grid in run_grids(files_of(*runs), each=True)]
+    assert "seeds" not in titles[0]
+    assert len(titles) == 3
+    (difference,) = (grid for grid in run_grids(files_of(*runs), each=True) if "recipes" in grid.title)
+    assert difference.rows == (("seed", "0", "1"),)
+
+
+def test_a_seed_counts_once_and_what_differs_otherwise_stands_apart():
+    one = write_seeds("svt", [15, 18])
+    again = write_seeds("again", [20])  # seed 0 of the same recipe
+    other = write_seeds("bevt", [21], objective="{type: bevt}", first=2)
+    write_run(Path("runs/later"), TRUTH, guess(22), seed=7, step=9)
+    entries = entries_of(files_of(*one, *again, *other, "runs/later"), each=False)
+    assert [entry.name for entry in entries] == ["runs/svt-{0,1}", *again, *other, "runs/later"]
+
+
+def test_what_has_no_seed_stands_apart():
+    path, _ = write_run(Path("runs/a"), TRUTH, guess(3))
+    text = path.read_text().replace("seed: 0\\n", "")
+    path.write_text(text)
+    files = [*files_of("runs/a"), *files_of("runs/a")]
+    assert [len(entry.files) for entry in entries_of(files, each=False)] == [1, 1]
+    assert entries_of(files, each=False)[0].seeds == ("-",)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["runs/a"], "runs/a"),
+        (["runs/a", "runs/a-2"], "runs/a{,-2}"),
+        (["runs/s0/b", "runs/s1/b"], "runs/s{0,1}/b"),
+        (["aa", "aaa"], "aa{,a}"),
+    ],
+)
+def test_names_together_are_those_a_shell_would_make(names, expected):
+    assert together(names) == expected
+
+
+def test_groups_of_seeds_are_compared_by_welch():
+    one, other = write_seeds("svt", [15, 18, 24]), write_seeds("bevt", [24, 27], objective="{type: bevt}")
+    entries = entries_of(files_of(*one, *other), each=False)
+    (grid,) = difference_grids(entries)
+    expected = stats.ttest_ind([0.8, 0.9], [0.5, 0.6, 0.8], equal_var=False)
+    interval = expected.confidence_interval()
+    assert cell(grid, "class", "difference") == "+21.7"
+    assert cell(grid, "class", "95 % interval") == f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"
+    assert cell(grid, "class", "Welch's p") == f"{expected.pvalue:.3g}"
+
+
+def test_one_run_is_not_tested_against_a_group_of_seeds():
+    one, other = write_seeds("svt", [15, 18]), write_seeds("bevt", [24], objective="{type: bevt}")
+    (grid,) = difference_grids(entries_of(files_of(*one, *other), each=False))
+    assert "no test of one run against several" in grid.title
+    assert grid.rows == ()
+
+
+def test_two_runs_are_compared_on_the_same_videos():
+    write_run(Path("runs/a"), TRUTH, guess(18))
+    other = guess(24)
+    other[0] = 1
+    write_run(Path("runs/b"), TRUTH, other, objective="{type: bevt}")
+    (grid,) = difference_grids(entries_of(files_of("runs/a", "runs/b"), each=False))
+    ((_, only_one, only_two, difference, interval, p),) = grid.rows
+    assert (only_one, only_two, difference) == ("1", "6", "+16.7")
+    assert p == f"{mcnemar(1, 6):.3g}"
+    right = [[a == b for a, b in zip(answers, TRUTH, strict=True)] for answers in (guess(18), other)]
+    found = paired_difference(*right)
+    assert interval == f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+
+
+def test_scores_of_one_run_have_intervals_and_facts_beside_them():
+    write_run(Path("runs/a"), TRUTH, {"trained": guess(15), "untrained": guess(3)})
+    write_run(Path("runs/b"), TRUTH, {"trained": guess(21), "untrained": guess(3)}, objective="{type: bevt}")
+    grid = score_grid(entries_of(files_of("runs/a", "runs/b"), each=False))
+    assert grid.heads == ("run", "step", "test videos", "class")  # more runs than scores: they go down
+    assert [row[0] for row in grid.rows] == [
+        "runs/a, trained", "runs/b, trained", "runs/a, untrained", "runs/b, untrained", "chance"
+    ]  # fmt: skip
+    assert grid.rows[0] == ("runs/a, trained", "5", "30 of 31", "50.0 (33 to 67)")
+    assert grid.rows[-1] == ("chance", "", "", "33.3")
+    assert re.search(r"^toy \(card [0-9a-f]{8}\): top-1 in %, in brackets the 95 % interval", grid.title)
+
+
+def test_means_over_classes_have_a_line_where_they_are_others():
+    truth = [0] * 9 + [1]
+    write_run(Path("runs/a"), truth, [0] * 10)
+    grid = score_grid(entries_of(files_of("runs/a"), each=False))
+    assert cell(grid, "class mean over classes", "runs/a, trained").startswith("50.0 (")
+    assert cell(grid, "class", "runs/a, trained").startswith("90.0 (")
+
+
+def test_recipes_of_groups_differ_in_what_is_no_seed():
+    one, other = write_seeds("svt", [15, 18]), write_seeds("bevt", [24, 20], objective="{type: bevt}")
+    (grid,) = recipe_grids(entries_of(files_of(*one, *other), each=False))
+    assert grid.rows == (("objective.type", "svt", "bevt"),)
+    three = write_seeds("more", [24, 20, 21], objective="{type: more}")
+    (grid,) = recipe_grids(entries_of(files_of(*one, *three), each=False))
+    assert grid.rows == (("seed", "0, 1", "0, 1, 2"), ("objective.type", "svt", "more"))
+
+
+def test_unlike_protocols_are_refused_with_the_difference():
+    write_run(Path("runs/a"), TRUTH, guess(15))
+    write_run(Path("runs/b"), TRUTH, guess(15), protocol=PROTOCOL.replace("k: 20", "k: 5"))
+    for output in ("table", "csv"):
+        with pytest.raises(UsageError, match=r"evaluator\.k is 20 and 5"):
+            compare(CompareRequest(("runs/a", "runs/b"), output))
+
+
+def test_csv_holds_every_run_with_all_intervals_and_its_card(capsys):
+    runs = write_seeds("svt", [15, 18])
+    rows = list(csv.DictReader(io.StringIO(output_of(capsys, *runs, output="csv"))))
+    assert [(row["run"], row["seed"], float(row["top1"])) for row in rows] == [
+        (runs[0], "0", 0.5), (runs[1], "1", 0.6)
+    ]  # fmt: skip
+    assert float(rows[0]["top1_bootstrap_low"]) < 0.5 < float(rows[0]["class_mean_bootstrap_high"])
+    assert rows[0]["top5"] == rows[0]["top5_bootstrap_low"] == ""
+    assert rows[0]["card_sha256"] == rows[1]["card_sha256"]
+
+
+def test_brackets_in_a_cell_are_not_taken_for_markup(capsys):
+    write_run(Path("runs/a"), TRUTH, guess(15), objective="{type: svt, flags: [true, bold]}")
+    write_run(Path("runs/b"), TRUTH, guess(15), objective="{type: svt, flags: [false]}")
+    said = output_of(capsys, "runs/a", "runs/b")
+    assert "[true, bold]" in said
+
+
+def test_columns_of_numbers_stand_to_the_right():
+    grid = Grid("t", ("a", "b", "c"), (("x", "50.0 (33 to 67)", "-"), ("y", "1.5 ± 0.2", "IN-1K")))
+    assert [column.justify for column in drawn(grid).columns] == ["left", "right", "left"]
+
+
+AWKWARD = Grid(
+    r"100 % of a_b & {c} \ ~^ #1 $5",
+    ("run", "top-1 %", "a|b"),
+    (("runs/svt_{0,1}", "50.0 ± 3.2", "<3 × 4>"), ('"x"', "1.0", "[2, 16]")),
+)
+
+
+def test_latex_is_a_booktabs_table_with_everything_escaped():
+    text = latex(AWKWARD)
+    order = [text.index(word) for word in (r"\begin{table}", r"\toprule", r"\midrule", r"\bottomrule")]
+    assert order == sorted(order)
+    assert r"\begin{tabular}{lrl}" in text
+    assert r"runs/svt\_\{0,1\} & 50.0 $\pm$ 3.2 & \textless{}3 $\times$ 4\textgreater{} \\" in text
+    assert text.count(r"\\") == 3
+    body = re.sub(r"\\[a-z]+(\{[a-z]*\})*(\{[lr]*\})?|\\[&%$#_{}]|\$\\(pm|times)\$|\\\\| & ", "", text)
+    assert not re.search(r"[\\&%$#_^~<>|\"]", body), body
+    assert text.isascii()
+
+
+def test_latex_cannot_be_broken_by_any_character():
+    """Every special character of TeX comes out escaped, once."""
+    for character in '\\&%$#_{}~^<>|"':
+        escaped = latex_text(f"a{character}b")
+        assert re.fullmatch(r"a(\\[&%$#_{}]|\\text[a-z]+\{\})b", escaped), escaped
+
+
+def test_latex_of_a_grid_without_rows_is_a_comment():
+    assert latex(Grid("recipes: the same but for their names", ("key",), ())).startswith("% recipes")
+
+
+def test_latex_of_all_tables_is_balanced(capsys):
+    runs = write_seeds("svt_x", [15, 18])
+    text = output_of(capsys, *runs, output="latex", published=True, papers=("svt",))
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 1 + 8
+    for table in text.split(r"\begin{tabular}")[1:]:
+        columns = len(re.match(r"\{([lr]+)\}", table)[1])
+        lines = [line for line in table.splitlines() if line.endswith(r"\\")]
+        assert all(len(re.findall(r"(?<!\\)&", line)) == columns - 1 for line in lines)
+
+
+def test_markdown_escapes_its_own_bars():
+    assert r"| a\|b |" in markdown(AWKWARD)
+
+
+def test_published_tables_are_marked_and_apart_from_measured_ones(capsys):
+    runs = write_seeds("svt", [15])
+    said = output_of(capsys, *runs, output="markdown", published=True, papers=("svt",), data_sets=("SSv2",))
+    measured, quoted = said.split("quoted, not measured here: ")
+    assert "runs/svt-0" in measured
+    assert "59.6" not in measured
+    assert "runs/svt-0" not in quoted
+    assert quoted.startswith("Self-supervised Video Transformer")
+    assert "| SVT (ours) | - | ViT-B | 2x3 | 59.6 | 18.3 |" in quoted
+
+
+def test_published_tables_need_no_run_and_show_everything(capsys):
+    said = output_of(capsys, published=True, output="markdown")
+    assert said.count("quoted, not measured here") == 29
+    assert said.count("\n|") - 2 * 29 == 158  # rows of all tables, without heads and lines
+
+
+def test_quoted_values_keep_their_digits_and_say_what_they_are():
+    published = load_published()
+    tables = {(table.paper, table.number): table for table in published.tables}
+    grid = quoted_grid(tables["vimpac", "6"], "VIMPAC")
+    assert grid.heads[-3:] == (
+        "pre-training, mask accuracy %", "pre-training, contrastive loss", "UCF101, top-1, fine-tuning %"
+    )  # fmt: skip
+    assert [row[-2] for row in grid.rows] == ["1.06", "1.03", "1.02", "1.00", "0.98"]
+    assert "Table 6, size of the model (method: VIMPAC; pretrain data: HT; epochs: 10" in grid.title
+    resolution = quoted_grid(tables["vimpac", "14"], "VIMPAC")
+    assert resolution.heads[-1] == "UCF101, top-1, fine-tuning, finetune size 256, finetune frames 10 %"
+
+
+def test_quoted_columns_without_a_word_are_left_out():
+    (table,) = (t for t in load_published().chosen(["vimpac"], ["Diving48"]) if t.number == "1")
+    small = quoted_grid(table, "VIMPAC")
+    assert small.heads[-1] == "Diving48, top-1 %"
+    assert [row[0] for row in small.rows] == ["TimeSformer space-time", "VIMPAC"]
+
+
+def test_quoted_csv_has_a_line_for_every_number(capsys):
+    rows = list(csv.DictReader(io.StringIO(output_of(capsys, published=True, output="csv"))))
+    assert len(rows) == 358
+    (row,) = (
+        r
+        for r in rows
+        if (r["quoted_from"], r["table"], r["row"], r["data_set"]) == ("bevt", "1", "6", "SSv2")
+    )
+    assert (row["method"], row["value"]) == ("BEVT", "70.6")
+    assert (
+        row["settings"]
+        == "backbone: Video Swin-B; evaluation: fine-tuning; size: 224; pretrain_data: IN-1K+K400"
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (CompareRequest(), "got none"),
+        (CompareRequest(("runs/svt-0",), papers=("svt",)), "--paper chooses among what papers report: add"),
+        (CompareRequest(("runs/svt-0",), data_sets=("K400",)), "--data-set chooses"),
+        (CompareRequest(published=True, papers=("swt",)), "no paper 'swt' is quoted. Did you mean 'svt'?"),
+        (CompareRequest(("runs/svt-0",), "csv", published=True), "do not go into one CSV"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(request_, says):
+    write_seeds("svt", [15])
+    with pytest.raises(UsageError) as error:
+        compare(request_)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_options_of_the_command_line_reach_the_comparison(capsys):
+    runs = write_seeds("svt", [15, 18])
+    assert main(["compare", *runs, "--latex"]) == 0
+    said = capsys.readouterr().out
+    assert r"runs/svt-\{0,1\}" in said
+    assert main(["compare", "--each", "--markdown", *runs]) == 0
+    assert "McNemar" in capsys.readouterr().out
+    assert main(["compare", "--published", "--data-set", "ssv2", "--paper", "svt", "--csv"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1 + 5
+    assert main(["compare", "--latex", "--csv", *runs]) == 2
+    assert "not allowed with" in capsys.readouterr().err

@@ -1,0 +1,160 @@
+"""Scores of several runs side by side, what differs between the runs, and whether it can be chance."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+
+from vidssl.compare.entries import entries_of, run_name
+from vidssl.compare.grids import Grid, drawn, latex, markdown
+from vidssl.compare.quoted import quoted_csv, quoted_grid
+from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
+from vidssl.errors import UsageError
+from vidssl.published import load_published
+from vidssl.scoring.score_file import ScoreFile, find_scores
+
+Output = Literal["table", "markdown", "latex", "csv"]
+_NUMBERS = ("top1", "low", "high", "top5", "chance", "num_train", "num_test", "class_mean", "spread")
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """What is to be shown.
+
+    Attributes:
+        targets: run folders, whose newest scores under each protocol are taken, or files of scores.
+        output: "table", "markdown" and "latex" hold scores, differences from the first run and what differs
+            between the recipes; "csv" holds a line for every number.
+        each: shows runs by themselves that differ only in their seed.
+        published: adds what papers report.
+        papers, data_sets: which of that; all where none is named.
+    """
+
+    targets: tuple[str, ...] = ()
+    output: Output = "table"
+    each: bool = False
+    published: bool = False
+    papers: tuple[str, ...] = ()
+    data_sets: tuple[str, ...] = ()
+
+
+def compare(request: CompareRequest, console: Console | None = None) -> int:
+    """Print the scores of runs side by side, and what papers report in tables of their own.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UsageError: if there are no scores, two were made under different protocols of one name, or nothing
+            is asked for.
+    """
+    console = console or Console()
+    _check(request)
+    files = [file for target in request.targets for file in find_scores(Path(target))]
+    quoted = load_published() if request.published else None
+    tables = () if quoted is None else quoted.chosen(request.papers, request.data_sets)
+    if request.output == "csv":
+        by_protocol(files)
+        print(csv_text(files) if files else quoted_csv(tables), end="")
+        return 0
+    grids = run_grids(files, each=request.each)
+    if quoted is not None:
+        grids += [quoted_grid(table, quoted.papers[table.paper]) for table in tables]
+    for grid in grids:
+        _show(grid, request.output, console)
+    return 0
+
+
+def _check(request: CompareRequest) -> None:
+    if not request.targets and not request.published:
+        raise UsageError("compare takes runs or files of scores, got none (vidssl compare runs/a runs/b)")
+    for option, given in (("--paper", request.papers), ("--data-set", request.data_sets)):
+        if given and not request.published:
+            raise UsageError(f"{option} chooses among what papers report: add --published")
+    if request.targets and request.published and request.output == "csv":
+        raise UsageError(
+            "measured and quoted numbers do not go into one CSV: leave out the runs or --published"
+        )
+
+
+def run_grids(files: Sequence[ScoreFile], *, each: bool) -> list[Grid]:
+    """All tables of measured scores.
+
+    Raises:
+        UsageError: if two files were made under different protocols of one name.
+    """
+    groups = [entries_of(same, each=each) for same in by_protocol(files)]
+    grids = [grid for entries in groups for grid in (score_grid(entries), *difference_grids(entries))]
+    runs: dict[str, ScoreFile] = {}
+    for file in files:
+        runs.setdefault(run_name(file), file)
+    return grids + recipe_grids(entries_of(list(runs.values()), each=each))
+
+
+def by_protocol(files: Sequence[ScoreFile]) -> list[list[ScoreFile]]:
+    """The files of each protocol, in the order of the first of each.
+
+    Raises:
+        UsageError: if two files were made under different protocols of one name, naming what differs.
+    """
+    names = dict.fromkeys(file.name for file in files)
+    found = [[file for file in files if file.name == name] for name in names]
+    for same in found:
+        _check_comparable(same)
+    return found
+
+
+def _check_comparable(files: Sequence[ScoreFile]) -> None:
+    """Scores stand in one column only if protocol and videos were the same."""
+    first = files[0]
+    for other in files[1:]:
+        keys = [key for key in {**first.card, **other.card} if first.card.get(key) != other.card.get(key)]
+        if keys:
+            said = "; ".join(
+                f"{key} is {first.card.get(key, 'missing')} and {other.card.get(key, 'missing')}"
+                for key in keys
+            )
+            raise UsageError(
+                f"'{first.name}' was not the same protocol for {first.path} and {other.path}: {said}. "
+                "Score both under one, or compare other files of scores"
+            )
+
+
+def _show(grid: Grid, output: Output, console: Console) -> None:
+    if output == "markdown":
+        print(markdown(grid))
+    elif output == "latex":
+        print(latex(grid))
+    else:
+        console.print(drawn(grid))
+
+
+def csv_text(files: Sequence[ScoreFile]) -> str:
+    """A line for every number, with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ends = [f"{name}_bootstrap_{end}" for name in ("top1", "top5", "class_mean") for end in ("low", "high")]
+    what = ("protocol", "run", "step", "network", "label", "setting", "frames")
+    writer.writerow((*what, *_NUMBERS, *ends, "seed", "card_sha256"))
+    for file in files:
+        known = (file.told.get("seed"), file.card_sha256)
+        for network, scores in file.scores.items():
+            for score in scores:
+                row = (
+                    file.name,
+                    run_name(file),
+                    file.step,
+                    network,
+                    score.label,
+                    score.setting,
+                    score.frames,
+                )
+                values: Mapping[str, float | None] = vars(score)
+                spans = asdict(score.bootstrap)
+                bounds = [end for name in ("top1", "top5", "class_mean") for end in spans[name] or ("", "")]
+                writer.writerow((*row, *(values[name] for name in _NUMBERS), *bounds, *known))
+    return text.getvalue()
