@@ -94,10 +94,10 @@ def test_a_folder_in_order_is_scanned_and_summed_up(root: Path) -> None:
     assert sorted(path.name for path in root.rglob("*.*")) == ["a.mp4", "b.mp4", "c.mp4", "d.avi"]
     for said in (
         "4 usable videos found of 4 listed",
-        "ok 4",
+        "ok (4)",
         "51 in all, 12 to 14, median 12 a video",
-        "mov h264 3, avi mpeg4 1",
-        "B-frames may be packed with others 1",
+        "mov h264 (3), avi mpeg4 (1)",
+        "B-frames may be packed with others (1)",
         "clips a second per core (16 frames, stride 4",
         "Manifest: ",
     ):

@@ -118,10 +118,10 @@ def _spread(numbers: Sequence[int]) -> str:
 
 
 def _counted(kinds: Counter[str]) -> str:
-    """The commonest with their counts: ``mp4 12, avi 3, 4 more kinds 5``."""
-    shown = [f"{kind} {count}" for kind, count in kinds.most_common(5)]
+    """The commonest with their counts: ``mp4 (12), avi (3), 4 more kinds (5)``."""
+    shown = [f"{kind} ({count})" for kind, count in kinds.most_common(5)]
     rest = kinds.total() - sum(count for _, count in kinds.most_common(5))
-    return ", ".join(shown) + (f", {len(kinds) - 5} more kinds {rest}" if rest else "")
+    return ", ".join(shown) + (f", {len(kinds) - 5} more kinds ({rest})" if rest else "")
 
 
 def _list(console: Console, title: str, lines: Sequence[str], limit: int | None) -> None:
