@@ -308,19 +308,19 @@ def files_kept(run: RunSpec, total_steps: int) -> tuple[int, int]:
 
 
 def _table(title: str, *heads: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left", show_header=any(heads))
     for number, head in enumerate(heads):
         table.add_column(head, justify="right" if number else "left")
     return table
 
 
 def _part_table(parts: list[PartSize]) -> Table:
-    table = _table("parameters", "part", "millions", "is")
+    table = _table("parameters", "part", "parameters", "is")
     for part in parts:
-        table.add_row(part.name or "all", f"{part.parameters / 1e6:.3f}", part.fate)
+        table.add_row(part.name or "all", f"{part.parameters:,}", part.fate)
     trained = sum(part.parameters for part in parts if part.fate == "trained")
     table.add_section()
-    table.add_row("", f"{trained / 1e6:.3f}", "trained in all")
+    table.add_row("", f"{trained:,}", "trained in all")
     return table
 
 
@@ -365,7 +365,8 @@ def _run_table(run: RunSpec, total_steps: int, cost: StepCost) -> Table:
     table = _table("the whole run, estimated", "", "")
     disk = checkpoints * cost.weights + states * cost.state
     rows = {
-        "steps": f"{total_steps}",
+        "steps": f"{total_steps:,}",
+        "forward and backward": _flops(cost.flops * total_steps),
         "time": format_duration(seconds),
         "checkpoints": f"{checkpoints} x {_bytes(cost.weights)}",
         "states to go on from": f"{states} x {_bytes(cost.state)}",
@@ -373,8 +374,10 @@ def _run_table(run: RunSpec, total_steps: int, cost: StepCost) -> Table:
     }
     for name, text in rows.items():
         table.add_row(name, text)
-    by = "decoding" if step_seconds(cost, run.workers) > cost.seconds else "the step itself"
-    table.caption = f"Time is set by {by} ({run.workers} workers); tests, probes and saving come on top."
+    by = "the step itself" if cost.seconds * run.workers >= cost.data_seconds else "decoding"
+    if run.workers == 0:
+        by = "both decoding and the step, one after the other"
+    table.caption = f"Time is set by {by} (run.workers={run.workers}); tests, probes and saving come on top."
     return table
 
 

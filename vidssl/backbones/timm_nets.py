@@ -81,7 +81,7 @@ class TimmNet(Backbone, Blockwise):
     def blocks_in_order(self) -> tuple[nn.Module, ...]:
         """Those of networks built as ViT, Swin, ConvNeXt or ResNet are; of others none is known."""
         net: Any = self.net
-        stages = getattr(net, "stages", None) or getattr(net, "layers", None)
+        stages: Any = getattr(net, "stages", None) or getattr(net, "layers", None)
         if isinstance(getattr(net, "blocks", None), nn.Sequential):
             return tuple(net.blocks)
         if isinstance(stages, nn.Sequential) and all(

@@ -116,7 +116,7 @@ def _put_channels_last(convolution: nn.Conv2d | nn.Conv3d) -> None:
 def _compute_again(block: nn.Module) -> None:
     """Lets a block keep its inputs alone; the rest is computed again for the gradient, draws included."""
     # a partial, which ``copy.deepcopy`` binds to the copy; a closure would go on with this block's weights
-    block.forward = partial(_checkpointed, block.forward)  # type: ignore[method-assign]
+    block.forward = partial(_checkpointed, block.forward)
 
 
 def _checkpointed(forward: Callable[..., R], *args: object) -> R:
