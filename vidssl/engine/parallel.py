@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vidssl.abilities import Blockwise
 from vidssl.engine.distributed import World
+from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
 
 Kind = Literal["ddp", "fsdp"]
@@ -39,16 +39,56 @@ class Parallel:
         self.objective = objective
         self.world = world
         self.kind = kind
-        self._called: nn.Module | None = None
+        self._now = True
+        self._replicas: DistributedDataParallel | None = None
+        self._shards: _Called | None = None
         if world.size > 1:
-            self._called = _replicated(objective) if kind == "ddp" else _sharded(objective, device)
+            self._from_first([*objective.parameters(), *objective.buffers()])
+            self._shards = _sharded(objective, device) if kind == "fsdp" else None
 
     def __call__(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
-        if self._called is None or not (torch.is_grad_enabled() or self.kind == "fsdp"):
+        """The objective's output.
+
+        Raises:
+            UsageError: if parameters get no gradient any more that had one in the first step, under ``ddp``.
+        """
+        if self._shards is not None:
+            assert isinstance(self._shards, FSDPModule)
+            self._shards.set_requires_gradient_sync(self._now)
+            return LossOutput(*self._shards(batch, progress, generator))
+        if self.world.size == 1 or not torch.is_grad_enabled():
             return self.objective(batch, progress, generator)
-        with _quiet():
-            loss, metrics, features = self._called(batch, progress, generator)
-        return LossOutput(loss, metrics, features)
+        if self._replicas is None:
+            output = self.objective(batch, progress, generator)
+            self._replicas = self._replicated(output.loss)
+            return self._through(self._replicas, output)
+        return self._through(self._replicas, batch, progress, generator)
+
+    def _replicated(self, loss: Tensor) -> DistributedDataParallel:
+        """What exchanges gradients in the backward pass, when the first one is about to begin."""
+        # Which parameters have none may change later: SVT's prototypes rest in the first epochs, and a mask
+        # token is of no use to an objective that hides nothing. Where there are such, every step looks anew
+        # which they are; elsewhere that would cost time, and torch would complain.
+        reached = _parameters_behind(loss)
+        trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
+        unused = any(parameter not in reached for parameter in trained)
+        return DistributedDataParallel(
+            _CalledAlike(self.objective),
+            find_unused_parameters=self.world.any(unused),
+            init_sync=False,  # which writes to parameters, and a graph of them is there
+        )
+
+    def _through(self, replicas: DistributedDataParallel, *arguments: object) -> LossOutput:
+        try:
+            with nullcontext() if self._now else replicas.no_sync():
+                return LossOutput(*replicas(*arguments))
+        except RuntimeError as error:
+            if "finished reduction in the prior iteration" not in str(error):
+                raise
+            raise UsageError(
+                f"parameters of this {type(self.objective).__name__} that had a gradient in the first step "
+                "have none in a later one, which run.parallel=ddp cannot follow: set run.parallel=fsdp"
+            ) from error
 
     @contextmanager
     def averaging(self, now: bool) -> Iterator[None]:
@@ -56,14 +96,11 @@ class Parallel:
 
         Of several parts of a batch, the last one does: what has been added up before goes along with it.
         """
-        if isinstance(self._called, FSDPModule):
-            self._called.set_requires_gradient_sync(now)
+        before, self._now = self._now, now
+        try:
             yield
-        elif isinstance(self._called, DistributedDataParallel) and not now:
-            with self._called.no_sync():
-                yield
-        else:
-            yield
+        finally:
+            self._now = before
 
     def average_gradients(self) -> None:
         """Averages gradients that were not made by way of ``__call__``; ``ddp`` alone."""
@@ -82,10 +119,13 @@ class Parallel:
 
     def share_buffers(self) -> None:
         """Makes every buffer the first process's."""
-        if self.world.size == 1:
-            return
-        for buffer in self.objective.buffers():
-            dist.broadcast(buffer, src=0)
+        if self.world.size > 1:
+            self._from_first(list(self.objective.buffers()))
+
+    @torch.no_grad()
+    def _from_first(self, tensors: Sequence[Tensor]) -> None:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 class _Called(nn.Module):
@@ -96,9 +136,10 @@ class _Called(nn.Module):
         self.objective = objective
 
     def forward(
-        self, batch: Batch, progress: Progress, generator: torch.Generator
+        self, first: Batch | LossOutput, *rest: object
     ) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None]:
-        output = self.objective(batch, progress, generator)
+        """Loss, metrics and features of what an objective takes; or of an output that there is already."""
+        output = first if isinstance(first, LossOutput) else self.objective(first, *rest)
         return output.loss, output.metrics, None if output.features is None else output.features.detach()
 
 
@@ -114,16 +155,7 @@ class _CalledAlike(_Called):
         return iter(())
 
 
-def _replicated(objective: Objective) -> DistributedDataParallel:
-    # Which parameters have a gradient may change from step to step: SVT's prototypes rest in the first
-    # epochs, a mask token is of no use to an objective that hides nothing. So each step looks.
-    return DistributedDataParallel(
-        _CalledAlike(objective),
-        find_unused_parameters=True,
-    )
-
-
-def _sharded(objective: Objective, device: torch.device) -> nn.Module:
+def _sharded(objective: Objective, device: torch.device) -> _Called:
     called = _Called(objective)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in list(objective.modules()):
@@ -135,9 +167,17 @@ def _sharded(objective: Objective, device: torch.device) -> nn.Module:
     return called
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without DDP's remark, made once, that in this step no parameter was without a gradient."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-        yield
+def _parameters_behind(loss: Tensor) -> set[Tensor]:
+    """The leaves of the graph that leads to a loss."""
+    found: set[Tensor] = set()
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)  # of those nodes that add up a leaf's gradient
+        if isinstance(leaf, Tensor):
+            found.add(leaf)
+        nodes += [following for following, _ in node.next_functions]
+    return found
