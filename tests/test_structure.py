@@ -47,7 +47,7 @@ FLOORS = (
     {"scoring", "compatibility"},
     {"dry_run", "knn_monitor", "measuring", "train", "runs", "finetune", "evaluate"},
     {"tokenizing", "pictures", "data_check"},
-    {"compare", "replay", "selftest"},
+    {"compare", "replay", "selftest", "watch"},
     {"api", "commands", "cli", "cli_data", "__main__"},
 )
 KINDS_OF_COMPONENTS = next(names for names in FLOORS if "objectives" in names)

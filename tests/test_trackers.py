@@ -23,7 +23,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_gets_every_metric_at_its_step(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    with open_trackers(("tensorboard",), tmp_path, name="x", config="name: x\n", first_step=0) as track:
+    with open_trackers(("tensorboard",), tmp_path, config="name: x\n", first_step=0) as track:
         track({"step": 5, "seconds": 1.0, "loss": 2.5, "lr": 0.25})
         track({"step": 10, "seconds": 2.0, "loss": 1.5, "lr": 0.5})
     assert scalars(tmp_path) == {"loss": [(5, 2.5), (10, 1.5)], "lr": [(5, 0.25), (10, 0.5)]}
@@ -32,16 +32,16 @@ def test_tensorboard_gets_every_metric_at_its_step(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_run_that_goes_on_replaces_what_tensorboard_was_given_of_later_steps(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    with open_trackers(("tensorboard",), tmp_path, name="x", config="", first_step=0) as track:
+    with open_trackers(("tensorboard",), tmp_path, config="", first_step=0) as track:
         for step in (5, 10, 15):
             track({"step": step, "loss": 1.0})
-    with open_trackers(("tensorboard",), tmp_path, name="x", config="", first_step=5) as track:
+    with open_trackers(("tensorboard",), tmp_path, config="", first_step=5) as track:
         track({"step": 10, "loss": 7.0})
     assert scalars(tmp_path)["loss"] == [(5, 1.0), (10, 7.0)]
 
 
 def test_no_tracker_is_no_file(tmp_path: Path) -> None:
-    with open_trackers((), tmp_path, name="x", config="", first_step=0) as track:
+    with open_trackers((), tmp_path, config="", first_step=0) as track:
         track({"step": 1, "loss": 1.0})
     assert list(tmp_path.iterdir()) == []
 
@@ -61,10 +61,10 @@ def test_wandb_keeps_one_run_over_a_run_that_goes_on(tmp_path: Path, monkeypatch
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    with open_trackers(("wandb",), tmp_path, name="x", config="name: x\n", first_step=0) as track:
+    with open_trackers(("wandb",), tmp_path, config="name: x\n", first_step=0) as track:
         track({"step": 5, "seconds": 1.0, "loss": 2.5})
     first = (tmp_path / "wandb_id").read_text()
-    with open_trackers(("wandb",), tmp_path, name="x", config="name: x\n", first_step=5) as track:
+    with open_trackers(("wandb",), tmp_path, config="name: x\n", first_step=5) as track:
         track({"step": 10, "seconds": 1.0, "loss": 2.0})
     assert (tmp_path / "wandb_id").read_text() == first
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2

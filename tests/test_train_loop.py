@@ -158,3 +158,9 @@ def test_a_batch_is_split_row_by_row_in_every_stream():
 def test_metrics_of_parts_are_averaged_over_those_that_have_them():
     parts = [{"a": torch.tensor(1.0), "b": torch.tensor(2)}, {"a": torch.tensor(3.0)}]
     assert {name: float(value) for name, value in mean_metrics(parts).items()} == {"a": 2.0, "b": 2.0}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_run_writes_for_the_trackers_that_its_recipe_names(tmp_path, monkeypatch):
+    run_of(tmp_path, monkeypatch, Recorder(), trackers=("tensorboard",))
+    assert [path.name for path in tmp_path.glob("runs/*/tensorboard/*")] != []

@@ -104,3 +104,18 @@ def test_who_trains_is_seen_and_not_disturbed(tmp_path: Path) -> None:
     assert not trains_in(tmp_path)
     with sole_process(tmp_path, say=print):
         pass
+
+
+def test_without_a_name_the_run_that_was_begun_last_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"no run below .*runs: name a run's folder"):
+        watch_run(None, (), once=True)
+    (tmp_path / "runs").mkdir()
+    for name, started in (("a", 2), ("b", 1)):
+        run = a_run(tmp_path / "runs" / name, [{"step": 1, "loss": 3.0}])
+        (run / "environment.json").write_text(json.dumps({"started_unix": started}))
+    out = io.StringIO()
+    watch_run(None, (), once=True, console=Console(file=out, width=80))
+    assert "runs/a" in out.getvalue()

@@ -108,6 +108,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     selftest.add_argument("operands", nargs="*", metavar="resume RECIPE [KEY=VALUE ...]", help="on which")
     selftest.add_argument("--steps", type=int, default=5, help="of each half of the run; default: 5")
 
+    watch = subparsers.add_parser("watch", help="draw a run's curves in the terminal")
+    watch.set_defaults(command=commands.watch)
+    watch.add_argument("operands", nargs="*", metavar="[RUN]", help="its folder; default: the newest run")
+    watch.add_argument(
+        "--metric", action="append", default=[], metavar="NAME", help="or a pattern (loss*); may be repeated"
+    )
+    watch.add_argument("--once", action="store_true", help="draw once, though the run trains on")
+
     _add_tokenize(subparsers.add_parser("tokenize", help="turn a recipe's videos into ids, once"))
     _add_show(subparsers.add_parser("show", help="draw what a run learned, or what a tokenizer keeps"))
 

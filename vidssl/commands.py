@@ -130,6 +130,16 @@ def _show_confusion(names: Sequence[str], overrides: Sequence[str], arguments: a
     return show_confusion(names[0], request)
 
 
+def watch(arguments: argparse.Namespace) -> int:
+    if len(arguments.operands) > 1:
+        raise UsageError(f"watch takes one run, got {' '.join(arguments.operands)}")
+    from vidssl.watch import watch_run
+
+    return watch_run(
+        arguments.operands[0] if arguments.operands else None, arguments.metric, once=arguments.once
+    )
+
+
 def tokenize(arguments: argparse.Namespace) -> int:
     names, overrides = _split(arguments.operands)
     if len(names) != 1:

@@ -34,6 +34,7 @@ class RunSpec:
         keep_every_steps: of the older ones the weights of multiples of this are kept; null keeps them all.
         max_skipped_steps: of steps in a row whose loss or gradient is no number; none of them is taken, and
             with the last of so many the run stops and leaves a capture.
+        trackers: where metrics go besides ``metrics.jsonl``; their packages are the extras of these names.
         on_collapse: whether a sign of collapse, a metric that has left its band, stops the run.
         resume: "auto" goes on with the newest run of this name and recipe where there is one, so that a
             scheduler can repeat one command.
@@ -57,6 +58,7 @@ class RunSpec:
     keep_checkpoints: int = 2
     keep_every_steps: int | None = None
     max_skipped_steps: int = 10
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     on_collapse: Literal["warn", "stop"] = "warn"
     resume: Literal["never", "auto"] = "never"
 
@@ -65,6 +67,8 @@ class RunSpec:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
         if self.timeout_minutes <= 0:
             raise ValueError(f"timeout_minutes must be above 0, got {self.timeout_minutes}")
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers are named once each, got {', '.join(self.trackers)}")
         counts = {
             "log_every_steps": self.log_every_steps,
             "checkpoint_every_steps": self.checkpoint_every_steps,

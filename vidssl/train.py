@@ -32,6 +32,7 @@ from vidssl.engine.sharded import whole
 from vidssl.engine.signals import StopRequest, stop_requests
 from vidssl.engine.speed import deterministic, prepare
 from vidssl.engine.step import Augment, Stepper
+from vidssl.engine.trackers import Track, check_trackers, open_trackers
 from vidssl.engine.window import Window, over_processes
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective, Progress
@@ -76,6 +77,7 @@ class _Fixed:
     recipe_text: str
     stop_after: int | None
     monitor: Monitor | None
+    track: Track
 
 
 def train(
@@ -119,6 +121,7 @@ def train(
             the run cannot go on. Checkpoints written before stay.
     """
     run, world = run or RunSpec(), world or here()
+    check_trackers(run.trackers)
     console = (console or Console()) if world.first else Console(quiet=True)
     device = take_device(run.device, world.local_rank)
     objective.to(device).train()
@@ -138,7 +141,6 @@ def train(
     folder = RunFolder(Path(world.from_first(lambda: _folder(run, name, recipe_text, resume))))
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     say(f"Run folder: {folder.path}")
-    fixed = _Fixed(run, world, stepper, streams, plan, folder, test_streams, recipe_text, stop_after, monitor)
     with sole_process(folder.path, say) if world.first else nullcontext():
         start = Restored(0, 0.0)
         if resume is not None:
@@ -151,7 +153,14 @@ def train(
             stop_requests() as stop,
             TrainDisplay(plan.total_steps, console, start.step) as display,
             Loader(streams, start_step=start.step, say=world.speaker(display.say)) as loader,
+            open_trackers(
+                run.trackers if world.first else (), folder.path, config=recipe_text, first_step=start.step
+            ) as track,
         ):
+            fixed = _Fixed(
+                run, world, stepper, streams, plan, folder, test_streams, recipe_text, stop_after, monitor,
+                track,
+            )  # fmt: skip
             return _descend(moving, fixed, start, loader, display, stop)
 
 
@@ -294,6 +303,7 @@ def _monitored(monitor: Monitor) -> str:
 def _log(fixed: _Fixed, record: Mapping[str, float]) -> None:
     if fixed.world.first:
         fixed.folder.log(record)
+        fixed.track(record)
 
 
 def _save(moving: Moving, fixed: _Fixed, done: int, seconds: float) -> None:

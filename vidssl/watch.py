@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vidssl.engine.display import format_metric
 from vidssl.engine.lock import trains_in
-from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.runfolder import RunFolder, last_begun
 from vidssl.engine.trackers import HIDDEN
 from vidssl.errors import UsageError
 from vidssl.pictures.terminal import curve
@@ -83,12 +83,12 @@ def chosen(curves: Sequence[Curve], patterns: Sequence[str], most: int) -> list[
 
 
 def watch_run(
-    run: str, patterns: Sequence[str], *, once: bool = False, console: Console | None = None
+    run: str | None, patterns: Sequence[str], *, once: bool = False, console: Console | None = None
 ) -> int:
     """Draws a run's curves; on a terminal anew every two seconds for as long as the run trains.
 
     Args:
-        run: its folder.
+        run: its folder; None for the one that was begun last below ``runs``.
         patterns: of metrics' names; none for the usual ones.
         once: draw once, whatever the run does.
 
@@ -99,7 +99,7 @@ def watch_run(
         UsageError: if there is no such run, or it logged nothing of what is asked for.
     """
     console = console or Console()
-    folder = RunFolder(Path(run))
+    folder = last_begun(Path("runs")) if run is None else RunFolder(Path(run))
     if not (folder.path / "recipe.yaml").is_file():
         raise UsageError(f"{run}: no run to watch: there is no recipe.yaml in it")
     if once or not console.is_terminal or not trains_in(folder.path):

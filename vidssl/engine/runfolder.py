@@ -160,21 +160,34 @@ def newest_run(out: Path) -> RunFolder:
     Raises:
         UsageError: if there is none.
     """
-    runs = [RunFolder(path.parent) for path in out.glob("*/environment.json")]
-    started = [
-        (
-            json.loads((run.path / "environment.json").read_text(encoding="utf-8"))["started_unix"],
-            str(run.path),
-        )
-        for run in runs
-        if run.newest_checkpoint() is not None
-    ]
-    if not started:
+    runs = [run for run in _in_order(out) if run.newest_checkpoint() is not None]
+    if not runs:
         raise UsageError(
             f"no run with a checkpoint below {out.resolve()}: train one (vidssl train recipes/bevt.yaml) "
             "or name a run folder or checkpoint"
         )
-    return RunFolder(Path(max(started)[1]))
+    return runs[-1]
+
+
+def last_begun(out: Path) -> RunFolder:
+    """The run below ``out`` that was started last, with a checkpoint or not.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    runs = _in_order(out)
+    if not runs:
+        raise UsageError(f"no run below {out.resolve()}: name a run's folder")
+    return runs[-1]
+
+
+def _in_order(out: Path) -> list[RunFolder]:
+    """The runs below a folder, that which was started last at the end."""
+    started = [
+        (json.loads(path.read_text(encoding="utf-8"))["started_unix"], str(path.parent))
+        for path in out.glob("*/environment.json")
+    ]
+    return [RunFolder(Path(path)) for _, path in sorted(started)]
 
 
 def describe_environment() -> dict[str, object]:

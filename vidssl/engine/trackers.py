@@ -31,14 +31,13 @@ def check_trackers(trackers: Sequence[Tracker]) -> None:
 
 @contextmanager
 def open_trackers(
-    trackers: Sequence[Tracker], folder: Path, *, name: str, config: str, first_step: int
+    trackers: Sequence[Tracker], folder: Path, *, config: str, first_step: int
 ) -> Iterator[Track]:
     """A function that takes a line of metrics to every tracker; they are flushed and closed in the end.
 
     Args:
         trackers: none of them twice.
         folder: the run's. TensorBoard's files go to ``tensorboard/`` in it, Weights & Biases' to ``wandb/``.
-        name: of the run, as it is shown.
         config: text of the resolved recipe.
         first_step: steps already done; what TensorBoard was given of later ones is dropped.
 
@@ -47,9 +46,7 @@ def open_trackers(
     """
     makers = {"tensorboard": _tensorboard, "wandb": _wandb}
     with ExitStack() as stack:
-        tracks = [
-            stack.enter_context(makers[tracker](folder, name, config, first_step)) for tracker in trackers
-        ]
+        tracks = [stack.enter_context(makers[tracker](folder, config, first_step)) for tracker in trackers]
 
         def track(record: Mapping[str, float]) -> None:
             for each in tracks:
@@ -59,32 +56,30 @@ def open_trackers(
 
 
 @contextmanager
-def _tensorboard(folder: Path, name: str, config: str, first_step: int) -> Iterator[Track]:
+def _tensorboard(folder: Path, config: str, first_step: int) -> Iterator[Track]:
     from torch.utils.tensorboard import SummaryWriter
 
     try:
-        writer = SummaryWriter(  # type: ignore[no-untyped-call]
-            str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
-        )
+        writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
     except OSError as error:
         raise UsageError(f"run.trackers: tensorboard: {error}") from error
     if not first_step:
-        writer.add_text("recipe", "    " + config.replace("\n", "\n    "))  # type: ignore[no-untyped-call]
+        writer.add_text("recipe", "    " + config.replace("\n", "\n    "))
 
     def track(record: Mapping[str, float]) -> None:
         for key, value in record.items():
             if key not in HIDDEN:
-                writer.add_scalar(key, value, int(record["step"]))  # type: ignore[no-untyped-call]
-        writer.flush()  # type: ignore[no-untyped-call]
+                writer.add_scalar(key, value, int(record["step"]))
+        writer.flush()
 
     try:
         yield track
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()
 
 
 @contextmanager
-def _wandb(folder: Path, name: str, config: str, first_step: int) -> Iterator[Track]:
+def _wandb(folder: Path, config: str, first_step: int) -> Iterator[Track]:
     import wandb
 
     kept = folder / "wandb_id"  # so that a run that goes on is one run there too
@@ -92,7 +87,7 @@ def _wandb(folder: Path, name: str, config: str, first_step: int) -> Iterator[Tr
     try:
         run = wandb.init(
             project="vidssl" if "WANDB_PROJECT" not in os.environ else None,
-            name=name,
+            name=folder.name,
             id=known,
             resume="allow",
             dir=str(folder),
