@@ -28,6 +28,7 @@ from vidssl.engine.loss_scale import (
     scale_of,
     scaler_tensors,
 )
+from vidssl.engine.resume import load_optimizer, optimizer_tensors
 from vidssl.engine.runfolder import RunFolder
 from vidssl.engine.speed import deterministic, prepare, refusal
 from vidssl.errors import UsageError
@@ -247,6 +248,21 @@ def test_channels_last_of_clips_lays_out_volumes() -> None:
     network = TorchvisionNet(name="r3d_18")
     switched(network, channels_last=True)
     assert network.net.layer1[0].conv1[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_an_optimizer_that_comes_back_has_the_layout_of_its_weights() -> None:
+    """The fused one takes no other."""
+    network = switched(TimmNet(name="resnet10t"), channels_last=True)
+    weight = network.net.conv1[0].weight
+    optimizer = v.AdamW(lr=0.1).build(nn.ModuleList([network]))
+    weight.grad = torch.rand(weight.shape).contiguous(memory_format=torch.channels_last)
+    optimizer.step()
+    taken = {key: value.contiguous() for key, value in optimizer_tensors(optimizer).items()}
+    kept = optimizer.state[weight]["exp_avg"].clone()
+    load_optimizer(optimizer, taken)
+    found = optimizer.state[weight]["exp_avg"]
+    assert torch.equal(found, kept)
+    assert found.stride() == weight.stride() != taken["exp_avg.0.net.conv1.0.weight"].stride()
 
 
 @pytest.mark.parametrize("make", OWN.values(), ids=OWN)

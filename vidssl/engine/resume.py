@@ -257,8 +257,16 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         if name not in numbers:
             raise UsageError(f"the resume state has {kind} of '{name}', which is no trained parameter here")
         number = numbers[name]
-        state.setdefault(number, {})[kind] = spread_like(value, parameters[number])
+        placed = _laid_out_like(spread_like(value, parameters[number]), parameters[number])
+        state.setdefault(number, {})[kind] = placed
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _laid_out_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A parameter's state with its strides (``run.channels_last``), as the fused optimizer wants them."""
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def changed_keys(before: str, after: str) -> list[str]:
