@@ -1,6 +1,7 @@
 """VIMPAC's objectives: the release's training step and trajectory, each task alone, other backbones."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, Features, Objective, Progress, Tokenizer
 from vidssl.maskers import Block3D, Random3D
 from vidssl.objectives import VIMPAC, VIMPACContrast, VIMPACPredict
+from vidssl.recipe import load_recipe
 
 START = Progress(0, 1)
 HEAD = {"head_layers": 2, "head_hidden_dim": 16, "head_dim": 8}
@@ -347,3 +349,18 @@ def test_parts_of_a_batch_are_batches_of_their_own_where_that_is_asked_for(name:
         objective(clips(videos=8), START, generator())
     with pytest.raises(UsageError, match=r"\(a step's batch\) give 7: make them 4"):
         made(negatives=3)(clips(videos=8), START, generator())
+
+
+def test_recipes_state_the_negatives_that_their_batches_give() -> None:
+    folder = Path(__file__).parent.parent / "recipes"
+    stated = {}
+    for path in sorted(folder.rglob("*.yaml")):
+        recipe = load_recipe(str(path))
+        keys = {key: node.value for key, node in recipe.objective.node.mapping().items()}
+        if "negatives" in keys:
+            parts = recipe.run.accumulate if keys.get("negatives_from") == "part" else 1
+            assert keys["negatives"] == recipe.data.streams["video"].batch_size // parts - 1, path
+            stated[path.stem] = keys["negatives"]
+    assert len(stated) == 28
+    for count in (255, 511, 1023):  # Table 11
+        assert stated[f"vimpac_negatives_{count}"] == count
