@@ -1,12 +1,30 @@
-"""An objective of a user's own that is no number at chosen steps."""
+"""An objective of a user's own that is no number at chosen steps, and a recipe of it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress
+
+FILE = Path(__file__).resolve()
+SOURCE = "{type: moving_digits, split: train, size: 16, digit_size: 12, num_frames: 4, num_videos: 10}"
+RECIPE = f"""\
+name: stumbling
+objective: {{type: "{FILE}:Stumbling", bad_steps: [2, 3]}}
+backbone: {{type: vit, embed_dim: 8, depth: 1, num_heads: 2, patch_size: [2, 8, 8]}}
+data:
+  video:
+    source: {SOURCE}
+    views: {{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}}
+    batch_size: 4
+augment: {{type: per_clip}}
+optim: {{type: adamw, lr: 1e-2}}
+schedule: {{type: cosine, steps: 6}}
+run: {{workers: 0, device: cpu, log_every_steps: 2, checkpoint_every_steps: 100}}
+"""
 
 
 class Burst(nn.Module):

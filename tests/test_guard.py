@@ -4,6 +4,8 @@ import copy
 import io
 import json
 import math
+import os
+import platform
 import re
 from datetime import timedelta
 from functools import partial
@@ -15,6 +17,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from rich.console import Console
 from safetensors.torch import save_file
+from stumbling import RECIPE
 from torch import Tensor, nn
 from toy_runs import TOYS, make_world
 
@@ -25,6 +28,7 @@ from vidssl.engine.capture import Attempt, Conditions, random_states, read_captu
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.distributed import here as processes_here
 from vidssl.engine.guard import Guard, Skips
+from vidssl.engine.lock import sole_process
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
@@ -33,22 +37,6 @@ from vidssl.replay import first_bad_output, tensors_in
 from vidssl.runs import train_recipe
 
 NAN, ONE = torch.tensor(math.nan), torch.tensor(1.0)
-STUMBLING = Path(__file__).parent / "stumbling.py"
-SOURCE = "{type: moving_digits, split: train, size: 16, digit_size: 12, num_frames: 4, num_videos: 10}"
-RECIPE = f"""\
-name: stumbling
-objective: {{type: "{STUMBLING}:Stumbling", bad_steps: [2, 3]}}
-backbone: {{type: vit, embed_dim: 8, depth: 1, num_heads: 2, patch_size: [2, 8, 8]}}
-data:
-  video:
-    source: {SOURCE}
-    views: {{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}}
-    batch_size: 4
-augment: {{type: per_clip}}
-optim: {{type: adamw, lr: 1e-2}}
-schedule: {{type: cosine, steps: 6}}
-run: {{workers: 0, device: cpu, log_every_steps: 2, checkpoint_every_steps: 100}}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -269,6 +257,16 @@ def test_a_run_goes_on_without_the_steps_that_are_no_numbers() -> None:
     assert events[1]["text"].endswith("The step is not taken (2 in a row, 2 in all).")
     assert events[1]["text"] in said
     assert not run.captures.exists()
+
+
+def test_a_run_that_is_trained_already_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    run, _, _ = train("name=twice")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with sole_process(run.path, print):
+        assert main(["train", "--resume", str(run.path)]) == 2
+    assert f"process {os.getpid()} on {platform.node()}" in capsys.readouterr().err
+    after = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    assert {path.name for path in after if after[path] != before.get(path)} <= {".lock"}
 
 
 def test_counts_and_rows_are_kept_over_a_resumption() -> None:

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
+from stumbling import RECIPE
 from torch import nn
 
 from vidssl.engine import lock
@@ -25,6 +27,8 @@ from vidssl.engine.lock import sole_process
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import LossOutput, Objective
+from vidssl.recipe import Recipe, load_recipe
+from vidssl.runs import train_recipe
 
 HOLDER = """\
 import os, sys, time
@@ -229,6 +233,47 @@ def test_a_disk_that_went_away_hides_no_error_behind_another(run: RunFolder, mon
         save_checkpoint(run.checkpoint_path(2), Toy(), step=2, recipe="")
     with pytest.raises(UsageError, match=r"cannot remove .*Input/output error"):
         remove(run.checkpoint_path(1))
+
+
+def steps_until(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[RunFolder], None]) -> None:
+    """Lets something happen to a run's folder, once, before the log line of a step."""
+    log, due = RunFolder.log, [step]
+
+    def logged(folder: RunFolder, record: Mapping[str, float]) -> None:
+        if [record["step"]] == due:
+            happens(folder)
+            due.clear()
+        log(folder, record)
+
+    monkeypatch.setattr(RunFolder, "log", logged)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """Six steps, saved after every second."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.yaml").write_text(RECIPE)
+    return load_recipe("a.yaml", ["objective.bad_steps=[]", "run.checkpoint_every_steps=2"])
+
+
+def test_a_run_on_a_disk_that_fills_ends_with_its_last_checkpoint_whole(recipe, monkeypatch) -> None:
+    with ExitStack() as disk:
+        steps_until(monkeypatch, 4, lambda folder: disk.enter_context(room_for(8000)))
+        with pytest.raises(UsageError, match=r"cannot write .*step-000004\.safetensors: .*untouched"):
+            train_recipe(recipe, Console(quiet=True))
+    run = RunFolder(Path("runs/stumbling"))
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-000002.safetensors"]
+    assert [path.name for path in run.states()] == ["step-000002.safetensors"]
+    _, result = train_recipe(recipe, Console(quiet=True), resume=run.path)  # there is room again
+    assert result.steps == 6
+
+
+def test_a_run_whose_folder_is_lost_ends_with_a_word(recipe, monkeypatch) -> None:
+    steps_until(monkeypatch, 4, lambda folder: shutil.rmtree(folder.path))
+    with pytest.raises(UsageError, match=r"metrics\.jsonl: runs/stumbling is gone"):
+        train_recipe(recipe, Console(quiet=True))
+    assert not Path("runs/stumbling").exists()
 
 
 def test_what_was_said_after_the_step_that_a_run_goes_on_from_is_forgotten(run: RunFolder) -> None:
