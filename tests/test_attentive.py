@@ -6,7 +6,7 @@ from torch import Tensor
 
 from vidssl.errors import UsageError
 from vidssl.evaluators.attentive import Attentive, parameter_groups
-from vidssl.evaluators.attentive_network import AttentiveNetwork
+from vidssl.evaluators.attentive_network import AttentiveNetwork, CrossAttention, attend
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.linear import Linear
 from vidssl.interfaces import LabelledFeatures, LabelledPatches, PatchTokens
@@ -167,8 +167,21 @@ def test_blocks_of_self_attention_stand_before_the_cross_attention():
 
     # keys, queries and values, a projection, an MLP of 4 times the width, two norms
     block = 3 * (64 + 8) + (64 + 8) + (8 * 32 + 32) + (32 * 8 + 8) + 4 * 8
-    assert parameters(1) == block - (64 + 8) + 2 * 8 + (16 * 3 + 3)
+    # without projection, and keys without bias
+    assert parameters(1) == block - (64 + 8) - 8 + 2 * 8 + (16 * 3 + 3)
     assert parameters(4) == parameters(1) + 3 * block
+
+
+@pytest.mark.parametrize("num_queries", [1, 3])
+def test_the_cross_attention_is_the_textbooks(num_queries):
+    pool = CrossAttention(embed_dim=12, num_heads=3, mlp_ratio=2.0)
+    for parameter in pool.parameters():
+        torch.nn.init.normal_(parameter, generator=seeded())
+    queries, tokens = torch.randn(num_queries, 12), torch.randn(5, 7, 12)
+    normed = pool.norm(tokens)
+    attended = attend(pool.query(queries).expand(5, -1, -1), pool.key(normed), pool.value(normed), 3)
+    expected = queries + attended
+    torch.testing.assert_close(pool(queries, tokens), expected + pool.mlp(expected), atol=1e-4, rtol=1e-4)
 
 
 def test_tokens_are_read_where_they_lie_through_all_tables():

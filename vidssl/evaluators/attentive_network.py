@@ -7,6 +7,7 @@ self-attention before it.
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,19 +47,25 @@ class AttentiveNetwork(nn.Module):
             if isinstance(module, nn.Linear):
                 # differs from V-JEPA, which has 0.02 everywhere: of 100 channels little would get through
                 _draw(module.weight, INIT_STD * math.sqrt(1024 / module.in_features), generator)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, K] of tokens [B, n, D]."""
         for block in self.blocks:
             tokens = block(tokens)
-        return self.head(self.pool(self.queries.expand(len(tokens), -1, -1), tokens).flatten(1))
+        return self.head(self.pool(self.queries, tokens).flatten(1))
 
 
 class CrossAttention(nn.Module):
     """Queries attend to normed tokens; what they find is added to them, and an MLP's answer to that.
 
     The values' matrix makes what is found; there is no further projection (V-JEPA's formula has none).
+
+    There are a few queries and a thousand tokens, so the matrices of keys and values are applied to the
+    queries and to what was found, not to each token: (K s) . q = s . (K^T q), and the sum of V s is V times
+    the sum of s. The result is the same; at V-JEPA's width it takes a sixtieth of the products. A bias of the
+    keys would add the same to all tokens, which a softmax does not see, so they have none.
     """
 
     def __init__(self, *, embed_dim: int, num_heads: int, mlp_ratio: float) -> None:
@@ -66,14 +73,26 @@ class CrossAttention(nn.Module):
         self.num_heads = num_heads
         self.norm = nn.LayerNorm(embed_dim)
         self.query = nn.Linear(embed_dim, embed_dim)
-        self.key_value = nn.Linear(embed_dim, 2 * embed_dim)
+        self.key = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.value = nn.Linear(embed_dim, embed_dim)
         self.mlp = _mlp(embed_dim, mlp_ratio)
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """[B, q, D] of queries [B, q, D] and tokens [B, n, D]."""
-        key, value = self.key_value(self.norm(tokens)).chunk(2, dim=-1)
-        found = queries + attend(self.query(queries), key, value, self.num_heads)
-        return found + self.mlp(found)
+        """[B, q, D] of queries [q, D], the same for all clips, and tokens [B, n, D]."""
+        tokens = self.norm(tokens)
+        query, key, value = (
+            rearrange(part, pattern, h=self.num_heads)
+            for part, pattern in (
+                (self.query(queries), "q (h d) -> h q d"),
+                (self.key.weight, "(h d) c -> h d c"),
+                (self.value.weight, "(h d) c -> h d c"),
+            )
+        )
+        sought = torch.einsum("hqd,hdc->hqc", query, key) / math.sqrt(query.shape[-1])
+        weights = torch.einsum("bnc,hqc->bhqn", tokens, sought).softmax(-1)
+        found = torch.einsum("bhqc,hdc->bqhd", torch.einsum("bhqn,bnc->bhqc", weights, tokens), value)
+        attended = queries + found.flatten(2) + self.value.bias
+        return attended + self.mlp(attended)
 
 
 class SelfAttention(nn.Module):
