@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+import score_files
 from rich.console import Console
+from rich.table import Table
 from scipy import stats
 from score_files import PROTOCOL, write_run
 
@@ -153,7 +155,7 @@ def test_scores_of_one_run_have_intervals_and_facts_beside_them():
     ]  # fmt: skip
     assert grid.rows[0] == ("runs/a, trained", "5", "30 of 31", "50.0 (33 to 67)")
     assert grid.rows[-1] == ("chance", "", "", "33.3")
-    assert re.search(r"^toy \(card [0-9a-f]{8}\): top-1 in %, in brackets the 95 % interval", grid.title)
+    assert re.search(r"^toy \(card [0-9a-f]{8}\): accuracy in %, in brackets the 95 % interval", grid.title)
 
 
 def test_means_over_classes_have_a_line_where_they_are_others():
@@ -201,7 +203,9 @@ def test_brackets_in_a_cell_are_not_taken_for_markup(capsys):
 
 def test_columns_of_numbers_stand_to_the_right():
     grid = Grid("t", ("a", "b", "c"), (("x", "50.0 (33 to 67)", "-"), ("y", "1.5 ± 0.2", "IN-1K")))
-    assert [column.justify for column in drawn(grid).columns] == ["left", "right", "left"]
+    table = drawn(grid)
+    assert isinstance(table, Table)
+    assert [column.justify for column in table.columns] == ["left", "right", "left"]
 
 
 AWKWARD = Grid(
@@ -230,8 +234,11 @@ def test_latex_cannot_be_broken_by_any_character():
         assert re.fullmatch(r"a(\\[&%$#_{}]|\\text[a-z]+\{\})b", escaped), escaped
 
 
-def test_latex_of_a_grid_without_rows_is_a_comment():
-    assert latex(Grid("recipes: the same but for their names", ("key",), ())).startswith("% recipes")
+def test_a_grid_without_rows_is_its_title():
+    grid = Grid("recipes: the same but for their names", ("key",), ())
+    assert latex(grid) == "% recipes: the same but for their names\n"
+    assert markdown(grid) == "recipes: the same but for their names\n"
+    assert str(drawn(grid)) == "recipes: the same but for their names"
 
 
 def test_latex_of_all_tables_is_balanced(capsys):
@@ -270,12 +277,12 @@ def test_quoted_values_keep_their_digits_and_say_what_they_are():
     tables = {(table.paper, table.number): table for table in published.tables}
     grid = quoted_grid(tables["vimpac", "6"], "VIMPAC")
     assert grid.heads[-3:] == (
-        "pre-training, mask accuracy %", "pre-training, contrastive loss", "UCF101, top-1, fine-tuning %"
+        "pre-training, mask accuracy %", "pre-training, contrastive loss", "UCF101, fine-tuning, top-1 %"
     )  # fmt: skip
     assert [row[-2] for row in grid.rows] == ["1.06", "1.03", "1.02", "1.00", "0.98"]
     assert "Table 6, size of the model (method: VIMPAC; pretrain data: HT; epochs: 10" in grid.title
     resolution = quoted_grid(tables["vimpac", "14"], "VIMPAC")
-    assert resolution.heads[-1] == "UCF101, top-1, fine-tuning, finetune size 256, finetune frames 10 %"
+    assert resolution.heads[-1] == "UCF101, fine-tuning, finetune size 256, finetune frames 10, top-1 %"
 
 
 def test_quoted_columns_without_a_word_are_left_out():
@@ -329,3 +336,17 @@ def test_options_of_the_command_line_reach_the_comparison(capsys):
     assert capsys.readouterr().out.count("\n") == 1 + 5
     assert main(["compare", "--latex", "--csv", *runs]) == 2
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_chance_is_that_of_top_1():
+    names = score_files.NAMES
+    try:
+        score_files.NAMES = tuple("abcdefgh")  # top-5 is counted of more than five classes
+        write_run(Path("runs/a"), TRUTH, guess(15))
+    finally:
+        score_files.NAMES = names
+    grid = score_grid(entries_of(files_of("runs/a"), each=False))
+    rows = {row[0]: row for row in grid.rows}
+    assert rows["class"][-1] == "33.3"
+    assert rows["class top-5"][-1] == ""
+    assert rows["class top-5"][1].endswith(")")

@@ -19,12 +19,12 @@ _LATEX = {
     "×": r"$\times$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-_NUMBER = re.compile(r"[-+±()\d.,%eE ]*( to [-+\d.]+\))?")
+_NUMBER = re.compile(r"([-+±()\d.,%eE ]| to | of )*")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table before it has a look: rows of as many cells as there are heads."""
+    """A table before it has a look: rows of as many cells as there are heads. Without rows it is its title."""
 
     title: str
     heads: tuple[str, ...]
@@ -33,6 +33,8 @@ class Grid:
 
 def markdown(grid: Grid) -> str:
     """The grid as a Markdown table."""
+    if not grid.rows:
+        return f"{grid.title}\n"
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -73,8 +75,10 @@ def latex_text(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)
 
 
-def drawn(grid: Grid) -> Table:
+def drawn(grid: Grid) -> Table | Text:
     """The grid as a table for a terminal."""
+    if not grid.rows:
+        return Text(grid.title, style="bold")
     table = Table(title=Text(grid.title), title_justify="left", title_style="bold")
     for head, numbers in zip(grid.heads, _numeric(grid), strict=True):
         table.add_column(Text(head), justify="right" if numbers else "left", overflow="fold")
@@ -85,5 +89,5 @@ def drawn(grid: Grid) -> Table:
 
 def _numeric(grid: Grid) -> list[bool]:
     """Which columns hold numbers alone, or dashes."""
-    columns = zip(*grid.rows, strict=True) if grid.rows else [()] * len(grid.heads)
-    return [bool(cells) and all(_NUMBER.fullmatch(cell) for cell in cells) for cells in columns]
+    columns = zip(*grid.rows, strict=True)
+    return [all(_NUMBER.fullmatch(cell) for cell in cells) for cells in columns]

@@ -33,7 +33,9 @@ def quoted_grid(table: QuotedTable, title: str) -> Grid:
 
 
 def _head(said: Mapping[str, str]) -> str:
-    words = [value if name in _BARE else f"{_words(name)} {value}" for name, value in said.items()]
+    """``UCF101, linear, top-1 %``: on what, how, and what was measured."""
+    order = sorted(said, key=lambda name: (name == "metric") - (name == "data_set"))
+    words = [said[name] if name in _BARE else f"{_words(name)} {said[name]}" for name in order]
     return ", ".join(words) + (" %" if said.get("metric") in _IN_PERCENT else "")
 
 

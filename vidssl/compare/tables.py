@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from vidssl.compare.entries import Entry, What, seeds_cell
 from vidssl.compare.grids import Grid
 from vidssl.evaluators.statistics import Difference, paired_difference, welch, wilson_interval
-from vidssl.scoring.report import percent
+from vidssl.scoring.report import class_mean_matters, percent
 from vidssl.scoring.score_file import ScoreFile
 from vidssl.scoring.scores import Score
 
@@ -22,8 +22,8 @@ def score_grid(entries: Sequence[Entry]) -> Grid:
     columns = list(_networks(entries))
     lines = [*_facts(columns), *_scores(columns)]
     names = [f"{entry.name}, {network}" for entry, network in columns]
-    title = f"{_protocol(entries)}: top-1 in %{_legend(entries)}"
-    chance = [_chance(entries[0], key) for key, _ in _asked(columns)]
+    title = f"{_protocol(entries)}: accuracy in %{_legend(entries)}"
+    chance = [_chance(entries[0], key) if measure == TOP1 else "" for key, measure in _asked(columns)]
     facts = len(lines) - len(chance)
     if len(columns) <= len(chance):
         rows = [(name, *cells, end) for (name, cells), end in zip(lines, [""] * facts + chance, strict=True)]
@@ -91,7 +91,7 @@ def _asked(columns: Sequence[tuple[Entry, str]]) -> Iterator[tuple[What, str]]:
         if key[2] == "normal" and first[0].top5 is not None:
             yield key, TOP5
         scores = [score for rows in tables for score in rows[key]]
-        if key[2] == "normal" and any(percent(s.class_mean) != percent(s.top1) for s in scores):
+        if key[2] == "normal" and class_mean_matters(scores):
             yield key, CLASS_MEAN
 
 
