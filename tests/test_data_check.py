@@ -21,10 +21,11 @@ from vidssl.cli import main
 from vidssl.data import examine
 from vidssl.data.crew import Lost, work
 from vidssl.data.decode import probe
+from vidssl.data.groups import group_of
 from vidssl.data.manifest import Entry, Manifest, Status
 from vidssl.data_check import scan
 from vidssl.data_check.check import CheckRequest, check_data
-from vidssl.data_check.leaks import duplicates, group_of, same_content, same_group
+from vidssl.data_check.leaks import duplicates, same_content, same_group
 from vidssl.errors import UsageError
 
 CLIPS = os.environ.get("VIDSSL_CLIPS")

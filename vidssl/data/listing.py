@@ -43,7 +43,7 @@ def list_folder(root: Path, extensions: Sequence[str], kind: str) -> Listing:
         UsageError: if the folder is missing, unreadable or holds no such file, or if files lie beside
             class folders.
     """
-    keys = _find(root, extensions)
+    keys = find_files(root, extensions)
     if not keys:
         raise UsageError(
             f"{root.absolute()}: no {kind} in it. Looked in it and in every folder below for files that end "
@@ -63,8 +63,12 @@ def list_folder(root: Path, extensions: Sequence[str], kind: str) -> Listing:
     return Listing(files, {"class": classes})
 
 
-def _find(root: Path, extensions: Sequence[str]) -> list[str]:
-    """Keys of all files with these extensions, sorted; links to folders are followed, once each."""
+def find_files(root: Path, extensions: Sequence[str]) -> list[str]:
+    """Keys of all files with these extensions, sorted; links to folders are followed, once each.
+
+    Raises:
+        UsageError: if the folder is missing or unreadable.
+    """
     if not root.is_dir():
         what = "is no folder" if root.exists() else "no such folder"
         raise UsageError(f"{root}: {what} (paths are relative to the working folder, {Path.cwd()})")

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from vidssl.data.decoders import DecoderName
-from vidssl.data.diagnose import why_not_a_file, why_unreadable
+from vidssl.data.images import read_image
 from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Listing, Part, list_folder, select
 from vidssl.data.lists import read_lists
 from vidssl.data.videos import Short, Videos
 from vidssl.errors import UsageError
-from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
+from vidssl.interfaces import DataSource, SampleInfo
 
 
 class VideoFolder(DataSource):
@@ -185,19 +182,4 @@ class ImageFolder(DataSource):
         if set(frames) != {0}:
             raise ValueError(f"an image has frame 0 only, asked for {list(frames)}")
         key = self._files[index].key
-        return _read_image(self._root / key, key).expand(len(frames), -1, -1, -1)
-
-
-def _read_image(path: Path, key: str) -> Tensor:
-    """An image as uint8 [1, 3, H, W], turned as its camera noted."""
-    reason = why_not_a_file(path)
-    if reason:
-        raise UnreadableSample(key, reason)
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise UnreadableSample(key, why_unreadable(path)) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableSample(key, f"the image is truncated or damaged ({error})") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        return read_image(self._root / key, key).expand(len(frames), -1, -1, -1)
