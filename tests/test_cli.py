@@ -134,6 +134,7 @@ def test_check_without_a_name_takes_every_file_it_finds(capsys: pytest.CaptureFi
     assert "recipes/deep/mine.yaml: ok\n" in said.out
     assert "tokenizers/trained.yaml: ok\n" in said.out
     assert "evaluation/linear.yaml: ok\n" in said.out
+    assert "evaluation/published.yaml: ok\n" in said.out
     assert said.err.startswith("vidssl: tokenizers/untrained.yaml:1: missing 'weights'")
 
 

@@ -170,6 +170,7 @@ def tokenize(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> int:
     from vidssl.build import check_file
+    from vidssl.published import published_path
     from vidssl.spec import displayed
     from vidssl.spec_files import NAMES, locate, spec_files
 
@@ -178,6 +179,7 @@ def check(arguments: argparse.Namespace) -> int:
         raise UsageError(f"check takes files as they are, without overrides; got {overrides[0]}")
     bad = 0
     every = [(kind, path) for kind in NAMES for path in spec_files(kind).values()]
+    every.append(("evaluation", published_path()))
     for target in arguments.operands or every:
         try:
             kind, path = locate(target) if isinstance(target, str) else target

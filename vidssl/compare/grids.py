@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"([-+±()\d.,%eE ]| to | of )*")
 
 @dataclass(frozen=True)
 class Grid:
-    """A table before it has a look: rows of as many cells as there are heads. Without rows it is its title."""
+    """A table before it has a look: rows of as many cells as there are heads; without rows, its title."""
 
     title: str
     heads: tuple[str, ...]
