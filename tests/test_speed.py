@@ -18,6 +18,7 @@ from toy_runs import make_world, records
 from vidssl import api as v
 from vidssl import build
 from vidssl.backbones import Factorized, TimeSformer, TimmNet, TorchvisionNet, VideoSwin, ViT
+from vidssl.cli import main
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.devices import autocast_dtype, use_bfloat16
 from vidssl.engine.loss_scale import (
@@ -418,6 +419,14 @@ def test_a_recipe_s_run_takes_the_switch(switch: str, tmp_path, monkeypatch) -> 
     same = all(torch.equal(other.encoder[key], value) for key, value in one.encoder.items())
     assert same == (switch != "precision=fp16")
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_option_deterministic_is_the_key(tmp_path, monkeypatch) -> None:
+    make_world(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
+    assert main(["train", "vimpac_contrast.yaml", "--deterministic", "schedule.steps=1"]) == 0
+    assert "deterministic: true" in Path("runs/vimpac_contrast/recipe.yaml").read_text()
 
 
 def test_a_switch_is_refused_at_its_key() -> None:
