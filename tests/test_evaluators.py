@@ -6,12 +6,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
-from vidssl.evaluators import EVALUATORS
+from vidssl.evaluators import EVALUATORS, neighbours
+from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.linear import Linear, fit_logistic
-from vidssl.evaluators.neighbours import nearest
 from vidssl.evaluators.statistics import wilson_interval
 from vidssl.interfaces import LabelledFeatures
+from vidssl.scoring.scores import probe
 
 
 def blobs(num: int, classes: int, distance: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -76,13 +77,30 @@ def test_knn_votes_as_scikit_learn_does():
     assert torch.allclose(shares, torch.from_numpy(expected).double(), atol=1e-4)
 
 
-def test_faiss_and_torch_find_the_same_neighbours():
+@pytest.mark.parametrize("backend", ["auto", "faiss", "torch"])
+def test_every_backend_finds_the_same_neighbours(backend, monkeypatch):
+    monkeypatch.setattr(neighbours, "CHUNK_BYTES", 4 * 300 * 7)  # plain torch takes seven queries at a time
     train, _ = blobs(300, 4, 1.0, 8)
-    test, _ = blobs(50, 4, 1.0, 9)
-    similarity, neighbours = nearest(train, test, 7)
-    expected = (test @ train.T).topk(7, dim=1)
-    assert torch.equal(neighbours, expected.indices)
-    assert torch.allclose(similarity, expected.values, rtol=1e-5)
+    test, _ = blobs(200, 4, 1.0, 9)
+    exact = (test.double() @ train.double().T).topk(8, dim=1)
+    untied = (exact.values[:, :-1] - exact.values[:, 1:]).min(1).values > 1e-4
+    assert untied.sum() > 100
+    similarity, rows = neighbours.nearest(train, test[untied], 7, backend)
+    assert torch.equal(rows, exact.indices[untied, :7])
+    assert torch.allclose(similarity.double(), exact.values[untied, :7], rtol=1e-5)
+
+
+def test_labels_named_are_the_same_by_every_backend():
+    vectors, labels = blobs(400, 5, 0.7, 10)
+    test, _ = blobs(300, 5, 0.7, 11)
+    train = LabelledFeatures(vectors, labels, 5)
+    by_faiss, by_torch = (
+        KNN(k=(1, 20, 1000), backend=backend).named_scores(train, test, torch.Generator())
+        for backend in ("faiss", "torch")
+    )
+    assert by_faiss.keys() == by_torch.keys()
+    for name, votes in by_faiss.items():
+        assert torch.equal(votes.argmax(1), by_torch[name].argmax(1))
 
 
 def test_knn_with_fewer_videos_than_neighbours():
@@ -97,3 +115,28 @@ def test_knn_with_fewer_videos_than_neighbours():
 )
 def test_wilson_interval_of_worked_examples(right, total, low, high):
     assert wilson_interval(right, total) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(EVALUATORS))
+def test_the_order_of_a_list_of_videos_changes_nothing(name):
+    vectors, labels = blobs(60, 4, 0.7, 12)
+    test_vectors, test_labels = blobs(40, 4, 0.7, 13)
+
+    def table(order: torch.Tensor, vectors: torch.Tensor, labels: torch.Tensor) -> FeatureTable:
+        return FeatureTable(
+            vectors=vectors[order, None],
+            labels={"class": labels[order]},
+            classes={"class": tuple("abcd")},
+            keys=tuple(f"{number:03d}.mp4" for number in order.tolist()),
+            num_listed=len(order),
+            unreadable=(),
+            patches={"normal": vectors[order, None, None].half()},
+        )
+
+    test = table(torch.arange(40), test_vectors, test_labels)
+    shuffled = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    ours, theirs = (
+        probe(EVALUATORS[name](), table(order, vectors, labels), test)
+        for order in (torch.arange(60), shuffled)
+    )
+    assert ours == theirs

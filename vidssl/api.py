@@ -29,7 +29,7 @@ from vidssl.data.loader import Loader, Stream
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.optim import SGD, AdamW
 from vidssl.engine.schedules import Cosine, LinearDecay, MultiStep, WarmupCosine
-from vidssl.evaluators import KNN, Linear, LinearSGD, Retrieval
+from vidssl.evaluators import KNN, Attentive, Linear, LinearSGD, Retrieval
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -75,6 +75,7 @@ __all__ = [
     "VIMPAC",
     "VQVAE",
     "AdamW",
+    "Attentive",
     "BEVTImage",
     "BEVTVideo",
     "Backbone",
