@@ -30,7 +30,6 @@ from vidssl.weights.load import LoadReport, load_init
 
 LIBRARIES = ("torchvision", "timm", "pytorchvideo")
 PIXELS, UNTRAINED = "pixels", "untrained"
-FOLDER = Path("runs")  # beside the runs of 'vidssl train'
 Say = Callable[[str], None]
 
 
@@ -53,6 +52,11 @@ class ForeignRequest:
         """In one word or a few, for tables: the name, the file of weights without its folder, the keys."""
         file = "" if self.weights in (None, "pretrained") else Path(str(self.weights)).name
         return " ".join(word for word in (self.name, file, *self.keys) if word)
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where its features, scores and finetuned runs go: beside the runs of 'vidssl train'."""
+        return RunFolder(Path("runs") / re.sub(r"[^\w.]+", "-", self.shown).strip("-"))
 
 
 def is_foreign(word: str) -> bool:
@@ -112,7 +116,6 @@ def _subject(
     networks: Mapping[str, Backbone],
     init: str | None,
 ) -> Subject:
-    folder = RunFolder(FOLDER / re.sub(r"[^\w.]+", "-", request.shown).strip("-"))
     trained = {} if init is None else {"finetuned": init}
     return Subject(
         title=request.shown,
@@ -123,9 +126,9 @@ def _subject(
         spec=spec,
         networks=networks,
         starts={**trained, "from scratch": None},
-        folder=folder.path,
-        scores=folder.scores,
-        stem=folder.checkpoint_path(0).stem,
+        folder=request.folder.path,
+        scores=request.folder.scores,
+        stem=request.folder.checkpoint_path(0).stem,
     )
 
 
