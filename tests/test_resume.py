@@ -14,11 +14,11 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
-from toy_runs import TOYS, make_world, records
+from toy_runs import TOYS, assert_same_end, make_world, records
 
 from vidssl import build
 from vidssl.cli import main
-from vidssl.engine.checkpoint import load_objective, read_checkpoint, read_tensors, save_checkpoint
+from vidssl.engine.checkpoint import load_objective, read_checkpoint, save_checkpoint
 from vidssl.engine.resume import (
     Moving,
     Restored,
@@ -54,15 +54,6 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def train(recipe: Recipe, resume: Path | None = None, stop_after: int | None = None) -> RunFolder:
     _, result = train_recipe(recipe, Console(quiet=True), resume, stop_after)
     return RunFolder(result.folder)
-
-
-def assert_same_end(one: RunFolder, other: RunFolder) -> None:
-    for kind in ("checkpoints", "resume"):
-        name = f"{kind}/{one.newest_checkpoint().name}"
-        tensors, others = (read_tensors(folder.path / name)[1] for folder in (one, other))
-        assert tensors.keys() == others.keys()
-        assert [key for key in tensors if not torch.equal(tensors[key], others[key])] == []
-    assert records(one) == records(other)
 
 
 def test_every_objective_is_tested() -> None:

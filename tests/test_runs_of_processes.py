@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from vidssl.engine.runfolder import RunFolder
 from vidssl.recipe import load_recipe
 from vidssl.runs import train_recipe
 
-QUIET = ["run.log_every_steps=1", "run.checkpoint_every_steps=3", "run.workers=0"]
+SHORT = ["schedule.steps=4", "run.log_every_steps=1", "run.checkpoint_every_steps=2", "run.workers=0"]
 STILL = "backbone.drop_path=0"  # each process draws for itself which blocks and units it drops
 # initial vectors that differ from clip to clip by more than rounding: batch norm would make much of that
 SOUND = ["backbone.dropout=0", "backbone.init_std=0.5", "optim.lr=1e-4"]
@@ -29,43 +30,61 @@ RUNS = {
     "vimpac": ["vimpac.yaml", *SOUND, "objective.replace=bert"],
     "vimpac-in-parts": ["vimpac.yaml", *SOUND, "run.accumulate=2"],
 }
+SWIN = (
+    "backbone={type: video_swin, embed_dim: 12, depths: [1, 1], num_heads: [2, 2], patch_size: [2, 4, 4], "
+    "window: [2, 2, 2], drop_path: 0}"
+)
+OWN = ("process1.", "watch.")  # what each process has of its own
+SHARDED = {
+    "bevt": ["bevt.yaml", STILL],
+    "bevt-in-parts": ["bevt.yaml", STILL, "run.accumulate=2"],
+    "bevt-swin": ["bevt.yaml", SWIN, "optim.clip_norm=0.5"],
+    "svt": ["svt.yaml", STILL, "objective.freeze_last_layer_epochs=0"],
+    "vimpac": ["vimpac.yaml", *SOUND],
+    "classification": ["classification.yaml", STILL, "objective.dropout=0", "objective.mixup=0"],
+}
 
 
-def run(name: str, folder: Path, *, alone: bool) -> RunFolder:
-    path, *words = RUNS[name]
-    out = folder / ("one" if alone else "two")
-    recipe = load_recipe(path, [*words, *QUIET, f"name={name}", f"run.out={out}"])
+def run(out: Path, name: str, words: Sequence[str]) -> RunFolder:
+    recipe = load_recipe(words[0], [*words[1:], *SHORT, f"name={name}", f"run.out={out}"])
     _, result = train_recipe(recipe, Console(quiet=True))
     return RunFolder(result.folder)
 
 
-def one_of_two(number: int, folder: Path) -> None:
+def one_of_two(number: int, folder: Path, runs: Mapping[str, Sequence[str]], more: Sequence[str]) -> None:
     torch.set_num_threads(1)
     os.chdir(folder)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
-    for name in RUNS:
-        run(name, folder, alone=False)
+    for name, words in runs.items():
+        run(folder / "two", name, [*words, *more])
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all runs on one process and on two."""
-    folder = tmp_path_factory.mktemp("world")
+def on_one_and_on_two(folder: Path, runs: Mapping[str, Sequence[str]], more: Sequence[str] = ()) -> Path:
+    """A folder with all runs on one process, in ``one``, and on two, in ``two``."""
     make_world(folder)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.chdir(folder)
         patch.setenv("VIDSSL_CACHE", str(folder / "cache"))
-        for name in RUNS:
-            run(name, folder, alone=True)
+        for name, words in runs.items():
+            run(folder / "one", name, words)
         # forked, as importing everything anew takes half a minute; Python 3.12 warns of threads
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        mp.start_processes(one_of_two, (folder,), nprocs=2, start_method="fork")
+        mp.start_processes(one_of_two, (folder, runs, more), nprocs=2, start_method="fork")
     return folder
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_two_processes_have_the_losses_of_one(name: str, folder: Path) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return on_one_and_on_two(tmp_path_factory.mktemp("replicas"), RUNS)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return on_one_and_on_two(tmp_path_factory.mktemp("shards"), SHARDED, ["run.parallel=fsdp"])
+
+
+def assert_same_losses(folder: Path, name: str) -> None:
     one, two = (records(RunFolder(folder / side / name)) for side in ("one", "two"))
     assert [record["step"] for record in one] == [record["step"] for record in two]
     assert one[0].keys() == two[0].keys()
@@ -81,11 +100,35 @@ def test_two_processes_have_the_losses_of_one(name: str, folder: Path) -> None:
                 assert after[key] == pytest.approx(before[key], rel=1e-4), before["step"]
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_have_the_losses_of_one(name: str, folder: Path) -> None:
+    assert_same_losses(folder, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARDED)
+def test_two_processes_with_shards_have_the_losses_of_one(name: str, sharded: Path) -> None:
+    assert_same_losses(sharded, name)
+    one, two = (RunFolder(sharded / side / name) for side in ("one", "two"))
+    for kind in ("checkpoints", "resume"):
+        name = f"{kind}/step-000004.safetensors"
+        before, after = (read_tensors(run.path / name)[1] for run in (one, two))
+        shapes = [
+            {
+                key: value.shape
+                for key, value in tensors.items()
+                if not key.startswith(("process1.", "watch."))
+            }
+            for tensors in (before, after)
+        ]
+        assert shapes[0] == shapes[1]
+
+
 def test_of_two_processes_the_first_writes_all(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "two").iterdir()) == sorted(RUNS)
     run = RunFolder(folder / "two" / "vimpac")
-    assert [path.name for path in run.states()] == ["step-000003.safetensors", "step-000006.safetensors"]
-    metadata, tensors = read_tensors(run.state_path(6))
+    assert [path.name for path in run.states()] == ["step-000002.safetensors", "step-000004.safetensors"]
+    metadata, tensors = read_tensors(run.state_path(4))
     assert metadata["processes"] == "2"
     assert not torch.equal(tensors["random.cpu"], tensors["process1.random.cpu"])
     assert torch.equal(tensors["random.objective"], tensors["process1.random.objective"])

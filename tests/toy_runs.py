@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.runfolder import RunFolder
 from vidssl.tokenizers import VQVAE
 
@@ -102,3 +103,13 @@ def records(folder: RunFolder) -> list[dict[str, float]]:
     found = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     timed = re.compile(r"seconds|.*_per_second|data_wait_share")
     return [{key: value for key, value in record.items() if not timed.fullmatch(key)} for record in found]
+
+
+def assert_same_end(one: RunFolder, other: RunFolder) -> None:
+    """Weights, optimizer, random states and metrics are the same bit for bit."""
+    for kind in ("checkpoints", "resume"):
+        name = f"{kind}/{one.newest_checkpoint().name}"
+        tensors, others = (read_tensors(folder.path / name)[1] for folder in (one, other))
+        assert tensors.keys() == others.keys()
+        assert [key for key in tensors if not torch.equal(tensors[key], others[key])] == []
+    assert records(one) == records(other)
