@@ -83,6 +83,10 @@ def test_init_is_no_key_of_the_backbone(folder: Path) -> None:
     assert changed("backbone.init=null").init is None
 
 
+def test_null_takes_a_streams_test_source_away(folder: Path) -> None:
+    assert changed("data.video.test_source=null").data.streams["video"].test_source is None
+
+
 def test_null_takes_an_optional_section_away(folder: Path) -> None:
     recipe = changed("backbone=null", "run=null")
     assert recipe.backbone is None

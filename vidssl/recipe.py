@@ -254,7 +254,9 @@ def _data(node: Node) -> DataSpec:
 
 
 def _stream(node: Node) -> StreamSpec:
-    entries = node.entries(("source", "views", "batch_size"), ("test_source", "subset"))
+    optional = ("test_source", "subset")
+    given = node.entries(("source", "views", "batch_size"), optional)
+    entries = {key: entry for key, entry in given.items() if key not in optional or entry.value is not None}
     return StreamSpec(
         source=read_part(entries["source"]),
         test_source=read_optional_part(entries, "test_source"),

@@ -1,0 +1,129 @@
+"""Kills runs at random moments, lets them go on, and compares what they end with with a run left alone.
+
+    python docs/measure_reliability.py --kills 20
+    python docs/measure_reliability.py --kills 10 --processes 2
+
+Each of the three laptop recipes is shortened to 40 steps of 8 videos with a checkpoint every 3 steps. SIGKILL
+comes at a moment drawn uniformly from the time that the whole run took: also while the package is imported,
+the data are opened and a checkpoint is written. The same command (``run.resume=auto``) starts again, until as
+many kills as asked for have hit a living process and the run has ended by itself. Equal means: every tensor
+of the last checkpoint and of the last resume state, bit for bit. Some minutes for 20 kills on two CPU cores.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+NAMES = ("bevt", "svt", "vimpac")
+SHORT = (
+    "schedule.steps=40", "schedule.warmup_steps=2", "data.video.batch_size=8", "data.video.test_source=null",
+    "run.checkpoint_every_steps=3", "run.log_every_steps=2", "run.resume=auto", "run.device=cpu",
+)  # fmt: skip
+EXTRA = {
+    "bevt": ("data.image.batch_size=8", "data.image.test_source=null"),
+    "vimpac": ("objective.negatives=7",),
+}
+
+
+def command(name: str, out: Path, processes: int) -> list[str]:
+    """What starts a shortened run, or lets it go on."""
+    run = [
+        "-m",
+        "vidssl",
+        "train",
+        str(RECIPES / f"{name}.yaml"),
+        f"run.out={out}",
+        *SHORT,
+        *EXTRA.get(name, ()),
+    ]
+    if processes == 1:
+        return [sys.executable, *run]
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *start, *run]
+
+
+def begin(words: list[str]) -> "subprocess.Popen[bytes]":
+    """The command in a process group of its own, so that a kill takes its workers with it."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        words, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+
+def ended(process: "subprocess.Popen[bytes]") -> None:
+    """Waits for the end of a run, which must be a good one."""
+    _, said = process.communicate()
+    if process.returncode:
+        sys.exit(f"a run ended with {process.returncode}: {said.decode()[-2000:]}")
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether the newest checkpoint and resume state of two runs hold the same tensors."""
+    for folder in ("checkpoints", "resume"):
+        files = [sorted((run / folder).glob("*.safetensors"))[-1] for run in (one, other)]
+        if files[0].name != files[1].name:
+            return False
+        first, second = map(load_file, files)
+        if first.keys() != second.keys() or not all(torch.equal(first[key], second[key]) for key in first):
+            return False
+    return True
+
+
+def measure(name: str, kills: int, processes: int, luck: random.Random) -> str:
+    """One row of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole, killed = Path(folder) / "whole", Path(folder) / "killed"
+        started = time.monotonic()
+        ended(begin(command(name, whole, processes)))
+        seconds = time.monotonic() - started
+        done = before_checkpoint = 0
+        while done < kills:
+            process = begin(command(name, killed, processes))
+            try:
+                process.wait(timeout=luck.random() * seconds)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                done += 1
+                before_checkpoint += not any(killed.glob("*/resume/*.safetensors"))
+            else:  # it was done before its kill: begin another
+                ended(process)
+                if not same(whole / name, newest(killed, name)):
+                    return f"| {name} | {processes} | {done} | {before_checkpoint} | NOT equal |"
+                os.rename(killed, Path(folder) / f"done-{done}-{time.monotonic_ns()}")
+        ended(begin(command(name, killed, processes)))
+        equal = same(whole / name, newest(killed, name))
+    return f"| {name} | {processes} | {kills} | {before_checkpoint} | {'yes' if equal else 'NOT equal'} |"
+
+
+def newest(out: Path, name: str) -> Path:
+    """The folder that the run ended in: kills before its first checkpoint leave empty ones."""
+    return max((path.parent for path in out.glob(f"{name}*/resume")), key=lambda path: path.stat().st_mtime)
+
+
+def main() -> None:
+    """Prints a table in Markdown."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments = parser.parse_args()
+    print("| recipe | processes | kills | before any checkpoint | ends as the run left alone |")
+    print("| --- | --- | --- | --- | --- |")
+    luck = random.Random(arguments.seed)
+    for name in NAMES:
+        print(measure(name, arguments.kills, arguments.processes, luck), flush=True)
+
+
+if __name__ == "__main__":
+    main()
