@@ -133,8 +133,8 @@ def test_overrides_reach_every_section(folder: Path) -> None:
         ("data.probe={train: {type: a}}", "data.probe: missing 'test', 'views'"),
         ("run.workers=-1", "run: workers must be at least 0, got -1"),
         (
-            "run.precision=fp16",
-            "run.precision: expected 'auto' or 'fp32' or 'bf16', got 'fp16'. Did you mean 'bf16'?",
+            "run.precision=fp61",
+            "run.precision: expected 'auto' or 'fp32' or 'bf16' or 'fp16', got 'fp61'. Did you mean 'fp16'?",
         ),
         ("run.log_every=1", "run.log_every: unknown key. Did you mean 'log_every_steps'?"),
         ("backbone.init=3", "backbone.init: expected text, got 3"),
