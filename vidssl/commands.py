@@ -62,14 +62,19 @@ def train(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     names, overrides = _split(arguments.operands)
+    from vidssl.engine.distributed import launched, told_once_a_machine
     from vidssl.tokenizer_protocol import measures_tokenizers
 
-    if any(map(measures_tokenizers, arguments.protocol)):
+    with told_once_a_machine():
+        of_tokenizers = any(map(measures_tokenizers, arguments.protocol))
+        if of_tokenizers and launched() > 1:
+            raise UsageError("tokenizers are measured by one process: leave torchrun out")
+        if not of_tokenizers and len(names) > 1:
+            raise UsageError(f"eval takes one run, checkpoint or network, got {' '.join(names)}")
+    if of_tokenizers:
         from vidssl.tokenizing.tokenizer_scores import score_tokenizers
 
         return score_tokenizers(names, arguments.protocol, overrides)
-    if len(names) > 1:
-        raise UsageError(f"eval takes one run or checkpoint, got {' '.join(names)}")
     from vidssl.evaluate import evaluate_run
 
     return evaluate_run(names[0] if names else None, arguments.protocol, overrides)
