@@ -83,7 +83,7 @@ def test_eval_takes_target_protocols_and_overrides_in_any_order(
             "recipes/mine.yaml:8: data.video.source: a: no such folder",
         ),
         (["eval", "runs/a"], "the following arguments are required: --protocol (see 'vidssl eval --help')"),
-        (["eval", "a", "b", "--protocol", "knn"], "eval takes one run or checkpoint, got a b"),
+        (["eval", "a", "b", "--protocol", "knn"], "eval takes one run, checkpoint or network, got a b"),
         (["check", "bevt", "seed=1"], "check takes files as they are, without overrides; got seed=1"),
         (["list", "backbone"], "no kind of component 'backbone'. Did you mean 'backbones'?"),
     ],
