@@ -1,0 +1,175 @@
+"""What official lists name, matched with the files that are there; counts are of found among listed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidssl.data.listing import Listed, Listing, find_files
+from vidssl.errors import UsageError
+
+_log = logging.getLogger(__name__)
+_NAMED = 5  # missing files that a line names
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What messages say of a data set: its name, how its files lie, and its page in ``docs/data``."""
+
+    name: str
+    lies: str
+    page: str
+
+    def error(self, what: str) -> UsageError:
+        """An error that ends in how the data must lie."""
+        return UsageError(f"{what}. {self.name} must lie like this: {self.lies} (docs/data/{self.page}.md)")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A video or image that an official list names.
+
+    Attributes:
+        names: that its file may bear, without extension, the most exact first.
+        folder: that it lies in where files are sorted by class; empty if that is not known.
+        label: name of its class; None where there are none.
+    """
+
+    names: tuple[str, ...]
+    folder: str = ""
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class OfficialList:
+    """One part of a data set.
+
+    Attributes:
+        what: the part's name for messages, "UCF101 split 1 train".
+        wanted: all that it lists.
+        classes: names of classes in number order; empty where there are no labels.
+    """
+
+    what: str
+    wanted: tuple[Wanted, ...]
+    classes: tuple[str, ...] = ()
+
+
+def find_listed(
+    data_set: DataSet,
+    official: OfficialList,
+    root: Path,
+    extensions: Sequence[str],
+    *,
+    max_missing_share: float,
+) -> Listing:
+    """The listed files that are somewhere below ``root``; a line in the log counts them.
+
+    A file is looked for by name, first in the folder of its class, and in folders called "replacement..."
+    before all others: a mirror of Kinetics puts there what its archives hold spoilt. Of an entry that is
+    listed twice only the first counts.
+
+    Args:
+        max_missing_share: of the listed files, that may be missing.
+
+    Raises:
+        UsageError: if the folder or all files are missing, or more than that share.
+    """
+    check_missing_share(max_missing_share)
+    files = _FilesByName(_keys(data_set, root, extensions))
+    taken: dict[str, tuple[str, ...]] = {}
+    found, missing, twice = [], [], 0
+    number = {name: place for place, name in enumerate(official.classes)}
+    for wanted in official.wanted:
+        key = files.find(wanted)
+        if key is not None and taken.get(key) == wanted.names:
+            twice += 1
+        elif key is None or key in taken:
+            missing.append(wanted.names[0])
+        else:
+            taken[key] = wanted.names
+            found.append(Listed(key, {} if wanted.label is None else {"class": number[wanted.label]}))
+    if not found:
+        first = official.wanted[0].names[0]
+        raise data_set.error(
+            f"{root.absolute()}: none of the {len(official.wanted)} files of {official.what} is below it, "
+            f"not even {first}"
+        )
+    tell_found(official.what, len(found), missing, max_missing_share, _more(official.classes, twice))
+    return Listing(tuple(found), {"class": official.classes} if official.classes else {})
+
+
+def check_missing_share(share: float) -> None:
+    """Raises ValueError unless it lies in [0, 1)."""
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"max_missing_share must be at least 0 and below 1, got {share}")
+
+
+def tell_found(what: str, found: int, missing: Sequence[str], max_missing_share: float, more: str) -> None:
+    """Logs how many listed files were found.
+
+    Args:
+        more: what else the line says.
+
+    Raises:
+        UsageError: if more than the share of them are missing.
+    """
+    total = found + len(missing)
+    named = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+    line = f"{what}: {found} of {total} found{more}"
+    if len(missing) > int(max_missing_share * total):
+        raise UsageError(
+            f"{line}; {len(missing)} ({len(missing) / total:.1%}) are missing, such as {named}, and "
+            f"max_missing_share ({max_missing_share:g}) allows {int(max_missing_share * total)}: "
+            "fetch them, or state a larger share"
+        )
+    if missing:
+        _log.warning("%s; missing: %s", line, named)
+    else:
+        _log.info("%s", line)
+
+
+def _more(classes: Sequence[str], twice: int) -> str:
+    return (f", {len(classes)} classes" if classes else "") + (f", {twice} listed twice" if twice else "")
+
+
+def _keys(data_set: DataSet, root: Path, extensions: Sequence[str]) -> list[str]:
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "no such folder"
+        raise data_set.error(f"{root}: {what} (paths are relative to the working folder, {Path.cwd()})")
+    return find_files(root, extensions)
+
+
+class _FilesByName:
+    """Files below a root, found by their names."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._by_name: dict[str, list[str]] = {}
+        for key in keys:
+            self._by_name.setdefault(os.path.splitext(os.path.basename(key))[0], []).append(key)
+
+    def find(self, wanted: Wanted) -> str | None:
+        """The key of the best file for an entry; None if there is none."""
+        folder = _plain(wanted.folder)
+        ranked = [
+            (not _replaces(key), bool(folder) and _plain(_folder(key)) != folder, place, key)
+            for place, name in enumerate(wanted.names)
+            for key in self._by_name.get(name, ())
+        ]
+        return min(ranked)[-1] if ranked else None
+
+
+def _folder(key: str) -> str:
+    return os.path.basename(os.path.dirname(key))
+
+
+def _replaces(key: str) -> bool:
+    return any(part.lower().startswith("replacement") for part in key.split("/")[:-1])
+
+
+def _plain(name: str) -> str:
+    """A folder's name as all its spellings have it: "high kick", "high_kick" and "HighKick" are one."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
