@@ -13,6 +13,7 @@ from scipy import stats
 from score_files import PROTOCOL, write_run
 
 from vidssl.cli import main
+from vidssl.compare import runs
 from vidssl.compare.entries import entries_of, together
 from vidssl.compare.grids import Grid, drawn, latex, latex_text, markdown
 from vidssl.compare.quoted import quoted_grid
@@ -20,7 +21,7 @@ from vidssl.compare.runs import CompareRequest, compare, run_grids
 from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
 from vidssl.errors import UsageError
 from vidssl.evaluators.statistics import mcnemar, paired_difference
-from vidssl.published import load_published
+from vidssl.published import Published, load_published
 from vidssl.scoring.score_file import find_scores
 
 TRUTH = [0, 1, 2] * 10
@@ -31,9 +32,16 @@ def guess(right: int) -> list[int]:
     return [*TRUTH[:right], *((number + 1) % 3 for number in TRUTH[right:])]
 
 
+@pytest.fixture(scope="module")
+def published() -> Published:
+    return load_published()
+
+
 @pytest.fixture(autouse=True)
-def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: Published) -> None:
+    """In an empty folder; the package's file of quoted numbers is read once for all tests."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "load_published", lambda: published)
 
 
 def write_seeds(name: str, rights: list[int], *, objective: str = "{type: svt}", first: int = 0) -> list[str]:
@@ -272,8 +280,7 @@ def test_published_tables_need_no_run_and_show_everything(capsys):
     assert said.count("\n|") - 2 * 29 == 158  # rows of all tables, without heads and lines
 
 
-def test_quoted_values_keep_their_digits_and_say_what_they_are():
-    published = load_published()
+def test_quoted_values_keep_their_digits_and_say_what_they_are(published):
     tables = {(table.paper, table.number): table for table in published.tables}
     grid = quoted_grid(tables["vimpac", "6"], "VIMPAC")
     assert grid.heads[-3:] == (
@@ -285,8 +292,8 @@ def test_quoted_values_keep_their_digits_and_say_what_they_are():
     assert resolution.heads[-1] == "UCF101, fine-tuning, finetune size 256, finetune frames 10, top-1 %"
 
 
-def test_quoted_columns_without_a_word_are_left_out():
-    (table,) = (t for t in load_published().chosen(["vimpac"], ["Diving48"]) if t.number == "1")
+def test_quoted_columns_without_a_word_are_left_out(published):
+    (table,) = (t for t in published.chosen(["vimpac"], ["Diving48"]) if t.number == "1")
     small = quoted_grid(table, "VIMPAC")
     assert small.heads[-1] == "Diving48, top-1 %"
     assert [row[0] for row in small.rows] == ["TimeSformer space-time", "VIMPAC"]
