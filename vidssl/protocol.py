@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from vidssl.few_labels import FewLabels
 from vidssl.recipe import Recipe, overridden
@@ -19,7 +19,7 @@ from vidssl.sections import (
 from vidssl.spec import Node, load, moved
 from vidssl.spec_files import find
 
-Layers = Literal["last", "all"]
+Layers = Literal["last", "all", "patches"]
 Average = Literal["features", "scores", "probabilities"]
 FrameOrder = Literal["normal", "single", "shuffled", "reversed"]
 PatchType = Literal["float16", "bfloat16"]
@@ -41,7 +41,8 @@ class Protocol:
     """How a model is measured.
 
     Attributes:
-        layers: "last" for the last layer's vector, "all" for the means of all stages side by side.
+        layers: "last" for the last layer's vector, "all" for the means of all stages side by side, "patches"
+            for the mean of the last patches though there is a class token, which BEVT, say, never trains.
         average: over the views of a video: "features" before the probe; or each view is a sample to the
             probe, and its "scores" as they are or the "probabilities" made of them are averaged.
         frames: orders of a test clip's frames that the probe is scored on; it learns on "normal" ones.
@@ -148,8 +149,7 @@ def read_data(sections: Mapping[str, Node]) -> ProbeSpec | None:
 
 
 def _layers(sections: Mapping[str, Node]) -> Layers:
-    found = convert(sections["layers"], Layers) if "layers" in sections else "last"
-    return "all" if found == "all" else "last"
+    return cast(Layers, convert(sections["layers"], Layers)) if "layers" in sections else "last"
 
 
 def _average(sections: Mapping[str, Node]) -> Average:

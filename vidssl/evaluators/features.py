@@ -11,7 +11,7 @@ from vidssl.evaluators.frame_orders import in_order
 from vidssl.interfaces import Backbone, Features, Tokenizer, as_clip
 from vidssl.protocol import FrameOrder
 
-Layers = Literal["last", "all"]
+Layers = Literal["last", "all", "patches"]
 KeepPatches = Callable[[FrameOrder, Tensor], None]  # gets those of the next videos, [B, V, n, D]
 
 
@@ -62,7 +62,8 @@ def encode_views(
             [B, t, h, w]). The i-th slots of
             all names are one view, whose vector is their mean (SVT's slow and fast clips), so every name
             has as many slots.
-        layers: the last layer's vector, or the means of all stages side by side.
+        layers: the last layer's vector (class token, or mean of patches where there is none), the means of
+            all stages side by side, or the mean of the last patches though there is a class token.
         orders: of a clip's frames that are asked for.
         autocast: bfloat16 autocast.
         keep_patches: gets the last layer's patch tokens of each order, batch by batch. Those of all names
@@ -110,4 +111,6 @@ def _features(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor) -> 
 
 def _vector(features: Features, layers: Layers) -> Tensor:
     """[B, D] of one clip."""
+    if layers == "patches":
+        return features.patches.mean(dim=(1, 2, 3))
     return features.pooled() if layers == "last" else features.pooled_stages()
