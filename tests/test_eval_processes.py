@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -204,3 +206,28 @@ def test_a_batch_is_itself_again_after_its_way_as_tensors() -> None:
     assert torch.equal(found.numbers, batch.numbers)
     assert torch.equal(found.vectors["normal"], batch.vectors["normal"])
     assert torch.equal(found.patches["normal"], batch.patches["normal"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_torchrun_finetunes_and_scores_as_one_process(parallel: str, folder: Path, tmp_path: Path) -> None:
+    toy = ("train_views.size=32", "train_views.num_frames=4", "schedule.epochs=2", "labels=[direction]")
+    words = ["--protocol", "finetune", *toy, "batch_size=4", "optim.lr=0.01", f"run.parallel={parallel}"]
+    shared = {**os.environ, "VIDSSL_CACHE": str(folder / "cache")}
+    found = {}
+    for side, start in (
+        ("one", ["-m", "vidssl"]),
+        ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "vidssl"]),
+    ):
+        (tmp_path / side).mkdir()
+        make_run(tmp_path / side / "runs" / "toy")
+        command = [sys.executable, *start, "eval", "runs/toy", *words]
+        done = subprocess.run(
+            command, cwd=tmp_path / side, env=shared, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Scores: ") == 1
+        path = tmp_path / side / "runs" / "toy" / "scores" / "finetune-step-000001.json"
+        found[side] = json.loads(path.read_text())
+    for key in ("scores", "predicted", "keys", "card"):
+        assert found["one"][key] == found["two"][key]

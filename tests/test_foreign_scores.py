@@ -1,7 +1,10 @@
 """``vidssl eval`` on networks that are no run's: libraries' ones, untrained ones, the pixels themselves."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors import safe_open
 from torch import nn
 
 from vidssl.backbones.pixels import Pixels
@@ -277,3 +281,44 @@ def test_the_score_file_of_a_network_without_a_run_is_a_whole_card(folder):
     assert record["card"] == run["card"]
     assert len(record["checkpoint_sha256"]) == 64
     assert record["step"] == 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_features_are_made_under_bfloat16_unless_asked_otherwise(folder):
+    found: dict[tuple[str, str], torch.Tensor] = {}
+    ways = {"cpu": ("auto", "fp32"), "cuda": ("auto", "bf16"), "cuda whole": ("fp32", "fp32")}
+    for way, (precision, expected) in ways.items():
+        device = way.split()[0]
+        words = (f"run.device={device}", f"run.precision={precision}", "network.seed=7", "data=toy.yaml")
+        before = set(Path("runs").rglob("features/*.safetensors"))
+        assert main(["eval", "untrained:timm:test_vit", *KNN, *words]) == 0
+        for path in set(Path("runs").rglob("features/*.safetensors")) - before:
+            with safe_open(path, "pt") as file:
+                key, vectors = file.metadata()["key"], file.get_tensor("vectors.normal")
+            assert f"precision: {expected}" in key
+            assert f"device: {device}" in key
+            assert vectors.dtype == torch.float32
+            found[way, "test" if "split: test" in key else "train"] = vectors
+    assert len(found) == 6
+    for part in ("train", "test"):
+        torch.testing.assert_close(found["cuda whole", part], found["cpu", part], atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(found["cuda", part], found["cpu", part], atol=0.1, rtol=0.1)
+        assert not torch.equal(found["cuda", part], found["cuda whole", part])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("VIDSSL_CLIPS" not in os.environ, reason="VIDSSL_CLIPS names no folder of real clips")
+def test_real_clips_are_scored_one_half_against_the_other(folder):
+    clips = Path(os.environ["VIDSSL_CLIPS"]) / "good"
+    script = Path(__file__).parent.parent / "docs" / "measure_comparison.py"
+    words = ("runs/toy", "pixels", "--clips", str(clips), "--leave-out", "mixed")
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert "13 test videos" in next(line for line in lines if line.startswith("nearest neighbour"))
+    assert [line.split("|")[1].strip() for line in lines if line.startswith("| ")][2:] == [
+        "runs/toy, trained",
+        "runs/toy, untrained",
+        "pixels, no weights",
+        "largest class",
+    ]
