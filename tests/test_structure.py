@@ -45,7 +45,7 @@ FLOORS = (
         "compatibility_page",
     },
     {"scoring", "compatibility"},
-    {"dry_run", "knn_monitor", "measuring", "train", "runs", "finetune", "evaluate"},
+    {"bench", "dry_run", "trial", "knn_monitor", "measuring", "train", "runs", "finetune", "evaluate"},
     {"tokenizing", "pictures", "data_check"},
     {"compare", "replay", "selftest", "watch"},
     {"api", "commands", "cli", "cli_data", "__main__"},

@@ -58,6 +58,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--deterministic", action="store_true", help="the same numbers in every run; run.deterministic=true"
     )
 
+    bench = subparsers.add_parser("bench", help="tell whether a recipe's runs wait for data on this machine")
+    bench.set_defaults(command=commands.bench)
+    bench.add_argument(
+        "operands", nargs="*", metavar="RECIPE [KEY=VALUE ...]", help="file or name, overrides"
+    )
+    bench.add_argument(
+        "--seconds", type=float, default=20.0, metavar="N", help="that it takes, about; default: 20"
+    )
+
     evaluate = subparsers.add_parser("eval", help="score a trained network under evaluation protocols")
     evaluate.set_defaults(command=commands.evaluate)
     evaluate.add_argument(

@@ -60,6 +60,17 @@ def train(arguments: argparse.Namespace) -> int:
     return run_recipe(recipe)
 
 
+def bench(arguments: argparse.Namespace) -> int:
+    names, overrides = _split(arguments.operands)
+    if len(names) != 1:
+        raise UsageError(f"bench takes one recipe, got {' '.join(names) or 'none'} (vidssl bench bevt)")
+    from vidssl.bench import bench
+    from vidssl.recipe import load_recipe
+
+    bench(load_recipe(names[0], overrides), seconds=arguments.seconds)
+    return 0
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     names, overrides = _split(arguments.operands)
     from vidssl.engine.distributed import launched, told_once_a_machine

@@ -11,44 +11,33 @@ import math
 import os
 import resource
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl import build
 from vidssl.components import MASKER, constructor_of
 from vidssl.data.loader import Loader, Stream
-from vidssl.engine.capture import Attempt
-from vidssl.engine.devices import autocast_dtype, pick_device
+from vidssl.engine.devices import pick_device
 from vidssl.engine.display import format_duration, shown_messages
-from vidssl.engine.distributed import World
-from vidssl.engine.guard import Guard
-from vidssl.engine.loss_scale import load_scaler, loss_scaler
-from vidssl.engine.parallel import Parallel
-from vidssl.engine.resume import Moving, optimizer_tensors
+from vidssl.engine.resume import optimizer_tensors
 from vidssl.engine.schedules import StepPlan
-from vidssl.engine.speed import deterministic, prepare
-from vidssl.engine.step import Stepper
-from vidssl.engine.window import Window
+from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError
 from vidssl.grids import GridSize, common_grid
-from vidssl.interfaces import Backbone, Batch, Masker, Objective, Progress, Tokenizer
+from vidssl.interfaces import Backbone, Masker, Objective, Tokenizer
 from vidssl.objectives.frozen import FrozenTokenizer
 from vidssl.recipe import Recipe
 from vidssl.run_spec import RunSpec
 from vidssl.schema import construct
+from vidssl.trial import Trial, random_states_kept
 
-R = TypeVar("R")
 _ROWS = 16  # masks that are drawn to say how much is hidden
 
 
@@ -113,7 +102,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
         raise UsageError("--dry-run looks at one process: start it without torchrun")
     console = console or Console()
     build.check(recipe)
-    with shown_messages(console), _random_states_kept(), deterministic(recipe.run.deterministic):
+    with shown_messages(console), random_states_kept(), deterministic(recipe.run.deterministic):
         streams = build.streams(recipe)
         torch.manual_seed(recipe.seed)
         objective = build.objective(recipe, say=logging.getLogger(__name__).info)
@@ -129,13 +118,6 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     ):
         console.print(table)
     console.print("Nothing was kept.", highlight=False)
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=list(devices)):
-        yield
 
 
 # what there is
@@ -210,54 +192,22 @@ def two_steps(
     Raises:
         UsageError: if a loss or gradient is no number.
     """
-    run, device = recipe.run, pick_device(recipe.run.device)
-    objective.to(device).train()
-    prepare(objective, run)
-    optim, dtype = build.optim(recipe), autocast_dtype(run.precision, device)
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    moving = Moving(objective, optim.build(objective), generator, Window(), scaler=_unscaled(dtype, device))
-    parallel = Parallel(objective, World(), run.parallel, device)
-    stepper = Stepper(parallel, optim.update, device, dtype, build.augment(recipe), run.accumulate)
-    guard = Guard(objective, generator, moving.skips, most_in_a_row=1, say=_no_line, capture=_refuse)
-
-    def take(step: int, batch: Batch) -> Mapping[str, Tensor]:
-        optim.update.set_rates(moving.optimizer, plan, step)
-        progress = Progress(step, plan.total_steps, plan.steps_per_epoch)
-        return stepper.take(moving, guard, batch, progress)[0]
-
+    run, trial = recipe.run, Trial(recipe, objective, plan)
     slices = {name: replace(stream, workers=0, parts=run.accumulate) for name, stream in streams.items()}
     with Loader(slices) as loader:
-        flops = _count(partial(take, 0, next(loader)))
-        batch, data_seconds = _timed(device, lambda: next(loader))
+        flops = _count(partial(trial.take, 0, next(loader)))
+        batch, data_seconds = trial.timed(lambda: next(loader))
         if run.compile:  # compiling is no part of a step
-            take(1, batch)
-        metrics, seconds = _timed(device, lambda: take(1, batch))
+            trial.take(1, batch)
+        metrics, seconds = trial.timed(lambda: trial.take(1, batch))
     return StepCost(
         flops,
         seconds,
         data_seconds,
-        _peak_memory(device),
+        _peak_memory(trial.device),
         {name: float(value) for name, value in metrics.items()},
         weights=sum(value.nbytes for value in objective.state_dict().values()),
-        state=sum(value.nbytes for value in optimizer_tensors(moving.optimizer).values()),
-    )
-
-
-def _unscaled(dtype: torch.dtype | None, device: torch.device) -> torch.amp.GradScaler:
-    """A scaler that has settled: the first steps of a run under float16 are spent on finding its scale."""
-    scaler = loss_scaler(dtype, device)
-    load_scaler(scaler, {"scale": torch.tensor(1.0), "steps": torch.tensor(0)})
-    return scaler
-
-
-def _no_line(step: int, text: str) -> None:
-    """A step that is not taken ends the dry run, so that there is nothing to go on and say."""
-
-
-def _refuse(attempt: Attempt) -> Path:
-    raise UsageError(
-        f"step {attempt.progress.step + 1}: the loss is {attempt.loss:.4g}, the gradient norm "
-        f"{attempt.grad_norm:.4g}: lower optim.lr, or set run.precision=fp32"
+        state=sum(value.nbytes for value in optimizer_tensors(trial.moving.optimizer).values()),
     )
 
 
@@ -266,16 +216,6 @@ def _count(take: Callable[[], object]) -> int:
     with torch.compiler.set_stance("force_eager"), counter:  # what is compiled is not seen
         take()
     return counter.get_total_flops()
-
-
-def _timed(device: torch.device, do: Callable[[], R]) -> tuple[R, float]:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    done = do()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return done, time.perf_counter() - started
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -129,15 +129,9 @@ class Loader:
 
     def __next__(self) -> Batch:
         started = time.monotonic()
-        views: Views = {}
-        indices, labels = {}, {}
-        for name, batches in self._streams.items():
-            parcel = next(batches)
-            views |= parcel.views
-            indices[name] = parcel.indices
-            labels[name] = parcel.labels
+        found = {name: next(batches) for name, batches in self._streams.items()}
         self.waited_seconds = time.monotonic() - started
-        return Batch(views=views, indices=indices, labels=labels)
+        return merged(found)
 
     def __enter__(self) -> Loader:
         return self
@@ -147,6 +141,18 @@ class Loader:
     ) -> None:
         for batches in self._streams.values():
             batches.close()
+
+
+def merged(parcels: Mapping[str, Parcel]) -> Batch:
+    """One batch of those of all streams, by name."""
+    views: Views = {}
+    for parcel in parcels.values():
+        views |= parcel.views
+    return Batch(
+        views=views,
+        indices={name: parcel.indices for name, parcel in parcels.items()},
+        labels={name: parcel.labels for name, parcel in parcels.items()},
+    )
 
 
 def _batches(

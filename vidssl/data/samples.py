@@ -6,7 +6,7 @@ import hashlib
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FrameType
 
@@ -137,7 +137,7 @@ def parcels(
     loader = DataLoader(
         samples,
         batch_sampler=batches,
-        collate_fn=_collate,
+        collate_fn=collate,
         num_workers=workers,
         timeout=timeout_seconds if workers else 0,
         multiprocessing_context=multiprocessing.get_context(context) if workers else None,
@@ -173,7 +173,8 @@ def _own_words(error: UsageError) -> str:
     return str(error).strip().split("\n")[-1].removeprefix(f"{UsageError.__module__}.{UsageError.__name__}: ")
 
 
-def _collate(samples: list[Sample]) -> Parcel:
+def collate(samples: Sequence[Sample]) -> Parcel:
+    """One batch of what could be read among samples."""
     found = [(sample, sample.views) for sample in samples if sample.views is not None]
     first, names = found[0] if found else (None, {})
     views = {
