@@ -27,6 +27,7 @@ def test_each_class_has_its_share():
     chosen = keys_of(Amount(share=0.1))
     counts = [sum(LABELS[KEYS.index(key)] == label for key in chosen) for label in range(3)]
     assert counts == [3, 2, 1]
+    assert [Amount(share=0.05).of(videos) for videos in (30, 20, 10, 9)] == [2, 1, 1, 0]  # halves up
     assert len(keys_of(Amount(per_class=4))) == 12
     assert keys_of(Amount(share=1.0)) == set(KEYS)
 

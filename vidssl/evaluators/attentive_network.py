@@ -45,7 +45,7 @@ class AttentiveNetwork(nn.Module):
         _draw(self.queries, INIT_STD, generator)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                # differs from V-JEPA, which has 0.02 everywhere: of 100 channels little would get through
+                # differs from V-JEPA, which has 0.02 everywhere: narrow networks start on its scale
                 _draw(module.weight, INIT_STD * math.sqrt(1024 / module.in_features), generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
