@@ -114,6 +114,7 @@ def score(folder: Path) -> None:
         console = Console(file=file, width=200)
         assert evaluate_run("runs/toy", ("knn", "retrieval"), frames, console) == 0
         assert evaluate_run("untrained:timm:test_resnet", ("knn",), other, console) == 0
+        assert evaluate_run("untrained:timm:test_resnet", ("knn",), other, console) == 0  # from kept features
     for patches in (False, True):
         table = hurdles(patches=patches)
         torch.save(table, f"hurdles-{patches}-{here().rank}.pt")
@@ -175,7 +176,9 @@ def test_features_of_two_processes_are_those_of_one_to_the_last_bit(folder: Path
 
 
 def test_of_two_processes_the_first_speaks(folder: Path) -> None:
-    assert "knn of runs/toy" in (folder / "two" / "said-0.txt").read_text()
+    said = (folder / "two" / "said-0.txt").read_text()
+    assert "knn of runs/toy" in said
+    assert "features read from" in said
     assert (folder / "two" / "said-1.txt").read_text() == ""
 
 
