@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
@@ -30,6 +30,7 @@ T = TypeVar("T")
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets, and srun can be told to
 _LOST = "another process of this run has ended"
 _POLL_SECONDS = 0.05
+_LINGER_SECONDS = 10.0
 
 
 class LostProcess(UsageError):
@@ -154,6 +155,17 @@ class World:
         except RuntimeError:  # the store has gone with the process that kept it
             return True
 
+    def leave(self) -> None:
+        """Lets the first, which may keep the store, wait some seconds until all know who tells an error."""
+        if self.store is None:
+            return
+        deadline = time.monotonic() + _LINGER_SECONDS
+        with suppress(RuntimeError):
+            left = self.store.add("vidssl/left", 1)
+            while self.first and left < self.size and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS)
+                left = self.store.add("vidssl/left", 0)
+
     def _handed_on(self, *texts: str) -> list[str]:
         """The texts of the first process."""
         if self.store is not None:  # a collective would end with the timeout
@@ -231,6 +243,7 @@ def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
             yield world
     except BaseException as error:
         told = isinstance(error, UsageError) and not world.says(str(error))
+        world.leave()
         if not on_cuda:  # nccl would wait there for the others
             dist.destroy_process_group()
         if told:
