@@ -2,12 +2,15 @@
 
 import hashlib
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 from toy_runs import make_world, records
 
+from vidssl import api as v
 from vidssl import build
 from vidssl.cli import main
 from vidssl.dry_run import StepCost, dry_run, files_kept, part_sizes, step_seconds, two_steps, view_sizes
@@ -88,7 +91,34 @@ def test_parts_are_counted_once_and_what_becomes_of_them_is_said() -> None:
     assert rows["tokenizer"].fate == "frozen"
     assert sum(part.parameters for part in rows.values() if part.fate == "trained") == sum(
         p.numel() for p in vimpac.parameters()
-    )  # the head's matrix is the backbone's
+    )
+
+
+class Tied(v.Objective):
+    """A head before the backbone whose bias is the backbone's own."""
+
+    needs_views: ClassVar = {"clip": 1}
+
+    def __init__(self) -> None:
+        super().__init__()
+        backbone = v.ViT(embed_dim=12, depth=1, num_heads=2, patch_size=(2, 8, 8))
+        self.head = nn.Linear(3, 12)
+        self.head.bias = backbone.norm.bias
+        self.backbone = backbone
+
+    def forward(self, batch, progress, generator):
+        raise NotImplementedError
+
+    def encoder(self):
+        return self.backbone
+
+
+def test_what_two_parts_share_counts_in_the_network() -> None:
+    objective = Tied()
+    rows = {part.name: part.parameters for part in part_sizes(objective)}
+    assert list(rows) == ["backbone", "head"]
+    assert rows["head"] == 3 * 12
+    assert sum(rows.values()) == sum(p.numel() for p in objective.parameters())
 
 
 def test_tokens_are_those_of_the_grids_and_masks() -> None:
