@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 from data_clips import number_shown, write_clip
 
 from vidssl.data import SOURCES, diving48, hmdb51, howto100m, kinetics, something_something_v2, ucf101
@@ -15,6 +16,7 @@ from vidssl.data_check.check import CheckRequest, check_data
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource
 from vidssl.schema import keys_of
+from vidssl.scoring.extraction import Encoded, table_of
 
 PAGES = Path(__file__).parent.parent / "docs" / "data"
 
@@ -152,11 +154,14 @@ def test_missing_videos_are_counted_and_named_and_an_error_past_the_stated_share
         "UCF101 split 1 train: 3 of 4 found, 3 classes; 1 (25.0%) are missing, such as "
         "v_ApplyEyeMakeup_g08_c01, and max_missing_share (0.01) allows 0: fetch them, or state a larger share"
     )
-    assert len(ucf101(**given, part="train", max_missing_share=0.25)) == 3
+    source = ucf101(**given, part="train", max_missing_share=0.25)
+    assert (len(source), source.num_listed()) == (3, 4)
     assert caplog.records[-1].getMessage() == (
         "UCF101 split 1 train: 3 of 4 found, 3 classes; missing: v_ApplyEyeMakeup_g08_c01"
     )
     assert caplog.records[-1].levelno == logging.WARNING
+    found = Encoded({"normal": torch.zeros(3, 2)}, torch.arange(3), ())
+    assert table_of(source, found, torch.device("cpu")).num_listed == 4
     with pytest.raises(ValueError, match=r"max_missing_share must be at least 0 and below 1, got 1"):
         ucf101(**given, part="train", max_missing_share=1.0)
 
@@ -195,7 +200,8 @@ def test_official_videos_are_read_and_know_manifests_limits_and_short_videos(
     out = tmp_path / "m.jsonl"
     check_data(CheckRequest(tmp_path / "UCF-101", out=out, processes=1))
     assert UCF_FILES[0] not in keys(ucf101(**given, part="train", manifest=str(out)))
-    assert len(ucf101(**given, part="train", limit=2)) == 2
+    limited = ucf101(**given, part="train", limit=2)
+    assert (len(limited), limited.num_listed()) == (2, 2)
 
 
 HMDB_FILES = {

@@ -74,6 +74,8 @@ def test_imagenet_s_missing_images_are_counted(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text(SOLUTION)
     with pytest.raises(UsageError, match=r"ImageNet val: 1 of 2 found.*ILSVRC2012_val_00000001"):
         ImageNet(root=str(root), part="val", solution=str(tmp_path / "s.csv"))
+    some = ImageNet(root=str(root), part="val", solution=str(tmp_path / "s.csv"), max_missing_share=0.5)
+    assert (len(some), some.num_listed()) == (1, 2)
 
 
 def test_imagenet_s_mapping_names_classes_and_numbers_all_of_them(tmp_path: Path) -> None:
@@ -161,6 +163,15 @@ def test_lists_of_folders_of_frames_out_of_order_are_refused(tmp_path: Path, tex
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UsageError, match=message):
         FrameFolders(root=str(tmp_path), fps=25.0, list=str(tmp_path / "list.txt"))
+
+
+def test_missing_folders_of_frames_are_counted(tmp_path: Path) -> None:
+    write_video(tmp_path / "a", 3)
+    (tmp_path / "list.txt").write_text("a 1\nx 2\n")
+    source = FrameFolders(
+        root=str(tmp_path), fps=25.0, list=str(tmp_path / "list.txt"), max_missing_share=0.5
+    )
+    assert (len(source), source.num_listed()) == (1, 2)
 
 
 def test_frames_beside_flow_take_a_prefix(tmp_path: Path) -> None:

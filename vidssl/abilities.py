@@ -1,7 +1,7 @@
-"""What only some components can do: interfaces that a backbone or an objective may have besides its own."""
+"""What only some components can do: interfaces that one may have besides that of its kind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 
 import torch
@@ -78,3 +78,16 @@ class Watched(ABC):
 
         ``rankme`` and ``feature_std`` are there if ``LossOutput.features`` is given.
         """
+
+
+class KnowsMissing(ABC):
+    """A data source that knows how many samples its data set has, those that are missing here included."""
+
+    @abstractmethod
+    def num_listed(self) -> int:
+        """Samples that the data set lists, there or not."""
+
+
+def num_listed(source: Sized) -> int:
+    """Samples that a source's data set lists, its own number where it knows of none missing."""
+    return source.num_listed() if isinstance(source, KnowsMissing) else len(source)

@@ -9,6 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl import build
+from vidssl.abilities import num_listed
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.devices import use_bfloat16
 from vidssl.engine.distributed import here, take_device
@@ -281,7 +282,9 @@ def _listed(source: DataSource) -> FeatureTable:
         for name in source.label_classes
     }
     keys = tuple(map(source.key, every))
-    return FeatureTable(torch.empty(len(source), 0, 0), labels, source.label_classes, keys, len(source), ())
+    return FeatureTable(
+        torch.empty(len(source), 0, 0), labels, source.label_classes, keys, num_listed(source), ()
+    )
 
 
 def _check_whole(result: TrainResult) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vidssl.abilities import KnowsMissing
 from vidssl.data.images import read_image
 from vidssl.data.listing import IMAGE_EXTENSIONS, Listed, Listing, Part, select
 from vidssl.data.official.listed import DataSet, check_missing_share, tell_found
@@ -37,7 +38,7 @@ class _Video:
     problem: str = ""
 
 
-class FrameFolders(DataSource):
+class FrameFolders(DataSource, KnowsMissing):
     """Videos that are folders of numbered images, such as img_00001.jpg.
 
     A video's key is its folder below the root. Without a ``list`` the folders above the videos are their
@@ -76,9 +77,14 @@ class FrameFolders(DataSource):
                 f"{root}: no such folder (paths are relative to the working folder, {Path.cwd()})"
             )
         self._promised: dict[str, int] = {}
-        listing = self._from_folders() if list is None else self._from_list(Path(list), max_missing_share)
+        if list is None:
+            listing, num_missing = self._from_folders(), 0
+        else:
+            listing, num_missing = self._from_list(Path(list), max_missing_share)
         listing = select(listing, part=part, test_share=test_share, limit=limit, where=root)
         self._files = listing.files
+        # of a share of the videos none can say how many of the missing would be in it
+        self._num_missing = num_missing if part == "all" and limit is None else 0
         self.label_classes: Mapping[str, tuple[str, ...]] = listing.label_classes
         self._videos: OrderedDict[int, _Video] = OrderedDict()
         if self._look(0).problem.startswith("images of several kinds"):
@@ -86,6 +92,9 @@ class FrameFolders(DataSource):
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def num_listed(self) -> int:
+        return len(self._files) + self._num_missing
 
     def key(self, index: int) -> str:
         return self._files[index].key
@@ -145,7 +154,7 @@ class FrameFolders(DataSource):
             tuple(Listed(key, {"class": number[key.split("/")[0]]}) for key in keys), {"class": classes}
         )
 
-    def _from_list(self, path: Path, max_missing_share: float) -> Listing:
+    def _from_list(self, path: Path, max_missing_share: float) -> tuple[Listing, int]:
         rows = _read_list(path)
         there = {key: (self._root / key).is_dir() for key in rows}
         missing = [key for key, exists in there.items() if not exists]
@@ -163,7 +172,7 @@ class FrameFolders(DataSource):
             for key, (_, number) in rows.items()
             if there[key]
         )
-        return Listing(files, {"class": classes} if classes else {})
+        return Listing(files, {"class": classes} if classes else {}), len(missing)
 
 
 def _read_list(path: Path) -> dict[str, tuple[int | None, int | None]]:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from vidssl.abilities import num_listed
 from vidssl.data.loader import iterate_once
 from vidssl.data.samples import Parcel
 from vidssl.engine.devices import pick_device
@@ -164,7 +165,7 @@ def table_of(source: DataSource, found: Encoded, device: torch.device) -> Featur
         labels=labels,
         classes=source.label_classes,
         keys=tuple(map(source.key, numbers)),
-        num_listed=len(source),
+        num_listed=num_listed(source),
         unreadable=found.unreadable,
         reordered=vectors,
         patches=found.patches,

@@ -10,9 +10,17 @@ from typing import Literal
 
 from torch import Tensor
 
+from vidssl.abilities import KnowsMissing
 from vidssl.data.images import read_image
 from vidssl.data.listing import IMAGE_EXTENSIONS, Listed, Listing, find_files, select
-from vidssl.data.official.listed import DataSet, OfficialList, Wanted, check_missing_share, find_listed
+from vidssl.data.official.listed import (
+    DataSet,
+    Found,
+    OfficialList,
+    Wanted,
+    check_missing_share,
+    find_listed,
+)
 from vidssl.data.official.tables import read_csv, read_text
 from vidssl.interfaces import DataSource, SampleInfo
 
@@ -26,7 +34,7 @@ _SYNSET = re.compile(r"n\d{8}")
 _log = logging.getLogger(__name__)
 
 
-class ImageNet(DataSource):
+class ImageNet(DataSource, KnowsMissing):
     """ImageNet as it is published, classes in the order of their synsets.
 
     An image is a video of one frame. The label is called "class"; a key is a path below the root.
@@ -52,28 +60,23 @@ class ImageNet(DataSource):
     ) -> None:
         check_missing_share(max_missing_share)
         self._root = Path(root).absolute()
+        if solution is not None and part == "train":
+            raise ValueError("solution is for the part val: training images lie in a folder each class")
         if solution is None:
-            listing = _by_folders(Path(root), part)
+            found = _by_folders(Path(root), part)
         else:
-            if part == "train":
-                raise ValueError("solution is for the part val: training images lie in a folder each class")
-            listing = find_listed(
-                IMAGENET,
-                _read_solution(Path(solution)),
-                Path(root) / part,
-                IMAGE_EXTENSIONS,
-                max_missing_share=max_missing_share,
-            )
-            inside = tuple(Listed(f"{part}/{file.key}", file.labels) for file in listing.files)
-            listing = Listing(inside, listing.label_classes)
-        if synsets is not None:
-            listing = _renumbered(listing, Path(synsets))
+            found = _by_solution(Path(root), part, Path(solution), max_missing_share)
+        listing = found.listing if synsets is None else _renumbered(found.listing, Path(synsets))
         listing = select(listing, part="all", test_share=0.5, limit=limit, where=f"{root}/{part}")
         self._files = listing.files
+        self._num_listed = found.num_listed if limit is None else len(listing.files)
         self.label_classes: Mapping[str, tuple[str, ...]] = listing.label_classes
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def num_listed(self) -> int:
+        return self._num_listed
 
     def key(self, index: int) -> str:
         return self._files[index].key
@@ -91,7 +94,7 @@ class ImageNet(DataSource):
         return read_image(self._root / key, key).expand(len(frames), -1, -1, -1)
 
 
-def _by_folders(root: Path, part: str) -> Listing:
+def _by_folders(root: Path, part: str) -> Found:
     """Images by the folders of their synsets."""
     folder = root / part
     if not folder.is_dir():
@@ -109,7 +112,20 @@ def _by_folders(root: Path, part: str) -> Listing:
     number = {name: place for place, name in enumerate(classes)}
     _log.info("ImageNet %s: %d images of %d classes found", part, len(keys), len(classes))
     files = tuple(Listed(f"{part}/{key}", {"class": number[key.split("/")[0]]}) for key in keys)
-    return Listing(files, {"class": classes})
+    return Found(Listing(files, {"class": classes}), len(files))
+
+
+def _by_solution(root: Path, part: str, solution: Path, max_missing_share: float) -> Found:
+    """Images by a list of their synsets."""
+    found = find_listed(
+        IMAGENET,
+        _read_solution(solution),
+        root / part,
+        IMAGE_EXTENSIONS,
+        max_missing_share=max_missing_share,
+    )
+    files = tuple(Listed(f"{part}/{file.key}", file.labels) for file in found.listing.files)
+    return Found(Listing(files, found.listing.label_classes), found.num_listed)
 
 
 def _read_solution(path: Path) -> OfficialList:

@@ -58,6 +58,14 @@ class OfficialList:
     classes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Found:
+    """The files that are there, and how many the list names."""
+
+    listing: Listing
+    num_listed: int
+
+
 def find_listed(
     data_set: DataSet,
     official: OfficialList,
@@ -65,7 +73,7 @@ def find_listed(
     extensions: Sequence[str],
     *,
     max_missing_share: float,
-) -> Listing:
+) -> Found:
     """The listed files that are somewhere below ``root``; a line in the log counts them.
 
     A file is looked for by name, first in the folder of its class, and in folders called "replacement..."
@@ -99,7 +107,8 @@ def find_listed(
             f"not even {first}"
         )
     tell_found(official.what, len(found), missing, max_missing_share, _more(official.classes, twice))
-    return Listing(tuple(found), {"class": official.classes} if official.classes else {})
+    listing = Listing(tuple(found), {"class": official.classes} if official.classes else {})
+    return Found(listing, len(found) + len(missing))
 
 
 def check_missing_share(share: float) -> None:
@@ -153,13 +162,17 @@ class _FilesByName:
 
     def find(self, wanted: Wanted) -> str | None:
         """The key of the best file for an entry; None if there is none."""
-        folder = _plain(wanted.folder)
-        ranked = [
-            (not _replaces(key), bool(folder) and _plain(_folder(key)) != folder, place, key)
-            for place, name in enumerate(wanted.names)
-            for key in self._by_name.get(name, ())
+        candidates = [
+            (place, key) for place, name in enumerate(wanted.names) for key in self._by_name.get(name, ())
         ]
-        return min(ranked)[-1] if ranked else None
+        if len(candidates) < 2:
+            return candidates[0][1] if candidates else None
+        folder = _plain(wanted.folder)
+        ranked = (
+            (not _replaces(key), bool(folder) and _plain(_folder(key)) != folder, place, key)
+            for place, key in candidates
+        )
+        return min(ranked)[-1]
 
 
 def _folder(key: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vidssl.abilities import KnowsMissing
 from vidssl.data.decoders import DecoderName
 from vidssl.data.listing import VIDEO_EXTENSIONS, select
 from vidssl.data.official.listed import DataSet, OfficialList, find_listed
@@ -14,15 +15,19 @@ from vidssl.data.videos import Short, Videos
 from vidssl.interfaces import DataSource, SampleInfo
 
 
-class OfficialVideos(DataSource):
+class OfficialVideos(DataSource, KnowsMissing):
     """The listed videos that are there. A video's key is its path below the root; its label is "class"."""
 
-    def __init__(self, videos: Videos, label_classes: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, videos: Videos, label_classes: Mapping[str, tuple[str, ...]], num_listed: int) -> None:
         self._videos = videos
         self.label_classes = label_classes
+        self._num_listed = num_listed
 
     def __len__(self) -> int:
         return len(self._videos.files)
+
+    def num_listed(self) -> int:
+        return self._num_listed
 
     def key(self, index: int) -> str:
         return self._videos.files[index].key
@@ -61,8 +66,9 @@ def open_videos(
         ValueError: for keys that do not go together.
     """
     found = find_listed(data_set, official, Path(root), VIDEO_EXTENSIONS, max_missing_share=max_missing_share)
-    listing = select(found, part="all", test_share=0.5, limit=limit, where=official.what)
+    listing = select(found.listing, part="all", test_share=0.5, limit=limit, where=official.what)
     videos = Videos(
         Path(root), listing, manifest=manifest, decoder=decoder, short=short, min_frames=min_frames
     )
-    return OfficialVideos(videos, listing.label_classes)
+    num_listed = found.num_listed if limit is None else len(listing.files)
+    return OfficialVideos(videos, listing.label_classes, num_listed)
