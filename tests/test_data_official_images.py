@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_files import labelled
 from PIL import Image
 
 from vidssl.data import FrameFolders, ImageNet
 from vidssl.data.views import SingleClip
 from vidssl.errors import UsageError
-from vidssl.interfaces import DataSource, UnreadableSample
+from vidssl.interfaces import UnreadableSample
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +25,6 @@ def write(root: Path, *keys: str, grey: int = 0, size: tuple[int, int] = (6, 4))
         # lossless pixels under any name: what a file is called does not decide how it is decoded
         Image.new("RGB", size, (grey,) * 3).save(root / key, format="PNG")
     return root
-
-
-def labelled(source: DataSource) -> dict[str, str]:
-    classes = source.label_classes["class"]
-    return {source.key(i): classes[source.labels(i)["class"]] for i in range(len(source))}
 
 
 def write_video(folder: Path, count: int, name: str = "img_{:05d}.jpg", first: int = 1) -> Path:
