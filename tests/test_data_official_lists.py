@@ -1,4 +1,4 @@
-"""Kinetics, Something-Something v2, Diving48 and HowTo100M by their official lists, made here in miniature."""
+"""Kinetics, Something-Something v2, Diving48 and HowTo100M by their official lists, made in miniature."""
 
 import json
 import logging
