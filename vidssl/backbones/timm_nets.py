@@ -84,10 +84,9 @@ class TimmNet(Backbone, Blockwise):
         stages: Any = getattr(net, "stages", None) or getattr(net, "layers", None)
         if isinstance(getattr(net, "blocks", None), nn.Sequential):
             return tuple(net.blocks)
-        if isinstance(stages, nn.Sequential) and all(
-            isinstance(getattr(stage, "blocks", None), nn.Sequential) for stage in stages
-        ):
-            return tuple(block for stage in stages for block in stage.blocks)
+        inner: list[Any] = [getattr(stage, "blocks", None) for stage in stages or ()]
+        if inner and all(isinstance(blocks, nn.Sequential) for blocks in inner):
+            return tuple(block for blocks in inner for block in blocks)
         if isinstance(getattr(net, "layer4", None), nn.Sequential):
             return tuple(b for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for b in layer)
         return ()
