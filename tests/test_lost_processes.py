@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from toy_runs import assert_same_end, make_world
+import torch
+from toy_runs import assert_same_end, make_world, records
 
 from vidssl.engine.runfolder import RunFolder
 
@@ -177,3 +178,18 @@ def test_torchrun_starts_them_and_the_first_speaks(world, monkeypatch):
     assert len(re.findall("^step 6/6", done.stdout, re.MULTILINE)) == 1
     assert "Warning" not in done.stderr
     assert not Path("runs/torchrun-2").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_gpus_have_the_losses_of_one(parallel, start):
+    words = ["svt.yaml", "backbone.drop_path=0", "run.device=cuda", "run.precision=fp32"]
+    words += ["run.log_every_steps=1", f"run.parallel={parallel}"]
+    for size in (1, 2):
+        codes, said = end(start("train", *words, f"name=gpus-{parallel}-{size}", size=size))
+        assert codes == [0] * size, said
+    one, two = (records(RunFolder(Path("runs") / f"gpus-{parallel}-{size}")) for size in (1, 2))
+    assert [record["loss"] for record in two if "loss" in record] == pytest.approx(
+        [record["loss"] for record in one if "loss" in record], abs=1e-4
+    )
