@@ -12,6 +12,11 @@ def add_data(data: argparse.ArgumentParser) -> None:
     _add_check(
         commands.add_parser("check", help="look at every video once; write what was found into a manifest")
     )
+    _add_prepare(
+        commands.add_parser(
+            "prepare", help="make videos small and quick to decode, as files of their own or as JPEG shards"
+        )
+    )
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
@@ -61,6 +66,71 @@ def _check(arguments: argparse.Namespace) -> int:
         show_all=arguments.show_all,
     )
     return check_data(request)
+
+
+def _add_prepare(prepare: argparse.ArgumentParser) -> None:
+    prepare.set_defaults(command=_prepare)
+    prepare.add_argument(
+        "operands",
+        nargs="*",
+        metavar="FOLDER_OR_LIST_OR_MANIFEST",
+        help="videos in folders, a text or CSV list of them, or what 'data check' wrote (.jsonl). Exit code "
+        "0: all are prepared; 1: some were skipped; 2: it was not finished",
+    )
+    prepare.add_argument("--out", required=True, metavar="FOLDER", help="of the results; the originals stay")
+    prepare.add_argument(
+        "--root", metavar="FOLDER", help="of the paths in a list or manifest; default: its own"
+    )
+    prepare.add_argument(
+        "--short-side", type=int, default=256, metavar="PIXELS", help="never enlarged; default: 256"
+    )
+    prepare.add_argument("--gop", type=int, metavar="FRAMES", help="between keyframes; default: 12")
+    prepare.add_argument("--crf", type=int, metavar="CRF", help="quality of H.264, 0 to 51; default: 18")
+    prepare.add_argument("--jpeg-shards", action="store_true", help="frames as JPEGs in a few large files")
+    prepare.add_argument("--quality", type=int, metavar="Q", help="of the JPEGs, 1 to 100; default: 90")
+    prepare.add_argument(
+        "--max-difference",
+        type=float,
+        default=8.0,
+        metavar="LEVELS",
+        help="mean difference to the source, of 255, that a sampled frame may have; default: 8",
+    )
+    prepare.add_argument("--processes", type=int, metavar="N", help="files at a time; default: one a core")
+    prepare.add_argument("--all", dest="show_all", action="store_true", help="name all skipped files, not 20")
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    if len(arguments.operands) != 1:
+        given = " ".join(arguments.operands) or "none"
+        raise UsageError(
+            f"data prepare takes one folder, list or manifest, got {given} "
+            "(vidssl data prepare videos/ --out prepared)"
+        )
+    if arguments.processes is not None and arguments.processes < 1:
+        raise UsageError(f"--processes must be at least 1, got {arguments.processes}")
+    from vidssl.data_prepare.makers import H264, Form, Jpegs
+    from vidssl.data_prepare.prepare import PrepareRequest, prepare_data
+
+    others = {"--gop": "gop", "--crf": "crf"} if arguments.jpeg_shards else {"--quality": "quality"}
+    for option, name in others.items():
+        if getattr(arguments, name) is not None:
+            raise UsageError(f"{option} goes with{'out' * arguments.jpeg_shards} --jpeg-shards")
+    both = {"short_side": arguments.short_side, "max_difference": arguments.max_difference}
+    form: Form
+    if arguments.jpeg_shards:
+        form = Jpegs(**both, quality=90 if arguments.quality is None else arguments.quality)
+    else:
+        gop, crf = (12 if arguments.gop is None else arguments.gop), arguments.crf
+        form = H264(**both, gop=gop, crf=18 if crf is None else crf)
+    request = PrepareRequest(
+        Path(arguments.operands[0]),
+        Path(arguments.out),
+        form,
+        root=_path(arguments.root),
+        processes=arguments.processes,
+        show_all=arguments.show_all,
+    )
+    return prepare_data(request)
 
 
 def _path(given: str | None) -> Path | None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from vidssl.data.augment import ColourAugment, PerClipAugment
 from vidssl.data.frame_folders import FrameFolders
+from vidssl.data.jpeg_shards import JpegShards
 from vidssl.data.moving_digits import MovingDigits
 from vidssl.data.official.diving48 import diving48
 from vidssl.data.official.hmdb51 import hmdb51
@@ -35,6 +36,7 @@ SOURCES: dict[str, Callable[..., DataSource]] = {
     "diving48": diving48,
     "howto100m": howto100m,
     "imagenet": ImageNet,
+    "jpeg_shards": JpegShards,
     "token_store": TokenStore,
 }
 

@@ -165,12 +165,16 @@ class Manifest:
     Args:
         path: as given, for messages.
 
+    Attributes:
+        root: folder that keys were relative to when it was written, itself relative to the working folder.
+
     Raises:
         UsageError: if there is no such file or it is no manifest.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.root = Path()
         try:
             self._text = path.read_bytes()
         except OSError as error:
@@ -188,6 +192,7 @@ class Manifest:
             row = json.loads(self._text[start:end])
             if start == 0:
                 _check_header(row)
+                self.root = Path(row["root"])
             else:
                 self._spans[row["key"]] = (start, end)
         except (KeyError, TypeError, ValueError) as error:

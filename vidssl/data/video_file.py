@@ -29,7 +29,9 @@ class OpenVideo:
         damage: number of each such packet that is cut off, does not decode or gives a spoilt frame.
     """
 
-    def __init__(self, path: Path, container: InputContainer, stream: VideoStream) -> None:
+    def __init__(
+        self, path: Path, container: InputContainer, stream: VideoStream, patience_seconds: float
+    ) -> None:
         self.container = container
         self.stream = stream
         self.format = container.format.name.split(",")[0]
@@ -37,7 +39,8 @@ class OpenVideo:
         self._key = str(path)
         self.num_packets = 0
         self.damage: list[int] = []
-        self._deadline = time.monotonic() + PATIENCE_SECONDS
+        self._patience_seconds = patience_seconds
+        self._deadline = time.monotonic() + patience_seconds
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "SLICE"
 
@@ -46,11 +49,11 @@ class OpenVideo:
         packets = self.container.demux(self.stream)
         while True:
             if time.monotonic() > self._deadline:
-                raise UnreadableSample(self._key, _out_of_patience())
+                raise UnreadableSample(self._key, _out_of_patience(self._patience_seconds))
             try:
                 packet = next(packets)
             except av.error.ExitError as error:
-                raise UnreadableSample(self._key, _out_of_patience()) from error
+                raise UnreadableSample(self._key, _out_of_patience(PATIENCE_SECONDS)) from error
             except (StopIteration, av.FFmpegError):  # what follows a broken chain of packets cannot be found
                 return
             yield packet
@@ -87,8 +90,11 @@ class OpenVideo:
 
 
 @contextmanager
-def open_video(path: Path) -> Iterator[OpenVideo]:
+def open_video(path: Path, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[OpenVideo]:
     """Opens the best video stream of a file.
+
+    Args:
+        patience_seconds: for going through it; whoever does much with each frame needs more.
 
     Raises:
         UnreadableSample: if there is no such stream; its ``reason`` says what is wrong with the file.
@@ -104,7 +110,7 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
             timeout=PATIENCE_SECONDS,
         )
     except av.error.ExitError as error:
-        raise UnreadableSample(str(path), _out_of_patience()) from error
+        raise UnreadableSample(str(path), _out_of_patience(PATIENCE_SECONDS)) from error
     except (av.FFmpegError, OSError) as error:
         raise UnreadableSample(str(path), why_unreadable(path)) from error
     with container:
@@ -114,8 +120,8 @@ def open_video(path: Path) -> Iterator[OpenVideo]:
             raise UnreadableSample(str(path), f"no video stream in it (only {', '.join(kinds) or 'nothing'})")
         if stream.codec_context is None:
             raise UnreadableSample(str(path), "its video is in a format that FFmpeg cannot decode here")
-        yield OpenVideo(path, container, stream)
+        yield OpenVideo(path, container, stream, patience_seconds)
 
 
-def _out_of_patience() -> str:
-    return f"it cannot be read within {PATIENCE_SECONDS:.0f} seconds"
+def _out_of_patience(seconds: float) -> str:
+    return f"it cannot be read within {seconds:.0f} seconds"

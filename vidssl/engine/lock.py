@@ -18,6 +18,10 @@ except ImportError:  # Windows
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _ATTEMPTS = 3
+_TRAINS = (
+    "is training in this folder. Let it end or stop it; or start a run of its own, without --resume and "
+    "run.resume"
+)
 _held: set[int] = set()  # descriptors of this process's locks
 
 
@@ -33,7 +37,7 @@ if fcntl is not None:
 
 
 @contextmanager
-def sole_process(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
+def sole_process(folder: Path, say: Callable[[str], None], does: str = _TRAINS) -> Iterator[None]:
     """Keeps every other process that asks for the same from a run's folder, on any host that shares its disk.
 
     The operating system lets go of the lock when the process ends, however it ends. Where a file system keeps
@@ -42,6 +46,7 @@ def sole_process(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     Args:
         folder: the run's, which exists.
         say: gets that line.
+        does: what the other process does, and what to do about it, for the error.
 
     Raises:
         UsageError: if another process has the folder, with its host and number; or if nothing can be
@@ -56,10 +61,7 @@ def sole_process(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     try:
         refusal = _lock(descriptor)
         if refusal in _TAKEN:
-            raise UsageError(
-                f"{folder}: {_owner(path)} is training in this folder. Let it end or stop it; or start a run "
-                "of its own, without --resume and run.resume"
-            )
+            raise UsageError(f"{folder}: {_owner(path)} {does}")
         if refusal is None:
             _sign(descriptor)
         else:

@@ -1,0 +1,92 @@
+"""What is prepared already: a line for each video, written once its result is safe on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+
+from vidssl.data_prepare.makers import Prepared
+from vidssl.errors import UsageError
+
+NAME = "prepared.jsonl"
+_KIND, _VERSION = "vidssl prepared videos", 1
+
+
+class Journal:
+    """The journal of an output folder, open for more lines.
+
+    A line that a kill left unfinished is passed over. Of several lines about a video the last one counts.
+
+    Args:
+        folder: of the output.
+        settings: what the results are; a folder holds results of one kind only.
+
+    Attributes:
+        latest: key -> what became of it.
+        lines: of all results that were ever made, the ones that others took the place of too.
+
+    Raises:
+        UsageError: if the folder holds results of another kind, or files of somebody else.
+        OSError: if it cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+        self.path = folder / NAME
+        self.latest: dict[str, Prepared] = {}
+        self.lines: list[Prepared] = []
+        head = {"kind": _KIND, "version": _VERSION, **settings}
+        if self.path.exists():
+            self._read(head)
+        elif any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise UsageError(
+                f"{folder} holds files and no {NAME}, so they are not of 'data prepare'. Take another folder"
+            )
+        self._file = self.path.open("ab")
+        # also ends a line that a kill left unfinished
+        self._file.write(b"\n" if self.latest else json.dumps(head).encode() + b"\n")
+        self._file.flush()
+
+    def _read(self, head: Mapping[str, object]) -> None:
+        rows = list(_whole_lines(self.path))
+        if rows and rows[0] != head:
+            given = ", ".join(f"{name} {value}" for name, value in head.items() if rows[0].get(name) != value)
+            raise UsageError(
+                f"{self.path.parent} was prepared with other settings (now {given or 'fewer'}). Take another "
+                f"folder, or the settings in the first line of {NAME}"
+            )
+        for row in rows[1:]:
+            if "key" not in row:  # the first line, written again
+                continue
+            done = Prepared(**{**row, "source": tuple(row["source"])})  # type: ignore[arg-type]
+            self.latest[done.key] = done
+            self.lines.append(done)
+
+    def add(self, done: Prepared) -> None:
+        """Writes a line and waits until the disk has it."""
+        self._file.write(json.dumps(asdict(done), separators=(",", ":")).encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self.latest[done.key] = done
+        self.lines.append(done)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _whole_lines(path: Path) -> Iterator[dict[str, object]]:
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line before a kill, or an empty one
+            continue
+        if isinstance(row, dict):
+            yield row

@@ -1,0 +1,295 @@
+"""One video into its prepared form, made and verified by one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from fractions import Fraction
+from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from PIL import Image
+
+from vidssl.data.decode import VideoFacts, probe, read_frames
+from vidssl.data.examine import FileToExamine, examine
+from vidssl.data.jpeg_shards import read_block, write_block
+from vidssl.data_prepare.pictures import RGB, a_clip, core_seconds, difference, fit, pictures, sampled
+from vidssl.errors import UsageError
+from vidssl.interfaces import UnreadableSample
+
+_UNSTATED_FPS = 25.0  # of a file that states no rate and no times
+
+
+@dataclass(frozen=True)
+class H264:
+    """H.264 files, yuv420p, in an MP4 container whatever the name of the file.
+
+    Attributes:
+        short_side: of the pictures, in pixels; smaller ones stay as they are.
+        gop: frames from one keyframe to the next.
+        crf: quality of x264, 0 (lossless) to 51.
+        max_difference: mean absolute difference to the source that a sampled frame may have, of 255.
+    """
+
+    _: KW_ONLY
+    short_side: int = 256
+    gop: int = 12
+    crf: int = 18
+    max_difference: float = 8.0
+
+    def __post_init__(self) -> None:
+        _check("--short-side", self.short_side, 16, 8192)
+        _check("--gop", self.gop, 1, 1000)
+        _check("--crf", self.crf, 0, 51)
+        _check("--max-difference", self.max_difference, 0, 255)
+
+
+@dataclass(frozen=True)
+class Jpegs:
+    """Frames as JPEGs, many videos to a shard; ``quality`` is that of libjpeg, 1 to 100, else as ``H264``."""
+
+    _: KW_ONLY
+    short_side: int = 256
+    quality: int = 90
+    max_difference: float = 8.0
+
+    def __post_init__(self) -> None:
+        _check("--short-side", self.short_side, 16, 8192)
+        _check("--quality", self.quality, 1, 100)
+        _check("--max-difference", self.max_difference, 0, 255)
+
+
+Form = H264 | Jpegs
+
+
+def _check(name: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:
+        raise UsageError(f"{name} must lie between {lowest} and {highest}, got {value}")
+
+
+def settings(form: Form) -> dict[str, object]:
+    """What a form is, as the journal keeps it."""
+    kept = {name: value for name, value in asdict(form).items() if name != "max_difference"}
+    return {"form": "h264" if isinstance(form, H264) else "jpeg_shards", **kept}
+
+
+@dataclass(frozen=True)
+class FileToPrepare:
+    """A video to prepare.
+
+    Attributes:
+        root: folder that the key is relative to.
+        labels: label name -> name of the class.
+        target: the file to write.
+        timed: whether a clip is read from source and result against the clock.
+    """
+
+    root: Path
+    key: str
+    labels: Mapping[str, str]
+    target: Path
+    form: Form
+    timed: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of a video.
+
+    Attributes:
+        key: of the video.
+        source: size in bytes and modification time in ns of the source; -1 and 0 where there is none.
+        reason: why it was skipped; empty if it was made.
+        bytes: of the result.
+        frames: of both.
+        seconds: of a core that it took.
+        before: seconds of a core for reading a clip from the source; 0 where none was timed.
+        after: the same from the result.
+        about: the line of a manifest that describes an H.264 file, or what is known of a block of JPEGs.
+    """
+
+    key: str
+    source: tuple[int, int] = (-1, 0)
+    reason: str = ""
+    bytes: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+    before: float = 0.0
+    after: float = 0.0
+    about: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CannotWrite:
+    """The disk took no more; ``reason`` in words."""
+
+    reason: str
+
+
+def prepare_file(file: FileToPrepare) -> Prepared | CannotWrite:
+    """Makes the target of a file and verifies it. Never raises for what is wrong with file or disk."""
+    path = file.root / file.key
+    began = time.thread_time()
+    source = (-1, 0)
+    temporary = file.target.with_name(f".{file.target.name}.part")
+    try:
+        facts = probe(path)
+        status = os.stat(path)
+        source = (status.st_size, status.st_mtime_ns)
+        made = (_make_h264 if isinstance(file.form, H264) else _make_jpegs)(file, facts, temporary)
+    except UnreadableSample as error:
+        temporary.unlink(missing_ok=True)
+        return Prepared(file.key, source, error.reason)
+    except OSError as error:  # reading raises no OSError: it was in writing
+        temporary.unlink(missing_ok=True)
+        return CannotWrite(f"cannot write {file.target}: {error.strerror or error}")
+    return replace(made, source=source, frames=facts.num_frames, seconds=time.thread_time() - began)
+
+
+def _make_h264(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prepared:
+    form, path = file.form, file.root / file.key
+    assert isinstance(form, H264)
+    size = fit(facts, form.short_side, multiple=2)
+    times, tick = _times(facts)
+    kept = _Kept(facts)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    _encode(kept.pass_on(pictures(path, facts, size)), temporary, size, (times, tick, _rate(facts)), form)
+    with temporary.open("rb+") as written:
+        os.fsync(written.fileno())
+    entry = examine(FileToExamine(temporary.parent, temporary.name, file.labels))
+    out = entry.facts
+    if entry.status != "ok" or out is None or out.no_seeking:
+        raise _unsound(file, entry.reason or (out.no_seeking if out else "unreadable"))
+    if (out.num_frames, out.height, out.width) != (facts.num_frames, *size) or entry.gop > form.gop:
+        raise _unsound(file, f"{out.num_frames} frames, {out.width}x{out.height}, groups of {entry.gop}")
+    late = [
+        abs((p - out.pts[0]) * out.tick_seconds - (t - times[0]) * tick)
+        for p, t in zip(out.pts, times, strict=True)
+    ]
+    if max(late) > 1.01 * max(float(tick), out.tick_seconds):
+        raise _unsound(file, f"its frames are up to {max(late):.4f} seconds from their times")
+    kept.compare(read_frames(temporary, kept.numbers, out).permute(0, 2, 3, 1).numpy(), file)
+    clip, before, after = a_clip(file.key, facts.num_frames), 0.0, 0.0
+    if file.timed:
+        before = core_seconds(lambda: read_frames(path, clip, facts))
+        after = core_seconds(lambda: read_frames(temporary, clip, out))
+    os.replace(temporary, file.target)
+    line = json.loads(replace(entry, key=file.key, clip_seconds=after).to_line())
+    return Prepared(file.key, bytes=entry.bytes, before=before, after=after, about=line)
+
+
+def _make_jpegs(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prepared:
+    form, path = file.form, file.root / file.key
+    assert isinstance(form, Jpegs)
+    size = fit(facts, form.short_side)
+    kept = _Kept(facts)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("w+b") as block:
+        images = (_jpeg(picture, form.quality) for picture in kept.pass_on(pictures(path, facts, size)))
+        length = write_block(block, images, facts.num_frames)
+        block.flush()
+        read = read_block(block.fileno(), 0, kept.numbers)
+        kept.compare(read.permute(0, 2, 3, 1).numpy(), file)
+        clip, before, after = a_clip(file.key, facts.num_frames), 0.0, 0.0
+        if file.timed:
+            before = core_seconds(lambda: read_frames(path, clip, facts))
+            after = core_seconds(lambda: read_block(block.fileno(), 0, clip))
+    os.replace(temporary, file.target)
+    about = {"fps": facts.fps, "height": size[0], "width": size[1]}
+    return Prepared(file.key, bytes=length, before=before, after=after, about=about)
+
+
+def _jpeg(picture: RGB, quality: int) -> bytes:
+    content = BytesIO()
+    Image.fromarray(picture).save(content, "JPEG", quality=quality)
+    return content.getvalue()
+
+
+class _Kept:
+    """Some pictures of the source, kept until the result is there to be held against them."""
+
+    def __init__(self, facts: VideoFacts) -> None:
+        self.numbers = sampled(facts.num_frames)
+        self._pictures: list[RGB] = []
+
+    def pass_on(self, pictures: Iterator[RGB]) -> Iterator[RGB]:
+        for number, picture in enumerate(pictures):
+            if number in self.numbers:
+                self._pictures.append(picture)
+            yield picture
+
+    def compare(self, made: RGB, file: FileToPrepare) -> None:
+        """Raises UnreadableSample unless uint8 [sampled, H, W, 3] are near enough to what was kept."""
+        wanted = np.stack(self._pictures)
+        apart = difference(made, wanted) if made.shape == wanted.shape else 255.0
+        if apart > file.form.max_difference:
+            raise _unsound(
+                file,
+                f"a frame differs from the source by {apart:.1f} grey levels on average, and "
+                f"--max-difference allows {file.form.max_difference:g}",
+            )
+
+
+def _unsound(file: FileToPrepare, what: str) -> UnreadableSample:
+    return UnreadableSample(file.key, f"what was made of it did not pass the check: {what}")
+
+
+def _times(facts: VideoFacts) -> tuple[array[int], Fraction]:
+    """Times of the frames in ticks, and the tick in seconds; evenly spaced where the file's say nothing."""
+    if facts.pts:
+        return facts.pts, Fraction(facts.tick_seconds).limit_denominator(1_000_000)
+    return array("q", range(facts.num_frames)), 1 / _rate(facts)
+
+
+def _rate(facts: VideoFacts) -> Fraction:
+    return Fraction(facts.fps or _UNSTATED_FPS).limit_denominator(30_000)
+
+
+def _encode(
+    shown: Iterator[RGB],
+    target: Path,
+    size: tuple[int, int],
+    timing: tuple[array[int], Fraction, Fraction],
+    form: H264,
+) -> None:
+    times, tick, rate = timing
+    reformatter = VideoReformatter()
+    lasts = (later - earlier for earlier, later in pairwise([*times, _end(times, tick, rate)]))
+    options = {"crf": str(form.crf), "preset": "fast", "sc_threshold": "0"}  # groups of the stated length
+    with av.open(str(target.absolute()), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        assert isinstance(stream, VideoStream)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        codec = stream.codec_context
+        codec.gop_size, codec.time_base, codec.thread_count = form.gop, tick, 1
+        codec.max_b_frames = 0  # packets stay in the order of frames, so each can say how long it lasts
+        for number, picture in enumerate(shown):
+            frame = reformatter.reformat(
+                av.VideoFrame.from_ndarray(picture, format="rgb24"), format="yuv420p", threads=1
+            )
+            frame.pts, frame.time_base = times[number] - times[0], tick
+            container.mux(_lasting(stream.encode(frame), lasts))
+        container.mux(_lasting(stream.encode(None), lasts))
+
+
+def _lasting(packets: list[av.Packet[VideoStream]], lasts: Iterator[int]) -> list[av.Packet[VideoStream]]:
+    """The packets, each told how long its frame lasts; the encoder says so of none but by the mean rate."""
+    for packet in packets:
+        packet.duration = next(lasts)
+    return packets
+
+
+def _end(times: array[int], tick: Fraction, rate: Fraction) -> int:
+    """When the last frame ends, in ticks: such that the mean rate is the stated one, if it may be."""
+    mean = max(round(1 / (rate * tick)), 1)
+    last = times[0] + round(len(times) / (rate * tick)) - times[-1]
+    return times[-1] + (last if 0 < last <= 4 * mean else mean)

@@ -1,0 +1,153 @@
+"""Where prepared videos lie: a file for each, or blocks in shards; and what describes them in the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from vidssl.data.jpeg_shards import INDEX, KIND, VERSION, shard_name
+from vidssl.data.listing import Listing
+from vidssl.data.manifest import Entry, header
+from vidssl.data_prepare.journal import Journal
+from vidssl.data_prepare.makers import Prepared
+from vidssl.engine.files import write_text
+
+_SHARD_BYTES = 1 << 30
+
+
+class Output(ABC):
+    """A folder of results."""
+
+    @abstractmethod
+    def target(self, key: str) -> Path:
+        """The file that a video is made into."""
+
+    @abstractmethod
+    def keep(self, done: Prepared) -> Prepared:
+        """Takes in what was made; returns it with all that is needed to find it.
+
+        Raises:
+            OSError: if the disk is full.
+        """
+
+    @abstractmethod
+    def has(self, done: Prepared) -> bool:
+        """Whether a result is still there whole."""
+
+    @abstractmethod
+    def describe(self, listing: Listing, journal: Journal) -> Path:
+        """Writes the manifest or index of all results and returns its path.
+
+        Raises:
+            UsageError: if it cannot be written.
+        """
+
+
+class Files(Output):
+    """A file for each video, under the key that it has; the manifest lies beside the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def target(self, key: str) -> Path:
+        return self.folder / key
+
+    def keep(self, done: Prepared) -> Prepared:
+        return done
+
+    def has(self, done: Prepared) -> bool:
+        try:
+            return os.stat(self.folder / done.key).st_size == done.bytes
+        except OSError:
+            return False
+
+    def describe(self, listing: Listing, journal: Journal) -> Path:
+        whole = self.folder.absolute()
+        manifest = whole.with_name(f"{whole.name}.manifest.jsonl")
+        lines = [header(self.folder)]
+        for file in listing.files:
+            done, names = journal.latest[file.key], class_names(listing, file.labels)
+            if done.reason:
+                reason = f"it could not be prepared: {done.reason}"
+                lines.append(Entry(file.key, "unreadable", reason, labels=names).to_line())
+            else:
+                lines.append(replace(Entry.from_row(done.about), labels=names).to_line())
+        write_text(manifest, "".join(lines))
+        return manifest
+
+
+class Shards(Output):
+    """Blocks of JPEGs in shards of about a gibibyte, one process adding to them.
+
+    What lies behind the last block of the journal was left by a process that was ended, and is cut off.
+    """
+
+    def __init__(self, folder: Path, journal: Journal) -> None:
+        self.folder = folder
+        self._work = folder / ".work"
+        self._work.mkdir(exist_ok=True)
+        self._ends: dict[str, int] = {}
+        for done in journal.lines:
+            if not done.reason:
+                name, start = _place(done)
+                self._ends[name] = max(self._ends.get(name, 0), start + done.bytes)
+        for path in sorted(folder.glob("*.jpegs")):
+            if path.stat().st_size > self._ends.get(path.name, 0):
+                os.truncate(path, self._ends.get(path.name, 0))
+        self._number = max(len(self._ends) - 1, 0)
+
+    def target(self, key: str) -> Path:
+        return self._work / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    def keep(self, done: Prepared) -> Prepared:
+        name = shard_name(self._number)
+        if self._ends.get(name, 0) >= _SHARD_BYTES:
+            self._number += 1
+            name = shard_name(self._number)
+        start = self._ends.get(name, 0)
+        block = self.target(done.key)
+        # at a stated place, not at the end: what a full disk left half written is written over
+        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+        with open(descriptor, "r+b") as shard, block.open("rb") as made:
+            shard.seek(start)
+            shutil.copyfileobj(made, shard, 1 << 20)
+            shard.flush()
+            os.fsync(shard.fileno())
+        block.unlink()
+        self._ends[name] = start + done.bytes
+        return replace(done, about={**done.about, "shard": name, "start": start})
+
+    def has(self, done: Prepared) -> bool:
+        name, start = _place(done)
+        try:
+            return os.stat(self.folder / name).st_size >= start + done.bytes
+        except OSError:
+            return False
+
+    def describe(self, listing: Listing, journal: Journal) -> Path:
+        head = {"kind": KIND, "version": VERSION, "label_classes": listing.label_classes}
+        rows: list[Mapping[str, object]] = [head]
+        for file in listing.files:
+            done = journal.latest[file.key]
+            row = {"key": file.key, "labels": file.labels, "reason": done.reason, "frames": done.frames}
+            rows.append({**row, **done.about})
+        write_text(self.folder / INDEX, "".join(json.dumps(row) + "\n" for row in rows))
+        shutil.rmtree(self._work, ignore_errors=True)
+        return self.folder / INDEX
+
+
+def class_names(listing: Listing, labels: Mapping[str, int]) -> dict[str, str]:
+    """Label name -> name of the class."""
+    return {name: listing.label_classes[name][number] for name, number in labels.items()}
+
+
+def _place(done: Prepared) -> tuple[str, int]:
+    shard, start = done.about["shard"], done.about["start"]
+    assert isinstance(start, int)
+    return str(shard), start

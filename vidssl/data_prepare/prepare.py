@@ -1,0 +1,248 @@
+"""The command ``vidssl data prepare``: which videos, where to, what is done already, what it gains."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vidssl.data.crew import Lost, work
+from vidssl.data.listing import VIDEO_EXTENSIONS, Listed, Listing, list_folder
+from vidssl.data.lists import read_lists
+from vidssl.data.manifest import Manifest
+from vidssl.data_prepare.journal import Journal
+from vidssl.data_prepare.makers import (
+    H264,
+    CannotWrite,
+    FileToPrepare,
+    Form,
+    Prepared,
+    prepare_file,
+    settings,
+)
+from vidssl.data_prepare.outputs import Files, Output, Shards, class_names
+from vidssl.data_prepare.pictures import PATIENCE_SECONDS
+from vidssl.data_prepare.report import Prediction, predict, report, say, tell_prediction
+from vidssl.engine.files import make_folder
+from vidssl.engine.lock import sole_process
+from vidssl.errors import UsageError
+
+CLEAN, FLAWED = 0, 1
+_SAMPLE = 8  # videos that the prediction is made from
+_TIMED = 100  # videos that a clip is read from against the clock
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """What to prepare.
+
+    Attributes:
+        path: a folder of videos, a list of them, or a manifest.
+        out: folder of the results, apart from that of the videos.
+        form: what they become.
+        root: folder that paths are relative to; by default the list's own, or what the manifest says.
+        processes: that encode; by default one for each core.
+        show_all: name every file that was skipped, not only the first few.
+    """
+
+    path: Path
+    out: Path
+    form: Form
+    root: Path | None = None
+    processes: int | None = None
+    show_all: bool = False
+
+
+def prepare_data(request: PrepareRequest, console: Console | None = None) -> int:
+    """Make, verify and describe the results; what an earlier call finished stays as it is.
+
+    Returns:
+        Exit code: 0 if all videos were prepared, 1 if some were skipped.
+
+    Raises:
+        UsageError: if there is nothing to prepare, the folder is of no use, or the disk is full; then what
+            is finished stays, and the same command goes on from there.
+    """
+    console = console or Console()
+    root, listing, bad = _what(request)
+    _check_places(root, listing, request.out)
+    make_folder(request.out)
+    busy = "is preparing videos in this folder. Let it end or stop it, or take another folder"
+    with (
+        sole_process(request.out, lambda line: say(console, line), busy),
+        Journal(request.out, settings(request.form)) as journal,
+    ):
+        h264 = isinstance(request.form, H264)
+        output: Output = Files(request.out) if h264 else Shards(request.out, journal)
+        prediction = _Job(request, root, listing, journal, output, console).do_all(bad)
+        where = output.describe(listing, journal)
+        rows = [journal.latest[file.key] for file in listing.files]
+    report(rows, where, prediction, request.out, console, show_all=request.show_all)
+    return FLAWED if any(row.reason for row in rows) else CLEAN
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Videos on their way into one folder."""
+
+    request: PrepareRequest
+    root: Path
+    listing: Listing
+    journal: Journal
+    output: Output
+    console: Console
+
+    def do_all(self, bad: Mapping[str, str]) -> Prediction | None:
+        """Makes what is not there yet, a sample first; None if all was there.
+
+        Args:
+            bad: key -> why it is not even tried.
+        """
+        sizes = self._sizes()
+        finished = [file for file in self.listing.files if self._is_done(file.key, sizes)]
+        known = {file.key for file in finished}
+        left = [file for file in self.listing.files if file.key not in known | bad.keys()]
+        for key, reason in bad.items():
+            self._finish(Prepared(key, reason=reason))
+        say(
+            self.console,
+            f"{len(left)} videos below {self.root} to prepare, {self._processes} at a time"
+            + (f"; {len(finished)} are done already" if finished else "")
+            + (f"; {len(bad)} are bad by the manifest" if bad else ""),
+        )
+        if not left:
+            return None
+        places = {place * (len(left) - 1) // max(_SAMPLE - 1, 1) for place in range(_SAMPLE)}
+        sample = [] if len(finished) >= _SAMPLE else [left[place] for place in sorted(places)]
+        self._make(sample, timed_every=1)
+        done = [self.journal.latest[file.key] for file in (*finished, *sample)]
+        prediction = predict(done, [sizes[file.key][0] for file in self.listing.files if file.key not in bad])
+        rest = [file for file in left if file not in sample]
+        if rest:
+            tell_prediction(prediction, self.request.out, self._processes, self.console)
+            self._make(rest, timed_every=max(len(rest) // _TIMED, 1))
+        return prediction
+
+    @property
+    def _processes(self) -> int:
+        return self.request.processes or _cores()
+
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """Key -> size in bytes and modification time of each source; -1 and 0 where there is none."""
+        sizes = {}
+        for file in self.listing.files:
+            try:
+                status = os.stat(self.root / file.key)
+                sizes[file.key] = (status.st_size, status.st_mtime_ns)
+            except OSError:
+                sizes[file.key] = (-1, 0)
+        return sizes
+
+    def _is_done(self, key: str, sizes: dict[str, tuple[int, int]]) -> bool:
+        done = self.journal.latest.get(key)
+        # what was skipped is tried again: somebody may have mended it, or its root is mounted now
+        return done is not None and not done.reason and done.source == sizes[key] and self.output.has(done)
+
+    def _make(self, files: Sequence[Listed], timed_every: int) -> None:
+        left = (TimeRemainingColumn(), TextColumn("left"))
+        columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), *left)
+        bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        with bar:
+            shown = bar.add_task("", total=len(files))
+            tasks = self._tasks(files, timed_every)
+            found = work(
+                tasks, prepare_file, processes=self._processes, patience_seconds=2 * PATIENCE_SECONDS
+            )
+            for task, result in found:
+                if isinstance(result, CannotWrite):
+                    raise self._full(result.reason)
+                if isinstance(result, Lost):
+                    task.target.with_name(f".{task.target.name}.part").unlink(missing_ok=True)
+                    result = Prepared(task.key, reason=result.reason)
+                self._finish(result)
+                bar.advance(shown)
+
+    def _tasks(self, files: Sequence[Listed], timed_every: int) -> Iterator[FileToPrepare]:
+        for place, file in enumerate(files):
+            yield FileToPrepare(
+                self.root,
+                file.key,
+                class_names(self.listing, file.labels),
+                self.output.target(file.key),
+                self.request.form,
+                timed=place % timed_every == 0,
+            )
+
+    def _finish(self, result: Prepared) -> None:
+        try:
+            self.journal.add(result if result.reason else self.output.keep(result))
+        except OSError as error:
+            raise self._full(f"cannot write to {self.request.out}: {error.strerror or error}") from error
+
+    def _full(self, reason: str) -> UsageError:
+        done = sum(not row.reason for row in self.journal.latest.values())
+        return UsageError(
+            f"{reason}. {done} of {len(self.listing.files)} videos are prepared and stay; once there is room "
+            "the same command goes on from there"
+        )
+
+
+def _what(request: PrepareRequest) -> tuple[Path, Listing, dict[str, str]]:
+    """Root, videos, and key -> reason of those that a manifest calls bad."""
+    path = request.path
+    if path.is_dir() or not path.exists():
+        if request.root is not None:
+            raise UsageError(f"{path}: --root goes with a list or a manifest, not with a folder")
+        return path, list_folder(path, VIDEO_EXTENSIONS, "video"), {}
+    if path.suffix == ".jsonl":
+        manifest = Manifest(path)
+        bad = {entry.key: f"{entry.status}: {entry.reason}" for entry in manifest if not entry.usable}
+        return request.root or manifest.root, _listing_of(manifest), bad
+    (listing,) = read_lists(path)
+    return request.root or path.parent, listing, {}
+
+
+def _listing_of(manifest: Manifest) -> Listing:
+    """The videos of a manifest; classes are numbered as lists number them."""
+    labels = {entry.key: entry.labels for entry in manifest}
+    found: dict[str, set[str]] = {}
+    for given in labels.values():
+        for name, value in given.items():
+            found.setdefault(name, set()).add(value)
+    classes = {}
+    for name, values in found.items():
+        numbered = all(value.isdecimal() for value in values)
+        classes[name] = (
+            tuple(map(str, range(max(map(int, values)) + 1))) if numbered else tuple(sorted(values))
+        )
+    number = {name: {value: place for place, value in enumerate(values)} for name, values in classes.items()}
+    files = (
+        Listed(key, {name: number[name][value] for name, value in given.items()})
+        for key, given in labels.items()
+    )
+    return Listing(tuple(files), classes)
+
+
+def _check_places(root: Path, listing: Listing, out: Path) -> None:
+    """Raises UsageError if a result could take the place of an original."""
+    videos, results = root.resolve(), out.resolve()
+    if videos == results or videos in results.parents or results in videos.parents:
+        raise UsageError(
+            f"--out {out} and the folder of the videos, {root}, lie one in the other: originals could be "
+            "overwritten. Take a folder beside it"
+        )
+    for file in listing.files:
+        key = PurePosixPath(file.key)
+        if key.is_absolute() or ".." in key.parts:
+            raise UsageError(
+                f"{file.key} leads out of {root}, and so its result out of {out}: list paths below --root"
+            )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
