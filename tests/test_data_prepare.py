@@ -240,7 +240,7 @@ def test_a_kill_in_the_middle_of_a_write_is_mended(root: Path, tmp_path: Path, f
     run(root, out, form)
     whole = contents(out)
     journal = out / "prepared.jsonl"
-    lines = journal.read_bytes().split(b"\n")
+    lines = journal.read_bytes().strip().split(b"\n")
     journal.write_bytes(b"\n".join(lines[:2]) + b"\n" + lines[2][:25])  # one is done, one was being noted
     for path in out.glob("*.jpegs"):
         with path.open("ab") as shard:
@@ -259,6 +259,13 @@ def test_a_kill_in_the_middle_of_a_write_is_mended(root: Path, tmp_path: Path, f
         assert (out / "00000.jpegs").stat().st_size == sum(json_bytes(journal)[row["key"]] for row in rows)
 
 
+def test_a_kill_before_the_first_line_is_mended(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "prepared.jsonl").write_text('{"kind":"vid')
+    for left in (3, 0):
+        assert f"{left} videos below" in run(root, tmp_path / "out")[1]
+
+
 def json_bytes(journal: Path) -> dict[str, int]:
     rows = [
         json.loads(line)
@@ -272,11 +279,11 @@ def json_bytes(journal: Path) -> dict[str, int]:
 def test_a_full_disk_stops_the_work_and_keeps_what_is_finished(
     root: Path, tmp_path: Path, form: Form
 ) -> None:
-    write_clip(root / "run" / "large.mp4", 40, height=480, noise=120, gop=4)
+    write_clip(root / "run" / "large.mp4", 8, height=128, noise=120, gop=4)
     out = tmp_path / "out"
-    large = H264(short_side=480) if isinstance(form, H264) else Jpegs(short_side=480, max_difference=99)
+    large = H264(short_side=128) if isinstance(form, H264) else Jpegs(short_side=128, max_difference=99)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # of each file, for want of a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))  # of each file, for want of a full disk
     try:
         with pytest.raises(
             UsageError, match=r"cannot write .*: File too large\. \d of 4 videos are prepared"
@@ -383,7 +390,7 @@ def test_the_command_line(root: Path, tmp_path: Path, capsys) -> None:
     out = str(tmp_path / "out")
     assert main(["data", "prepare", str(root), "--out", out, "--short-side", "24", "--gop", "3"]) == 0
     assert "3 of 3 videos are prepared" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "prepared.jsonl").read_text().split("\n")[0])["gop"] == 3
+    assert json.loads((tmp_path / "out" / "prepared.jsonl").read_text().split("\n")[1])["gop"] == 3
     for options, said in {
         ("--gop", "3", "--jpeg-shards"): "--gop goes without --jpeg-shards",
         ("--quality", "3"): "--quality goes with --jpeg-shards",

@@ -39,18 +39,18 @@ class Journal:
         self.latest: dict[str, Prepared] = {}
         self.lines: list[Prepared] = []
         head = {"kind": _KIND, "version": _VERSION, **settings}
-        if self.path.exists():
-            self._read(head)
-        elif any(not path.name.startswith(".") for path in folder.iterdir()):
+        begun = self.path.exists() and self._read(head)
+        if not self.path.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UsageError(
                 f"{folder} holds files and no {NAME}, so they are not of 'data prepare'. Take another folder"
             )
         self._file = self.path.open("ab")
-        # also ends a line that a kill left unfinished
-        self._file.write(b"\n" if self.latest else json.dumps(head).encode() + b"\n")
+        # the first byte ends a line that a kill left unfinished
+        self._file.write(b"\n" if begun else b"\n" + json.dumps(head).encode() + b"\n")
         self._file.flush()
 
-    def _read(self, head: Mapping[str, object]) -> None:
+    def _read(self, head: Mapping[str, object]) -> bool:
+        """Takes in what is written there; whether the first line is."""
         rows = list(_whole_lines(self.path))
         if rows and rows[0] != head:
             given = ", ".join(f"{name} {value}" for name, value in head.items() if rows[0].get(name) != value)
@@ -59,11 +59,10 @@ class Journal:
                 f"folder, or the settings in the first line of {NAME}"
             )
         for row in rows[1:]:
-            if "key" not in row:  # the first line, written again
-                continue
             done = Prepared(**{**row, "source": tuple(row["source"])})  # type: ignore[arg-type]
             self.latest[done.key] = done
             self.lines.append(done)
+        return bool(rows)
 
     def add(self, done: Prepared) -> None:
         """Writes a line and waits until the disk has it."""
