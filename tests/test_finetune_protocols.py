@@ -40,7 +40,9 @@ NETWORKS = {  # narrow, but as many layers where rates are counted by layer
 }
 ROOT = Path(__file__).parent.parent
 LAPTOP = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
-NAMES = sorted(path.stem for path in (ROOT / "evaluation").glob("*_finetune*.yaml"))
+NAMES = sorted(
+    path.stem for paper in NETWORKS for path in (ROOT / "evaluation").glob(f"{paper}_finetune*.yaml")
+)
 
 
 def pretraining(protocol: str) -> Recipe:
@@ -72,12 +74,13 @@ def test_every_protocol_finetunes_its_paper_s_network(name: str) -> None:
     assert recipe.masker is None
 
 
+@pytest.mark.parametrize("laptop", ["finetune", "few_labels_finetune"])
 @pytest.mark.parametrize("name", LAPTOP)
-def test_the_laptop_s_protocol_fits_every_recipe_that_runs_there(name: str) -> None:
+def test_the_laptop_s_protocols_fit_every_recipe_that_runs_there(name: str, laptop: str) -> None:
     recipe = load_recipe(name)
     if recipe.backbone is None:
         pytest.skip("trains a tokenizer")
-    protocol = load_any_protocol("finetune", (), recipe)
+    protocol = load_any_protocol(laptop, (), recipe)
     assert isinstance(protocol, FinetuneProtocol)
     keys = {"init": None, "label": "digit", "num_classes": 10, "out": Path("x")}
     build.check(finetuning_recipe(spec_of(recipe), protocol, **keys))

@@ -238,20 +238,20 @@ def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
         with told_if_lost(timeout_minutes):
             world = _join("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timedelta(minutes=timeout_minutes))
     _joined.append(world)
+    ended_well = False
     try:
         with told_if_lost(timeout_minutes):
             yield world
-    except BaseException as error:
-        told = isinstance(error, UsageError) and not world.says(str(error))
-        world.leave()
-        if not on_cuda:  # nccl would wait there for the others
-            dist.destroy_process_group()
-        if told:
+        ended_well = True
+    except UsageError as error:
+        if not world.says(str(error)):
             raise AlreadyTold from error
         raise
-    else:
-        dist.destroy_process_group()
     finally:
+        if not ended_well:
+            world.leave()
+        if ended_well or not on_cuda:  # nccl would wait there for the others
+            dist.destroy_process_group()
         _joined.pop()
 
 
