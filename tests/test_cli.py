@@ -125,6 +125,7 @@ def test_check_prints_a_line_for_each_file(capsys: pytest.CaptureFixture[str]) -
     assert said.err == "vidssl: bad.yaml:1: nmae: unknown key. Did you mean 'name'?\n"
 
 
+@pytest.mark.slow
 def test_check_without_a_name_takes_every_file_it_finds(capsys: pytest.CaptureFixture[str]) -> None:
     (Path("recipes") / "deep").mkdir(parents=True)
     (Path("recipes") / "deep" / "mine.yaml").write_text(RECIPE)

@@ -150,6 +150,7 @@ def build(number: int, out: Path) -> None:
         out.write_text(str(len(list(csv.DictReader(file)))))
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_at_once_build_one_data_set(cache: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     builders = [context.Process(target=build, args=(150, tmp_path / str(n))) for n in range(2)]
@@ -166,6 +167,7 @@ def test_two_processes_that_start_at_once_build_one_data_set(cache: Path, tmp_pa
     assert made == sorted(made)
 
 
+@pytest.mark.slow
 def test_a_killed_build_is_taken_up_where_it_stopped(cache: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     builder = context.Process(target=build, args=(400, tmp_path / "out"))

@@ -19,9 +19,8 @@ SIZES = ((8, 64, 64), (8, 48, 80))  # the second is no multiple of what a cell s
 @pytest.mark.parametrize(
     "name",
     [
-        "mc3_18",
         "s3d",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("r3d_18", "r2plus1d_18", "swin3d_t")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("mc3_18", "r3d_18", "r2plus1d_18", "swin3d_t")),
     ],
 )
 @torch.no_grad()

@@ -60,6 +60,7 @@ def test_sides_are_found_as_well() -> None:
     assert taken_sizes(TimeSformer(**toy, patch_size=16)) == ("any", "multiples of 16")
 
 
+@pytest.mark.slow
 def test_every_network_has_a_row_with_its_parameters_counted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

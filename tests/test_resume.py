@@ -60,7 +60,12 @@ def test_every_objective_is_tested() -> None:
     assert set(TOYS) == set(OBJECTIVES)
 
 
-@pytest.mark.parametrize("name", TOYS)
+PARTS_OF_OTHERS = ("bevt_image", "bevt_video", "vimpac_contrast", "vimpac_predict")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in PARTS_OF_OTHERS)) for name in TOYS]
+)
 def test_a_run_that_goes_on_ends_as_the_whole_run_does(name: str) -> None:
     """Stopped after 3 of 6 steps: between two log lines, before the first checkpoint was due."""
     whole = train(load_recipe(f"{name}.yaml"))

@@ -321,6 +321,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoints(capsys
     assert list(Path("runs/nan/checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_a_checkpoint_that_loads():
     command = [sys.executable, "-m", "vidssl", "train", "bevt.yaml", "name=stopped", "schedule.steps=100000"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}

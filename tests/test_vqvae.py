@@ -315,6 +315,7 @@ def _second_process(folder: Path) -> None:
     torch.save(_train_part(1, folder), folder / "second.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_codebook_of_one(tmp_path: Path) -> None:
     second = mp.get_context("spawn").Process(target=_second_process, args=(tmp_path,))
     second.start()
