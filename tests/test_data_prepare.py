@@ -8,40 +8,33 @@ import signal
 import subprocess
 import sys
 import time
-from io import StringIO
+from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from data_clips import cut_off, damage_middle, number_shown, turn_clip, write_clip
-from rich.console import Console
+from data_clips import cut_off, damage_middle, write_clip
+from data_prepared import SMALL, UNEVEN, numbers, run, write_three
 
 from vidssl.cli import main
 from vidssl.data.decode import probe, read_frames
 from vidssl.data.jpeg_shards import JpegShards
 from vidssl.data.manifest import Manifest, hash_content
-from vidssl.data.sources import VideoFolder, VideoList
-from vidssl.data_check.check import CheckRequest, check_data
-from vidssl.data_prepare import outputs, prepare
+from vidssl.data.sources import VideoFolder
+from vidssl.data_prepare import prepare
 from vidssl.data_prepare.makers import H264, Form, Jpegs
-from vidssl.data_prepare.prepare import PrepareRequest, prepare_data
+from vidssl.data_prepare.pictures import pictures
 from vidssl.engine.lock import sole_process
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 
-UNEVEN = [0, 1, 2, 5, 6, 7, 11, 12, 13, 14, 20, 21, 22, 23]
-SMALL = H264(short_side=24, gop=4)
 KEYS = ["run/a.mp4", "run/b.mp4", "walk/c.avi"]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A long group, uneven times with a quarter turn, packed B-frames without usable timestamps."""
-    root = tmp_path_factory.mktemp("made")
-    write_clip(root / "run" / "a.mp4", 20, gop=250)
-    turn_clip(write_clip(root / "run" / "b.mp4", len(UNEVEN), times=UNEVEN), 90)
-    write_clip(root / "walk" / "c.avi", 13, codec="mpeg4")
-    return root
+    return write_three(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
@@ -59,16 +52,6 @@ def done(made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tupl
         assert code == 0, text
         found[name] = folder / name, text
     return found
-
-
-def run(path: Path, out: Path, form: Form = SMALL, **how: object) -> tuple[int, str]:
-    text = StringIO()
-    request = PrepareRequest(path, out, form, **{"processes": 2, **how})  # type: ignore[arg-type]
-    return prepare_data(request, Console(file=text, width=300, force_terminal=False)), text.getvalue()
-
-
-def numbers(clip: torch.Tensor, turned: bool = False) -> list[int]:
-    return [number_shown(frame.rot90(1, (1, 2)) if turned else frame) for frame in clip]
 
 
 @pytest.mark.parametrize("name", ["h264", "jpegs"])
@@ -178,15 +161,23 @@ def test_bad_files_are_skipped_and_listed(root: Path, tmp_path: Path) -> None:
     assert "run/empty.mp4" not in run(root, tmp_path / "out")[1]
 
 
-def test_shards_leave_out_what_was_skipped(root: Path, tmp_path: Path, caplog) -> None:
-    (root / "run" / "empty.mp4").touch()
-    assert run(root, tmp_path / "out", Jpegs(short_side=24))[0] == 1
-    source = JpegShards(root=str(tmp_path / "out"))
-    assert len(source) == 3
-    assert (
-        "1 of 4 videos are left out: they could not be prepared (most of all: the file is empty"
-        in caplog.text
-    )
+def test_a_lost_or_spoilt_frame_moves_no_other_up(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mp4", 20)
+    facts = probe(path)
+    with pytest.raises(UnreadableSample, match="damaged: frame 20 of 21 does not decode"):
+        list(pictures(path, replace(facts, num_frames=21, no_seeking="cut", pts=facts.pts[:0]), (24, 64)))
+    with pytest.raises(UnreadableSample, match="damaged: frame 1 of 20 does not decode"):
+        list(pictures(path, replace(facts, pts=array("q", (2 * pts for pts in facts.pts))), (24, 64)))
+    spoilt = damage_middle(write_clip(tmp_path / "b.avi", 40, codec="mpeg4", noise=60, max_b_frames=0))
+    with pytest.raises(UnreadableSample, match="of its packets are spoilt, the first is"):
+        list(pictures(spoilt, replace(probe(spoilt), no_seeking="cut", pts=facts.pts[:0]), (24, 64)))
+
+
+def test_a_result_that_is_gone_is_made_again(root: Path, tmp_path: Path) -> None:
+    run(root, tmp_path / "out")
+    (tmp_path / "out" / "run" / "a.mp4").unlink()
+    assert "1 videos below" in run(root, tmp_path / "out")[1]
+    assert numbers(read_frames(tmp_path / "out" / "run" / "a.mp4", [19])) == [19]
 
 
 def test_a_result_that_differs_too_much_is_not_kept(root: Path, tmp_path: Path) -> None:
@@ -295,68 +286,6 @@ def test_a_full_disk_stops_the_work_and_keeps_what_is_finished(
     code, text = run(root, out, large, processes=1)
     assert code == 0
     assert "4 of 4 videos are prepared" in text
-
-
-def test_shards_roll_over(root: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(outputs, "_SHARD_BYTES", 1)
-    run(root, tmp_path / "out", Jpegs(short_side=24))
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.jpegs")) == [
-        "00000.jpegs",
-        "00001.jpegs",
-        "00002.jpegs",
-    ]
-    source = JpegShards(root=str(tmp_path / "out"))
-    assert [numbers(source.read(index, [9, 1]), index == 1) for index in range(3)] == [[9, 1]] * 3
-
-
-def test_damaged_shards_are_unreadable_samples(root: Path, tmp_path: Path) -> None:
-    run(root, tmp_path / "out", Jpegs(short_side=24))
-    source = JpegShards(root=str(tmp_path / "out"))
-    shard = tmp_path / "out" / "00000.jpegs"
-    content = shard.read_bytes()
-    shard.write_bytes(content[: len(content) // 3])
-    bad = []
-    for index in range(3):
-        try:
-            source.read(index, [0, 9])
-        except UnreadableSample as error:
-            bad.append(error.reason)
-    assert bad
-    assert set(bad) == {"00000.jpegs: its shard ends early"}
-    shard.write_bytes(content[:2000] + bytes(len(content) - 2000))
-    with pytest.raises(UnreadableSample, match="damaged"):
-        [source.read(index, [9]) for index in range(3)]
-    shard.unlink()
-    with pytest.raises(UnreadableSample, match="cannot be read"):
-        JpegShards(root=str(tmp_path / "out")).read(0, [0])
-
-
-def test_lists_and_manifests_are_read_too(root: Path, tmp_path: Path) -> None:
-    listed = tmp_path / "list.csv"
-    listed.write_text("path,kind,speed\nwalk/c.avi,slow,3\nrun/a.mp4,fast,7\nrun/gone.mp4,fast,7\n")
-    code, text = run(listed, tmp_path / "out", root=root)
-    assert code == 1
-    assert "run/gone.mp4: the file does not exist" in text
-    source = VideoList(root=str(tmp_path / "out"), list=str(listed))
-    assert len(source) == 3
-    assert Manifest(tmp_path / "out.manifest.jsonl").entry("walk/c.avi").labels == {
-        "kind": "slow",
-        "speed": "3",
-    }
-    (root / "run" / "b.mp4").write_bytes(b"")
-    check_data(CheckRequest(root, processes=1, out=tmp_path / "m.jsonl"), Console(file=StringIO()))
-    code, text = run(tmp_path / "m.jsonl", tmp_path / "shards", Jpegs(short_side=24))
-    assert code == 1
-    assert "1 are bad by the manifest" in text
-    assert "run/b.mp4: unreadable: the file is empty" in text
-    split = tmp_path / "test.csv"
-    split.write_text("walk/c.avi,1\n")
-    first = tmp_path / "train.csv"
-    first.write_text("run/a.mp4,4\n")
-    shards = JpegShards(root=str(tmp_path / "shards"), list=str(first), test_list=str(split), part="test")
-    assert (shards.key(0), shards.labels(0), len(shards)) == ("walk/c.avi", {"class": 1}, 1)
-    with pytest.raises(UsageError, match=r"1 of the 3 videos of .* are not in it, such as run/gone.mp4"):
-        JpegShards(root=str(tmp_path / "shards"), list=str(listed))
 
 
 def test_places_that_could_cost_originals_are_refused(root: Path, tmp_path: Path) -> None:
