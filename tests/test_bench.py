@@ -177,7 +177,7 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", ["bevt", "svt"])
+@pytest.mark.parametrize("name", [pytest.param("bevt", marks=pytest.mark.slow), "svt"])
 def test_it_says_all_in_80_columns_and_changes_nothing(
     name: str, world: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

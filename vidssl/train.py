@@ -152,7 +152,12 @@ def train(
             deterministic(run.deterministic),
             stop_requests() as stop,
             TrainDisplay(plan.total_steps, console, start.step) as display,
-            Loader(streams, start_step=start.step, say=world.speaker(display.say)) as loader,
+            Loader(
+                streams,
+                start_step=start.step,
+                say=world.speaker(display.say),
+                restarted=partial(_restarted, folder, world, display),
+            ) as loader,
             open_trackers(
                 run.trackers if world.first else (), folder.path, config=recipe_text, first_step=start.step
             ) as track,
@@ -275,6 +280,13 @@ def _guard(moving: Moving, fixed: _Fixed, display: TrainDisplay) -> Guard:
         agree=fixed.world.any,
         state=lambda: whole(moving.objective.state_dict()),
     )
+
+
+def _restarted(folder: RunFolder, world: World, display: TrainDisplay, step: int, text: str) -> None:
+    """Says, and notes, that data workers were replaced."""
+    if world.first:
+        folder.note(step, "restarted", text)
+    world.speaker(display.say)(text)
 
 
 def _look(

@@ -11,25 +11,29 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import count
 from types import TracebackType
 
 from torch import Tensor
 
+from vidssl.data.deaths import WorkerDied
 from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcels
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, DataSource, UnreadableSample, ViewSampler
 
 _log = logging.getLogger(__name__)
 _NAMED = 20  # unreadable samples that an error lists one by one
+_RESTARTS = 2  # of a stream's workers, within the steps after which a death is
+_FORGIVEN = 1000
 
 
 @dataclass(frozen=True)
 class Stream:
     """One kind of sample for training: which source, which views of it, how many a step.
 
-    A sample that cannot be read is replaced by the next of the epoch's order.
+    A sample that cannot be read is replaced by the next of the epoch's order; a worker that dies by another.
 
     Attributes:
         batch_size: samples a step, of all processes together.
@@ -105,6 +109,8 @@ class Loader:
         streams: name -> stream; no two may give a view of the same name.
         start_step: the step whose batch comes first.
         say: gets a line for each sample that cannot be read, once; by default the log, as a warning.
+        restarted: gets the step and a line when a worker has died and new ones make its batches again, the
+            same ones; by default ``say`` gets the line.
 
     Attributes:
         waited_seconds: how long the last batch was waited for.
@@ -116,13 +122,18 @@ class Loader:
         *,
         start_step: int = 0,
         say: Callable[[str], None] | None = None,
+        restarted: Callable[[int, str], None] | None = None,
     ) -> None:
         given = [view for stream in streams.values() for view in stream.views.shapes]
         if len(set(given)) < len(given):
             raise ValueError(f"two streams give a view of the same name: {', '.join(given)}")
         say = say or _log.warning
+        restarted = restarted or (lambda step, line: say(line))
         self.waited_seconds = 0.0
-        self._streams = {name: _batches(name, stream, start_step, say) for name, stream in streams.items()}
+        self._streams = {
+            name: _sound(name, stream, _batches(name, stream, start_step, restarted), say)
+            for name, stream in streams.items()
+        }
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -156,28 +167,57 @@ def merged(parcels: Mapping[str, Parcel]) -> Batch:
 
 
 def _batches(
-    name: str, stream: Stream, start_step: int, say: Callable[[str], None]
+    name: str, stream: Stream, step: int, restarted: Callable[[int, str], None]
 ) -> Generator[Parcel, None, None]:
-    """A stream's batches from a step on; names each unreadable sample once and stops when they are many."""
+    """A stream's batches from a step on. Workers of which one died are replaced, unless that comes too often.
+
+    A batch is a function of its step, so that those of the new ones are those that were to come.
+    """
     if not len(stream):
         raise UsageError(f"the stream '{name}' has no samples")
-    allowed = int(stream.max_unreadable_share * len(stream))
     # one failure more than may be is enough to stop, so a worker need not look further
-    samples = Endless(stream.source, stream.views, seed=stream.seed, tries=min(allowed + 1, len(stream)))
-    steps = (list(stream.positions(step)) for step in count(start_step))
+    tries = min(_allowed(stream) + 1, len(stream))
+    samples = Endless(stream.source, stream.views, seed=stream.seed, tries=tries)
+    deaths: list[int] = []
+    while True:
+        steps = (list(stream.positions(later)) for later in count(step))
+        try:
+            for parcel in parcels(
+                samples, steps, workers=stream.workers, timeout_seconds=stream.timeout_seconds
+            ):
+                yield parcel
+                step += 1
+        except WorkerDied as error:
+            deaths = [*(death for death in deaths if death > step - _FORGIVEN), step]
+            if len(deaths) > _RESTARTS:
+                raise UsageError(f"{name}: {error} ({len(deaths)} died within {_FORGIVEN} steps)") from error
+            restarted(step, f"{name}: {error}. New workers go on, with the same batches")
+
+
+def _sound(
+    name: str, stream: Stream, batches: Generator[Parcel, None, None], say: Callable[[str], None]
+) -> Generator[Parcel, None, None]:
+    """The batches; names each unreadable sample once and stops when they are many."""
+    allowed = _allowed(stream)
     failed: dict[int, Failure] = {}
-    for parcel in parcels(samples, steps, workers=stream.workers, timeout_seconds=stream.timeout_seconds):
-        for failure in parcel.failures:
-            if failure.index not in failed:
-                failed[failure.index] = failure
-                say(f"{name}: an unreadable sample was replaced by the next: {failure}")
-        if len(failed) > allowed or len(failed) == len(stream):
-            raise UsageError(
-                f"{name}: {len(failed)} of {len(stream)} samples cannot be read, and "
-                f"data.max_unreadable_share ({stream.max_unreadable_share:g}) allows {allowed}. Mend them, "
-                f"take them out or raise that share.{_listed([*failed.values()])}"
-            )
-        yield parcel
+    with closing(batches):
+        for parcel in batches:
+            for failure in parcel.failures:
+                if failure.index not in failed:
+                    failed[failure.index] = failure
+                    say(f"{name}: an unreadable sample was replaced by the next: {failure}")
+            if len(failed) > allowed or len(failed) == len(stream):
+                raise UsageError(
+                    f"{name}: {len(failed)} of {len(stream)} samples cannot be read, and "
+                    f"data.max_unreadable_share ({stream.max_unreadable_share:g}) allows {allowed}. Mend "
+                    f"them, take them out or raise that share.{_listed([*failed.values()])}"
+                )
+            yield parcel
+
+
+def _allowed(stream: Stream) -> int:
+    """How many of its samples may be unreadable."""
+    return int(stream.max_unreadable_share * len(stream))
 
 
 def iterate_once(

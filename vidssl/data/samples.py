@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vidssl.data.deaths import WorkerDied, Workers
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, UnreadableSample, ViewSampler
 
@@ -130,7 +131,8 @@ def parcels(
     """The batches in order, decoded ahead of time by ``workers`` processes, or when asked for by this one.
 
     Raises:
-        UsageError: if a worker dies, or gives no batch for ``timeout_seconds``.
+        WorkerDied: if a worker ends by itself or is killed.
+        UsageError: if a worker gives no batch for ``timeout_seconds``.
     """
     # a fork shares torch's 500 MB and starts at once
     context = "fork" if sys.platform == "linux" else "spawn"
@@ -147,24 +149,29 @@ def parcels(
     )
     others = set(multiprocessing.active_children())
     iterator = iter(loader)
-    processes = set(multiprocessing.active_children()) - others
-    died = ""
-    try:
-        yield from iterator
-    except UsageError as error:
-        raise UsageError(_own_words(error)) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader "):  # a defect, not a worker that died or hangs
-            raise
-        died = " ".join(str(error).split())
+    died, hung = "", ""
+    with Workers(set(multiprocessing.active_children()) - others) as processes:
+        try:
+            while (parcel := processes.next(iterator)) is not None:
+                yield parcel
+        except WorkerDied as error:
+            died = str(error)
+        except UsageError as error:
+            raise UsageError(_own_words(error)) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader "):  # a defect, not a worker that hangs
+                raise
+            hung = " ".join(str(error).split())
+        finally:
+            if died or hung:
+                processes.kill()
+            del iterator  # asks those that live to end
     if died:
-        del iterator  # asks the workers to end and waits some seconds for them
-        for process in processes:
-            process.kill()  # does nothing to those that have ended
-            process.join()
+        raise WorkerDied(f"a data worker died: {died}. run.workers=0 decodes in the training process")
+    if hung:
         raise UsageError(
-            f"a data worker died, or a file or disk did not answer for {timeout_seconds:.0f} seconds: "
-            f"{died}. run.workers=0 decodes in the training process"
+            f"a file or disk did not answer for {timeout_seconds:.0f} seconds: {hung}. run.workers=0 decodes "
+            "in the training process"
         )
 
 
