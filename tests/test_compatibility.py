@@ -66,7 +66,13 @@ def test_the_covering_combinations_name_every_component_of_all(objective: str) -
         assert {getattr(one, part.name) for one in some} == {getattr(one, part.name) for one in every}
 
 
-@objectives
+HEAVY = ("bevt_image", "bevt_video", "svt", "vimpac")  # of one kind with others, or with many networks
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name in HEAVY)) for name in sorted(OBJECTIVES)],
+)
 def test_what_the_page_says_is_so(objective: str, bench: Bench) -> None:
     """An error that is no refusal by the checks of recipes is raised here."""
     said, numbered = said_of(objective), reasons()

@@ -51,6 +51,10 @@ TOY_MASKERS: dict[str, dict[str, object]] = {
 SIZES = [(4, 32, 32), (2, 16, 48), (1, 32, 32)]
 backbones = pytest.mark.parametrize("name", BACKBONES)
 maskers = pytest.mark.parametrize("name", MASKERS)
+LIBRARIES = ("pytorchvideo", "timm", "torchvision")  # whose networks are no toys
+own_by_default = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIBRARIES)) for name in BACKBONES]
+)
 
 
 def backbone(name: str, seed: int = 0) -> Backbone:
@@ -100,7 +104,7 @@ def test_features_have_the_announced_shapes(name: str, size: tuple[int, int, int
     assert [stage.shape[-1] for stage in features.stages] == list(net.stage_dims)
 
 
-@backbones
+@own_by_default
 def test_same_input_gives_the_same_features_whatever_is_beside_it(name: str) -> None:
     net = backbone(name).eval()
     x = example(net, (4, 32, 32), batch=3)
@@ -150,7 +154,7 @@ def test_mask_of_another_grid_is_refused(name: str) -> None:
         net(x, torch.zeros(2, t, h, w + 1, dtype=torch.bool))
 
 
-@backbones
+@own_by_default
 def test_half_precision_autocast_stays_finite_and_near(name: str) -> None:
     net = backbone(name).eval()
     x = example(net, (4, 32, 32))

@@ -66,7 +66,15 @@ def test_published_index_rules() -> None:
             assert svt_local_frames(first, last, expected[0] - first, length) == expected
 
 
-@pytest.mark.parametrize("case", VIEWS["temporal"], ids=lambda case: f"{case['source_frames']}")
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            case, marks=[pytest.mark.slow] * (case["source_frames"] > 200), id=str(case["source_frames"])
+        )
+        for case in VIEWS["temporal"]
+    ],
+)
 def test_published_windows_and_starts(case: dict) -> None:
     """The spans and starts of 150 draws, against 2000 of the published sampler's."""
     lengths = [view["frames"] for view in case["views"]]

@@ -15,6 +15,8 @@ from vidssl.interfaces import Batch, Progress
 from vidssl.objectives import SVT
 from vidssl.objectives.distillation import SinkhornTargets
 
+pytestmark = pytest.mark.slow  # whole runs on two processes are compared by default
+
 STEPS = 3
 KEYS: dict[str, dict[str, object]] = {
     "published": {"correspondences": ("lg", "gg")},
