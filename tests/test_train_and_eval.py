@@ -110,6 +110,7 @@ def test_run_folder_holds_recipe_environment_metrics_and_checkpoints():
     assert {"loss_image", "accuracy_image", "accuracy_video", "grad_norm", "lr", "data_wait_share"} <= set(
         training[0]
     )
+    assert all(0.05 < r["memory_gib"] < 24 for r in training)
     tests = [r for r in records if "test_accuracy_video" in r]
     assert [r["step"] for r in tests] == [4, 6]
     assert {"test_most_frequent_video", "test_copy_nearest_video", "test_copy_nearest_image"} <= set(tests[0])

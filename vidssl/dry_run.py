@@ -9,8 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import resource
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidssl import build
 from vidssl.components import MASKER, constructor_of
 from vidssl.data.loader import Loader, Stream
-from vidssl.engine.devices import pick_device
+from vidssl.engine.devices import peak_memory, pick_device
 from vidssl.engine.display import format_duration, shown_messages
 from vidssl.engine.resume import optimizer_tensors
 from vidssl.engine.schedules import StepPlan
@@ -204,7 +202,7 @@ def two_steps(
         flops,
         seconds,
         data_seconds,
-        _peak_memory(trial.device),
+        peak_memory(trial.device),
         {name: float(value) for name, value in metrics.items()},
         weights=sum(value.nbytes for value in objective.state_dict().values()),
         state=sum(value.nbytes for value in optimizer_tensors(trial.moving.optimizer).values()),
@@ -216,13 +214,6 @@ def _count(take: Callable[[], object]) -> int:
     with torch.compiler.set_stance("force_eager"), counter:  # what is compiled is not seen
         take()
     return counter.get_total_flops()
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 # what the run takes

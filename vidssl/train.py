@@ -16,7 +16,7 @@ from vidssl.data.loader import Loader, Stream, slices
 from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.collapse import CollapseWatch
-from vidssl.engine.devices import autocast_dtype, use_bfloat16
+from vidssl.engine.devices import autocast_dtype, peak_memory, use_bfloat16
 from vidssl.engine.display import TrainDisplay
 from vidssl.engine.distributed import World, here, take_device
 from vidssl.engine.grad_cache import JointLoss
@@ -233,6 +233,7 @@ def _descend(
         if finished or done % run.log_every_steps == 0:
             means = over_processes(world.gather(window.means() | moving.watch.measures()))
             means |= _rates(fixed, step) | scale_metrics(moving.scaler) | moving.skips.metrics()
+            means["memory_gib"] = peak_memory(fixed.stepper.device) / 2**30
             _log(fixed, {"step": done, "seconds": seconds, **means})
             display.metrics(done, means)
             collapse = _look(moving, fixed, display, done, means)

@@ -1,5 +1,7 @@
-"""Which device and which precision."""
+"""Which device, which precision, how much memory."""
 
+import resource
+import sys
 from typing import Literal
 
 import torch
@@ -39,3 +41,11 @@ def use_bfloat16(precision: Precision, device: torch.device) -> bool:
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported()
     return precision == "bf16"
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that were in use so far: of the GPU by tensors, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

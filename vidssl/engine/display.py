@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-HIDDEN = {"step", "seconds"}
+HIDDEN = {"step", "seconds", "memory_gib"}
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
