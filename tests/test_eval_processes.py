@@ -145,6 +145,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -160,6 +161,7 @@ def test_two_processes_score_as_one(name: str, folder: Path) -> None:
     assert (one["videos"]["test"]["found"], one["videos"]["test"]["listed"]) == (22, 22)
 
 
+@pytest.mark.slow
 def test_features_of_two_processes_are_those_of_one_to_the_last_bit(folder: Path) -> None:
     """Batches are dealt out whole, so what stands beside a video in its batch is the same."""
     kept = sorted((folder / "one" / "runs" / "toy" / "features").iterdir())
@@ -175,6 +177,7 @@ def test_features_of_two_processes_are_those_of_one_to_the_last_bit(folder: Path
                 assert torch.equal(one.get_tensor(key), two.get_tensor(key))
 
 
+@pytest.mark.slow
 def test_of_two_processes_the_first_speaks(folder: Path) -> None:
     said = (folder / "two" / "said-0.txt").read_text()
     assert "knn of runs/toy" in said

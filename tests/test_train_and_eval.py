@@ -352,6 +352,7 @@ def test_readme_code_runs(monkeypatch, tmp_path, capsys):
     assert "digit" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_of_both_streams():
     videos = v.MovingDigits(split="train", size=32, digit_size=24, num_frames=4, num_videos=8)
     tokenizer = v.VQVAE(vocab_size=16, code_dim=4, width=8, stride=8, num_res_blocks=0)
