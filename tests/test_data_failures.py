@@ -104,6 +104,11 @@ class Deadly(Numbers):
         return super().read(index, frames)
 
 
+# A worker may die while torch, told of a broken connection, opens files to see whether there are too many: they
+# are then closed by the collector of garbage, which is no fault of the run's.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+
+
 @pytest.fixture(autouse=True)
 def in_time() -> Iterator[None]:
     """Ends a test that hangs, and sees that no worker is left."""
@@ -260,7 +265,6 @@ def events(folder: RunFolder) -> list[dict[str, object]]:
     return [json.loads(line) for line in folder.events.read_text().splitlines()]
 
 
-@pytest.mark.slow
 def test_a_run_whose_workers_are_killed_ends_as_any_other_and_notes_it(here: Path, slow: str) -> None:
     (here / "kills").mkdir()
     for kill in range(2):
@@ -274,7 +278,6 @@ def test_a_run_whose_workers_are_killed_ends_as_any_other_and_notes_it(here: Pat
     assert records(killed) == records(sound)
 
 
-@pytest.mark.slow
 def test_a_run_whose_workers_die_at_one_video_stops_with_one_line(
     here: Path, slow: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,7 +292,6 @@ def test_a_run_whose_workers_die_at_one_video_stops_with_one_line(
     assert "3 died within" in line
 
 
-@pytest.mark.slow
 def test_a_slow_disk_shows_in_the_share_of_waiting(here: Path, slow: str) -> None:
     waits = []
     for seconds in (0.0, 0.03):
@@ -314,7 +316,6 @@ def become_noise(folder: Path) -> None:
         (folder / f"{number:02d}.mp4").write_bytes(os.urandom(3000))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [vanish, shrink, become_noise])
 @pytest.mark.parametrize("allowed", [True, False])
 def test_a_run_whose_files_are_spoilt_ends_or_stops_as_the_share_allows(

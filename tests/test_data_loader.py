@@ -254,6 +254,7 @@ def test_a_worker_that_gives_nothing_is_not_waited_for_for_ever() -> None:
     assert set(multiprocessing.active_children()) <= before
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told_to_the_user() -> None:
     with pytest.raises(UsageError, match=r"a data worker died.*exited unexpectedly|killed by signal"):
         take(1, Stream(Dies(4), CLIP, batch_size=2, workers=1))
@@ -288,6 +289,7 @@ def test_workers_leave_interrupts_to_their_parent() -> None:
     assert len(take(4, Stream(source, CLIP, batch_size=2, workers=1))) == 4
 
 
+@pytest.mark.slow
 def test_a_second_request_to_end_is_obeyed() -> None:
     with pytest.raises(UsageError, match=r"a data worker died"):
         take(4, Stream(Signalled(signal.SIGTERM, signal.SIGTERM), CLIP, batch_size=2, workers=1))
