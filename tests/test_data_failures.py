@@ -104,8 +104,8 @@ class Deadly(Numbers):
         return super().read(index, frames)
 
 
-# A worker may die while torch, told of a broken connection, opens files to see whether there are too many: they
-# are then closed by the collector of garbage, which is no fault of the run's.
+# A worker may die while torch, told of a broken connection, opens files to see whether there are too many:
+# they are then closed by the collector of garbage, which is no fault of the run's.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
