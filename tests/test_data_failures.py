@@ -32,7 +32,11 @@ pytestmark = [
     pytest.mark.filterwarnings(
         "ignore:.*fork.*:DeprecationWarning", "ignore:This DataLoader will create:UserWarning"
     ),
+    # A worker may die while torch, told of a broken connection, opens files to see whether there are too many:
+    # they are then closed by the collector of garbage, which is no fault of the run's.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.skipif(sys.platform == "win32", reason="signals"),
+    pytest.mark.slow,
 ]
 
 CLIP = SingleClip(num_frames=2, frame_stride=1, size=4)
@@ -102,11 +106,6 @@ class Deadly(Numbers):
             left[0].unlink()
             os.kill(os.getpid(), self.number)
         return super().read(index, frames)
-
-
-# A worker may die while torch, told of a broken connection, opens files to see whether there are too many:
-# they are then closed by the collector of garbage, which is no fault of the run's.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 @pytest.fixture(autouse=True)
