@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.filterwarnings(
         "ignore:.*fork.*:DeprecationWarning", "ignore:This DataLoader will create:UserWarning"
     ),
-    # A worker may die while torch, told of a broken connection, opens files to see whether there are too many:
+    # A worker may die while torch, told of a broken connection, opens files to see whether too many are:
     # they are then closed by the collector of garbage, which is no fault of the run's.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.skipif(sys.platform == "win32", reason="signals"),
