@@ -299,7 +299,9 @@ def test_samples_can_be_sent_to_workers_that_are_not_forked(tmp_path: Path) -> N
     write_clip(tmp_path / "a.mp4", 10)
     source = VideoFolder(root=str(tmp_path))
     source.info(0)
-    samples = Endless(source, SingleClip(num_frames=2, frame_stride=1, size=32), seed=0, tries=1)
+    samples = Endless(
+        source, SingleClip(num_frames=2, frame_stride=1, size=32), batch_size=1, seed=0, tries=1
+    )
     sent = pickle.loads(pickle.dumps(samples))
     assert torch.equal(sent[3].views["clip"][0], samples[3].views["clip"][0])
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -91,3 +92,22 @@ class KnowsMissing(ABC):
 def num_listed(source: Sized) -> int:
     """Samples that a source's data set lists, its own number where it knows of none missing."""
     return source.num_listed() if isinstance(source, KnowsMissing) else len(source)
+
+
+class EpochOrder(Protocol):
+    """The number of the sample that is read at each place of an epoch."""
+
+    def __getitem__(self, place: int, /) -> int: ...
+
+
+class OrdersEpochs(ABC):
+    """A data source that some orders of reading suit better than others."""
+
+    @abstractmethod
+    def epoch_order(self, seed: int, batch_size: int) -> EpochOrder:
+        """An order of an epoch: every sample once, and the same for the same arguments on every machine.
+
+        Args:
+            seed: another for each epoch.
+            batch_size: of all processes together; a process fills the same places of each batch.
+        """

@@ -306,7 +306,9 @@ class _Maker:
         self._stream = stream
         self._look, self._decode = _Watch(), _Watch()
         source = _watched(stream.source, self._look, self._decode)
-        self._samples = Endless(source, stream.views, seed=stream.seed, tries=len(source))
+        self._samples = Endless(
+            source, stream.views, batch_size=stream.batch_size, seed=stream.seed, tries=len(source)
+        )
         self._clips = sum(len(slots) for slots in stream.views.shapes.values())
         self._position = 0
 

@@ -177,7 +177,9 @@ def _batches(
         raise UsageError(f"the stream '{name}' has no samples")
     # one failure more than may be is enough to stop, so a worker need not look further
     tries = min(_allowed(stream) + 1, len(stream))
-    samples = Endless(stream.source, stream.views, seed=stream.seed, tries=tries)
+    samples = Endless(
+        stream.source, stream.views, batch_size=stream.batch_size, seed=stream.seed, tries=tries
+    )
     deaths: list[int] = []
     while True:
         steps = (list(stream.positions(later)) for later in count(step))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vidssl.abilities import EpochOrder, OrdersEpochs
 from vidssl.data.deaths import WorkerDied, Workers
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, UnreadableSample, ViewSampler
@@ -92,26 +93,40 @@ class Endless(Dataset[Sample]):
     """The samples of a source in an order without end, shuffled anew in every epoch.
 
     Args:
+        batch_size: of all processes together; sources that have an order of their own go by it.
         seed: decides the order and every random view.
         tries: samples of the order to try, from the one asked for on, until one can be read.
     """
 
-    def __init__(self, source: DataSource, views: ViewSampler, *, seed: int, tries: int) -> None:
+    def __init__(
+        self, source: DataSource, views: ViewSampler, *, batch_size: int, seed: int, tries: int
+    ) -> None:
         self.samples = InOrder(source, views)
         self.length = len(source)
+        self.batch_size = batch_size
         self.seed = seed
         self.tries = tries
         self._epoch = -1
-        self._order = torch.empty(0, dtype=torch.int64)
+        self._order: EpochOrder = range(0)
+
+    def index(self, position: int, attempt: int = 0) -> int:
+        """The number of the sample at a position, or of the one to read in its place at a later attempt."""
+        epoch, place = divmod(position, self.length)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._new_order(mix(self.seed, epoch))
+        return int(self._order[(place + attempt) % self.length])
+
+    def _new_order(self, seed: int) -> EpochOrder:
+        source = self.samples.source
+        if isinstance(source, OrdersEpochs):
+            return source.epoch_order(seed, self.batch_size)
+        return torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).numpy()
 
     def __getitem__(self, position: int) -> Sample:
         epoch, place = divmod(position, self.length)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-            self._epoch, self._order = epoch, torch.randperm(self.length, generator=generator)
         failures: tuple[Failure, ...] = ()
         for attempt in range(self.tries):
-            index = int(self._order[(place + attempt) % self.length])
+            index = self.index(position, attempt)
             sample = self.samples.draw(index, mix(self.seed, epoch, place))
             failures += sample.failures
             if sample.views is not None:
