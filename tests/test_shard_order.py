@@ -156,6 +156,13 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert sorted(orders[0]) == sorted(orders[2]) == list(range(sum(counts)))
 
 
+def test_shards_are_shuffled() -> None:
+    lines = [ShardOrder([1] * 30, batch_size=1, seed=seed) for seed in (0, 1)]
+    shards = [[line[place] for place in range(30)] for line in lines]
+    assert shards[0] != sorted(shards[0])
+    assert shards[0] != shards[1]
+
+
 def test_samples_are_shuffled_within_their_shard() -> None:
     order = ShardOrder([30, 30], batch_size=1, seed=0)
     first = [order[place] for place in range(30)]
