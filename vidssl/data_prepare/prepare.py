@@ -12,9 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidssl.data.crew import Lost, work
-from vidssl.data.listing import VIDEO_EXTENSIONS, Listed, Listing, list_folder
-from vidssl.data.lists import read_lists
-from vidssl.data.manifest import Manifest
+from vidssl.data.listing import Listed, Listing
+from vidssl.data.operand import read_operand
 from vidssl.data_prepare.journal import Journal
 from vidssl.data_prepare.makers import (
     H264,
@@ -69,7 +68,9 @@ def prepare_data(request: PrepareRequest, console: Console | None = None) -> int
             is finished stays, and the same command goes on from there.
     """
     console = console or Console()
-    root, listing, bad = _what(request)
+    operand = read_operand(request.path, request.root)
+    root, listing = operand.root, operand.listing
+    bad = {e.key: f"{e.status}: {e.reason}" for e in operand.manifest or () if not e.usable}
     _check_places(root, listing, request.out)
     make_folder(request.out)
     busy = "is preparing videos in this folder. Let it end or stop it, or take another folder"
@@ -190,42 +191,6 @@ class _Job:
             f"{reason}. {done} of {len(self.listing.files)} videos are prepared and stay; once there is room "
             "the same command goes on from there"
         )
-
-
-def _what(request: PrepareRequest) -> tuple[Path, Listing, dict[str, str]]:
-    """Root, videos, and key -> reason of those that a manifest calls bad."""
-    path = request.path
-    if path.is_dir() or not path.exists():
-        if request.root is not None:
-            raise UsageError(f"{path}: --root goes with a list or a manifest, not with a folder")
-        return path, list_folder(path, VIDEO_EXTENSIONS, "video"), {}
-    if path.suffix == ".jsonl":
-        manifest = Manifest(path)
-        bad = {entry.key: f"{entry.status}: {entry.reason}" for entry in manifest if not entry.usable}
-        return request.root or manifest.root, _listing_of(manifest), bad
-    (listing,) = read_lists(path)
-    return request.root or path.parent, listing, {}
-
-
-def _listing_of(manifest: Manifest) -> Listing:
-    """The videos of a manifest; classes are numbered as lists number them."""
-    labels = {entry.key: entry.labels for entry in manifest}
-    found: dict[str, set[str]] = {}
-    for given in labels.values():
-        for name, value in given.items():
-            found.setdefault(name, set()).add(value)
-    classes = {}
-    for name, values in found.items():
-        numbered = all(value.isdecimal() for value in values)
-        classes[name] = (
-            tuple(map(str, range(max(map(int, values)) + 1))) if numbered else tuple(sorted(values))
-        )
-    number = {name: {value: place for place, value in enumerate(values)} for name, values in classes.items()}
-    files = (
-        Listed(key, {name: number[name][value] for name, value in given.items()})
-        for key, given in labels.items()
-    )
-    return Listing(tuple(files), classes)
 
 
 def _check_places(root: Path, listing: Listing, out: Path) -> None:

@@ -69,12 +69,14 @@ def tell_prediction(prediction: Prediction | None, out: Path, processes: int, co
     free = shutil.disk_usage(out).free
     say(
         console,
-        f"Predicted from {prediction.videos} videos: {_size(prediction.bytes)} in all, "
+        f"Predicted from {prediction.videos} videos: {format_size(prediction.bytes)} in all, "
         f"{prediction.size:.2f} times the originals; {_speed(prediction.gain)}; "
         f"{format_duration(prediction.core_seconds / processes)} to go",
     )
     if prediction.bytes_left > free:
-        say(console, f"The disk may fill up: {_size(free)} are free. What is finished stays in any case")
+        say(
+            console, f"The disk may fill up: {format_size(free)} are free. What is finished stays in any case"
+        )
 
 
 def report(
@@ -97,10 +99,12 @@ def report(
     if made:
         before, after = sum(row.source[0] for row in made), sum(row.bytes for row in made)
         timed = sum(row.after > 0 for row in made)
-        thought = f" (predicted: {_size(prediction.bytes)}; {_speed(prediction.gain)})" if prediction else ""
+        thought = (
+            f" (predicted: {format_size(prediction.bytes)}; {_speed(prediction.gain)})" if prediction else ""
+        )
         say(
             console,
-            f"Measured: {_size(after)} in all, {after / before:.2f} times the originals; "
+            f"Measured: {format_size(after)} in all, {after / before:.2f} times the originals; "
             f"{_speed(gain(made))}, {timed} clips timed{thought}",
         )
     if skipped:
@@ -122,7 +126,8 @@ def _speed(gain: float) -> str:
     return f"a clip of {CLIP_FRAMES} frames at stride {CLIP_STRIDE} is read in {1 / gain:.2f} of the time"
 
 
-def _size(count: int) -> str:
+def format_size(count: int) -> str:
+    """Bytes with three digits: ``1.23 GB``."""
     value, unit = float(count), "bytes"
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":

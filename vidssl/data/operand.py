@@ -1,0 +1,72 @@
+"""What a command of ``vidssl data`` is given: a folder of files, a list of videos, or a manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Listed, Listing, list_folder
+from vidssl.data.lists import read_lists
+from vidssl.data.manifest import Manifest
+from vidssl.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Operand:
+    """The files that a command works on.
+
+    Attributes:
+        root: folder that keys are relative to.
+        manifest: what is known of them, where a manifest was given.
+    """
+
+    root: Path
+    listing: Listing
+    manifest: Manifest | None = None
+
+
+def read_operand(path: Path, root: Path | None = None, *, images: bool = False) -> Operand:
+    """The files that a folder, a list (text or CSV) or a manifest (.jsonl) names.
+
+    Args:
+        root: folder that paths are relative to; by default the list's own, or what the manifest says.
+        images: of a folder, its images instead of its videos.
+
+    Raises:
+        UsageError: if there are none, or a list or manifest is not in order.
+    """
+    if path.is_dir() or not path.exists():
+        if root is not None:
+            raise UsageError(f"{path}: --root goes with a list or a manifest, not with a folder")
+        kind, extensions = ("image", IMAGE_EXTENSIONS) if images else ("video", VIDEO_EXTENSIONS)
+        return Operand(path, list_folder(path, extensions, kind))
+    if images:
+        raise UsageError(f"{path}: --images goes with a folder; lists and manifests are of videos")
+    if path.suffix == ".jsonl":
+        manifest = Manifest(path)
+        return Operand(root or manifest.root, _listing_of(manifest), manifest)
+    (listing,) = read_lists(path)
+    return Operand(root or path.parent, listing)
+
+
+def number_classes(values: set[str]) -> tuple[str, ...]:
+    """Class names in number order, as lists number them: as they stand where all are numbers, else sorted."""
+    if all(value.isdecimal() for value in values):
+        return tuple(map(str, range(max(map(int, values)) + 1)))
+    return tuple(sorted(values))
+
+
+def _listing_of(manifest: Manifest) -> Listing:
+    """The videos of a manifest."""
+    labels = {entry.key: entry.labels for entry in manifest}
+    found: dict[str, set[str]] = {}
+    for given in labels.values():
+        for name, value in given.items():
+            found.setdefault(name, set()).add(value)
+    classes = {name: number_classes(values) for name, values in found.items()}
+    number = {name: {value: place for place, value in enumerate(values)} for name, values in classes.items()}
+    files = (
+        Listed(key, {name: number[name][value] for name, value in given.items()})
+        for key, given in labels.items()
+    )
+    return Listing(tuple(files), classes)
