@@ -1,11 +1,11 @@
 """In which order to read samples that lie in shards: each once an epoch, and few shards open at a time.
 
-The order is arithmetic, not a queue. Shards are shuffled and laid end to end, samples shuffled within each. The
-line is cut into as many equal stretches ("lanes") as a batch has places, and each place of the batch walks
-along one lane, a sample a step. So a batch mixes as many shards as it has samples, while a process, which
-fills always the same places, keeps to its own part of the line: shards are hardly ever read by two. What comes
-at a position depends on the seed, the shards and the batch size alone, never on processes or workers, and any
-position can be entered at.
+The order is arithmetic, not a queue. Shards are shuffled and laid end to end, samples shuffled within
+each. The line is cut into as many equal stretches ("lanes") as a batch has places, and each place of the
+batch walks along one lane, a sample a step. So a batch mixes as many shards as it has samples, while a
+process, which fills always the same places, keeps to its own part of the line: shards are hardly ever
+read by two. What comes at a position depends on the seed, the shards and the batch size alone, never on
+processes or workers, and any position can be entered at.
 """
 
 from __future__ import annotations
