@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from rich.console import Console
@@ -75,6 +76,45 @@ def test_patterns_choose_metrics(tmp_path: Path) -> None:
         shown(run, "los")
 
 
+def test_every_metric_that_was_asked_for_is_drawn(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", [{"step": 1, **{f"m{i}": 0.0 for i in range(20)}}])
+    said = shown(run, "m*")
+    assert all(f"m{i} 0" in said for i in range(20))
+    assert "also logged" not in said
+
+
+def test_the_step_is_that_of_the_metric_that_was_logged_last(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", [{"step": 5, "loss": 1.0, "knn": 0.5}, {"step": 10, "loss": 1.0}])
+    assert shown(run).startswith("step 10,")
+
+
+def test_a_run_is_followed_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vidssl.watch.SECONDS", 0.01)
+    run = a_run(tmp_path / "run", [{"step": 1, "loss": 3.0}])
+    trains, ends = Event(), Event()
+
+    def train() -> None:
+        with sole_process(run, say=print):
+            trains.set()
+            ends.wait(20)
+            with (run / "metrics.jsonl").open("a") as metrics:
+                metrics.write('{"step": 2, "loss": 2.0}\n')
+
+    class Screen(io.StringIO):
+        def write(self, text: str) -> int:
+            if "step 1, training" in text:
+                ends.set()
+            return super().write(text)
+
+    training, out = Thread(target=train), Screen()
+    training.start()
+    trains.wait(20)
+    assert watch_run(str(run), (), console=Console(file=out, width=120, force_terminal=True)) == 0
+    training.join()
+    assert "step 1, training: " in out.getvalue()
+    assert "step 2, not training now" in out.getvalue()
+
+
 def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
@@ -94,6 +134,9 @@ def test_events_are_counted_by_kind(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", [{"step": 1, "loss": 3.0}])
     events = [{"step": 1, "kind": "skipped", "text": ""}] * 2 + [{"step": 1, "kind": "collapse", "text": ""}]
     (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert "2 skipped, 1 collapse" in shown(run, width=120)
+    with (run / "events.jsonl").open("a") as file:
+        file.write('{"step": 2, "ki')
     assert "2 skipped, 1 collapse" in shown(run, width=120)
 
 

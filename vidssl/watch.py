@@ -45,9 +45,8 @@ def read_curves(metrics: Path) -> list[Curve]:
         UsageError: if another line is no record.
     """
     found: dict[str, tuple[list[int], list[float]]] = {}
-    lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, 1):
-        if number == len(lines) and not line.endswith("\n"):
+    for number, line in enumerate(metrics.read_text(encoding="utf-8").splitlines(keepends=True), 1):
+        if not line.endswith("\n"):
             break
         try:
             record = json.loads(line)
