@@ -13,7 +13,6 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vidssl.data.contents import File
 from vidssl.data.video_file import OpenVideo, open_video
 from vidssl.interfaces import UnreadableSample
 
@@ -69,21 +69,21 @@ class VideoFacts:
     tick_seconds: float
 
 
-def probe(path: Path) -> VideoFacts:
+def probe(file: File) -> VideoFacts:
     """Counts the frames of a video file and finds out how to reach them.
 
     Raises:
         UnreadableSample: if the file holds no frame that decodes; its ``reason`` says what is wrong.
     """
-    with open_video(path) as video:
+    with open_video(file) as video:
         packets = _scan_packets(video)
         promised, fps, codec = video.stream.frames, float(video.stream.average_rate or 0), video.codec
         tick_seconds = float(video.stream.time_base or 0)
-    with open_video(path) as video:
+    with open_video(file) as video:
         frames = video.frames()
         first = next(frames, None)
         if first is None:
-            raise UnreadableSample(str(path), f"damaged: none of its {packets.total} frames can be decoded")
+            raise UnreadableSample(str(file), f"damaged: none of its {packets.total} frames can be decoded")
         no_seeking = packets.distrust
         if not no_seeking and first.pts != packets.pts[0]:
             no_seeking = "its first frame cannot be decoded"
@@ -104,13 +104,13 @@ def probe(path: Path) -> VideoFacts:
     )
 
 
-def read_frames(path: Path, frames: Sequence[int], facts: VideoFacts | None = None) -> Tensor:
+def read_frames(file: File, frames: Sequence[int], facts: VideoFacts | None = None) -> Tensor:
     """Exactly the frames asked for, uint8 [len(frames), 3, H, W], RGB, rotation applied.
 
     Each is decoded once and only the wanted ones are converted; order and repeats in ``frames`` are kept.
 
     Args:
-        path: of the file.
+        file: a path, or content.
         frames: numbers in sequential decoding order, from 0.
         facts: what ``probe`` said of this file; without it the file is decoded from its start, which is
             the faster way for a short clip.
@@ -119,26 +119,26 @@ def read_frames(path: Path, frames: Sequence[int], facts: VideoFacts | None = No
         ValueError: if ``frames`` is empty or holds a number that is negative or past ``facts.num_frames``.
         UnreadableSample: if any of the frames cannot be decoded.
     """
-    check_numbers(path, frames, facts)
+    check_numbers(file, frames, facts)
     wanted = sorted(set(frames))
     found: dict[int, NDArray[np.uint8]] = {}
     if facts is not None and not facts.no_seeking:
-        with open_video(path) as video:
+        with open_video(file) as video:
             found = _read_by_seeking(video, facts, wanted)
     if len(found) < len(wanted):
-        with open_video(path) as video:
+        with open_video(file) as video:
             found, decoded = _read_in_order(video, facts, wanted)
         missing = [number for number in wanted if number not in found]
         if missing:
-            raise UnreadableSample(str(path), _why_missing(missing[0], decoded, facts))
+            raise UnreadableSample(str(file), _why_missing(missing[0], decoded, facts))
     return _stack(found, frames)
 
 
-def check_numbers(path: Path, frames: Sequence[int], facts: VideoFacts | None) -> None:
+def check_numbers(file: File, frames: Sequence[int], facts: VideoFacts | None) -> None:
     """Raises ValueError if ``frames`` is empty or holds a number that is negative or past the last."""
     if not frames or min(frames) < 0 or (facts is not None and max(frames) >= facts.num_frames):
         last = "" if facts is None else f" and below {facts.num_frames}"
-        raise ValueError(f"{path}: frame numbers must be at least 0{last}, got {list(frames)}")
+        raise ValueError(f"{file}: frame numbers must be at least 0{last}, got {list(frames)}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from vidssl.data.contents import File
 from vidssl.data.decode import VideoFacts, check_numbers, probe, read_frames
 from vidssl.errors import UsageError
 
@@ -46,7 +47,7 @@ class Decoder(ABC):
     name: DecoderName
 
     @abstractmethod
-    def read(self, path: Path, frames: Sequence[int], facts: VideoFacts) -> Tensor:
+    def read(self, file: File, frames: Sequence[int], facts: VideoFacts) -> Tensor:
         """Exactly the frames asked for, uint8 [len(frames), 3, H, W] on the CPU, RGB, rotation applied.
 
         Raises:
@@ -60,8 +61,8 @@ class PyAV(Decoder):
 
     name: DecoderName = "pyav"
 
-    def read(self, path: Path, frames: Sequence[int], facts: VideoFacts) -> Tensor:
-        return read_frames(path, frames, facts)
+    def read(self, file: File, frames: Sequence[int], facts: VideoFacts) -> Tensor:
+        return read_frames(file, frames, facts)
 
 
 class TorchCodec(Decoder):
@@ -76,28 +77,28 @@ class TorchCodec(Decoder):
         self.name: DecoderName = "torchcodec" if device == "cpu" else "torchcodec_cuda"
         self._told: set[str] = set()
 
-    def read(self, path: Path, frames: Sequence[int], facts: VideoFacts) -> Tensor:
+    def read(self, file: File, frames: Sequence[int], facts: VideoFacts) -> Tensor:
         if self.device == "cuda" and get_worker_info() is not None:
             raise UsageError(
                 "decoder torchcodec_cuda decodes in the process that owns the GPU: set run.workers=0"
             )
-        check_numbers(path, frames, facts)
+        check_numbers(file, frames, facts)
         if facts.no_seeking:
-            return read_frames(path, frames, facts)
-        given, why_not = _read_by_torchcodec(path, frames, facts, self.device)
+            return read_frames(file, frames, facts)
+        given, why_not = _read_by_torchcodec(file, frames, facts, self.device)
         if given is not None:
             return given
-        clip = read_frames(path, frames, facts)  # first: what PyAV cannot read either is an error, not a note
-        self._tell(path, why_not)
+        clip = read_frames(file, frames, facts)  # first: what PyAV cannot read either is an error, not a note
+        self._tell(file, why_not)
         return clip
 
-    def _tell(self, path: Path, reason: str) -> None:
+    def _tell(self, file: File, reason: str) -> None:
         if (
             reason not in self._told
         ):  # a data set of one making fails in one way: the first file stands for all
             self._told.add(reason)
             _log.warning(
-                "%s and files like it are read by PyAV: %s is not exact there (%s)", path, self.name, reason
+                "%s and files like it are read by PyAV: %s is not exact there (%s)", file, self.name, reason
             )
 
 
@@ -140,7 +141,7 @@ def why_unusable(device: Literal["cpu", "cuda"]) -> str:
 
 
 def _read_by_torchcodec(
-    path: Path,
+    file: File,
     frames: Sequence[int],
     facts: VideoFacts,
     device: Literal["cpu", "cuda"],
@@ -155,7 +156,7 @@ def _read_by_torchcodec(
         return None, _first_line(error)
     try:
         decoder = VideoDecoder(
-            str(path.absolute()),
+            str(file.absolute()) if isinstance(file, Path) else file.data,
             seek_mode="exact",
             num_ffmpeg_threads=1,
             device=device,

@@ -4,42 +4,51 @@ from __future__ import annotations
 
 import os
 import stat
-from pathlib import Path
+from typing import BinaryIO
+
+from vidssl.data.contents import Content, File, opened
 
 _HEAD_BYTES = 4096
 _LFS_MARK = b"version https://git-lfs"
 _KNOWN_STARTS = ((b"RIFF", "AVI"), (b"\x1aE\xdf\xa3", "Matroska or WebM"), (b"\x00\x00\x01\xba", "MPEG"))
 
 
-def why_not_a_file(path: Path) -> str:
-    """What stands in the way of even opening ``path``; empty if nothing does.
+def why_not_a_file(file: File) -> str:
+    """What stands in the way of even opening ``file``; empty if nothing does.
 
     A named pipe or a device is refused here: reading one can wait for ever.
     """
+    if isinstance(file, Content):
+        return ""
     try:
-        mode = os.stat(path).st_mode
+        mode = os.stat(file).st_mode
     except FileNotFoundError:
         return "the file does not exist"
     except OSError as error:
         return f"the file cannot be reached ({error.strerror})"
     if not stat.S_ISREG(mode):
         return "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file (a pipe, socket or device)"
-    if not os.access(path, os.R_OK):
+    if not os.access(file, os.R_OK):
         return "no permission to read it"
     return ""
 
 
-def why_unreadable(path: Path) -> str:
+def why_unreadable(file: File) -> str:
     """What is wrong with a file that FFmpeg does not open, judged from its first bytes and its boxes."""
-    reason = why_not_a_file(path)
+    reason = why_not_a_file(file)
     if reason:
         return reason
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
+        with opened(file) as stream:
+            return _why_content(stream)
     except OSError as error:
         return f"the file cannot be read ({error.strerror})"
+
+
+def _why_content(stream: BinaryIO) -> str:
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    head = stream.read(_HEAD_BYTES)
     if not head:
         return "the file is empty (0 bytes)"
     if head.startswith(_LFS_MARK):
@@ -47,7 +56,7 @@ def why_unreadable(path: Path) -> str:
     if _is_text(head):
         start = head[:40].decode(errors="replace").split("\n")[0].strip()
         return f"a text file, not a video (it begins with {start!r})"
-    return _why_binary(path, head, size)
+    return _why_binary(stream, head, size)
 
 
 def _is_text(head: bytes) -> bool:
@@ -55,23 +64,23 @@ def _is_text(head: bytes) -> bool:
     return printable > 0.95 * len(head)
 
 
-def _why_binary(path: Path, head: bytes, size: int) -> str:
+def _why_binary(stream: BinaryIO, head: bytes, size: int) -> str:
     leading_zeros = len(head) - len(head.lstrip(b"\0"))
     if leading_zeros == len(head):
         return "the file begins with nothing but zeros (a copy or download that was never finished?)"
     if leading_zeros >= 16:
         return f"the header is damaged: the first {leading_zeros} bytes are zeros"
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"):
-        return _why_mp4(path, size)
+        return _why_mp4(stream, size)
     for start, name in _KNOWN_STARTS:
         if head.startswith(start):
             return f"it begins like a {name} file, but its header is damaged"
     return "not a video: no known format (random or encrypted bytes, or a damaged header)"
 
 
-def _why_mp4(path: Path, size: int) -> str:
+def _why_mp4(stream: BinaryIO, size: int) -> str:
     """Walk the top-level boxes of an MP4 or MOV file: a missing index is what a cut-off download lacks."""
-    names, needed = _top_level_boxes(path, size)
+    names, needed = _top_level_boxes(stream, size)
     if b"moov" in names and needed <= size:
         return "an MP4 file whose index (moov) is damaged"
     if needed > size:
@@ -80,20 +89,19 @@ def _why_mp4(path: Path, size: int) -> str:
     return "truncated or never finished: the index (moov) is missing"
 
 
-def _top_level_boxes(path: Path, size: int) -> tuple[set[bytes], int]:
+def _top_level_boxes(stream: BinaryIO, size: int) -> tuple[set[bytes], int]:
     """Names of an MP4 file's outermost boxes, and the bytes that they claim in all."""
     names, position = set(), 0
-    with path.open("rb") as file:
-        while position + 8 <= size:
-            file.seek(position)
-            header = file.read(16)
-            length = int.from_bytes(header[:4], "big")
-            if length == 1:
-                length = int.from_bytes(header[8:16], "big")
-            elif length == 0:  # a box of length 0 reaches to the end of the file
-                length = size - position
-            if length < 8:
-                break
-            names.add(header[4:8])
-            position += length
+    while position + 8 <= size:
+        stream.seek(position)
+        header = stream.read(16)
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        elif length == 0:  # a box of length 0 reaches to the end of the file
+            length = size - position
+        if length < 8:
+            break
+        names.add(header[4:8])
+        position += length
     return names, position

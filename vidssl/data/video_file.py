@@ -13,6 +13,7 @@ from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from vidssl.data.contents import File, opened
 from vidssl.data.diagnose import why_not_a_file, why_unreadable
 from vidssl.interfaces import UnreadableSample
 
@@ -30,13 +31,13 @@ class OpenVideo:
     """
 
     def __init__(
-        self, path: Path, container: InputContainer, stream: VideoStream, patience_seconds: float
+        self, file: File, container: InputContainer, stream: VideoStream, patience_seconds: float
     ) -> None:
         self.container = container
         self.stream = stream
         self.format = container.format.name.split(",")[0]
         self.codec = stream.codec_context.codec.canonical_name
-        self._key = str(path)
+        self._key = str(file)
         self.num_packets = 0
         self.damage: list[int] = []
         self._patience_seconds = patience_seconds
@@ -90,37 +91,39 @@ class OpenVideo:
 
 
 @contextmanager
-def open_video(path: Path, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[OpenVideo]:
+def open_video(file: File, patience_seconds: float = PATIENCE_SECONDS) -> Iterator[OpenVideo]:
     """Opens the best video stream of a file.
 
     Args:
+        file: a path, or content.
         patience_seconds: for going through it; whoever does much with each frame needs more.
 
     Raises:
         UnreadableSample: if there is no such stream; its ``reason`` says what is wrong with the file.
     """
-    reason = why_not_a_file(path)
+    reason = why_not_a_file(file)
     if reason:
-        raise UnreadableSample(str(path), reason)
+        raise UnreadableSample(str(file), reason)
     try:
         # absolute: a relative name such as "concat:a" would be read as a protocol
         container = av.open(
-            str(path.absolute()),
+            str(file.absolute()) if isinstance(file, Path) else opened(file),
+            mode="r",
             metadata_errors="replace",  # some HMDB51 files carry a title that is no UTF-8
             timeout=PATIENCE_SECONDS,
         )
     except av.error.ExitError as error:
-        raise UnreadableSample(str(path), _out_of_patience(PATIENCE_SECONDS)) from error
+        raise UnreadableSample(str(file), _out_of_patience(PATIENCE_SECONDS)) from error
     except (av.FFmpegError, OSError) as error:
-        raise UnreadableSample(str(path), why_unreadable(path)) from error
+        raise UnreadableSample(str(file), why_unreadable(file)) from error
     with container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream) or stream.disposition & Disposition.attached_pic:
             kinds = sorted({str(other.type) for other in container.streams if other is not stream})
-            raise UnreadableSample(str(path), f"no video stream in it (only {', '.join(kinds) or 'nothing'})")
+            raise UnreadableSample(str(file), f"no video stream in it (only {', '.join(kinds) or 'nothing'})")
         if stream.codec_context is None:
-            raise UnreadableSample(str(path), "its video is in a format that FFmpeg cannot decode here")
-        yield OpenVideo(path, container, stream, patience_seconds)
+            raise UnreadableSample(str(file), "its video is in a format that FFmpeg cannot decode here")
+        yield OpenVideo(file, container, stream, patience_seconds)
 
 
 def _out_of_patience(seconds: float) -> str:
