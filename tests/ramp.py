@@ -46,3 +46,8 @@ def frames_of(clip: Tensor) -> list[int]:
 def bytes_of(frames: Sequence[int]) -> list[int]:
     """Frame numbers as the red channel shows them."""
     return [frame % 256 for frame in frames]
+
+
+def alone(slot: Tensor) -> bool:
+    """Whether its memory holds nothing else, such as the frames it was cut out of."""
+    return slot.untyped_storage().nbytes() == slot.numel() * slot.element_size()

@@ -1,11 +1,14 @@
 """What every view sampler and every augmentation of the tables promises."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
-from ramp import Ramp, seeded
+from ramp import Ramp, alone, seeded
 from torch import Tensor
 
 from vidssl.data import AUGMENTS, VIEWS
+from vidssl.data.samples import InOrder, Parcel, collate
 from vidssl.data.views_stored import StoredViews
 from vidssl.interfaces import Batch, ViewSampler
 from vidssl.schema import bind, keys_of
@@ -53,7 +56,7 @@ def test_slots_are_what_was_announced_from_one_read(name: str, shape: tuple[int,
     assert {view: tuple(tuple(slot.shape) for slot in slots) for view, slots in given.items()} == {
         view: tuple((3, *size) for size in sizes) for view, sizes in sampler.shapes.items()
     }
-    assert all(slot.dtype == torch.uint8 and slot.is_contiguous() for slot in slots_of(given))
+    assert all(slot.dtype == torch.uint8 and alone(slot) for slot in slots_of(given))
     assert len(video.reads) == 1
 
 
@@ -115,3 +118,27 @@ def test_augmented_views_keep_names_shapes_and_range(name: str) -> None:
             assert 0 <= float(after.min()) <= float(after.max()) <= 1
             assert torch.equal(after, again)
     assert list(given) == list(pixels)
+
+
+class ColoursInnermost(Ramp):
+    """The same pixels, in memory as decoders give them."""
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        return super().read(index, frames).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_batch_keeps_the_layout_of_decoded_frames_and_its_floats_have_the_usual_one(name: str) -> None:
+    samples = InOrder(ColoursInnermost(40, 13, 7), views(name))
+    parcel = collate([samples.draw(0, seed=1), samples.draw(0, seed=2)])
+    whole, floats = (slots_of(each) for each in (parcel.views, parcel_on_cpu(parcel).views))
+    singly = [views(name).sample(samples.source, 0, seeded(seed)) for seed in (1, 2)]
+    for number, (slot, clip) in enumerate(zip(whole, floats, strict=True)):
+        assert slot.permute(0, 2, 3, 4, 1).is_contiguous()
+        assert torch.equal(slot, torch.stack([slots_of(each)[number] for each in singly]))
+        assert clip.is_contiguous()
+        assert torch.equal(clip, slot.float() / 255)
+
+
+def parcel_on_cpu(parcel: Parcel) -> Batch:
+    return Batch(views=parcel.views, indices={}).to(torch.device("cpu"))

@@ -79,8 +79,8 @@ class Batch:
 
 
 def as_clip(pixels: Tensor) -> Tensor:
-    """Pixels as float32 in [0, 1]: uint8 is divided by 255, a float tensor is taken as it is."""
-    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
+    """Pixels as float32 in [0, 1], contiguous: uint8 is divided by 255, a float tensor is taken as it is."""
+    return pixels.contiguous().float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
 
 @dataclass(frozen=True)

@@ -262,17 +262,23 @@ class _Picture:
         return cls(height, width, turn)
 
     def rgb(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        """The frame as uint8 [H, W, 3], turned; in this size even if the file changes its own midway."""
+        """The frame as uint8 [H, W, 3], turned; in this size even if the file changes its own midway.
+
+        It lies where FFmpeg put it, padding between its rows: nothing is copied.
+        """
         image = self.reformatter.reformat(
             frame, width=self.width, height=self.height, format="rgb24", interpolation="BILINEAR", threads=1
         )
-        return np.ascontiguousarray(np.rot90(image.to_ndarray(), self.turn))  # torch: no negative strides
+        if image is frame:  # stored as RGB, and then often upside down
+            return np.rot90(image.to_ndarray(), self.turn)
+        rows = np.frombuffer(image.planes[0], dtype=np.uint8).reshape(self.height, -1)
+        return np.rot90(rows[:, : 3 * self.width].reshape(self.height, self.width, 3), self.turn)
 
 
 def _stack(found: dict[int, NDArray[np.uint8]], frames: Sequence[int]) -> Tensor:
     height, width, _ = found[frames[0]].shape
     # colours stay innermost in memory, as decoded: resizing is twice as fast there
     clip = torch.empty((len(frames), height, width, 3), dtype=torch.uint8)
-    for row, number in zip(clip, frames, strict=True):
-        row.copy_(torch.from_numpy(found[number]))
+    for row, number in zip(clip.numpy(), frames, strict=True):
+        row[:] = found[number]
     return clip.permute(0, 3, 1, 2)

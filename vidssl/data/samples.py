@@ -200,7 +200,7 @@ def collate(samples: Sequence[Sample]) -> Parcel:
     found = [(sample, sample.views) for sample in samples if sample.views is not None]
     first, names = found[0] if found else (None, {})
     views = {
-        name: tuple(torch.stack(slot) for slot in zip(*(views[name] for _, views in found), strict=True))
+        name: tuple(stacked(slot) for slot in zip(*(views[name] for _, views in found), strict=True))
         for name in names
     }
     labels = {
@@ -210,6 +210,13 @@ def collate(samples: Sequence[Sample]) -> Parcel:
     failures = tuple(failure for sample in samples for failure in sample.failures)
     indices = torch.tensor([sample.index for sample, _ in found], dtype=torch.int64)
     return Parcel(indices, views, failures, labels)
+
+
+def stacked(clips: Sequence[Tensor]) -> Tensor:
+    """Clips of one shape one above the other; pixels [3, T, H, W] keep their layout in memory."""
+    if clips[0].ndim != 4 or clips[0].stride(0) != 1:
+        return torch.stack([*clips])
+    return torch.stack([clip.permute(1, 2, 3, 0) for clip in clips]).permute(0, 4, 1, 2, 3)
 
 
 def _leave_signals_to_parent(worker: int) -> None:
