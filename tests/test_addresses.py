@@ -116,7 +116,8 @@ def test_a_file_is_fetched(root: str, tmp_path: Path) -> None:
     assert (tmp_path / "there").read_bytes() == b"content"
 
 
-def test_few_files_stay_open(tmp_path: Path) -> None:
+def test_few_files_stay_open(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(places, "_OPEN_FILES", 16)
     place = Address(str(tmp_path))
     for number in range(40):
         write(place, str(number), str(number).encode())

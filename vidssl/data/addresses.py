@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import fsspec
 
+from vidssl.data.places import PAUSES_SECONDS as PAUSES_SECONDS
 from vidssl.data.places import Folder, Place, Remote
 from vidssl.errors import UsageError
 

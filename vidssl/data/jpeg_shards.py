@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vidssl.data.listing import Listed, Listing, Part, select
-from vidssl.data.lists import read_lists
+from vidssl.data.lists import listed_part
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
@@ -193,14 +193,7 @@ def _listed(own: Listing, first: str | None, held_out: str | None, part: Part) -
         if held_out is not None:
             raise ValueError("'test_list' goes with 'list'")
         return own, part
-    lists = read_lists(*(Path(path) for path in (first, held_out) if path is not None))
-    if held_out is None:
-        return lists[0], part
-    twice = {file.key for file in lists[0].files} & {file.key for file in lists[1].files}
-    if twice:
-        raise UsageError(f"{held_out}: {min(twice)} is in {first} too, so it would be trained and tested on")
-    both = Listing(lists[0].files + lists[1].files, lists[0].label_classes)
-    return {"all": both, "train": lists[0], "test": lists[1]}[part], "all"
+    return listed_part(first, held_out, part)
 
 
 def _read_index(path: Path) -> tuple[dict[str, dict], Listing]:

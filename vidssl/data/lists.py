@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidssl.data.listing import VIDEO_EXTENSIONS, Listed, Listing
+from vidssl.data.listing import VIDEO_EXTENSIONS, Listed, Listing, Part
 from vidssl.errors import UsageError
 
 _PATH = rf".+?\.(?:{'|'.join(VIDEO_EXTENSIONS)})"
@@ -53,6 +53,30 @@ def read_lists(*paths: Path) -> list[Listing]:
         )
         for _, table in tables
     ]
+
+
+def listed_part(first: str, held_out: str | None, part: Part) -> tuple[Listing, Part]:
+    """The videos of one list, or of one for training and one for testing.
+
+    Args:
+        first: path of the list.
+        held_out: path of the test videos'; numbers classes together with ``first``.
+        part: what is wanted.
+
+    Returns:
+        The videos, and the part of them that is still to be selected: "all" if ``held_out`` decides it.
+
+    Raises:
+        UsageError: if a list is not in order, or a video is in both.
+    """
+    lists = read_lists(*(Path(path) for path in (first, held_out) if path is not None))
+    if held_out is None:
+        return lists[0], part
+    twice = {file.key for file in lists[0].files} & {file.key for file in lists[1].files}
+    if twice:
+        raise UsageError(f"{held_out}: {min(twice)} is in {first} too, so it would be trained and tested on")
+    both = Listing(lists[0].files + lists[1].files, lists[0].label_classes)
+    return {"all": both, "train": lists[0], "test": lists[1]}[part], "all"
 
 
 def _number(places: dict[str, int], cell: str) -> int:

@@ -20,7 +20,7 @@ import fsspec
 Result = TypeVar("Result")
 
 PAUSES_SECONDS = (0.5, 2.0, 8.0)  # between tries
-_OPEN_FILES = 16  # of a process and root; shards are read one after another
+_OPEN_FILES = 256  # of a process and root; a batch is read from about as many shards as it has samples
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _FINAL = (errno.ENOENT, errno.EACCES, *_OWN_DISK)  # trying again does not help
 

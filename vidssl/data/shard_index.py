@@ -28,6 +28,8 @@ from vidssl.errors import UsageError
 INDEX = "index.jsonl"
 KIND, VERSION = "vidssl tar shards", 1
 IMAGE = "image"  # container of an entry that is one picture
+NOWHERE = -1  # start of what lies in no tar
+BLOCK = 512  # of a tar; what lies in it begins at a whole number of these, behind a header of one or more
 _REMEDY = "make it anew with 'vidssl data shard', or with 'vidssl data index' for shards that are there"
 
 
@@ -191,7 +193,7 @@ class ShardIndex:
     @property
     def usable(self) -> NDArray[np.bool_]:
         """bool [samples]: which lie in a shard."""
-        return self.start >= 0
+        return self.start != NOWHERE
 
     def member(self, number: int) -> Member:
         """What is known of a sample."""
@@ -247,8 +249,11 @@ class _Columns:
         self._awaited -= 1
         self.digests.append(int.from_bytes(_digest(str(row["key"])), "big"))
         self.shard.append(len(self.shards) - 1)
-        self.start.append(_whole(row["start"]))
-        self.length.append(_whole(row["bytes"]))
+        place, length = _whole(row["start"]), _whole(row["bytes"])
+        if place != NOWHERE and (place < BLOCK or place % BLOCK or place + length > self.shard_bytes[-1]):
+            raise ValueError(f"{length} bytes from {place} on are no place in {self.shards[-1]}")
+        self.start.append(place)
+        self.length.append(length)
         self.num_frames.append(_whole(row.get("frames", 0)))
         self.spans.extend((start, end))
         given = row["labels"]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from vidssl.data.decoders import DecoderName
 from vidssl.data.images import read_image
-from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Listing, Part, list_folder, select
-from vidssl.data.lists import read_lists
+from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Part, list_folder, select
+from vidssl.data.lists import listed_part
 from vidssl.data.videos import Short, Videos
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo
@@ -107,17 +107,7 @@ class VideoList(DataSource):
         short: Short | None = None,
         min_frames: int = 1,
     ) -> None:
-        lists = read_lists(*(Path(path) for path in (list, test_list) if path is not None))
-        listing = lists[0]
-        if test_list is not None:
-            twice = {file.key for file in lists[0].files} & {file.key for file in lists[1].files}
-            if twice:
-                raise UsageError(
-                    f"{test_list}: {min(twice)} is in {list} too, so it would be trained and tested on"
-                )
-            both = Listing(lists[0].files + lists[1].files, listing.label_classes)
-            listing = {"all": both, "train": lists[0], "test": lists[1]}[part]
-            part = "all"
+        listing, part = listed_part(list, test_list, part)
         listing = select(listing, part=part, test_share=test_share, limit=limit, where=list)
         if not any((Path(root) / file.key).exists() for file in listing.files):
             raise UsageError(

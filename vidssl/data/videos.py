@@ -11,7 +11,6 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
@@ -20,10 +19,9 @@ from vidssl.data.decoders import DecoderName, PyAV, choose_decoder
 from vidssl.data.diagnose import why_not_a_file
 from vidssl.data.listing import Listed, Listing
 from vidssl.data.manifest import Entry, Manifest, why_changed
+from vidssl.data.short import Short, ShortVideos
 from vidssl.errors import UsageError
 from vidssl.interfaces import SampleInfo, UnreadableSample
-
-Short = Literal["loop", "pad", "skip"]
 
 _log = logging.getLogger(__name__)
 _FACTS_KEPT = 8192  # videos; the facts of one take about 2 kB for each 300 frames
@@ -64,12 +62,14 @@ class Videos:
         short: Short | None = None,
         min_frames: int = 1,
     ) -> None:
-        _check_short(short, min_frames, manifest)
+        self._short = ShortVideos(short, min_frames)
+        if short == "skip" and manifest is None:
+            raise ValueError(
+                "short: skip needs 'manifest', which knows how long videos are; 'vidssl data check' makes one"
+            )
         self._root = root.absolute()
         self._manifest = None if manifest is None else Manifest(Path(manifest))
         self._decoder = choose_decoder(decoder)
-        self._short = short
-        self._min_frames = min_frames
         self._facts: OrderedDict[int, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
         self.left_out: Counter[str] = Counter()
         self.files = listing.files if self._manifest is None else self._usable(listing.files, self._manifest)
@@ -78,34 +78,21 @@ class Videos:
         """What a source says of a sample; a short video is as long as ``short`` makes it."""
         file = self.files[index]
         facts = self._look(index)
-        return SampleInfo(file.key, max(facts.num_frames, self._shortest), facts.fps, file.labels)
+        return SampleInfo(file.key, self._short.length(facts.num_frames), facts.fps, file.labels)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         """Frames as a source reads them, uint8 [len(frames), 3, H, W]."""
         key = self.files[index].key
         facts = self._look(index)
-        if max(frames) >= max(facts.num_frames, self._shortest):
+        if max(frames) >= self._short.length(facts.num_frames):
             reason = (
                 f"it shrank while in use: frame {max(frames)} was asked for, {facts.num_frames} are there"
             )
             raise UnreadableSample(key, reason)
         try:
-            return self._decoder.read(self._root / key, self._within(frames, facts.num_frames), facts)
+            return self._decoder.read(self._root / key, self._short.within(frames, facts.num_frames), facts)
         except UnreadableSample as error:
             raise UnreadableSample(key, error.reason) from error
-
-    @property
-    def _shortest(self) -> int:
-        """Frames that every video has as far as views can see."""
-        return self._min_frames if self._short in ("loop", "pad") else 1
-
-    def _within(self, frames: Sequence[int], num_frames: int) -> list[int]:
-        """Frames that are there for frames asked for of a video that was made longer."""
-        if num_frames >= self._shortest:
-            return list(frames)
-        if self._short == "loop":
-            return [number % num_frames for number in frames]
-        return [min(number, num_frames - 1) for number in frames]
 
     def _usable(self, files: Sequence[Listed], manifest: Manifest) -> tuple[Listed, ...]:
         unknown = [file.key for file in files if file.key not in manifest]
@@ -137,8 +124,8 @@ class Videos:
     def _why_out(self, entry: Entry) -> str:
         if not entry.usable or entry.facts is None:
             return entry.status
-        if self._short == "skip" and entry.facts.num_frames < self._min_frames:
-            return f"shorter than {self._min_frames} frames"
+        if self._short.leaves_out(entry.facts.num_frames):
+            return f"shorter than {self._short.min_frames} frames"
         return ""
 
     def _look(self, index: int) -> VideoFacts:
@@ -171,20 +158,6 @@ class Videos:
                 key, f"{changed}; have it scanned again: 'vidssl data check' ({self._manifest.path})"
             )
         return entry.facts
-
-
-def _check_short(short: Short | None, min_frames: int, manifest: str | None) -> None:
-    if min_frames < 1:
-        raise ValueError(f"min_frames must be at least 1, got {min_frames}")
-    if (short is None) != (min_frames == 1):
-        raise ValueError(
-            "'short' (loop, pad or skip) and 'min_frames' (what is short) go together: "
-            f"got short {short or 'null'}, min_frames {min_frames}"
-        )
-    if short == "skip" and manifest is None:
-        raise ValueError(
-            "short: skip needs 'manifest', which knows how long videos are; 'vidssl data check' makes one"
-        )
 
 
 def _tell(manifest: Manifest, total: int, what: str, reasons: Counter[str]) -> None:
