@@ -46,7 +46,7 @@ FLOORS = (
     },
     {"scoring", "compatibility"},
     {"bench", "dry_run", "trial", "knn_monitor", "measuring", "train", "runs", "finetune", "evaluate"},
-    {"tokenizing", "pictures", "data_check", "data_prepare"},
+    {"tokenizing", "pictures", "data_check", "data_prepare", "data_shard"},
     {"compare", "replay", "selftest", "watch"},
     {"api", "commands", "cli", "cli_data", "__main__"},
 )

@@ -17,6 +17,8 @@ def add_data(data: argparse.ArgumentParser) -> None:
             "prepare", help="make videos small and quick to decode, as files of their own or as JPEG shards"
         )
     )
+    _add_shard(commands.add_parser("shard", help="pack videos or images into tar shards, with an index"))
+    _add_index(commands.add_parser("index", help="look through tar shards that others made; write an index"))
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
@@ -131,6 +133,85 @@ def _prepare(arguments: argparse.Namespace) -> int:
         show_all=arguments.show_all,
     )
     return prepare_data(request)
+
+
+def _add_shard(shard: argparse.ArgumentParser) -> None:
+    shard.set_defaults(command=_shard)
+    shard.add_argument(
+        "operands",
+        nargs="*",
+        metavar="FOLDER_OR_LIST_OR_MANIFEST",
+        help="videos in folders, a text or CSV list of them, or what 'data check' wrote (.jsonl). Exit code "
+        "0: all are packed; 1: some are bad and left out; 2: it was not finished",
+    )
+    shard.add_argument(
+        "--out",
+        required=True,
+        metavar="ADDRESS",
+        help="a folder, or an address of fsspec's (s3://bucket/k400)",
+    )
+    shard.add_argument(
+        "--root", metavar="FOLDER", help="of the paths in a list or manifest; default: its own"
+    )
+    shard.add_argument("--images", action="store_true", help="pack the images of a folder, not its videos")
+    shard.add_argument("--shard-mb", type=int, default=256, metavar="MB", help="of a shard; default: 256")
+    shard.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of files; default: 0")
+    shard.add_argument("--processes", type=int, metavar="N", help="files at a time; default: one a core")
+    shard.add_argument("--all", dest="show_all", action="store_true", help="name all bad files, not 20")
+
+
+def _shard(arguments: argparse.Namespace) -> int:
+    _check_operands(arguments, "shard", "one folder, list or manifest", "videos/ --out shards")
+    if arguments.shard_mb < 1:
+        raise UsageError(f"--shard-mb must be at least 1, got {arguments.shard_mb}")
+    from vidssl.data_shard.shard import ShardRequest, shard_data
+
+    request = ShardRequest(
+        Path(arguments.operands[0]),
+        arguments.out,
+        root=_path(arguments.root),
+        images=arguments.images,
+        shard_bytes=arguments.shard_mb * 10**6,
+        seed=arguments.seed,
+        processes=arguments.processes,
+        show_all=arguments.show_all,
+    )
+    return shard_data(request)
+
+
+def _add_index(index: argparse.ArgumentParser) -> None:
+    index.set_defaults(command=_index)
+    index.add_argument(
+        "operands",
+        nargs="*",
+        metavar="ADDRESS",
+        help="of tar shards in the convention of WebDataset: a folder, or an address of fsspec's. Exit code "
+        "0: all is well; 1: some files or shards are bad; 2: it was not finished",
+    )
+    index.add_argument("--out", metavar="FILE", help="the index; default: index.jsonl in the folder")
+    index.add_argument("--processes", type=int, metavar="N", help="shards at a time; default: one a core")
+    index.add_argument("--all", dest="show_all", action="store_true", help="name all bad files, not 20")
+
+
+def _index(arguments: argparse.Namespace) -> int:
+    _check_operands(arguments, "index", "the address of shards", "shards/")
+    from vidssl.data_shard.index import IndexRequest, index_data
+
+    request = IndexRequest(
+        arguments.operands[0],
+        out=_path(arguments.out),
+        processes=arguments.processes,
+        show_all=arguments.show_all,
+    )
+    return index_data(request)
+
+
+def _check_operands(arguments: argparse.Namespace, command: str, wanted: str, example: str) -> None:
+    if len(arguments.operands) != 1:
+        given = " ".join(arguments.operands) or "none"
+        raise UsageError(f"data {command} takes {wanted}, got {given} (vidssl data {command} {example})")
+    if arguments.processes is not None and arguments.processes < 1:
+        raise UsageError(f"--processes must be at least 1, got {arguments.processes}")
 
 
 def _path(given: str | None) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+from vidssl.data.contents import Content, File
 from vidssl.data.decode import VideoFacts, probe, read_frames
 from vidssl.data.diagnose import why_not_a_file
 from vidssl.data.manifest import Entry, Rate, Status, hash_content, why_changed
@@ -62,6 +64,18 @@ def examine(file: FileToExamine) -> Entry:
         return Entry(file.key, "unreadable", error.reason, **about)  # type: ignore[arg-type]
 
 
+def examine_content(content: Content) -> Entry:
+    """The same of a file that lies in memory, under its name; labels are the caller's business."""
+    about: dict[str, object] = {
+        "bytes": len(content.data),
+        "sha256": hashlib.sha256(content.data).hexdigest(),
+    }
+    try:
+        return _describe(FileToExamine(Path(), content.name, {}), content, about)
+    except UnreadableSample as error:
+        return Entry(content.name, "unreadable", error.reason, **about)  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True)
 class _Pass:
     """What decoding a whole file showed: of each frame its timestamp and whether it is a keyframe."""
@@ -73,7 +87,7 @@ class _Pass:
     container: str
 
 
-def _describe(file: FileToExamine, path: Path, about: dict[str, object]) -> Entry:
+def _describe(file: FileToExamine, path: File, about: dict[str, object]) -> Entry:
     facts = probe(path)
     with open_video(path) as video:
         shown = [(frame.pts, frame.key_frame) for frame in video.frames()]
@@ -140,7 +154,7 @@ def _longest_gap(keys: Sequence[bool]) -> int:
     return max(later - earlier for earlier, later in pairwise(starts))
 
 
-def _time_clip(path: Path, facts: VideoFacts, sha256: str) -> float:
+def _time_clip(path: File, facts: VideoFacts, sha256: str) -> float:
     """Seconds of a core for reading a clip from a place that the content decides; 0 if it cannot be read."""
     span = (CLIP_FRAMES - 1) * CLIP_STRIDE + 1
     start = int(sha256[:8], 16) % max(facts.num_frames - span + 1, 1)

@@ -1,0 +1,160 @@
+"""What is packed already: beside the shards, a file for each that is finished, until the index is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+
+from vidssl.data.addresses import Address
+from vidssl.data.shard_index import INDEX, Shard, ShardIndex, parse_shards, write_index
+from vidssl.data_shard.plan import Plan
+from vidssl.errors import UsageError
+
+_FOLDER = ".sharding"
+_PLAN = f"{_FOLDER}/plan.json"
+_OPTIONS = {"seed": "--seed", "shard_bytes": "--shard-mb", "images": "--images"}
+
+
+class Parts:
+    """The shards of a plan that are finished at an address.
+
+    Args:
+        out: of the shards.
+        plan: what they hold; a place has shards of one plan only.
+
+    Attributes:
+        index: of all shards, once all are finished.
+
+    Raises:
+        UsageError: if there are shards of another plan, or files of somebody else.
+        OSError: if the place cannot be read or written.
+    """
+
+    def __init__(self, out: Address, plan: Plan) -> None:
+        self._out = out
+        self._plan = plan
+        self.index: ShardIndex | None = None
+        self._remove_halves()
+        begun = _read(out, _PLAN)
+        finished = _read(out, INDEX)
+        if finished is not None:
+            self.index = ShardIndex(finished, out.file(INDEX))
+            if self.index.plan != plan.digest:
+                raise UsageError(_other(out, "its files, or the settings of the call, are others now"))
+            if begun is not None:  # the call before this was ended just before it had tidied up
+                self._tidy()
+        elif begun is not None:
+            self._compare(begun)
+        else:
+            self._refuse_others()
+            with out.write(_PLAN) as file:
+                file.write(json.dumps(dict(plan.settings)).encode())
+
+    def _compare(self, begun: bytes) -> None:
+        try:
+            settings = json.loads(begun)
+            changed = [name for name, value in self._plan.settings.items() if settings[name] != value]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(_other(self._out, f"{_PLAN} is damaged")) from error
+        options = [
+            f"{_OPTIONS[name]} was {_shown(name, settings[name])}" for name in changed if name in _OPTIONS
+        ]
+        if options:
+            raise UsageError(_other(self._out, ", ".join(options)))
+        if changed:
+            raise UsageError(_other(self._out, "files or labels were added, removed or changed since"))
+
+    def _refuse_others(self) -> None:
+        """Raises UsageError if something lies in the place that is not from here."""
+        local = self._out.local
+        if local is not None:
+            there = sorted(path.name for path in local.iterdir() if not path.name.startswith("."))
+        else:
+            there = []
+            with suppress(FileNotFoundError):  # what holds no file does not exist, in many services
+                there = self._out.names(".tar")
+        if there:
+            raise UsageError(
+                f"{self._out} holds files that are not of 'data shard', such as {there[0]}. Take another "
+                "place (shards made elsewhere are described by 'vidssl data index')"
+            )
+
+    def _remove_halves(self) -> None:
+        """Removes what processes that were killed left half written."""
+        if self._out.local is not None:
+            for folder in (self._out.local, self._out.local / _FOLDER):
+                for path in folder.glob(".*.tmp"):
+                    path.unlink(missing_ok=True)
+
+    def finished(self) -> set[str]:
+        """Names of the shards that need not be packed again."""
+        names = set(self._out.names(".tar"))
+        return {
+            shard.name
+            for shard in filter(None, (self._part(planned.name) for planned in self._plan.shards))
+            if shard.name in names and (self._out.local is None or self._out.size(shard.name) == shard.bytes)
+        }
+
+    def add(self, shard: Shard) -> None:
+        """Notes that a shard is finished."""
+        with self._out.write(_part_name(shard.name)) as file:
+            file.write(shard.to_lines().encode())
+
+    def finish(self) -> ShardIndex:
+        """Writes the index of all shards and removes what was noted before."""
+        with self._out.write(INDEX) as file:
+            write_index(file, self._all(), self._plan.label_classes, self._plan.digest)
+        self.index = ShardIndex(self._out.read(INDEX), self._out.file(INDEX))
+        self._tidy()
+        return self.index
+
+    def _all(self) -> Iterator[Shard]:
+        for planned in self._plan.shards:
+            shard = self._part(planned.name)
+            if shard is None:
+                part = self._out.file(_part_name(planned.name))
+                raise UsageError(f"{part} is gone or damaged: the same command makes it anew")
+            yield shard
+
+    def _part(self, name: str) -> Shard | None:
+        text = _read(self._out, _part_name(name))
+        if text is None:
+            return None
+        try:
+            (shard,) = parse_shards(text)
+        except (KeyError, TypeError, ValueError):
+            return None
+        return shard
+
+    def _tidy(self) -> None:
+        for planned in self._plan.shards:
+            self._out.remove(_part_name(planned.name))
+        self._out.remove(_PLAN)
+        if self._out.local is not None:
+            with suppress(OSError):  # somebody put a file there
+                (self._out.local / _FOLDER).rmdir()
+
+
+def _part_name(shard: str) -> str:
+    return f"{_FOLDER}/{shard.removesuffix('.tar')}.jsonl"
+
+
+def _read(out: Address, name: str) -> bytes | None:
+    try:
+        return out.read(name)
+    except FileNotFoundError:
+        return None
+
+
+def _shown(name: str, value: object) -> str:
+    if name == "images":
+        return "given" if value else "not given"
+    return f"{value / 10**6:g}" if name == "shard_bytes" and isinstance(value, int) else str(value)
+
+
+def _other(out: Address, what: str) -> str:
+    return (
+        f"{out} has shards of another division of files ({what}). Take another place, or remove what is in "
+        f"{out} to have all packed anew"
+    )
