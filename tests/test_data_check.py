@@ -19,9 +19,9 @@ from rich.console import Console
 
 from vidssl.cli import main
 from vidssl.data import examine
-from vidssl.data.crew import Lost, work
 from vidssl.data.decode import probe
 from vidssl.data.groups import group_of
+from vidssl.data.lists import read_lists
 from vidssl.data.manifest import Entry, Manifest, Status
 from vidssl.data_check import scan
 from vidssl.data_check.check import CheckRequest, check_data
@@ -30,36 +30,6 @@ from vidssl.errors import UsageError
 
 CLIPS = os.environ.get("VIDSSL_CLIPS")
 needs_clips = pytest.mark.skipif(not CLIPS, reason="VIDSSL_CLIPS does not name the folder of real clips")
-
-
-def twice(task: int) -> int:
-    """What the crew does here: doubles a number; -1 dies, -2 hangs, -3 is a defect."""
-    if task == -1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if task == -2:
-        time.sleep(60)
-    if task == -3:
-        raise TypeError("a defect")
-    return 2 * task
-
-
-@pytest.mark.parametrize("processes", [1, 3])
-def test_a_crew_does_every_task(processes: int) -> None:
-    results = dict(work(iter(range(10)), twice, processes=processes, patience_seconds=20))
-    assert results == {task: 2 * task for task in range(10)}
-
-
-def test_a_process_that_dies_or_hangs_loses_its_task_only() -> None:
-    results = dict(work([0, -1, 1, -2, 2, 3], twice, processes=2, patience_seconds=0.5))
-    assert {task: result for task, result in results.items() if task >= 0} == {0: 0, 1: 2, 2: 4, 3: 6}
-    assert results[-1] == Lost("the process that had it ended (SIGKILL)")
-    assert isinstance(results[-2], Lost)
-
-
-def test_a_defect_ends_the_work(capfd) -> None:
-    with pytest.raises(RuntimeError, match="failed at -3"):
-        list(work([0, -3, 1], twice, processes=1, patience_seconds=20))
-    assert "a defect" in capfd.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +253,17 @@ def test_leaks_between_lists_are_errors_those_of_a_division_by_hash_a_warning(ro
     code, text = check(root)
     assert code == 0
     assert "the same group in train and test as 'part' divides them (test_share 0.25)" in text
+
+
+def test_a_list_of_held_out_videos_may_lack_labels_as_ucf101s_do(root: Path) -> None:
+    (root / "train.txt").write_text("run/a.mp4 1\nrun/b.mp4 1\nwalk/d.avi 2\n")
+    (root / "test.txt").write_text("run/c.mp4\n")
+    code, _ = check(root / "train.txt", test_list=root / "test.txt", root=root)
+    assert code == 0
+    manifest = Manifest(root / "train.manifest.jsonl")
+    assert [dict(manifest.entry(key).labels) for key in ("run/c.mp4", "walk/d.avi")] == [{}, {"class": "2"}]
+    with pytest.raises(UsageError, match=r"test.txt: its labels are none, those of .*train.txt class"):
+        read_lists(root / "train.txt", root / "test.txt")
 
 
 def test_other_data_may_have_nothing_in_common(root: Path, tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_bad_files_of_a_manifest_never_reach_a_worker(root: Path, caplog) -> Non
     with caplog.at_level(logging.WARNING):
         source = VideoFolder(root=str(root), manifest=manifest)
     assert keys(source) == list(ALL[:4])
+    assert source.num_listed() == 6
     assert caplog.messages == [f"{manifest}: 2 of 6 videos are left out: 1 damaged, 1 unreadable"]
     for index in range(len(source)):
         count = source.info(index).num_frames
@@ -172,7 +173,9 @@ def test_bad_files_of_a_manifest_never_reach_a_worker(root: Path, caplog) -> Non
 def test_lists_read_manifests_too_and_share_one_of_a_larger_folder(root: Path) -> None:
     manifest = write_manifest(root, *ALL)
     (root / "list.txt").write_text("walk/f.mp4 1\nwalk/c.mp4 1\n")
-    assert keys(VideoList(root=str(root), list=str(root / "list.txt"), manifest=manifest)) == ["walk/c.mp4"]
+    source = VideoList(root=str(root), list=str(root / "list.txt"), manifest=manifest)
+    assert keys(source) == ["walk/c.mp4"]
+    assert source.num_listed() == 2
 
 
 def test_the_parts_of_a_data_set_do_not_depend_on_the_manifest(root: Path) -> None:

@@ -24,11 +24,15 @@ class _Row:
     cells: tuple[str, ...]
 
 
-def read_lists(*paths: Path) -> list[Listing]:
+def read_lists(*paths: Path, labels_needed: bool = True) -> list[Listing]:
     """The lists in these files, with one numbering of classes over all of them.
 
     A CSV list may open with a header, whose further columns name the labels; without one a single label is
     called "class", several "label1", "label2" and so on. Labels are whole numbers or names of classes.
+
+    Args:
+        paths: of the lists.
+        labels_needed: whether a list without labels beside one with them is an error.
 
     Raises:
         UsageError: for a list that is missing, empty or not in order, with the line.
@@ -36,9 +40,9 @@ def read_lists(*paths: Path) -> list[Listing]:
     tables = [_read_table(path) for path in paths]
     names = tables[0][0]
     for path, (others, _) in zip(paths, tables, strict=True):
-        if others != names:
+        if others != names and (others or labels_needed):
             raise UsageError(f"{path}: its labels are {_shown(others)}, those of {paths[0]} {_shown(names)}")
-    rows = [row for _, table in tables for row in table]
+    rows = [row for _, table in tables for row in table if row.cells]
     classes = {
         name: _classes([row.cells[column] for row in rows], name, paths) for column, name in enumerate(names)
     }
@@ -46,12 +50,12 @@ def read_lists(*paths: Path) -> list[Listing]:
     return [
         Listing(
             tuple(
-                Listed(row.path, {n: _number(numbers[n], row.cells[c]) for c, n in enumerate(names)})
+                Listed(row.path, {n: _number(numbers[n], row.cells[c]) for c, n in enumerate(own)})
                 for row in table
             ),
             classes,
         )
-        for _, table in tables
+        for own, table in tables
     ]
 
 

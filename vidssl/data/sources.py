@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vidssl.abilities import KnowsMissing
 from vidssl.data.decoders import DecoderName
 from vidssl.data.images import read_image
 from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Part, list_folder, select
@@ -16,7 +17,7 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo
 
 
-class VideoFolder(DataSource):
+class VideoFolder(DataSource, KnowsMissing):
     """Videos in a folder for each class; a folder without folders holds unlabelled videos.
 
     The label is called "class". A video's key is its path below the root.
@@ -57,6 +58,9 @@ class VideoFolder(DataSource):
     def __len__(self) -> int:
         return len(self._videos.files)
 
+    def num_listed(self) -> int:
+        return self._videos.num_listed
+
     def key(self, index: int) -> str:
         return self._videos.files[index].key
 
@@ -70,7 +74,7 @@ class VideoFolder(DataSource):
         return self._videos.read(index, frames)
 
 
-class VideoList(DataSource):
+class VideoList(DataSource, KnowsMissing):
     """Videos named in a text or CSV list: on each line a path below the root, then its labels.
 
     A CSV list may have a header, whose columns after the first name the labels; a single label without a
@@ -121,6 +125,9 @@ class VideoList(DataSource):
 
     def __len__(self) -> int:
         return len(self._videos.files)
+
+    def num_listed(self) -> int:
+        return self._videos.num_listed
 
     def key(self, index: int) -> str:
         return self._videos.files[index].key

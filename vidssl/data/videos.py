@@ -46,6 +46,7 @@ class Videos:
     Attributes:
         files: those that are not left out.
         left_out: why -> how many.
+        num_listed: files of the listing, those that are left out included.
 
     Raises:
         ValueError: for keys that do not go together.
@@ -72,6 +73,7 @@ class Videos:
         self._decoder = choose_decoder(decoder)
         self._facts: OrderedDict[int, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
         self.left_out: Counter[str] = Counter()
+        self.num_listed = len(listing.files)
         self.files = listing.files if self._manifest is None else self._usable(listing.files, self._manifest)
 
     def info(self, index: int) -> SampleInfo:

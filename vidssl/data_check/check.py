@@ -29,7 +29,7 @@ class CheckRequest:
     Attributes:
         path: a folder of videos, or a list of them.
         root: folder that the paths of a list are relative to; by default the list's own.
-        test_list: held-out videos of a list.
+        test_list: held-out videos of a list; it may lack the labels, as UCF101's do.
         against: manifests of other data that must have no video in common with this.
         out: where the manifest goes; by default beside ``path``, never in the folder that is looked at.
         processes: that decode; by default one for each core.
@@ -89,7 +89,7 @@ def _what(request: CheckRequest) -> tuple[Path, Listing, tuple[list[str], list[s
     if request.test_list is None:
         (listing,) = read_lists(request.path)
         return root, listing, _parts(listing, request)
-    train, test = read_lists(request.path, request.test_list)
+    train, test = read_lists(request.path, request.test_list, labels_needed=False)
     keys = [file.key for file in train.files], [file.key for file in test.files]
     once = {file.key: file for file in (*train.files, *test.files)}
     return root, Listing(tuple(once.values()), train.label_classes), keys

@@ -1,0 +1,39 @@
+"""Work in several processes that a bad task cannot take down or hold up."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from vidssl.data.crew import Lost, work
+
+
+def twice(task: int) -> int:
+    """What the crew does here: doubles a number; -1 dies, -2 hangs, -3 is a defect."""
+    if task == -1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task == -2:
+        time.sleep(60)
+    if task == -3:
+        raise TypeError("a defect")
+    return 2 * task
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_a_crew_does_every_task(processes: int) -> None:
+    results = dict(work(iter(range(10)), twice, processes=processes, patience_seconds=20))
+    assert results == {task: 2 * task for task in range(10)}
+
+
+def test_a_process_that_dies_or_hangs_loses_its_task_only() -> None:
+    results = dict(work([0, -1, 1, -2, 2, 3], twice, processes=2, patience_seconds=0.5))
+    assert {task: result for task, result in results.items() if task >= 0} == {0: 0, 1: 2, 2: 4, 3: 6}
+    assert results[-1] == Lost("the process that had it ended (SIGKILL)")
+    assert isinstance(results[-2], Lost)
+
+
+def test_a_defect_ends_the_work(capfd) -> None:
+    with pytest.raises(RuntimeError, match="failed at -3"):
+        list(work([0, -3, 1], twice, processes=1, patience_seconds=20))
+    assert "a defect" in capfd.readouterr().err
