@@ -128,7 +128,7 @@ def _create(name: str) -> Any:  # what a network of the library has inside is no
     create = getattr(pytorchvideo_hub(), name)
     if not name.startswith("mvit"):
         return create(pretrained=False)
-    wanted = torch.get_default_device()
+    wanted = torch.empty(0).device  # get_default_device() does not know of a context in torch 2.6
     with torch.device("cpu"):  # MViT's constructor computes with tensors, which the meta device cannot
         net = create(pretrained=False)
     return net.to(wanted)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import av
+import torchvision  # noqa: F401  (before libav's log is turned off: some of its versions turn it on)
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -18,6 +19,8 @@ from vidssl.data.diagnose import why_not_a_file, why_unreadable
 from vidssl.interfaces import UnreadableSample
 
 PATIENCE_SECONDS = 300.0  # for one file; a whole film decodes faster than this, a hung disk does not
+
+av.logging.set_level(None)  # damage is counted here; libav has several lines to say of each piece
 
 
 class OpenVideo:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from inspect import signature
 from typing import Literal
 
 import torch
@@ -72,11 +73,7 @@ class Parallel:
         reached = _parameters_behind(loss)
         trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         unused = any(parameter not in reached for parameter in trained)
-        return DistributedDataParallel(
-            _CalledAlike(self.objective),
-            find_unused_parameters=self.world.any(unused),
-            init_sync=False,  # which writes to parameters, and a graph of them is there
-        )
+        return _unsynchronised(_CalledAlike(self.objective), find_unused=self.world.any(unused))
 
     def _through(self, replicas: DistributedDataParallel, *arguments: object) -> LossOutput:
         try:
@@ -153,6 +150,18 @@ class _CalledAlike(_Called):
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         return iter(())
+
+
+def _unsynchronised(module: nn.Module, *, find_unused: bool) -> DistributedDataParallel:
+    """DDP that leaves parameters alone when it is made: a graph of them is there, and all have the same."""
+    if "init_sync" in signature(DistributedDataParallel).parameters:
+        return DistributedDataParallel(module, find_unused_parameters=find_unused, init_sync=False)
+    # torch 2.6 always writes the first process's parameters over everybody's. They are the same already, so
+    # that the graph remains true of them, and need only be taken for untouched.
+    with ExitStack() as untouched:
+        for parameter in module.parameters():
+            untouched.enter_context(torch.autograd._unsafe_preserve_version_counter(parameter))
+        return DistributedDataParallel(module, find_unused_parameters=find_unused)
 
 
 def _sharded(objective: Objective, device: torch.device) -> _Called:
