@@ -15,6 +15,7 @@ from vidssl.data.official.something_something import something_something_v2
 from vidssl.data.official.ucf101 import ucf101
 from vidssl.data.rand_augment import FinetuneAugment
 from vidssl.data.sources import ImageFolder, VideoFolder, VideoList
+from vidssl.data.tar_shards import TarShards
 from vidssl.data.token_source import TokenStore
 from vidssl.data.views import RandomResizedClip, RandomSegments, SingleClip, SingleImage
 from vidssl.data.views_stored import StoredClip, StoredClipPair, StoredUniformClips
@@ -37,6 +38,7 @@ SOURCES: dict[str, Callable[..., DataSource]] = {
     "howto100m": howto100m,
     "imagenet": ImageNet,
     "jpeg_shards": JpegShards,
+    "tar_shards": TarShards,
     "token_store": TokenStore,
 }
 

@@ -21,8 +21,8 @@ Result = TypeVar("Result")
 
 PAUSES_SECONDS = (0.5, 2.0, 8.0)  # between tries
 _OPEN_FILES = 256  # of a process and root; a batch is read from about as many shards as it has samples
-_OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_FINAL = (errno.ENOENT, errno.EACCES, *_OWN_DISK)  # trying again does not help
+OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that is written to
+_FINAL = (errno.ENOENT, errno.EACCES, *OWN_DISK)  # trying again does not help
 
 
 class Place(ABC):
@@ -242,7 +242,7 @@ def _told(error: Exception) -> tuple[int, str]:
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, OSError):
         return _told(cause)  # fsspec says so too of a server that does not answer
-    if isinstance(error, OSError) and error.errno in _OWN_DISK:
+    if isinstance(error, OSError) and error.errno in OWN_DISK:
         return error.errno or 0, error.strerror or "no space"
     status = getattr(error, "status", None)  # of an answer over HTTP
     if isinstance(error, FileNotFoundError) or status == 404:

@@ -1,0 +1,257 @@
+"""Tar shards as a source: any number of videos and images in large files, on a disk or behind an address.
+
+A shard is a tar file of the WebDataset convention. Its index (``vidssl.data.shard_index``) says where each
+sample lies, so that one is read in one piece and decoded from memory, at once or in any order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vidssl.abilities import EpochOrder, KnowsMissing, OrdersEpochs
+from vidssl.data.addresses import Address, file_address
+from vidssl.data.contents import Content
+from vidssl.data.decode import VideoFacts
+from vidssl.data.decoders import DecoderName, choose_decoder
+from vidssl.data.images import read_image
+from vidssl.data.listing import Listed, Listing, Part, select
+from vidssl.data.lists import listed_part
+from vidssl.data.shard_cache import ShardCache
+from vidssl.data.shard_index import IMAGE, INDEX, Member, ShardIndex
+from vidssl.data.shard_order import ShardOrder
+from vidssl.data.shard_reader import ShardReader
+from vidssl.data.short import Short, ShortVideos
+from vidssl.errors import UsageError
+from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
+
+_log = logging.getLogger(__name__)
+
+
+class TarShards(DataSource, KnowsMissing, OrdersEpochs):
+    """What ``vidssl data shard`` packed, or ``vidssl data index`` looked through.
+
+    Keys are those of the files that were packed, so lists that go with them go with the shards.
+
+    Args:
+        root: folder of the shards, relative to the working folder, or an address that fsspec knows, such as
+            s3://bucket/k400 or https://host/k400; for credentials see fsspec's configuration.
+        index: path or address of the index; by default index.jsonl below ``root``.
+        list: which videos to read, and their labels; without it all, with the labels of the index.
+        test_list: held-out videos; numbers classes together with ``list``.
+        part: "test" is ``test_list``, or without one a share of each class by the hash of the key.
+        test_share: of each class, on average, where there is no ``test_list``.
+        limit: keep at most this many samples, always the same random ones.
+        decoder: "pyav"; "torchcodec" or "torchcodec_cuda" (the GPU's), which leave to PyAV what they cannot
+            read exactly; "auto" is torchcodec on the CPU where that works, else PyAV.
+        short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them, "pad" holds
+            their last frame, "skip" leaves them out; by default the views have rules of their own.
+        min_frames: how many frames make a video not short.
+        order: "shards" reads few shards at a time, as many as a batch has samples, and mixes them; "samples"
+            shuffles all samples, for disks that answer any read at once.
+        cache: a folder of this machine in which shards are kept that were fetched whole; without it each
+            sample is asked for by itself.
+        cache_gib: how much the folder may hold.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        index: str | None = None,
+        list: str | None = None,
+        test_list: str | None = None,
+        part: Part = "all",
+        test_share: float = 0.25,
+        limit: int | None = None,
+        decoder: DecoderName = "pyav",
+        short: Short | None = None,
+        min_frames: int = 1,
+        order: Literal["shards", "samples"] = "shards",
+        cache: str | None = None,
+        cache_gib: float = 100.0,
+    ) -> None:
+        if list is None and test_list is not None:
+            raise ValueError("'test_list' goes with 'list'")
+        self._order = order
+        self._short = ShortVideos(short, min_frames)
+        self._decoder = choose_decoder(decoder)
+        self._address = Address(root)
+        self._index = _read_index(self._address, index)
+        if list is None and part == "all" and limit is None:
+            chosen = _Chosen.all_of(self._index)
+        else:
+            listing, part = _listing(self._index, list, test_list, part)
+            listing = select(listing, part=part, test_share=test_share, limit=limit, where=list or root)
+            chosen = _Chosen.listed(self._index, listing, list or root)
+        self._num_listed = len(chosen.numbers)
+        chosen = _usable(chosen, self._index, self._short, list or root)
+        self._numbers, self._labels = chosen.numbers, chosen.labels
+        self.label_classes = chosen.label_classes
+        self._reader = _reader(self._address, self._index, cache, cache_gib)
+        self._reader.refuse_missing(np.unique(self._index.shard[self._numbers]).tolist())
+        self._last: tuple[int, Member] | None = None  # views ask for facts, then for frames
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def num_listed(self) -> int:
+        return self._num_listed
+
+    def key(self, index: int) -> str:
+        return self._index.key(int(self._numbers[index]))
+
+    def labels(self, index: int) -> Mapping[str, int]:
+        given = {name: int(numbers[index]) for name, numbers in self._labels.items()}
+        return {name: number for name, number in given.items() if number >= 0}
+
+    def info(self, index: int) -> SampleInfo:
+        member, facts = self._look(index)
+        length = self._short.length(facts.num_frames)
+        return SampleInfo(member.entry.key, length, facts.fps, self.labels(index))
+
+    def epoch_order(self, seed: int, batch_size: int) -> EpochOrder:
+        if self._order == "samples":
+            return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).numpy()
+        counts = np.bincount(self._index.shard[self._numbers], minlength=len(self._index.shards))
+        return ShardOrder(counts.tolist(), batch_size=batch_size, seed=seed)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        member, facts = self._look(index)
+        key = member.entry.key
+        length = self._short.length(facts.num_frames)
+        if not frames or min(frames) < 0 or max(frames) >= length:
+            raise ValueError(f"{key} has {length} frames, asked for {[*frames]}")
+        wanted = self._short.within(frames, facts.num_frames)
+        number = int(self._numbers[index])
+        content = self._reader.read(number, key)
+        try:
+            return self._decode(content, wanted, member, facts)
+        except UnreadableSample:
+            again = self._reader.mend(number, member, content)
+            if again is None:
+                raise
+        return self._decode(again, wanted, member, facts)
+
+    def _decode(self, content: bytes, frames: Sequence[int], member: Member, facts: VideoFacts) -> Tensor:
+        key = member.entry.key
+        if member.entry.container == IMAGE:
+            return read_image(Content(key, content), key).expand(len(frames), -1, -1, -1)
+        return self._decoder.read(Content(key, content), frames, facts)
+
+    def _look(self, index: int) -> tuple[Member, VideoFacts]:
+        if self._last is None or self._last[0] != index:
+            self._last = (index, self._index.member(int(self._numbers[index])))
+        member = self._last[1]
+        if member.entry.facts is None:
+            raise UnreadableSample(member.entry.key, f"{self._index.where} says nothing of its frames")
+        return member, member.entry.facts
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Samples of an index: which, and their labels.
+
+    Attributes:
+        numbers: int64 [samples], rising.
+        labels: label name -> int32 [samples], class number or -1.
+        label_classes: label name -> names of its classes.
+    """
+
+    numbers: NDArray[np.int64]
+    labels: Mapping[str, NDArray[np.int32]]
+    label_classes: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def all_of(cls, index: ShardIndex) -> _Chosen:
+        return cls(np.arange(len(index)), index.labels, index.label_classes)
+
+    @classmethod
+    def listed(cls, index: ShardIndex, listing: Listing, where: str) -> _Chosen:
+        """Those of a listing, with its labels.
+
+        Raises:
+            UsageError: if the index lacks any.
+        """
+        found = [(index.number(file.key), file) for file in listing.files]
+        unknown = [file.key for number, file in found if number is None]
+        if unknown:
+            raise UsageError(
+                f"{index.where}: {len(unknown)} of the {len(found)} files of {where} are not in the index, "
+                f"such as {unknown[0]}. Keys are paths below the folder that shards were made of; what was "
+                "added since is packed by making the shards anew with 'vidssl data shard'"
+            )
+        numbers = np.array([number for number, _ in found], dtype=np.int64)
+        order = np.argsort(numbers)
+        labels = {
+            name: np.array([file.labels.get(name, -1) for _, file in found], dtype=np.int32)[order]
+            for name in listing.label_classes
+        }
+        return cls(numbers[order], labels, listing.label_classes)
+
+    def only(self, kept: NDArray[np.bool_]) -> _Chosen:
+        """Those for which ``kept`` is True."""
+        labels = {name: numbers[kept] for name, numbers in self.labels.items()}
+        return _Chosen(self.numbers[kept], labels, self.label_classes)
+
+
+def _listing(index: ShardIndex, first: str | None, held_out: str | None, part: Part) -> tuple[Listing, Part]:
+    """What is listed, or all that is indexed, and the part of it that is still to be selected."""
+    if first is not None:
+        return listed_part(first, held_out, part)
+    columns = {name: numbers.tolist() for name, numbers in index.labels.items()}
+    files = (
+        Listed(key, {name: column[number] for name, column in columns.items() if column[number] >= 0})
+        for number, key in enumerate(index.keys())
+    )
+    return Listing(tuple(files), index.label_classes), part
+
+
+def _usable(chosen: _Chosen, index: ShardIndex, short: ShortVideos, where: str) -> _Chosen:
+    """Those that can be used; says how many cannot.
+
+    Raises:
+        UsageError: if none can.
+    """
+    bad = ~index.usable[chosen.numbers]
+    too_short = ~bad & (short.rule == "skip") & (index.num_frames[chosen.numbers] < short.min_frames)
+    reasons = Counter(index.member(int(number)).entry.reason for number in chosen.numbers[bad])
+    if too_short.any():
+        reasons[f"shorter than {short.min_frames} frames"] = int(too_short.sum())
+    most = f"(most of all: {reasons.most_common(1)[0][0]})" if reasons else ""
+    total = len(chosen.numbers)
+    if reasons.total() == total:
+        raise UsageError(f"{index.where}: none of the {total} samples of {where} can be used {most}".rstrip())
+    if reasons:
+        _log.warning("%s: %d of %d samples are left out %s", index.where, reasons.total(), total, most)
+    return chosen.only(~(bad | too_short))
+
+
+def _read_index(address: Address, index: str | None) -> ShardIndex:
+    place, name = (address, INDEX) if index is None else file_address(index)
+    where = place.file(name)
+    try:
+        return ShardIndex(place.read(name), where)
+    except FileNotFoundError as error:
+        raise UsageError(
+            f"{where}: there is no index of tar shards. 'vidssl data shard' writes it with the shards; "
+            "'vidssl data index' makes one of shards that are there, and 'index' names it"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{where}: the index cannot be read: {error.strerror or error}") from error
+
+
+def _reader(address: Address, index: ShardIndex, cache: str | None, gib: float) -> ShardReader:
+    if cache is None:
+        return ShardReader(address, index, None)
+    largest = int(index.shard_bytes.max(initial=0))
+    return ShardReader(address, index, ShardCache(Path(cache), gib=gib, source=address, largest=largest))
