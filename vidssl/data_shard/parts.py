@@ -1,4 +1,7 @@
-"""What is packed already: beside the shards, a file for each that is finished, until the index is written."""
+"""What is packed already: beside the shards, a file for each that is finished, until the index is written.
+
+The plan's settings stay, so that a call with others can be told in what it differs.
+"""
 
 from __future__ import annotations
 
@@ -38,15 +41,15 @@ class Parts:
         self._remove_halves()
         begun = _read(out, _PLAN)
         finished = _read(out, INDEX)
+        if begun is not None:
+            self._compare(begun)
         if finished is not None:
             self.index = ShardIndex(finished, out.file(INDEX))
             if self.index.plan != plan.digest:
                 raise UsageError(_other(out, "its files, or the settings of the call, are others now"))
-            if begun is not None:  # the call before this was ended just before it had tidied up
+            if self._part(plan.shards[-1].name) is not None:  # a call was ended before it had tidied up
                 self._tidy()
-        elif begun is not None:
-            self._compare(begun)
-        else:
+        elif begun is None:
             self._refuse_others()
             with out.write(_PLAN) as file:
                 file.write(json.dumps(dict(plan.settings)).encode())
@@ -130,10 +133,6 @@ class Parts:
     def _tidy(self) -> None:
         for planned in self._plan.shards:
             self._out.remove(_part_name(planned.name))
-        self._out.remove(_PLAN)
-        if self._out.local is not None:
-            with suppress(OSError):  # somebody put a file there
-                (self._out.local / _FOLDER).rmdir()
 
 
 def _part_name(shard: str) -> str:

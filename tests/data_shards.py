@@ -1,0 +1,85 @@
+"""How tests pack files into shards, and look into these without any of the code that made them."""
+
+import json
+import tarfile
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from rich.console import Console
+
+from vidssl.data.shard_index import ShardIndex
+from vidssl.data_shard.index import IndexRequest, index_data
+from vidssl.data_shard.shard import ShardRequest, shard_data
+
+
+class Shelf(LocalFileSystem):
+    """Folders of this machine under an address of another kind, as a service elsewhere has it."""
+
+    protocol = "shelf"
+
+    def __init__(self, **how: object) -> None:
+        super().__init__(auto_mkdir=True)
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(str(path).removeprefix("shelf://"))
+
+
+fsspec.register_implementation("shelf", Shelf, clobber=True)
+
+
+def console(text: StringIO) -> Console:
+    return Console(file=text, width=300, force_terminal=False)
+
+
+def pack(path: Path, out: object, **how: object) -> tuple[int, str]:
+    text = StringIO()
+    request = ShardRequest(path, str(out), **{"processes": 2, **how})  # type: ignore[arg-type]
+    return shard_data(request, console(text)), text.getvalue()
+
+
+def look(address: object, **how: object) -> tuple[int, str]:
+    text = StringIO()
+    request = IndexRequest(str(address), **{"processes": 2, **how})  # type: ignore[arg-type]
+    return index_data(request, console(text)), text.getvalue()
+
+
+def read_index(path: Path) -> ShardIndex:
+    return ShardIndex(path.read_bytes(), str(path))
+
+
+def rows(path: Path) -> list[dict]:
+    """Lines of an index that describe samples, each with its shard."""
+    found, shard = [], ""
+    for line in path.read_text().splitlines()[1:]:
+        row = json.loads(line)
+        shard = row.get("shard", shard)
+        if "key" in row:
+            found.append({**row, "shard": shard})
+    return found
+
+
+def content(folder: Path, row: dict) -> bytes:
+    """The bytes of a sample, where the index says that they lie."""
+    return (folder / row["shard"]).read_bytes()[row["start"] : row["start"] + row["bytes"]]
+
+
+def members(path: Path) -> dict[str, bytes]:
+    """What an ordinary reader finds in a tar, in order."""
+    with tarfile.open(path) as tar:
+        return {info.name: tar.extractfile(info).read() for info in tar}
+
+
+def write_tar(path: Path, files: dict[str, bytes | None]) -> Path:
+    """A tar as others make it; None stands for a folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data or b"")
+            if data is None:
+                info.type = tarfile.DIRTYPE
+            tar.addfile(info, BytesIO(data or b""))
+    return path
