@@ -44,12 +44,14 @@ class SeenShard:
     Attributes:
         shard: its videos or images, whose keys are unique in it.
         flaw: why it could not be read to its end; empty if it could.
+        videos: whether its samples are videos; if any is, images are no samples of their own.
         left_out: samples without video or image.
         class_names: class number -> its name, where samples state both.
     """
 
     shard: Shard
     flaw: str = ""
+    videos: bool = True
     left_out: int = 0
     class_names: Mapping[int, str] = field(default_factory=dict)
 
@@ -157,7 +159,9 @@ class _Seen:
         if len({member.entry.key for member in members}) < len(members):
             members = tuple(Member(replace(m.entry, key=name), m.start) for name, m in self._members.items())
         left_out = sum(not names for names in self._samples.values())
-        return SeenShard(Shard(self._task.name, size, members), flaw, left_out, names_of_classes)
+        return SeenShard(
+            Shard(self._task.name, size, members), flaw, self._videos, left_out, names_of_classes
+        )
 
     def _labels(self, sample: str) -> tuple[dict[str, str], int | None]:
         """Names of a sample's classes, and the number of its "class" where both are stated."""

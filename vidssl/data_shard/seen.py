@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vidssl.data.addresses import Address
 from vidssl.data.operand import number_classes
-from vidssl.data.shard_index import IMAGE, Member, Shard, parse_shards
+from vidssl.data.shard_index import Member, Shard, parse_shards
 from vidssl.data_shard.look import SeenShard
 from vidssl.errors import UsageError
 
@@ -76,6 +76,8 @@ class Seen:
             "bytes": seen.shard.bytes,
             "mtime_ns": self._mtime_ns(seen.shard.name),
             "flaw": seen.flaw,
+            "videos": seen.videos,
+            "samples": len(seen.shard.members),
             "left_out": seen.left_out,
             "class_names": list(seen.class_names.items()),
             "lines": seen.shard.to_lines(),
@@ -124,33 +126,35 @@ class Seen:
         return flaws
 
     def left_out(self, names: Sequence[str]) -> int:
-        """How many samples hold no video or image."""
-        return sum(self._row(name)["left_out"] for name in names)
+        """How many samples hold no video, or no image where no shard has videos."""
+        rows = [self._row(name) for name in names]
+        videos = any(row["videos"] for row in rows)
+        images = sum(row["samples"] for row in rows if videos and not row["videos"])
+        return sum(row["left_out"] for row in rows) + images
 
     def shards(self, names: Sequence[str]) -> Iterator[Shard]:
         """The shards, such that no key comes twice and images of videos are no samples of their own."""
+        videos = any(self._row(name)["videos"] for name in names)
         keys: set[str] = set()
-        videos, twice = False, False
-        for name in names:
-            shard = self._shard(name)
-            videos = videos or any(not _is_image(member) for member in shard.members)
+        twice = False
+        for shard in self._used(names, videos):
             own = {member.entry.key for member in shard.members}
             twice = twice or not keys.isdisjoint(own)
             keys |= own
+        for shard in self._used(names, videos):
+            if twice:  # then all, so that a key says nothing of which shard came first
+                stem = shard.name.removesuffix(".tar")
+                shard = replace(shard, members=tuple(_prefixed(member, stem) for member in shard.members))
+            yield shard
+
+    def _used(self, names: Sequence[str], videos: bool) -> Iterator[Shard]:
         for name in names:
             shard = self._shard(name)
-            members = tuple(one for one in shard.members if not (videos and _is_image(one)))
-            if twice:  # then all, so that a key says nothing of which shard came first
-                members = tuple(_prefixed(one, name.removesuffix(".tar")) for one in members)
-            yield replace(shard, members=members)
+            yield shard if self._row(name)["videos"] or not videos else replace(shard, members=())
 
     def remove(self) -> None:
         """Removes the file, once an index says it all."""
         self.path.unlink(missing_ok=True)
-
-
-def _is_image(member: Member) -> bool:
-    return member.entry.container == IMAGE
 
 
 def _prefixed(member: Member, shard: str) -> Member:
