@@ -168,6 +168,19 @@ def test_a_stream_that_breaks_is_told() -> None:
         file.read()
 
 
+class PastTheEnd(BrokenService):
+    status = 416
+
+
+@pytest.mark.parametrize(
+    "error", [PastTheEnd("Range Not Satisfiable"), OSError("(InvalidRange) no such part")]
+)
+def test_a_part_past_the_end_is_empty(error: Exception) -> None:
+    place = Address("flaky://data")
+    Flaky.failures = [error]
+    assert place.read_range("a", 9, 1) == b""
+
+
 def test_a_server_without_byte_ranges_is_told(monkeypatch) -> None:
     place = Address("flaky://data")
     write(place, "a", b"abc")

@@ -103,6 +103,24 @@ def test_a_damaged_index_is_named_with_the_line(old: bytes, new: bytes, message:
     assert "vidssl data shard" in str(caught.value)
 
 
+def test_a_line_whose_facts_are_damaged_is_named_when_they_are_wanted() -> None:
+    text = text_of(two_shards())
+    for old, new in ((b'"keyframes":[[0,0]]', b'"keyframes":[[0,0'), (b'"gop":9', b'"gap":9')):
+        index = ShardIndex(text.replace(old, new), "there")
+        assert index.key(2) == "c.mp4"
+        with pytest.raises(UsageError, match=r"there:6: a damaged line .* 'vidssl data index'"):
+            index.member(2)
+
+
+def test_keys_that_look_like_json_are_read() -> None:
+    keys = ['a,"promised_frames":3', 'b","start":7}', "c\\", 'd\udcff"']
+    members = tuple(Member(entry(key), 512) for key in keys)
+    index = ShardIndex(text_of([Shard("0.tar", 999, members)]), "there")
+    assert list(index.keys()) == keys
+    assert [index.number(key) for key in keys] == [0, 1, 2, 3]
+    assert tuple(index.member(number) for number in range(4)) == members
+
+
 def test_an_index_cut_off_anywhere_is_damaged() -> None:
     text = text_of(two_shards())
     for length in (0, 1, len(text) // 2, len(text) - 2):

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 PAUSES_SECONDS = (0.5, 2.0, 8.0)  # between tries
 _OPEN_FILES = 256  # of a process and root; a batch is read from about as many shards as it has samples
 OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that is written to
-_FINAL = (errno.ENOENT, errno.EACCES, *OWN_DISK)  # trying again does not help
+_FINAL = (errno.ENOENT, errno.EACCES, errno.ERANGE, *OWN_DISK)  # trying again does not help
 
 
 class Place(ABC):
@@ -158,11 +158,19 @@ class Remote(Place):
         raise AssertionError
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        found = self._call(name, lambda system, path: system.cat_file(path, start=start, end=start + length))
+        try:
+            found = self._call(
+                name, lambda system, path: system.cat_file(path, start=start, end=start + length)
+            )
+        except OSError as error:
+            if error.errno == errno.ERANGE:
+                return b""
+            raise
         if len(found) > length:
             raise OSError(
                 errno.EIO,
-                "its server gives whole files where parts are asked for (no byte ranges)",
+                "its server gives whole files where parts are asked for (no byte ranges); 'cache' fetches "
+                "shards whole",
                 f"{self._root}/{name}",
             )
         return found
@@ -249,5 +257,7 @@ def _told(error: Exception) -> tuple[int, str]:
         return errno.ENOENT, "there is no such file"
     if isinstance(error, PermissionError) or status in (401, 403):
         return errno.EACCES, "no permission; check the credentials for it"
+    if status == 416 or "InvalidRange" in str(error):  # HTTP's and S3's words
+        return errno.ERANGE, "it ends before the part that is asked for"
     said = (str(error).strip() or "no more is known").split("\n")[0][:200]
     return errno.EIO, f"it cannot be reached ({type(error).__name__}: {said})"

@@ -148,7 +148,7 @@ class ShardIndex:
         line, start = 0, 0
         try:
             for line, (start, end) in enumerate(_lines(text), start=1):
-                row = json.loads(text[start:end])
+                row = _without_facts(text[start:end])
                 if line == 1:
                     self._take_header(row)
                     columns.expect(self.label_classes)
@@ -196,11 +196,21 @@ class ShardIndex:
         return self.start != NOWHERE
 
     def member(self, number: int) -> Member:
-        """What is known of a sample."""
-        return Member.from_row(self._row(number))
+        """What is known of a sample.
+
+        Raises:
+            UsageError: if its line is damaged.
+        """
+        start, end = self._spans[number]
+        try:
+            return Member.from_row(json.loads(self._text[start:end]))
+        except (KeyError, TypeError, ValueError) as error:
+            line = self._text.count(b"\n", 0, start) + 1
+            raise UsageError(f"{self.where}:{line}: a damaged line ({error}); {_REMEDY}") from error
 
     def key(self, number: int) -> str:
-        return str(self._row(number)["key"])
+        start, end = self._spans[number]
+        return str(_without_facts(self._text[start:end])["key"])
 
     def number(self, key: str) -> int | None:
         """Which sample has this key; None if there is none."""
@@ -213,10 +223,6 @@ class ShardIndex:
     def keys(self) -> Iterator[str]:
         """All keys, in order."""
         return (self.key(number) for number in range(len(self)))
-
-    def _row(self, number: int) -> dict[str, object]:
-        start, end = self._spans[number]
-        return json.loads(self._text[start:end])
 
 
 class _Columns:
@@ -275,6 +281,12 @@ def _lines(text: bytes) -> Iterator[tuple[int, int]]:
         end = len(text) if end < 0 else end
         yield start, end
         start = end + 1
+
+
+def _without_facts(line: bytes) -> dict[str, object]:
+    """A line of JSON, of a member's only what stands before and behind its facts, which are most of it."""
+    before, behind = line.find(b',"promised_frames":'), line.rfind(b',"start":')
+    return json.loads(line[:before] + line[behind:] if 0 <= before < behind else line)
 
 
 def _digest(key: str) -> bytes:
