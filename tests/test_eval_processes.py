@@ -19,7 +19,7 @@ from torch import Tensor
 from vidssl import api as v
 from vidssl import build
 from vidssl.engine.checkpoint import FORMAT
-from vidssl.engine.distributed import here
+from vidssl.engine.distributed import end_group, here
 from vidssl.errors import UsageError
 from vidssl.evaluate import evaluate_run
 from vidssl.evaluators.features import FeatureTable
@@ -126,7 +126,7 @@ def one_of_two(number: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
     score(folder)
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from vidssl.backbones import Factorized, ViT
 from vidssl.data import MovingDigits
 from vidssl.data.loader import Stream
 from vidssl.data.views_vimpac import ClipPair
+from vidssl.engine.distributed import end_group
 from vidssl.engine.gather import rank, sum_over_processes
 from vidssl.engine.grad_cache import JointLoss, PartOutput, backward_in_parts
 from vidssl.engine.optim import SGD
@@ -318,7 +319,7 @@ def process(number: int, folder: Path) -> None:
         }
     torch.save(found, folder / f"{number}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from vidssl.cli import main
 from vidssl.data.loader import Loader
 from vidssl.engine.capture import Attempt, Conditions, random_states, read_capture, save_capture
 from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.distributed import end_group
 from vidssl.engine.distributed import here as processes_here
 from vidssl.engine.guard import Guard, Skips
 from vidssl.engine.lock import sole_process
@@ -473,7 +474,7 @@ def one_of_two(
             message = str(error)
         counts.append(int(objective.count[0]))
     queue.put((number, passed, counts, message))
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.mark.slow

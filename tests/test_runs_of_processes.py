@@ -1,8 +1,9 @@
 """A run on two processes is that on one: its losses, its files, its end; what one does, all do."""
 
+import inspect
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from rich.console import Console
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from toy_runs import make_world, records
 
+from vidssl.engine import distributed, parallel
 from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.distributed import end_group
 from vidssl.engine.runfolder import RunFolder
 from vidssl.recipe import load_recipe
 from vidssl.runs import train_recipe
@@ -57,7 +62,7 @@ def one_of_two(number: int, folder: Path, runs: Mapping[str, Sequence[str]], mor
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
     for name, words in runs.items():
         run(folder / "two", name, [*words, *more])
-    dist.destroy_process_group()
+    end_group()
 
 
 def on_one_and_on_two(folder: Path, runs: Mapping[str, Sequence[str]], more: Sequence[str] = ()) -> Path:
@@ -132,3 +137,34 @@ def test_of_two_processes_the_first_writes_all(folder: Path) -> None:
     assert metadata["processes"] == "2"
     assert not torch.equal(tensors["random.cpu"], tensors["process1.random.cpu"])
     assert torch.equal(tensors["random.objective"], tensors["process1.random.objective"])
+
+
+@pytest.fixture
+def group_of_one(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    end_group()
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["this torch", "torch 2.6"])
+@pytest.mark.usefixtures("group_of_one")
+def test_a_graph_that_is_there_outlasts_the_making_of_ddp(old: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if old:  # which has no switch for it
+        monkeypatch.setattr(parallel, "signature", lambda _: inspect.signature(lambda module: None))
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    loss = net(torch.ones(2, 3)).sum()
+    expected = torch.autograd.grad(loss, list(net.parameters()), retain_graph=True)
+    assert isinstance(parallel.unsynchronised(net, find_unused=False), DistributedDataParallel)
+    loss.backward()
+    for parameter, gradient in zip(net.parameters(), expected, strict=True):
+        assert torch.equal(parameter.grad, gradient)
+
+
+def test_the_end_of_a_group_gives_gloos_threads_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[object] = []
+    monkeypatch.setattr(distributed.time, "sleep", done.append)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: done.append("destroyed"))
+    end_group()
+    waited, last = done
+    assert waited > 0.1
+    assert last == "destroyed"

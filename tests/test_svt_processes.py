@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vidssl.backbones import ViT
+from vidssl.engine.distributed import end_group
 from vidssl.interfaces import Batch, Progress
 from vidssl.objectives import SVT
 from vidssl.objectives.distillation import SinkhornTargets
@@ -79,7 +80,7 @@ def half(rank: int, folder: Path) -> dict[str, dict[str, Tensor]]:
         found = {name: train(build(name), slice(2 * rank, 2 * rank + 2), parallel=True) for name in KEYS}
         found["targets"] = {"sinkhorn": sinkhorn(slice(4 * rank, 4 * rank + 4))}
     finally:
-        dist.destroy_process_group()
+        end_group()
     return found
 
 

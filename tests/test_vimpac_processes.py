@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 from torch import Tensor
 from vimpac_reference import difference, gradients, load, part, toy_backbone, toy_vimpac, two_clips
 
+from vidssl.engine.distributed import end_group
 from vidssl.engine.gather import gather_rows, num_processes, rank, sum_over_processes
 from vidssl.interfaces import Progress
 from vidssl.objectives import VIMPAC
@@ -25,7 +26,7 @@ def run(number: int, folder: Path) -> None:
     found = {"gather": gather(), "nce": nce(), "step": half_a_step()}
     torch.save(found, folder / f"{number}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    end_group()
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from vidssl.engine.distributed import end_group
 from vidssl.tokenizers.tubelets import of_length
 from vidssl.tokenizers.vqvae import VQVAE, nearest_code
 
@@ -306,7 +307,7 @@ def _train_part(rank: int, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
         model.reconstruct(clips(8, seed=5)[rank::2])
         model.update_codebook(generator)
     finally:
-        dist.destroy_process_group()
+        end_group()
     return averaged, model.codebook
 
 

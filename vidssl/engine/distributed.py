@@ -31,6 +31,7 @@ _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun 
 _LOST = "another process of this run has ended"
 _POLL_SECONDS = 0.05
 _LINGER_SECONDS = 10.0
+_SETTLE_SECONDS = 0.2
 
 
 class LostProcess(UsageError):
@@ -251,8 +252,18 @@ def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
         if not ended_well:
             world.leave()
         if ended_well or not on_cuda:  # nccl would wait there for the others
-            dist.destroy_process_group()
+            end_group()
         _joined.pop()
+
+
+def end_group() -> None:
+    """Destroys the process group, when gloo's threads have let go of what was exchanged last.
+
+    They do so a moment after the exchange, and need Python's lock for it. torch 2.6 holds that lock while it
+    destroys a group and waits for these threads: one end in twenty came never.
+    """
+    time.sleep(_SETTLE_SECONDS)
+    dist.destroy_process_group()
 
 
 def _join(backend: str, timeout: timedelta) -> World:

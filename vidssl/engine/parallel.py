@@ -73,7 +73,7 @@ class Parallel:
         reached = _parameters_behind(loss)
         trained = [parameter for parameter in self.objective.parameters() if parameter.requires_grad]
         unused = any(parameter not in reached for parameter in trained)
-        return _unsynchronised(_CalledAlike(self.objective), find_unused=self.world.any(unused))
+        return unsynchronised(_CalledAlike(self.objective), find_unused=self.world.any(unused))
 
     def _through(self, replicas: DistributedDataParallel, *arguments: object) -> LossOutput:
         try:
@@ -152,7 +152,7 @@ class _CalledAlike(_Called):
         return iter(())
 
 
-def _unsynchronised(module: nn.Module, *, find_unused: bool) -> DistributedDataParallel:
+def unsynchronised(module: nn.Module, *, find_unused: bool) -> DistributedDataParallel:
     """DDP that leaves parameters alone when it is made: a graph of them is there, and all have the same."""
     if "init_sync" in signature(DistributedDataParallel).parameters:
         return DistributedDataParallel(module, find_unused_parameters=find_unused, init_sync=False)
