@@ -1,11 +1,15 @@
 """Probes agree with the library's, reach 100 % on separable features and chance on noise."""
 
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
+from vidssl.errors import UsageError
 from vidssl.evaluators import EVALUATORS, neighbours
 from vidssl.evaluators.attentive import Attentive
 from vidssl.evaluators.features import FeatureTable
@@ -94,6 +98,18 @@ def test_every_backend_finds_the_same_neighbours(backend, monkeypatch):
     similarity, rows = neighbours.nearest(train, test[untied], 7, backend)
     assert torch.equal(rows, exact.indices[untied, :7])
     assert torch.allclose(similarity.double(), exact.values[untied, :7], rtol=1e-5)
+
+
+def test_without_faiss_torch_searches_and_who_asks_for_faiss_is_told_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)  # what is not installed, to Python
+    spec = spec_from_file_location("neighbours_alone", neighbours.__file__)
+    alone = module_from_spec(spec)
+    spec.loader.exec_module(alone)
+    train, _ = blobs(50, 4, 1.0, 8)
+    expected = neighbours.nearest(train, train[:9], 3, "torch")
+    assert all(map(torch.equal, alone.nearest(train, train[:9], 3), expected))
+    with pytest.raises(UsageError, match=r"installed: install 'faiss-gpu' .*'faiss-cpu'.*take 'torch' or"):
+        alone.nearest(train, train, 3, "faiss")
 
 
 def test_labels_named_are_the_same_by_every_backend():

@@ -24,7 +24,7 @@ class KNN(Evaluator):
             k: neighbours that vote; all of them where the training set is smaller. Several give a row each.
             temperature: a neighbour of similarity s votes exp(s / temperature).
             backend: what searches, exactly in any case: "faiss", plain "torch", or "auto", faiss wherever it
-                can. Each on the GPU where the features are there.
+                is there and can. Each on the GPU where the features are there.
 
         Raises:
             ValueError: if a k is below 1 or named twice, or the temperature below 0.002.

@@ -1,8 +1,8 @@
 """Exact nearest neighbours: by faiss on a GPU, by faiss on the CPU, and in plain torch as the reference."""
 
+from importlib.util import find_spec
 from typing import Literal
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidssl.errors import UsageError
+
+INSTALLED = find_spec("faiss") is not None
+if INSTALLED:
+    import faiss
 
 Backend = Literal["auto", "faiss", "torch"]
 CHUNK_BYTES = 1 << 28  # of similarities that plain torch holds at once
@@ -31,17 +35,24 @@ def nearest(train: Tensor, test: Tensor, k: int, backend: Backend = "auto") -> t
 
     Args:
         k: at most N.
-        backend: "faiss" on the device of the vectors; "torch" as well; "auto" is faiss wherever it can.
+        backend: "faiss" on the device of the vectors; "torch" as well; "auto" is faiss wherever it is there
+            and can.
 
     Returns:
         Similarities float32 [M, k], falling, and their row numbers int64 [M, k], on the device of ``test``.
         Which of several equally similar rows are named, and in which order, is left open.
 
     Raises:
-        UsageError: if faiss is asked for on a GPU and is not built for it, or cannot name as many there.
+        UsageError: if faiss is asked for and not installed; or on a GPU, where it is not built for that, or
+            cannot name as many.
     """
-    if backend == "torch":
+    if backend == "torch" or (backend == "auto" and not INSTALLED):
         return _by_torch(train, test, k)
+    if not INSTALLED:
+        raise UsageError(
+            "backend: faiss is not installed: install 'faiss-gpu' (without a CUDA GPU 'faiss-cpu'), or take "
+            "'torch' or 'auto', which find the same neighbours"
+        )
     if test.device.type == "cpu":
         return _by_faiss(faiss.IndexFlatIP(train.shape[1]), train, test, k)
     usable = faiss.get_num_gpus() > 0
@@ -60,13 +71,13 @@ def _by_torch(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
 
-def _by_faiss(index: faiss.Index, train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _by_faiss(index: "faiss.Index", train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
     index.add(_array(train))
     similarity, rows = index.search(_array(test), k)
     return torch.from_numpy(similarity).to(test.device), torch.from_numpy(rows).to(test.device)
 
 
-def _gpu_index(width: int, device: torch.device) -> faiss.Index:
+def _gpu_index(width: int, device: torch.device) -> "faiss.Index":
     config = faiss.GpuIndexFlatConfig()
     config.device = device.index or 0
     return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), width, config)
