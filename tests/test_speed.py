@@ -290,6 +290,7 @@ def test_where_there_is_no_compiler_the_switch_says_so(monkeypatch: pytest.Monke
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "computed again"])
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:Skipping serialization of:UserWarning")  # torch 2.6 of its own settings
 def test_compiled_blocks_give_the_same_to_rounding_under_the_same_names(again: bool) -> None:
     network = made(vit)
     given = inputs(network)[:1]

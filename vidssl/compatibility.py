@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save
 
 from vidssl import build
-from vidssl.compatibility_page import COMMAND, Combination, Outcomes, page
+from vidssl.compatibility_page import COMMAND, Combination, Outcomes, by_hand, page
 from vidssl.components import BACKBONE, MASKER, OBJECTIVE, TOKENIZER
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Objective, Progress
@@ -298,11 +298,12 @@ def whole_page(outcomes: Outcomes, named: Outcomes) -> str:
 
 
 def main(path: Path) -> None:
-    """Tries everything and writes the page."""
+    """Tries everything and writes the page; the part by hand is kept."""
+    kept = by_hand(path.read_text()) if path.exists() else ""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         every = [one for objective in OBJECTIVE.table for one in combinations(objective)]
-        path.write_text(whole_page(bench.outcomes(every), bench.outcomes(named_combinations())))
+        path.write_text(whole_page(bench.outcomes(every), bench.outcomes(named_combinations())) + kept)
 
 
 if __name__ == "__main__":

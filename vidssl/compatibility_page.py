@@ -8,6 +8,7 @@ from vidssl.components import BACKBONE
 
 COMMAND = "python -m vidssl.compatibility docs/compatibility.md"
 WORKS = "yes"
+BY_HAND = "\n## Versions\n"  # where what follows on the page is written by hand
 
 _OPENING = f"""# What works with what
 
@@ -59,6 +60,12 @@ def page(outcomes: Outcomes, named: Outcomes, *, clip: str, local: str) -> str:
     text += [_BY_NAME.format(clip=clip, local=local), _named_table(named, reasons)]
     text += ["## Why not\n", *(f"{number}. {why}" for why, number in reasons.numbers.items())]
     return "\n".join(text) + "\n"
+
+
+def by_hand(old: str) -> str:
+    """What is to be kept of an older page: from its heading on, all that no command writes."""
+    _, heading, text = old.partition(BY_HAND)
+    return heading + text
 
 
 class Reasons:
