@@ -116,6 +116,14 @@ def test_a_file_is_fetched(root: str, tmp_path: Path) -> None:
     assert (tmp_path / "there").read_bytes() == b"content"
 
 
+def test_a_disk_that_gives_a_little_at_a_time_is_asked_again(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    whole = os.pread
+    monkeypatch.setattr(places.os, "pread", lambda file, length, start: whole(file, min(length, 3), start))
+    assert Address(str(tmp_path)).read_range("a", 1, 8) == b"12345678"
+    assert Address(str(tmp_path)).read_range("a", 5, 8) == b"56789"
+
+
 def test_few_files_stay_open(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(places, "_OPEN_FILES", 16)
     place = Address(str(tmp_path))

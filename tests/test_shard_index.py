@@ -113,12 +113,12 @@ def test_a_line_whose_facts_are_damaged_is_named_when_they_are_wanted() -> None:
 
 
 def test_keys_that_look_like_json_are_read() -> None:
-    keys = ['a,"promised_frames":3', 'b","start":7}', "c\\", 'd\udcff"']
+    keys = ['a,"promised_frames":3', 'b","start":7}', "c\\", 'd\udcff"', 'd?"']
     members = tuple(Member(entry(key), 512) for key in keys)
     index = ShardIndex(text_of([Shard("0.tar", 999, members)]), "there")
     assert list(index.keys()) == keys
-    assert [index.number(key) for key in keys] == [0, 1, 2, 3]
-    assert tuple(index.member(number) for number in range(4)) == members
+    assert [index.number(key) for key in keys] == [0, 1, 2, 3, 4]
+    assert tuple(index.member(number) for number in range(5)) == members
 
 
 def test_an_index_cut_off_anywhere_is_damaged() -> None:
