@@ -1,5 +1,6 @@
 """``vidssl data shard``: each file once, where the index says, verified, resumable; originals untouched."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ from PIL import Image
 from vidssl.cli import main
 from vidssl.data.addresses import Address
 from vidssl.data.examine import FileToExamine, examine
-from vidssl.data.places import Folder
+from vidssl.data.places import Folder, Remote
 from vidssl.data_check.check import CheckRequest, check_data
 from vidssl.data_shard import shard
 from vidssl.data_shard.pack import CannotWrite, ShardToPack, pack_shard
@@ -462,6 +464,23 @@ def test_an_address_elsewhere_gets_the_same_shards(made: Path, done, tmp_path: P
     shutil.rmtree(tmp_path / "bucket" / "k400" / ".sharding")
     with pytest.raises(UsageError, match=r"holds files that are not of 'data shard', such as 00000\.tar"):
         pack(made, out, shard_bytes=TWO)
+
+
+def test_a_full_folder_for_temporary_files_is_named(made: Path, tmp_path: Path, monkeypatch) -> None:
+    @contextmanager
+    def full(self, name):
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    monkeypatch.setattr(Remote, "write", full)
+    packed = pack_shard(replace(task(made, tmp_path), out=Address(f"shelf://{tmp_path}/bucket")))
+    assert isinstance(packed, CannotWrite)
+    assert packed.reason.endswith(f"(in {tempfile.gettempdir()}; TMPDIR names another folder)")
+
+
+def test_an_address_that_processes_do_not_share_is_refused(made: Path, crew) -> None:
+    with pytest.raises(UsageError, match=r"1 shards that were written are not there, such as 00000\.tar"):
+        pack(made / "run", "memory://nobody/sees", processes=1)
 
 
 def test_places_of_no_use_are_refused(root: Path, tmp_path: Path) -> None:

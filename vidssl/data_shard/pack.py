@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import tarfile
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -14,6 +15,7 @@ from typing import BinaryIO
 
 from vidssl.data.addresses import Address
 from vidssl.data.manifest import Entry
+from vidssl.data.places import OWN_DISK
 from vidssl.data.shard_index import Member, Shard
 
 _BESIDE = (".json", ".cls")  # endings of what lies beside a video or image
@@ -54,7 +56,9 @@ def pack_shard(task: ShardToPack) -> Shard | CannotWrite:
         _verify(task.out, task.name, members)
         return Shard(task.name, task.out.size(task.name), members)
     except OSError as error:  # reading originals raises none: it was in writing, or in reading back
-        return CannotWrite(f"cannot write {task.out.file(task.name)}: {error.strerror or error}")
+        own = task.out.local is None and error.errno in OWN_DISK
+        where = f" (in {tempfile.gettempdir()}; TMPDIR names another folder)" if own else ""
+        return CannotWrite(f"cannot write {task.out.file(task.name)}: {error.strerror or error}{where}")
 
 
 def _fill(file: BinaryIO, task: ShardToPack) -> tuple[Member, ...]:

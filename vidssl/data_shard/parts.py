@@ -105,7 +105,18 @@ class Parts:
             file.write(shard.to_lines().encode())
 
     def finish(self) -> ShardIndex:
-        """Writes the index of all shards and removes what was noted before."""
+        """Writes the index of all shards and removes what was noted before.
+
+        Raises:
+            UsageError: if shards that other processes wrote are not to be seen.
+            OSError: if it cannot be written.
+        """
+        gone = {planned.name for planned in self._plan.shards}.difference(self._out.names(".tar"))
+        if gone:
+            raise UsageError(
+                f"{self._out}: {len(gone)} shards that were written are not there, such as {min(gone)}. Is it "
+                "a place that all processes share, and that lasts?"
+            )
         with self._out.write(INDEX) as file:
             write_index(file, self._all(), self._plan.label_classes, self._plan.digest)
         self.index = ShardIndex(self._out.read(INDEX), self._out.file(INDEX))
