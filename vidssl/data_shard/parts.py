@@ -114,8 +114,8 @@ class Parts:
         gone = {planned.name for planned in self._plan.shards}.difference(self._out.names(".tar"))
         if gone:
             raise UsageError(
-                f"{self._out}: {len(gone)} shards that were written are not there, such as {min(gone)}. Is it "
-                "a place that all processes share, and that lasts?"
+                f"{self._out}: {len(gone)} shards that were written are not there, such as {min(gone)}. Is "
+                "it a place that all processes share, and that lasts?"
             )
         with self._out.write(INDEX) as file:
             write_index(file, self._all(), self._plan.label_classes, self._plan.digest)
