@@ -13,12 +13,13 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from toy_runs import make_world, records
+from toy_runs import make_world, needs_shards, records
 
 from vidssl.engine import distributed, parallel
 from vidssl.engine.checkpoint import read_tensors
-from vidssl.engine.distributed import end_group
+from vidssl.engine.distributed import World, end_group
 from vidssl.engine.runfolder import RunFolder
+from vidssl.errors import UsageError
 from vidssl.recipe import load_recipe
 from vidssl.runs import train_recipe
 
@@ -110,6 +111,7 @@ def test_two_processes_have_the_losses_of_one(name: str, folder: Path) -> None:
     assert_same_losses(folder, name)
 
 
+@needs_shards
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED)
 def test_two_processes_with_shards_have_the_losses_of_one(name: str, sharded: Path) -> None:
@@ -158,6 +160,12 @@ def test_a_graph_that_is_there_outlasts_the_making_of_ddp(old: bool, monkeypatch
     loss.backward()
     for parameter, gradient in zip(net.parameters(), expected, strict=True):
         assert torch.equal(parameter.grad, gradient)
+
+
+def test_a_torch_that_cannot_shard_on_cpus_is_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "can_shard_on_cpus", lambda: False)
+    with pytest.raises(UsageError, match=r"torch .* does that on GPUs only: .* set run\.parallel=ddp"):
+        parallel.Parallel(nn.Linear(1, 1), World(0, 2), "fsdp", torch.device("cpu"))
 
 
 def test_the_end_of_a_group_gives_gloos_threads_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,16 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save
 
 from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.parallel import can_shard_on_cpus
 from vidssl.engine.runfolder import RunFolder
 from vidssl.tokenizers import VQVAE
+
+needs_shards = pytest.mark.skipif(not can_shard_on_cpus(), reason="this torch shards on GPUs only")
 
 CLIP = "{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}"
 PAIR = "{type: clip_pair, num_frames: 4, fps: null, size: 16}"

@@ -34,6 +34,9 @@ class Parallel:
 
     Args:
         objective: on the device it trains on; sharded in place by ``fsdp``.
+
+    Raises:
+        UsageError: if it is to be sharded on CPUs by a torch that cannot.
     """
 
     def __init__(self, objective: Objective, world: World, kind: Kind, device: torch.device) -> None:
@@ -43,6 +46,11 @@ class Parallel:
         self._now = True
         self._replicas: DistributedDataParallel | None = None
         self._shards: _Called | None = None
+        if world.size > 1 and kind == "fsdp" and device.type == "cpu" and not can_shard_on_cpus():
+            raise UsageError(
+                f"run.parallel is fsdp, and torch {torch.__version__} does that on GPUs only: take a newer "
+                "torch, or set run.parallel=ddp"
+            )
         if world.size > 1:
             self._from_first([*objective.parameters(), *objective.buffers()])
             self._shards = _sharded(objective, device) if kind == "fsdp" else None
@@ -150,6 +158,11 @@ class _CalledAlike(_Called):
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         return iter(())
+
+
+def can_shard_on_cpus() -> bool:
+    """Whether this torch has what its FSDP2 asks of a device; 2.6 has not."""
+    return hasattr(torch.cpu.Stream, "record_event")
 
 
 def unsynchronised(module: nn.Module, *, find_unused: bool) -> DistributedDataParallel:
