@@ -19,6 +19,9 @@ from vidssl.objectives.distillation import SinkhornTargets
 pytestmark = pytest.mark.slow  # whole runs on two processes are compared by default
 
 STEPS = 3
+# versions of torch draw different initial weights. With those of 2.6 rounding makes 4e-5 of a loss of 7, and
+# 5e-7 where networks are float64; without the exchange between processes more than 1
+TOLERANCE = 1e-4
 KEYS: dict[str, dict[str, object]] = {
     "published": {"correspondences": ("lg", "gg")},
     "small": {"targets": "sinkhorn", "head_norm": True, "correspondences": ("lg", "gg", "gl")},
@@ -105,10 +108,10 @@ def test_two_processes_take_the_steps_of_one(name: str, halves: list[dict[str, d
     first, second = (found[name] for found in halves)
     losses = (first["losses"] + second["losses"]) / 2
     assert bool(losses.diff().all())
-    torch.testing.assert_close(losses, alone["losses"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(losses, alone["losses"], rtol=0, atol=TOLERANCE)
     for key in set(alone) - {"losses", "monitor.recent"}:  # where clips lie in the order of processes
         for found in (first, second):
-            assert float((found[key] - alone[key]).abs().max()) < 1e-5, key
+            assert float((found[key] - alone[key]).abs().max()) < TOLERANCE, key
 
 
 def test_centre_of_two_processes_is_that_of_one(halves: list[dict[str, dict[str, Tensor]]]) -> None:
