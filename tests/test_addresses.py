@@ -26,7 +26,12 @@ class Flaky(fsspec.get_filesystem_class("memory")):
     protocol = "flaky"
     failures: list[Exception] = []  # noqa: RUF012
 
+    def __init__(self, **given) -> None:
+        super().__init__(**given)
+        self.made_in = os.getpid()
+
     def cat_file(self, path, start=None, end=None, **more):
+        assert os.getpid() == self.made_in, "connections do not outlive a fork"
         if Flaky.failures:
             raise Flaky.failures.pop()
         return super().cat_file(path, start, end, **more)
@@ -218,8 +223,9 @@ def _read(place: Address, connection) -> None:
 
 
 def test_a_fork_makes_connections_of_its_own() -> None:
-    place = Address("memory://forked")
+    place = Address("flaky://forked")
     write(place, "a", b"abc")
+    assert place.read("a") == b"abc"
     context = multiprocessing.get_context("fork")
     mine, other = context.Pipe()
     process = context.Process(target=_read, args=(place, other))

@@ -52,6 +52,13 @@ def test_content_that_cannot_be_read_is_told_as_its_file_is(tmp_path: Path, spoi
     assert of_content.value.reason == of_file.value.reason
 
 
+def test_content_is_not_read_from_the_file_that_has_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(path)
+    with pytest.raises(UnreadableSample):
+        probe(Content(str(path), b"\xff\xd8 is no picture"))
+
+
 def test_an_image_from_memory_is_that_of_its_file(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)

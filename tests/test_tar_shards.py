@@ -3,9 +3,11 @@
 import gc
 import io
 import multiprocessing
+import os
 import pickle
 import re
 import tarfile
+import threading
 import time
 from collections import Counter
 from itertools import chain
@@ -296,6 +298,13 @@ def test_a_shard_of_another_length_is_told(keys, packed) -> None:
         assert "make the index anew: 'vidssl data index'" in reason or "as the index says" in reason
 
 
+def test_a_shard_that_has_grown_is_told(folder: Path) -> None:
+    source = TarShards(root=str(folder))
+    with (folder / "00000.tar").open("ab") as file:
+        file.write(bytes(512))
+    assert set(reasons(source)) == {"run/0.mp4", "walk/1.avi", "walk/5.png"}
+
+
 def test_a_shard_that_is_cut_off_in_use_is_told(keys, packed) -> None:
     if "cache" in keys:
         pytest.skip("what was fetched stays whole")
@@ -362,14 +371,17 @@ def test_processes_share_what_one_of_them_fetches(elsewhere: str, tmp_path: Path
     assert sorted(fetched()) == ["00000.tar", "more/00001.tar"]
 
 
-def test_a_cached_shard_that_is_damaged_is_read_past(elsewhere: str, tmp_path: Path) -> None:
+def test_a_cached_shard_that_is_damaged_is_fetched_anew(elsewhere: str, tmp_path: Path, packed) -> None:
     cache = tmp_path / "cache"
+    whole = {name.removeprefix("more/"): content for name, content in packed.items() if name != INDEX}
     source = TarShards(root=elsewhere, cache=str(cache))
     for spoil in (lambda content: content[:700], lambda content: bytes(len(content)), _noise_behind_header):
         assert not reasons(source)
         for path in cache.glob("*.tar"):
             path.write_bytes(spoil(path.read_bytes()))
         assert not reasons(source)
+        assert not reasons(source)
+        assert {path.name[17:]: path.read_bytes() for path in cache.glob("*.tar")} == whole
 
 
 def _noise_behind_header(content: bytes) -> bytes:
@@ -415,6 +427,38 @@ def test_shards_being_fetched_take_room(elsewhere: str, tmp_path: Path, packed, 
     with shard_cache._locked(cache / f".{'0' * 16}-00009.tar.{size}.part"):
         assert not reasons(source)
     assert fetched() == ["00000.tar", *["range"] * 3]
+
+
+def test_the_shard_that_was_not_read_for_longest_goes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(shard_cache, "IN_USE_SECONDS", 0.0)
+    place = Address(f"counting://{uuid4().hex}")
+    for name in ("a", "b", "c"):
+        with place.write(name) as file:
+            file.write(name.encode() * 1000)
+    cache = shard_cache.ShardCache(tmp_path / "cache", gib=2500 / 2**30, source=place, largest=1000)
+    for name, age in (("a", 300), ("b", 200)):
+        assert cache.read_range(name, 1000, 999, 5) == name.encode()
+        (path,) = (tmp_path / "cache").glob(f"*-{name}")
+        os.utime(path, (time.time() - age,) * 2)
+    cache.read_range("a", 1000, 0, 1)
+    cache.read_range("c", 1000, 0, 1)
+    assert {path.name[17:] for path in (tmp_path / "cache").glob("*-*")} == {"a", "c"}
+
+
+def test_a_lock_is_of_the_file_that_has_the_name(tmp_path: Path) -> None:
+    path, there = tmp_path / "lock", []
+
+    def wait() -> None:
+        with shard_cache._locked(path):
+            there.append(path.exists())
+
+    thread = threading.Thread(target=wait)
+    with shard_cache._locked(path):
+        thread.start()
+        time.sleep(0.1)  # for it to wait for the file that goes away
+        path.rename(tmp_path / "whole")
+    thread.join(10)
+    assert there == [True]
 
 
 def test_a_full_disk_is_told_and_read_past(elsewhere: str, tmp_path: Path, monkeypatch, caplog) -> None:
@@ -470,6 +514,8 @@ def test_few_objects_are_kept_for_many_samples(tmp_path: Path) -> None:
         write_index(file, shards, CLASSES)
     for shard in shards:
         (tmp_path / shard.name).touch()
+    assert TarShards(root=str(tmp_path)).labels(0) == {}
+    assert TarShards(root=str(tmp_path)).labels(1) == {"class": 1}
     del shards
     gc.collect()
     gc.freeze()  # what is there is not counted
@@ -484,5 +530,5 @@ def test_few_objects_are_kept_for_many_samples(tmp_path: Path) -> None:
 
 def good(number: int) -> Entry:
     facts = VideoFacts(9, 9, 30.0, 8, 8, 0, "h264", "", (), (), 0.1)
-    labels = {"class": ("run", "walk")[number % 2]}
+    labels = {"class": ("run", "walk")[number % 2]} if number else {}
     return Entry(f"{number}.mp4", "ok", "", 100, 7, "ab" * 32, labels, facts, "mov", "constant", 9)
