@@ -532,8 +532,10 @@ def test_the_command_line(root: Path, tmp_path: Path, capsys) -> None:
 
 @pytest.mark.slow
 def test_killed_commands_go_on_and_give_the_same(root: Path, tmp_path: Path) -> None:
-    for number in range(1500):
-        (root / "run" / f"copy{number}.mp4").write_bytes((root / KEYS[number % 2]).read_bytes())
+    large = write_clip(root / "run" / "large.mp4", 20, height=128, noise=200, gop=1)
+    assert large.stat().st_size > 100_000
+    for number in range(60):
+        shutil.copy(large, root / "run" / f"copy{number}.mp4")
     command = [
         sys.executable,
         "-m",
@@ -547,7 +549,7 @@ def test_killed_commands_go_on_and_give_the_same(root: Path, tmp_path: Path) -> 
         "2",
     ]
     whole, out = tmp_path / "whole", tmp_path / "out"
-    subprocess.run([*command, "--out", str(whole)], check=True, stdout=subprocess.DEVNULL, timeout=120)
+    subprocess.run([*command, "--out", str(whole)], check=True, stdout=subprocess.DEVNULL, timeout=300)
     kills = 0
     for wanted in (1, 2, 3):
         process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
@@ -560,7 +562,7 @@ def test_killed_commands_go_on_and_give_the_same(root: Path, tmp_path: Path) -> 
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert kills >= 2
-    subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL, timeout=120)
+    subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL, timeout=300)
     assert contents(out) == contents(whole)
-    assert len(rows(out / "index.jsonl")) == 1505
+    assert len(rows(out / "index.jsonl")) == 66
     assert re.fullmatch(r"\d{8}\.mp4", next(iter(members(out / "00001.tar"))))
