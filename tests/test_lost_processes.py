@@ -185,6 +185,48 @@ def test_torchrun_starts_them_and_the_first_speaks(world, monkeypatch):
     assert not Path("runs/torchrun-2").exists()
 
 
+def running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
+@pytest.mark.parametrize("moment", ["while they import", "while they train"])
+def test_processes_end_with_a_torchrun_that_is_killed(moment, world, monkeypatch):
+    monkeypatch.chdir(world)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    name = "orphans" + str(len(moment))
+    launcher = subprocess.Popen(
+        [*command, "-m", "vidssl", "train", "bevt.yaml", f"name={name}", *LONG, "schedule.steps=100000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"VIDSSL_CACHE": str(world / "cache")},
+    )
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    try:
+        deadline = time.monotonic() + SECONDS
+        while len(ranks := [int(each) for each in children.read_text().split()]) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        while moment == "while they train" and not RunFolder(Path("runs", name)).states():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(1.0)
+        assert all(map(running, ranks))
+    finally:
+        launcher.kill()
+        launcher.wait()
+    deadline = time.monotonic() + 10
+    while any(map(running, ranks)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    left = [rank for rank in ranks if running(rank)]
+    for rank in left:
+        os.kill(rank, signal.SIGKILL)
+    assert not left
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

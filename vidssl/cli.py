@@ -7,6 +7,7 @@ from typing import NoReturn
 
 from vidssl import __version__, commands
 from vidssl.cli_data import add_data
+from vidssl.engine.launcher import end_with_launcher
 from vidssl.errors import UsageError
 
 INTERRUPTED = 130
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0, 2 for what the user can mend, 130 after Ctrl-C.
     """
+    end_with_launcher()
     try:
         arguments = _parse(sys.argv[1:] if argv is None else argv)
         return int(arguments.command(arguments))
