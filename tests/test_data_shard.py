@@ -264,6 +264,7 @@ def test_images_of_a_folder(tmp_path: Path) -> None:
     kept = ("container", "codec", "frames", "fps", "height", "width")
     assert [found["cat/a.JPG"][name] for name in kept] == ["image", "jpeg", 1, 0.0, 40, 30]
     assert [found["cat/b.png"][name] for name in kept] == ["image", "png", 1, 0.0, 30, 40]
+    assert found["cat/b.png"]["mtime_ns"] == (tmp_path / "images" / "cat" / "b.png").stat().st_mtime_ns
     assert Image.open(BytesIO(content(tmp_path / "out", found["cat/b.png"]))).size == (40, 30)
     (tmp_path / "list.txt").write_text("cat/no.mp4 1\n")
     with pytest.raises(UsageError, match="--images goes with a folder"):
