@@ -132,7 +132,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     _add_tokenize(subparsers.add_parser("tokenize", help="turn a recipe's videos into ids, once"))
     _add_show(subparsers.add_parser("show", help="draw what a run learned, or what a tokenizer keeps"))
 
-    add_data(subparsers.add_parser("data", help="look through the videos of a data set"))
+    add_data(subparsers.add_parser("data", help="scan, prepare and pack the videos of a data set"))
 
     listing = subparsers.add_parser("list", help="show components and their keys")
     listing.set_defaults(command=commands.list_components)
