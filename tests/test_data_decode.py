@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 from data_clips import (
@@ -349,3 +350,24 @@ def test_real_broken_clips_are_read_or_explained() -> None:
         except UnreadableSample as error:
             outcomes[path.name] = error.reason
     assert outcomes == BAD_CLIPS
+
+
+@pytest.mark.parametrize("degrees", [0, 90])
+@pytest.mark.parametrize("width", [50, 128])
+def test_pictures_whose_rows_ffmpeg_pads_come_whole(tmp_path: Path, width: int, degrees: int) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 40, width, "yuv420p"
+        for picture in np.random.default_rng(0).integers(256, size=(3, 40, width, 3), dtype=np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    if degrees:
+        turn_clip(path, degrees)
+    expected = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            picture = frame.reformat(format="rgb24", threads=1).to_ndarray()
+            expected.append(np.rot90(picture, frame.rotation // 90))
+    found = read_frames(path, [0, 1, 2]).permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(found, np.stack(expected))

@@ -271,7 +271,7 @@ class _Picture:
         )
         if image is frame:  # stored as RGB, and then often upside down
             return np.rot90(image.to_ndarray(), self.turn)
-        rows = np.frombuffer(image.planes[0], dtype=np.uint8).reshape(self.height, -1)
+        rows = np.frombuffer(memoryview(image.planes[0]), dtype=np.uint8).reshape(self.height, -1)
         return np.rot90(rows[:, : 3 * self.width].reshape(self.height, self.width, 3), self.turn)
 
 
