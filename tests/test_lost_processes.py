@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_runs import assert_same_end, make_world, needs_shards, records
+from toy_runs import assert_same_end, make_world, records, skip_without_shards
 
 from vidssl.engine.runfolder import RunFolder
 
@@ -78,15 +78,13 @@ def wait_for_state(folder: RunFolder, behind: int, process: "subprocess.Popen[st
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [
-        pytest.param("bevt", [], id="bevt"),
-        pytest.param("svt", [], id="svt"),
-        pytest.param("vimpac", [], id="vimpac"),
-        pytest.param("svt", ["run.parallel=fsdp"], id="svt-fsdp", marks=needs_shards),
-    ],
+    [("bevt", []), ("svt", []), ("vimpac", []), ("svt", ["run.parallel=fsdp"])],
+    ids=["bevt", "svt", "vimpac", "svt-fsdp"],
 )
 def test_two_processes_stopped_and_killed_end_as_the_whole_run_does(name, more, start):
     """Signals and kills hit either process at random moments; drop path and dropout are on."""
+    if more:
+        skip_without_shards()
     words = [f"{name}.yaml", *LONG, *more]
     label = f"{name}{len(more)}"
     codes, said = end(start("train", *words, f"name=whole-{label}"))
@@ -143,8 +141,8 @@ def test_what_is_wrong_is_told_once(words, message, start):
     assert "Traceback" not in said
 
 
-@needs_shards
 def test_another_number_of_processes_goes_on(start):
+    skip_without_shards()
     run = RunFolder(Path("runs/moved"))
     words = ["svt.yaml", "name=moved", "run.checkpoint_every_steps=2", "run.log_every_steps=1"]
     codes, said = end(start("train", *words, "run.parallel=fsdp"))

@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from toy_runs import make_world, needs_shards, records
+from toy_runs import make_world, records, skip_without_shards
 
 from vidssl.engine import distributed, parallel
 from vidssl.engine.checkpoint import read_tensors
@@ -87,6 +87,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    skip_without_shards()
     return on_one_and_on_two(tmp_path_factory.mktemp("shards"), SHARDED, ["run.parallel=fsdp"])
 
 
@@ -111,7 +112,6 @@ def test_two_processes_have_the_losses_of_one(name: str, folder: Path) -> None:
     assert_same_losses(folder, name)
 
 
-@needs_shards
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED)
 def test_two_processes_with_shards_have_the_losses_of_one(name: str, sharded: Path) -> None:
@@ -164,8 +164,17 @@ def test_a_graph_that_is_there_outlasts_the_making_of_ddp(old: bool, monkeypatch
 
 def test_a_torch_that_cannot_shard_on_cpus_is_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "can_shard_on_cpus", lambda: False)
-    with pytest.raises(UsageError, match=r"torch .* does that on GPUs only: .* set run\.parallel=ddp"):
+    with pytest.raises(UsageError, match=r"adds up gradients on CPUs .* set run\.parallel=ddp"):
         parallel.Parallel(nn.Linear(1, 1), World(0, 2), "fsdp", torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("given", "can"), [(1.0, True), (2.0, False)])
+def test_a_torch_whose_mean_is_a_sum_cannot_shard_on_cpus(
+    given: float, can: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "reduce_scatter_tensor", lambda out, _, op: out.fill_(given))
+    assert parallel.can_shard_on_cpus() == can
 
 
 def test_the_end_of_a_group_gives_gloos_threads_time(monkeypatch: pytest.MonkeyPatch) -> None:

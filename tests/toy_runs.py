@@ -3,18 +3,22 @@
 import hashlib
 import json
 import re
+import tempfile
+import warnings
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from safetensors.torch import save
 
 from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.distributed import end_group
 from vidssl.engine.parallel import can_shard_on_cpus
 from vidssl.engine.runfolder import RunFolder
 from vidssl.tokenizers import VQVAE
-
-needs_shards = pytest.mark.skipif(not can_shard_on_cpus(), reason="this torch shards on GPUs only")
 
 CLIP = "{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}"
 PAIR = "{type: clip_pair, num_frames: 4, fps: null, size: 16}"
@@ -117,3 +121,24 @@ def assert_same_end(one: RunFolder, other: RunFolder) -> None:
         assert tensors.keys() == others.keys()
         assert [key for key in tensors if not torch.equal(tensors[key], others[key])] == []
     assert records(one) == records(other)
+
+
+def skip_without_shards() -> None:
+    """Leaves a test of ``run.parallel=fsdp`` out where torch cannot do that on CPUs."""
+    if not _cpus_can_shard():
+        pytest.skip(f"torch {torch.__version__} cannot shard on CPUs")
+
+
+@cache
+def _cpus_can_shard() -> bool:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        mp.start_processes(_answer, (Path(folder),), nprocs=2, start_method="fork")
+        return (Path(folder) / "0").read_text() == "True"
+
+
+def _answer(number: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
+    (folder / str(number)).write_text(str(can_shard_on_cpus()))
+    end_group()

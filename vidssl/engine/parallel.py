@@ -48,8 +48,8 @@ class Parallel:
         self._shards: _Called | None = None
         if world.size > 1 and kind == "fsdp" and device.type == "cpu" and not can_shard_on_cpus():
             raise UsageError(
-                f"run.parallel is fsdp, and torch {torch.__version__} does that on GPUs only: take a newer "
-                "torch, or set run.parallel=ddp"
+                f"run.parallel is fsdp, and torch {torch.__version__} adds up gradients on CPUs that it is "
+                "to average: take a newer torch, or set run.parallel=ddp"
             )
         if world.size > 1:
             self._from_first([*objective.parameters(), *objective.buffers()])
@@ -161,8 +161,13 @@ class _CalledAlike(_Called):
 
 
 def can_shard_on_cpus() -> bool:
-    """Whether this torch has what its FSDP2 asks of a device; 2.6 has not."""
-    return hasattr(torch.cpu.Stream, "record_event")
+    """Whether FSDP2 gets averages of gradients from gloo; to be called by all processes.
+
+    It asks gloo for them, and gloo of torch 2.6 and 2.7 gives sums, and says nothing.
+    """
+    mean = torch.empty(1)
+    dist.reduce_scatter_tensor(mean, torch.ones(dist.get_world_size()), op=dist.ReduceOp.AVG)
+    return mean.item() == 1
 
 
 def unsynchronised(module: nn.Module, *, find_unused: bool) -> DistributedDataParallel:
