@@ -259,8 +259,8 @@ def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
 def end_group() -> None:
     """Destroys the process group, when gloo's threads have let go of what was exchanged last.
 
-    They do so a moment after the exchange, and need Python's lock for it. torch 2.6 and 2.7 hold that lock while
-    they destroy a group and wait for these threads: one end in twenty or thirty never came.
+    They do so a moment after the exchange, and need Python's lock for it. torch 2.6 and 2.7 hold that lock
+    while they destroy a group and wait for these threads: one end in twenty or thirty never came.
     """
     time.sleep(_SETTLE_SECONDS)
     dist.destroy_process_group()
