@@ -10,12 +10,14 @@ import sys
 import time
 from array import array
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from data_clips import cut_off, damage_middle, write_clip
 from data_prepared import SMALL, UNEVEN, numbers, run, write_three
+from rich.console import Console
 
 from vidssl.cli import main
 from vidssl.data.decode import probe, read_frames
@@ -25,6 +27,7 @@ from vidssl.data.sources import VideoFolder
 from vidssl.data_prepare import prepare
 from vidssl.data_prepare.makers import H264, Form, Jpegs
 from vidssl.data_prepare.pictures import pictures
+from vidssl.data_prepare.report import Prediction, tell_prediction
 from vidssl.engine.lock import sole_process
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
@@ -127,6 +130,13 @@ def test_the_gain_is_predicted_and_measured(done) -> None:
         assert "Measured: " in text
         assert "a clip of 16 frames at stride 4 is read in 0." in text or "is read in 1." in text
         assert "3 clips timed (predicted: " in text
+
+
+@pytest.mark.parametrize(("gain", "slower"), [(0.3, True), (1.0, False), (4.0, False), (0.0, False)])
+def test_videos_that_would_be_read_more_slowly_are_better_left_alone(tmp_path: Path, gain, slower) -> None:
+    console = Console(file=StringIO(), width=200)
+    tell_prediction(Prediction(8, 1000, 0.5, gain, 500, 60.0), tmp_path, 2, console)
+    assert ("These videos are read more slowly for it: leave them" in console.file.getvalue()) == slower
 
 
 def test_a_prediction_comes_before_the_rest(root: Path, tmp_path: Path, monkeypatch) -> None:

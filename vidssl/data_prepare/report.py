@@ -13,6 +13,7 @@ from vidssl.data.examine import CLIP_FRAMES, CLIP_STRIDE
 from vidssl.data_prepare.makers import Prepared
 from vidssl.engine.display import format_duration
 
+_SLOWER = 0.9  # a gain below this is more than chance
 _NAMED = 20  # skipped files that are listed one by one
 
 
@@ -73,6 +74,12 @@ def tell_prediction(prediction: Prediction | None, out: Path, processes: int, co
         f"{prediction.size:.2f} times the originals; {_speed(prediction.gain)}; "
         f"{format_duration(prediction.core_seconds / processes)} to go",
     )
+    if 0 < prediction.gain < _SLOWER:
+        say(
+            console,
+            "These videos are read more slowly for it: leave them as they are, or try another form or size in "
+            "another folder. To end it here, Ctrl-C",
+        )
     if prediction.bytes_left > free:
         say(
             console, f"The disk may fill up: {format_size(free)} are free. What is finished stays in any case"
