@@ -77,8 +77,8 @@ def tell_prediction(prediction: Prediction | None, out: Path, processes: int, co
     if 0 < prediction.gain < _SLOWER:
         say(
             console,
-            "These videos are read more slowly for it: leave them as they are, or try another form or size in "
-            "another folder. To end it here, Ctrl-C",
+            "These videos are read more slowly for it: leave them as they are, or try another form or size "
+            "in another folder. To end it here, Ctrl-C",
         )
     if prediction.bytes_left > free:
         say(
