@@ -80,6 +80,14 @@ def inputs(network: Backbone) -> list[Tensor]:
     return [torch.rand(CLIP, generator=generator), torch.rand(IMAGE, generator=generator)]
 
 
+# blocks compiled by torch 2.6 drop other paths than uncompiled ones do, from the same seed
+DROP_ALIKE = not torch.__version__.startswith("2.6.")
+
+
+def still_vit() -> Backbone:
+    return ViT(embed_dim=12, depth=2, num_heads=2, patch_size=(2, 8, 8))
+
+
 def made(make: Callable[[], Backbone]) -> Backbone:
     torch.manual_seed(0)
     return make().train()
@@ -292,7 +300,7 @@ def test_where_there_is_no_compiler_the_switch_says_so(monkeypatch: pytest.Monke
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.filterwarnings("ignore:Skipping serialization of:UserWarning")  # torch 2.6 of its own settings
 def test_compiled_blocks_give_the_same_to_rounding_under_the_same_names(again: bool) -> None:
-    network = made(vit)
+    network = made(vit if DROP_ALIKE else still_vit)
     given = inputs(network)[:1]
     plain, keys = descended(network, given), list(network.state_dict())
     compiled = switched(network, compile=True, activation_checkpointing=again)
