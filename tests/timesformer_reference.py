@@ -22,6 +22,12 @@ def published(tokens: Tensor) -> Tensor:
     return tokens.permute(0, 2, 3, 1, 4).flatten(1, 3)
 
 
+def off(ours: Tensor, theirs: Tensor) -> float:
+    """max|a - b| of tensors of one shape."""
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).detach().abs().max())
+
+
 def toy(
     *, attention: str = "divided", rule: str = "nearest", num_frames: int = 8, size: int = 32
 ) -> TimeSformer:
