@@ -1,9 +1,10 @@
-"""An objective of a user's own that is no number at chosen steps, and a recipe of it."""
+"""An objective of a user's own that is no number at chosen steps, and a recipe of it in a working folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -90,3 +91,15 @@ class Stumbling(Objective):
 
     def encoder(self) -> Backbone:
         return self.backbone
+
+
+def write_recipe(folder: Path) -> Path:
+    """The folder, with the recipe ``stumbling.yaml`` in it."""
+    (folder / "stumbling.yaml").write_text(RECIPE)
+    return folder
+
+
+def work_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Makes it the working folder, and keeps the videos in it."""
+    patch.chdir(folder)
+    patch.setenv("VIDSSL_CACHE", str(folder / "cache"))
