@@ -1,0 +1,124 @@
+"""``run.precision``: the type of the numbers, and the scale of the loss that float16 needs."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+from toy_runs import records
+
+from vidssl import api as v
+from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.devices import autocast_dtype, use_bfloat16
+from vidssl.engine.loss_scale import (
+    load_scaler,
+    loss_scaler,
+    lower,
+    scale_metrics,
+    scale_of,
+    scaler_tensors,
+)
+from vidssl.engine.runfolder import RunFolder
+from vidssl.run_spec import RunSpec
+
+CPU = torch.device("cpu")
+
+
+def test_precision_names_a_type() -> None:
+    assert autocast_dtype("fp32", CPU) is None
+    assert autocast_dtype("auto", CPU) is None
+    assert autocast_dtype("bf16", CPU) == torch.bfloat16
+    assert autocast_dtype("fp16", CPU) == torch.float16
+    assert use_bfloat16("bf16", CPU)
+    assert not use_bfloat16("fp16", CPU)
+
+
+def test_the_scale_of_the_loss_comes_back_and_is_lowered() -> None:
+    scaler = loss_scaler(torch.float16, CPU)
+    assert scale_metrics(scaler) == {"loss_scale": 65536.0}
+    scaler.scale(torch.ones(()))
+    lower(scaler)
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    scaler.scale(weight.sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    other = loss_scaler(torch.float16, CPU)
+    load_scaler(other, scaler_tensors(scaler))
+    assert scale_of(other) == 32768.0
+    assert other.state_dict() == scaler.state_dict()
+    assert other.state_dict()["_growth_tracker"] == 1
+    assert torch.equal(weight, torch.zeros(2))
+
+
+def test_without_float16_nothing_is_scaled_or_kept() -> None:
+    for dtype in (None, torch.bfloat16):
+        scaler = loss_scaler(dtype, CPU)
+        assert (scale_of(scaler), scale_metrics(scaler), scaler_tensors(scaler)) == (None, {}, {})
+        lower(scaler)
+        load_scaler(scaler, {"scale": torch.tensor(2.0), "steps": torch.tensor(1)})
+        assert float(scaler.scale(torch.tensor(3.0))) == 3.0
+
+
+class Steep(v.Objective):
+    """A layer whose gradient in float16 is infinite under a scale above 512."""
+
+    needs_views: ClassVar = {"clip": 1}
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(4, 1)
+        self.register_buffer("hooked", torch.zeros(()))
+
+    def forward(self, batch, progress, generator):
+        out = self.net(batch.views["clip"][0].mean(dim=(2, 3, 4)).new_ones(1, 4))
+        assert out.dtype == torch.float16
+        loss = (out.float() * 100).sum()
+        return v.LossOutput(loss, {"loss": loss.detach()})
+
+    def encoder(self):
+        return self.net
+
+    def after_step(self, progress, generator):
+        self.hooked += 1
+
+
+def steep_run(folder: Path, resume: Path | None = None, stop_after: int | None = None) -> v.TrainResult:
+    videos = v.MovingDigits(split="train", size=16, digit_size=12, num_frames=2, num_videos=4)
+    stream = v.Stream(videos, v.SingleClip(num_frames=2, frame_stride=1, size=16), batch_size=2)
+    return v.train(
+        Steep(),
+        {"video": stream},
+        optim=v.AdamW(lr=0.1, clip_norm=1.0),
+        schedule=v.Cosine(steps=12),
+        name="steep",
+        run=RunSpec(out=str(folder), log_every_steps=1, device="cpu", precision="fp16"),
+        resume=resume,
+        stop_after=stop_after,
+        console=Console(quiet=True),
+    )
+
+
+@pytest.mark.slow
+def test_float16_lowers_the_scale_of_the_loss_until_gradients_are_numbers(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
+    result = steep_run(tmp_path)
+    found = records(RunFolder(result.folder))
+    scales = [record["loss_scale"] for record in found]
+    assert scales == [2.0**power for power in (15, 14, 13, 12, 11, 10, 9, 9, 9, 9, 9, 9)]
+    assert [record.get("scaled_down_steps", 0) for record in found] == [1, 2, 3, 4, 5, 6, 7, 7, 7, 7, 7, 7]
+    assert ["grad_norm" in record for record in found] == [False] * 7 + [True] * 5
+    # of the gradient as it is, not as it was scaled: 100 for each of four weights and a bias
+    assert found[-1]["grad_norm"] == pytest.approx(100 * 5**0.5, rel=1e-3)
+    assert "skipped_steps" not in found[-1]
+    checkpoint = read_checkpoint(result.checkpoint)
+    assert float(checkpoint.objective["hooked"]) == 5
+
+    half = steep_run(tmp_path, stop_after=4)
+    again = steep_run(tmp_path, resume=half.folder)
+    assert records(RunFolder(again.folder)) == found
+    other = read_checkpoint(again.checkpoint)
+    assert all(torch.equal(other.encoder[key], value) for key, value in checkpoint.encoder.items())
