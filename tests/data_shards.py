@@ -1,17 +1,24 @@
 """How tests pack files into shards, and look into these without any of the code that made them."""
 
+import hashlib
 import json
 import tarfile
 from io import BytesIO, StringIO
 from pathlib import Path
+from types import ModuleType
 
 import fsspec
+import pytest
+from data_clips import write_clip
 from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 
 from vidssl.data.shard_index import ShardIndex
 from vidssl.data_shard.index import IndexRequest, index_data
 from vidssl.data_shard.shard import ShardRequest, shard_data
+
+KEYS = ["run/a.mp4", "run/b.c.MP4", "run/ü 1.mp4", "walk/d.avi", "walk/e.mp4"]
+TWO = 4500 + 2 * 2048  # bytes of a shard that holds two or three of them
 
 
 class Shelf(LocalFileSystem):
@@ -83,3 +90,28 @@ def write_tar(path: Path, files: dict[str, bytes | None]) -> Path:
                 info.type = tarfile.DIRTYPE
             tar.addfile(info, BytesIO(data or b""))
     return path
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Path -> digest of all files below a folder."""
+    there = (path for path in out.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
+
+
+def write_five(root: Path) -> Path:
+    """Videos of 5 to 9 frames at ``KEYS``."""
+    for number, key in enumerate(KEYS):
+        write_clip(root / key, 5 + number, codec="mpeg4" if key.endswith("avi") else "libx264")
+    return root
+
+
+def pack_five(root: Path, out: Path) -> tuple[Path, str]:
+    """All of them, and what was said."""
+    code, text = pack(root, out, shard_bytes=TWO)
+    assert code == 0, text
+    return out, text
+
+
+def do_here(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
+    """What the module gives to processes is done in this one."""
+    patch.setattr(module, "work", lambda tasks, job, **_: ((task, job(task)) for task in tasks))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from data_clips import write_clip
-from data_shards import content, look, pack, read_index, rows, write_tar
+from data_shards import content, do_here, look, pack, read_index, rows, write_tar
 from PIL import Image
 
 from vidssl.cli import main
@@ -21,7 +21,6 @@ from vidssl.data_shard import index
 from vidssl.data_shard import look as looking
 from vidssl.data_shard.look import SeenShard, ShardToLookAt, look_at
 from vidssl.data_shard.seen import Seen
-from vidssl.data_shard.tars import DamagedTar, Onward, split_name, walk_tar
 from vidssl.errors import UsageError
 
 
@@ -34,7 +33,7 @@ def crew() -> None:
 def _here(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Otherwise it is done in this process, which is quicker."""
     if "crew" not in request.fixturenames:
-        monkeypatch.setattr(index, "work", lambda tasks, job, **_: ((task, job(task)) for task in tasks))
+        do_here(index, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +47,6 @@ def picture(colour: int) -> bytes:
     data = BytesIO()
     Image.new("RGB", (40, 30), (colour, 99, 199)).save(data, "JPEG")
     return data.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("name", "key", "ending"),
-    [
-        ("0001.mp4", "0001", "mp4"),
-        ("a.b/c.d.e.MP4", "a.b/c", "d.e.mp4"),
-        ("./train/0001.json", "train/0001", "json"),
-        ("README", "README", ""),
-        ("a/.hidden.mp4", "a/.hidden.mp4", ""),
-        ("a/._x.mp4", "a/._x.mp4", ""),
-        ("a.b/c", "a.b/c", ""),
-        ("x.", "x", ""),
-    ],
-)
-def test_names_are_parted_as_webdataset_has_it(name: str, key: str, ending: str) -> None:
-    assert split_name(name) == (key, ending)
 
 
 def test_every_video_is_found_with_its_label(clips: list[bytes], tmp_path: Path) -> None:
@@ -249,31 +231,6 @@ def test_an_address_elsewhere_is_read_as_a_stream(clips: list[bytes], tmp_path: 
     assert [content(tmp_path / "s", row) for row in rows(out)] == clips[:2]
     look(tmp_path / "s")
     assert out.read_bytes() == (tmp_path / "s" / "index.jsonl").read_bytes()
-
-
-def test_a_stream_goes_onward_and_a_little_back() -> None:
-    data = bytes(range(256)) * 20
-    stream = Onward(BytesIO(data))
-    assert stream.read(6) + stream.read(4) == data[:10]
-    stream.seek(0)
-    assert stream.read(3000) == data[:3000]
-    assert stream.seek(2999) == 2999
-    assert stream.read(2) == data[2999:3001]
-    stream.seek(4000)
-    assert stream.read(10) == data[4000:4010]
-    stream.seek(3500)
-    assert stream.read() == data[3500:]
-    stream.seek(len(data) + 512)
-    assert stream.read(1) == b""
-    with pytest.raises(OSError, match="only forwards"):
-        stream.seek(100)
-
-
-def test_a_walk_through_a_stream_sees_the_end(clips: list[bytes], tmp_path: Path) -> None:
-    data = write_tar(tmp_path / "0.tar", {"a.mp4": clips[0], "b.mp4": clips[1][:1024]}).read_bytes()
-    assert [info.name for _, info in walk_tar(Onward(BytesIO(data)))] == ["a.mp4", "b.mp4"]
-    with pytest.raises(DamagedTar, match="no header of a file where one should be"):
-        list(walk_tar(Onward(BytesIO(data[:1024] + b"x" * 5000))))
 
 
 def test_shards_of_ours_give_the_same_index(tmp_path: Path) -> None:

@@ -1,18 +1,11 @@
-"""``vidssl data shard``: each file once, where the index says, verified, resumable; originals untouched."""
+"""``vidssl data shard``: each file once, where the index says, verified; originals untouched."""
 
 import errno
 import hashlib
 import json
 import os
-import re
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
@@ -21,7 +14,19 @@ from pathlib import Path
 import pytest
 import yaml
 from data_clips import write_clip
-from data_shards import content, members, pack, read_index, rows
+from data_shards import (
+    KEYS,
+    TWO,
+    content,
+    contents,
+    do_here,
+    members,
+    pack,
+    pack_five,
+    read_index,
+    rows,
+    write_five,
+)
 from PIL import Image
 
 from vidssl.cli import main
@@ -31,21 +36,14 @@ from vidssl.data.places import Folder, Remote
 from vidssl.data_check.check import CheckRequest, check_data
 from vidssl.data_shard import shard
 from vidssl.data_shard.pack import CannotWrite, ShardToPack, pack_shard
-from vidssl.data_shard.plan import Plan, PlannedFile, make_plan
 from vidssl.data_shard.report import flow
 from vidssl.engine.lock import sole_process
 from vidssl.errors import UsageError
 
-KEYS = ["run/a.mp4", "run/b.c.MP4", "run/ü 1.mp4", "walk/d.avi", "walk/e.mp4"]
-TWO = 4500 + 2 * 2048  # bytes of a shard that holds two or three of them
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("made")
-    for number, key in enumerate(KEYS):
-        write_clip(root / key, 5 + number, codec="mpeg4" if key.endswith("avi") else "libx264")
-    return root
+    return write_five(tmp_path_factory.mktemp("made"))
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def crew() -> None:
 def _here(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Otherwise it is done in this process, which is quicker."""
     if "crew" not in request.fixturenames:
-        monkeypatch.setattr(shard, "work", lambda tasks, job, **_: ((task, job(task)) for task in tasks))
+        do_here(shard, monkeypatch)
 
 
 @pytest.fixture
@@ -68,71 +66,10 @@ def root(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def done(made: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """All five packed, and what was said."""
-    out = tmp_path_factory.mktemp("done") / "shards"
-    code, text = pack(made, out, shard_bytes=TWO)
-    assert code == 0, text
-    return out, text
+    return pack_five(made, tmp_path_factory.mktemp("done") / "shards")
 
 
 CLASSES = {"class": ("run", "walk")}
-
-
-def files(count: int = 40, size: int = 10_000) -> list[PlannedFile]:
-    return [
-        PlannedFile(f"{name}/{n:03d}.mp4", {"class": name}, size, n)
-        for name in CLASSES["class"]
-        for n in range(count)
-    ]
-
-
-def plan(given: list[PlannedFile], classes: Mapping = CLASSES, **how: object) -> Plan:
-    return make_plan(given, classes, **{"seed": 0, "shard_bytes": 100_000, **how})  # type: ignore[arg-type]
-
-
-def test_a_plan_holds_every_file_once_and_numbers_samples_on() -> None:
-    made = plan(files())
-    assert sorted(f.key for s in made.shards for f in s.files) == sorted(f.key for f in files())
-    assert [s.name for s in made.shards[:2]] == ["00000.tar", "00001.tar"]
-    ends = [s.first + len(s.files) for s in made.shards]
-    assert [s.first for s in made.shards] == [0, *ends[:-1]]
-    assert (made.num_files, made.bytes) == (80, 800_000)
-    assert {len(s.files) for s in made.shards[:-1]} == {8}  # headers count too
-
-
-def test_a_plan_parts_neighbours_and_the_seed_decides_how() -> None:
-    order = [[f.key for f in s.files] for s in plan(files()).shards]
-    assert all({key[:3] for key in keys} == {"run", "wal"} for keys in order[:-1])
-    assert order == [[f.key for f in s.files] for s in plan(files()[::-1]).shards]
-    assert order != [[f.key for f in s.files] for s in plan(files(), seed=1).shards]
-
-
-def test_a_large_file_has_a_shard_of_its_own_and_a_missing_one_takes_no_room() -> None:
-    sizes = [10, 10**6, -1, 10, 10**6]
-    made = plan([PlannedFile(f"{n}.mp4", {}, size, 0) for n, size in enumerate(sizes)], {})
-    for one in made.shards:
-        assert len(one.files) == 1 or sum(f.bytes for f in one.files) < 100_000
-    assert len(made.shards) >= 3
-    assert plan([], {}).shards == ()
-    with pytest.raises(ValueError, match="shard_bytes must be at least 1"):
-        plan(files(), shard_bytes=0)
-
-
-def test_the_digest_of_a_plan_follows_from_all_that_shards_hold() -> None:
-    given = files()
-    assert plan(given).digest == plan(given[::-1]).digest
-    first = given[0]
-    others = [
-        plan(given, seed=1),
-        plan(given, shard_bytes=100_001),
-        plan(given, images=True),
-        plan(given, {"class": ("walk", "run")}),
-        plan(given[1:]),
-        *(
-            plan([replace(first, **change), *given[1:]])
-            for change in ({"bytes": 1}, {"mtime_ns": 9}, {"key": "x.mp4"}, {"labels": {"class": "walk"}})
-        ),
-    ]
-    assert len({plan(given).digest, *(other.digest for other in others)}) == len(others) + 1
 
 
 def test_every_file_lies_where_the_index_says(made: Path, done) -> None:
@@ -169,11 +106,6 @@ def test_the_tars_are_as_webdataset_has_them(made: Path, done) -> None:
             assert (row["frames"], row["fps"]) == (5 + KEYS.index(row["key"]), 30.0)
             number += 1
     assert number == 5
-
-
-def contents(out: Path) -> dict[str, str]:
-    there = (path for path in out.rglob("*") if path.is_file() and path.name != ".lock")
-    return {path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
 
 
 def test_originals_are_untouched_and_nothing_is_left_over(made: Path, done) -> None:
@@ -313,146 +245,6 @@ def test_a_shard_that_reads_back_otherwise_is_an_error(
     assert "00007.tar: it reads back otherwise than it was written" in packed.reason
 
 
-def test_what_is_finished_is_not_packed_again(root: Path, tmp_path: Path, done) -> None:
-    out = tmp_path / "out"
-    pack(root, out, shard_bytes=TWO)
-    before = contents(out)
-    times = {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"}
-    code, text = pack(root, out, shard_bytes=TWO)
-    assert code == 0
-    assert "shards are packed already\n5 of 5 files lie in" in text
-    assert contents(out) == before
-    assert times == {path.name: path.stat().st_mtime_ns for path in out.iterdir() if path.name != ".lock"}
-
-
-def stop_before_the_index(root: Path, out: Path, monkeypatch) -> None:
-    with monkeypatch.context() as patch:
-
-        def stop(*_: object) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr("vidssl.data_shard.parts.write_index", stop)
-        with pytest.raises(KeyboardInterrupt):
-            pack(root, out, shard_bytes=TWO)
-
-
-def test_it_goes_on_where_a_kill_left_off(made: Path, done, tmp_path: Path, monkeypatch) -> None:
-    out = tmp_path / "out"
-    stop_before_the_index(made, out, monkeypatch)
-    assert (out / ".sharding" / "00001.jsonl").exists()
-    (out / ".sharding" / "00000.jsonl").unlink()  # its tar was there, and not verified yet
-    (out / "00000.tar").write_bytes(b"half")
-    (out / ".00000.tar.99.tmp").write_bytes(b"half")
-    (out / ".sharding" / ".00000.jsonl.99.tmp").write_bytes(b"half")
-    packed = []
-    real = pack_shard
-    monkeypatch.setattr(shard, "pack_shard", lambda given: packed.append(given.name) or real(given))
-    code, text = pack(made, out, shard_bytes=TWO)
-    assert code == 0
-    assert packed == ["00000.tar"]
-    count = len(read_index(out / "index.jsonl").shards)
-    assert f"; {count - 1} shards are packed already" in text
-    assert contents(out) == contents(done[0])
-
-
-def test_a_finished_shard_that_was_cut_since_is_packed_again(
-    made: Path, done, tmp_path: Path, monkeypatch
-) -> None:
-    out = tmp_path / "out"
-    stop_before_the_index(made, out, monkeypatch)
-    os.truncate(out / "00001.tar", 100)
-    (out / ".sharding" / "00000.jsonl").write_text('{"shard":"00000.tar"')
-    pack(made, out, shard_bytes=TWO)
-    assert contents(out) == contents(done[0])
-
-
-def test_a_kill_between_index_and_tidying_is_mended(made: Path, done, tmp_path: Path, monkeypatch) -> None:
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr("vidssl.data_shard.parts.Parts._tidy", lambda self: None)
-        pack(made, out, shard_bytes=TWO)
-    assert (out / ".sharding" / "00000.jsonl").exists()
-    assert "packed already" in pack(made, out, shard_bytes=TWO)[1]
-    assert contents(out) == contents(done[0])
-
-
-def test_another_plan_in_the_same_place_is_refused(root: Path, tmp_path: Path, monkeypatch) -> None:
-    stop_before_the_index(root, tmp_path / "begun", monkeypatch)
-    pack(root, tmp_path / "whole", shard_bytes=TWO)
-    for out in (tmp_path / "begun", tmp_path / "whole"):
-        before = contents(out)
-        with pytest.raises(
-            UsageError, match=rf"{out.name} has .*\(--shard-mb was {TWO / 10**6:g}\)\. Take another"
-        ):
-            pack(root, out)
-        with pytest.raises(UsageError, match=r"\(--seed was 0\)"):
-            pack(root, out, shard_bytes=TWO, seed=3)
-        os.utime(root / "run" / "a.mp4", ns=(1, 1 + time.time_ns()))
-        with pytest.raises(UsageError, match=r"\(files or labels were added, removed or changed since\)"):
-            pack(root, out, shard_bytes=TWO)
-        assert contents(out) == before
-        os.utime(root / "run" / "a.mp4", ns=(1, (root / "walk" / "e.mp4").stat().st_mtime_ns))
-        shutil.copystat(tmp_path / "videos" / "run" / "a.mp4", root / "run" / "a.mp4")
-    shutil.rmtree(tmp_path / "whole" / ".sharding")
-    with pytest.raises(UsageError, match="its files, or the settings of the call, are others now"):
-        pack(root, tmp_path / "whole", shard_bytes=TWO, seed=3)
-
-
-def test_a_full_disk_stops_the_work_and_keeps_what_is_finished(root: Path, tmp_path: Path) -> None:
-    write_clip(root / "run" / "large.mp4", 20, height=128, noise=200, gop=1)
-    large = (root / "run" / "large.mp4").stat().st_size
-    out = tmp_path / "out"
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (large // 2, hard))  # of each file, for want of a full disk
-    try:
-        with pytest.raises(
-            UsageError, match=r"cannot write .*tar: File too large\. \d of \d shards are finished"
-        ):
-            pack(root, out, shard_bytes=TWO, processes=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not list(out.rglob(".*.tmp"))
-    assert not (out / "index.jsonl").exists()
-    code, text = pack(root, out, shard_bytes=TWO)
-    assert code == 0
-    assert "6 of 6 files lie in" in text
-
-
-def test_a_disk_that_may_fill_up_is_said_before(made: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(
-        "vidssl.data_shard.shard.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
-    )
-    assert "The disk may fill up: 1 bytes are free" in pack(made, tmp_path / "out")[1]
-
-
-def killer(file: FileToExamine):
-    if file.key == "run/a.mp4":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return examine(file)
-
-
-def test_a_file_that_takes_its_process_down_is_bad_and_no_other(
-    made: Path, tmp_path: Path, monkeypatch, crew
-) -> None:
-    monkeypatch.setattr(shard, "examine", killer)
-    code, text = pack(made, tmp_path / "out")
-    assert code == 1
-    assert "4 of 5 files lie in" in text
-    assert "run/a.mp4: it could not be looked at: the process that had it ended (SIGKILL)" in text
-
-
-def dying(given: ShardToPack):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_shard_whose_process_dies_stops_the_work(made: Path, tmp_path: Path, monkeypatch, crew) -> None:
-    monkeypatch.setattr(shard, "pack_shard", dying)
-    with pytest.raises(
-        UsageError, match=r"0000\d.tar could not be packed: the process .*SIGKILL.* same command"
-    ):
-        pack(made, tmp_path / "out")
-
-
 def test_an_address_elsewhere_gets_the_same_shards(made: Path, done, tmp_path: Path) -> None:
     out = f"shelf://{tmp_path}/bucket/k400"
     code, text = pack(made, out, shard_bytes=TWO)
@@ -529,41 +321,3 @@ def test_the_command_line(root: Path, tmp_path: Path, capsys) -> None:
     }.items():
         assert main(["data", "shard", *arguments]) == 2
         assert said in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_killed_commands_go_on_and_give_the_same(root: Path, tmp_path: Path) -> None:
-    large = write_clip(root / "run" / "large.mp4", 20, height=128, noise=200, gop=1)
-    assert large.stat().st_size > 100_000
-    for number in range(60):
-        shutil.copy(large, root / "run" / f"copy{number}.mp4")
-    command = [
-        sys.executable,
-        "-m",
-        "vidssl",
-        "data",
-        "shard",
-        str(root),
-        "--shard-mb",
-        "1",
-        "--processes",
-        "2",
-    ]
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    subprocess.run([*command, "--out", str(whole)], check=True, stdout=subprocess.DEVNULL, timeout=300)
-    kills = 0
-    for wanted in (1, 2, 3):
-        process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while (
-            process.poll() is None and time.monotonic() < deadline and len(list(out.glob("*.tar"))) < wanted
-        ):
-            time.sleep(0.002)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert kills >= 2
-    subprocess.run([*command, "--out", str(out)], check=True, stdout=subprocess.DEVNULL, timeout=300)
-    assert contents(out) == contents(whole)
-    assert len(rows(out / "index.jsonl")) == 66
-    assert re.fullmatch(r"\d{8}\.mp4", next(iter(members(out / "00001.tar"))))

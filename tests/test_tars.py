@@ -1,0 +1,53 @@
+"""Tars as a stream: names in them, samples by WebDataset's rule, and where they end."""
+
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from data_clips import write_clip
+from data_shards import write_tar
+
+from vidssl.data_shard.tars import DamagedTar, Onward, split_name, walk_tar
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "ending"),
+    [
+        ("0001.mp4", "0001", "mp4"),
+        ("a.b/c.d.e.MP4", "a.b/c", "d.e.mp4"),
+        ("./train/0001.json", "train/0001", "json"),
+        ("README", "README", ""),
+        ("a/.hidden.mp4", "a/.hidden.mp4", ""),
+        ("a/._x.mp4", "a/._x.mp4", ""),
+        ("a.b/c", "a.b/c", ""),
+        ("x.", "x", ""),
+    ],
+)
+def test_names_are_parted_as_webdataset_has_it(name: str, key: str, ending: str) -> None:
+    assert split_name(name) == (key, ending)
+
+
+def test_a_stream_goes_onward_and_a_little_back() -> None:
+    data = bytes(range(256)) * 20
+    stream = Onward(BytesIO(data))
+    assert stream.read(6) + stream.read(4) == data[:10]
+    stream.seek(0)
+    assert stream.read(3000) == data[:3000]
+    assert stream.seek(2999) == 2999
+    assert stream.read(2) == data[2999:3001]
+    stream.seek(4000)
+    assert stream.read(10) == data[4000:4010]
+    stream.seek(3500)
+    assert stream.read() == data[3500:]
+    stream.seek(len(data) + 512)
+    assert stream.read(1) == b""
+    with pytest.raises(OSError, match="only forwards"):
+        stream.seek(100)
+
+
+def test_a_walk_through_a_stream_sees_the_end(tmp_path: Path) -> None:
+    one, other = (write_clip(tmp_path / f"{n}.mp4", 5 + n).read_bytes() for n in range(2))
+    data = write_tar(tmp_path / "0.tar", {"a.mp4": one, "b.mp4": other[:1024]}).read_bytes()
+    assert [info.name for _, info in walk_tar(Onward(BytesIO(data)))] == ["a.mp4", "b.mp4"]
+    with pytest.raises(DamagedTar, match="no header of a file where one should be"):
+        list(walk_tar(Onward(BytesIO(data[:1024] + b"x" * 5000))))
