@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -97,9 +96,3 @@ def write_recipe(folder: Path) -> Path:
     """The folder, with the recipe ``stumbling.yaml`` in it."""
     (folder / "stumbling.yaml").write_text(RECIPE)
     return folder
-
-
-def work_in(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Makes it the working folder, and keeps the videos in it."""
-    patch.chdir(folder)
-    patch.setenv("VIDSSL_CACHE", str(folder / "cache"))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from toy_runs import make_world
+from working_folder import work_in
 
 from vidssl.cli import main
 from vidssl.engine.speed import deterministic
@@ -15,8 +16,7 @@ from vidssl.errors import UsageError
 
 def test_the_option_deterministic_is_the_key(tmp_path, monkeypatch) -> None:
     make_world(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
+    work_in(tmp_path, monkeypatch)
     assert main(["train", "vimpac_contrast.yaml", "--deterministic", "schedule.steps=1"]) == 0
     assert "deterministic: true" in Path("runs/vimpac_contrast/recipe.yaml").read_text()
 

@@ -13,42 +13,20 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from toy_probe import make_run, recipe_text
 from toy_runs import skip_without_shards
+from working_folder import work_in
 
 from vidssl import api as v
-from vidssl import build
-from vidssl.engine.checkpoint import FORMAT
 from vidssl.engine.distributed import end_group, here
 from vidssl.errors import UsageError
 from vidssl.evaluate import evaluate_run
 from vidssl.evaluators.features import FeatureTable
 from vidssl.interfaces import UnreadableSample
-from vidssl.recipe import recipe_from_text
-from vidssl.resolved import resolved_text
 from vidssl.scoring.together import EncodedBatch, encoded_batch
 
-WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 22"
-RECIPE = f"""
-name: toy
-objective: {{type: bevt_video}}
-backbone: {{type: vit, embed_dim: 16, depth: 1, num_heads: 2, patch_size: [2, 16, 16]}}
-tokenizer: moving_digits
-masker: {{type: tube, min_block: 1}}
-data:
-  video:
-    source: {{{WORLD}, split: train}}
-    views: {{type: single_clip, num_frames: 4, frame_stride: 1, size: 32}}
-    batch_size: 4
-  probe:
-    train: {{{WORLD}, split: train}}
-    test: {{{WORLD}, split: test}}
-    views: {{type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32, num_crops: 3}}
-optim: {{type: adamw, lr: 1e-3}}
-schedule: {{type: cosine, steps: 1}}
-run: {{workers: 0, device: cpu, test_batches: 1}}
-"""
+RECIPE = recipe_text(num_videos=22, num_crops=3, steps=1)
 
 
 class Hurdles(v.MovingDigits):
@@ -91,20 +69,6 @@ def walls() -> None:
     v.extract(net, source, views, batch_size=4, device=torch.device("cpu"), world=here())
 
 
-def make_run(folder: Path) -> None:
-    """The folder of a run whose weights are random ones."""
-    recipe = recipe_from_text(RECIPE, "toy.yaml")
-    torch.manual_seed(5)
-    state = build.backbone(recipe).state_dict()
-    for part in ("checkpoints", "scores"):
-        (folder / part).mkdir(parents=True)
-    save_file(
-        {f"encoder.{key}": value for key, value in state.items()},
-        folder / "checkpoints" / "step-000001.safetensors",
-        metadata={"format": FORMAT, "step": "1", "recipe": resolved_text(recipe)},
-    )
-
-
 def score(folder: Path) -> None:
     """What is done in a folder, by one process or by each of two."""
     os.chdir(folder)
@@ -135,11 +99,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what one process found, and what two did."""
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.chdir(path)
-        patch.setenv("VIDSSL_CACHE", str(path / "cache"))
+        work_in(path, patch)
         Path("toy.yaml").write_text(RECIPE)
         for name in ("one", "two"):
-            make_run(Path(name, "runs", "toy"))
+            make_run(Path(name, "runs", "toy"), RECIPE, seed=5, step=1)
         score(path / "one")
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         mp.start_processes(one_of_two, (path / "two",), nprocs=2, start_method="fork")
@@ -229,7 +192,7 @@ def test_torchrun_finetunes_and_scores_as_one_process(parallel: str, folder: Pat
         ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "vidssl"]),
     ):
         (tmp_path / side).mkdir()
-        make_run(tmp_path / side / "runs" / "toy")
+        make_run(tmp_path / side / "runs" / "toy", RECIPE, seed=5, step=1)
         command = [sys.executable, *start, "eval", "runs/toy", *words]
         done = subprocess.run(
             command, cwd=tmp_path / side, env=shared, capture_output=True, text=True, timeout=300

@@ -5,61 +5,27 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
+import toy_probe
 from safetensors import safe_open
 from safetensors.torch import save_file
+from toy_probe import encoder_passes, recipe_text
+from working_folder import work_in
 
-from vidssl import build
 from vidssl.cli import main
-from vidssl.engine.checkpoint import FORMAT
 from vidssl.evaluators.statistics import mcnemar
-from vidssl.recipe import recipe_from_text
-from vidssl.resolved import resolved_text
-from vidssl.scoring import extraction, feature_store
+from vidssl.scoring import feature_store
 from vidssl.scoring.score_file import flattened, read_scores
-
-WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
-RECIPE = f"""
-name: toy
-objective: {{type: bevt_video}}
-backbone: {{type: vit, embed_dim: 16, depth: 1, num_heads: 2, patch_size: [2, 16, 16]}}
-tokenizer: moving_digits
-masker: {{type: tube, min_block: 1}}
-data:
-  video:
-    source: {{{WORLD}, split: train}}
-    views: {{type: single_clip, num_frames: 4, frame_stride: 1, size: 32}}
-    batch_size: 4
-  probe:
-    train: {{{WORLD}, split: train}}
-    test: {{{WORLD}, split: test}}
-    views: {{type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32}}
-optim: {{type: adamw, lr: 1e-3}}
-schedule: {{type: cosine, steps: 5}}
-run: {{workers: 0, device: cpu}}
-"""
 
 
 def make_run(name: str, *, seed: int, change: tuple[str, str] = ("", "")) -> None:
-    """The folder of a run whose weights are random ones of that seed."""
-    recipe = recipe_from_text(RECIPE.replace("name: toy", f"name: {name}").replace(*change), "toy.yaml")
-    torch.manual_seed(100 + seed)
-    state = build.backbone(recipe).state_dict()
-    for part in ("checkpoints", "scores"):
-        (Path("runs") / name / part).mkdir(parents=True)
-    save_file(
-        {f"encoder.{key}": value for key, value in state.items()},
-        f"runs/{name}/checkpoints/step-000005.safetensors",
-        metadata={"format": FORMAT, "step": "5", "recipe": resolved_text(recipe)},
-    )
+    toy_probe.make_run(Path("runs") / name, recipe_text(name).replace(*change), seed=100 + seed)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        patch.setenv("VIDSSL_CACHE", str(path / "cache"))
+        work_in(path, patch)
         for number, name in enumerate(("a", "b")):
             make_run(name, seed=number)
         assert main(["eval", "runs/a", "--protocol", "knn"]) == 0
@@ -69,21 +35,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("VIDSSL_CACHE", str(folder / "cache"))
+    work_in(folder, monkeypatch)
 
 
 @pytest.fixture
 def encoder_runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Titles of the passes that the encoder makes over videos."""
-    passes: list[str] = []
-
-    def counting(*given, title: str, **keys):
-        passes.append(title)
-        return extraction.encode(*given, title=title, **keys)
-
-    monkeypatch.setattr(feature_store, "encode", counting)
-    return passes
+    return encoder_passes(monkeypatch)
 
 
 def flat(said: str) -> str:

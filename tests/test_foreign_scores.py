@@ -14,35 +14,16 @@ import torch
 import torchvision
 from safetensors import safe_open
 from torch import nn
+from toy_probe import encoder_passes, recipe_text
+from working_folder import work_in
 
 from vidssl.backbones.pixels import Pixels
 from vidssl.cli import main
-from vidssl.scoring import extraction, feature_store
 from vidssl.scoring.foreign import ForeignRequest, is_foreign
 from vidssl.scoring.request import eval_words
 from vidssl.scoring.score_file import read_scores
 
-WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
-RECIPE = f"""
-name: toy
-seed: 3
-objective: {{type: bevt_video}}
-backbone: {{type: vit, embed_dim: 16, depth: 1, num_heads: 2, patch_size: [2, 16, 16]}}
-tokenizer: moving_digits
-masker: {{type: tube, min_block: 1}}
-data:
-  video:
-    source: {{{WORLD}, split: train}}
-    views: {{type: single_clip, num_frames: 4, frame_stride: 1, size: 32}}
-    batch_size: 4
-  probe:
-    train: {{{WORLD}, split: train}}
-    test: {{{WORLD}, split: test}}
-    views: {{type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32}}
-optim: {{type: adamw, lr: 1e-3}}
-schedule: {{type: cosine, steps: 2}}
-run: {{workers: 0, device: cpu, test_batches: 1}}
-"""
+RECIPE = recipe_text(steps=2, seed=3)
 KNN = ("--protocol", "knn", "evaluator.k=[3]")
 
 
@@ -50,8 +31,7 @@ KNN = ("--protocol", "knn", "evaluator.k=[3]")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        patch.setenv("VIDSSL_CACHE", str(path / "cache"))
+        work_in(path, patch)
         Path("toy.yaml").write_text(RECIPE)
         assert main(["train", "toy.yaml"]) == 0
         assert main(["eval", "runs/toy", *KNN]) == 0
@@ -60,8 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("VIDSSL_CACHE", str(folder / "cache"))
+    work_in(folder, monkeypatch)
 
 
 def flat(said: str) -> str:
@@ -186,13 +165,7 @@ def test_a_run_is_scored_on_the_data_of_another_recipe(folder):
 
 
 def test_features_are_kept_for_each_network_and_its_keys(folder, monkeypatch):
-    passes: list[str] = []
-
-    def counting(*given, title: str, **keys):
-        passes.append(title)
-        return extraction.encode(*given, title=title, **keys)
-
-    monkeypatch.setattr(feature_store, "encode", counting)
+    passes = encoder_passes(monkeypatch)
     words = ("untrained:timm:test_vit", "data=toy.yaml", "network.seed=6", "run.precision=fp32")
     assert main(["eval", *words, *KNN]) == 0
     assert passes == ["untrained network, train videos", "untrained network, test videos"]

@@ -15,9 +15,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from rich.console import Console
-from stumbling import work_in, write_recipe
+from stumbling import write_recipe
 from torch import Tensor, nn
 from toy_runs import TOYS, make_world
+from working_folder import work_in
 
 from vidssl import build
 from vidssl.cli import main

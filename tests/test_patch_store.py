@@ -7,39 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from toy_probe import encoder_passes, make_run, recipe_text
+from working_folder import work_in
 
 from vidssl import api as v
 from vidssl import build
 from vidssl.cli import main
-from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
 from vidssl.recipe import recipe_from_text
-from vidssl.resolved import resolved_text
-from vidssl.scoring import extraction, feature_store
 from vidssl.scoring.patch_file import HEADER, PatchWriter, half, patch_path, read_patches
 from vidssl.scoring.score_file import read_scores
 
-WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
-RECIPE = f"""
-name: toy
-objective: {{type: bevt_video}}
-backbone: {{type: vit, embed_dim: 16, depth: 1, num_heads: 2, patch_size: [2, 16, 16]}}
-tokenizer: moving_digits
-masker: {{type: tube, min_block: 1}}
-data:
-  video:
-    source: {{{WORLD}, split: train}}
-    views: {{type: single_clip, num_frames: 4, frame_stride: 1, size: 32}}
-    batch_size: 4
-  probe:
-    train: {{{WORLD}, split: train}}
-    test: {{{WORLD}, split: test}}
-    views: {{type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32}}
-optim: {{type: adamw, lr: 1e-3}}
-schedule: {{type: cosine, steps: 5}}
-run: {{workers: 0, device: cpu}}
-"""
+RECIPE = recipe_text()
 LOOK = "name: look\nevaluator: {type: attentive, lr: 1e-3, num_heads: 2, epochs: 1}\n"
 TOKENS = (24, 1, 8, 16)  # videos, views, cells, channels
 
@@ -48,17 +27,8 @@ TOKENS = (24, 1, 8, 16)  # videos, views, cells, channels
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(path)
-        patch.setenv("VIDSSL_CACHE", str(path / "cache"))
-        recipe = recipe_from_text(RECIPE, "toy.yaml")
-        torch.manual_seed(1)
-        for part in ("checkpoints", "scores"):
-            (Path("runs/a") / part).mkdir(parents=True)
-        save_file(
-            {f"encoder.{key}": value for key, value in build.backbone(recipe).state_dict().items()},
-            "runs/a/checkpoints/step-000005.safetensors",
-            metadata={"format": FORMAT, "step": "5", "recipe": resolved_text(recipe)},
-        )
+        work_in(path, patch)
+        make_run(Path("runs/a"), RECIPE, seed=1)
         Path("evaluation").mkdir()
         Path("evaluation/look.yaml").write_text(LOOK)
     return path
@@ -66,22 +36,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("VIDSSL_CACHE", str(folder / "cache"))
+    work_in(folder, monkeypatch)
     shutil.rmtree("runs/a/features", ignore_errors=True)
 
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Titles of the passes that the encoder makes over videos."""
-    found: list[str] = []
-
-    def counting(*given, title: str, **keys):
-        found.append(title)
-        return extraction.encode(*given, title=title, **keys)
-
-    monkeypatch.setattr(feature_store, "encode", counting)
-    return found
+    return encoder_passes(monkeypatch)
 
 
 def evaluate(*words: str) -> int:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import save_file
-from stumbling import work_in, write_recipe
+from stumbling import write_recipe
 from torch import nn
+from working_folder import work_in
 
 from vidssl import build
 from vidssl.cli import main
