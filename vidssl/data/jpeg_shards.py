@@ -203,15 +203,19 @@ def _read_index(path: Path) -> tuple[dict[str, dict], Listing]:
     except OSError as error:
         raise UsageError(
             f"{path}: the index of JPEG shards cannot be read ({error.strerror}); "
-            "'vidssl data prepare --jpeg-shards' writes it when all videos are done"
+            "'vidssl data prepare --jpeg-shards' writes it into the folder 'root' when all is done"
         ) from error
     try:
         head, *rows = map(json.loads, lines)
-        if head["kind"] != KIND or head["version"] != VERSION:
+        if head["kind"] != KIND:
+            raise UsageError(f"{path}: it is no index of JPEG shards but of {head['kind']}")
+        if head["version"] != VERSION:
             raise ValueError(f"it is no index of version {VERSION}")
         classes = {name: tuple(names) for name, names in head["label_classes"].items()}
         by_key = {row["key"]: row for row in rows}
         files = tuple(Listed(row["key"], row["labels"]) for row in rows)
+    except UsageError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: the index is damaged ({error})") from error
     return by_key, Listing(files, classes)

@@ -18,6 +18,12 @@ VIDEO_EXTENSIONS = (
     *("wmv", "flv", "ogv", "3gp", "ts", "mts", "m2ts", "vob"),
 )
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+_READERS = {
+    VIDEO_EXTENSIONS: "videos are read by 'video_folder'",
+    IMAGE_EXTENSIONS: "images are read by 'image_folder' or 'frame_folders', packed by 'data shard --images'",
+    ("tar",): "tar shards are read by 'tar_shards'",
+    ("jpegs",): "JPEG shards are read by 'jpeg_shards'",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def list_folder(root: Path, extensions: Sequence[str], kind: str) -> Listing:
     if not keys:
         raise UsageError(
             f"{root.absolute()}: no {kind} in it. Looked in it and in every folder below for files that end "
-            f"in {', '.join('.' + extension for extension in extensions)}"
+            f"in {', '.join('.' + extension for extension in extensions)}{_others(root, extensions)}"
         )
     flat = [key for key in keys if "/" not in key]
     if len(flat) == len(keys):
@@ -61,6 +67,14 @@ def list_folder(root: Path, extensions: Sequence[str], kind: str) -> Listing:
     number = {name: place for place, name in enumerate(classes)}
     files = tuple(Listed(key, {"class": number[key.split("/")[0]]}) for key in keys)
     return Listing(files, {"class": classes})
+
+
+def _others(root: Path, extensions: Sequence[str]) -> str:
+    """What else the folder holds, and who reads that, to end a message with."""
+    for others, who in _READERS.items():
+        if others != tuple(extensions) and (found := find_files(root, others)):
+            return f". It holds {found[0]}: {who}"
+    return ""
 
 
 def find_files(root: Path, extensions: Sequence[str]) -> list[str]:

@@ -105,8 +105,17 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], list[_Row]]:
         raise UsageError(
             f"{path}: no such list (paths are relative to the working folder, {Path.cwd()})"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the list cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: it is no text, so no list; of files themselves give the folder that they lie in"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{path}: the list cannot be read ({error.strerror})") from error
+    if text.startswith('{"kind":'):
+        raise UsageError(
+            f"{path}: it is no list but what 'vidssl data' wrote. Give the folder or the list that it was "
+            "made of; sources take a manifest by the key 'manifest'"
+        )
     is_csv = path.suffix.lower() in (".csv", ".tsv")
     rows = _csv_rows(text) if is_csv else _text_rows(text, path)
     if not rows:

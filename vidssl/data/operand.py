@@ -35,7 +35,8 @@ def read_operand(path: Path, root: Path | None = None, *, images: bool = False) 
     Raises:
         UsageError: if there are none, or a list or manifest is not in order.
     """
-    if path.is_dir() or not path.exists():
+    refuse_missing(path, "folder, list or manifest")
+    if path.is_dir():
         if root is not None:
             raise UsageError(f"{path}: --root goes with a list or a manifest, not with a folder")
         kind, extensions = ("image", IMAGE_EXTENSIONS) if images else ("video", VIDEO_EXTENSIONS)
@@ -47,6 +48,12 @@ def read_operand(path: Path, root: Path | None = None, *, images: bool = False) 
         return Operand(root or manifest.root, _listing_of(manifest), manifest)
     (listing,) = read_lists(path)
     return Operand(root or path.parent, listing)
+
+
+def refuse_missing(path: Path, kinds: str) -> None:
+    """Raises UsageError if there is nothing at a path that a command was given."""
+    if not path.exists():
+        raise UsageError(f"{path}: no such {kinds} (paths are relative to the working folder, {Path.cwd()})")
 
 
 def number_classes(values: set[str]) -> tuple[str, ...]:

@@ -157,6 +157,8 @@ class ShardIndex:
             columns.finish()
             if line == 0:
                 raise ValueError("the file is empty")
+        except UsageError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UsageError(f"{where}:{line}: the index is damaged ({what}); {_REMEDY}") from error
@@ -174,8 +176,12 @@ class ShardIndex:
         self._refuse_twins()
 
     def _take_header(self, row: object) -> None:
-        if not isinstance(row, dict) or row.get("kind") != KIND:
-            raise ValueError("its first line is not that of an index of tar shards")
+        kind = row.get("kind") if isinstance(row, dict) else None
+        if kind != KIND:
+            said = f" but of {kind}" if kind else ""
+            raise UsageError(
+                f"{self.where}:1: its first line is not that of an index of tar shards{said}; {_REMEDY}"
+            )
         if row["version"] != VERSION:
             raise ValueError(f"it is of version {row['version']}, this program reads version {VERSION}")
         self.plan = str(row["plan"])

@@ -246,6 +246,8 @@ def _read_index(address: Address, index: str | None) -> ShardIndex:
             f"{where}: there is no index of tar shards. 'vidssl data shard' writes it with the shards; "
             "'vidssl data index' makes one of shards that are there, and 'index' names it"
         ) from error
+    except NotADirectoryError as error:
+        raise UsageError(f"{place} is a file; give the folder that it lies in") from error
     except OSError as error:
         raise UsageError(f"{where}: the index cannot be read: {error.strerror or error}") from error
 

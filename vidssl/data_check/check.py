@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vidssl.data.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
 from vidssl.data.lists import read_lists
 from vidssl.data.manifest import Manifest
+from vidssl.data.operand import refuse_missing
 from vidssl.data_check.leaks import same_content, same_group
 from vidssl.data_check.report import Found, Overlap, report
 from vidssl.data_check.scan import scan
@@ -80,7 +81,8 @@ def check_data(request: CheckRequest, console: Console | None = None) -> int:
 
 def _what(request: CheckRequest) -> tuple[Path, Listing, tuple[list[str], list[str]]]:
     """Root, files, and the keys of the training and of the test part."""
-    if request.path.is_dir() or not request.path.exists():
+    refuse_missing(request.path, "folder or list")
+    if request.path.is_dir():
         if request.test_list is not None or request.root is not None:
             raise UsageError(f"{request.path}: --test-list and --root go with a list, not with a folder")
         listing = list_folder(request.path, VIDEO_EXTENSIONS, "video")
@@ -96,15 +98,11 @@ def _what(request: CheckRequest) -> tuple[Path, Listing, tuple[list[str], list[s
 
 
 def _parts(listing: Listing, request: CheckRequest) -> tuple[list[str], list[str]]:
-    if len(listing.files) < 2:
-        return [], []
-    keys = {}
-    for part in ("train", "test"):
-        chosen = select(
-            listing, part=part, test_share=request.test_share, limit=None, where=str(request.path)
-        )
-        keys[part] = [file.key for file in chosen.files]
-    return keys["train"], keys["test"]
+    """Keys of the training and of the test part; the latter is empty where no class has two files."""
+    where = str(request.path)
+    train = select(listing, part="train", test_share=request.test_share, limit=None, where=where)
+    keys = {file.key for file in train.files}
+    return sorted(keys), sorted({file.key for file in listing.files} - keys)
 
 
 def _beside(path: Path) -> Path:

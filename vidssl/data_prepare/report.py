@@ -122,7 +122,7 @@ def report(
         if len(shown) < len(skipped):
             say(console, f"  and {len(skipped) - len(shown)} more ('--all' shows them)")
     if where.name == "index.jsonl":
-        say(console, f"In recipes: source {{type: jpeg_shards, root: {out}}}")
+        say(console, f"In recipes: source: {{type: jpeg_shards, root: {out}}}")
     else:
         say(console, f"Manifest: {where} (in recipes: 'root: {out}' and 'manifest: {where}')")
 

@@ -12,9 +12,9 @@ from vidssl.data.videos import Short
 
 KINETICS = DataSet(
     "Kinetics",
-    "root holds ID_000010_000020.mp4 (ten digits: start and end in seconds) or ID.mp4, in a folder for each "
-    "class or not; list is the CSV file of the part with the columns youtube_id, time_start, time_end and, "
-    "where it has labels, label",
+    "root holds ID_000010_000020.mp4 (start and end in seconds, six digits each) or ID.mp4, in a folder for "
+    "each class or not; list is the CSV file of the part with the columns youtube_id, time_start, time_end "
+    "and, where it has labels, label",
     "kinetics",
 )
 _COLUMNS = ("youtube_id", "time_start", "time_end")
