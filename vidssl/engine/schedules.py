@@ -76,11 +76,23 @@ class Length:
             )
         if min(warmups, default=0) < 0:
             raise ValueError("the warm-up cannot be negative")
+        if self.steps is not None:
+            share = int((self.warmup_share or 0) * self.steps)
+            self._refuse_warmup_of((self.warmup_steps or 0) + share, self.steps)
 
     @property
     def counts_epochs(self) -> bool:
         """Whether anything is counted in epochs, so that the stream ``epoch_of`` must be there."""
         return self.epochs is not None or self.warmup_epochs is not None or self.bends_at_epochs
+
+    def _refuse_warmup_of(self, warmup: int, total: int) -> None:
+        """Raises ValueError if the warm-up would fill the whole run."""
+        if warmup and warmup >= total:
+            keys = ("warmup_steps", "warmup_epochs", "warmup_share")
+            key = next(name for name in keys if getattr(self, name))
+            raise ValueError(
+                f"a warm-up of {warmup} steps does not fit into a run of {total}; shorten it with '{key}'"
+            )
 
     def in_steps(self, steps_per_epoch: Mapping[str, float]) -> tuple[int, int, float]:
         """Steps of the run, of the warm-up and of an epoch, given those of one pass over each stream.
@@ -100,8 +112,7 @@ class Length:
         total = self.steps if self.steps is not None else max(1, round((self.epochs or 0) * epoch))
         warmup = round((self.warmup_epochs or 0) * epoch) + int((self.warmup_share or 0) * total)
         warmup += self.warmup_steps or 0
-        if warmup and warmup >= total:
-            raise ValueError(f"a warm-up of {warmup} steps does not fit into a run of {total}")
+        self._refuse_warmup_of(warmup, total)
         return total, warmup, epoch
 
 
