@@ -120,7 +120,8 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
             )
             raise UsageError(
                 f"'{first.name}' was not the same protocol for {first.path} and {other.path}: {said}. "
-                "Score both under one, or compare other files of scores"
+                "Score one anew on the data of the other: vidssl eval RUN data=OTHER_RUN "
+                f"--protocol {first.name}"
             )
 
 
