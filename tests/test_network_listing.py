@@ -70,7 +70,7 @@ def test_every_network_has_a_row_with_its_parameters_counted(
     monkeypatch.setenv("COLUMNS", "160")
     assert cli.main(["list", "backbones"]) == 0
     rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
-    found = {row[2]: row[3:-1] for row in rows if len(row) == 9}
+    found = {row[1]: row[2:-1] for row in rows if len(row) == 8}
     net = TorchvisionNet(name="s3d")
     count = sum(parameter.numel() for parameter in net.parameters())
     assert found["s3d"] == [f"{count / 1e6:.1f}", "1024", "-", "5 or more", "17 or more"]
@@ -86,3 +86,14 @@ def test_a_list_of_everything_builds_nothing(
     monkeypatch.setattr("vidssl.network_listing.network_table", lambda: pytest.fail("built networks"))
     assert cli.main(["list"]) == 0
     assert cli.main(["list", "maskers"]) == 0
+
+
+@pytest.mark.slow
+def test_nothing_of_a_network_is_cut_off_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in set(BACKBONES) - {"pytorchvideo", "timm", "factorized", "vit"}:
+        monkeypatch.delitem(BACKBONES, name)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["list", "backbones"]) == 0
+    assert "…" not in capsys.readouterr().out

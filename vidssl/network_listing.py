@@ -30,20 +30,20 @@ def network_table() -> Table:
     A backbone with neither stands there with its defaults.
     """
     table = Table(title="networks, by name or variant", title_justify="left", caption_justify="left")
-    for head in ("type", "network"):
-        table.add_column(head, no_wrap=True)
+    table.add_column("type, network", overflow="fold", min_width=20)  # all fits into 80 columns
     for head in ("million", "width"):
-        table.add_column(head, justify="right")
+        table.add_column(head, justify="right", no_wrap=True)
     for head in ("has", "frames", "side"):
-        table.add_column(head)
+        table.add_column(head, min_width=len("multiples"))
     last = ""
     for kind, keys in _networks():
         with torch.device("meta"):
             made = BACKBONE.table[kind](**_REQUIRED.get(kind, {}), **keys)
-        if last not in ("", kind):
+        if kind != last:
             table.add_section()
+            table.add_row(f"[bold]{escape(kind)}")
         shown = ", ".join(map(str, keys.values())) or "(defaults)"
-        table.add_row(escape(kind) if kind != last else "", escape(shown), *_abilities(made))
+        table.add_row(escape(shown), *_abilities(made))
         last = kind
     table.caption = (
         "Millions of parameters, width of the features, what a network takes and gives, frames of a clip (1 "
