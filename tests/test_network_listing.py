@@ -96,4 +96,6 @@ def test_nothing_of_a_network_is_cut_off_in_a_narrow_terminal(
         monkeypatch.delitem(BACKBONES, name)
     monkeypatch.setenv("COLUMNS", "80")
     assert cli.main(["list", "backbones"]) == 0
-    assert "…" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "…" not in said
+    assert all(line[-1] in "┓┩│┤┘" for line in said.splitlines() if line[0] in "┏┡│├└")

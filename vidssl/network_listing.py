@@ -30,11 +30,11 @@ def network_table() -> Table:
     A backbone with neither stands there with its defaults.
     """
     table = Table(title="networks, by name or variant", title_justify="left", caption_justify="left")
-    table.add_column("type, network", overflow="fold", min_width=20)  # all fits into 80 columns
+    table.add_column("type, network", overflow="fold")
     for head in ("million", "width"):
         table.add_column(head, justify="right", no_wrap=True)
     for head in ("has", "frames", "side"):
-        table.add_column(head, min_width=len("multiples"))
+        table.add_column(head, min_width=len("multiples"))  # with it all fits into 80 columns
     last = ""
     for kind, keys in _networks():
         with torch.device("meta"):
