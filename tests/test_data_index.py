@@ -314,7 +314,7 @@ def test_a_shard_that_cannot_be_read_keeps_the_others(three: Path, monkeypatch) 
     (three / "1.away").rename(three / "1.tar")
     code, text = look(three)
     assert code == 0
-    assert "1 shards at" in text
+    assert "1 shard at" in text
     assert len(rows(three / "index.jsonl")) == 3
 
 

@@ -124,7 +124,7 @@ def test_bad_files_lie_in_no_tar_and_are_listed(root: Path, tmp_path: Path) -> N
     (root / "walk" / "text.mp4").write_text("no video at all")
     code, text = pack(root, tmp_path / "out")
     assert code == 1
-    assert "5 of 7 files lie in 1 shards" in text
+    assert "5 of 7 files lie in 1 shard, " in text
     assert "Bad, in no shard: 2\n" in text
     assert "\n  run/empty.mp4: the file is empty (0 bytes)\n" in text
     bad = [row for row in rows(tmp_path / "out" / "index.jsonl") if row["start"] < 0]

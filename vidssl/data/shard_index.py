@@ -176,9 +176,8 @@ class ShardIndex:
         self._refuse_twins()
 
     def _take_header(self, row: object) -> None:
-        kind = row.get("kind") if isinstance(row, dict) else None
-        if kind != KIND:
-            said = f" but of {kind}" if kind else ""
+        if not isinstance(row, dict) or row.get("kind") != KIND:
+            said = f" but of {row['kind']}" if isinstance(row, dict) and "kind" in row else ""
             raise UsageError(
                 f"{self.where}:1: its first line is not that of an index of tar shards{said}; {_REMEDY}"
             )

@@ -143,6 +143,11 @@ def format_size(count: int) -> str:
     return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 shard``, ``2 shards``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def say(console: Console, line: str) -> None:
     """Print a line as it is."""
     console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -15,7 +15,7 @@ from vidssl.data.addresses import Address
 from vidssl.data.crew import Lost, work
 from vidssl.data.shard_index import INDEX, ShardIndex, write_index
 from vidssl.data.video_file import PATIENCE_SECONDS
-from vidssl.data_prepare.report import say
+from vidssl.data_prepare.report import counted, say
 from vidssl.data_shard.look import CannotRead, SeenShard, ShardToLookAt, look_at
 from vidssl.data_shard.report import report
 from vidssl.data_shard.seen import Seen
@@ -135,7 +135,7 @@ def _look(
     processes = request.processes or cores()
     left = [name for name in names if not seen.has(name)]
     done = f"; {len(names) - len(left)} are looked through already" if len(left) < len(names) else ""
-    say(console, f"{len(left)} shards at {address} to look through, {processes} at a time{done}")
+    say(console, f"{counted(len(left), 'shard')} at {address} to look through, {processes} at a time{done}")
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
     bar = Progress(
         TextColumn("index"), *columns, console=console, transient=True, disable=not console.is_terminal

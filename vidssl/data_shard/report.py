@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from vidssl.data.shard_index import ShardIndex
-from vidssl.data_prepare.report import format_size, say
+from vidssl.data_prepare.report import counted, format_size, say
 
 _NAMED = 20  # of what is listed one by one
 _PLAIN = re.compile(r"[\w./~][\w./~:@=+-]*")
@@ -32,7 +32,10 @@ def report(
     bad = np.nonzero(~index.usable)[0].tolist()
     good = len(index) - len(bad)
     size = format_size(int(index.shard_bytes.sum()))
-    say(console, f"{good} of {len(index)} files lie in {len(index.shards)} shards, {size}, at {out}")
+    say(
+        console,
+        f"{good} of {len(index)} files lie in {counted(len(index.shards), 'shard')}, {size}, at {out}",
+    )
     for name, numbers in index.labels.items():
         there = int((numbers[index.usable] >= 0).sum())
         say(

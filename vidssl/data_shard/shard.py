@@ -20,7 +20,7 @@ from vidssl.data.manifest import Entry, Manifest
 from vidssl.data.operand import Operand, read_operand
 from vidssl.data.shard_index import ShardIndex
 from vidssl.data.video_file import PATIENCE_SECONDS
-from vidssl.data_prepare.report import format_size, say
+from vidssl.data_prepare.report import counted, format_size, say
 from vidssl.data_shard.pack import CannotWrite, ShardToPack, pack_shard
 from vidssl.data_shard.parts import Parts
 from vidssl.data_shard.pictures import examine_image
@@ -105,7 +105,7 @@ class _Job:
     def do_all(self) -> ShardIndex:
         parts = Parts(self.out, self.plan)
         if parts.index is not None:
-            say(self.console, f"All {len(self.plan.shards)} shards are packed already")
+            say(self.console, f"{counted(len(self.plan.shards), 'shard')} packed already")
             return parts.index
         finished = parts.finished()
         left = [shard for shard in self.plan.shards if shard.name not in finished]
@@ -127,11 +127,13 @@ class _Job:
 
     def _announce(self, left: Sequence[PlannedShard]) -> None:
         shards, files = self.plan.shards, self.plan.num_files
-        done = f"; {len(shards) - len(left)} shards are packed already" if len(left) < len(shards) else ""
+        done = (
+            f"; {counted(len(shards) - len(left), 'shard')} packed already" if len(left) < len(shards) else ""
+        )
         say(
             self.console,
-            f"{files} files below {self.operand.root}, {format_size(self.plan.bytes)}, into {len(shards)} "
-            f"shards at {self.out}, {self._processes} processes{done}",
+            f"{counted(files, 'file')} below {self.operand.root}, {format_size(self.plan.bytes)}, into "
+            f"{counted(len(shards), 'shard')} at {self.out}, {self._processes} at a time{done}",
         )
         if self.out.local is not None:
             free = shutil.disk_usage(self.out.local).free
