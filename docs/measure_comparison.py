@@ -3,7 +3,7 @@
   python docs/measure_comparison.py runs/bevt runs/svt runs/vimpac pixels untrained:torchvision:swin3d_t \
       --data svt --data vimpac --protocol knn --protocol linear
   python docs/measure_comparison.py runs/bevt runs/svt runs/vimpac pixels untrained:torchvision:swin3d_t \
-      --clips clips/good --leave-out mixed
+      --clips VIDEOS
 
 Networks are named as for 'vidssl eval', with their words: "torchvision:swin3d_t weights=swin.pth". A run, or
 a network with weights, stands beside the same network untrained. With --data the labelled videos and views
