@@ -47,6 +47,8 @@ def here(made: Path, tmp_path: Path, monkeypatch) -> Path:
         (("shard", "lsit.csv", "--root", "videos", "--out", "x"), "no such folder, list or manifest"),
         (("prepare", "lsit.csv", "--root", "videos", "--out", "x"), "no such folder, list or manifest"),
         (("shard", "videos/run/a.mp4", "--out", "x"), "no text, so no list; of files themselves"),
+        (("shard", "list.csv", "--out", "x"), "or say with --root which folder the paths of a list are"),
+        (("prepare", "list.csv", "--out", "x"), "or say with --root which folder the paths of a list are"),
         (("check", "videos.manifest.jsonl"), "no list but what 'vidssl data' wrote. Give"),
         (("shard", "images", "--out", "x"), "holds a.jpg: images are read by 'image_folder'"),
         (("check", "tars"), "It holds 00000.tar: tar shards are read by 'tar_shards'"),

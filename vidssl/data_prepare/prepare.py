@@ -199,7 +199,8 @@ def _check_places(root: Path, listing: Listing, out: Path) -> None:
     if videos == results or videos in results.parents or results in videos.parents:
         raise UsageError(
             f"--out {out} and the folder of the videos, {root}, lie one in the other: originals could be "
-            "overwritten. Take a folder beside it"
+            "overwritten. Take a folder beside it, or say with --root which folder the paths of a list are "
+            "below"
         )
     for file in listing.files:
         key = PurePosixPath(file.key)

@@ -216,7 +216,7 @@ def _check_place(root: Path, out: Address) -> None:
     if originals == shards or originals in shards.parents or shards in originals.parents:
         raise UsageError(
             f"--out {out} and the folder of the originals, {root}, lie one in the other. Take a folder "
-            "beside it"
+            "beside it, or say with --root which folder the paths of a list are below"
         )
 
 
