@@ -199,7 +199,10 @@ def test_compare_refuses_scores_of_different_protocols(folder, capsys):
     assert said.count("\n") == 1
     assert main(["eval", "runs/other", "--protocol", "knn", "data.test.num_videos=20"]) == 0
     assert main(["compare", "runs/a", "runs/other"]) == 2
-    assert "videos.test.found is 24 and 20" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "videos.test.found is 24 and 20" in said
+    assert re.search(r"videos\.test\.sha256 is [0-9a-f]{8} and [0-9a-f]{8}[;.]", said)
+    assert "vidssl eval RUN data=OTHER_RUN --protocol knn" in said
 
 
 def test_compare_takes_no_notice_of_batch_size(folder, capsys):

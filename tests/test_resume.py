@@ -119,11 +119,13 @@ def test_the_command_goes_on_and_keeps_the_newest_states(run, capsys):
     assert code == 0
     assert f"Run folder: {run.path}" in said
     assert "Goes on after step 3 of 6." in said
+    assert "Trained steps 4 to 6 in " in said
     assert [path.name[5:11] for path in run.states()] == ["000004", "000006"]
     weights = sorted(path.name[5:11] for path in run.checkpoints.iterdir())
     assert weights == ["000002", "000003", "000004", "000006"]
     code, said = resumed(run, capsys)
     assert (code, "Goes on after step 6 of 6." in said) == (0, True)
+    assert "All 6 steps were done before." in said
 
 
 def test_old_weights_are_thinned_where_the_recipe_says_so(run, capsys):

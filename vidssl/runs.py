@@ -124,8 +124,12 @@ def _conclude(result: TrainResult, objective: Objective, seconds: float, console
             f"Stopped after {result.steps} of {result.total_steps} steps; the network so far is saved.",
             f"To go on: vidssl train --resume {result.folder}",
         ]
+    elif result.steps_before == result.steps:
+        lines = [f"All {result.steps} steps were done before."]
     else:
-        lines = [f"Trained {result.steps} steps in {format_duration(seconds)}."]
+        which = f"steps {result.steps_before + 1} to {result.steps}"
+        what = which if result.steps_before else f"{result.steps} steps"
+        lines = [f"Trained {what} in {format_duration(seconds)}."]
     lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]
     if result.test_metrics:
         lines += ["On test videos, never trained on: " + objective.describe(result.test_metrics)]

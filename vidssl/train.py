@@ -52,6 +52,7 @@ class TrainResult:
         folder: the run's folder.
         checkpoint: the newest checkpoint.
         steps: optimizer steps done.
+        steps_before: those of them that earlier calls did.
         total_steps: steps the schedule asked for; more than ``steps`` if the run was stopped.
         test_metrics: the objective's metrics on held-out streams, empty if there were none.
     """
@@ -59,6 +60,7 @@ class TrainResult:
     folder: Path
     checkpoint: Path
     steps: int
+    steps_before: int
     total_steps: int
     test_metrics: Mapping[str, float]
 
@@ -252,7 +254,8 @@ def _descend(
             raise UsageError(f"{collapse} The run stops, as run.on_collapse says; it is saved as it is")
         if stopped:
             break
-    return TrainResult(folder.path, folder.checkpoint_path(done), done, plan.total_steps, tested)
+    checkpoint = folder.checkpoint_path(done)
+    return TrainResult(folder.path, checkpoint, done, start.step, plan.total_steps, tested)
 
 
 def _guard(moving: Moving, fixed: _Fixed, display: TrainDisplay) -> Guard:

@@ -115,14 +115,20 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
         keys = [key for key in {**first.card, **other.card} if first.card.get(key) != other.card.get(key)]
         if keys:
             said = "; ".join(
-                f"{key} is {first.card.get(key, 'missing')} and {other.card.get(key, 'missing')}"
-                for key in keys
+                f"{key} is {_shown(first.card.get(key))} and {_shown(other.card.get(key))}" for key in keys
             )
             raise UsageError(
                 f"'{first.name}' was not the same protocol for {first.path} and {other.path}: {said}. "
                 "Score one anew on the data of the other: vidssl eval RUN data=OTHER_RUN "
                 f"--protocol {first.name}"
             )
+
+
+def _shown(value: object) -> str:
+    """A value of a score's card; of a digest its beginning."""
+    if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
+        return value[:8]
+    return "missing" if value is None else str(value)
 
 
 def _show(grid: Grid, output: Output, console: Console) -> None:
