@@ -149,7 +149,7 @@ MISTAKES = {
     "optimizer_without_lr": (
         "{type: adamw, lr: 1e-3}",
         "{type: adamw}",
-        "x.yaml:15: optim: missing 'lr'",
+        "x.yaml:15: optim: missing 'lr' (a number)",
     ),
     "optimizer_refuses": (
         "lr: 1e-3",

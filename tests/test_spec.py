@@ -257,7 +257,7 @@ def test_constructor_is_called_with_parts_keys_and_defaults() -> None:
     [
         ("{sise: 3}", "x.yaml:1: key.sise: unknown key. Did you mean 'size'?"),
         ("{size: 3, zzz: 1}", "x.yaml:1: key.zzz: unknown key. Known keys: ratio, size, window"),
-        ("{ratio: 1}", "x.yaml:1: key: missing 'size'"),
+        ("{ratio: 1}", "x.yaml:1: key: missing 'size' (a whole number)"),
         ("{size: -1}", "x.yaml:1: key: size must be at least 0, got -1"),
         ("{size: 3, part: x}", "x.yaml:1: key.part: unknown key. Known keys: ratio, size, window"),
     ],

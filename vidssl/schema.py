@@ -72,7 +72,8 @@ def bind(node: Node, constructor: Callable[..., object], apart: Collection[str] 
         UsageError: for an unknown or missing key, or a value of a wrong type.
     """
     keys = keys_of(constructor)
-    entries = node.entries([key for key in keys if keys[key].required], [*keys, *apart])
+    required = [key for key in keys if keys[key].required]
+    entries = node.entries(required, [*keys, *apart], lambda key: describe(keys[key].wanted))
     return {
         name: convert(entries[name], key.wanted) if name in entries else key.default
         for name, key in keys.items()

@@ -53,8 +53,16 @@ class Node:
             raise self.error(f"expected keys with values, got {self.shown()}")
         return self.value
 
-    def entries(self, required: Collection[str], optional: Collection[str] = ()) -> "Mapping[str, Node]":
+    def entries(
+        self,
+        required: Collection[str],
+        optional: Collection[str] = (),
+        wanted: Callable[[str], str] | None = None,
+    ) -> "Mapping[str, Node]":
         """The entries of a mapping that has all of the required keys and none but those named.
+
+        Args:
+            wanted: says of a required key what its value may be.
 
         Raises:
             UsageError: at an unknown key (with the nearest known one) or for a missing one.
@@ -65,7 +73,8 @@ class Node:
                 raise entry.error(f"unknown key. {nearest(key, known, 'Known keys')}")
         missing = [key for key in required if key not in entries]
         if missing:
-            raise self.error(f"missing {', '.join(repr(key) for key in missing)}")
+            told = [repr(key) + (f" ({wanted(key)})" if wanted else "") for key in missing]
+            raise self.error(f"missing {', '.join(told)}")
         return entries
 
     def shown(self) -> str:
