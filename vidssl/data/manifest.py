@@ -118,12 +118,12 @@ def _facts_row(facts: VideoFacts) -> dict[str, object]:
 
 def _facts_of(row: Mapping[str, object]) -> VideoFacts:
     return VideoFacts(
-        num_frames=_whole(row["frames"]),
-        promised_frames=_whole(row["promised_frames"]),
+        num_frames=whole_number(row["frames"]),
+        promised_frames=whole_number(row["promised_frames"]),
         fps=float(row["fps"]),  # type: ignore[arg-type]
-        height=_whole(row["height"]),
-        width=_whole(row["width"]),
-        rotation=_whole(row["rotation"]),
+        height=whole_number(row["height"]),
+        width=whole_number(row["width"]),
+        rotation=whole_number(row["rotation"]),
         codec=str(row["codec"]),
         no_seeking=str(row["no_seeking"]),
         pts=_unpacked(row["pts"]),  # type: ignore[arg-type]
@@ -132,7 +132,12 @@ def _facts_of(row: Mapping[str, object]) -> VideoFacts:
     )
 
 
-def _whole(value: object) -> int:
+def whole_number(value: object) -> int:
+    """A value of JSON that has to be an int.
+
+    Raises:
+        TypeError: if it is none.
+    """
     if not isinstance(value, int):
         raise TypeError(f"{value!r} is no whole number")
     return value
@@ -182,7 +187,7 @@ class Manifest:
                 f"{path}: the manifest cannot be read ({error.strerror}); 'vidssl data check' makes one"
             ) from error
         self._spans: dict[str, tuple[int, int]] = {}
-        for start, end in _lines(self._text):
+        for start, end in line_spans(self._text):
             self._add(start, end)
         if not self._spans:
             raise UsageError(f"{path}: it describes no file; make it anew with 'vidssl data check'")
@@ -238,7 +243,8 @@ def _check_header(row: object) -> None:
         raise ValueError(f"version {row.get('version')}, not {VERSION}")
 
 
-def _lines(text: bytes) -> Iterator[tuple[int, int]]:
+def line_spans(text: bytes) -> Iterator[tuple[int, int]]:
+    """Where each line of a text begins and ends, its line break left out."""
     start = 0
     while start < len(text):
         end = text.find(b"\n", start)

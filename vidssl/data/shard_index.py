@@ -22,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.data.manifest import Entry
+from vidssl.data.manifest import Entry, line_spans, whole_number
 from vidssl.errors import UsageError
 
 INDEX = "index.jsonl"
@@ -54,7 +54,7 @@ class Member:
         Raises:
             KeyError, TypeError, ValueError: if it describes none.
         """
-        return cls(Entry.from_row(row), _whole(row["start"]))
+        return cls(Entry.from_row(row), whole_number(row["start"]))
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def parse_shards(text: bytes) -> list[Shard]:
         members = tuple(map(Member.from_row, islice(rows, row["samples"])))
         if len(members) < row["samples"]:
             raise ValueError(f"{row['shard']} has {row['samples']} samples, {len(members)} are there")
-        shards.append(Shard(row["shard"], _whole(row["bytes"]), members))
+        shards.append(Shard(row["shard"], whole_number(row["bytes"]), members))
     return shards
 
 
@@ -147,7 +147,7 @@ class ShardIndex:
         columns = _Columns()
         line, start = 0, 0
         try:
-            for line, (start, end) in enumerate(_lines(text), start=1):
+            for line, (start, end) in enumerate(line_spans(text), start=1):
                 row = _without_facts(text[start:end])
                 if line == 1:
                     self._take_header(row)
@@ -254,18 +254,18 @@ class _Columns:
     def add(self, row: Mapping[str, object], start: int, end: int) -> None:
         if self._awaited == 0:
             self.shards.append(str(row["shard"]))
-            self.shard_bytes.append(_whole(row["bytes"]))
-            self._awaited = _whole(row["samples"])
+            self.shard_bytes.append(whole_number(row["bytes"]))
+            self._awaited = whole_number(row["samples"])
             return
         self._awaited -= 1
         self.digests.append(int.from_bytes(_digest(str(row["key"])), "big"))
         self.shard.append(len(self.shards) - 1)
-        place, length = _whole(row["start"]), _whole(row["bytes"])
+        place, length = whole_number(row["start"]), whole_number(row["bytes"])
         if place != NOWHERE and (place < BLOCK or place % BLOCK or place + length > self.shard_bytes[-1]):
             raise ValueError(f"{length} bytes from {place} on are no place in {self.shards[-1]}")
         self.start.append(place)
         self.length.append(length)
-        self.num_frames.append(_whole(row.get("frames", 0)))
+        self.num_frames.append(whole_number(row.get("frames", 0)))
         self.spans.extend((start, end))
         given = row["labels"]
         for label, numbers in self.labels.items():
@@ -279,26 +279,11 @@ class _Columns:
             raise ValueError(f"it ends early: {self._awaited} samples of {self.shards[-1]} are missing")
 
 
-def _lines(text: bytes) -> Iterator[tuple[int, int]]:
-    start = 0
-    while start < len(text):
-        end = text.find(b"\n", start)
-        end = len(text) if end < 0 else end
-        yield start, end
-        start = end + 1
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
 def _without_facts(line: bytes) -> dict[str, object]:
     """A line of JSON, of a member's only what stands before and behind its facts, which are most of it."""
     before, behind = line.find(b',"promised_frames":'), line.rfind(b',"start":')
     return json.loads(line[:before] + line[behind:] if 0 <= before < behind else line)
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int):
-        raise TypeError(f"{value!r} is no whole number")
-    return value
