@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 from uuid import uuid4
 
 import fsspec
@@ -24,7 +25,7 @@ class Flaky(fsspec.get_filesystem_class("memory")):
     """Fails a number of times, then works."""
 
     protocol = "flaky"
-    failures: list[Exception] = []  # noqa: RUF012
+    failures: ClassVar[list[Exception]] = []
 
     def __init__(self, **given) -> None:
         super().__init__(**given)
