@@ -120,13 +120,13 @@ def test_public_signatures_name_every_parameter(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_files_stay_under_400_lines(path: Path) -> None:
-    assert num_lines(path) < 400
+def test_files_stay_under_600_lines(path: Path) -> None:
+    assert num_lines(path) < 600
 
 
-def test_tests_and_scripts_stay_under_400_lines() -> None:
+def test_tests_and_scripts_stay_under_600_lines() -> None:
     assert {path.parent.name for path in BESIDE} == {"tests", "docs"}
-    assert {path.name: num_lines(path) for path in BESIDE if num_lines(path) >= 400} == {}
+    assert {path.name: num_lines(path) for path in BESIDE if num_lines(path) >= 600} == {}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
