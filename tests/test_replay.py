@@ -121,7 +121,7 @@ def test_a_replay_where_the_data_are_gone_uses_the_views_that_were_kept(captured
     facts = json.loads(metadata["facts"])
     facts["conditions"]["recipe"] = moved
     save_file(tensors, tmp_path / "moved.safetensors", metadata={**metadata, "facts": json.dumps(facts)})
-    said = replayed(tmp_path / "moved.safetensors", capsys)
+    said = replayed(tmp_path / "moved.safetensors", capsys, "--trust")
     assert re.search(r"The batch cannot be rebuilt, the views that the capture keeps are used: .*gone", said)
     assert f"the loss is {read_capture(path).attempt.loss:.6g}." in said
 
@@ -154,10 +154,10 @@ def test_a_step_that_is_a_number_in_fp32_is_asked_for_in_the_run_s_precision(
     assert changed == 1
     facts["conditions"]["precision"] = "bf16"
     save_file(tensors, tmp_path / "bf16.safetensors", metadata={**metadata, "facts": json.dumps(facts)})
-    said = replayed(tmp_path / "bf16.safetensors", capsys)
+    said = replayed(tmp_path / "bf16.safetensors", capsys, "--trust")
     assert "Loss and gradients are numbers here." in said
     assert "try --precision run" in said
-    said = replayed(tmp_path / "bf16.safetensors", capsys, "--precision", "run")
+    said = replayed(tmp_path / "bf16.safetensors", capsys, "--trust", "--precision", "run")
     assert "Repeated in bf16 on a CPU" in said
     assert "try --precision" not in said
 

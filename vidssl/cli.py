@@ -88,6 +88,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="file or name in evaluation/; may be repeated",
     )
 
+    _add_trust(evaluate)
+
     _add_compare(subparsers.add_parser("compare", help="show scores of several runs side by side"))
 
     check = subparsers.add_parser("check", help="validate recipes; needs no data, weights or GPU")
@@ -113,6 +115,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     replay.add_argument(
         "--precision", choices=("fp32", "run"), default="fp32", help="fp32 (default), or as in the run"
     )
+
+    _add_trust(replay)
 
     selftest = subparsers.add_parser(
         "selftest", help="try a promise of the package on your recipe and machine"
@@ -151,6 +155,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown option {unknown[0]}")
     arguments.operands = [*arguments.operands, *rest]
     return arguments
+
+
+def _add_trust(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="store_true",
+        help="run code and open addresses that the recipe inside a run or checkpoint names, though it is not "
+        "one that you trained here",
+    )
 
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
@@ -200,6 +213,7 @@ def _add_show(show: argparse.ArgumentParser) -> None:
         "--video", action="append", default=[], metavar="FILE", help="show this video; may be repeated"
     )
     show.add_argument("--out", metavar="FOLDER", help="where pictures go; default: pictures/ in the run")
+    _add_trust(show)
 
 
 def _add_tokenize(tokenize: argparse.ArgumentParser) -> None:

@@ -85,10 +85,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if of_tokenizers:
         from vidssl.tokenizing.tokenizer_scores import score_tokenizers
 
-        return score_tokenizers(names, arguments.protocol, overrides)
+        return score_tokenizers(names, arguments.protocol, overrides, trust=arguments.trust)
     from vidssl.evaluate import evaluate_run
 
-    return evaluate_run(names[0] if names else None, arguments.protocol, overrides)
+    target = names[0] if names else None
+    return evaluate_run(target, arguments.protocol, overrides, trust=arguments.trust)
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -125,6 +126,7 @@ def show(arguments: argparse.Namespace) -> int:
         files=tuple(arguments.video),
         out=arguments.out,
         overrides=tuple(overrides),
+        trust=arguments.trust,
     )
     return show(names[0] if names else None, request)
 
@@ -219,7 +221,7 @@ def replay(arguments: argparse.Namespace) -> int:
         raise UsageError(f"replay takes one capture, got {given} (vidssl replay RUN/captures/STEP)")
     from vidssl.replay import replay as repeat_step
 
-    return repeat_step(arguments.operands[0], precision=arguments.precision)
+    return repeat_step(arguments.operands[0], precision=arguments.precision, trust=arguments.trust)
 
 
 def selftest(arguments: argparse.Namespace) -> int:

@@ -67,6 +67,8 @@ def evaluate_run(
     protocols: Sequence[str],
     overrides: Sequence[str],
     console: Console | None = None,
+    *,
+    trust: bool = False,
 ) -> int:
     """Score a network, print one table a protocol, keep the scores.
 
@@ -77,6 +79,7 @@ def evaluate_run(
         protocols: names of files in ``evaluation``, or paths.
         overrides: ``key=value`` for the protocols; ``data=RECIPE`` for its labelled data; ``weights=FILE``
             and ``network.key=value`` for a network that is no run's.
+        trust: use code and addresses that the recipe of a run or checkpoint names, whoever trained it.
 
     Returns:
         Exit code: 0, or 130 if finetuning was asked to stop before its last step.
@@ -86,8 +89,9 @@ def evaluate_run(
     """
     with told_once_a_machine():
         words = eval_words(overrides)
-        data = None if words.data is None else _with_probe(recipe_named(words.data), words.data)
-        asked = _foreign(target, words, data) if target and is_foreign(target) else _of_run(target, words)
+        data = None if words.data is None else _with_probe(recipe_named(words.data, trust=trust), words.data)
+        foreign = target is not None and is_foreign(target)
+        asked = _foreign(str(target), words, data, trust) if foreign else _of_run(target, words, trust)
     with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
         console = (console or Console()) if world.first else Console(quiet=True)
         with shown_messages(console):
@@ -160,7 +164,7 @@ class _Asked:
     make: Callable[[Say], Subject]
 
 
-def _of_run(target: str | None, words: EvalWords) -> _Asked:
+def _of_run(target: str | None, words: EvalWords, trust: bool) -> _Asked:
     """A checkpoint's encoder beside the same network untrained."""
     given = [] if words.weights is None else [f"weights={words.weights}"]
     given += [f"network.{word}" for word in words.network]
@@ -169,7 +173,7 @@ def _of_run(target: str | None, words: EvalWords) -> _Asked:
             f"{given[0]}: is for a network that is no run's, such as torchvision:swin3d_t; a run has its own"
         )
     checkpoint = read_checkpoint(find_checkpoint(target))
-    recipe = _network_recipe(checkpoint)
+    recipe = _network_recipe(checkpoint, trust)
     run = words.changed(recipe.run)
 
     def make(say: Say) -> Subject:
@@ -179,9 +183,9 @@ def _of_run(target: str | None, words: EvalWords) -> _Asked:
     return _Asked(recipe, run, make)
 
 
-def _foreign(target: str, words: EvalWords, data: Recipe | None) -> _Asked:
+def _foreign(target: str, words: EvalWords, data: Recipe | None, trust: bool) -> _Asked:
     """A network that is no run's."""
-    request = ForeignRequest(target, words.weights, words.network)
+    request = ForeignRequest(target, words.weights, words.network, trust)
     recipe = foreign_recipe(request)
     like = recipe or data
     run = words.changed(RunSpec() if like is None else like.run)
@@ -213,8 +217,9 @@ def _check_sizes(subject: Subject, protocol: Protocol | FinetuneProtocol) -> Non
                 raise views.node.error(f"{subject.title} does not take {shown}: {error}") from error
 
 
-def _network_recipe(checkpoint: Checkpoint) -> Recipe:
-    recipe = recipe_of(checkpoint, "measure it in Python with vidssl.api.extract and vidssl.api.probe")
+def _network_recipe(checkpoint: Checkpoint, trust: bool) -> Recipe:
+    otherwise = "measure it in Python with vidssl.api.extract and vidssl.api.probe"
+    recipe = recipe_of(checkpoint, otherwise, trust=trust)
     if recipe.backbone is None:
         raise UsageError(
             f"{checkpoint.path}: this run trained a tokenizer, which has no features to probe: "

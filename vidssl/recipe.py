@@ -119,6 +119,11 @@ class Recipe:
     run: RunSpec
     node: Node = field(repr=False)
 
+    @property
+    def trees(self) -> tuple[Node, ...]:
+        """The whole tree, and that of a tokenizer file that it names."""
+        return (self.node,) if self.tokenizer is None else (self.node, self.tokenizer.part.node)
+
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a file or name, with dotted overrides (``optim.lr=1e-3``) applied.
@@ -131,7 +136,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_from_text(text: str, name: str) -> Recipe:
-    """The recipe in a text, such as the resolved one that a checkpoint carries; ``name`` is for messages.
+    """The recipe in a text of one's own; ``name`` is for messages.
 
     Raises:
         UsageError: as ``load_recipe``.

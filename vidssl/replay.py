@@ -20,7 +20,8 @@ from vidssl.engine.grad_cache import JointLoss, backward_in_parts
 from vidssl.engine.parts import split_batch
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Objective
-from vidssl.recipe import Recipe, recipe_from_text
+from vidssl.recipe import Recipe
+from vidssl.scoring.trained import stored_recipe
 
 ReplayPrecision = Literal["fp32", "run"]
 _NAMED = 10  # parameters that are listed one by one
@@ -64,12 +65,19 @@ class Replay:
     weights: tuple[str, ...]
 
 
-def replay(name: str, *, precision: ReplayPrecision = "fp32", console: Console | None = None) -> int:
+def replay(
+    name: str,
+    *,
+    precision: ReplayPrecision = "fp32",
+    trust: bool = False,
+    console: Console | None = None,
+) -> int:
     """Repeats the forward and the backward pass of a captured step and says where it ceases to be a number.
 
     Args:
         name: the capture file.
         precision: "fp32", or the run's own.
+        trust: use code and addresses that the recipe names, whoever trained it.
 
     Returns:
         Exit code 0, whether the step went wrong again or not.
@@ -85,7 +93,8 @@ def replay(name: str, *, precision: ReplayPrecision = "fp32", console: Console |
     capture = read_capture(Path(name))
     if not capture.conditions.recipe:
         raise UsageError(f"{name}: holds no recipe, as the run was started by train() without recipe_text")
-    recipe = recipe_from_text(capture.conditions.recipe, name)
+    run = Path(name).absolute().parent.parent
+    recipe = stored_recipe(capture.conditions.recipe, Path(name), run, trust=trust)
     for line in _described(capture):
         say(line)
     objective = build.objective(recipe, say, with_init=False)

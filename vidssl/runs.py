@@ -11,6 +11,7 @@ from rich.console import Console
 from vidssl import build
 from vidssl.engine.display import format_duration, shown_messages
 from vidssl.engine.distributed import here, processes, told_once_a_machine
+from vidssl.engine.own_code import code_in, files_of
 from vidssl.engine.resume import find_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Objective
@@ -73,6 +74,7 @@ def train_recipe(
         augment=build.augment(recipe),
         test_streams=test_streams,
         recipe_text=text,
+        code=files_of(str(leaf.value) for tree in recipe.trees for leaf in code_in(tree)),
         resume=resume,
         stop_after=stop_after,
         monitor=_monitor(recipe, objective),

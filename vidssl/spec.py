@@ -101,16 +101,24 @@ def load(path: Path) -> Node:
     Raises:
         UsageError: for a file that is missing, unreadable, not valid YAML, or uses what is refused here.
     """
+    return parse(read_file(path), lambda line: f"{displayed(path)}:{line}")
+
+
+def read_file(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        UsageError: if it is missing, cannot be read or is no text.
+    """
     name = displayed(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8")
     except FileNotFoundError:
         raise UsageError(f"{name}: no such file") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{name}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from None
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
-    return parse(text, lambda line: f"{name}:{line}")
 
 
 def displayed(path: Path) -> str:

@@ -24,6 +24,7 @@ from vidssl.engine.guard import Guard
 from vidssl.engine.lock import sole_process
 from vidssl.engine.loss_scale import loss_scaler, scale_metrics
 from vidssl.engine.optim import Optim
+from vidssl.engine.own_code import keep_own
 from vidssl.engine.parallel import Parallel
 from vidssl.engine.resume import Moving, Restored, restore, save_state
 from vidssl.engine.runfolder import RunFolder, create_run
@@ -94,6 +95,7 @@ def train(
     augment: Augment | None = None,
     test_streams: Mapping[str, Stream] | None = None,
     recipe_text: str = "",
+    code: Mapping[str, bytes] | None = None,
     resume: Path | None = None,
     stop_after: int | None = None,
     monitor: Monitor | None = None,
@@ -110,6 +112,7 @@ def train(
         augment: applied to every batch on the device.
         test_streams: held-out streams that give the same views.
         recipe_text: the resolved recipe, kept in the checkpoints so that ``vidssl eval`` can read them.
+        code: files of the recipe's own parts (``files_of``), kept in the run's folder.
         resume: folder of a run to go on with, at the very step of its newest checkpoint: all further steps
             are those that the run would have taken. No folder is made then, ``name`` is not used.
         stop_after: steps of the run after which to stop as Ctrl-C would.
@@ -150,6 +153,8 @@ def train(
             say(f"Goes on after step {start.step} of {plan.total_steps}.")
         if resume is not None and world.first:
             folder.note_resume(start.step)
+        if world.first and recipe_text:
+            keep_own(folder.path, recipe_text, code or {}, say)
         with (
             deterministic(run.deterministic),
             stop_requests() as stop,

@@ -5,6 +5,7 @@ runs/bevt/
   environment.json   when, by which command, on what: versions, git state, devices
   metrics.jsonl      one line a log step
   events.jsonl       one line for each thing that was said on the way: a skipped step, a sign of collapse
+  code/              copies of the recipe's own parts (type: my_file.py:MyClass), and of modules beside them
   checkpoints/       step-000300.safetensors ...
   resume/            step-000300.safetensors: what the run needs besides to go on from there
   resumed.jsonl      one line each time it went on

@@ -34,6 +34,7 @@ class PictureRequest:
         files: video files to show instead of the recipe's held-out videos.
         out: folder for the pictures; None for ``pictures`` in the run's own.
         overrides: ``data={...}``, a source to show instead, and ``views={...}``, how clips are cut from it.
+        trust: use code and addresses that the run's recipe names, whoever trained it.
     """
 
     what: What
@@ -41,6 +42,7 @@ class PictureRequest:
     files: tuple[str, ...] = ()
     out: str | None = None
     overrides: tuple[str, ...] = ()
+    trust: bool = False
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
 
 
 def _of_run(checkpoint: Checkpoint, request: PictureRequest, say: Say) -> Drawing:
-    recipe = recipe_of(checkpoint, "without one its parts and data are not known, and nothing can be drawn")
+    without = "without one its parts and data are not known, and nothing can be drawn"
+    recipe = recipe_of(checkpoint, without, trust=request.trust)
     title = f"{recipe.name}, step {checkpoint.step}: "
     if request.what == "attention":
         return _attention(recipe, checkpoint, request, title, say)

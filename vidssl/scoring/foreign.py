@@ -18,14 +18,14 @@ from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone
-from vidssl.recipe import Recipe, load_recipe, overridden, read_recipe
+from vidssl.recipe import Recipe, load_recipe
 from vidssl.resolved import resolved_part, resolved_text
 from vidssl.run_spec import RunSpec
 from vidssl.schema import bind, construct
 from vidssl.scoring.subject import NetworkSpec, Subject, spec_of, state_hash
-from vidssl.scoring.trained import recipe_of
+from vidssl.scoring.trained import recipe_of, stored_recipe
 from vidssl.sections import PartSpec, read_count
-from vidssl.spec import Node, dump, dump_flow, override, plain
+from vidssl.spec import Node, dump, dump_flow, override, plain, read_file
 from vidssl.weights.load import LoadReport, load_init
 
 LIBRARIES = ("torchvision", "timm", "pytorchvideo")
@@ -41,11 +41,13 @@ class ForeignRequest:
         name: ``torchvision:swin3d_t``, ``untrained:bevt`` and so on.
         weights: a file, or "pretrained" for those that the library fetches; None where there are none.
         keys: ``key=value`` for the network's constructor, and ``seed=NUMBER`` for random weights.
+        trust: whether code and addresses that a run's recipe names are used, whoever trained it.
     """
 
     name: str
     weights: str | None = None
     keys: tuple[str, ...] = ()
+    trust: bool = False
 
     @property
     def shown(self) -> str:
@@ -77,7 +79,7 @@ def foreign_recipe(request: ForeignRequest) -> Recipe | None:
         return None
     seed, others = _seed(request)
     words = [f"backbone.{key}" for key in others] + ([] if seed is None else [f"seed={seed}"])
-    recipe = recipe_named(name, words)
+    recipe = recipe_named(name, words, trust=request.trust)
     if recipe.backbone is None:
         raise UsageError(f"{request.name}: trained a tokenizer, which has no features to probe")
     return recipe
@@ -179,21 +181,25 @@ def _check_whole(report: LoadReport, request: ForeignRequest) -> None:
         )
 
 
-def recipe_named(word: str, overrides: Sequence[str] = ()) -> Recipe:
+def recipe_named(word: str, overrides: Sequence[str] = (), *, trust: bool = False) -> Recipe:
     """The recipe of a name or file, or that of a run or checkpoint.
 
+    Args:
+        trust: as for ``stored_recipe``, of a run or checkpoint.
+
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none, or as ``stored_recipe``.
     """
     path = Path(word)
     if path.suffix != ".safetensors" and not path.is_dir():
         return load_recipe(word, overrides)
-    if path.is_dir() and (path / "recipe.yaml").is_file():
-        return load_recipe(str(path / "recipe.yaml"), overrides)
+    file = path / "recipe.yaml"
+    if path.is_dir() and file.is_file():
+        text = read_file(file)
+        return stored_recipe(text, file, path, trust=trust, overrides=overrides, folder=path)
     if path.is_dir():
         raise UsageError(f"{word}: no recipe.yaml in it; is it the folder of a run of 'vidssl train'?")
-    recipe = recipe_of(read_checkpoint(path), "name a recipe")
-    return read_recipe(overridden(recipe.node, overrides), Path.cwd())
+    return recipe_of(read_checkpoint(path), "name a recipe", trust=trust, overrides=overrides)
 
 
 def _seed(request: ForeignRequest) -> tuple[int | None, tuple[str, ...]]:

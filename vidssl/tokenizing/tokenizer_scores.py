@@ -72,6 +72,8 @@ def score_tokenizers(
     protocols: Sequence[str],
     overrides: Sequence[str],
     console: Console | None = None,
+    *,
+    trust: bool = False,
 ) -> int:
     """Measure tokenizers under a protocol, print one table, keep it with a sheet of reconstructions.
 
@@ -80,6 +82,7 @@ def score_tokenizers(
             ``tokenizers`` whose weights are there.
         protocols: one that measures tokenizers.
         overrides: ``key=value`` for it.
+        trust: use code that the recipe of a run or checkpoint names, whoever trained it.
 
     Returns:
         Exit code 0.
@@ -95,7 +98,7 @@ def score_tokenizers(
     protocol = _only_protocol(protocols, overrides)
     build.check_tokenizer_protocol(protocol)
     with shown_messages(console), torch.no_grad():
-        candidates, missing = _candidates(targets, say)
+        candidates, missing = _candidates(targets, say, trust)
         clips = draw_clips(
             build.source(protocol.test), build.views(protocol.views), protocol.measure.videos, say
         )
@@ -120,10 +123,10 @@ def _only_protocol(protocols: Sequence[str], overrides: Sequence[str]) -> Tokeni
     return load_tokenizer_protocol(protocols[0], overrides)
 
 
-def _candidates(targets: Sequence[str], say: build.Say) -> tuple[list[Candidate], list[str]]:
+def _candidates(targets: Sequence[str], say: build.Say, trust: bool) -> tuple[list[Candidate], list[str]]:
     """The tokenizers to measure, and a line on each that has no weights, where none was named."""
     if targets:
-        found = [_named(target, say) for target in targets]
+        found = [_named(target, say, trust) for target in targets]
         names = [candidate.name for candidate in found]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
@@ -134,7 +137,7 @@ def _candidates(targets: Sequence[str], say: build.Say) -> tuple[list[Candidate]
     for name, spec in specs.items():
         assert spec.weights is not None, "a tokenizer file names weights"
         if spec.weights.path.is_file():
-            ready.append(_named(name, say))
+            ready.append(_named(name, say, trust))
         else:
             how = f"; made by: {spec.weights.command}" if spec.weights.command else ""
             missing.append(f"{name}: no weights at {spec.weights.path}{how}")
@@ -143,7 +146,7 @@ def _candidates(targets: Sequence[str], say: build.Say) -> tuple[list[Candidate]
     return ready, missing
 
 
-def _named(target: str, say: build.Say) -> Candidate:
+def _named(target: str, say: build.Say, trust: bool) -> Candidate:
     path = Path(target)
     if not path.is_dir() and path.suffix != ".safetensors":
         spec = load_tokenizer_spec(target)
@@ -151,7 +154,7 @@ def _named(target: str, say: build.Say) -> Candidate:
         assert spec.weights is not None, "a tokenizer file names weights"
         return Candidate(find("tokenizers", target).stem, spec.part.type, made, spec.weights.path)
     checkpoint = read_checkpoint(find_checkpoint(target))
-    recipe = recipe_of(checkpoint, "without one the tokenizer is not known")
+    recipe = recipe_of(checkpoint, "without one the tokenizer is not known", trust=trust)
     if recipe.backbone is not None or recipe.tokenizer is None:
         raise UsageError(f"{target}: trained a network and no tokenizer: '--protocol knn' scores those")
     made = trained_tokenizer(recipe, checkpoint)
