@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,17 @@ from toy_runs import TOYS, make_world
 from working_folder import work_in
 
 from vidssl import build
+from vidssl import train as loop
 from vidssl.cli import main
 from vidssl.data.loader import Loader
+from vidssl.engine import resume
 from vidssl.engine.capture import Attempt, Conditions, read_capture, save_capture
-from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.checkpoint import read_tensors, save_tensors
 from vidssl.engine.distributed import end_group
 from vidssl.engine.distributed import here as processes_here
 from vidssl.engine.guard import Guard, Skips
 from vidssl.engine.lock import sole_process
+from vidssl.engine.resume import file_digest
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
@@ -155,7 +159,8 @@ def test_the_random_states_are_those_before_the_step() -> None:
 
 def test_another_process_s_step_is_not_taken_either() -> None:
     objective = Buffered()
-    guard, skips, said, _ = guard_of(objective, agree=lambda flag: True)
+    answers = iter((True, False))  # a loss or gradient elsewhere is not finite; the weights everywhere are
+    guard, skips, said, _ = guard_of(objective, agree=lambda flag: next(answers))
     step_of(objective, guard)
     assert not guard.passes(ONE, ONE)
     assert int(objective.count.sum()) == 0
@@ -253,6 +258,84 @@ def test_a_run_goes_on_without_the_steps_that_are_no_numbers() -> None:
     assert events[1]["text"].endswith("The step is not taken (2 in a row, 2 in all).")
     assert events[1]["text"] in said
     assert not run.captures.exists()
+
+
+def test_a_run_that_took_no_step_is_an_error_and_one_that_ended_so_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["stumbling.yaml", "name=none", "objective.bad_steps=[0, 1, 2, 3, 4, 5]", "schedule.steps=2"]
+    assert main(["train", *words]) == 2
+    shown = capsys.readouterr()
+    assert "no step was taken: no loss and gradient of 2 steps was finite" in shown.err
+    assert "Trained" not in shown.out
+    assert main(["train", *words, "objective.bad_steps=[1]"]) == 0
+    shown = capsys.readouterr().out
+    assert "; skipped as not finite: 1." in shown
+    assert "The weights since step 1 gave no finite loss" in shown
+
+
+def test_states_saved_while_steps_are_skipped_do_not_displace_the_last_that_works() -> None:
+    run, _, _ = train(
+        "objective.bad_steps=[2, 3, 4, 5]", "run.checkpoint_every_steps=1", "run.keep_checkpoints=1"
+    )
+    assert [path.stem for path in run.states()] == [f"step-{step:06d}" for step in range(2, 7)]
+
+
+def test_weights_that_are_not_finite_are_not_saved_and_end_the_run() -> None:
+    """The sixth step is taken with a finite loss and gradient, and leads to NaN."""
+    recipe = load_recipe("stumbling.yaml", ["name=blown", "objective.bad_steps=[]", "run.keep_checkpoints=1"])
+    streams, objective = build.streams(recipe), build.objective(recipe)
+    hooked = objective.after_step
+
+    def after_step(progress: Progress, generator: torch.Generator) -> None:
+        hooked(progress, generator)
+        if progress.step == blown:
+            objective.head.bias.data[0] = math.nan
+
+    def run_it() -> None:
+        loop.train(
+            objective,
+            streams,
+            optim=build.optim(recipe),
+            schedule=build.schedule(recipe),
+            name="blown",
+            run=replace(recipe.run, checkpoint_every_steps=4),
+            console=Console(quiet=True),
+        )
+
+    objective.after_step = after_step
+    blown = 5
+    with pytest.raises(UsageError, match=r"step 6: 1 tensor \(head.bias\) .* finite checkpoint is .*000004"):
+        run_it()
+    assert [path.name for path in Path("runs/blown/checkpoints").iterdir()] == ["step-000004.safetensors"]
+    blown = 0  # from then on nothing can be finite: the run ends with the first skipped step, not the tenth
+    with torch.no_grad():
+        objective.head.bias.zero_()
+    with pytest.raises(UsageError, match=r"step 2: the loss is nan.*1 tensor \(head.bias\) hold NaN or inf"):
+        run_it()
+
+
+def test_a_run_resumes_from_its_last_finite_state() -> None:
+    """Earlier versions saved states whose weights or moments are not finite."""
+    words, quiet = (
+        ["name=older", "run.checkpoint_every_steps=2", "run.keep_checkpoints=3"],
+        Console(quiet=True),
+    )
+    recipe = load_recipe("stumbling.yaml", ["objective.bad_steps=[]", *words])
+    _, whole = train_recipe(recipe, quiet)
+    run = RunFolder(whole.folder)
+    metadata, tensors = read_tensors(run.checkpoint_path(6))
+    tensors["objective.head.bias"][0] = math.inf
+    save_tensors(run.checkpoint_path(6), tensors, metadata)
+    state, kept = read_tensors(run.state_path(6))
+    state["weights_sha256"] = file_digest(run.checkpoint_path(6))
+    state["digest"] = resume._digest(kept, {key: text for key, text in state.items() if key != "digest"})
+    save_tensors(run.state_path(6), kept, state)
+    said = io.StringIO()
+    _, again = train_recipe(recipe, Console(width=10_000, file=said), resume=run.path)
+    assert "step-000006.safetensors: not finite (NaN or inf): 1 tensor (head.bias) of " in said.getvalue()
+    assert "Goes on after step 4 of 6." in said.getvalue()
+    assert again.skipped == 0
 
 
 def test_a_run_that_is_trained_already_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:

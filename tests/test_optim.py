@@ -40,6 +40,12 @@ class Finetuned(Objective):
         return self.backbone
 
 
+@pytest.mark.parametrize("lr", [0.0, -1.0, 1e38, math.nan, math.inf])
+def test_rates_that_no_step_can_be_taken_at_are_refused(lr: float) -> None:
+    with pytest.raises(ValueError, match="lr must be above 0 and"):
+        AdamW(lr=lr)
+
+
 def scales(objective, **keys) -> dict[str, float]:
     groups = parameter_groups(objective, **keys)
     return {name: group["lr_scale"] for group in groups for name in group["names"]}

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from vidssl.engine.optim import AdamW
 from vidssl.errors import UsageError
+from vidssl.few_labels import FewLabels, Subset
 from vidssl.protocol import load_protocol
 from vidssl.recipe import (
     Recipe,
@@ -15,6 +18,7 @@ from vidssl.recipe import (
 )
 from vidssl.run_spec import RunSpec
 from vidssl.spec_files import find, locate, spec_files
+from vidssl.tokenizer_protocol import MeasureSpec
 
 RECIPE = """\
 name: toy
@@ -61,6 +65,29 @@ def message(call: Callable[[], object]) -> str:
 def changed(*overrides: str) -> Recipe:
     write(Path("toy.yaml"), RECIPE)
     return load_recipe("toy.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RunSpec(precision="fp61"), "RunSpec: precision: expected 'auto' or .*Did you mean 'fp16'?"),
+        (lambda: RunSpec(workers="2"), "RunSpec: workers: expected a whole number, got '2'"),
+        (lambda: RunSpec(out=Path("runs")), "RunSpec: out: expected text, got .*Path"),
+        (lambda: RunSpec(compile=1), "RunSpec: compile: expected true or false, got 1"),
+        (lambda: AdamW(lr=1e-3, clip="some"), "Update: clip: expected 'all' or 'each', got 'some'"),
+        (lambda: Subset(label="a", share="all"), "Subset: share: expected a number"),
+        (lambda: FewLabels(shares=("1 %",)), "FewLabels: shares: expected"),
+        (lambda: MeasureSpec(videos=1.5), "MeasureSpec: videos: expected a whole number, got 1.5"),
+    ],
+)
+def test_sections_made_in_python_are_held_to_their_types(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+def test_sections_made_in_python_take_numbers_of_numpy() -> None:
+    assert RunSpec(accumulate=np.int64(2), timeout_minutes=30).accumulate == 2
+    assert AdamW(lr=np.float64(1e-3), betas=(0.9, 0.98)).update.lr == 1e-3
 
 
 def test_recipe_has_its_sections_and_defaults(folder: Path) -> None:

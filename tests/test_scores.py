@@ -1,5 +1,7 @@
 """Tables of features to rows of scores: views, orders, settings and counts."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -73,6 +75,42 @@ def test_votes_are_averaged_as_shares():
     shares = average_views(votes, "probabilities", "votes")
     assert torch.allclose(shares, torch.tensor([[(0.9 + 0.25) / 2, (0.1 + 0.75) / 2]]))
     assert torch.allclose(average_views(votes, "scores", "votes"), torch.tensor([[45.5, 6.5]]))
+
+
+def test_a_view_without_votes_counts_for_no_class():
+    votes = torch.tensor([[[0.0, 0.0], [1.0, 3.0]]])
+    assert average_views(votes, "probabilities", "votes").tolist() == [[0.125, 0.375]]
+
+
+def test_features_that_are_not_finite_are_refused_by_name():
+    vectors = torch.randn(80, 1, 4)
+    vectors[7] = math.nan
+    with pytest.raises(UsageError, match=r"of 1 of 80 videos are not finite .*: 7\.mp4; look at these"):
+        table(vectors, {"class": [0] * 80})
+    with pytest.raises(UsageError, match=r"of 80 of 80 .*: 0\.mp4, 1\.mp4, 2\.mp4, \.\.\.; the network is"):
+        table(torch.full((80, 1, 4), torch.inf), {"class": [0] * 80})
+    with pytest.raises(UsageError, match="1 of 80 videos"):
+        table(torch.zeros(80, 1, 4), {"class": [0] * 80}, reversed=vectors)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda x: x[:, :3], r"evaluator Fixed: scores are torch.float32 \[5, 3\], expected .* \[5, 4\]"),
+        (lambda x: x[1:], r"\[4, 4\], expected floating-point \[5, 4\]"),
+        (lambda x: x.long(), r"torch.int64 \[5, 4\]"),
+        (lambda x: [1.0], "scores are list, expected a tensor"),
+        (lambda x: x.clone().fill_(math.nan), "the scores of 5 of 5 samples are not finite"),
+    ],
+)
+def test_scores_of_an_evaluator_are_held_to_its_contract(given, message):
+    class Fixed(Recorder):
+        def class_scores(self, train, test_vectors, generator):
+            return given(test_vectors)
+
+    videos = table(torch.randn(5, 1, 4), {"class": [0, 1, 2, 3, 0]})
+    with pytest.raises(UsageError, match=message):
+        probe(Fixed(), videos, videos)
 
 
 def test_what_was_found_has_no_average():

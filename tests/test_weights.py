@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from vidssl.backbones import VideoSwin
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
 from vidssl.weights.inflate import resize_bias_table
-from vidssl.weights.load import load_init
+from vidssl.weights.load import load_init, load_state
 
 GOLDEN = Path(__file__).parent / "golden" / "bevt"
 NONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -175,6 +176,18 @@ def test_a_checkpoint_that_shares_nothing_is_an_error(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(3)}, tmp_path / "resnet.pth")
     with pytest.raises(UsageError, match="shares no key with VideoSwin"):
         load_init(toy_swin(), str(tmp_path / "resnet.pth"))
+
+
+def test_weights_that_are_not_finite_are_refused_and_masks_of_minus_infinity_are_not() -> None:
+    net = torch.nn.Linear(3, 2)
+    net.register_buffer("mask", torch.full((2,), -torch.inf))
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    load_state(net, state, "fine.pth")
+    for key, value in (("weight", math.nan), ("bias", -math.inf), ("mask", math.inf), ("mask", math.nan)):
+        broken = {**state, key: state[key].clone().fill_(value)}
+        with pytest.raises(UsageError, match=rf"x.pth: not finite \(NaN or inf\): 1 tensor \({key}\) of 3"):
+            load_state(net, broken, "x.pth")
+    assert torch.isfinite(net.weight).all()
 
 
 def test_an_image_swin_of_another_size_is_an_error_with_the_shapes(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vidssl.errors import UsageError
+from vidssl.schema import check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Amount:
     per_class: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.share is None) == (self.per_class is None):
             raise ValueError("give 'share' or 'per_class', one of the two")
         if self.share is not None and not 0 < self.share <= 1:
@@ -62,6 +64,7 @@ class FewLabels:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.shares is None) == (self.per_class is None):
             raise ValueError("give 'shares' or 'per_class', one of the two")
         given = self.shares or self.per_class or ()
@@ -102,6 +105,7 @@ class Subset:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         assert self.amount, "it is checked in being made"
 
     @property

@@ -15,7 +15,7 @@ from vidssl.engine.devices import use_bfloat16
 from vidssl.engine.distributed import here, take_device
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scoring import average_views
+from vidssl.evaluators.scoring import average_views, check_scores
 from vidssl.few_labels import Amount, Subset, drawn
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.interfaces import DataSource
@@ -345,7 +345,9 @@ def _scores(objective: Classification, test: FeatureTable, learned: Tensor, labe
     known = test.labels[label] >= 0
     rows = []
     for frames, vectors in {"normal": test.vectors, **test.reordered}.items():
-        probabilities = average_views(head(vectors[known]), "probabilities", "logits")
+        logits = head(vectors[known])
+        check_scores(logits.flatten(0, 1), logits.shape[:2].numel(), logits.shape[2], "the finetuned network")
+        probabilities = average_views(logits, "probabilities", "logits")
         rows.append(
             score(
                 probabilities,

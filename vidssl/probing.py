@@ -42,7 +42,7 @@ class Evaluator(ABC):
     def class_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Scores [M, K], higher is likelier, for ``test_vectors`` [M, D]. Test labels are never seen."""
+        """Finite scores [M, K], higher is likelier, for ``test_vectors`` [M, D]; test labels are not seen."""
 
     def named_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
@@ -106,7 +106,7 @@ class PatchEvaluator(Evaluator):
 
     @abstractmethod
     def patch_scores(self, train: LabelledPatches, test: PatchTokens, generator: torch.Generator) -> Tensor:
-        """Scores [M, K], higher is likelier, for ``test``. Test labels are never seen."""
+        """Finite scores [M, K], higher is likelier, for ``test``; test labels are not seen."""
 
     def class_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator

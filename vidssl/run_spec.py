@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vidssl.schema import check_fields
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSpec:
@@ -63,6 +65,7 @@ class RunSpec:
     resume: Literal["never", "auto"] = "never"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.workers < 0:
             raise ValueError(f"workers must be at least 0, got {self.workers}")
         if self.timeout_minutes <= 0:

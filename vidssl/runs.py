@@ -130,8 +130,14 @@ def _conclude(result: TrainResult, objective: Objective, seconds: float, console
         lines = [f"All {result.steps} steps were done before."]
     else:
         which = f"steps {result.steps_before + 1} to {result.steps}"
-        what = which if result.steps_before else f"{result.steps} steps"
-        lines = [f"Trained {what} in {format_duration(seconds)}."]
+        what = which if result.steps_before else f"{result.steps} step{'s' * (result.steps > 1)}"
+        skipped = f"; skipped as not finite: {result.skipped}" if result.skipped else ""
+        lines = [f"Trained {what} in {format_duration(seconds)}{skipped}."]
+    if result.skipped_last:
+        lines += [
+            f"NOT FINITE: loss or gradient of the last {result.skipped_last} steps. The weights since step "
+            f"{result.steps - result.skipped_last} gave no finite loss: of the checkpoints use one before that."
+        ]
     lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]
     if result.test_metrics:
         lines += ["On test videos, never trained on: " + objective.describe(result.test_metrics)]

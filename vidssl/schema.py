@@ -6,8 +6,9 @@
 import inspect
 import types
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from vidssl.errors import UsageError
 from vidssl.spec import Node, Scalar, nearest
@@ -93,6 +94,35 @@ def construct(
         return constructor(*parts, **values)
     except ValueError as error:
         raise node.error(str(error)) from error
+
+
+def check_fields(made: object) -> None:
+    """Holds the fields of a dataclass to their annotations, as if its values had been read from YAML.
+
+    A dataclass that is a section calls it in ``__post_init__``, so that Python is as strict as a recipe.
+
+    Raises:
+        UsageError: naming the class, the field, its value and what it may be.
+    """
+    hints, where = get_type_hints(type(made)), type(made).__name__
+    for name in (each.name for each in fields(cast(Any, made)) if each.init):
+        value = getattr(made, name)
+        try:
+            node = _node_of(value, where, name)
+        except TypeError:
+            raise UsageError(f"{where}: {name}: expected {describe(hints[name])}, got {value!r}") from None
+        convert(node, hints[name])
+
+
+def _node_of(value: object, where: str, path: str) -> Node:
+    """A value of Python as if read from YAML; numbers of numpy are numbers. TypeError for what YAML lacks."""
+    if isinstance(value, (tuple, list)):
+        return Node(tuple(_node_of(each, where, path) for each in value), where, path)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return Node(int(value) if isinstance(value, Integral) else float(value), where, path)
+    if value is None or isinstance(value, (str, bool)):
+        return Node(value, where, path)
+    raise TypeError(f"YAML has no {type(value).__name__}")
 
 
 def convert(node: Node, wanted: object) -> object:

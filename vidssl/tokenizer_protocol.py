@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vidssl.recipe import overridden
-from vidssl.schema import construct
+from vidssl.schema import check_fields, construct
 from vidssl.sections import PartSpec, read_count, read_part, read_text
 from vidssl.spec import Node, load
 from vidssl.spec_files import find
@@ -25,6 +25,7 @@ class MeasureSpec:
     shown: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if min(self.videos, self.shown) < 1:
             raise ValueError(f"videos and shown must be at least 1, got {self.videos} and {self.shown}")
         if self.noise < 0:

@@ -23,6 +23,7 @@ from vidssl.engine.grad_cache import JointLoss
 from vidssl.engine.guard import Guard
 from vidssl.engine.lock import sole_process
 from vidssl.engine.loss_scale import loss_scaler, scale_metrics
+from vidssl.engine.nonfinite import broken_weights, listed
 from vidssl.engine.optim import Optim
 from vidssl.engine.own_code import keep_own
 from vidssl.engine.parallel import Parallel
@@ -55,6 +56,8 @@ class TrainResult:
         steps: optimizer steps done.
         steps_before: those of them that earlier calls did.
         total_steps: steps the schedule asked for; more than ``steps`` if the run was stopped.
+        skipped: those of ``steps`` that were not taken, as their loss or gradient was not finite.
+        skipped_last: of these, the last ones of the run; its weights have given no finite loss then.
         test_metrics: the objective's metrics on held-out streams, empty if there were none.
     """
 
@@ -64,6 +67,8 @@ class TrainResult:
     steps_before: int
     total_steps: int
     test_metrics: Mapping[str, float]
+    skipped: int = 0
+    skipped_last: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,9 +126,10 @@ def train(
             group. Of streams they take slices, and the first of them writes and speaks.
 
     Raises:
-        UsageError: if the loss is no number for too many steps, the network collapses and the run is to stop
-            then, another process trains in the folder, the disk is full, too many videos cannot be read, or
-            the run cannot go on. Checkpoints written before stay.
+        UsageError: if the loss is not finite for too many steps or for all of them, the weights become NaN
+            or inf, the network collapses and the run is to stop then, another process trains in the folder,
+            the disk is full, too many videos cannot be read, or the run cannot go on. Checkpoints written
+            before stay, and are finite.
     """
     run, world = run or RunSpec(), world or here()
     check_trackers(run.trackers)
@@ -259,8 +265,16 @@ def _descend(
             raise UsageError(f"{collapse} The run stops, as run.on_collapse says; it is saved as it is")
         if stopped:
             break
-    checkpoint = folder.checkpoint_path(done)
-    return TrainResult(folder.path, checkpoint, done, start.step, plan.total_steps, tested)
+    checkpoint, skipped = folder.checkpoint_path(done), moving.skips.not_taken
+    if done and skipped == done:
+        raise UsageError(
+            f"no step was taken: no loss and gradient of {done} step{'s' * (done > 1)} was finite, and the "
+            f"weights in {checkpoint} are those that the run began with. Lower optim.lr, lengthen the "
+            "warm-up, set run.precision=fp32, or look for the input that does it"
+        )
+    return TrainResult(
+        folder.path, checkpoint, done, start.step, plan.total_steps, tested, skipped, moving.skips.in_a_row
+    )
 
 
 def _guard(moving: Moving, fixed: _Fixed, display: TrainDisplay) -> Guard:
@@ -328,13 +342,26 @@ def _log(fixed: _Fixed, record: Mapping[str, float]) -> None:
 
 
 def _save(moving: Moving, fixed: _Fixed, done: int, seconds: float) -> None:
-    """A checkpoint and what going on takes; by the first process, to which the others give their shards."""
+    """A checkpoint and what going on takes; by the first process, to which the others give their shards.
+
+    Weights that are not finite are not saved, so that older checkpoints, which are, stay.
+    """
     folder, run, world = fixed.folder, fixed.run, fixed.world
+    found = broken_weights(moving.objective, moving.optimizer)
+    if world.any(bool(found)):
+        older = folder.newest_checkpoint()
+        which = listed(found) if found else "tensors of another process"
+        raise UsageError(
+            f"step {done}: {which} of weights and optimizer hold NaN or inf, and nothing of them is saved. "
+            "Lower optim.lr, lengthen the warm-up or set run.precision=fp32, and train again. "
+            + (f"The newest finite checkpoint is {older}" if older else "No checkpoint was written before")
+        )
     save_checkpoint(
         folder.checkpoint_path(done), moving.objective, step=done, recipe=fixed.recipe_text, write=world.first
     )
     save_state(folder, moving, step=done, seconds=seconds, world=world)
-    if world.first:
+    # as long as steps are skipped, what was saved before them is the last that is known to work
+    if world.first and not moving.skips.in_a_row:
         folder.prune(run.keep_checkpoints, run.keep_every_steps)
 
 

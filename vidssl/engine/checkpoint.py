@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidssl.engine.files import write_atomically
+from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.sharded import spread_state, whole
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
@@ -94,18 +95,22 @@ def load_objective(objective: Objective, checkpoint: Checkpoint) -> None:
     """Put an objective back to what ``save_checkpoint`` wrote of it.
 
     Raises:
-        UsageError: if the checkpoint is of another objective or network.
+        UsageError: if the checkpoint is of another objective or network, or its weights are not finite.
     """
-    prefix = encoder_prefix(objective)
-    state = {f"{prefix}{key}": value for key, value in checkpoint.encoder.items()} | dict(
-        checkpoint.objective
-    )
+    state = objective_state(objective, checkpoint)
+    refuse_broken(checkpoint.path, state, buffers_of(objective))
     try:
         objective.load_state_dict(spread_state(objective, state))
     except RuntimeError as error:
         raise UsageError(
             f"{checkpoint.path}: of another objective or network: {' '.join(str(error).split())}"
         ) from error
+
+
+def objective_state(objective: Objective, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What a checkpoint holds, under the objective's own names."""
+    prefix = encoder_prefix(objective)
+    return {f"{prefix}{key}": value for key, value in checkpoint.encoder.items()} | dict(checkpoint.objective)
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidssl.engine.capture import Attempt, random_states
+from vidssl.engine.nonfinite import broken_weights, listed
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Objective, Progress
 
@@ -28,6 +29,11 @@ class Skips:
     total: int = 0
     in_a_row: int = 0
     scaled_down: int = 0
+
+    @property
+    def not_taken(self) -> int:
+        """Steps that changed nothing, for either reason."""
+        return self.total + self.scaled_down
 
     def metrics(self) -> dict[str, float]:
         """For the log: only what there has been."""
@@ -107,6 +113,7 @@ class Guard:
         agree: Callable[[bool], bool] = bool,
         state: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
+        self._objective = objective
         self._generator = generator
         self._skips = skips
         self._most = most_in_a_row
@@ -136,7 +143,8 @@ class Guard:
                 number under a loss that is one then asks for a lower scale; it is counted by itself.
 
         Raises:
-            UsageError: at the last skipped step in a row that may be; a capture of it is left.
+            UsageError: at the last skipped step in a row that may be, and at the first one if weights are NaN
+                or inf, since no later step can be taken; a capture of it is left.
         """
         number = bool(torch.isfinite(loss)), bool(torch.isfinite(grad_norm))
         overflow = scale is not None and scale > _LEAST_SCALE
@@ -160,12 +168,24 @@ class Guard:
         if math.isfinite(loss) and math.isfinite(grad_norm):
             found = f"step {progress.step + 1}: another process's loss or gradient is no number"
         row, total = self._skips.in_a_row, self._skips.total
-        if row < self._most:
+        weights = broken_weights(self._objective)
+        hopeless = self._agree(bool(weights))
+        if row < self._most and not hopeless:
             self._say(progress.step + 1, f"{found}. The step is not taken ({row} in a row, {total} in all).")
             return
         path = self._capture(Attempt(progress, batch, random, loss, grad_norm, self._state(), scale))
+        why = f"so it has been for {row} steps in a row (run.max_skipped_steps)"
+        if hopeless:
+            which = listed(weights) if weights else "tensors of another process"
+            why = f"in the weights {which} hold NaN or inf, so that no later step can be taken"
+        before = progress.step + 1 - row
         raise UsageError(
-            f"{found}, and so it has been for {row} steps in a row (run.max_skipped_steps): the run stops. "
+            f"{found}, and {why}: the run stops. "
             f"'vidssl replay {path}' shows where it begins. Lower optim.lr, lengthen the warm-up or set "
-            "run.precision=fp32. The checkpoints up to here are sound"
+            "run.precision=fp32. "
+            + (
+                f"The weights since step {before} gave no finite loss: of the checkpoints use one before that"
+                if before
+                else "Not one step gave a finite loss"
+            )
         )

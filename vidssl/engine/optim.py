@@ -14,8 +14,10 @@ from vidssl.engine.curves import cosine_between
 from vidssl.engine.param_groups import Decay, Group, parameter_groups
 from vidssl.engine.schedules import StepPlan
 from vidssl.engine.sharded import in_shards, norms, own_shards
+from vidssl.schema import check_fields
 
 Clip = Literal["all", "each"]
+_HIGHEST_LR = 1e30
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,12 @@ class Update:
     encoder_lr_scale: float
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}")
+        check_fields(self)
+        if not 0 < self.lr * max(1.0, self.encoder_lr_scale) <= _HIGHEST_LR:
+            raise ValueError(
+                f"lr must be above 0 and, times encoder_lr_scale, at most {_HIGHEST_LR:g}, which float32 can "
+                f"take a step of; got {self.lr}"
+            )
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be above 0 or null, got {self.clip_norm}")
         if min(self.weight_decay, self.final_weight_decay or 0.0) < 0:

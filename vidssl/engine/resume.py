@@ -21,6 +21,7 @@ from vidssl.engine.capture import random_states
 from vidssl.engine.checkpoint import (
     Checkpoint,
     load_objective,
+    objective_state,
     read_checkpoint,
     read_tensors,
     save_tensors,
@@ -29,6 +30,7 @@ from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.distributed import World
 from vidssl.engine.guard import Skips
 from vidssl.engine.loss_scale import load_scaler, loss_scaler, scaler_tensors
+from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.runfolder import RunFolder
 from vidssl.engine.sharded import spread_like, whole
 from vidssl.engine.window import Window
@@ -135,7 +137,7 @@ def restore(
     found: list[_Whole] = []
 
     def newest() -> str:
-        found.append(_newest_whole(folder, recipe, say))
+        found.append(_newest_whole(folder, moving.objective, recipe, say))
         return str(found[0].step)
 
     step = int(world.from_first(newest))
@@ -159,10 +161,14 @@ class _Whole:
     tensors: Mapping[str, Tensor]
 
 
-def _newest_whole(folder: RunFolder, recipe: str, say: Callable[[str], None]) -> _Whole:
+def _newest_whole(folder: RunFolder, objective: Objective, recipe: str, say: Callable[[str], None]) -> _Whole:
+    """The newest state that is undamaged and finite; earlier versions saved others too."""
     for path in reversed(folder.states()):
         try:
             found = _read_whole(folder, path)
+            weights, buffers = objective_state(objective, found.checkpoint), buffers_of(objective)
+            refuse_broken(found.checkpoint.path, weights, buffers)
+            refuse_broken(path, _below(found.tensors, "optimizer."), frozenset())
         except UsageError as error:
             say(f"{error}. The state before it is used.")
             continue

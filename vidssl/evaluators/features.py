@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vidssl.errors import UsageError
 from vidssl.evaluators.frame_orders import in_order
 from vidssl.interfaces import Backbone, Features, Tokenizer, as_clip
 from vidssl.protocol import FrameOrder
@@ -28,7 +29,10 @@ class FeatureTable:
         unreadable: what was wrong with each of the others.
         reordered: order of frames -> [N, V, D], the same views with their frames in that order.
         patches: order of frames, "normal" among them -> [N, V, n, D] in half precision on the CPU, perhaps
-            mapped from a disk; empty where none were asked for.
+            mapped from a disk; empty where none were asked for. Finite, as ``half`` sees to.
+
+    Raises:
+        UsageError: if vectors are not finite; names the videos.
     """
 
     vectors: Tensor
@@ -39,6 +43,23 @@ class FeatureTable:
     unreadable: tuple[str, ...]
     reordered: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
     patches: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        finite = torch.stack(
+            [part.flatten(1).isfinite().all(1) for part in (self.vectors, *self.reordered.values())]
+        ).all(0)
+        broken = (~finite).nonzero()[:, 0].tolist()
+        if broken:
+            some = ", ".join(self.keys[number] for number in broken[:3]) + ", ..." * (len(broken) > 3)
+            way = (
+                "the network is broken: take an earlier checkpoint, or train again with a lower optim.lr"
+                if len(broken) == len(self.keys)
+                else "look at these videos, take them out of the list, or set run.precision=fp32"
+            )
+            raise UsageError(
+                f"the features of {len(broken)} of {len(self.keys)} videos are not finite (NaN or inf): "
+                f"{some}; {way}"
+            )
 
 
 @torch.no_grad()

@@ -3,8 +3,30 @@
 import torch
 from torch import Tensor
 
+from vidssl.errors import UsageError
 from vidssl.probing import ScoreKind
 from vidssl.protocol import Average
+
+
+def check_scores(scores: Tensor, rows: int, classes: int, who: str) -> None:
+    """Holds what a probe gave to its contract: [rows, classes], finite.
+
+    Raises:
+        UsageError: naming ``who`` gave it, what it is and what was expected.
+    """
+    if not isinstance(scores, Tensor):
+        raise UsageError(f"{who}: scores are {type(scores).__name__}, expected a tensor [{rows}, {classes}]")
+    if scores.shape != (rows, classes) or not scores.is_floating_point():
+        raise UsageError(
+            f"{who}: scores are {scores.dtype} {[*scores.shape]}, expected floating-point [{rows}, "
+            f"{classes}], a row a sample and a column a class"
+        )
+    finite = scores.isfinite().all(1)
+    if not bool(finite.all()):
+        raise UsageError(
+            f"{who}: the scores of {int((~finite).sum())} of {rows} samples are not finite (NaN or inf), so "
+            "that no class can be named"
+        )
 
 
 def average_views(scores: Tensor, average: Average, kind: ScoreKind) -> Tensor:
@@ -27,7 +49,8 @@ def average_views(scores: Tensor, average: Average, kind: ScoreKind) -> Tensor:
     if average == "probabilities" and kind == "logits":
         return scores.softmax(-1).mean(1)
     if average == "probabilities" and kind == "votes":
-        return (scores / scores.sum(-1, keepdim=True)).mean(1)
+        total = scores.sum(-1, keepdim=True)  # a view without any vote counts for no class
+        return (scores / total.masked_fill(total == 0, 1.0)).mean(1)
     raise ValueError(f"{average} of views cannot be averaged where scores say what was {kind}")
 
 

@@ -31,6 +31,7 @@ from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.devices import use_bfloat16
 from vidssl.engine.distributed import World, take_device
 from vidssl.engine.files import make_folder, write_atomically
+from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable, KeepPatches, Layers
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
 from vidssl.protocol import FrameOrder, PatchType, Protocol
@@ -147,9 +148,13 @@ class FeatureStore:
             else:
                 make_folder(self.folder)
                 found = self._encode(name, job, source, batch_size, path)
-                if self.world.first:
-                    write_encoded(path, found, key, source)
-            self._known[key, job.patches] = table_of(source, found, self._device)
+            try:
+                table = table_of(source, found, self._device)
+            except UsageError as error:
+                raise UsageError(f"{name} network, {job.part} videos: {error}") from error
+            if self.world.first and not path.is_file():
+                write_encoded(path, found, key, source)
+            self._known[key, job.patches] = table
         return self._known[key, job.patches]
 
     def _encode(self, name: str, job: FeatureJob, source: DataSource, batch_size: int, path: Path) -> Encoded:

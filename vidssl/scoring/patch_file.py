@@ -149,10 +149,16 @@ def half(patches: Tensor, kind: PatchType) -> Tensor:
     """Patch tokens in half precision, on the CPU.
 
     Raises:
-        UsageError: if one is too large for it.
+        UsageError: if one is not finite, or too large for it.
     """
     small = patches.to(_dtype(kind)).cpu()
     if not small.isfinite().all():
+        if not patches.isfinite().all():
+            broken = int((~patches.flatten(1).isfinite().all(1)).sum())
+            raise UsageError(
+                f"the patch tokens of {broken} of {len(patches)} videos of a batch are not finite (NaN or "
+                "inf): the network is broken, or run.precision=fp32 is needed"
+            )
         largest = patches.abs().max().item()
         way = "set patches=bfloat16" if kind == "float16" and largest < 3e38 else "the network is broken"
         raise UsageError(f"patch tokens reach {largest:.3g}, which {kind} cannot hold: {way}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scoring import average_views
+from vidssl.evaluators.scoring import average_views, check_scores
 from vidssl.interfaces import Evaluator, LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
 from vidssl.protocol import Average
 
@@ -49,16 +49,26 @@ def scores_of_videos(
     """Setting of the evaluator -> scores [orders, M, K] of test videos, their views averaged.
 
     The probe is fitted once and scores all orders of frames, "normal" first, together.
+
+    Raises:
+        UsageError: if its scores are of another shape than promised, or not finite.
     """
+    who, classes = f"evaluator {type(evaluator).__name__}", len(learn.table.classes[learn.label])
     orders = 1 + len(test.table.reordered)
     named: Mapping[str, Tensor]
     if isinstance(evaluator, PatchEvaluator):
         given = _labelled_patches(learn, average)
-        named = {"": evaluator.patch_scores(given, _patches(test, average), generator)}
+        tokens = _patches(test, average)
+        rows, named = len(tokens), {"": evaluator.patch_scores(given, tokens, generator)}
     else:
-        named = evaluator.named_scores(_features(learn, average), _vectors(test, average), generator)
+        vectors = _vectors(test, average)
+        rows, named = (
+            len(vectors),
+            evaluator.named_scores(_features(learn, average), vectors, generator),
+        )
     found = {}
     for setting, scores in named.items():
+        check_scores(scores, rows, classes, f"{who} ({setting})" if setting else who)
         by_view = scores.unflatten(0, (orders, len(test.numbers), -1))
         found[setting] = (
             by_view[:, :, 0]

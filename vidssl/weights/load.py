@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_tensors
+from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone
@@ -164,7 +165,8 @@ def load_state(
         min_matched: as for ``load_init``.
 
     Raises:
-        UsageError: if there is none, they are too few, or one has another shape; nothing is taken over then.
+        UsageError: if there is none, they are too few, or one has another shape or is not finite; nothing is
+            taken over then.
     """
     own = network.state_dict()
     shared = [key for key in own if key in state]
@@ -182,7 +184,9 @@ def load_state(
             f"{_percent(min_matched)} is an error. It lacks {_some(new)}. If these are to start from fresh "
             f"values, say so: backbone.init_min_matched={floor(100 * share) / 100}"
         )
-    network.load_state_dict({key: state[key] for key in shared}, strict=False)
+    taken = {key: state[key] for key in shared}
+    refuse_broken(source, taken, buffers_of(network))
+    network.load_state_dict(taken, strict=False)
     return LoadReport(
         source,
         loaded=tuple(shared),
