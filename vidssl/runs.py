@@ -134,9 +134,10 @@ def _conclude(result: TrainResult, objective: Objective, seconds: float, console
         skipped = f"; skipped as not finite: {result.skipped}" if result.skipped else ""
         lines = [f"Trained {what} in {format_duration(seconds)}{skipped}."]
     if result.skipped_last:
+        last = result.steps - result.skipped_last
         lines += [
-            f"NOT FINITE: loss or gradient of the last {result.skipped_last} steps. The weights since step "
-            f"{result.steps - result.skipped_last} gave no finite loss: of the checkpoints use one before that."
+            f"NOT FINITE: loss or gradient of the last {result.skipped_last} steps. The weights since "
+            f"step {last} gave no finite loss: of the checkpoints use one before that."
         ]
     lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]
     if result.test_metrics:

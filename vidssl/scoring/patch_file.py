@@ -154,7 +154,7 @@ def half(patches: Tensor, kind: PatchType) -> Tensor:
     small = patches.to(_dtype(kind)).cpu()
     if not small.isfinite().all():
         if not patches.isfinite().all():
-            broken = int((~patches.flatten(1).isfinite().all(1)).sum())
+            broken = int((~patches.reshape(len(patches), -1).isfinite().all(1)).sum())
             raise UsageError(
                 f"the patch tokens of {broken} of {len(patches)} videos of a batch are not finite (NaN or "
                 "inf): the network is broken, or run.precision=fp32 is needed"
