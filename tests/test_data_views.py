@@ -7,17 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from ramp import Ramp, alone, bytes_of, frames_of, seeded
+from safetensors.torch import load_file
 from torch import Tensor
 
 from vidssl.data.augment import PerClipAugment
-from vidssl.data.crops import crop_boxes
+from vidssl.data.crops import crop_boxes, resized
 from vidssl.data.times import clip_frames, last_start
 from vidssl.data.views import RandomResizedClip, RandomSegments, SingleClip, SingleImage
-from vidssl.data.views_uniform import SegmentMiddles, UniformClips
+from vidssl.data.views_svt import SlowFastTrain
+from vidssl.data.views_uniform import SegmentMiddles, SlowFast, UniformClips
 from vidssl.data.views_vimpac import ClipPair, CornerClip
 from vidssl.interfaces import Batch
 
-SAMPLING = json.loads((Path(__file__).parent / "golden" / "bevt" / "sampling.json").read_text())
+GOLDEN = Path(__file__).parent / "golden" / "bevt"
+SAMPLING = json.loads((GOLDEN / "sampling.json").read_text())
 
 
 @pytest.mark.parametrize("setting", ["pretrain_train", "k400_train"])
@@ -179,14 +182,46 @@ def test_the_default_range_of_the_short_side_is_the_published_one() -> None:
     assert SingleImage(size=112).short_side == (128, 160)
 
 
-def test_shrinking_averages_over_pixels() -> None:
-    class Stripes(Ramp):
-        def read(self, index: int, frames: Sequence[int]) -> Tensor:
-            row = torch.tensor([0, 200, 200, 0], dtype=torch.uint8).repeat(16)
-            return row.expand(len(frames), 3, 64, 64).clone()
+class Stripes(Ramp):
+    """Bright stripes, four columns apart, in front of black."""
 
-    clip = UniformClips(num_frames=1, size=16).sample(Stripes(1, 64, 64), 0, seeded(0))["clip"][0]
-    assert (clip.float() - 100).abs().max() < 15  # without antialiasing only the bright middles would be seen
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        row = torch.tensor([0, 200, 200, 0], dtype=torch.uint8).repeat(16)
+        return row.expand(len(frames), 3, 64, 64).clone()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **keys: SingleClip(num_frames=1, size=16, short_side=(16, 16), **keys),
+        lambda **keys: SingleImage(size=16, short_side=(16, 16), **keys),
+        lambda **keys: UniformClips(num_frames=1, size=16, **keys),
+        lambda **keys: SegmentMiddles(num_frames=1, size=16, **keys),
+        lambda **keys: RandomResizedClip(num_frames=1, size=16, area=(1.0, 1.0), aspect=(1.0, 1.0), **keys),
+        lambda **keys: RandomSegments(num_frames=1, size=16, area=(1.0, 1.0), short_side=16, **keys),
+        lambda **keys: SlowFast(num_frames=(1, 1), sizes=(16, 16), **keys),
+        lambda **keys: SlowFastTrain(num_frames=(1, 1), sizes=(16, 16), **keys),
+    ],
+)
+def test_shrinking_averages_over_pixels_unless_a_key_says_otherwise(make) -> None:
+    def shown(**keys: str) -> Tensor:
+        slots = make(**keys).sample(Stripes(1, 64, 64), 0, seeded(0)).values()
+        return torch.stack([slot[0].float() for views in slots for slot in views])
+
+    assert (shown() - 100).abs().max() < 30
+    for interpolation in ("bilinear", "bicubic"):  # some columns show the bright middle of a stripe alone
+        assert (shown(interpolation=interpolation).amax((1, 2, 3)) > 190).all()
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", ["shrunk", "grown"])
+def test_without_antialiasing_resizing_is_opencvs(interpolation: str, size: str) -> None:
+    golden = load_file(GOLDEN / "opencv_resize.safetensors")
+    expected = golden[f"{size}/{interpolation}"].int()
+    found = resized(golden[f"{size}/input"][None], *expected.shape[1:], interpolation)[0]
+    assert found.dtype == torch.uint8
+    assert (found.int() - expected).abs().max() <= 1
+    assert (found != expected).float().mean() < {"bilinear": 0.2, "bicubic": 0.01}[interpolation]
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,26 @@ def test_published_test_frames() -> None:
         assert given == case["indices_per_clip"]
 
 
+@pytest.mark.parametrize("fps", [25, 30])
+@pytest.mark.parametrize("num_clips", [2, 3, 4])
+def test_later_test_clips_start_once_where_their_share_of_the_starts_ends(fps: int, num_clips: int) -> None:
+    """A decoder that works as the published one does, stamp by stamp; starts on whole frames among them."""
+    stamps = 512  # ticks of the container's clock between two frames
+    starts = set()
+    for total in (200, 256, 257, 260, 264, 300, 304, 330):
+        window = 256 / 30 * fps
+        for clip in range(num_clips):
+            start = max(total - window, 0) * clip / num_clips
+            starts.add(start % 1 == 0 and start > 0)
+            wanted = [n for n in range(total) if n * stamps >= int(start * stamps)]
+            past_the_end = [n for n in wanted if n * stamps > int((start + window - 1) * stamps)]
+            decoded = wanted[: wanted.index(past_the_end[0]) + 1] if past_the_end else wanted
+            rows = torch.linspace(0, window - 1, 8).clamp(0, len(decoded) - 1).long().tolist()
+            found = svt_test_frames(total, fps, clip=clip, num_clips=num_clips, length=8, window_frames=256)
+            assert found == [decoded[row] for row in rows]
+    assert True in starts or fps == 25
+
+
 def test_published_test_views_are_cut_from_those_frames() -> None:
     case = next(case for case in VIEWS["eval_indices_real"] if case["clips"] == 3)
     video = Ramp(case["source_frames"], 8, 12, fps=case["source_fps"])

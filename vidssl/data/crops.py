@@ -1,7 +1,7 @@
 """Which squares of which frames a view shows. Pixels stay uint8; one box serves all frames of a view.
 
-Resizing is bicubic, as in the papers' published codes, but antialiased unless a function says otherwise:
-without it, shrinking a large video flickers.
+Resizing is bicubic and antialiased unless a key says otherwise: without antialiasing, shrinking a large video
+flickers. The published codes resize without (``Interpolation``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ ASPECT = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
 
 Draw = Literal["usual", "svt_published"]
+Interpolation = Literal["bicubic_antialiased", "bicubic", "bilinear"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class RandomResizedCrop:
         area: smallest and largest share of the frame; None takes the whole frame, squeezed into the square.
         aspect: smallest and largest width / height, drawn uniformly on a logarithmic scale.
         per_frame: a box for each frame instead of one for all: no longer one view, an ablation.
-        antialias: smooth when shrinking.
+        interpolation: of the resizing, see ``resized``.
         draw: "usual" draws boxes as torchvision does, "svt_published" as SVT's code does.
     """
 
@@ -52,7 +53,7 @@ class RandomResizedCrop:
     area: tuple[float, float] | None
     aspect: tuple[float, float] = ASPECT
     per_frame: bool = False
-    antialias: bool = True
+    interpolation: Interpolation = "bicubic_antialiased"
     draw: Draw = "usual"
 
     def __post_init__(self) -> None:
@@ -75,13 +76,7 @@ class RandomResizedCrop:
         box = self._box(frames, generator)
         # the box first: rows are then copied no larger than they are shown
         inside = frames[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
-        square = resizing.resize(
-            picked(inside, rows),
-            [self.size, self.size],
-            interpolation=resizing.InterpolationMode.BICUBIC,
-            antialias=self.antialias,
-        )
-        return as_view(square)
+        return as_view(resized(picked(inside, rows), self.size, self.size, self.interpolation))
 
     def _box(self, frames: Tensor, generator: torch.Generator) -> Box:
         height, width = frames.shape[2:]
@@ -205,14 +200,31 @@ def picked(frames: Tensor, rows: Sequence[int]) -> Tensor:
     return torch.stack([colours_last[row] for row in rows]).permute(0, 3, 1, 2)
 
 
-def resize_short_side(frames: Tensor, length: int) -> Tensor:
+def resized(frames: Tensor, height: int, width: int, interpolation: Interpolation) -> Tensor:
+    """Frames [T, 3, H, W], uint8 or float, at another size; a uint8 result is rounded and cut to 0..255.
+
+    "bicubic" and "bilinear" do not smooth when shrinking. The published codes of BEVT and VideoMAE (OpenCV's
+    INTER_CUBIC and INTER_LINEAR, equal to one of 255 levels), SVT and TimeSformer (PyTorch) resize so.
+    """
+    name = "BILINEAR" if interpolation == "bilinear" else "BICUBIC"
+    mode, antialias = resizing.InterpolationMode[name], interpolation == "bicubic_antialiased"
+    if antialias or frames.is_floating_point():
+        return resizing.resize(frames, [height, width], interpolation=mode, antialias=antialias)
+    # as floats: between its two passes PyTorch's uint8 path cuts off what overshoots, by up to 33 levels
+    large = resizing.resize(frames.float(), [height, width], interpolation=mode, antialias=False)
+    return large.round_().clamp_(0, 255).to(frames.dtype)
+
+
+def resize_short_side(
+    frames: Tensor, length: int, interpolation: Interpolation = "bicubic_antialiased"
+) -> Tensor:
     """Frames [T, 3, H, W] whose short side has this length, as they are if it already has it."""
     height, width = frames.shape[2:]
     short = min(height, width)
     if short == length:
         return frames
     new = [int(side * length / short + 0.5) for side in (height, width)]
-    return resizing.resize(frames, new, interpolation=resizing.InterpolationMode.BICUBIC, antialias=True)
+    return resized(frames, *new, interpolation)
 
 
 def svt_resize_short_side(frames: Tensor, length: int) -> Tensor:
@@ -221,19 +233,22 @@ def svt_resize_short_side(frames: Tensor, length: int) -> Tensor:
     short = min(height, width)
     if short == length:
         return frames
-    new = [side * length // short for side in (height, width)]
-    return resizing.resize(frames, new, interpolation=resizing.InterpolationMode.BILINEAR, antialias=False)
+    return resized(frames, *(side * length // short for side in (height, width)), "bilinear")
 
 
 def random_square(
-    frames: Tensor, size: int, short_side: tuple[int, int], generator: torch.Generator
+    frames: Tensor,
+    size: int,
+    short_side: tuple[int, int],
+    generator: torch.Generator,
+    interpolation: Interpolation = "bicubic_antialiased",
 ) -> Tensor:
     """[T, 3, H, W] -> [3, T, size, size]: short side to a random length, then a random square.
 
     Frames that already have the wanted size are taken as they are.
     """
     if frames.shape[2:] != (size, size):
-        frames = resize_short_side(frames, draw(generator, *short_side))
+        frames = resize_short_side(frames, draw(generator, *short_side), interpolation)
     # the last offset is drawn too; BEVT's published random crop never reaches it
     top = draw(generator, 0, frames.shape[2] - size)
     left = draw(generator, 0, frames.shape[3] - size)

@@ -122,6 +122,4 @@ def svt_test_frames(
     """
     window = svt_window_frames(fps, window_frames)
     first, last = svt_window(max(num_frames - window, 0.0) * clip / num_clips, num_frames, window)
-    decoded = last - first + 1
-    start = max(decoded - window, 0.0) * clip / num_clips  # its decoder and its sampler both shift the clip
-    return [first + frame for frame in spread(start, start + window - 1, length, decoded)]
+    return [first + frame for frame in spread(0.0, window - 1, length, last - first + 1)]

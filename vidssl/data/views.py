@@ -10,6 +10,7 @@ from torch import Tensor
 from vidssl.data.checks import check_counts
 from vidssl.data.crops import (
     ASPECT,
+    Interpolation,
     RandomResizedCrop,
     random_square,
     resize_short_side,
@@ -34,6 +35,7 @@ class SingleClip(ViewSampler):
         size: side of the square in pixels.
         short_side: smallest and largest length that the short side is resized to. By default the range
             that BEVT has for 224 pixels, 256 to 320, scaled to ``size``.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class SingleClip(ViewSampler):
         frame_stride: int = 8,
         size: int = 224,
         short_side: tuple[int, int] | None = None,
+        interpolation: Interpolation = "bicubic_antialiased",
     ) -> None:
         check_counts({"num_frames": num_frames, "frame_stride": frame_stride, "size": size})
         self.num_frames = num_frames
         self.frame_stride = frame_stride
         self.size = size
         self.short_side = short_side_range(short_side, size)
+        self.interpolation = interpolation
 
     @property
     def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
@@ -58,7 +62,8 @@ class SingleClip(ViewSampler):
         self, source: DataSource, index: int, generator: torch.Generator
     ) -> dict[str, tuple[Tensor, ...]]:
         clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
-        return {"clip": (random_square(source.read(index, clip), self.size, self.short_side, generator),)}
+        frames = source.read(index, clip)
+        return {"clip": (random_square(frames, self.size, self.short_side, generator, self.interpolation),)}
 
 
 class SingleImage(ViewSampler):
@@ -68,12 +73,20 @@ class SingleImage(ViewSampler):
         size: side of the square in pixels.
         short_side: smallest and largest length that the short side is resized to. By default the range
             that BEVT has for 224 pixels, 256 to 320, scaled to ``size``.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(self, *, size: int = 224, short_side: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        size: int = 224,
+        short_side: tuple[int, int] | None = None,
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
         check_counts({"size": size})
         self.size = size
         self.short_side = short_side_range(short_side, size)
+        self.interpolation = interpolation
 
     @property
     def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
@@ -83,7 +96,8 @@ class SingleImage(ViewSampler):
         self, source: DataSource, index: int, generator: torch.Generator
     ) -> dict[str, tuple[Tensor, ...]]:
         frame = draw(generator, 0, source.info(index).num_frames - 1)
-        return {"image": (random_square(source.read(index, [frame]), self.size, self.short_side, generator),)}
+        frames = source.read(index, [frame])
+        return {"image": (random_square(frames, self.size, self.short_side, generator, self.interpolation),)}
 
 
 class RandomResizedClip(ViewSampler):
@@ -99,6 +113,7 @@ class RandomResizedClip(ViewSampler):
         aspect: smallest and largest width / height of the box.
         short_side: resize the short side to this length before the box is cut, as BEVT's published code
             does with 256; by default frames are resized only once.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
     def __init__(
@@ -110,11 +125,12 @@ class RandomResizedClip(ViewSampler):
         area: tuple[float, float] = (0.08, 1.0),
         aspect: tuple[float, float] = ASPECT,
         short_side: int | None = None,
+        interpolation: Interpolation = "bicubic_antialiased",
     ) -> None:
         check_counts({"num_frames": num_frames, "frame_stride": frame_stride})
         self.num_frames = num_frames
         self.frame_stride = frame_stride
-        self.cut = RandomResizedCrop(size, area, aspect)
+        self.cut = RandomResizedCrop(size, area, aspect, interpolation=interpolation)
         self.short_side = _checked_short_side(short_side)
 
     @property
@@ -140,6 +156,7 @@ class RandomSegments(ViewSampler):
         aspect: smallest and largest width / height of the box.
         short_side: resize the short side to this length before the box is cut, as BEVT's published code
             does with 256; by default frames are resized only once.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
     def __init__(
@@ -150,10 +167,11 @@ class RandomSegments(ViewSampler):
         area: tuple[float, float] = (0.08, 1.0),
         aspect: tuple[float, float] = ASPECT,
         short_side: int | None = None,
+        interpolation: Interpolation = "bicubic_antialiased",
     ) -> None:
         check_counts({"num_frames": num_frames})
         self.num_frames = num_frames
-        self.cut = RandomResizedCrop(size, area, aspect)
+        self.cut = RandomResizedCrop(size, area, aspect, interpolation=interpolation)
         self.short_side = _checked_short_side(short_side)
 
     @property
@@ -177,7 +195,9 @@ def _cut(
     frames: Tensor, short_side: int | None, cut: RandomResizedCrop, generator: torch.Generator
 ) -> Tensor:
     """[T, 3, H, W] -> [3, T, size, size]."""
-    return cut(frames if short_side is None else resize_short_side(frames, short_side), generator)
+    if short_side is not None:
+        frames = resize_short_side(frames, short_side, cut.interpolation)
+    return cut(frames, generator)
 
 
 def _checked_short_side(short_side: int | None) -> int | None:

@@ -12,6 +12,7 @@ from vidssl.data.checks import check_counts, check_shares
 from vidssl.data.crops import (
     ASPECT,
     FramesOfClips,
+    Interpolation,
     RandomResizedCrop,
     picked,
     random_square,
@@ -144,9 +145,9 @@ class SVTPublished(ViewSampler):
         self.num_frames = num_frames
         self.local_frames = local_frames
         self.window_frames = window_frames
-        self.cut = RandomResizedCrop(size, area, aspect, antialias=False, draw="svt_published")
+        self.cut = RandomResizedCrop(size, area, aspect, interpolation="bicubic", draw="svt_published")
         self.local_cut = RandomResizedCrop(
-            local_size, local_area, aspect, antialias=False, draw="svt_published"
+            local_size, local_area, aspect, interpolation="bicubic", draw="svt_published"
         )
 
     @property
@@ -253,6 +254,7 @@ class SlowFastTrain(ViewSampler):
         num_frames: of the slow and of the fast clip.
         frame_strides: of each, video frames from one clip frame to the next.
         sizes: of each, side of the square in pixels.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
     def __init__(
@@ -261,11 +263,13 @@ class SlowFastTrain(ViewSampler):
         num_frames: tuple[int, int] = (8, 64),
         frame_strides: tuple[int, int] = (32, 4),
         sizes: tuple[int, int] = (224, 96),
+        interpolation: Interpolation = "bicubic_antialiased",
     ) -> None:
         check_counts({"num_frames": num_frames, "frame_strides": frame_strides, "sizes": sizes})
         self.num_frames = num_frames
         self.frame_strides = frame_strides
         self.sizes = sizes
+        self.interpolation = interpolation
 
     @property
     def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
@@ -283,7 +287,13 @@ class SlowFastTrain(ViewSampler):
         ]
         frames = FramesOfClips(source, index, clips)
         slow, fast = (
-            random_square(picked(frames.pixels, rows), size, short_side_range(None, size), generator)
+            random_square(
+                picked(frames.pixels, rows),
+                size,
+                short_side_range(None, size),
+                generator,
+                self.interpolation,
+            )
             for rows, size in zip(map(frames.rows, clips), self.sizes, strict=True)
         )
         return {"slow": (slow,), "fast": (fast,)}

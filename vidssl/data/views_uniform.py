@@ -11,6 +11,7 @@ from torch import Tensor
 from vidssl.data.checks import check_counts, check_fps, check_num_crops
 from vidssl.data.crops import (
     FramesOfClips,
+    Interpolation,
     crop,
     crop_boxes,
     resize_short_side,
@@ -51,6 +52,7 @@ class UniformClips(ViewSampler):
             and a video too short for a clip is read round and round. "end_to_end" is VIMPAC's, the first
             clip starts the video and the last one ends it; a single clip starts it, and a video too short
             holds its last frame.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class UniformClips(ViewSampler):
         fps: float | None = None,
         size: int = 224,
         starts: Starts = "middles",
+        interpolation: Interpolation = "bicubic_antialiased",
     ) -> None:
         check_counts(
             {"num_clips": num_clips, "num_frames": num_frames, "frame_stride": frame_stride, "size": size}
@@ -76,6 +79,7 @@ class UniformClips(ViewSampler):
         self.fps = fps
         self.size = size
         self.starts = starts
+        self.interpolation = interpolation
 
     @property
     def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
@@ -96,7 +100,7 @@ class UniformClips(ViewSampler):
             )
         ]
         frames = FramesOfClips(source, index, clips)
-        return {"clip": even_crops(frames, clips, self.size, self.num_crops)}
+        return {"clip": even_crops(frames, clips, self.size, self.num_crops, self.interpolation)}
 
 
 def uniform_ticks(total: int, *, num_clips: int, length: int, stride: int, starts: Starts) -> list[list[int]]:
@@ -115,14 +119,23 @@ class SegmentMiddles(ViewSampler):
         num_frames: parts, and frames of the clip.
         num_crops: 1 or 3, as in ``uniform_clips``; BEVT tests with 3.
         size: side of the square in pixels.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(self, *, num_frames: int = 32, num_crops: int = 3, size: int = 224) -> None:
+    def __init__(
+        self,
+        *,
+        num_frames: int = 32,
+        num_crops: int = 3,
+        size: int = 224,
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
         check_counts({"num_frames": num_frames, "size": size})
         check_num_crops(num_crops)
         self.num_frames = num_frames
         self.num_crops = num_crops
         self.size = size
+        self.interpolation = interpolation
 
     @property
     def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
@@ -134,7 +147,7 @@ class SegmentMiddles(ViewSampler):
         parts = segments(source.info(index).num_frames, self.num_frames)
         clip = [(first + last) // 2 for first, last in parts]
         frames = FramesOfClips(source, index, [clip])
-        return {"clip": even_crops(frames, [clip], self.size, self.num_crops)}
+        return {"clip": even_crops(frames, [clip], self.size, self.num_crops, self.interpolation)}
 
 
 class SVTPublishedTest(ViewSampler):
@@ -215,6 +228,7 @@ class SlowFast(ViewSampler):
         sizes: of each, side of the square in pixels; the short side is resized to it.
         num_clips: of a video.
         num_crops: 1 or 3, as in ``uniform_clips``; the paper has 3.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
     def __init__(
@@ -225,6 +239,7 @@ class SlowFast(ViewSampler):
         sizes: tuple[int, int] = (224, 96),
         num_clips: int = 1,
         num_crops: int = 3,
+        interpolation: Interpolation = "bicubic_antialiased",
     ) -> None:
         check_counts(
             {
@@ -240,6 +255,7 @@ class SlowFast(ViewSampler):
         self.sizes = sizes
         self.num_clips = num_clips
         self.num_crops = num_crops
+        self.interpolation = interpolation
 
     @property
     def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
@@ -261,8 +277,8 @@ class SlowFast(ViewSampler):
         )
         frames = FramesOfClips(source, index, [*slow, *fast])
         return {
-            "slow": even_crops(frames, slow, self.sizes[0], self.num_crops),
-            "fast": even_crops(frames, fast, self.sizes[1], self.num_crops),
+            "slow": even_crops(frames, slow, self.sizes[0], self.num_crops, self.interpolation),
+            "fast": even_crops(frames, fast, self.sizes[1], self.num_crops, self.interpolation),
         }
 
 
@@ -272,10 +288,10 @@ def slow_fast_last_start(total: int, num_frames: tuple[int, int], strides: tuple
 
 
 def even_crops(
-    frames: FramesOfClips, clips: list[list[int]], size: int, num_crops: int
+    frames: FramesOfClips, clips: list[list[int]], size: int, num_crops: int, interpolation: Interpolation
 ) -> tuple[Tensor, ...]:
     """Each clip in its crops, [3, T, size, size]: the short side resized to ``size``, BEVT's boxes."""
     pixels, rows_of_clips = frames.only(clips)
-    pixels = resize_short_side(pixels, size)
+    pixels = resize_short_side(pixels, size, interpolation)
     boxes = crop_boxes(pixels.shape[2], pixels.shape[3], size, num_crops)
     return tuple(crop(pixels, *box, size, rows) for rows in rows_of_clips for box in boxes)
