@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from vidssl import build
-from vidssl.finetune import finetuning_recipe
+from vidssl.data.times import kept_frames, vimpac_last_start
+from vidssl.data.views_uniform import UniformClips
+from vidssl.data.views_vimpac import CornerClip
+from vidssl.evaluators.features import FeatureTable
+from vidssl.finetune import _scores, finetuning_recipe
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
+from vidssl.interfaces import SampleInfo
+from vidssl.objectives.classification import Classification
 from vidssl.recipe import Recipe, load_recipe, recipe_from_text
 from vidssl.scoring.subject import spec_of
 
@@ -111,3 +117,55 @@ def test_the_rates_of_layers_are_the_published_ones(name: str, scales: dict[str,
     for key, scale in scales.items():
         assert found[f"classifier.backbone.{key}"] == pytest.approx(scale)
     assert found["classifier.head.weight"] == 1.0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("vimpac")])
+def test_vimpac_draws_starts_from_16_frames_a_second(name: str) -> None:
+    """A video of 7.2 s, UCF101's mean, has 43 starts there at 2 frames a second; a grid of 2 has 5."""
+    recipe = finetuning(name)
+    protocol = load_any_protocol(name, VIDEOS, pretraining(name))
+    assert protocol.data is not None
+    train, test = build.views(recipe.data.streams["video"].views), build.views(protocol.data.views)
+    assert isinstance(train, CornerClip)
+    assert isinstance(test, UniformClips)
+    for views in (train, test):
+        kept = kept_frames(SampleInfo("", 180, 25.0, {}), views.fps)
+        gap = kept[views.frame_stride] - kept[0]
+        starts = 1 + vimpac_last_start(len(kept), views.num_frames, views.frame_stride)
+        assert (starts, gap) == {8: (43, 13), 4: (79, 6)}[views.frame_stride]
+    assert (train.frame_stride == 8) == (name.rpartition("_")[2] in ("ucf101", "k400"))
+    assert (1 + vimpac_last_start(len(kept_frames(SampleInfo("", 180, 25.0, {}), 2.0)), 10, 1)) == 5
+
+
+def test_svt_decays_every_parameter_as_timesformers_training_does() -> None:
+    recipe = finetuning("svt_finetune")
+    with torch.device("meta"):
+        objective = build.objective(recipe, with_init=False)
+    groups = build.optim(recipe).build(objective).param_groups
+    assert {group["weight_decay"] for group in groups} == {1e-4}
+    assert {name for group in groups for name in group["names"]} == dict(objective.named_parameters()).keys()
+
+
+def test_test_views_are_averaged_as_the_protocol_says() -> None:
+    """Two views of one video: the sum of raw scores names class 0, the sum of probabilities class 1."""
+    network = build.objective(finetuning("svt_finetune", "objective.views=[slow]"), with_init=False)
+    assert isinstance(network, Classification)
+    torch.nn.init.zeros_(network.classifier.head.weight)
+    network.classifier.head.weight.data[0, 0] = 1.0
+    network.classifier.head.weight.data[1, 1] = 1.0
+    vectors = torch.zeros(1, 3, 24)
+    vectors[0, 0, 0], vectors[0, 1:, 1] = 100.0, 20.0
+    test = FeatureTable(
+        vectors=vectors,
+        labels={"action": torch.tensor([0])},
+        classes={"action": tuple(str(number) for number in range(174))},
+        keys=("a",),
+        num_listed=1,
+        unreadable=(),
+    )
+    learned = torch.tensor([0, 1])
+    right = {
+        name: _scores(network, test, load_any_protocol(name, VIDEOS).average, learned, "action")[0].top1
+        for name in ("svt_finetune", "bevt_finetune_ssv2")
+    }
+    assert right == {"svt_finetune": 1.0, "bevt_finetune_ssv2": 0.0}

@@ -172,6 +172,7 @@ def test_each_rule_decays_what_it_says():
     assert decayed_names(net, "tables") == tables
     biases = {"conv.bias", "attention.in_proj_bias", "attention.out_proj.bias", "last.bias"}
     assert decayed_names(net, "biases") == tables | biases
+    assert decayed_names(net, "all") == dict(net.named_parameters()).keys()
     assert decayed_names(nn.Linear(2, 2)) == {"weight"}
 
 

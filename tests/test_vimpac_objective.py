@@ -1,5 +1,6 @@
 """VIMPAC's objectives: the release's training step and trajectory, each task alone, other backbones."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -161,6 +162,35 @@ def test_eight_updates_match_to_the_ninth_decimal_with_the_release_s_adamw() -> 
         found = torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         assert float(found) == pytest.approx(norm, abs=1e-8)
         optimizer.step(lr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("vocab_size", "lowest", "highest"), [(64, 0.0, 2e-4), (8192, 1e-3, 1e-2)])
+def test_twenty_updates_differ_by_the_vocabulary(vocab_size: int, lowest: float, highest: float) -> None:
+    """PyTorch's AdamW, norms spared, against the release's: docs/papers/vimpac.md quotes the largest difference."""
+    torch.manual_seed(0)
+    keys = {"embed_dim": 128, "depth": 2, "num_heads": 4, "num_frames": 4, "height": 8, "width": 8}
+    net = Factorized(vocab_size=vocab_size, dropout=0.0, **keys)
+    head = {"head_layers": 2, "head_hidden_dim": 64, "head_dim": 32}
+    ours = VIMPAC(net, Ids(vocab_size), Block3D(num_blocks=3), **head)
+    theirs = copy.deepcopy(ours)
+    optim = AdamW(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05, clip_norm=1.0, decay="tables")
+    optimizer, plan = optim.build(ours), LinearDecay(steps=22, warmup_steps=2).plan({"video": 1.0})
+    published, draws, differences = PublishedAdamW(theirs), generator(1), []
+    for step in range(20):
+        batch = two_clips(torch.randint(vocab_size, (8, 4, 8, 8), generator=draws))
+        optim.update.set_rates(optimizer, plan, step)
+        losses = []
+        for objective in (ours, theirs):
+            objective.zero_grad()
+            loss = objective(batch, START, generator(step)).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+            losses.append(loss.item())
+        optimizer.step()
+        published.step(optimizer.param_groups[0]["lr"])
+        differences.append(abs(losses[0] - losses[1]))
+    assert lowest < max(differences) < highest
 
 
 def objectives() -> dict[str, Objective]:

@@ -20,6 +20,7 @@ from vidssl.few_labels import Amount, Subset, drawn
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.interfaces import DataSource
 from vidssl.objectives.classification import Classification
+from vidssl.protocol import ViewAverage
 from vidssl.recipe import Recipe, read_recipe
 from vidssl.runs import train_recipe
 from vidssl.scoring.extraction import extract
@@ -112,7 +113,7 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
             _check_whole(result)
             objective = _whole(objective, each, result)
             found = _measured(objective, each, protocol, test, console, f"{row.name} network, test videos")
-            draws.append(_scores(objective, found, learned, row.label))
+            draws.append(_scores(objective, found, protocol.average, learned, row.label))
         scores[row.name] += draws[0] if row.amount is None else mean_over_draws(draws, row.amount)
     assert found is not None, "there is a label"
     return Finetuned(scores, listed, found)
@@ -335,8 +336,10 @@ def _measured(
 
 
 @torch.no_grad()
-def _scores(objective: Classification, test: FeatureTable, learned: Tensor, label: str) -> list[Score]:
-    """A score for each order of frames: probabilities averaged over the views of each video.
+def _scores(
+    objective: Classification, test: FeatureTable, average: ViewAverage, learned: Tensor, label: str
+) -> list[Score]:
+    """A score for each order of frames, averaged over the views of each video.
 
     Args:
         learned: int64 [N], classes of the videos that were learned from, -1 for none.
@@ -347,12 +350,12 @@ def _scores(objective: Classification, test: FeatureTable, learned: Tensor, labe
     for frames, vectors in {"normal": test.vectors, **test.reordered}.items():
         logits = head(vectors[known])
         check_scores(logits.flatten(0, 1), logits.shape[:2].numel(), logits.shape[2], "the finetuned network")
-        probabilities = average_views(logits, "probabilities", "logits")
+        averaged = average_views(logits, average, "logits")
         rows.append(
             score(
-                probabilities,
+                averaged,
                 test.labels[label][known],
-                learned[learned >= 0].to(probabilities.device),
+                learned[learned >= 0].to(averaged.device),
                 kind="logits",
                 label=label,
                 frames=frames,

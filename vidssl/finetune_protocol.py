@@ -7,6 +7,7 @@ from vidssl.few_labels import FewLabels
 from vidssl.protocol import (
     FrameOrder,
     Protocol,
+    ViewAverage,
     protocol_tree,
     read_data,
     read_few_labels,
@@ -28,6 +29,7 @@ from vidssl.spec_files import find
 
 _REQUIRED = ("name", "objective", "train_views", "batch_size", "optim", "schedule")
 _OPTIONAL = (
+    "average",
     "backbone",
     "augment",
     "run",
@@ -54,7 +56,9 @@ class FinetuneProtocol:
         run: keys of a recipe's ``run``; device, precision and workers are the pre-training's by default.
         seed: of the finetuning; None for the pre-training's.
         labels: a network is finetuned for each of them; None for every label the videos have.
-        views: test views, whose probabilities are averaged; None for those of ``data``.
+        views: test views; None for those of ``data``.
+        average: over the test views of a video: the "scores" of its classes as they are, or the
+            "probabilities" made of them.
         frames: orders of a test clip's frames that the network is scored on.
         test_batch_size: videos that are tested together.
         compare_untrained: whether the network is also trained from its first, random weights.
@@ -74,6 +78,7 @@ class FinetuneProtocol:
     seed: int | None
     labels: tuple[str, ...] | None
     views: PartSpec | None
+    average: ViewAverage
     frames: tuple[FrameOrder, ...]
     test_batch_size: int
     compare_untrained: bool
@@ -126,6 +131,7 @@ def read_finetune_protocol(node: Node) -> FinetuneProtocol:
         seed=read_count(sections, "seed", default=0, lowest=0) if "seed" in sections else None,
         labels=_labels(sections),
         views=read_optional_part(sections, "views"),
+        average="scores" if _average(sections) == "scores" else "probabilities",
         frames=read_frames(sections),
         test_batch_size=read_count(sections, "test_batch_size", default=8, lowest=1),
         compare_untrained=_flag(sections, "compare_untrained"),
@@ -151,6 +157,10 @@ def _labels(sections: Mapping[str, Node]) -> tuple[str, ...] | None:
     if not found or len(set(found)) < len(found):
         raise sections["labels"].error("must name one or more labels, none of them twice")
     return found
+
+
+def _average(sections: Mapping[str, Node]) -> object:
+    return convert(sections["average"], ViewAverage) if "average" in sections else None
 
 
 def _flag(sections: Mapping[str, Node], key: str) -> bool:

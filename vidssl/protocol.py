@@ -20,7 +20,8 @@ from vidssl.spec import Node, load, moved
 from vidssl.spec_files import find
 
 Layers = Literal["last", "all", "patches"]
-Average = Literal["features", "scores", "probabilities"]
+ViewAverage = Literal["scores", "probabilities"]
+Average = Literal["features", ViewAverage]
 FrameOrder = Literal["normal", "single", "shuffled", "reversed"]
 PatchType = Literal["float16", "bfloat16"]
 _OPTIONAL = (

@@ -105,7 +105,8 @@ def _resolved_finetune(protocol: FinetuneProtocol) -> dict[str, object]:
         tree["augment"] = resolved_part(protocol.augment, AUGMENT)
     for key, section in (("backbone", protocol.backbone), ("run", protocol.run)):
         tree[key] = {name: plain(entry) for name, entry in section.items()}
-    tree |= {"seed": protocol.seed, "labels": protocol.labels, "frames": protocol.frames}
+    tree |= {"average": protocol.average, "frames": protocol.frames}
+    tree |= {"seed": protocol.seed, "labels": protocol.labels}
     tree |= {"test_batch_size": protocol.test_batch_size, "compare_untrained": protocol.compare_untrained}
     if protocol.few_labels is not None:
         tree["few_labels"] = given_keys(protocol.few_labels)

@@ -223,8 +223,8 @@ def resize_short_side(
     short = min(height, width)
     if short == length:
         return frames
-    new = [int(side * length / short + 0.5) for side in (height, width)]
-    return resized(frames, *new, interpolation)
+    tall, wide = (int(side * length / short + 0.5) for side in (height, width))
+    return resized(frames, tall, wide, interpolation)
 
 
 def svt_resize_short_side(frames: Tensor, length: int) -> Tensor:
@@ -233,7 +233,7 @@ def svt_resize_short_side(frames: Tensor, length: int) -> Tensor:
     short = min(height, width)
     if short == length:
         return frames
-    return resized(frames, *(side * length // short for side in (height, width)), "bilinear")
+    return resized(frames, height * length // short, width * length // short, "bilinear")
 
 
 def random_square(

@@ -105,8 +105,8 @@ class FinetuneAugment:
     """Flip, RandAugment and random erasing for finetuning, one draw for all frames of a clip.
 
     RandAugment changes a clip by ``num_ops`` operations, each drawn from the same fourteen. BEVT on
-    Something-Something: ``flip: 0.0``, ``num_ops: 4``, ``magnitude: 7``, ``erase: 0.25`` (its published
-    code draws from another library's set of operations); on Kinetics only the flip.
+    Something-Something: ``flip: 0.5``, ``num_ops: 4``, ``magnitude: 7``, ``erase: 0.25`` (its published code
+    crops first, and draws four different ones of another library's operations); on Kinetics only the flip.
 
     Args:
         flip: chance of a mirror image. 0 where classes have a direction.

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from vidssl.engine.checkpoint import prefix_of
 from vidssl.interfaces import Backbone, Objective
 
-Decay = Literal["layers", "tables", "biases"]
+Decay = Literal["layers", "tables", "biases", "all"]
 
 _WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original", "parametrizations.weight.original1")
 _ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -32,16 +32,19 @@ class Group(TypedDict):
 def decayed_names(module: nn.Module, rule: Decay = "layers") -> set[str]:
     """Names of the parameters that weight decay applies to.
 
-    Gains and biases of norms and relative position biases never decay. Of the rest:
+    Gains and biases of norms and relative position biases decay under ``all`` alone. Of the rest:
 
     - ``layers``: the weights of linear and convolution layers alone, which is what BEVT, SVT and VIMPAC
       say they do;
     - ``tables``: all but biases, so also position tables, embeddings, class and mask tokens, as the released
       SVT and VIMPAC do (VIMPAC's decays the gains of its heads' norms too, for their names; not followed);
-    - ``biases``: biases as well, as BEVT's released pre-training does.
+    - ``biases``: biases as well, as BEVT's released pre-training does;
+    - ``all``: every parameter, as TimeSformer's training does, which spares batch norms and has none.
     """
     if rule == "layers":
         return _layer_weights(module)
+    if rule == "all":
+        return {name for name, _ in module.named_parameters()}
     spared = _gains(module) | {name for name, _ in module.named_parameters() if "bias_table" in name}
     if rule == "tables":
         spared |= {name for name, _ in module.named_parameters() if "bias" in name.rpartition(".")[2]}
