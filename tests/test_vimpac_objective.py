@@ -167,7 +167,7 @@ def test_eight_updates_match_to_the_ninth_decimal_with_the_release_s_adamw() -> 
 @pytest.mark.slow
 @pytest.mark.parametrize(("vocab_size", "lowest", "highest"), [(64, 0.0, 2e-4), (8192, 1e-3, 1e-2)])
 def test_twenty_updates_differ_by_the_vocabulary(vocab_size: int, lowest: float, highest: float) -> None:
-    """PyTorch's AdamW, norms spared, against the release's: docs/papers/vimpac.md quotes the largest difference."""
+    """PyTorch's AdamW, norms spared, against the release's; docs/papers/vimpac.md quotes the differences."""
     torch.manual_seed(0)
     keys = {"embed_dim": 128, "depth": 2, "num_heads": 4, "num_frames": 4, "height": 8, "width": 8}
     net = Factorized(vocab_size=vocab_size, dropout=0.0, **keys)
