@@ -82,6 +82,93 @@ def test_eval_takes_target_protocols_and_overrides_in_any_order(
             ["train", "mine"],
             "recipes/mine.yaml:8: data.video.source: a: no such folder",
         ),
+        (["train", "recipes"], "recipes: a folder, not a recipe: name a file"),
+        (["train", "own"], "own: no such recipe. Did you mean 'own.yaml'?"),
+        (
+            ["train", "own.yaml"],
+            "own.yaml: a protocol, not a recipe. Score a run under it: vidssl eval RUN --protocol own.yaml",
+        ),
+        (
+            ["train", "knn"],
+            "knn: no such recipe, but a protocol. Score a run under it: vidssl eval RUN --protocol knn",
+        ),
+        (
+            ["train", "trained"],
+            "trained: no such recipe, but a tokenizer. A recipe names it: tokenizer=trained",
+        ),
+        (["train", "mine", "lr=1"], "override 'lr=1': lr: unknown key. Did you mean 'optim.lr'?"),
+        (
+            ["train", "mine", "epochs=1"],
+            "override 'epochs=1': epochs: unknown key. Did you mean 'schedule.epochs'?",
+        ),
+        (
+            ["train", "mine", "batch_size=1"],
+            "override 'batch_size=1': batch_size: unknown key. Did you mean 'data.video.batch_size' or "
+            "'data.image.batch_size'?",
+        ),
+        (
+            ["train", "mine", "masker={type:toy}"],
+            "override 'masker={type:toy}': masker: 'type:toy': a blank is missing behind the colon: write "
+            "'type: toy'",
+        ),
+        (
+            ["train", "mine", "run.device=gpu"],
+            "override 'run.device=gpu': run.device: expected 'auto' or 'cpu' or 'cuda', got 'gpu'. Did you "
+            "mean 'cuda'?",
+        ),
+        (
+            ["train", "mine", "backbone.type=own.py"],
+            "override 'backbone.type=own.py': backbone.type: a class of a file is written FILE.py:CLASS, "
+            "such as own.py:Mine",
+        ),
+        # what costs nothing to look at comes before the data, whose folder is not there either
+        (
+            ["train", "mine", "run.device=cuda"],
+            "run.device is cuda, and torch sees no CUDA device; use run.device=cpu or auto",
+        ),
+        (
+            ["train", "mine", "run.trackers=[wandb]"],
+            "run.trackers names 'wandb', whose package is not installed: pip install 'vidssl[wandb]', or "
+            "leave it out (metrics.jsonl is written in any case)",
+        ),
+        (
+            ["train", "mine", "backbone.init=timm:vit_smal_patch16_224"],
+            "override 'backbone.init=timm:vit_smal_patch16_224': backbone.init: timm:vit_smal_patch16_224: "
+            "timm has no such network. Did you mean 'timm:vit_small_patch16_224'?",
+        ),
+        (
+            ["train", "mine", "backbone.init=runs/old"],
+            "override 'backbone.init=runs/old': backbone.init: runs/old: no such run or file. Did you mean "
+            "'runs/older'? Runs: runs/older",
+        ),
+        *(
+            (
+                ["train", "mine", f"name={name}"],
+                f"name: '{name}' leads out of its folder; it is a name below run.out: run.out=FOLDER puts it "
+                "elsewhere",
+            )
+            for name in ("../up", "..", "/tmp/up", "a/../..")
+        ),
+        (
+            ["train", "mine", 'name="a\\x1b[2J"'],
+            "name: 'a\\x1b[2J' holds control characters, which terminals act on: leave them out",
+        ),
+        (
+            ["eval", "recipes/mine.yaml", "--protocol", "knn"],
+            "recipes/mine.yaml: a recipe, not a run: it has no weights. Train it: vidssl train "
+            "recipes/mine.yaml; or score its network before training: vidssl eval "
+            "untrained:recipes/mine.yaml --protocol knn. Runs: runs/older",
+        ),
+        (
+            ["eval", "oldr", "--protocol", "knn"],
+            "oldr: no such run or file. Did you mean 'runs/older'? Runs: runs/older",
+        ),
+        (["compare", "svt_s"], "svt_s: no such run or file. Runs: runs/older"),
+        (["train", "--resume", "svt_s"], "svt_s: no such run or file. Runs: runs/older"),
+        (
+            ["eval", "--protocol", "knn,linear"],
+            "--protocol knn,linear: repeat the option for each protocol: --protocol knn --protocol linear",
+        ),
         (["eval", "runs/a"], "the following arguments are required: --protocol (see 'vidssl eval --help')"),
         (["eval", "a", "b", "--protocol", "knn"], "eval takes one run, checkpoint or network, got a b"),
         (["check", "bevt", "seed=1"], "check takes files as they are, without overrides; got seed=1"),
@@ -89,10 +176,15 @@ def test_eval_takes_target_protocols_and_overrides_in_any_order(
     ],
 )
 def test_mistake_is_one_line_and_exit_code_2(
-    capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], expected: str
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     Path("recipes").mkdir()
     Path("recipes/mine.yaml").write_text(RECIPE)
+    Path("own.yaml").write_text("name: own\nevaluator: {type: knn}\n")
+    Path("own.py").write_text("class Mine: ...\n")
+    Path("runs/older").mkdir(parents=True)
+    Path("runs/older/environment.json").write_text('{"started_unix": 1.0}')
     assert cli.main(words) == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -126,6 +218,15 @@ def test_check_prints_a_line_for_each_file(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow
+def test_check_knows_a_protocol_by_its_content(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.yaml").write_text("name: own\nevaluator: {type: knn, kk: 5}\n")
+    assert cli.main(["check", "own.yaml"]) == 2
+    assert "own.yaml:2: evaluator.kk: unknown key" in capsys.readouterr().err
+    Path("own.yaml").write_text("name: a/b\nevaluator: {type: knn}\n")
+    assert cli.main(["check", "own.yaml"]) == 2
+    assert "'a/b' leads out of its folder; it is a name of a file" in capsys.readouterr().err
+
+
 def test_check_without_a_name_takes_every_file_it_finds(capsys: pytest.CaptureFixture[str]) -> None:
     (Path("recipes") / "deep").mkdir(parents=True)
     (Path("recipes") / "deep" / "mine.yaml").write_text(RECIPE)

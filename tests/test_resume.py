@@ -35,6 +35,7 @@ from vidssl.interfaces import Objective
 from vidssl.objectives import OBJECTIVES
 from vidssl.recipe import Recipe, load_recipe
 from vidssl.runs import train_recipe
+from vidssl.spec import load
 
 
 @pytest.fixture(scope="module")
@@ -168,11 +169,10 @@ def test_the_state_before_a_damaged_one_is_used(run, capsys, kind, damage):
     assert [record["step"] for record in records(run)] == [2, 2]
 
 
-def restored(run: RunFolder, **keys) -> tuple[Restored, list[str]]:
+def restored(run: RunFolder) -> tuple[Restored, list[str]]:
     """Where a fresh objective goes on, and what is said of it."""
     said: list[str] = []
-    recipe = keys.pop("recipe", (run.path / "recipe.yaml").read_text())
-    return restore(run, moving(), recipe=recipe, say=said.append), said
+    return restore(run, moving(), say=said.append), said
 
 
 def moving() -> Moving:
@@ -222,9 +222,63 @@ def test_another_recipe_is_refused_but_for_the_run_section(run, capsys):
     assert [path.name[5:11] for path in run.states()] == ["000006"]
 
 
+LINEAR = "schedule={type: linear, steps: 4, warmup_steps: 1, %s}"
+
+
+@pytest.mark.parametrize("rest", ["final: 1.0", "cooldown_steps: 2"])
+def test_a_run_gets_longer_and_ends_as_one_of_that_length(capsys, rest):
+    """Trained to its end under a constant rate, or stopped before its cool-down, and on from there."""
+    words = [LINEAR % rest]
+    whole = train(load_recipe("vimpac_contrast.yaml", [*words, "schedule.steps=6"]))
+    short = train(load_recipe("vimpac_contrast.yaml", words), stop_after=2 if "cooldown" in rest else None)
+    begun = load(short.path / "recipe.yaml").mapping()
+    code, said = resumed(short, capsys, "schedule.steps=6", "run.keep_checkpoints=3")
+    assert code == 0, said
+    assert_same_end(whole, short)
+    now = load(short.path / "recipe.yaml").mapping()
+    assert now["schedule"].mapping()["steps"].value == 6
+    assert now["run"] == begun["run"]
+    assert read_checkpoint(short.checkpoint_path(6)).recipe.count("steps: 6")
+    assert resumed(short, capsys)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "reason"),
+    [
+        ("vimpac_contrast", [], "schedule 'cosine' would have given the 3 steps other learning rates"),
+        ("svt", [LINEAR % "final: 1.0"], "objective 'svt' moves its teacher's momentum along the whole run"),
+        (
+            "vimpac_contrast",
+            [LINEAR % "final: 1.0", "optim.final_weight_decay=0.1"],
+            "optim.final_weight_decay moves the weight decay along the whole run",
+        ),
+        (
+            "vimpac_contrast",
+            [LINEAR % "cooldown_steps: 3"],
+            "schedule 'linear' would have given the 3 steps other learning rates",
+        ),
+    ],
+)
+def test_a_run_whose_steps_depend_on_its_length_cannot_get_longer(capsys, name, words, reason):
+    run = train(load_recipe(f"{name}.yaml", words), stop_after=3)
+    before = (run.path / "recipe.yaml").read_text()
+    code, said = resumed(run, capsys, "schedule.steps=8")
+    assert (code, said.count("\n")) == (2, 1)
+    assert f"{run.path}: cannot get another length: {reason}. Start a new run from its weights" in said
+    assert (run.path / "recipe.yaml").read_text() == before
+
+
+def test_the_wrong_number_of_negatives_is_seen_before_any_data():
+    recipe = load_recipe("vimpac_contrast.yaml", ["objective.negatives=9"])
+    with pytest.raises(UsageError, match=r"objective\.negatives is 9, and 4 videos that meet"):
+        build.check(recipe)
+    part = ["objective.negatives=1", "objective.negatives_from=part", "run.accumulate=2"]
+    build.check(load_recipe("vimpac_contrast.yaml", part))
+
+
 def test_a_folder_without_a_run_is_named(tmp_path, capsys):
     assert main(["train", "--resume", str(tmp_path)]) == 2
-    assert f"{tmp_path}: no run to go on with" in capsys.readouterr().err
+    assert f"{tmp_path}: a folder, but not that of a run: there is no recipe.yaml" in capsys.readouterr().err
 
 
 def test_recipes_differ_in_keys_of_any_depth():

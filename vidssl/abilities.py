@@ -81,6 +81,18 @@ class Watched(ABC):
         """
 
 
+class ComparesVideos(ABC):
+    """An objective that compares the videos of a batch with each other."""
+
+    @abstractmethod
+    def check_batch(self, num_videos: int) -> None:
+        """Refuse a number of videos that are compared with each other in training.
+
+        Raises:
+            UsageError: if it is not what the objective was made for.
+        """
+
+
 class KnowsMissing(ABC):
     """A data source that knows how many samples its data set has, those that are missing here included."""
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from vidssl.build_checks import (
+    check_batches,
     check_epochs,
     check_grids,
     check_groups,
@@ -37,8 +38,11 @@ from vidssl.components import (
 )
 from vidssl.data.labelled_subset import LabelledSubset
 from vidssl.data.loader import Stream
+from vidssl.engine.devices import pick_device
 from vidssl.engine.optim import Optim
+from vidssl.engine.runfolder import check_name
 from vidssl.engine.schedules import Schedule
+from vidssl.engine.trackers import check_trackers
 from vidssl.errors import UsageError
 from vidssl.finetune_checks import check_finetune_protocol
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
@@ -69,7 +73,7 @@ from vidssl.spec_files import PUBLISHED
 from vidssl.spec_files import Kind as SpecKind
 from vidssl.token_checks import check_go_together, check_reads_ids, check_stored, check_stored_views
 from vidssl.tokenizer_protocol import TokenizerProtocol, load_tokenizer_protocol, measures_tokenizers
-from vidssl.weights.load import load_init, load_whole, read_weights
+from vidssl.weights.load import check_init, load_init, load_whole, read_weights
 
 Component = TypeVar("Component")
 Say = Callable[[str], None]
@@ -133,8 +137,7 @@ def tokenizer(spec: TokenizerSpec | str, *, say: Say = print) -> Tokenizer:
 
 
 def _verified(weights: WeightsSpec, say: Say) -> Mapping[str, torch.Tensor]:
-    origin = f"The weights come from: {weights.source} (licence: {weights.licence})"
-    origin += f". They are made by: {weights.command}" if weights.command else ""
+    origin = _origin(weights)
     try:
         content = weights.path.read_bytes()
     except OSError as error:
@@ -150,6 +153,11 @@ def _verified(weights: WeightsSpec, say: Say) -> Mapping[str, torch.Tensor]:
             f"{weights.path}: the file was altered, its sha256 is {digest} and not {weights.sha256}. {origin}"
         )
     return read_weights(weights.path)
+
+
+def _origin(weights: WeightsSpec) -> str:
+    made = f". They are made by: {weights.command}" if weights.command else ""
+    return f"The weights come from: {weights.source} (licence: {weights.licence}){made}"
 
 
 def streams(recipe: Recipe) -> dict[str, Stream]:
@@ -279,6 +287,7 @@ def check(recipe: Recipe) -> None:
     check_groups(recipe, objective, update)
     check_monitor(recipe, objective.encoder())
     check_speed(recipe, objective)
+    check_batches(recipe, objective)
     for name, sampler in samplers.items():
         check_stored_views(recipe, name, sampler, bare_backbone)
     if recipe.data.probe is not None and recipe.backbone is not None and bare_backbone is not None:
@@ -286,6 +295,27 @@ def check(recipe: Recipe) -> None:
         check_reads_ids(bare_backbone, recipe.backbone.type, "data.probe", probed, recipe.backbone.node)
     check_views(recipe, objective, shapes)
     check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
+
+
+def check_ready(recipe: Recipe, *, with_init: bool) -> None:
+    """Check, before data are opened, that there is what a training takes besides them; reads no weights.
+
+    Args:
+        with_init: off for a run that resumes.
+
+    Raises:
+        UsageError: if the device, a tracker's package or a file of weights is missing.
+    """
+    pick_device(recipe.run.device)
+    check_trackers(recipe.run.trackers)
+    weights = None if recipe.tokenizer is None else recipe.tokenizer.weights
+    if weights is not None and not weights.path.is_file():
+        raise weights.node.error(f"{weights.path}: no such file. {_origin(weights)}")
+    if with_init and recipe.init is not None and recipe.backbone is not None:
+        try:
+            check_init(recipe.init)
+        except UsageError as error:
+            raise recipe.backbone.node.mapping()["init"].error(str(error)) from error
 
 
 def _check_augment(recipe: Recipe, shapes: Mapping[str, Mapping[str, Sequence[object]]]) -> None:
@@ -324,6 +354,7 @@ def check_protocol(protocol: Protocol) -> None:
 
 def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
     """``check_protocol``, or the same for one that finetunes."""
+    check_name(protocol.name, folders=False)
     if isinstance(protocol, FinetuneProtocol):
         check_finetune_protocol(protocol)
         if protocol.data is not None:
@@ -359,7 +390,9 @@ def check_file(kind: SpecKind, path: Path) -> None:
         UsageError: at the first thing that is wrong, with its place.
     """
     if kind == "recipes":
-        check(load_recipe(str(path)))
+        recipe = load_recipe(str(path))
+        check_name(recipe.name)
+        check(recipe)
     elif kind == "evaluation" and path.name == PUBLISHED.name:
         load_published(path)
     elif kind == "evaluation" and measures_tokenizers(str(path)):

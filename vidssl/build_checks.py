@@ -5,14 +5,19 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import nn
 
+from vidssl.abilities import ComparesVideos
 from vidssl.components import BACKBONE, OBJECTIVE, names_with
+from vidssl.engine.distributed import launched
+from vidssl.engine.grad_cache import JointLoss
 from vidssl.engine.optim import Update
 from vidssl.engine.schedules import Schedule
 from vidssl.engine.speed import refusal
+from vidssl.errors import UsageError
 from vidssl.grids import GridSize, common_grid
 from vidssl.interfaces import Backbone, Evaluator, Masker, Objective, PatchEvaluator, Tokenizer
 from vidssl.protocol import Protocol
 from vidssl.recipe import Recipe
+from vidssl.run_spec import RunSpec
 from vidssl.spec import Node
 
 ClipSize = tuple[int, int, int]  # (T, H, W)
@@ -76,6 +81,49 @@ def check_speed(recipe: Recipe, objective: Objective) -> None:
     refused = refusal(objective, recipe.run)
     if refused is not None:
         raise recipe.node.mapping()["run"].mapping()[refused[0]].error(refused[1])
+
+
+def check_batches(recipe: Recipe, objective: Objective) -> None:
+    """The batches that go through the objective are such that it can compare what it compares.
+
+    Raises:
+        UsageError: if not.
+    """
+    check_whole(objective, recipe.run, launched())
+    if isinstance(objective, ComparesVideos):
+        for stream in recipe.data.streams.values():
+            parts = recipe.run.accumulate if objective.splits_batch else 1
+            try:
+                objective.check_batch(stream.batch_size // parts)
+            except UsageError as error:
+                raise recipe.objective.node.error(str(error)) from error
+
+
+def check_whole(objective: Objective, run: RunSpec, num_processes: int) -> None:
+    """Refuse to take apart what an objective, or a part of the run, needs whole.
+
+    Raises:
+        UsageError: then.
+    """
+    joint = isinstance(objective, JointLoss) and not objective.splits_batch
+    if run.accumulate > 1 and not (objective.splits_batch or joint):
+        raise UsageError(
+            f"run.accumulate is {run.accumulate}, and {type(objective).__name__} looks at each batch as a "
+            "whole (its clips are compared with each other, or statistics taken over all): set "
+            "run.accumulate=1"
+        )
+    if num_processes == 1 or run.parallel == "ddp":
+        return
+    if run.accumulate > 1 and joint:
+        raise UsageError(
+            "run.parallel is fsdp, and the cached features of run.accumulate take networks that are whole in "
+            "each process: set run.parallel=ddp or run.accumulate=1"
+        )
+    if run.knn_every_steps is not None:
+        raise UsageError(
+            "run.parallel is fsdp, and run.knn_every_steps asks rank 0 for what takes the network whole: set "
+            "run.parallel=ddp or run.knn_every_steps=null, and 'vidssl eval' the checkpoints"
+        )
 
 
 def check_epochs(recipe: Recipe, schedule: Schedule) -> None:

@@ -77,6 +77,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from vidssl.tokenizer_protocol import measures_tokenizers
 
     with told_once_a_machine():
+        several = [word for word in arguments.protocol if "," in word]
+        if several:
+            repeated = " ".join(f"--protocol {name.strip()}" for name in several[0].split(","))
+            raise UsageError(f"--protocol {several[0]}: repeat the option for each protocol: {repeated}")
         of_tokenizers = any(map(measures_tokenizers, arguments.protocol))
         if of_tokenizers and launched() > 1:
             raise UsageError("tokenizers are measured by one process: leave torchrun out")

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,9 @@ def constructor_of(part: PartSpec, kind: Kind[Component]) -> Callable[..., Compo
     """
     at = part.node.mapping()["type"]
     if ".py:" not in part.type:
+        file = Path(part.type.partition(":")[0]).with_suffix(".py")
+        if part.type not in kind.table and file.is_file():
+            raise at.error(f"a class of a file is written FILE.py:CLASS, such as {file}:{_first_class(file)}")
         if part.type not in kind.table:
             choices = ", ".join(sorted(kind.table))
             hint = nearest(part.type, kind.table, "")
@@ -100,6 +104,12 @@ def constructor_of(part: PartSpec, kind: Kind[Component]) -> Callable[..., Compo
     except ValueError as error:
         raise at.error(str(error)) from error
     return cast(Callable[..., Component], found)
+
+
+def _first_class(file: Path) -> str:
+    """The name of the first class in a file, without running it; a stand-in if there is none."""
+    found = re.search(r"^class (\w+)", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return found[1] if found else "CLASS"
 
 
 def _class_in_file(address: str) -> type:

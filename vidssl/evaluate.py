@@ -14,7 +14,7 @@ from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.display import shown_messages
 from vidssl.engine.distributed import World, processes, told_once_a_machine
 from vidssl.engine.files import make_folder
-from vidssl.engine.runfolder import RunFolder, newest_run
+from vidssl.engine.runfolder import RunFolder, newest_run, no_run
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.finetune import finetune_run
@@ -52,13 +52,15 @@ def find_checkpoint(target: str | None) -> Path:
     """
     if target is None:
         run = newest_run(Path("runs"))
-    elif Path(target).is_dir():
-        run = RunFolder(Path(target))
-    else:
+    elif Path(target).is_file() and Path(target).suffix == ".safetensors":
         return Path(target)
-    newest = run.newest_checkpoint()
+    else:
+        run = RunFolder(Path(target))
+    newest = run.newest_checkpoint() if target != "" else None
+    if newest is None and target and (run.path / "recipe.yaml").is_file():
+        raise UsageError(f"{run.path}: no checkpoint in it: its run saved none yet")
     if newest is None:
-        raise UsageError(f"{run.path}: no checkpoint in it; is it the folder of a run of 'vidssl train'?")
+        raise no_run(target or "")
     return newest
 
 

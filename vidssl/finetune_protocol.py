@@ -24,8 +24,8 @@ from vidssl.sections import (
     read_part,
     read_text,
 )
-from vidssl.spec import Node, load
-from vidssl.spec_files import find
+from vidssl.spec import Node
+from vidssl.spec_files import read
 
 _REQUIRED = ("name", "objective", "train_views", "batch_size", "optim", "schedule")
 _OPTIONAL = (
@@ -105,7 +105,7 @@ def finetunes(name: str) -> bool:
     Raises:
         UsageError: if there is no such protocol.
     """
-    return "objective" in load(find("evaluation", name)).mapping()
+    return "objective" in read("evaluation", name)[0].mapping()
 
 
 def read_finetune_protocol(node: Node) -> FinetuneProtocol:
@@ -114,7 +114,7 @@ def read_finetune_protocol(node: Node) -> FinetuneProtocol:
     Raises:
         UsageError: at the first thing that is wrong.
     """
-    entries = node.entries(_REQUIRED, _OPTIONAL)
+    entries = node.entries(_REQUIRED, _OPTIONAL, below=("schedule.epochs", "schedule.steps"))
     # null takes a section away, so that an override can
     sections = {key: entry for key, entry in entries.items() if key in _REQUIRED or entry.value is not None}
     read_count(sections, "batch_size", default=1, lowest=1)

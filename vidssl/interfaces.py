@@ -319,10 +319,13 @@ class Objective(nn.Module, ABC):
     ``needs_views``: view name -> slots read; set in the constructor where keys decide it.
     ``splits_batch``: whether the mean of the losses of a batch's parts is as good as the batch's loss, so
     that a step may be several forward passes; not where clips of a batch are compared with each other.
+    ``follows_length``: whether a step depends on ``Progress.total_steps``, so that a run that is made longer
+    would have taken other steps from the first on.
     """
 
     needs_views: Mapping[str, int]
     splits_batch: bool = False
+    follows_length: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:

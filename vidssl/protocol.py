@@ -16,14 +16,15 @@ from vidssl.sections import (
     read_probe,
     read_text,
 )
-from vidssl.spec import Node, load, moved
-from vidssl.spec_files import find
+from vidssl.spec import Node, moved
+from vidssl.spec_files import read
 
 Layers = Literal["last", "all", "patches"]
 ViewAverage = Literal["scores", "probabilities"]
 Average = Literal["features", ViewAverage]
 FrameOrder = Literal["normal", "single", "shuffled", "reversed"]
 PatchType = Literal["float16", "bfloat16"]
+_BELOW = ("run.device", "run.precision", "run.workers")  # of the evaluation, not of the protocol
 _OPTIONAL = (
     "layers",
     "average",
@@ -85,7 +86,7 @@ def load_protocol(name: str, overrides: Sequence[str] = (), recipe: Recipe | Non
 
 def protocol_tree(name: str, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Node:
     """The tree of a file or name in ``evaluation``; arguments and errors as those of ``load_protocol``."""
-    node = load(find("evaluation", name))
+    node = read("evaluation", name)[0]
     probe = recipe.data.node.mapping().get("probe") if recipe else None
     sections = node.mapping()
     if probe is None or probe.value is None or "data" in sections:
@@ -112,7 +113,7 @@ def read_protocol(node: Node) -> Protocol:
     Raises:
         UsageError: at the first thing that is wrong.
     """
-    entries = node.entries(("name", "evaluator"), _OPTIONAL)
+    entries = node.entries(("name", "evaluator"), _OPTIONAL, below=_BELOW)
     # null takes a section away, so that an override can
     sections = {
         key: entry for key, entry in entries.items() if key not in _OPTIONAL or entry.value is not None

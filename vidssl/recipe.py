@@ -1,7 +1,7 @@
 """Recipes and tokenizer files as frozen dataclasses."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from vidssl.errors import UsageError
@@ -17,12 +17,14 @@ from vidssl.sections import (
     read_probe,
     read_text,
 )
-from vidssl.spec import Node, load, override, parse
-from vidssl.spec_files import find
+from vidssl.spec import Node, override, parse
+from vidssl.spec_files import read
 
 STREAMS = ("video", "image")
 UNKNOWN_SHA256 = "unknown"
 MIN_MATCHED = 0.9  # of a backbone's numbers: share that ``init`` must fill where a recipe says nothing
+# keys that a recipe may leave out, by which a short name typed without its section is recognised
+_BELOW = ("schedule.epochs", "schedule.steps", *(f"run.{key.name}" for key in fields(RunSpec)))
 _WEIGHTS_KEYS = ("weights", "sha256", "source", "licence", "command")
 
 
@@ -131,8 +133,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: for anything wrong with the file that shows without knowing the components.
     """
-    path = find("recipes", name)
-    return read_recipe(overridden(load(path), overrides), path.parent)
+    tree, path = read("recipes", name)
+    return read_recipe(overridden(tree, overrides), path.parent)
 
 
 def recipe_from_text(text: str, name: str) -> Recipe:
@@ -150,8 +152,7 @@ def load_tokenizer_spec(name: str) -> TokenizerSpec:
     Raises:
         UsageError: as ``load_recipe``, and if the file names no weights.
     """
-    path = find("tokenizers", name)
-    node = load(path)
+    node, path = read("tokenizers", name)
     spec = replace(_tokenizer(node, path.parent), name=name)
     if spec.weights is None:
         raise node.error("missing 'weights': only a recipe that trains its tokenizer may hold one without")
@@ -175,7 +176,7 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
         UsageError: at the first thing that is wrong.
     """
     optional = ("seed", "backbone", "tokenizer", "masker", "augment", "run")
-    entries = node.entries(("name", "objective", "data", "optim", "schedule"), optional)
+    entries = node.entries(("name", "objective", "data", "optim", "schedule"), optional, below=_BELOW)
     # null takes a section away, so that an override can
     sections = {
         key: entry for key, entry in entries.items() if key not in optional or entry.value is not None
@@ -216,7 +217,7 @@ def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:
     if not isinstance(node.value, str):
         return _tokenizer(node, folder)
     try:
-        path = find("tokenizers", node.value)
+        path = read("tokenizers", node.value)[1]
     except UsageError as error:
         raise node.error(str(error)) from None
     return replace(load_tokenizer_spec(str(path)), name=node.value, node=node)

@@ -2,17 +2,23 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from vidssl import build
+from vidssl.components import OBJECTIVE, constructor_of
 from vidssl.engine.display import format_duration, shown_messages
 from vidssl.engine.distributed import here, processes, told_once_a_machine
+from vidssl.engine.files import write_text
+from vidssl.engine.lock import sole_process
 from vidssl.engine.own_code import code_in, files_of
-from vidssl.engine.resume import find_run
+from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
+from vidssl.engine.runfolder import RunFolder, check_name, named_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Objective
 from vidssl.knn_monitor import KnnMonitor
@@ -54,13 +60,23 @@ def train_recipe(
         stop_after: steps of the run after which to stop.
     """
     build.check(recipe)
+    build.check_ready(recipe, with_init=resume is None)
+    if resume is None:
+        check_name(recipe.name)
     world = here()
     say, text = logging.getLogger(__name__).info, resolved_text(recipe)
     if resume is None and recipe.run.resume == "auto":
         found = world.from_first(lambda: _found(recipe, text, say))
         resume = Path(found) if found else None
-    # before the weights: a missing file ends it
+    longer = None if resume is None else _longer(recipe, RunFolder(resume))
+    counted = build.schedule(recipe).length.counts_epochs
+    if longer is not None and not counted:
+        _check_longer(longer, recipe, dict.fromkeys(recipe.data.streams, 1.0))
     streams, test_streams = world.one_first(lambda: (build.streams(recipe), build.test_streams(recipe)))
+    if longer is not None:
+        if counted:
+            _check_longer(longer, recipe, {name: len(s) / s.batch_size for name, s in streams.items()})
+        world.from_first(partial(_note_longer, longer, recipe, say))
     torch.manual_seed(recipe.seed)
     objective = build.objective(recipe, say=say, with_init=resume is None)
     result = train(
@@ -82,6 +98,75 @@ def train_recipe(
         world=world,
     )
     return objective, result
+
+
+@dataclass(frozen=True)
+class _Longer:
+    """A run that is to have another length: its folder, the recipe it was trained by, and steps done."""
+
+    folder: RunFolder
+    before: Recipe
+    done: int
+
+
+def _longer(recipe: Recipe, folder: RunFolder) -> _Longer | None:
+    """Refuse another recipe than the run's own; None where not even its length differs.
+
+    Raises:
+        UsageError: naming the keys that differ, or if there is no state to resume from.
+    """
+    path = folder.path / "recipe.yaml"
+    before = read_recipe(load(path), path.parent)
+    changed = changed_keys(resolved_text(before), resolved_text(recipe))
+    others = [key for key in changed if key not in LENGTH]
+    if others:
+        raise UsageError(
+            f"{folder.path} was begun with another recipe: {', '.join(others)} "
+            f"{'differs' if len(others) == 1 else 'differ'}. A run goes on with its own; only keys of "
+            f"{', '.join(FREE)} may change, and {' or '.join(LENGTH)} under a constant learning rate. For "
+            f"another recipe start a new run, from these weights with backbone.init={folder.path}"
+        )
+    if not folder.states():
+        raise no_state(folder)
+    return _Longer(folder, before, folder.step_of(folder.states()[-1])) if changed else None
+
+
+def _check_longer(longer: _Longer, recipe: Recipe, steps_per_epoch: Mapping[str, float]) -> None:
+    """Refuse another length if a run of that length would have taken other steps up to here.
+
+    Raises:
+        UsageError: with the reason, and what to do instead.
+    """
+    update, done = build.optim(recipe).update, longer.done
+    objective = constructor_of(recipe.objective, OBJECTIVE)
+    try:
+        old, new = (build.schedule(each).plan(steps_per_epoch) for each in (longer.before, recipe))
+    except ValueError as error:
+        raise recipe.schedule.node.error(str(error)) from error
+    steps = {*range(0, done, max(1, done // 10_000)), max(0, done - 1)}
+    why = ""
+    if new.total_steps < done:
+        why = f"the run has taken {done} steps and would have {new.total_steps}"
+    elif isinstance(objective, type) and issubclass(objective, Objective) and objective.follows_length:
+        why = f"objective '{recipe.objective.type}' moves its teacher's momentum along the whole run"
+    elif any(update.weight_decay_at(old, step) != update.weight_decay_at(new, step) for step in steps):
+        why = "optim.final_weight_decay moves the weight decay along the whole run"
+    elif any(old.factor(step) != new.factor(step) for step in steps):
+        why = f"schedule '{recipe.schedule.type}' would have given the {done} steps other learning rates"
+    if why:
+        raise UsageError(
+            f"{longer.folder.path}: cannot get another length: {why}. Start a new run from its weights "
+            f"(vidssl train RECIPE backbone.init={longer.folder.path}); a run can be made longer before the "
+            "cool-down of 'schedule={type: linear, steps: N, cooldown_steps: M}', at any time with final: 1"
+        )
+
+
+def _note_longer(longer: _Longer, recipe: Recipe, say: Callable[[str], None]) -> str:
+    """Writes the new length into the run's recipe; keys of ``run`` stay as they were."""
+    with sole_process(longer.folder.path, say):
+        text = resolved_text(replace(longer.before, schedule=recipe.schedule))
+        write_text(longer.folder.path / "recipe.yaml", text)
+    return ""
 
 
 def _found(recipe: Recipe, text: str, say: Callable[[str], None]) -> str:
@@ -109,10 +194,8 @@ def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None 
     Raises:
         UsageError: if it is no run's folder, or the recipe is changed.
     """
-    path = Path(run) / "recipe.yaml"
     with told_once_a_machine():
-        if not path.is_file():
-            raise UsageError(f"{run}: no run to go on with: there is no {path.name} in it")
+        path = named_run(run).path / "recipe.yaml"
         moved = [word for word in overrides if word.split("=")[0] in ("run.out", "run.resume")]
         if moved:
             raise UsageError(f"{moved[0]}: a run that goes on stays in its folder, {run}")

@@ -6,7 +6,7 @@ Knows nothing of video.
 import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,7 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _KEY_PATH = re.compile(r"\w+(\.\w+)*")
+_SYNONYMS = {"gpu": "cuda"}  # what people type, and what it is called here
 _NEEDS_NO_QUOTES = re.compile(r"[A-Za-z_./][\w./-]*", re.ASCII)
 
 
@@ -58,19 +59,24 @@ class Node:
         required: Collection[str],
         optional: Collection[str] = (),
         wanted: Callable[[str], str] | None = None,
+        below: Collection[str] = (),
     ) -> "Mapping[str, Node]":
         """The entries of a mapping that has all of the required keys and none but those named.
 
         Args:
-            wanted: says of a required key what its value may be.
+            wanted: describes the value of a required key.
+            below: dotted keys that may stand below this mapping, besides those that do.
 
         Raises:
-            UsageError: at an unknown key (with the nearest known one) or for a missing one.
+            UsageError: at an unknown key (with the same key further below, or the nearest known one) or for a
+                missing one.
         """
         entries, known = self.mapping(), [*required, *optional]
         for key, entry in entries.items():
             if key not in known:
-                raise entry.error(f"unknown key. {nearest(key, known, 'Known keys')}")
+                deeper = _deeper(self, key, below)
+                hint = f"Did you mean {deeper}?" if deeper else nearest(key, known, "Known keys")
+                raise entry.error(f"unknown key. {hint}")
         missing = [key for key in required if key not in entries]
         if missing:
             told = [repr(key) + (f" ({wanted(key)})" if wanted else "") for key in missing]
@@ -88,10 +94,25 @@ class Node:
         return repr(self.value) if isinstance(self.value, str) else dump_flow(self.value)
 
 
+def _deeper(node: Node, key: str, below: Collection[str]) -> str:
+    """``'optim.lr'``: the dotted names of a key further below a mapping; empty if there are none, or many."""
+    prefix = f"{node.path}." if node.path else ""
+    names = dict.fromkeys([*_paths(node), *(f"{prefix}{name}" for name in below)])
+    found = [name for name in names if name.endswith(f".{key}") and name != f"{prefix}{key}"]
+    return " or ".join(f"'{name}'" for name in found) if len(found) <= 4 else ""
+
+
+def _paths(node: Node) -> Iterator[str]:
+    """Dotted names of all that stands below a mapping."""
+    for entry in node.value.values() if isinstance(node.value, Mapping) else ():
+        yield entry.path
+        yield from _paths(entry)
+
+
 def nearest(name: str, choices: Iterable[str], label: str) -> str:
     """``Did you mean 'x'?`` where a choice is close to ``name``, otherwise all choices after ``label``."""
     names = sorted(set(choices))
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(_SYNONYMS.get(name, name), names, n=1)
     return f"Did you mean '{close[0]}'?" if close else f"{label}: {', '.join(names) or 'none'}"
 
 
@@ -184,6 +205,8 @@ def _node(tree: yaml.Node, where: Callable[[int], str], line: int, path: str) ->
         at = Node(None, where(_line(key.start_mark)), path)
         if not isinstance(key, yaml.ScalarNode):
             raise at.error("a key must be a word")
+        if isinstance(tree, yaml.MappingNode) and tree.flow_style:
+            _refuse_missing_blank(key.value, value, at)
         if key.value == "<<":
             raise at.error("merge keys (<<) are refused: write the keys out")
         entry = _node(value, where, _line(key.start_mark), f"{path}.{key.value}" if path else key.value)
@@ -191,6 +214,13 @@ def _node(tree: yaml.Node, where: Callable[[int], str], line: int, path: str) ->
             raise entry.error(f"repeated key, already set at {entries[key.value].where}")
         entries[key.value] = entry
     return Node(entries, place, path)
+
+
+def _refuse_missing_blank(key: str, value: yaml.Node, at: Node) -> None:
+    """``{lr:1e-3}`` is a key 'lr:1e-3' without a value to YAML."""
+    name, colon, rest = key.partition(":")
+    if colon and rest and isinstance(value, yaml.ScalarNode) and value.value == "":
+        raise at.error(f"'{key}': a blank is missing behind the colon: write '{name}: {rest}'")
 
 
 def _plain(text: str, at: Node) -> Scalar:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from vidssl.recipe import overridden
 from vidssl.schema import check_fields, construct
 from vidssl.sections import PartSpec, read_count, read_part, read_text
-from vidssl.spec import Node, load
-from vidssl.spec_files import find
+from vidssl.spec import Node
+from vidssl.spec_files import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def measures_tokenizers(name: str) -> bool:
     Raises:
         UsageError: if there is no such protocol.
     """
-    return "measure" in load(find("evaluation", name)).mapping()
+    return "measure" in read("evaluation", name)[0].mapping()
 
 
 def load_tokenizer_protocol(name: str, overrides: Sequence[str] = ()) -> TokenizerProtocol:
@@ -65,7 +65,7 @@ def load_tokenizer_protocol(name: str, overrides: Sequence[str] = ()) -> Tokeniz
     Raises:
         UsageError: for anything wrong with the file that shows without knowing the components.
     """
-    node = overridden(load(find("evaluation", name)), overrides)
+    node = overridden(read("evaluation", name)[0], overrides)
     sections = node.entries(("name", "measure", "views", "data"), ("batch_size",))
     data = sections["data"].entries(("test",))
     return TokenizerProtocol(

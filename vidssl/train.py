@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from vidssl.abilities import Watched
+from vidssl.build_checks import check_whole
 from vidssl.data.loader import Loader, Stream, slices
 from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
@@ -19,7 +20,6 @@ from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.devices import autocast_dtype, peak_memory, use_bfloat16
 from vidssl.engine.display import TrainDisplay
 from vidssl.engine.distributed import World, here, take_device
-from vidssl.engine.grad_cache import JointLoss
 from vidssl.engine.guard import Guard
 from vidssl.engine.lock import sole_process
 from vidssl.engine.loss_scale import loss_scaler, scale_metrics
@@ -137,7 +137,7 @@ def train(
     device = take_device(run.device, world.local_rank)
     objective.to(device).train()
     prepare(objective, run)
-    _check_whole(objective, run, world)
+    check_whole(objective, run, world.size)
     streams = slices(streams, world.rank, world.size, run.accumulate)
     test_streams = slices(test_streams or {}, world.rank, world.size)
     parallel, dtype = Parallel(objective, world, run.parallel, device), autocast_dtype(run.precision, device)
@@ -155,7 +155,7 @@ def train(
     with sole_process(folder.path, say) if world.first else nullcontext():
         start = Restored(0, 0.0)
         if resume is not None:
-            start = restore(folder, moving, recipe=recipe_text, say=say, world=world)
+            start = restore(folder, moving, say=say, world=world)
             say(f"Goes on after step {start.step} of {plan.total_steps}.")
         if resume is not None and world.first:
             folder.note_resume(start.step)
@@ -184,29 +184,6 @@ def train(
 
 def _folder(run: RunSpec, name: str, recipe_text: str, resume: Path | None) -> str:
     return str(create_run(Path(run.out), name, recipe_text).path if resume is None else resume)
-
-
-def _check_whole(objective: Objective, run: RunSpec, world: World) -> None:
-    """Refuses to take apart what an objective, or a part of the run, needs whole."""
-    joint = isinstance(objective, JointLoss) and not objective.splits_batch
-    if run.accumulate > 1 and not (objective.splits_batch or joint):
-        raise UsageError(
-            f"run.accumulate is {run.accumulate}, and {type(objective).__name__} looks at each batch as a "
-            "whole (its clips are compared with each other, or statistics taken over all): set "
-            "run.accumulate=1"
-        )
-    if world.size == 1 or run.parallel == "ddp":
-        return
-    if run.accumulate > 1 and joint:
-        raise UsageError(
-            "run.parallel is fsdp, and the cached features of run.accumulate take networks that are whole in "
-            "each process: set run.parallel=ddp or run.accumulate=1"
-        )
-    if run.knn_every_steps is not None:
-        raise UsageError(
-            "run.parallel is fsdp, and run.knn_every_steps asks the first process for what takes the network "
-            "whole: set run.parallel=ddp or run.knn_every_steps=null, and 'vidssl eval' the checkpoints"
-        )
 
 
 def _plan(schedule: Schedule, streams: Mapping[str, Stream]) -> StepPlan:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vidssl.engine.display import format_metric
 from vidssl.engine.lock import trains_in
-from vidssl.engine.runfolder import RunFolder, last_begun
+from vidssl.engine.runfolder import RunFolder, last_begun, named_run
 from vidssl.engine.trackers import HIDDEN
 from vidssl.errors import UsageError
 from vidssl.pictures.terminal import curve
@@ -98,9 +98,7 @@ def watch_run(
         UsageError: if there is no such run, or it logged nothing of what is asked for.
     """
     console = console or Console()
-    folder = last_begun(Path("runs")) if run is None else RunFolder(Path(run))
-    if not (folder.path / "recipe.yaml").is_file():
-        raise UsageError(f"{run}: no run to watch: there is no recipe.yaml in it")
+    folder = last_begun(Path("runs")) if run is None else named_run(run)
     if once or not console.is_terminal or not trains_in(folder.path):
         console.print(_page(folder, patterns, console))
         return 0

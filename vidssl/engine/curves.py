@@ -51,14 +51,15 @@ def warmup_cosine_factor(
     return cosine_between(1.0, final, step - warmup_steps, total_steps - warmup_steps)
 
 
-def linear_factor(step: int, total_steps: int, warmup_steps: int, final: float) -> float:
-    """A line from 0 at step 0 to 1 at ``warmup_steps``, then one to ``final`` where the run ends.
+def linear_factor(step: int, total_steps: int, warmup_steps: int, final: float, cooldown_steps: int) -> float:
+    """A line from 0 at step 0 to 1 at ``warmup_steps``, then one to ``final`` over the run's last steps.
 
-    VIMPAC's schedule: the first step of a warm-up has no learning rate at all.
+    VIMPAC's schedule, where the cool-down begins behind the warm-up: the first step of a warm-up has no
+    learning rate at all.
     """
     if step < warmup_steps:
         return step / warmup_steps
-    left = max(total_steps - step, 0) / (total_steps - warmup_steps)
+    left = min(max(total_steps - step, 0) / cooldown_steps, 1.0)
     return final + (1 - final) * left
 
 

@@ -40,6 +40,7 @@ from vidssl.spec import Node, parse
 
 FORMAT = "vidssl resume state 1"
 FREE = ("run",)  # sections of a recipe that may change while a run goes on
+LENGTH = ("schedule.steps", "schedule.epochs")  # keys that may change where no step taken depends on them
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,6 @@ def restore(
     folder: RunFolder,
     moving: Moving,
     *,
-    recipe: str,
     say: Callable[[str], None],
     world: World | None = None,
 ) -> Restored:
@@ -126,18 +126,17 @@ def restore(
     It may go on with another number of processes than it was saved by.
 
     Args:
-        recipe: text of the resolved recipe that goes on.
         say: gets a line for each damaged file that is passed over, and where numbers of processes differ.
         world: all processes call this together; the folder must be there for each of them.
 
     Raises:
-        UsageError: if nothing can be gone on from, or the recipe is not the one that began.
+        UsageError: if there is no state to resume from.
     """
     world = world or World()
     found: list[_Whole] = []
 
     def newest() -> str:
-        found.append(_newest_whole(folder, moving.objective, recipe, say))
+        found.append(_newest_whole(folder, moving.objective, say))
         return str(found[0].step)
 
     step = int(world.from_first(newest))
@@ -161,7 +160,7 @@ class _Whole:
     tensors: Mapping[str, Tensor]
 
 
-def _newest_whole(folder: RunFolder, objective: Objective, recipe: str, say: Callable[[str], None]) -> _Whole:
+def _newest_whole(folder: RunFolder, objective: Objective, say: Callable[[str], None]) -> _Whole:
     """The newest state that is undamaged and finite; earlier versions saved others too."""
     for path in reversed(folder.states()):
         try:
@@ -169,12 +168,15 @@ def _newest_whole(folder: RunFolder, objective: Objective, recipe: str, say: Cal
             weights, buffers = objective_state(objective, found.checkpoint), buffers_of(objective)
             refuse_broken(found.checkpoint.path, weights, buffers)
             refuse_broken(path, _below(found.tensors, "optimizer."), frozenset())
+            return found
         except UsageError as error:
             say(f"{error}. The state before it is used.")
-            continue
-        _check_recipe(folder, found.checkpoint.recipe, recipe)
-        return found
-    raise UsageError(
+    raise no_state(folder)
+
+
+def no_state(folder: RunFolder) -> UsageError:
+    """The error about a run that there is nothing to resume of."""
+    return UsageError(
         f"{folder.path}: no state to go on from (they lie in {folder.resume.name}/ beside the checkpoints). "
         "Start a new run, from these weights with backbone.init"
     )
@@ -286,17 +288,6 @@ def _flat(node: Node) -> dict[str, Node]:
     if not isinstance(node.value, Mapping):
         return {node.path: node}
     return {key: leaf for entry in node.value.values() for key, leaf in _flat(entry).items()}
-
-
-def _check_recipe(folder: RunFolder, before: str, after: str) -> None:
-    changed = changed_keys(before, after)
-    if changed:
-        raise UsageError(
-            f"{folder.path} was begun with another recipe: {', '.join(changed)} "
-            f"{'differs' if len(changed) == 1 else 'differ'}. A run goes on with its own; only keys of "
-            f"{', '.join(FREE)} may change. For another recipe start a new run, from these weights with "
-            f"backbone.init={folder.path}"
-        )
 
 
 def _set_random_states(

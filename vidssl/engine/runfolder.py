@@ -14,6 +14,7 @@ runs/bevt/
   features/          vectors it was found from, kept for the next probe; safe to remove
 """
 
+import difflib
 import json
 import os
 import platform
@@ -23,12 +24,13 @@ import sys
 import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
 from vidssl.engine.files import append_line, remove, write_text
 from vidssl.errors import UsageError
+from vidssl.spec_files import kind_of, read
 
 PACKAGES = (
     "vidssl", "torch", "torchvision", "timm", "einops", "numpy", "scikit-learn",
@@ -72,6 +74,11 @@ class RunFolder:
     def states(self) -> list[Path]:
         """The resume states, that of the highest step last."""
         return [path for _, path in sorted(_by_step(self.resume).items())]
+
+    @staticmethod
+    def step_of(state: Path) -> int:
+        """The step of a resume state or checkpoint."""
+        return int(state.stem.removeprefix("step-"))
 
     def prune(self, keep: int, every: int | None) -> None:
         """Leaves the newest ``keep`` resume states, and of older weights those of multiples of ``every``.
@@ -126,8 +133,9 @@ def create_run(out: Path, name: str, recipe: str) -> RunFolder:
     """Make the folder ``out/name`` (where taken ``name-2``, ``name-3`` ...) and describe the run in it.
 
     Raises:
-        UsageError: if no folder can be made there.
+        UsageError: if no folder can be made there, or the name leads out of ``out``.
     """
+    check_name(name)
     folder = RunFolder(_new_folder(out, name))
     folder.checkpoints.mkdir()
     folder.resume.mkdir()
@@ -135,6 +143,25 @@ def create_run(out: Path, name: str, recipe: str) -> RunFolder:
     write_text(folder.path / "recipe.yaml", recipe)
     write_text(folder.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
     return folder
+
+
+def check_name(name: str, *, folders: bool = True) -> None:
+    """Refuse a name whose files would lie outside their folder, or that cannot be printed.
+
+    Args:
+        folders: whether ``exp/bevt`` is allowed, which is a run in a folder below ``run.out``.
+
+    Raises:
+        UsageError: with the name and what it may be.
+    """
+    path = PurePosixPath(name)
+    if not name.isprintable():
+        raise UsageError(f"name: {name!r} holds control characters, which terminals act on: leave them out")
+    if path.is_absolute() or ".." in path.parts or not path.parts or (len(path.parts) > 1 and not folders):
+        where = (
+            "below run.out: run.out=FOLDER puts it elsewhere" if folders else "of a file, without a folder"
+        )
+        raise UsageError(f"name: {name!r} leads out of its folder; it is a name {where}")
 
 
 def _new_folder(out: Path, name: str) -> Path:
@@ -182,13 +209,56 @@ def last_begun(out: Path) -> RunFolder:
     return runs[-1]
 
 
+def named_run(word: str) -> RunFolder:
+    """The run whose folder a word names.
+
+    Raises:
+        UsageError: if it names none, with the nearest run and a list of them.
+    """
+    if not word or not (Path(word) / "recipe.yaml").is_file():
+        raise no_run(word)
+    return RunFolder(Path(word))
+
+
+def no_run(word: str, out: Path = Path("runs")) -> UsageError:
+    """The error about a word that names no run or file, with the nearest run and a list of them."""
+    path, what = Path(word), "no such run or file"
+    if word and path.is_dir():
+        what = "a folder, but not that of a run: there is no recipe.yaml in it"
+    elif _is_recipe(word):
+        what = (
+            f"a recipe, not a run: it has no weights. Train it: vidssl train {word}; or score its network "
+            f"before training: vidssl eval untrained:{word} --protocol knn"
+        )
+    elif path.is_file():
+        what = "not the folder of a run, and no file of the kind that is wanted here"
+    runs = {run.path.name: str(run.path) for run in reversed(_in_order(out))}
+    close = [name for name in runs if Path(runs[name]) in path.parents]
+    close = close or difflib.get_close_matches(path.name, runs, n=1)
+    listed = ", ".join(list(runs.values())[:8]) + (f" and {len(runs) - 8} more" if len(runs) > 8 else "")
+    hint = f"Did you mean '{runs[close[0]]}'? " if close else ""
+    return UsageError(f"{word or repr(word)}: {what}. {hint}Runs: {listed or f'none below {out.resolve()}'}")
+
+
+def _is_recipe(word: str) -> bool:
+    try:
+        return kind_of(read("recipes", word)[0]) == "recipes"
+    except UsageError:
+        return False
+
+
 def _in_order(out: Path) -> list[RunFolder]:
     """The runs below a folder, that which was started last at the end."""
-    started = [
-        (json.loads(path.read_text(encoding="utf-8"))["started_unix"], str(path.parent))
-        for path in out.glob("*/environment.json")
-    ]
+    started = [(_started(path), str(path.parent)) for path in out.glob("*/environment.json")]
     return [RunFolder(Path(path)) for _, path in sorted(started)]
+
+
+def _started(environment: Path) -> float:
+    """Unix time of a run's start, 0 if the file is damaged."""
+    try:
+        return float(json.loads(environment.read_text(encoding="utf-8"))["started_unix"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def describe_environment() -> dict[str, object]:

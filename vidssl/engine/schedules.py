@@ -224,7 +224,7 @@ class WarmupCosine(Schedule):
 
 
 class LinearDecay(Schedule):
-    """Linear warm-up from 0, then a line down to the end of the run (VIMPAC)."""
+    """Linear warm-up from 0, then a line down to the end of the run (VIMPAC), or only at its end."""
 
     def __init__(
         self,
@@ -236,11 +236,15 @@ class LinearDecay(Schedule):
         warmup_epochs: float | None = None,
         warmup_share: float | None = None,
         final: float = 0.0,
+        cooldown_steps: int | None = None,
     ) -> None:
         """
         Args:
             warmup_share: of the run's steps. VIMPAC: 0.1 for the small model, 0.05 for the large one.
-            final: share of the peak that the line ends at; 1 holds the rate after the warm-up.
+            final: fraction of the peak that the line ends at; 1 holds the rate after the warm-up.
+            cooldown_steps: last steps of the run, at least 1, over which the rate falls; it is constant
+                before them, so that the run can be made longer up to there. Null: all steps after the
+                warm-up.
 
         The other keys and what is refused: ``Length``.
         """
@@ -253,10 +257,25 @@ class LinearDecay(Schedule):
             warmup_share=warmup_share,
         )
         self.final = final
+        self.cooldown_steps = cooldown_steps
+        if cooldown_steps is not None and cooldown_steps < 1:
+            raise ValueError(f"cooldown_steps must be at least 1 or null, got {cooldown_steps}")
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
         total, warmup, epoch = self.length.in_steps(steps_per_epoch)
-        curve = partial(linear_factor, total_steps=total, warmup_steps=warmup, final=self.final)
+        cooldown = total - warmup if self.cooldown_steps is None else self.cooldown_steps
+        if cooldown > total - warmup:
+            raise ValueError(
+                f"a cool-down of {cooldown} steps does not fit into the {total - warmup} after the warm-up; "
+                "shorten it with 'cooldown_steps'"
+            )
+        curve = partial(
+            linear_factor,
+            total_steps=total,
+            warmup_steps=warmup,
+            final=self.final,
+            cooldown_steps=cooldown,
+        )
         return StepPlan(total, epoch, curve)
 
 

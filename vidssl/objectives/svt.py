@@ -79,6 +79,8 @@ class SVT(Objective, Watched):
         ValueError: if a key is out of its range, or the backbone reads token ids.
     """
 
+    follows_length = True  # the teacher's momentum
+
     def __init__(
         self,
         backbone: Backbone,

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vidssl.abilities import Watched
+from vidssl.abilities import ComparesVideos, Watched
 from vidssl.bands import Band
 from vidssl.engine.gather import OwnRows
 from vidssl.engine.grad_cache import JointLoss, PartOutput
@@ -31,7 +31,7 @@ from vidssl.objectives.mask_then_predict import MaskedClips, MaskThenPredict, Re
 NegativesFrom = Literal["batch", "part"]
 
 
-class VIMPAC(JointLoss, MaskedPrediction, Watched):
+class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
     """Predicts hidden tokens, and tells clips of one video from those of others (VIMPAC, Eq. 6).
 
     L = L_mask + alpha gamma L_cl, both on the same masked clips: two of every video. The contrast is taken on
@@ -147,6 +147,9 @@ class VIMPAC(JointLoss, MaskedPrediction, Watched):
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         return self.prediction.fill_in(clips, generator)
 
+    def check_batch(self, num_videos: int) -> None:
+        self.contrast.check(num_videos)
+
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
@@ -192,7 +195,7 @@ class VIMPACPredict(Objective, MaskedPrediction, Watched):
         return (*prediction_bands("mask"), *feature_bands(after=EARLY))
 
 
-class VIMPACContrast(JointLoss, Watched):
+class VIMPACContrast(JointLoss, Watched, ComparesVideos):
     """Contrast between clips alone (VIMPAC, Eq. 5; "CL" in Tables 7 and 12); metrics and keys as VIMPAC's.
 
     With a masker the clips are masked, as the paper does to have no other augmentation; without one they
@@ -255,6 +258,9 @@ class VIMPACContrast(JointLoss, Watched):
     def joint_loss(self, vectors: Tensor) -> LossOutput:
         return self.contrast(vectors)
 
+    def check_batch(self, num_videos: int) -> None:
+        self.contrast.check(num_videos)
+
     def encoder(self) -> Backbone:
         return self.backbone
 
@@ -292,7 +298,7 @@ class ClipContrast(nn.Module):
         """Of the vectors [B, 2, D] of two clips of each video."""
         first, second = self.head(vectors.transpose(0, 1).flatten(0, 1)).chunk(2)
         contrast = info_nce(first, second, self.temperature)
-        self._check(contrast.num_videos)
+        self.check(contrast.num_videos)
         loss = 2 * self.temperature * contrast.loss  # both directions are added up, not averaged (Eq. 5)
         chance = math.log(2 * contrast.num_videos - 1)
         metrics = {
@@ -304,7 +310,8 @@ class ClipContrast(nn.Module):
         }
         return LossOutput(loss, metrics, vectors[:, 0].detach())
 
-    def _check(self, num_videos: int) -> None:
+    def check(self, num_videos: int) -> None:
+        """Refuses a number of videos that the contrast is not between."""
         if num_videos < 2:
             raise UsageError("the contrast needs other videos in a batch, and there is one: raise batch_size")
         if self.training and self.negatives is not None and num_videos != self.negatives + 1:

@@ -12,6 +12,7 @@ from vidssl.components import BACKBONE, OBJECTIVE, Kind, constructor_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.devices import pick_device
 from vidssl.engine.display import shown_messages
+from vidssl.engine.runfolder import no_run
 from vidssl.errors import UsageError
 from vidssl.evaluate import find_checkpoint
 from vidssl.interfaces import ClassAttention, MaskedPrediction, Tokenizer
@@ -22,7 +23,7 @@ from vidssl.recipe import Recipe
 from vidssl.scoring.subject import home
 from vidssl.scoring.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
 from vidssl.sections import PartSpec
-from vidssl.spec_files import find, spec_files
+from vidssl.spec_files import find, read, spec_files
 
 Say = Callable[[str], None]
 
@@ -67,12 +68,10 @@ def _names_tokenizer(target: str) -> bool:
     if path.is_dir() or path.suffix == ".safetensors":
         return False
     try:
-        find("tokenizers", target)
+        read("tokenizers", target)
     except UsageError:
         known = ", ".join(sorted(spec_files("tokenizers")))
-        raise UsageError(
-            f"{target}: neither a run's folder nor a checkpoint nor a tokenizer. Tokenizers: {known}"
-        ) from None
+        raise UsageError(f"{no_run(target)}. Tokenizers: {known}") from None
     return True
 
 

@@ -15,7 +15,7 @@ from vidssl import build
 from vidssl.backbones.pixels import Pixels
 from vidssl.components import BACKBONE
 from vidssl.engine.checkpoint import read_checkpoint
-from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.runfolder import RunFolder, no_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone
 from vidssl.recipe import Recipe, load_recipe
@@ -191,14 +191,14 @@ def recipe_named(word: str, overrides: Sequence[str] = (), *, trust: bool = Fals
         UsageError: if there is none, or as ``stored_recipe``.
     """
     path = Path(word)
-    if path.suffix != ".safetensors" and not path.is_dir():
+    if not word or (path.suffix != ".safetensors" and not path.is_dir()):
         return load_recipe(word, overrides)
     file = path / "recipe.yaml"
     if path.is_dir() and file.is_file():
         text = read_file(file)
         return stored_recipe(text, file, path, trust=trust, overrides=overrides, folder=path)
     if path.is_dir():
-        raise UsageError(f"{word}: no recipe.yaml in it; is it the folder of a run of 'vidssl train'?")
+        raise no_run(word)
     return recipe_of(read_checkpoint(path), "name a recipe", trust=trust, overrides=overrides)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vidssl.engine.runfolder import RunFolder, describe_environment
+from vidssl.engine.runfolder import RunFolder, describe_environment, no_run
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.statistics import Bootstrap
@@ -210,10 +210,14 @@ def find_scores(target: Path) -> list[ScoreFile]:
         UsageError: if there are none.
     """
     if not target.is_dir():
+        if target.suffix != ".json":
+            raise no_run(str(target))
         return [read_scores(target)]
     newest: dict[str, Path] = {}
     for path in sorted(RunFolder(target).scores.glob("*.json"), key=_step):
         newest[path.stem.rpartition("-step-")[0]] = path
+    if not newest and not RunFolder(target).scores.is_dir():
+        raise no_run(str(target))
     if not newest:
         raise UsageError(f"{target}: no scores in it; 'vidssl eval {target} --protocol linear' makes some")
     return [read_scores(path) for _, path in sorted(newest.items())]

@@ -1,5 +1,6 @@
 """Loading weights into a network, with a report of what happened to every key."""
 
+import difflib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,17 +8,21 @@ from dataclasses import dataclass, replace
 from math import floor
 from pathlib import Path
 
+import timm
+import torchvision
 from torch import Tensor, nn
 
 from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_tensors
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
-from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.runfolder import RunFolder, no_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone
 from vidssl.recipe import MIN_MATCHED
 from vidssl.spec import parse
 from vidssl.weights.foreign import read_foreign
 from vidssl.weights.inflate import inflate_image_stage
+
+NAMED = {"timm": timm.list_models, "torchvision": torchvision.models.list_models}
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,27 @@ def load_init(network: Backbone, init: str, *, min_matched: float = MIN_MATCHED)
     return replace(
         report, layout=found.layout, reshaped=found.reshaped, unused=(*report.unused, *found.dropped)
     )
+
+
+def check_init(init: str) -> None:
+    """Refuse an ``init`` that names no weights, without reading any.
+
+    Raises:
+        UsageError: with the nearest name there is.
+    """
+    library, colon, name = init.partition(":")
+    if colon and library in NAMED and not Path(init).exists():
+        known = NAMED[library]()
+        if name not in known and ":" not in name and "." not in name:  # of a hub; with a tag of its weights
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f". Did you mean '{library}:{close[0]}'?" if close else ""
+            raise UsageError(f"{init}: {library} has no such network{hint}")
+        return
+    path = Path(init.partition("#")[0])
+    if path.is_dir() and RunFolder(path).newest_checkpoint() is None:
+        raise UsageError(f"{path}: no checkpoint in it; is it the folder of a training run?")
+    if not path.exists():
+        raise no_run(init)
 
 
 def _load_own(network: Backbone, state: Mapping[str, Tensor], path: Path, min_matched: float) -> LoadReport:
