@@ -90,6 +90,7 @@ def test_lists_and_manifests_are_read_too(root: Path, tmp_path: Path) -> None:
     first = tmp_path / "train.csv"
     first.write_text("run/a.mp4,4\n")
     shards = JpegShards(root=str(tmp_path / "shards"), list=str(first), test_list=str(split), part="test")
-    assert (shards.key(0), shards.labels(0), len(shards)) == ("walk/c.avi", {"class": 1}, 1)
+    assert (shards.key(0), shards.labels(0), len(shards)) == ("walk/c.avi", {"class": 0}, 1)
+    assert shards.label_classes == {"class": ("1", "4")}
     with pytest.raises(UsageError, match=r"1 of the 3 videos of .* are not in it, such as run/gone.mp4"):
         JpegShards(root=str(tmp_path / "shards"), list=str(listed))

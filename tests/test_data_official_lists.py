@@ -49,7 +49,6 @@ def k400(folder: Path, *files: str, text: str = KINETICS_CSV) -> dict[str, str]:
             "-_x1Y2z3Aa0_000006_000016.mp4",
             "0aBcDeFgHiJ_000103_000113.mp4",
         ),
-        ("---QUuC4vJs.mp4", "-_x1Y2z3Aa0.mp4", "0aBcDeFgHiJ.mp4"),
     ],
 )
 def test_kinetics_lies_in_many_ways(tmp_path: Path, files: tuple[str, ...], caplog) -> None:
@@ -58,6 +57,16 @@ def test_kinetics_lies_in_many_ways(tmp_path: Path, files: tuple[str, ...], capl
     assert labelled(source) == dict(zip(files, want, strict=True))
     assert source.label_classes == {"class": tuple(sorted(want))}
     assert caplog.records[-1].getMessage() == "Kinetics train.csv: 3 of 3 found, 3 classes"
+
+
+def test_kinetics_files_of_the_bare_id_are_segments(tmp_path: Path, caplog) -> None:
+    source = kinetics(**k400(tmp_path, "---QUuC4vJs.mp4", "-_x1Y2z3Aa0.mp4", "0aBcDeFgHiJ.mp4"))
+    assert sorted(labelled(source)) == [
+        "---QUuC4vJs.mp4#t=84,94",
+        "-_x1Y2z3Aa0.mp4#t=6,16",
+        "0aBcDeFgHiJ.mp4#t=103,113",
+    ]
+    assert "3 named without times: of those longer than" in caplog.records[-1].getMessage()
 
 
 def test_kinetics_replacements_come_before_what_they_replace(tmp_path: Path) -> None:
@@ -73,7 +82,7 @@ def test_kinetics_replacements_come_before_what_they_replace(tmp_path: Path) -> 
     )
     assert labelled(source) == {
         "replacement/replacement_for_corrupted_k400/---QUuC4vJs_000084_000094.mp4": "testifying",
-        "replacement_for_corrupted_k400/-_x1Y2z3Aa0.mp4": "massaging person's head",
+        "replacement_for_corrupted_k400/-_x1Y2z3Aa0.mp4#t=6,16": "massaging person's head",
         "0aBcDeFgHiJ_000103_000113.mp4": "playing guitar",
     }
 
@@ -83,16 +92,16 @@ def test_a_clip_of_two_kinetics_classes_is_found_in_the_folder_of_each(tmp_path:
         "label,youtube_id,time_start,time_end,split\na b,0aBcDeFgHiJ,1,11,train\nc,0aBcDeFgHiJ,1,11,train\n"
     )
     both = kinetics(**k400(tmp_path, "c/0aBcDeFgHiJ_000001_000011.mp4", "a_b/0aBcDeFgHiJ.mp4", text=text))
-    assert labelled(both) == {"c/0aBcDeFgHiJ_000001_000011.mp4": "c", "a_b/0aBcDeFgHiJ.mp4": "a b"}
+    assert labelled(both) == {"c/0aBcDeFgHiJ_000001_000011.mp4": "c", "a_b/0aBcDeFgHiJ.mp4#t=1,11": "a b"}
     shutil.rmtree(tmp_path / "train")
     kinetics(**k400(tmp_path, "0aBcDeFgHiJ_000001_000011.mp4", text=text))
     assert caplog.records[-1].getMessage().endswith("1 of 1 found, 2 classes, 1 listed twice")
 
 
-def test_two_times_of_one_video_do_not_share_a_file(tmp_path: Path) -> None:
+def test_two_times_of_one_video_are_two_samples(tmp_path: Path) -> None:
     text = "label,youtube_id,time_start,time_end,split\na,0aBcDeFgHiJ,1,11,train\nb,0aBcDeFgHiJ,51,61,train\n"
-    source = kinetics(**k400(tmp_path, "0aBcDeFgHiJ.mp4", text=text), max_missing_share=0.5)
-    assert labelled(source) == {"0aBcDeFgHiJ.mp4": "a"}
+    source = kinetics(**k400(tmp_path, "0aBcDeFgHiJ.mp4", text=text))
+    assert labelled(source) == {"0aBcDeFgHiJ.mp4#t=1,11": "a", "0aBcDeFgHiJ.mp4#t=51,61": "b"}
 
 
 def test_kinetics_s_test_list_may_have_no_labels(tmp_path: Path) -> None:

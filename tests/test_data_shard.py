@@ -86,7 +86,7 @@ def test_every_file_lies_where_the_index_says(made: Path, done) -> None:
     assert len(index.shards) > 1
     assert [(out / name).stat().st_size for name in index.shards] == list(index.shard_bytes)
     assert "5 of 5 files lie in" in text
-    assert "Label 'class': 2 classes, 5 of 5 files have it" in text
+    assert "Label 'class': 5 of 5 files have it, 2 classes: run (" in text
 
 
 def test_the_tars_are_as_webdataset_has_them(made: Path, done) -> None:

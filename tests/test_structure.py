@@ -18,7 +18,7 @@ SPECS = {kind: sorted((ROOT / kind).rglob("*.yaml")) for kind in NAMES}
 
 # Floors of a house, the ground floor first; a module imports its own floor or one below.
 FLOORS = (
-    {"__init__", "abilities", "bands", "errors", "grids", "interfaces", "probing"},
+    {"__init__", "abilities", "bands", "class_numbers", "errors", "grids", "interfaces", "probing"},
     {"spec", "schema", "spec_files"},
     {
         "engine",

@@ -1,4 +1,6 @@
-"""The one kind of error that a user of the command line is meant to see."""
+"""The one kind of error that a user of the command line is meant to see, and text that is safe to print."""
+
+import re
 
 
 class UsageError(ValueError):
@@ -6,3 +8,29 @@ class UsageError(ValueError):
 
     The command line prints it and exits with code 2; every other exception is a defect of the package.
     """
+
+
+# control characters but line feed and tab, half surrogates (bytes of a name that is not UTF-8), and
+# characters that break lines or turn the direction of writing
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    r"""Text from outside (names of files and classes, checkpoints) as a terminal may be given it.
+
+    A control character becomes its escape: ESC is shown as ``\x1b``, the byte E9 of a file name that is not
+    UTF-8 as ``\xe9``. So nothing in a name moves the cursor, sets colours or fails to be encoded.
+
+    Args:
+        one_line: whether line feeds and tabs are escaped too.
+    """
+    if text.isprintable():
+        return text
+    shown = _UNSEEN.sub(_escape, text)
+    return shown.replace("\n", "\\n").replace("\t", "\\t") if one_line else shown
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # Python's stand-in for a byte of a file name
+    return f"\\x{byte:02x}" if byte < 0x100 else f"\\u{byte:04x}"

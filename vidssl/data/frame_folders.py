@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 
 from vidssl.abilities import KnowsMissing
+from vidssl.class_numbers import ordered_classes
 from vidssl.data.images import read_image
-from vidssl.data.listing import IMAGE_EXTENSIONS, Listed, Listing, Part, select
+from vidssl.data.listing import (
+    IMAGE_EXTENSIONS,
+    Listed,
+    Listing,
+    Part,
+    labelled_by_folder,
+    refuse_parts,
+    select,
+)
 from vidssl.data.official.listed import DataSet, check_missing_share, tell_found
 from vidssl.data.official.tables import read_text
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
@@ -107,10 +116,11 @@ class FrameFolders(DataSource, KnowsMissing):
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         key, names = self.key(index), self._frames(index)
+        folder = self._root / self._files[index].path
         if min(frames) < 0 or max(frames) >= len(names):
             raise ValueError(f"{key} has {len(names)} frames, asked for {max(frames)}")
         pixels = {
-            number: read_image(self._root / key / names[number], f"{key}/{names[number]}")
+            number: read_image(folder / names[number], f"{key}/{names[number]}")
             for number in sorted(set(frames))
         }
         if len({image.shape for image in pixels.values()}) > 1:
@@ -126,8 +136,8 @@ class FrameFolders(DataSource, KnowsMissing):
     def _look(self, index: int) -> _Video:
         """Names of the frames of a video, looked up once."""
         if index not in self._videos:
-            key = self.key(index)
-            video = _frames_in(self._root / key, self._prefix, self._promised.get(key))
+            path = self._files[index].path
+            video = _frames_in(self._root / path, self._prefix, self._promised.get(path))
             if video.problem:
                 return video  # looked up again: a folder may be mended while it is in use
             self._videos[index] = video
@@ -148,11 +158,8 @@ class FrameFolders(DataSource, KnowsMissing):
             )
         if flat:
             return Listing(tuple(Listed(key, {}) for key in keys), {})
-        classes = tuple(sorted({key.split("/")[0] for key in keys}))
-        number = {name: place for place, name in enumerate(classes)}
-        return Listing(
-            tuple(Listed(key, {"class": number[key.split("/")[0]]}) for key in keys), {"class": classes}
-        )
+        refuse_parts(self._root, {key.split("/")[0] for key in keys})
+        return Listing(*labelled_by_folder(keys))
 
     def _from_list(self, path: Path, max_missing_share: float) -> tuple[Listing, int]:
         rows = _read_list(path)
@@ -162,13 +169,15 @@ class FrameFolders(DataSource, KnowsMissing):
             raise FRAMES.error(
                 f"{self._root}: none of the {len(rows)} folders of {path} is in it, not even {missing[0]}"
             )
-        numbers = [number for _, number in rows.values() if number is not None]
-        classes = tuple(str(number) for number in range(max(numbers, default=-1) + 1))
+        classes = ordered_classes(
+            (str(number) for _, number in rows.values() if number is not None), "class", path
+        )
+        numbers = {name: place for place, name in enumerate(classes)}
         more = f", {len(classes)} classes" if classes else ""
         tell_found(str(path), len(rows) - len(missing), missing, max_missing_share, more)
         self._promised = {key: count for key, (count, _) in rows.items() if count is not None}
         files = tuple(
-            Listed(key, {} if number is None else {"class": number})
+            Listed(key, {} if number is None else {"class": numbers[str(number)]})
             for key, (_, number) in rows.items()
             if there[key]
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
@@ -22,8 +23,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vidssl.data.listing import Listed, Listing, Part, select
+from vidssl.data.listing import Listed, Listing, Part, named_listing, select
 from vidssl.data.lists import listed_part
+from vidssl.data.segments import parse_segments
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
@@ -119,7 +121,12 @@ class JpegShards(DataSource):
     ) -> None:
         self._root = Path(root).absolute()
         self._rows, own = _read_index(self._root / INDEX)
-        listing, part = _listed(own, list, test_list, part)
+        if list is not None:
+            listing, part = listed_part(list, test_list, part, exists=self._rows.__contains__)
+        elif test_list is not None:
+            raise ValueError("'test_list' goes with 'list'")
+        else:
+            listing = own
         listing = select(listing, part=part, test_share=test_share, limit=limit, where=list or root)
         self._files = self._usable(listing.files, list or root)
         self.label_classes = listing.label_classes
@@ -136,20 +143,26 @@ class JpegShards(DataSource):
 
     def info(self, index: int) -> SampleInfo:
         file = self._files[index]
-        row = self._rows[file.key]
-        return SampleInfo(file.key, row["frames"], row["fps"], file.labels)
+        return SampleInfo(file.key, len(self._frames(file)), self._rows[file.path]["fps"], file.labels)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         key = self._files[index].key
-        row = self._rows[key]
-        if not frames or min(frames) < 0 or max(frames) >= row["frames"]:
-            raise ValueError(f"{key} has {row['frames']} frames, asked for {[*frames]}")
+        row, own = self._rows[self._files[index].path], self._frames(self._files[index])
+        if not frames or min(frames) < 0 or max(frames) >= len(own):
+            raise ValueError(f"{key} has {len(own)} frames, asked for {[*frames]}")
         try:
-            return read_block(self._open(row["shard"]), row["start"], frames)
+            return read_block(self._open(row["shard"]), row["start"], [own[frame] for frame in frames])
         except OSError as error:
             raise UnreadableSample(key, f"{row['shard']} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise UnreadableSample(key, f"{row['shard']}: {error}") from error
+
+    def _frames(self, file: Listed) -> range:
+        """Numbers of the frames that belong to a sample."""
+        row = self._rows[file.path]
+        if file.segment is None:
+            return range(row["frames"])
+        return file.segment.frames(file.key, row["frames"], row["fps"], array("q"), 0.0)
 
     def _open(self, shard: str) -> int:
         if shard not in self._descriptors:
@@ -157,13 +170,13 @@ class JpegShards(DataSource):
         return self._descriptors[shard]
 
     def _usable(self, files: Sequence[Listed], where: str) -> tuple[Listed, ...]:
-        unknown = [file.key for file in files if file.key not in self._rows]
+        unknown = [file.path for file in files if file.path not in self._rows]
         if unknown:
             raise UsageError(
                 f"{self._root}: {len(unknown)} of the {len(files)} videos of {where} are not in it, such as "
                 f"{unknown[0]}. Have them added with 'vidssl data prepare'"
             )
-        reasons = Counter(self._rows[file.key]["reason"] for file in files)
+        reasons = Counter(self._rows[file.path]["reason"] for file in files)
         del reasons[""]
         if reasons:
             _log.warning(
@@ -173,7 +186,7 @@ class JpegShards(DataSource):
                 len(files),
                 reasons.most_common(1)[0][0],
             )
-        kept = tuple(file for file in files if not self._rows[file.key]["reason"])
+        kept = tuple(file for file in files if not self._rows[file.path]["reason"])
         if not kept:
             raise UsageError(f"{self._root}: none of the {len(files)} videos of {where} could be prepared")
         return kept
@@ -185,15 +198,6 @@ class JpegShards(DataSource):
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_descriptors", {}).values():
             os.close(descriptor)
-
-
-def _listed(own: Listing, first: str | None, held_out: str | None, part: Part) -> tuple[Listing, Part]:
-    """Which videos, and the part of them that is still to be selected."""
-    if first is None:
-        if held_out is not None:
-            raise ValueError("'test_list' goes with 'list'")
-        return own, part
-    return listed_part(first, held_out, part)
 
 
 def _read_index(path: Path) -> tuple[dict[str, dict], Listing]:
@@ -213,9 +217,14 @@ def _read_index(path: Path) -> tuple[dict[str, dict], Listing]:
             raise ValueError(f"it is no index of version {VERSION}")
         classes = {name: tuple(names) for name, names in head["label_classes"].items()}
         by_key = {row["key"]: row for row in rows}
-        files = tuple(Listed(row["key"], row["labels"]) for row in rows)
+        named = (
+            (row["key"], {name: classes[name][number] for name, number in row["labels"].items()},
+             parse_segments(row.get("segments", ())))
+            for row in rows
+        )  # fmt: skip
+        listing = named_listing(named, classes)
     except UsageError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: the index is damaged ({error})") from error
-    return by_key, Listing(files, classes)
+    return by_key, listing

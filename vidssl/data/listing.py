@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vidssl.errors import UsageError
+from vidssl.class_numbers import LabelClasses
+from vidssl.data.segments import NamedSegment, Segment
+from vidssl.errors import UsageError, printable
 
 Part = Literal["all", "train", "test"]
 
@@ -26,20 +28,83 @@ _READERS = {
 }
 
 
+_PARTS = {
+    "train": "train",
+    "training": "train",
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+}
+_PARTS |= {"test": "test", "testing": "test"}
+
+
 @dataclass(frozen=True)
 class Listed:
-    """A file of a data set: its path below the root, and label name -> class number."""
+    """A sample of a data set: its file's path below the root, label name -> class number, and its segment.
 
-    key: str
+    ``segment``: what belongs to the sample; None for the whole file.
+    """
+
+    path: str
     labels: Mapping[str, int]
+    segment: Segment | None = None
+
+    @property
+    def key(self) -> str:
+        """The path as it can be printed; a segment's ends in its times as a media fragment: ``#t=5,15``."""
+        key = printable(self.path, one_line=True)
+        return key if self.segment is None else f"{key}#t={self.segment.start:.10g},{self.segment.end:.10g}"
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a data set, and label name -> names of its classes in number order."""
+    """The samples of a data set, and label name -> names of its classes in number order."""
 
     files: tuple[Listed, ...]
     label_classes: Mapping[str, tuple[str, ...]]
+
+    def by_file(self) -> dict[str, list[Listed]]:
+        """Path -> its samples: one, or several segments."""
+        found: dict[str, list[Listed]] = {}
+        for sample in self.files:
+            found.setdefault(sample.path, []).append(sample)
+        return found
+
+    def whole(self) -> Listing:
+        """Each file once, as a whole; one that is listed by segments has no label of its own."""
+        files = (
+            Listed(path, {} if samples[0].segment else samples[0].labels)
+            for path, samples in self.by_file().items()
+        )
+        return Listing(tuple(files), self.label_classes)
+
+    def class_names(self, sample: Listed) -> dict[str, str]:
+        """Label name -> name of the class."""
+        return {name: self.label_classes[name][number] for name, number in sample.labels.items()}
+
+    def segments(self) -> dict[str, tuple[NamedSegment, ...]]:
+        """Path -> the segments that are listed of it; only files of which there are any."""
+        found: dict[str, tuple[NamedSegment, ...]] = {}
+        for sample in self.files:
+            if (part := sample.segment) is not None:
+                named = (part.start, part.end, self.class_names(sample))
+                found[sample.path] = (*found.get(sample.path, ()), named)
+        return found
+
+
+def named_listing(
+    files: Iterable[tuple[str, Mapping[str, str], Sequence[NamedSegment]]], classes: LabelClasses
+) -> Listing:
+    """A listing of path, labels by name of the class, and segments with theirs, as our files keep them."""
+    number = {name: {value: place for place, value in enumerate(values)} for name, values in classes.items()}
+
+    def numbers(labels: Mapping[str, str]) -> dict[str, int]:
+        return {name: number[name][value] for name, value in labels.items()}
+
+    found: list[Listed] = []
+    for path, labels, segments in files:
+        found += [Listed(path, numbers(own), Segment(start, end)) for start, end, own in segments] or [
+            Listed(path, numbers(labels))
+        ]
+    return Listing(tuple(found), classes)
 
 
 def list_folder(root: Path, extensions: Sequence[str], kind: str) -> Listing:
@@ -47,7 +112,7 @@ def list_folder(root: Path, extensions: Sequence[str], kind: str) -> Listing:
 
     Raises:
         UsageError: if the folder is missing, unreadable or holds no such file, or if files lie beside
-            class folders.
+            class folders, or these are called train, val and test.
     """
     keys = find_files(root, extensions)
     if not keys:
@@ -58,15 +123,34 @@ def list_folder(root: Path, extensions: Sequence[str], kind: str) -> Listing:
     flat = [key for key in keys if "/" not in key]
     if len(flat) == len(keys):
         return Listing(tuple(Listed(key, {}) for key in keys), {})
+    refuse_parts(root, {key.split("/")[0] for key in keys})
     if flat:
         raise UsageError(
             f"{root.absolute()}: {flat[0]!r} and {len(flat) - 1} more lie beside folders that are taken for "
             "classes. Move them into a class folder, or away"
         )
-    classes = tuple(sorted({key.split("/")[0] for key in keys}))
+    return Listing(*labelled_by_folder(keys))
+
+
+def labelled_by_folder(keys: Sequence[str]) -> tuple[tuple[Listed, ...], dict[str, tuple[str, ...]]]:
+    """Files whose first folders are their classes, and these."""
+    folders = {key: printable(key.split("/")[0], one_line=True) for key in keys}
+    classes = tuple(sorted(set(folders.values())))
     number = {name: place for place, name in enumerate(classes)}
-    files = tuple(Listed(key, {"class": number[key.split("/")[0]]}) for key in keys)
-    return Listing(files, {"class": classes})
+    return tuple(Listed(key, {"class": number[name]}) for key, name in folders.items()), {"class": classes}
+
+
+def refuse_parts(root: Path, folders: set[str]) -> None:
+    """Raises UsageError if what would be classes are the parts of a data set: train, val, test."""
+    parts = {_PARTS.get(folder.lower(), ""): folder for folder in sorted(folders)}
+    if "" in parts:
+        return
+    held_out = parts.get("val") or parts.get("test") or "val"
+    raise UsageError(
+        f"{root}: its folders {', '.join(sorted(folders))} are parts of a data set, not classes. Read each "
+        f"by itself and without 'part': 'root: {root / parts.get('train', 'train')}' to learn from and "
+        f"'root: {root / held_out}' to test on; 'vidssl data' takes each by itself too"
+    )
 
 
 def _others(root: Path, extensions: Sequence[str]) -> str:
@@ -132,7 +216,7 @@ def select(listing: Listing, *, part: Part, test_share: float, limit: int | None
     chosen = list(listing.files)
     if part != "all":
         test = _test_keys(listing.files, test_share)
-        chosen = [file for file in chosen if (file.key in test) == (part == "test")]
+        chosen = [file for file in chosen if (file.path in test) == (part == "test")]
     if limit is not None:
         chosen = sorted(chosen, key=lambda file: _place(file.key, "limit"))[:limit]
     if not chosen:
@@ -142,8 +226,8 @@ def select(listing: Listing, *, part: Part, test_share: float, limit: int | None
 
 def _test_keys(files: Sequence[Listed], test_share: float) -> set[str]:
     by_class: dict[tuple[int, ...], list[str]] = {}
-    for file in files:
-        by_class.setdefault(tuple(file.labels.values())[:1], []).append(file.key)
+    for path, samples in Listing(tuple(files), {}).by_file().items():  # segments of a file stay together
+        by_class.setdefault(tuple(samples[0].labels.values())[:1], []).append(path)
     test: set[str] = set()
     for keys in by_class.values():
         ranked = sorted(keys, key=_place)
@@ -155,5 +239,5 @@ def _test_keys(files: Sequence[Listed], test_share: float) -> set[str]:
 
 def _place(key: str, salt: str = "part") -> float:
     """A number in [0, 1) that only the key decides."""
-    digest = hashlib.sha256(f"{salt}:{key}".encode()).digest()
+    digest = hashlib.sha256(f"{salt}:{key}".encode(errors="surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

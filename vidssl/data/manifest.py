@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vidssl.data.decode import Keyframe, VideoFacts
+from vidssl.data.segments import NamedSegment, parse_segments
 from vidssl.errors import UsageError
 
 Status = Literal["ok", "cut", "damaged", "unreadable"]
@@ -41,6 +42,8 @@ class Entry:
         mtime_ns: when it was last changed, as the file system says.
         sha256: of its content; empty where it could not be read.
         labels: label name -> name of the class.
+        segments: start and end in seconds and labels of each segment, where the list gave any; the file as a
+            whole is no sample then.
         facts: None where unreadable.
         container: FFmpeg's name of the format of the file.
         rate: whether frames are evenly spaced in time.
@@ -60,6 +63,7 @@ class Entry:
     rate: Rate = "unknown"
     gop: int = 0
     clip_seconds: float = 0.0
+    segments: tuple[NamedSegment, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -76,6 +80,8 @@ class Entry:
             "sha256": self.sha256,
             "labels": dict(self.labels),
         }
+        if self.segments:
+            row["segments"] = self.segments
         if self.facts is not None:
             row |= _facts_row(self.facts)
             row |= {"container": self.container, "rate": self.rate, "gop": self.gop}
@@ -94,6 +100,7 @@ class Entry:
         }
         if own["status"] not in get_args(Status):
             raise ValueError(f"no status {own['status']!r}")
+        own["segments"] = parse_segments(row.get("segments", ()))
         if "frames" not in row:
             return cls(**own)  # type: ignore[arg-type]
         more = {name: row[name] for name in ("container", "rate", "gop", "clip_seconds")}

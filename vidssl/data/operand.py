@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Listed, Listing, list_folder
+from vidssl.class_numbers import ordered_classes
+from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Listing, list_folder, named_listing
 from vidssl.data.lists import read_lists
 from vidssl.data.manifest import Manifest
 from vidssl.errors import UsageError
@@ -46,8 +47,9 @@ def read_operand(path: Path, root: Path | None = None, *, images: bool = False) 
     if path.suffix == ".jsonl":
         manifest = Manifest(path)
         return Operand(root or manifest.root, _listing_of(manifest), manifest)
-    (listing,) = read_lists(path)
-    return Operand(root or path.parent, listing)
+    root = root or path.parent
+    (listing,) = read_lists(path, exists=lambda key: (root / key).is_file())
+    return Operand(root, listing)
 
 
 def refuse_missing(path: Path, kinds: str) -> None:
@@ -56,24 +58,13 @@ def refuse_missing(path: Path, kinds: str) -> None:
         raise UsageError(f"{path}: no such {kinds} (paths are relative to the working folder, {Path.cwd()})")
 
 
-def number_classes(values: set[str]) -> tuple[str, ...]:
-    """Class names in number order, as lists number them: as they stand where all are numbers, else sorted."""
-    if all(value.isdecimal() for value in values):
-        return tuple(map(str, range(max(map(int, values)) + 1)))
-    return tuple(sorted(values))
-
-
 def _listing_of(manifest: Manifest) -> Listing:
     """The videos of a manifest."""
-    labels = {entry.key: entry.labels for entry in manifest}
+    files = [(entry.key, entry.labels, entry.segments) for entry in manifest]
     found: dict[str, set[str]] = {}
-    for given in labels.values():
-        for name, value in given.items():
-            found.setdefault(name, set()).add(value)
-    classes = {name: number_classes(values) for name, values in found.items()}
-    number = {name: {value: place for place, value in enumerate(values)} for name, values in classes.items()}
-    files = (
-        Listed(key, {name: number[name][value] for name, value in given.items()})
-        for key, given in labels.items()
-    )
-    return Listing(tuple(files), classes)
+    for _, labels, segments in files:
+        for given in (labels, *(own for _, _, own in segments)):
+            for name, value in given.items():
+                found.setdefault(name, set()).add(value)
+    classes = {name: ordered_classes(values, name, manifest.path) for name, values in found.items()}
+    return named_listing(files, classes)

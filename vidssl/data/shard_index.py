@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.data.manifest import Entry, line_spans, whole_number
+from vidssl.data.segments import NamedSegment, parse_segments
 from vidssl.errors import UsageError
 
 INDEX = "index.jsonl"
@@ -134,6 +135,7 @@ class ShardIndex:
         length: int64 [samples], in bytes.
         num_frames: int32 [samples], 0 where unknown.
         labels: label name -> int32 [samples], class number or -1.
+        segments: number of a file -> its segments, where samples are these and not the file.
 
     Raises:
         UsageError: if it is no index, is damaged or of another version.
@@ -169,6 +171,7 @@ class ShardIndex:
         self.length = np.array(columns.length, dtype=np.int64)
         self.num_frames = np.array(columns.num_frames, dtype=np.int32)
         self.labels = {name: np.array(found, np.int32) for name, found in columns.labels.items()}
+        self.segments = columns.segments
         self._spans = np.array(columns.spans, dtype=np.int64).reshape(-1, 2)
         digests = np.array(columns.digests, dtype=np.uint64)
         self._by_digest = np.argsort(digests, kind="stable")
@@ -243,6 +246,7 @@ class _Columns:
         self.spans = array("q")
         self.digests = array("Q")
         self.labels: dict[str, array[int]] = {}
+        self.segments: dict[int, tuple[NamedSegment, ...]] = {}
         self._numbers: dict[str, dict[str, int]] = {}
         self._awaited = 0  # samples of the last shard that are still to come
 
@@ -267,6 +271,8 @@ class _Columns:
         self.length.append(length)
         self.num_frames.append(whole_number(row.get("frames", 0)))
         self.spans.extend((start, end))
+        if "segments" in row:
+            self.segments[len(self.start) - 1] = parse_segments(row["segments"])
         given = row["labels"]
         for label, numbers in self.labels.items():
             name = given.get(label)  # type: ignore[attr-defined]

@@ -78,8 +78,9 @@ class VideoList(DataSource, KnowsMissing):
     """Videos named in a text or CSV list: on each line a path below the root, then its labels.
 
     A CSV list may have a header, whose columns after the first name the labels; a single label without a
-    name is called "class". Labels are whole numbers or names of classes. Listed videos that do not exist
-    count as unreadable samples.
+    name is called "class". Labels are whole numbers or names of classes. The columns ``start`` and ``end``
+    (or ``time_start`` and ``time_end``) hold seconds: the sample is that segment of its file. Listed videos
+    that do not exist count as unreadable samples.
 
     Args:
         root: folder that paths are relative to, itself relative to the working folder.
@@ -111,12 +112,12 @@ class VideoList(DataSource, KnowsMissing):
         short: Short | None = None,
         min_frames: int = 1,
     ) -> None:
-        listing, part = listed_part(list, test_list, part)
+        listing, part = listed_part(list, test_list, part, exists=lambda path: (Path(root) / path).is_file())
         listing = select(listing, part=part, test_share=test_share, limit=limit, where=list)
-        if not any((Path(root) / file.key).exists() for file in listing.files):
+        if not any((Path(root) / file.path).exists() for file in listing.files):
             raise UsageError(
                 f"{list}: none of its {len(listing.files)} videos is there; looked for "
-                f"{(Path(root) / listing.files[0].key).absolute()} and so on"
+                f"{(Path(root) / listing.files[0].path).absolute()} and so on"
             )
         self._videos = Videos(
             Path(root), listing, manifest=manifest, decoder=decoder, short=short, min_frames=min_frames
@@ -178,5 +179,5 @@ class ImageFolder(DataSource):
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         if set(frames) != {0}:
             raise ValueError(f"an image has frame 0 only, asked for {list(frames)}")
-        key = self._files[index].key
-        return read_image(self._root / key, key).expand(len(frames), -1, -1, -1)
+        file = self._files[index]
+        return read_image(self._root / file.path, file.key).expand(len(frames), -1, -1, -1)

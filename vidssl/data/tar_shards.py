@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,8 +26,9 @@ from vidssl.data.contents import Content
 from vidssl.data.decode import VideoFacts
 from vidssl.data.decoders import DecoderName, choose_decoder
 from vidssl.data.images import read_image
-from vidssl.data.listing import Listed, Listing, Part, select
+from vidssl.data.listing import Listed, Listing, Part, named_listing, select
 from vidssl.data.lists import listed_part
+from vidssl.data.segments import Segment
 from vidssl.data.shard_cache import ShardCache
 from vidssl.data.shard_index import IMAGE, INDEX, Member, ShardIndex
 from vidssl.data.shard_order import ShardOrder
@@ -87,7 +90,7 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
         self._decoder = choose_decoder(decoder)
         self._address = Address(root)
         self._index = _read_index(self._address, index)
-        if list is None and part == "all" and limit is None:
+        if list is None and part == "all" and limit is None and not self._index.segments:
             chosen = _Chosen.all_of(self._index)
         else:
             listing, part = _listing(self._index, list, test_list, part)
@@ -95,7 +98,7 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
             chosen = _Chosen.listed(self._index, listing, list or root)
         self._num_listed = len(chosen.numbers)
         chosen = _usable(chosen, self._index, self._short, list or root)
-        self._numbers, self._labels = chosen.numbers, chosen.labels
+        self._numbers, self._labels, self._segments = chosen.numbers, chosen.labels, chosen.segments
         self.label_classes = chosen.label_classes
         self._reader = _reader(self._address, self._index, cache, cache_gib)
         self._reader.refuse_missing(np.unique(self._index.shard[self._numbers]).tolist())
@@ -108,16 +111,15 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
         return self._num_listed
 
     def key(self, index: int) -> str:
-        return self._index.key(int(self._numbers[index]))
+        return Listed(self._index.key(int(self._numbers[index])), {}, self._segment(index)).key
 
     def labels(self, index: int) -> Mapping[str, int]:
         given = {name: int(numbers[index]) for name, numbers in self._labels.items()}
         return {name: number for name, number in given.items() if number >= 0}
 
     def info(self, index: int) -> SampleInfo:
-        member, facts = self._look(index)
-        length = self._short.length(facts.num_frames)
-        return SampleInfo(member.entry.key, length, facts.fps, self.labels(index))
+        _, facts, own = self._look(index)
+        return SampleInfo(self.key(index), self._short.length(len(own)), facts.fps, self.labels(index))
 
     def epoch_order(self, seed: int, batch_size: int) -> EpochOrder:
         if self._order == "samples":
@@ -126,12 +128,12 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
         return ShardOrder(counts.tolist(), batch_size=batch_size, seed=seed)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        member, facts = self._look(index)
-        key = member.entry.key
-        length = self._short.length(facts.num_frames)
+        member, facts, own = self._look(index)
+        key = self.key(index)
+        length = self._short.length(len(own))
         if not frames or min(frames) < 0 or max(frames) >= length:
             raise ValueError(f"{key} has {length} frames, asked for {[*frames]}")
-        wanted = self._short.within(frames, facts.num_frames)
+        wanted = [own[frame] for frame in self._short.within(frames, len(own))]
         number = int(self._numbers[index])
         content = self._reader.read(number, key)
         try:
@@ -148,13 +150,21 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
             return read_image(Content(key, content), key).expand(len(frames), -1, -1, -1)
         return self._decoder.read(Content(key, content), frames, facts)
 
-    def _look(self, index: int) -> tuple[Member, VideoFacts]:
+    def _segment(self, index: int) -> Segment | None:
+        return None if self._segments is None else self._segments[index]
+
+    def _look(self, index: int) -> tuple[Member, VideoFacts, range]:
+        """What is known of a sample's file, and the numbers of the frames that belong to it."""
         if self._last is None or self._last[0] != index:
             self._last = (index, self._index.member(int(self._numbers[index])))
         member = self._last[1]
         if member.entry.facts is None:
             raise UnreadableSample(member.entry.key, f"{self._index.where} says nothing of its frames")
-        return member, member.entry.facts
+        facts, segment = member.entry.facts, self._segment(index)
+        if segment is None:
+            return member, facts, range(facts.num_frames)
+        own = segment.frames(self.key(index), facts.num_frames, facts.fps, facts.pts, facts.tick_seconds)
+        return member, facts, own
 
 
 @dataclass(frozen=True)
@@ -165,11 +175,13 @@ class _Chosen:
         numbers: int64 [samples], rising.
         labels: label name -> int32 [samples], class number or -1.
         label_classes: label name -> names of its classes.
+        segments: [samples], of each a Segment or None; None if all samples are whole files.
     """
 
     numbers: NDArray[np.int64]
     labels: Mapping[str, NDArray[np.int32]]
     label_classes: Mapping[str, tuple[str, ...]]
+    segments: NDArray[np.object_] | None = None
 
     @classmethod
     def all_of(cls, index: ShardIndex) -> _Chosen:
@@ -182,8 +194,8 @@ class _Chosen:
         Raises:
             UsageError: if the index lacks any.
         """
-        found = [(index.number(file.key), file) for file in listing.files]
-        unknown = [file.key for number, file in found if number is None]
+        found = [(index.number(file.path), file) for file in listing.files]
+        unknown = [file.path for number, file in found if number is None]
         if unknown:
             raise UsageError(
                 f"{index.where}: {len(unknown)} of the {len(found)} files of {where} are not in the index, "
@@ -191,29 +203,38 @@ class _Chosen:
                 "added since is packed by making the shards anew with 'vidssl data shard'"
             )
         numbers = np.array([number for number, _ in found], dtype=np.int64)
-        order = np.argsort(numbers)
+        order = np.argsort(numbers, kind="stable")
         labels = {
             name: np.array([file.labels.get(name, -1) for _, file in found], dtype=np.int32)[order]
             for name in listing.label_classes
         }
-        return cls(numbers[order], labels, listing.label_classes)
+        segments = None
+        if any(file.segment is not None for file in listing.files):
+            segments = np.array([file.segment for file in listing.files], dtype=object)[order]
+        return cls(numbers[order], labels, listing.label_classes, segments)
 
     def only(self, kept: NDArray[np.bool_]) -> _Chosen:
         """Those for which ``kept`` is True."""
         labels = {name: numbers[kept] for name, numbers in self.labels.items()}
-        return _Chosen(self.numbers[kept], labels, self.label_classes)
+        segments = None if self.segments is None else self.segments[kept]
+        return _Chosen(self.numbers[kept], labels, self.label_classes, segments)
 
 
 def _listing(index: ShardIndex, first: str | None, held_out: str | None, part: Part) -> tuple[Listing, Part]:
     """What is listed, or all that is indexed, and the part of it that is still to be selected."""
     if first is not None:
-        return listed_part(first, held_out, part)
-    columns = {name: numbers.tolist() for name, numbers in index.labels.items()}
+        return listed_part(first, held_out, part, exists=lambda path: index.number(path) is not None)
+    columns = {name: [*names, ""] for name, names in index.label_classes.items()}  # -1 is the last
     files = (
-        Listed(key, {name: column[number] for name, column in columns.items() if column[number] >= 0})
-        for number, key in enumerate(index.keys())
-    )
-    return Listing(tuple(files), index.label_classes), part
+        (
+            path,
+            {name: names[index.labels[name][number]] for name, names in columns.items()
+             if index.labels[name][number] >= 0},
+            index.segments.get(number, ()),
+        )
+        for number, path in enumerate(index.keys())
+    )  # fmt: skip
+    return named_listing(files, index.label_classes), part
 
 
 def _usable(chosen: _Chosen, index: ShardIndex, short: ShortVideos, where: str) -> _Chosen:
@@ -223,7 +244,10 @@ def _usable(chosen: _Chosen, index: ShardIndex, short: ShortVideos, where: str) 
         UsageError: if none can.
     """
     bad = ~index.usable[chosen.numbers]
-    too_short = ~bad & (short.rule == "skip") & (index.num_frames[chosen.numbers] < short.min_frames)
+    num_frames = index.num_frames[chosen.numbers]
+    if chosen.segments is not None:
+        num_frames = np.array([*map(partial(_length, index), chosen.numbers, chosen.segments)])
+    too_short = ~bad & (short.rule == "skip") & (num_frames < short.min_frames)
     reasons = Counter(index.member(int(number)).entry.reason for number in chosen.numbers[bad])
     if too_short.any():
         reasons[f"shorter than {short.min_frames} frames"] = int(too_short.sum())
@@ -234,6 +258,16 @@ def _usable(chosen: _Chosen, index: ShardIndex, short: ShortVideos, where: str) 
     if reasons:
         _log.warning("%s: %d of %d samples are left out %s", index.where, reasons.total(), total, most)
     return chosen.only(~(bad | too_short))
+
+
+def _length(index: ShardIndex, number: int, segment: Segment | None) -> int:
+    """Frames of a sample; 0 for a segment that its file does not reach."""
+    facts = index.member(int(number)).entry.facts
+    if segment is None or facts is None:
+        return int(index.num_frames[number])
+    with suppress(UnreadableSample):
+        return len(segment.frames("", facts.num_frames, facts.fps, facts.pts, facts.tick_seconds))
+    return 0
 
 
 def _read_index(address: Address, index: str | None) -> ShardIndex:

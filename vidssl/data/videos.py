@@ -71,7 +71,7 @@ class Videos:
         self._root = root.absolute()
         self._manifest = None if manifest is None else Manifest(Path(manifest))
         self._decoder = choose_decoder(decoder)
-        self._facts: OrderedDict[int, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
+        self._facts: OrderedDict[str, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
         self.left_out: Counter[str] = Counter()
         self.num_listed = len(listing.files)
         self.files = listing.files if self._manifest is None else self._usable(listing.files, self._manifest)
@@ -80,24 +80,25 @@ class Videos:
         """What a source says of a sample; a short video is as long as ``short`` makes it."""
         file = self.files[index]
         facts = self._look(index)
-        return SampleInfo(file.key, self._short.length(facts.num_frames), facts.fps, file.labels)
+        own = _frames(file, facts)
+        return SampleInfo(file.key, self._short.length(len(own)), facts.fps, file.labels)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         """Frames as a source reads them, uint8 [len(frames), 3, H, W]."""
-        key = self.files[index].key
-        facts = self._look(index)
-        if max(frames) >= self._short.length(facts.num_frames):
-            reason = (
-                f"it shrank while in use: frame {max(frames)} was asked for, {facts.num_frames} are there"
-            )
+        file = self.files[index]
+        key, facts = file.key, self._look(index)
+        own = _frames(file, facts)
+        if max(frames) >= self._short.length(len(own)):
+            reason = f"it shrank while in use: frame {max(frames)} was asked for, {len(own)} are there"
             raise UnreadableSample(key, reason)
+        wanted = [own[number] for number in self._short.within(frames, len(own))]
         try:
-            return self._decoder.read(self._root / key, self._short.within(frames, facts.num_frames), facts)
+            return self._decoder.read(self._root / file.path, wanted, facts)
         except UnreadableSample as error:
             raise UnreadableSample(key, error.reason) from error
 
     def _usable(self, files: Sequence[Listed], manifest: Manifest) -> tuple[Listed, ...]:
-        unknown = [file.key for file in files if file.key not in manifest]
+        unknown = [file.path for file in files if file.path not in manifest]
         if unknown:
             raise UsageError(
                 f"{manifest.path}: {len(unknown)} of {len(files)} listed videos are not in the manifest, "
@@ -105,8 +106,8 @@ class Videos:
             )
         kept, by_pyav = [], Counter[str]()
         for file in files:
-            entry = manifest.entry(file.key)
-            why = self._why_out(entry)
+            entry = manifest.entry(file.path)
+            why = self._why_out(file, entry)
             if why:
                 self.left_out[why] += 1
             else:
@@ -123,43 +124,54 @@ class Videos:
             _tell(manifest, len(kept), f"read by PyAV, not {self._decoder.name}", by_pyav)
         return tuple(kept)
 
-    def _why_out(self, entry: Entry) -> str:
+    def _why_out(self, file: Listed, entry: Entry) -> str:
         if not entry.usable or entry.facts is None:
             return entry.status
-        if self._short.leaves_out(entry.facts.num_frames):
+        try:
+            own = _frames(file, entry.facts)
+        except UnreadableSample as error:
+            return f"of no use: {error.reason}"
+        if self._short.leaves_out(len(own)):
             return f"shorter than {self._short.min_frames} frames"
         return ""
 
     def _look(self, index: int) -> VideoFacts:
-        """Facts of a video, kept until the file changes."""
-        key = self.files[index].key
-        path = self._root / key
+        """Facts of a file, kept until it changes."""
+        file = self.files[index]
+        path = self._root / file.path
         try:
             status = os.stat(path)
         except OSError:
-            raise UnreadableSample(key, why_not_a_file(path)) from None
+            raise UnreadableSample(file.key, why_not_a_file(path)) from None
         version = (status.st_size, status.st_mtime_ns)
-        if index not in self._facts or self._facts[index][0] != version:
-            self._facts[index] = (version, self._find_out(key, status))
-        self._facts.move_to_end(index)
+        if file.path not in self._facts or self._facts[file.path][0] != version:
+            self._facts[file.path] = (version, self._find_out(file, status))
+        self._facts.move_to_end(file.path)
         if len(self._facts) > _FACTS_KEPT:
             self._facts.popitem(last=False)
-        return self._facts[index][1]
+        return self._facts[file.path][1]
 
-    def _find_out(self, key: str, status: os.stat_result) -> VideoFacts:
-        path = self._root / key
+    def _find_out(self, file: Listed, status: os.stat_result) -> VideoFacts:
+        path, key = self._root / file.path, file.key
         if self._manifest is None:
             try:
                 return probe(path)
             except UnreadableSample as error:
                 raise UnreadableSample(key, error.reason) from error
-        entry = self._manifest.entry(key)
+        entry = self._manifest.entry(file.path)
         changed = why_changed(path, entry, status)
         if changed or entry.facts is None:
             raise UnreadableSample(
                 key, f"{changed}; have it scanned again: 'vidssl data check' ({self._manifest.path})"
             )
         return entry.facts
+
+
+def _frames(file: Listed, facts: VideoFacts) -> range:
+    """Numbers of the frames of a file that belong to a sample; raises UnreadableSample if none does."""
+    if file.segment is None:
+        return range(facts.num_frames)
+    return file.segment.frames(file.key, facts.num_frames, facts.fps, facts.pts, facts.tick_seconds)
 
 
 def _tell(manifest: Manifest, total: int, what: str, reasons: Counter[str]) -> None:

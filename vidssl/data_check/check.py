@@ -64,7 +64,7 @@ def check_data(request: CheckRequest, console: Console | None = None) -> int:
     out = request.out or _beside(request.path)
     manifest = _scan(root, listing, out, request.processes or _cores(), console)
     given = request.test_list is not None
-    train, test = ([manifest.entry(key) for key in part] for part in parts)
+    train, test = ([manifest.entry(path) for path in part] for part in parts)
     where = "train and " + (
         str(request.test_list)
         if given
@@ -80,7 +80,7 @@ def check_data(request: CheckRequest, console: Console | None = None) -> int:
 
 
 def _what(request: CheckRequest) -> tuple[Path, Listing, tuple[list[str], list[str]]]:
-    """Root, files, and the keys of the training and of the test part."""
+    """Root, files, and the paths of the training and of the test part."""
     refuse_missing(request.path, "folder or list")
     if request.path.is_dir():
         if request.test_list is not None or request.root is not None:
@@ -88,21 +88,21 @@ def _what(request: CheckRequest) -> tuple[Path, Listing, tuple[list[str], list[s
         listing = list_folder(request.path, VIDEO_EXTENSIONS, "video")
         return request.path, listing, _parts(listing, request)
     root = request.root or request.path.parent
-    if request.test_list is None:
-        (listing,) = read_lists(request.path)
-        return root, listing, _parts(listing, request)
-    train, test = read_lists(request.path, request.test_list, labels_needed=False)
-    keys = [file.key for file in train.files], [file.key for file in test.files]
+    paths = (path for path in (request.path, request.test_list) if path is not None)
+    train, *others = read_lists(*paths, exists=lambda key: (root / key).is_file(), labels_needed=False)
+    if not others:
+        return root, train, _parts(train, request)
+    (test,) = others
     once = {file.key: file for file in (*train.files, *test.files)}
-    return root, Listing(tuple(once.values()), train.label_classes), keys
+    return root, Listing(tuple(once.values()), train.label_classes), ([*train.by_file()], [*test.by_file()])
 
 
 def _parts(listing: Listing, request: CheckRequest) -> tuple[list[str], list[str]]:
-    """Keys of the training and of the test part; the latter is empty where no class has two files."""
+    """Paths of the training and of the test part; the latter is empty where no class has two files."""
     where = str(request.path)
     train = select(listing, part="train", test_share=request.test_share, limit=None, where=where)
-    keys = {file.key for file in train.files}
-    return sorted(keys), sorted({file.key for file in listing.files} - keys)
+    paths = set(train.by_file())
+    return sorted(paths), sorted(listing.by_file().keys() - paths)
 
 
 def _beside(path: Path) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from vidssl.data.crew import Lost, work
@@ -48,10 +49,12 @@ def scan(
         begun = _read_part(part)
         with part.open("ab") as file:
             file.write(b"\n")  # ends a line that a kill left unfinished
-            tasks = _tasks(root, listing, earlier, begun)
+            files, segments = listing.whole(), listing.segments()
+            tasks = _tasks(root, files, earlier, begun)
             patience = PATIENCE_SECONDS * _TRIES
             for task, result in work(tasks, examine, processes=processes, patience_seconds=patience):
                 entry = _lost(task, result) if isinstance(result, Lost) else result
+                entry = replace(entry, segments=segments.get(entry.key, ()))
                 file.write(entry.to_line().encode())
                 file.flush()
                 seen(entry)
@@ -59,7 +62,7 @@ def scan(
         raise UsageError(
             f"{out}: the manifest cannot be written ({error.strerror or error}); '--out' puts it elsewhere"
         ) from error
-    write_atomically(out, lambda path: _assemble(part, root, listing, path))
+    write_atomically(out, lambda path: _assemble(part, root, files, path))
     part.unlink()
     return Manifest(out)
 
@@ -69,11 +72,10 @@ def _tasks(
 ) -> Iterator[FileToExamine]:
     every = max(len(listing.files) // _TIMED, 1)
     for place, file in enumerate(listing.files):
-        known = Entry.from_row(json.loads(begun[file.key])) if file.key in begun else None
-        if known is None and earlier is not None and file.key in earlier:
-            known = earlier.entry(file.key)
-        labels = {name: listing.label_classes[name][number] for name, number in file.labels.items()}
-        yield FileToExamine(root, file.key, labels, known, timed=place % every == 0)
+        known = Entry.from_row(json.loads(begun[file.path])) if file.path in begun else None
+        if known is None and earlier is not None and file.path in earlier:
+            known = earlier.entry(file.path)
+        yield FileToExamine(root, file.path, listing.class_names(file), known, timed=place % every == 0)
 
 
 def _lost(task: FileToExamine, lost: Lost) -> Entry:
@@ -99,4 +101,4 @@ def _assemble(part: Path, root: Path, listing: Listing, path: Path) -> None:
     with path.open("wb") as file:
         file.write(header(root).encode())
         for listed in listing.files:
-            file.write(found[listed.key] + b"\n")
+            file.write(found[listed.path] + b"\n")

@@ -71,13 +71,14 @@ class Files(Output):
         whole = self.folder.absolute()
         manifest = whole.with_name(f"{whole.name}.manifest.jsonl")
         lines = [header(self.folder)]
-        for file in listing.files:
-            done, names = journal.latest[file.key], class_names(listing, file.labels)
-            if done.reason:
-                reason = f"it could not be prepared: {done.reason}"
-                lines.append(Entry(file.key, "unreadable", reason, labels=names).to_line())
-            else:
-                lines.append(replace(Entry.from_row(done.about), labels=names).to_line())
+        segments = listing.segments()
+        for file in listing.whole().files:
+            done = journal.latest[file.path]
+            entry = Entry(file.path, "unreadable", f"it could not be prepared: {done.reason}")
+            if not done.reason:
+                entry = Entry.from_row(done.about)
+            labels, own = listing.class_names(file), segments.get(file.path, ())
+            lines.append(replace(entry, labels=labels, segments=own).to_line())
         write_text(manifest, "".join(lines))
         return manifest
 
@@ -103,7 +104,7 @@ class Shards(Output):
         self._number = max(len(self._ends) - 1, 0)
 
     def target(self, key: str) -> Path:
-        return self._work / hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self._work / hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:32]
 
     def keep(self, done: Prepared) -> Prepared:
         name = shard_name(self._number)
@@ -133,18 +134,15 @@ class Shards(Output):
     def describe(self, listing: Listing, journal: Journal) -> Path:
         head = {"kind": KIND, "version": VERSION, "label_classes": listing.label_classes}
         rows: list[Mapping[str, object]] = [head]
-        for file in listing.files:
-            done = journal.latest[file.key]
-            row = {"key": file.key, "labels": file.labels, "reason": done.reason, "frames": done.frames}
-            rows.append({**row, **done.about})
+        segments = listing.segments()
+        for file in listing.whole().files:
+            done = journal.latest[file.path]
+            row = {"key": file.path, "labels": file.labels, "reason": done.reason, "frames": done.frames}
+            own = {"segments": segments[file.path]} if file.path in segments else {}
+            rows.append({**row, **own, **done.about})
         write_text(self.folder / INDEX, "".join(json.dumps(row) + "\n" for row in rows))
         shutil.rmtree(self._work, ignore_errors=True)
         return self.folder / INDEX
-
-
-def class_names(listing: Listing, labels: Mapping[str, int]) -> dict[str, str]:
-    """Label name -> name of the class."""
-    return {name: listing.label_classes[name][number] for name, number in labels.items()}
 
 
 def _place(done: Prepared) -> tuple[str, int]:

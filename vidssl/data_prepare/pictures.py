@@ -76,7 +76,7 @@ def difference(made: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> float:
 def a_clip(key: str, num_frames: int) -> list[int]:
     """Numbers of the frames of the clip that is timed, the same for a key before and after."""
     span = (CLIP_FRAMES - 1) * CLIP_STRIDE + 1
-    place = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16)
+    place = int(hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:8], 16)
     start = place % max(num_frames - span + 1, 1)
     return [min(start + CLIP_STRIDE * step, num_frames - 1) for step in range(CLIP_FRAMES)]
 

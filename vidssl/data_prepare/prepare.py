@@ -24,7 +24,7 @@ from vidssl.data_prepare.makers import (
     prepare_file,
     settings,
 )
-from vidssl.data_prepare.outputs import Files, Output, Shards, class_names
+from vidssl.data_prepare.outputs import Files, Output, Shards
 from vidssl.data_prepare.pictures import PATIENCE_SECONDS
 from vidssl.data_prepare.report import Prediction, predict, report, say, tell_prediction
 from vidssl.engine.files import make_folder
@@ -69,7 +69,7 @@ def prepare_data(request: PrepareRequest, console: Console | None = None) -> int
     """
     console = console or Console()
     operand = read_operand(request.path, request.root)
-    root, listing = operand.root, operand.listing
+    root, listing = operand.root, operand.listing.whole()
     bad = {e.key: f"{e.status}: {e.reason}" for e in operand.manifest or () if not e.usable}
     _check_places(root, listing, request.out)
     make_folder(request.out)
@@ -81,8 +81,8 @@ def prepare_data(request: PrepareRequest, console: Console | None = None) -> int
         h264 = isinstance(request.form, H264)
         output: Output = Files(request.out) if h264 else Shards(request.out, journal)
         prediction = _Job(request, root, listing, journal, output, console).do_all(bad)
-        where = output.describe(listing, journal)
-        rows = [journal.latest[file.key] for file in listing.files]
+        where = output.describe(operand.listing, journal)
+        rows = [journal.latest[file.path] for file in listing.files]
     report(rows, where, prediction, request.out, console, show_all=request.show_all)
     return FLAWED if any(row.reason for row in rows) else CLEAN
 
@@ -105,9 +105,9 @@ class _Job:
             bad: key -> why it is not even tried.
         """
         sizes = self._sizes()
-        finished = [file for file in self.listing.files if self._is_done(file.key, sizes)]
-        known = {file.key for file in finished}
-        left = [file for file in self.listing.files if file.key not in known | bad.keys()]
+        finished = [file for file in self.listing.files if self._is_done(file.path, sizes)]
+        known = {file.path for file in finished}
+        left = [file for file in self.listing.files if file.path not in known | bad.keys()]
         for key, reason in bad.items():
             self._finish(Prepared(key, reason=reason))
         say(
@@ -121,8 +121,10 @@ class _Job:
         places = {place * (len(left) - 1) // max(_SAMPLE - 1, 1) for place in range(_SAMPLE)}
         sample = [] if len(finished) >= _SAMPLE else [left[place] for place in sorted(places)]
         self._make(sample, timed_every=1)
-        done = [self.journal.latest[file.key] for file in (*finished, *sample)]
-        prediction = predict(done, [sizes[file.key][0] for file in self.listing.files if file.key not in bad])
+        done = [self.journal.latest[file.path] for file in (*finished, *sample)]
+        prediction = predict(
+            done, [sizes[file.path][0] for file in self.listing.files if file.path not in bad]
+        )
         rest = [file for file in left if file not in sample]
         if rest:
             tell_prediction(prediction, self.request.out, self._processes, self.console)
@@ -138,10 +140,10 @@ class _Job:
         sizes = {}
         for file in self.listing.files:
             try:
-                status = os.stat(self.root / file.key)
-                sizes[file.key] = (status.st_size, status.st_mtime_ns)
+                status = os.stat(self.root / file.path)
+                sizes[file.path] = (status.st_size, status.st_mtime_ns)
             except OSError:
-                sizes[file.key] = (-1, 0)
+                sizes[file.path] = (-1, 0)
         return sizes
 
     def _is_done(self, key: str, sizes: dict[str, tuple[int, int]]) -> bool:
@@ -172,9 +174,9 @@ class _Job:
         for place, file in enumerate(files):
             yield FileToPrepare(
                 self.root,
-                file.key,
-                class_names(self.listing, file.labels),
-                self.output.target(file.key),
+                file.path,
+                self.listing.class_names(file),
+                self.output.target(file.path),
                 self.request.form,
                 timed=place % timed_every == 0,
             )
@@ -203,10 +205,10 @@ def _check_places(root: Path, listing: Listing, out: Path) -> None:
             "below"
         )
     for file in listing.files:
-        key = PurePosixPath(file.key)
+        key = PurePosixPath(file.path)
         if key.is_absolute() or ".." in key.parts:
             raise UsageError(
-                f"{file.key} leads out of {root}, and so its result out of {out}: list paths below --root"
+                f"{file.path} leads out of {root}, and so its result out of {out}: list paths below --root"
             )
 
 

@@ -16,6 +16,7 @@ from vidssl.data.examine import examine_content
 from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from vidssl.data.manifest import Entry
 from vidssl.data.places import PAUSES_SECONDS
+from vidssl.data.segments import NamedSegment, parse_segments
 from vidssl.data.shard_index import Member, Shard
 from vidssl.data_shard.pictures import examine_image_content
 from vidssl.data_shard.tars import DamagedTar, split_name, walk_tar
@@ -154,7 +155,9 @@ class _Seen:
             for name in names:
                 key = self._own_key(sample) if len(names) == 1 else ""
                 entry = self._members[name].entry
-                entries[name] = replace(entry, key=key or entry.key, labels=labels)
+                entries[name] = replace(
+                    entry, key=key or entry.key, labels=labels, segments=self._segments(sample)
+                )
         members = tuple(Member(entries[name], member.start) for name, member in self._members.items())
         if len({member.entry.key for member in members}) < len(members):
             members = tuple(Member(replace(m.entry, key=name), m.start) for name, m in self._members.items())
@@ -172,6 +175,13 @@ class _Seen:
             both = "class" in labels and number is not None and number.isdecimal()
             return labels, int(number) if both and number is not None else None
         return ({} if number is None else {"class": number}), None
+
+    def _segments(self, sample: str) -> tuple[NamedSegment, ...]:
+        """The segments that 'data shard' wrote beside a sample; none if it is no list of such."""
+        try:
+            return parse_segments(self._about.get(sample, {}).get("segments", ()))
+        except (TypeError, ValueError):
+            return ()
 
     def _own_key(self, sample: str) -> str:
         """The key that a file had before 'data shard' packed it; empty if it was packed by others."""

@@ -95,6 +95,8 @@ def _content(root: Path, entry: Entry) -> bytes | str:
 def _about(entry: Entry) -> dict[str, object]:
     """What stands beside a sample for other readers, and for 'data index'."""
     about: dict[str, object] = {"key": entry.key, "labels": dict(entry.labels), "sha256": entry.sha256}
+    if entry.segments:
+        about["segments"] = entry.segments
     if entry.facts is not None:
         facts = entry.facts
         about |= {"frames": facts.num_frames, "fps": facts.fps, "height": facts.height, "width": facts.width}

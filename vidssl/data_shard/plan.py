@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from vidssl.data.segments import NamedSegment
+
 _BLOCK = 512  # of a tar
 _BESIDE = 2048  # of a sample: headers, .json and .cls
 
@@ -21,12 +23,14 @@ class PlannedFile:
         labels: label name -> name of the class.
         bytes: its size; -1 where there is no such file.
         mtime_ns: when it was last changed; 0 where there is no such file.
+        segments: that are its samples, where it is not one itself.
     """
 
     key: str
     labels: Mapping[str, str]
     bytes: int
     mtime_ns: int
+    segments: tuple[NamedSegment, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,7 @@ def _place(key: str, seed: int) -> bytes:
 def _digest_of_files(files: Sequence[PlannedFile], label_classes: Mapping[str, tuple[str, ...]]) -> str:
     digest = hashlib.sha256(json.dumps(label_classes, sort_keys=True).encode())
     for file in files:
-        row = (file.key, file.bytes, file.mtime_ns, dict(file.labels))
+        row: tuple[object, ...] = (file.key, file.bytes, file.mtime_ns, dict(file.labels))
+        row += (file.segments,) if file.segments else ()
         digest.update(json.dumps(row, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()

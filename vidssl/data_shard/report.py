@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rich.console import Console
 
+from vidssl.class_numbers import counted_classes
 from vidssl.data.shard_index import ShardIndex
 from vidssl.data_prepare.report import counted, format_size, say
 
@@ -40,7 +41,8 @@ def report(
         there = int((numbers[index.usable] >= 0).sum())
         say(
             console,
-            f"Label '{name}': {len(index.label_classes[name])} classes, {there} of {good} files have it",
+            f"Label '{name}': {there} of {good} files have it, "
+            + counted_classes(numbers[index.usable].tolist(), index.label_classes[name]),
         )
     limit = None if show_all else _NAMED
     _list(console, "Flaws", flaws, limit)

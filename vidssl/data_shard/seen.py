@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vidssl.class_numbers import ordered_classes
 from vidssl.data.addresses import Address
-from vidssl.data.operand import number_classes
 from vidssl.data.shard_index import Member, Shard, parse_shards
 from vidssl.data_shard.look import SeenShard
 from vidssl.errors import UsageError
@@ -107,9 +107,12 @@ class Seen:
             for number, given in self._row(name)["class_names"]:
                 stated.setdefault(number, set()).add(given)
             for member in self._shard(name).members:
-                for label, value in member.entry.labels.items():
-                    found.setdefault(label, set()).add(value)
-        classes = {label: number_classes(values) for label, values in sorted(found.items())}
+                for given in (member.entry.labels, *(own for _, _, own in member.entry.segments)):
+                    for label, value in given.items():
+                        found.setdefault(label, set()).add(value)
+        classes = {
+            label: ordered_classes(values, label, self._address) for label, values in sorted(found.items())
+        }
         if "class" in classes:
             classes["class"] = _as_stated(stated, classes["class"])
         return classes
@@ -166,5 +169,4 @@ def _as_stated(stated: dict[int, set[str]], names: tuple[str, ...]) -> tuple[str
     by_number = {number: min(given) for number, given in stated.items() if len(given) == 1}
     if len(by_number) < len(stated) or sorted(by_number.values()) != sorted(names):
         return names
-    # numbers between that have no sample keep their place
-    return tuple(by_number.get(number, f"class {number}") for number in range(max(by_number) + 1))
+    return tuple(by_number[number] for number in sorted(by_number))

@@ -6,8 +6,8 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -115,8 +115,9 @@ class _Job:
             for place in range(0, len(left), self._processes):
                 batch = left[place : place + self._processes]
                 entries: dict[str, Entry] = {}
-                for entry in self._examine([file for shard in batch for file in shard.files]):
-                    entries[entry.key] = entry
+                files = {file.key: file for shard in batch for file in shard.files}
+                for entry in self._examine([*files.values()]):
+                    entries[entry.key] = replace(entry, segments=files[entry.key].segments)
                     bar.advance(shown)
                 self._pack(batch, entries, parts)
         return parts.finish()
@@ -194,15 +195,15 @@ def _known(manifest: Manifest | None, key: str) -> Entry | None:
 
 
 def _plan(operand: Operand, request: ShardRequest) -> Plan:
-    classes = operand.listing.label_classes
+    classes, segments = operand.listing.label_classes, operand.listing.segments()
     files = []
-    for file in operand.listing.files:
-        labels = {name: classes[name][number] for name, number in file.labels.items()}
-        try:
-            status = os.stat(operand.root / file.key)
-            files.append(PlannedFile(file.key, labels, status.st_size, status.st_mtime_ns))
-        except OSError:  # why, its entry will say
-            files.append(PlannedFile(file.key, labels, -1, 0))
+    for file in operand.listing.whole().files:
+        size, mtime_ns = -1, 0
+        with suppress(OSError):  # why, its entry will say
+            status = os.stat(operand.root / file.path)
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+        labels = operand.listing.class_names(file)
+        files.append(PlannedFile(file.path, labels, size, mtime_ns, segments.get(file.path, ())))
     return make_plan(
         files, classes, seed=request.seed, shard_bytes=request.shard_bytes, images=request.images
     )

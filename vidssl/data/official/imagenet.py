@@ -90,8 +90,8 @@ class ImageNet(DataSource, KnowsMissing):
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         if set(frames) != {0}:
             raise ValueError(f"an image has frame 0 only, asked for {list(frames)}")
-        key = self._files[index].key
-        return read_image(self._root / key, key).expand(len(frames), -1, -1, -1)
+        file = self._files[index]
+        return read_image(self._root / file.path, file.key).expand(len(frames), -1, -1, -1)
 
 
 def _by_folders(root: Path, part: str) -> Found:
@@ -124,7 +124,7 @@ def _by_solution(root: Path, part: str, solution: Path, max_missing_share: float
         IMAGE_EXTENSIONS,
         max_missing_share=max_missing_share,
     )
-    files = tuple(Listed(f"{part}/{file.key}", file.labels) for file in found.listing.files)
+    files = tuple(Listed(f"{part}/{file.path}", file.labels) for file in found.listing.files)
     return Found(Listing(files, found.listing.label_classes), found.num_listed)
 
 
@@ -150,5 +150,5 @@ def _renumbered(listing: Listing, path: Path) -> Listing:
     if unknown:
         raise IMAGENET.error(f"{path}: it lacks the synset {unknown[0]} and {len(unknown) - 1} more")
     old = listing.label_classes["class"]
-    files = tuple(Listed(file.key, {"class": number[old[file.labels["class"]]]}) for file in listing.files)
+    files = tuple(Listed(file.path, {"class": number[old[file.labels["class"]]]}) for file in listing.files)
     return Listing(files, {"class": tuple(lines)})

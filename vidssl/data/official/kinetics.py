@@ -8,13 +8,14 @@ from vidssl.data.decoders import DecoderName
 from vidssl.data.official.listed import DataSet, OfficialList, Wanted
 from vidssl.data.official.tables import read_csv
 from vidssl.data.official.videos import OfficialVideos, open_videos
+from vidssl.data.segments import Segment
 from vidssl.data.videos import Short
 
 KINETICS = DataSet(
     "Kinetics",
-    "root holds ID_000010_000020.mp4 (start and end in seconds, six digits each) or ID.mp4, in a folder for "
-    "each class or not; list is the CSV file of the part with the columns youtube_id, time_start, time_end "
-    "and, where it has labels, label",
+    "root holds ID_000010_000020.mp4 (start and end in seconds, six digits each) or ID.mp4 (the clip or the "
+    "whole video), in a folder for each class or not; list is the CSV file of the part with the columns "
+    "youtube_id, time_start, time_end and, where it has labels, label",
     "kinetics",
 )
 _COLUMNS = ("youtube_id", "time_start", "time_end")
@@ -59,14 +60,17 @@ def _read_list(path: Path) -> OfficialList:
     wanted, unlabelled = [], 0
     for line, row in read_csv(KINETICS, path, _COLUMNS):
         try:
-            start, end = (int(float(row[name])) for name in _COLUMNS[1:])
-        except ValueError:
+            times = [float(row[name]) for name in _COLUMNS[1:]]
+            start, end = map(int, times)
+        except (OverflowError, ValueError):
             raise KINETICS.error(
                 f"{path}:{line}: times must be in seconds, got {row['time_start']!r} and {row['time_end']!r}"
             ) from None
         video, label = row["youtube_id"], row.get("label") or None
         unlabelled += label is None
-        wanted.append(Wanted((f"{video}_{start:06d}_{end:06d}", video), label or "", label))
+        names = (f"{video}_{start:06d}_{end:06d}", video)
+        segment = Segment(times[0], times[1]) if 0 <= times[0] < times[1] else None
+        wanted.append(Wanted(names, label or "", label, segment))
     if not wanted:
         raise KINETICS.error(f"{path}: the list is empty")
     if 0 < unlabelled < len(wanted):

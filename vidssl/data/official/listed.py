@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidssl.data.listing import Listed, Listing, find_files
+from vidssl.data.segments import Segment
 from vidssl.errors import UsageError
 
 _log = logging.getLogger(__name__)
@@ -36,11 +37,13 @@ class Wanted:
         names: that its file may bear, without extension, the most exact first.
         folder: that it lies in where files are sorted by class; empty if that is not known.
         label: name of its class; None where there are none.
+        segment: of the video that the last of ``names`` may hold whole; None if files are clips as they are.
     """
 
     names: tuple[str, ...]
     folder: str = ""
     label: str | None = None
+    segment: Segment | None = None
 
 
 @dataclass(frozen=True)
@@ -88,27 +91,51 @@ def find_listed(
     """
     check_missing_share(max_missing_share)
     files = _FilesByName(_keys(data_set, root, extensions))
-    taken: dict[str, tuple[str, ...]] = {}
-    found, missing, twice = [], [], 0
+    taken: dict[str, list[Wanted]] = {}
+    missing, twice = [], 0
     number = {name: place for place, name in enumerate(official.classes)}
     for wanted in official.wanted:
         key = files.find(wanted)
-        if key is not None and taken.get(key) == wanted.names:
+        others = taken.get(key, []) if key is not None else []
+        if any(other.names == wanted.names for other in others):
             twice += 1
-        elif key is None or key in taken:
+        elif key is None or (others and not _by_segment(key, wanted)):
             missing.append(wanted.names[0])
         else:
-            taken[key] = wanted.names
-            found.append(Listed(key, {} if wanted.label is None else {"class": number[wanted.label]}))
+            taken.setdefault(key, []).append(wanted)
+    found = [
+        Listed(
+            key,
+            {} if wanted.label is None else {"class": number[wanted.label]},
+            replace(wanted.segment, trimmed="yes" if len(samples) == 1 else "unclear")
+            if wanted.segment and _by_segment(key, wanted)
+            else None,
+        )
+        for key, samples in taken.items()
+        for wanted in samples
+    ]
     if not found:
         first = official.wanted[0].names[0]
         raise data_set.error(
             f"{root.absolute()}: none of the {len(official.wanted)} files of {official.what} is below it, "
             f"not even {first}"
         )
-    tell_found(official.what, len(found), missing, max_missing_share, _more(official.classes, twice))
+    whole = sum(file.segment is not None for file in found)
+    more = _more(official.classes, twice) + (
+        f", {whole} named without times: of those longer than the list says its segment is read" * (whole > 0)
+    )
+    tell_found(official.what, len(found), missing, max_missing_share, more)
     listing = Listing(tuple(found), {"class": official.classes} if official.classes else {})
     return Found(listing, len(found) + len(missing))
+
+
+def _by_segment(key: str, wanted: Wanted) -> bool:
+    """Whether a file bears the name of the whole video that an entry is a segment of."""
+    return wanted.segment is not None and _stem(key) == wanted.names[-1]
+
+
+def _stem(key: str) -> str:
+    return os.path.splitext(os.path.basename(key))[0]
 
 
 def check_missing_share(share: float) -> None:
@@ -158,7 +185,7 @@ class _FilesByName:
     def __init__(self, keys: Iterable[str]) -> None:
         self._by_name: dict[str, list[str]] = {}
         for key in keys:
-            self._by_name.setdefault(os.path.splitext(os.path.basename(key))[0], []).append(key)
+            self._by_name.setdefault(_stem(key), []).append(key)
 
     def find(self, wanted: Wanted) -> str | None:
         """The key of the best file for an entry; None if there is none."""

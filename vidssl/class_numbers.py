@@ -1,0 +1,69 @@
+"""Classes of a label: their names in number order, one numbering for several data sets, their counts."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from vidssl.errors import UsageError
+
+_LARGEST = 1_000_000  # no data set has a class of a higher number; IDs are higher
+_NAMED = 10
+
+LabelClasses = Mapping[str, tuple[str, ...]]  # label name -> names of its classes, in number order
+
+
+def ordered_classes(values: Iterable[str], label: str, where: object) -> tuple[str, ...]:
+    """Names of classes in number order: by number where all are whole numbers, else by name.
+
+    Numbers need not be dense: 0, 5 and 7 are three classes of these names.
+
+    Args:
+        where: the list or folder, for messages.
+
+    Raises:
+        UsageError: for a number below 0, or one that is an ID rather than a class.
+    """
+    names = set(values)
+    if not all(name.removeprefix("-").isdecimal() and name.isascii() for name in names):
+        return tuple(sorted(names))
+    numbers = sorted(map(int, names))
+    if numbers and numbers[0] < 0:
+        raise UsageError(f"{where}: label '{label}' has the class {numbers[0]}; classes count from 0")
+    if numbers and numbers[-1] > _LARGEST:
+        raise UsageError(
+            f"{where}: label '{label}' has the class {numbers[-1]}. Numbers above {_LARGEST:,} are IDs, not "
+            "classes: is it the wrong column?"
+        )
+    return tuple(map(str, numbers))
+
+
+def numbered_together(train: LabelClasses, test: LabelClasses) -> dict[str, tuple[str, ...]]:
+    """One numbering by name for the labels that both have: the classes of ``train``, then the others.
+
+    So a test set may lack classes, and one of its own has a number that no training video has.
+    """
+    return {
+        label: (*names, *(name for name in test[label] if name not in set(names)))
+        for label, names in train.items()
+        if label in test
+    }
+
+
+def new_numbers(own: Sequence[str], shared: Sequence[str]) -> list[int]:
+    """Class number in ``shared`` of each class in ``own``, and -1 at the end: what -1, no class, becomes."""
+    places = {name: number for number, name in enumerate(shared)}
+    return [*(places[name] for name in own), -1]
+
+
+def counted_classes(numbers: Iterable[int], names: Sequence[str]) -> str:
+    """``3 classes: run (12), walk (9), jump (0)``, in number order; of more than ten the first are named.
+
+    Args:
+        numbers: class of each video, below 0 for none.
+    """
+    counts = Counter(numbers)
+    found = [(name, counts[number]) for number, name in enumerate(names)]
+    shown = ", ".join(f"{name} ({count})" for name, count in found[:_NAMED])
+    if len(found) > _NAMED:
+        sizes = [count for _, count in found]
+        shown += f", ...; {min(sizes)} to {max(sizes)} videos each"
+    return f"{len(found)} {'class' if len(found) == 1 else 'classes'}: {shown}"
