@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from data_clips import number_shown, write_clip
+from rich.table import Table
 
 from vidssl.cli import main
 from vidssl.data.jpeg_shards import JpegShards
@@ -16,6 +17,7 @@ from vidssl.data.official.kinetics import kinetics
 from vidssl.data.sources import VideoFolder, VideoList
 from vidssl.data.tar_shards import TarShards
 from vidssl.data.views_uniform import UniformClips
+from vidssl.engine.display import terminal
 from vidssl.errors import UsageError, printable
 from vidssl.interfaces import DataSource, UnreadableSample
 
@@ -246,3 +248,29 @@ def test_text_from_outside_is_printable() -> None:
     ):
         assert printable(text) == shown
     assert printable("a\nb\t", one_line=True) == r"a\nb\t"
+
+
+def test_names_do_not_steer_the_terminal(tmp_path: Path, clip: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = "v/[red]\x1b[2J/a\nb\x07.mp4"
+    Path(name).parent.mkdir(parents=True)
+    shutil.copy(clip, name)
+    Path("v/[red]\x1b[2J/no\nne\x9b.mp4").touch()
+    assert main(["data", "check", "v", "--processes", "1"]) == 1
+    assert main(["data", "prepare", "v", "--out", "p", "--processes", "1"]) == 1
+    assert main(["data", "shard", "v", "--out", "t", "--processes", "1"]) == 1
+    assert main(["data", "check", "v/[red]\x1b[2J/no\nne\x9b.mp4"]) == 2
+    out, err = capsys.readouterr()
+    assert not {"\x1b", "\x07", "\x9b"} & {*out, *err}
+    assert r"[red]\x1b[2J/no\nne\x9b.mp4: unreadable" in out
+    source = VideoFolder(root="v")
+    assert source.label_classes == {"class": (r"[red]\x1b[2J",)}
+    assert source.key(0) == r"[red]\x1b[2J/a\nb\x07.mp4"
+    assert source.info(0).num_frames == 120
+    console = terminal()
+    table = Table(title="[b]x[/b]")
+    table.add_row("[red]\x1b[0m:smile:")
+    console.print(table)
+    shown = capsys.readouterr().out
+    assert "[b]x[/b]" in shown
+    assert r"[red]\x1b[0m:smile:" in shown

@@ -28,7 +28,7 @@ from vidssl import build
 from vidssl.data.loader import Loader, Stream, merged, slices
 from vidssl.data.samples import Endless, Parcel, Sample, collate
 from vidssl.data.token_source import TokenStore
-from vidssl.engine.display import shown_messages
+from vidssl.engine.display import shown_messages, terminal
 from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource
@@ -122,7 +122,7 @@ def bench(recipe: Recipe, *, seconds: float = 20.0, console: Console | None = No
         raise UsageError(f"--seconds must be a number above 0, got {seconds:g}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("bench looks at one process: start it without torchrun")
-    console = console or Console()
+    console = console or terminal()
     build.check(recipe)
     with shown_messages(console), random_states_kept(), deterministic(recipe.run.deterministic):
         streams = slices(build.streams(recipe), 0, 1, recipe.run.accumulate)

@@ -8,7 +8,7 @@ from typing import NoReturn
 from vidssl import __version__, commands
 from vidssl.cli_data import add_data
 from vidssl.engine.launcher import end_with_launcher
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, printable
 
 INTERRUPTED = 130
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.command(arguments))
     except UsageError as error:
         if str(error):  # one of several processes tells it
-            print(f"vidssl: {error}", file=sys.stderr)
+            print(f"vidssl: {printable(str(error))}", file=sys.stderr)
         return commands.BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED

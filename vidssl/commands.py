@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, printable
 
 BAD_INPUT = 2
 _OVERRIDE = re.compile(r"[^/=]*=")  # what has a slash before its equals sign is a path
@@ -206,10 +206,10 @@ def check(arguments: argparse.Namespace) -> int:
         try:
             kind, path = locate(target) if isinstance(target, str) else target
             check_file(kind, path)
-            print(f"{displayed(path)}: ok", flush=True)
+            print(f"{printable(displayed(path))}: ok", flush=True)
         except UsageError as error:
             bad += 1
-            print(f"vidssl: {error}", file=sys.stderr, flush=True)
+            print(f"vidssl: {printable(str(error))}", file=sys.stderr, flush=True)
     return BAD_INPUT if bad else 0
 
 
@@ -246,11 +246,10 @@ def list_components(arguments: argparse.Namespace) -> int:
         from vidssl.spec import nearest
 
         raise UsageError(f"no kind of component '{unknown[0]}'. {nearest(unknown[0], LISTED, 'There are')}")
-    from rich.console import Console
-
+    from vidssl.engine.display import terminal
     from vidssl.listing import component_table
 
-    console = Console()
+    console = terminal()
     for kind in arguments.operands or LISTED:
         console.print(component_table(kind))
     if "backbones" in arguments.operands:  # not for a list of everything: it builds them all

@@ -23,7 +23,7 @@ from vidssl import build
 from vidssl.components import MASKER, constructor_of
 from vidssl.data.loader import Loader, Stream
 from vidssl.engine.devices import peak_memory, pick_device
-from vidssl.engine.display import format_duration, shown_messages
+from vidssl.engine.display import format_duration, shown_messages, terminal
 from vidssl.engine.resume import optimizer_tensors
 from vidssl.engine.schedules import StepPlan
 from vidssl.engine.speed import deterministic
@@ -98,7 +98,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--dry-run looks at one process: start it without torchrun")
-    console = console or Console()
+    console = console or terminal()
     build.check(recipe)
     with shown_messages(console), random_states_kept(), deterministic(recipe.run.deterministic):
         streams = build.streams(recipe)

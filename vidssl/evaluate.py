@@ -11,7 +11,7 @@ from rich.console import Console
 from vidssl import build
 from vidssl.components import TOKENIZER, constructor_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
-from vidssl.engine.display import shown_messages
+from vidssl.engine.display import shown_messages, terminal
 from vidssl.engine.distributed import World, processes, told_once_a_machine
 from vidssl.engine.files import make_folder
 from vidssl.engine.runfolder import RunFolder, newest_run, no_run
@@ -95,7 +95,7 @@ def evaluate_run(
         foreign = target is not None and is_foreign(target)
         asked = _foreign(str(target), words, data, trust) if foreign else _of_run(target, words, trust)
     with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
-        console = (console or Console()) if world.first else Console(quiet=True)
+        console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
             say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
             subject = world.one_first(lambda: asked.make(say))

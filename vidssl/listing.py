@@ -2,8 +2,8 @@
 
 from typing import Literal, get_origin
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vidssl.components import KINDS, summary
 from vidssl.schema import Key, describe, keys_of
@@ -21,7 +21,7 @@ def component_table(kind: str) -> Table:
     table.add_column("keys", ratio=1)
     for name, constructor in KINDS[kind].table.items():
         keys = "\n".join(_key_line(key, value) for key, value in keys_of(constructor).items())
-        table.add_row(escape(name), escape(summary(constructor)), escape(keys))
+        table.add_row(*map(Text, (name, summary(constructor), keys)))
     return table
 
 

@@ -6,8 +6,8 @@ from typing import get_args
 
 import timm
 import torch
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from vidssl.components import BACKBONE
 from vidssl.grids import GridSize
@@ -41,9 +41,9 @@ def network_table() -> Table:
             made = BACKBONE.table[kind](**_REQUIRED.get(kind, {}), **keys)
         if kind != last:
             table.add_section()
-            table.add_row(f"[bold]{escape(kind)}")
+            table.add_row(Text(kind, style="bold"))
         shown = ", ".join(map(str, keys.values())) or "(defaults)"
-        table.add_row(escape(shown), *_abilities(made))
+        table.add_row(Text(shown), *_abilities(made))
         last = kind
     table.caption = (
         "Millions of parameters, width of the features, what a network takes and gives, frames of a clip (1 "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vidssl import build
 from vidssl.data.loader import Loader, slices
 from vidssl.engine.capture import Attempt, Capture, read_capture
+from vidssl.engine.display import terminal
 from vidssl.engine.gather import drawing_as, in_parts
 from vidssl.engine.grad_cache import JointLoss, backward_in_parts
 from vidssl.engine.parts import split_batch
@@ -85,7 +86,7 @@ def replay(
     Raises:
         UsageError: if the file is no capture, or what its recipe names cannot be built.
     """
-    console = console or Console()
+    console = console or terminal()
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)

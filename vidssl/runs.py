@@ -12,7 +12,7 @@ from rich.console import Console
 
 from vidssl import build
 from vidssl.components import OBJECTIVE, constructor_of
-from vidssl.engine.display import format_duration, shown_messages
+from vidssl.engine.display import format_duration, shown_messages, terminal
 from vidssl.engine.distributed import here, processes, told_once_a_machine
 from vidssl.engine.files import write_text
 from vidssl.engine.lock import sole_process
@@ -43,7 +43,7 @@ def run_recipe(recipe: Recipe, console: Console | None = None, resume: Path | No
     """
     started = time.monotonic()
     with processes(recipe.run.device, timeout_minutes=recipe.run.timeout_minutes) as world:
-        console = (console or Console()) if world.first else Console(quiet=True)
+        console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
             objective, result = train_recipe(recipe, console, resume)
         _conclude(result, objective, time.monotonic() - started, console)

@@ -7,6 +7,7 @@ import torch
 from rich.console import Console
 
 from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.display import terminal
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.recipe import load_recipe
@@ -24,8 +25,8 @@ def selftest_resume(
     Returns:
         Exit code: 0 if weights, optimizer and random states are the same bit for bit, otherwise 1.
     """
-    console = console or Console()
-    quiet = Console(quiet=True)
+    console = console or terminal()
+    quiet = terminal(quiet=True)
     with tempfile.TemporaryDirectory(prefix="vidssl-selftest-") as folder:
         recipe = load_recipe(name, [*overrides, f"run.out={folder}", "run.resume=never"])
         _, whole = train_recipe(recipe, quiet, stop_after=2 * steps)

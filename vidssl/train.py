@@ -18,7 +18,7 @@ from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.devices import autocast_dtype, peak_memory, use_bfloat16
-from vidssl.engine.display import TrainDisplay
+from vidssl.engine.display import TrainDisplay, terminal
 from vidssl.engine.distributed import World, here, take_device
 from vidssl.engine.guard import Guard
 from vidssl.engine.lock import sole_process
@@ -133,7 +133,7 @@ def train(
     """
     run, world = run or RunSpec(), world or here()
     check_trackers(run.trackers)
-    console = (console or Console()) if world.first else Console(quiet=True)
+    console = (console or terminal()) if world.first else terminal(quiet=True)
     device = take_device(run.device, world.local_rank)
     objective.to(device).train()
     prepare(objective, run)

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-from vidssl.engine.display import format_metric
+from vidssl.engine.display import format_metric, terminal
 from vidssl.engine.lock import trains_in
 from vidssl.engine.runfolder import RunFolder, last_begun, named_run
 from vidssl.engine.trackers import HIDDEN
@@ -97,7 +97,7 @@ def watch_run(
     Raises:
         UsageError: if there is no such run, or it logged nothing of what is asked for.
     """
-    console = console or Console()
+    console = console or terminal()
     folder = last_begun(Path("runs")) if run is None else named_run(run)
     if once or not console.is_terminal or not trains_in(folder.path):
         console.print(_page(folder, patterns, console))
@@ -150,8 +150,8 @@ def _panel(drawn: Curve) -> Panel:
     foot = f"step {drawn.steps[0]} to {drawn.steps[-1]}, {span}"
     return Panel(
         Text("\n".join(lines)),
-        title=f"{drawn.name} [b]{format_metric(drawn.name, drawn.values[-1])}[/b]",
-        subtitle=foot,
+        title=Text.assemble(drawn.name, " ", (format_metric(drawn.name, drawn.values[-1]), "bold")),
+        subtitle=Text(foot),
         width=PANEL_WIDTH,
         padding=(0, 1),
     )

@@ -13,7 +13,8 @@ from vidssl.compare.entries import entries_of, run_name
 from vidssl.compare.grids import Grid, drawn, latex, markdown
 from vidssl.compare.quoted import quoted_csv, quoted_grid
 from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
-from vidssl.errors import UsageError
+from vidssl.engine.display import terminal
+from vidssl.errors import UsageError, printable
 from vidssl.published import load_published
 from vidssl.scoring.score_file import ScoreFile, find_scores
 
@@ -52,14 +53,14 @@ def compare(request: CompareRequest, console: Console | None = None) -> int:
         UsageError: if there are no scores, two were made under different protocols of one name, or nothing
             is asked for.
     """
-    console = console or Console()
+    console = console or terminal()
     _check(request)
     files = [file for target in request.targets for file in find_scores(Path(target))]
     quoted = load_published() if request.published else None
     tables = () if quoted is None else quoted.chosen(request.papers, request.data_sets)
     if request.output == "csv":
         by_protocol(files)
-        print(csv_text(files) if files else quoted_csv(tables), end="")
+        print(printable(csv_text(files) if files else quoted_csv(tables)), end="")
         return 0
     grids = run_grids(files, each=request.each)
     if quoted is not None:
@@ -133,9 +134,9 @@ def _shown(value: object) -> str:
 
 def _show(grid: Grid, output: Output, console: Console) -> None:
     if output == "markdown":
-        print(markdown(grid))
+        print(printable(markdown(grid)))
     elif output == "latex":
-        print(latex(grid))
+        print(printable(latex(grid)))
     else:
         console.print(drawn(grid))
 

@@ -18,6 +18,7 @@ from vidssl.data.operand import refuse_missing
 from vidssl.data_check.leaks import same_content, same_group
 from vidssl.data_check.report import Found, Overlap, report
 from vidssl.data_check.scan import scan
+from vidssl.engine.display import terminal
 from vidssl.errors import UsageError
 
 CLEAN, FLAWED = 0, 1
@@ -58,7 +59,7 @@ def check_data(request: CheckRequest, console: Console | None = None) -> int:
     Raises:
         UsageError: if there is nothing to look at or the manifest cannot be written.
     """
-    console = console or Console()
+    console = console or terminal()
     root, listing, parts = _what(request)
     others = [(path, Manifest(path)) for path in request.against]
     out = request.out or _beside(request.path)

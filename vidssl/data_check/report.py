@@ -19,6 +19,7 @@ from vidssl.data.examine import CLIP_FRAMES, CLIP_STRIDE
 from vidssl.data.manifest import Entry, Manifest
 from vidssl.data_check.leaks import Leak, duplicates
 from vidssl.engine.display import format_duration
+from vidssl.errors import printable
 
 _FRAMES_THERE = re.compile(r" \(\d+ of \d+ frames are there\)")
 _NAMED = 20  # files that are listed one by one, of each kind
@@ -136,4 +137,4 @@ def _list(console: Console, title: str, lines: Sequence[str], limit: int | None)
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(printable(line, one_line=True), soft_wrap=True, markup=False, highlight=False)

@@ -27,6 +27,7 @@ from vidssl.data_prepare.makers import (
 from vidssl.data_prepare.outputs import Files, Output, Shards
 from vidssl.data_prepare.pictures import PATIENCE_SECONDS
 from vidssl.data_prepare.report import Prediction, predict, report, say, tell_prediction
+from vidssl.engine.display import terminal
 from vidssl.engine.files import make_folder
 from vidssl.engine.lock import sole_process
 from vidssl.errors import UsageError
@@ -67,7 +68,7 @@ def prepare_data(request: PrepareRequest, console: Console | None = None) -> int
         UsageError: if there is nothing to prepare, the folder is of no use, or the disk is full; then what
             is finished stays, and the same command goes on from there.
     """
-    console = console or Console()
+    console = console or terminal()
     operand = read_operand(request.path, request.root)
     root, listing = operand.root, operand.listing.whole()
     bad = {e.key: f"{e.status}: {e.reason}" for e in operand.manifest or () if not e.usable}

@@ -12,6 +12,7 @@ from rich.console import Console
 from vidssl.data.examine import CLIP_FRAMES, CLIP_STRIDE
 from vidssl.data_prepare.makers import Prepared
 from vidssl.engine.display import format_duration
+from vidssl.errors import printable
 
 _SLOWER = 0.9  # a gain below this is more than chance
 _NAMED = 20  # skipped files that are listed one by one
@@ -149,5 +150,5 @@ def counted(count: int, noun: str) -> str:
 
 
 def say(console: Console, line: str) -> None:
-    """Print a line as it is."""
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    """Print one line, whatever is in it."""
+    console.print(printable(line, one_line=True), soft_wrap=True, markup=False, highlight=False)

@@ -20,6 +20,7 @@ from vidssl.data_shard.look import CannotRead, SeenShard, ShardToLookAt, look_at
 from vidssl.data_shard.report import report
 from vidssl.data_shard.seen import Seen
 from vidssl.data_shard.shard import CLEAN, FLAWED, cores
+from vidssl.engine.display import terminal
 from vidssl.engine.files import write_atomically
 from vidssl.errors import UsageError
 
@@ -53,7 +54,7 @@ def index_data(request: IndexRequest, console: Console | None = None) -> int:
     Raises:
         UsageError: if there are no shards, they cannot be read, or the index cannot be written.
     """
-    console = console or Console()
+    console = console or terminal()
     address = Address(request.address)
     out = _out(request, address)
     seen = Seen(out.with_name(out.name + ".part"), address)

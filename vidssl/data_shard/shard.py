@@ -26,6 +26,7 @@ from vidssl.data_shard.parts import Parts
 from vidssl.data_shard.pictures import examine_image
 from vidssl.data_shard.plan import Plan, PlannedFile, PlannedShard, make_plan
 from vidssl.data_shard.report import report
+from vidssl.engine.display import terminal
 from vidssl.engine.files import make_folder
 from vidssl.engine.lock import sole_process
 from vidssl.errors import UsageError
@@ -71,7 +72,7 @@ def shard_data(request: ShardRequest, console: Console | None = None) -> int:
         UsageError: if there is nothing to pack, the place is of no use, or it takes no more; then what is
             finished stays, and the same command goes on from there.
     """
-    console = console or Console()
+    console = console or terminal()
     operand = read_operand(request.path, request.root, images=request.images)
     out = Address(request.out)
     _check_place(operand.root, out)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vidssl.engine.devices import Device, pick_device
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, printable
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ class World:
         """``say`` in the first; in the others what says, on the error output, which of them it is."""
         if self.first:
             return say
-        return lambda text: print(f"process {self.rank}: {text}", file=sys.stderr, flush=True)
+        return lambda text: print(f"process {self.rank}: {printable(text)}", file=sys.stderr, flush=True)
 
     def says(self, message: str) -> bool:
         """Whether it falls to this process to tell the user an error: the first to come with it does.

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from torch import Tensor
 
+from vidssl.engine.display import terminal
 from vidssl.errors import UsageError
 from vidssl.pictures.pages import (
     GAP,
@@ -70,7 +71,7 @@ def show_confusion(target: str, request: ConfusionRequest, console: Console | No
     Raises:
         UsageError: if there are no such scores, or they name no classes.
     """
-    console = console or Console()
+    console = console or terminal()
     file = _chosen(find_scores(Path(target)), request.protocol, target)
     network = _known(request.network, list(file.scores), "network", file)
     rows = _rows(file, network, request)

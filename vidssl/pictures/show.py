@@ -11,7 +11,7 @@ from vidssl import build
 from vidssl.components import BACKBONE, OBJECTIVE, Kind, constructor_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.devices import pick_device
-from vidssl.engine.display import shown_messages
+from vidssl.engine.display import shown_messages, terminal
 from vidssl.engine.runfolder import no_run
 from vidssl.errors import UsageError
 from vidssl.evaluate import find_checkpoint
@@ -40,7 +40,7 @@ def show(target: str | None, request: PictureRequest, console: Console | None = 
     Raises:
         UsageError: for anything a user can mend.
     """
-    console = console or Console()
+    console = console or terminal()
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -18,7 +18,7 @@ from vidssl import build
 from vidssl.components import SOURCE
 from vidssl.data.token_source import TokenStore
 from vidssl.engine.devices import pick_device
-from vidssl.engine.display import format_duration, shown_messages
+from vidssl.engine.display import format_duration, shown_messages, terminal
 from vidssl.engine.token_store import (
     DTYPE,
     HIGHEST_ID,
@@ -60,7 +60,7 @@ def tokenize(recipe: Recipe, request: TokenizeRequest, console: Console | None =
     Raises:
         UsageError: for what a user can mend; finished shards stay.
     """
-    console = console or Console()
+    console = console or terminal()
     say: Say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     build.check(recipe)
     with shown_messages(console):

@@ -16,7 +16,7 @@ from vidssl import build
 from vidssl.components import SOURCE, VIEW_SAMPLER
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.devices import pick_device
-from vidssl.engine.display import shown_messages
+from vidssl.engine.display import shown_messages, terminal
 from vidssl.engine.files import write_text
 from vidssl.engine.runfolder import describe_environment
 from vidssl.errors import UsageError
@@ -90,7 +90,7 @@ def score_tokenizers(
     Raises:
         UsageError: for anything a user can mend.
     """
-    console = console or Console()
+    console = console or terminal()
 
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, highlight=False, markup=False)
