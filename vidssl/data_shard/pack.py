@@ -30,7 +30,7 @@ class ShardToPack:
         first: number of its first sample.
         root: folder that keys are relative to.
         entries: of its files, the bad ones among them.
-        numbers: of classes of the label "class", by name.
+        numbers: that .cls states for classes of the label "class", by name.
     """
 
     out: Address

@@ -167,7 +167,8 @@ class _Job:
 
     def _pack(self, batch: Sequence[PlannedShard], entries: dict[str, Entry], parts: Parts) -> None:
         classes = self.plan.label_classes.get("class", ())
-        numbers = {name: number for number, name in enumerate(classes)}
+        own = all(name.isdecimal() for name in classes)  # other readers find the numbers of the list
+        numbers = {name: int(name) if own else number for number, name in enumerate(classes)}
         tasks = [
             ShardToPack(
                 self.out,
