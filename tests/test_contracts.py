@@ -146,6 +146,16 @@ def test_what_is_hidden_is_not_seen(name: str) -> None:
 
 
 @backbones
+def test_what_is_no_clip_is_refused(name: str) -> None:
+    net = backbone(name)
+    clip = example(net, SIZES[0])
+    wrong = [clip[0]] if net.input_kind == "tokens" else [clip[:, :, 0], clip[:, :1], (255 * clip).byte()]
+    for given in wrong:
+        with pytest.raises(ValueError, match=rf"{type(net).__name__} (takes|reads) .*\[B, .*, got torch\."):
+            net(given)
+
+
+@backbones
 def test_mask_of_another_grid_is_refused(name: str) -> None:
     net = backbone(name)
     x = example(net, (4, 32, 32))

@@ -10,6 +10,8 @@ from data_clips import cut_off, damage_middle, number_shown, write_clip
 from PIL import Image
 
 from vidssl.data.listing import Listed, Listing, select
+from vidssl.data.lists import listed_part
+from vidssl.data.official.ucf101 import ucf101
 from vidssl.data.sources import ImageFolder, VideoFolder, VideoList
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
@@ -290,3 +292,15 @@ def test_a_broken_image_is_unreadable(tmp_path: Path) -> None:
         source.read(0, [0])
     with pytest.raises(UnreadableSample, match=r"x/b.png: the file is empty"):
         source.read(1, [0])
+
+
+def test_a_part_that_there_is_not_is_refused_and_not_taken_for_another(tmp_path: Path) -> None:
+    """Not only by recipes: from Python 'val' was read as train, and of two lists was a bare KeyError."""
+    said = r"part must be one of 'all', 'train', 'test', got 'val'"
+    listing = Listing((), {})
+    with pytest.raises(ValueError, match=said):
+        select(listing, part="val", test_share=0.25, limit=None, where="x")
+    with pytest.raises(ValueError, match=said):
+        listed_part("a.txt", "b.txt", "val")
+    with pytest.raises(ValueError, match="part must be one of 'train', 'test', got 'val'"):
+        ucf101(root=str(tmp_path), annotations=str(tmp_path), part="val")

@@ -70,6 +70,13 @@ def test_a_size_that_leaves_a_rest_is_refused(tokenizer: Tokenizer) -> None:
         tokenizer.encode(torch.rand(1, 3, 2, 32, 33))
 
 
+def test_what_is_no_clip_is_refused(tokenizer: Tokenizer) -> None:
+    clip = torch.rand(2, 3, 4, 32, 32)
+    for given in (clip[:, :, 0], clip[:, :1], (255 * clip).byte()):
+        with pytest.raises(ValueError, match=r"takes clips, float32 \[B, 3, T, H, W\] in \[0, 1\], got"):
+            tokenizer.encode(given)
+
+
 def test_encoding_and_decoding_keep_nothing_for_a_backward_pass(tokenizer: Tokenizer) -> None:
     clip = torch.rand(2, 3, 2, 32, 32, requires_grad=True)
     kept: list[torch.Tensor] = []

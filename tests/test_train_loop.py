@@ -79,6 +79,77 @@ def test_the_hook_is_called_after_every_step(trained):
     assert objective.hooked == list(range(6))
 
 
+class OpenedSource(v.DataSource):
+    """Eight videos that nobody reads."""
+
+    label_classes: ClassVar = {}
+
+    def __len__(self):
+        return 8
+
+    def info(self, index):
+        raise NotImplementedError
+
+    def read(self, index, frames):
+        raise NotImplementedError
+
+
+STREAM = v.Stream(OpenedSource(), v.SingleClip(num_frames=4, frame_stride=1, size=32), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"optim": torch.optim.AdamW([nn.Parameter(torch.zeros(1))])},
+            r"optim must be such as AdamW\(lr=1e-3\)",
+        ),
+        (
+            {"schedule": v.Cosine},
+            r"schedule must be such as Cosine\(epochs=100\) of vidssl\.api, got .*Cosine",
+        ),
+        (
+            {"run": {"device": "cpu"}},
+            r"run must be such as RunSpec\(device='cpu'\) of vidssl\.api, got builtins",
+        ),
+        ({"streams": STREAM}, r"streams must be names with a Stream each"),
+        ({"streams": {"video": OpenedSource()}}, r"streams must be names with a Stream each"),
+        (
+            {"streams": {"image": replace(STREAM, views=v.SingleImage(size=32))}},
+            r"Recorder reads 1 of the view 'clip', and the streams give 1 of 'image'",
+        ),
+        ({"resume": "runs/nope"}, r"runs/nope: no such run or file"),
+        ({"name": "../up"}, r"'\.\./up' leads out of its folder"),
+    ],
+)
+def test_an_argument_of_another_kind_is_a_sentence_before_anything_is_made(
+    tmp_path, monkeypatch, given, said
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"streams": {"video": STREAM}, "optim": v.AdamW(lr=0.1), "schedule": v.Cosine(steps=2)}
+    arguments |= {"name": "loop", "run": v.RunSpec(device="cpu"), **given}
+    with pytest.raises((TypeError, UsageError), match=said):
+        v.train(Recorder(), arguments.pop("streams"), **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_view_that_a_batch_lacks_is_named():
+    with pytest.raises(ValueError, match="the batch has no view 'clip', only 'image'"):
+        Recorder()(v.Batch({"image": (torch.zeros(1, 3, 1, 8, 8),)}), v.Progress(0, 1), torch.Generator())
+
+
+def test_a_loader_of_one_stream_is_told_how_streams_are_given():
+    with pytest.raises(TypeError, match="streams must be names with a Stream each"):
+        v.Loader(STREAM)
+
+
+def test_a_checkpoint_is_read_by_a_text_too(tmp_path):
+    with pytest.raises(UsageError, match="x: no such file"):
+        v.read_checkpoint(str(tmp_path / "x"))
+    with pytest.raises(UsageError, match="a folder, not a file"):
+        v.read_checkpoint(str(tmp_path))
+
+
 class Mean(v.Objective):
     """A small network on mean colours; the loss is a mean over clips."""
 

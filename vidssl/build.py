@@ -117,7 +117,7 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
     return made
 
 
-def tokenizer(spec: TokenizerSpec | str, *, say: Say = print) -> Tokenizer:
+def tokenizer(spec: TokenizerSpec | Path | str, *, say: Say = print) -> Tokenizer:
     """A tokenizer with its weights, frozen and in eval mode; one without weights is there to be trained.
 
     Args:
@@ -127,7 +127,7 @@ def tokenizer(spec: TokenizerSpec | str, *, say: Say = print) -> Tokenizer:
     Raises:
         UsageError: if the weights file is missing, altered or of another architecture.
     """
-    spec = load_tokenizer_spec(spec) if isinstance(spec, str) else spec
+    spec = load_tokenizer_spec(str(spec)) if isinstance(spec, (str, Path)) else spec
     if spec.weights is None:
         return _construct(spec.part, TOKENIZER)
     state = _verified(spec.weights, say)

@@ -50,6 +50,13 @@ class Features:
         return torch.cat([stage.mean(dim=(1, 2, 3)) for stage in self.stages], dim=1)
 
 
+class _Views(dict[str, tuple[Tensor, ...]]):
+    """Views by name; one that is not there is named with those that are."""
+
+    def __missing__(self, name: str) -> tuple[Tensor, ...]:
+        raise ValueError(f"the batch has no view {name!r}, only {', '.join(map(repr, self)) or 'none'}")
+
+
 @dataclass(frozen=True)
 class Batch:
     """One training batch: the views of every stream.
@@ -64,6 +71,9 @@ class Batch:
     views: Mapping[str, tuple[Tensor, ...]]
     indices: Mapping[str, Tensor] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "views", _Views(self.views))
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``, its pixels as float32 in [0, 1]."""
@@ -81,6 +91,20 @@ class Batch:
 def as_clip(pixels: Tensor) -> Tensor:
     """Pixels as float32 in [0, 1], contiguous: uint8 is divided by 255, a float tensor is taken as it is."""
     return pixels.contiguous().float().div_(255) if pixels.dtype == torch.uint8 else pixels
+
+
+def check_clip(x: Tensor, owner: str) -> None:
+    """Refuse what is no clip in [0, 1].
+
+    Raises:
+        ValueError: if it is not floating point [B, 3, T, H, W].
+    """
+    if not isinstance(x, Tensor) or x.ndim != 5 or x.shape[1] != 3 or not x.is_floating_point():
+        given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"{owner} takes clips, float32 [B, 3, T, H, W] in [0, 1], got {given}. Images are clips of one "
+            "frame, x.unsqueeze(2); bytes of a loader are divided by 255, batch.to(device)"
+        )
 
 
 @dataclass(frozen=True)
@@ -224,6 +248,12 @@ class Backbone(nn.Module, ABC):
         network is changed.
         """
         return None
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """``forward``, of a clip that is one."""
+        if self.input_kind == "pixels":
+            check_clip(x, type(self).__name__)
+        return super().__call__(x, mask)
 
     @abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:

@@ -28,7 +28,7 @@ from vidssl.engine.optim import Optim
 from vidssl.engine.own_code import keep_own
 from vidssl.engine.parallel import Parallel
 from vidssl.engine.resume import Moving, Restored, restore, save_state
-from vidssl.engine.runfolder import RunFolder, create_run
+from vidssl.engine.runfolder import RunFolder, create_run, named_run
 from vidssl.engine.schedules import Schedule, StepPlan
 from vidssl.engine.sharded import whole
 from vidssl.engine.signals import StopRequest, stop_requests
@@ -101,7 +101,7 @@ def train(
     test_streams: Mapping[str, Stream] | None = None,
     recipe_text: str = "",
     code: Mapping[str, bytes] | None = None,
-    resume: Path | None = None,
+    resume: Path | str | None = None,
     stop_after: int | None = None,
     monitor: Monitor | None = None,
     console: Console | None = None,
@@ -132,6 +132,7 @@ def train(
             before stay, and are finite.
     """
     run, world = run or RunSpec(), world or here()
+    _check_arguments(objective, streams, optim, schedule, run)
     check_trackers(run.trackers)
     console = (console or terminal()) if world.first else terminal(quiet=True)
     device = take_device(run.device, world.local_rank)
@@ -182,8 +183,37 @@ def train(
             return _descend(moving, fixed, start, loader, display, stop)
 
 
-def _folder(run: RunSpec, name: str, recipe_text: str, resume: Path | None) -> str:
-    return str(create_run(Path(run.out), name, recipe_text).path if resume is None else resume)
+def _check_arguments(
+    objective: Objective, streams: Mapping[str, Stream], optim: Optim, schedule: Schedule, run: RunSpec
+) -> None:
+    """Refuse what a recipe could not say and Python can, before anything is made.
+
+    Raises:
+        TypeError: for an argument of another kind.
+        UsageError: if a view that the objective reads comes from no stream.
+    """
+    if not isinstance(streams, Mapping) or not all(isinstance(each, Stream) for each in streams.values()):
+        raise TypeError("streams must be names with a Stream each, such as {'video': Stream(source, views)}")
+    for name, given, wanted, example in (
+        ("optim", optim, Optim, "AdamW(lr=1e-3) of vidssl.api: settings, not an optimizer of torch.optim"),
+        ("schedule", schedule, Schedule, "Cosine(epochs=100) of vidssl.api"),
+        ("run", run, RunSpec, "RunSpec(device='cpu') of vidssl.api"),
+    ):
+        if not isinstance(given, wanted):
+            kind = given if isinstance(given, type) else type(given)
+            raise TypeError(f"{name} must be such as {example}, got {kind.__module__}.{kind.__qualname__}")
+    slots = {view: len(shapes) for each in streams.values() for view, shapes in each.views.shapes.items()}
+    for view, count in objective.needs_views.items():
+        if slots.get(view, 0) < count:
+            has = ", ".join(f"{number} of '{name}'" for name, number in slots.items()) or "none"
+            raise UsageError(
+                f"{type(objective).__name__} reads {count} of the view '{view}', and the streams give {has}"
+            )
+
+
+def _folder(run: RunSpec, name: str, recipe_text: str, resume: Path | str | None) -> str:
+    folder = create_run(Path(run.out), name, recipe_text) if resume is None else named_run(str(resume))
+    return str(folder.path)
 
 
 def _plan(schedule: Schedule, streams: Mapping[str, Stream]) -> StepPlan:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from vidssl.class_numbers import LabelClasses
 from vidssl.data.segments import NamedSegment, Segment
@@ -193,6 +193,16 @@ def _refuse(error: OSError) -> None:
     raise UsageError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
 
+def check_choice(key: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse a value that a recipe could not hold and Python can.
+
+    Raises:
+        ValueError: with the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{key} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
 def select(listing: Listing, *, part: Part, test_share: float, limit: int | None, where: str) -> Listing:
     """The files of one part of a data set.
 
@@ -209,6 +219,7 @@ def select(listing: Listing, *, part: Part, test_share: float, limit: int | None
     Raises:
         UsageError: if nothing is left.
     """
+    check_choice("part", part, get_args(Part))
     if not 0.0 < test_share < 1.0:
         raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
     if limit is not None and limit < 1:

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from vidssl.class_numbers import ordered_classes
-from vidssl.data.listing import VIDEO_EXTENSIONS, Listed, Listing, Part
+from vidssl.data.listing import VIDEO_EXTENSIONS, Listed, Listing, Part, check_choice
 from vidssl.data.segments import Segment
 from vidssl.errors import UsageError, printable
 
@@ -154,6 +155,7 @@ def listed_part(
     Raises:
         UsageError: if a list is not in order, or a video is in both.
     """
+    check_choice("part", part, get_args(Part))
     paths = (Path(path) for path in (first, held_out) if path is not None)
     lists = read_lists(*paths, exists=exists)
     if held_out is None:

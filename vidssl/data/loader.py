@@ -124,6 +124,10 @@ class Loader:
         say: Callable[[str], None] | None = None,
         restarted: Callable[[int, str], None] | None = None,
     ) -> None:
+        if not isinstance(streams, Mapping) or not all(isinstance(each, Stream) for each in streams.values()):
+            raise TypeError(
+                "streams must be names with a Stream each, such as {'video': Stream(source, views)}"
+            )
         given = [view for stream in streams.values() for view in stream.views.shapes]
         if len(set(given)) < len(given):
             raise ValueError(f"two streams give a view of the same name: {', '.join(given)}")

@@ -120,12 +120,13 @@ def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> N
         raise OSError(str(error)) from error
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint. Nothing in it can execute code.
 
     Raises:
         UsageError: if the file is missing, cut short, or not a checkpoint of this package.
     """
+    path = Path(path)
     metadata, tensors = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise UsageError(
@@ -148,7 +149,7 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         UsageError: if the file is missing or cut short.
     """
     if not path.is_file():
-        raise UsageError(f"{path}: no such file")
+        raise UsageError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
         with safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118

@@ -139,7 +139,7 @@ class SVT(Objective, Watched):
         return self
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
-        num_slots = {name: len(slots) for name, slots in batch.views.items()}
+        num_slots = {name: len(batch.views[name]) for name in self.needs_views}
         matching = match_views(num_slots, self.correspondences)
         with torch.no_grad():
             _, answers = self.teacher(read_slots(batch, matching.teacher))

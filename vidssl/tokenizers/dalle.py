@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.interfaces import Tokenizer
+from vidssl.interfaces import Tokenizer, check_clip
 from vidssl.tokenizers.chunks import in_chunks
 from vidssl.tokenizers.resize import ResizeKernel, halve
 
@@ -87,6 +87,7 @@ class DALLE(Tokenizer):
 
     @torch.no_grad()
     def encode(self, clip: Tensor) -> Tensor:
+        check_clip(clip, type(self).__name__)
         self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
         frames = rearrange(clip, "b c t h w -> (b t) c h w")
         ids = in_chunks(

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidssl.interfaces import Reconstruction, TrainableTokenizer
+from vidssl.interfaces import Reconstruction, TrainableTokenizer, check_clip
 from vidssl.tokenizers.chunks import in_chunks
 from vidssl.tokenizers.frame_networks import centred, frame_decoder, frame_encoder
 
@@ -62,6 +62,7 @@ class FSQ(TrainableTokenizer):
 
     @torch.no_grad()
     def encode(self, clip: Tensor) -> Tensor:
+        check_clip(clip, type(self).__name__)
         self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
         frames = rearrange(clip, "b c t h w -> (b t) c h w").float()
         size = _CPU_CHUNK if frames.device.type == "cpu" else len(frames)

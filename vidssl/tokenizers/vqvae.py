@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from vidssl.interfaces import Reconstruction, TrainableTokenizer
+from vidssl.interfaces import Reconstruction, TrainableTokenizer, check_clip
 from vidssl.tokenizers.chunks import in_chunks
 from vidssl.tokenizers.frame_networks import centred, frame_decoder, frame_encoder
 from vidssl.tokenizers.tubelets import of_length
@@ -90,6 +90,7 @@ class VQVAE(TrainableTokenizer):
 
     @torch.no_grad()
     def encode(self, clip: Tensor) -> Tensor:
+        check_clip(clip, type(self).__name__)
         self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
         tubelets = self._tubelets(clip)
         with torch.autocast(clip.device.type, enabled=False):  # targets do not depend on the run's precision

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidssl.data.decoders import DecoderName
+from vidssl.data.listing import check_choice
 from vidssl.data.official.listed import DataSet, OfficialList, Wanted
 from vidssl.data.official.tables import read_entries, read_json, without_extension
 from vidssl.data.official.videos import OfficialVideos, open_videos
@@ -47,6 +48,7 @@ def diving48(
         max_missing_share: of the listed videos, that may be missing.
         limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
     """
+    check_choice("part", part, ("train", "test"))
     folder = Path(annotations)
     path = folder / f"Diving48_{'V2_' if version == 2 else ''}{part}.json"
     classes = _read_classes(folder / "Diving48_vocab.json")

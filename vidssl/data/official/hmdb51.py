@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidssl.data.decoders import DecoderName
+from vidssl.data.listing import check_choice
 from vidssl.data.official.leaks import tell_leaks
 from vidssl.data.official.listed import DataSet, OfficialList, Wanted
 from vidssl.data.official.tables import read_lines, without_extension
@@ -45,6 +46,7 @@ def hmdb51(
         max_missing_share: of the listed videos, that may be missing.
         limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
     """
+    check_choice("part", part, ("train", "test"))
     classes, lists = _read_split(Path(annotations), split)
     tell_leaks(HMDB51, split, lists[_TRAIN], lists[_TEST])
     wanted = lists[_TRAIN if part == "train" else _TEST]

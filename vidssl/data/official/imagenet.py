@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidssl.abilities import KnowsMissing
 from vidssl.data.images import read_image
-from vidssl.data.listing import IMAGE_EXTENSIONS, Listed, Listing, find_files, select
+from vidssl.data.listing import IMAGE_EXTENSIONS, Listed, Listing, check_choice, find_files, select
 from vidssl.data.official.listed import (
     DataSet,
     Found,
@@ -60,6 +60,7 @@ class ImageNet(DataSource, KnowsMissing):
     ) -> None:
         check_missing_share(max_missing_share)
         self._root = Path(root).absolute()
+        check_choice("part", part, ("train", "val"))
         if solution is not None and part == "train":
             raise ValueError("solution is for the part val: training images lie in a folder each class")
         if solution is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidssl.data.decoders import DecoderName
+from vidssl.data.listing import check_choice
 from vidssl.data.official.listed import DataSet, OfficialList, Wanted
 from vidssl.data.official.tables import read_entries, read_json, read_text
 from vidssl.data.official.videos import OfficialVideos, open_videos
@@ -45,6 +46,7 @@ def something_something_v2(
         max_missing_share: of the listed videos, that may be missing.
         limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
     """
+    check_choice("part", part, ("train", "validation", "test"))
     return open_videos(
         SSV2,
         _read_part(Path(annotations), part),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidssl.data.decoders import DecoderName
+from vidssl.data.listing import check_choice
 from vidssl.data.official.leaks import tell_leaks
 from vidssl.data.official.listed import DataSet, OfficialList, Wanted
 from vidssl.data.official.tables import read_lines, without_extension
@@ -44,6 +45,7 @@ def ucf101(
         max_missing_share: of the listed videos, that may be missing.
         limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
     """
+    check_choice("part", part, ("train", "test"))
     folder = Path(annotations)
     classes = _read_classes(folder / "classInd.txt")
     lists = {name: _read_list(folder / f"{name}list{split:02d}.txt", classes) for name in ("train", "test")}
