@@ -189,6 +189,28 @@ def test_retrieval_looks_for_the_class_among_the_nearest():
     assert rows[1].predicted[2] != 2  # what was not found counts as another class
 
 
+def test_retrieval_centred_as_coclrs_release_finds_other_neighbours():
+    """A formula of the test's own: the mean of each side subtracted, then cosines."""
+    generator = torch.Generator().manual_seed(0)
+    gallery, queries = (torch.randn(n, 6, generator=generator) + 2 for n in (40, 30))
+    labels = torch.arange(40) % 4
+    truth = torch.arange(30) % 4
+    train = table(gallery[:, None], {"class": labels.tolist()})
+    test = table(queries[:, None], {"class": truth.tolist()})
+    found = {}
+    for centre in (False, True):
+        a, b = (part - part.mean(0) * centre for part in (queries, gallery))
+        cosines = (a / a.norm(dim=1, keepdim=True)) @ (b / b.norm(dim=1, keepdim=True)).T
+        nearest = cosines.argsort(1, descending=True)[:, :3]
+        expected = (labels[nearest] == truth[:, None]).any(1).float().mean().item()
+        (row,) = probe(Retrieval(k=(3,), centre=centre), train, test)
+        assert row.top1 == pytest.approx(expected)
+        found[centre] = row.predicted
+    assert found[True] != found[False]
+    with pytest.raises(UsageError, match="test has one video"):
+        probe(Retrieval(centre=True), train, table(queries[:1, None], {"class": [0]}))
+
+
 def test_predictions_are_right_where_the_class_was_found():
     found = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     truth = torch.tensor([1, 2])

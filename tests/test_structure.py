@@ -155,7 +155,7 @@ def test_specs_are_counted() -> None:
     """A glob that finds nothing passes for ever: change the numbers when a file comes or goes."""
     assert {kind: len(paths) for kind, paths in SPECS.items()} == {
         "recipes": 74,
-        "evaluation": 26,
+        "evaluation": 27,
         "tokenizers": 4,
     }
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vidssl.errors import UsageError
 from vidssl.evaluators.neighbours import Backend, cosine_neighbours
 from vidssl.interfaces import Evaluator, LabelledFeatures
 
@@ -14,10 +15,15 @@ class Retrieval(Evaluator):
 
     score_kind = "found"
 
-    def __init__(self, *, k: tuple[int, ...] = (1, 5, 10, 20), backend: Backend = "auto") -> None:
+    def __init__(
+        self, *, k: tuple[int, ...] = (1, 5, 10, 20), centre: bool = False, backend: Backend = "auto"
+    ) -> None:
         """
         Args:
             k: gallery videos that are looked at; a row each, named R@k.
+            centre: subtract the mean of the test videos from each of them, and that of the training videos
+                from those, before the cosine, as CoCLR's release does. What a test video finds then depends
+                on the other test videos.
             backend: what searches, as for ``knn``.
 
         Raises:
@@ -26,6 +32,7 @@ class Retrieval(Evaluator):
         if not k or min(k) < 1 or len(set(k)) < len(k):
             raise ValueError(f"k must be one or more different numbers, at least 1, got {k}")
         self.k = k
+        self.centre = centre
         self.backend = backend
 
     def class_scores(
@@ -37,8 +44,24 @@ class Retrieval(Evaluator):
     def named_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
-        """The same for every k, from one search."""
-        _, neighbours = cosine_neighbours(train.vectors, test_vectors, max(self.k), self.backend)
+        """The same for every k, from one search.
+
+        Raises:
+            UsageError: if vectors are to be centred and there is but one.
+        """
+        gallery, queries = train.vectors, test_vectors
+        if self.centre:
+            gallery, queries = _centred(gallery, "train"), _centred(queries, "test")
+        _, neighbours = cosine_neighbours(gallery, queries, max(self.k), self.backend)
         labels = train.labels[neighbours]
         nothing = torch.zeros(len(labels), train.num_classes, device=labels.device)
         return {f"R@{k}": nothing.scatter(1, labels[:, :k], 1.0) for k in self.k}
+
+
+def _centred(vectors: Tensor, part: str) -> Tensor:
+    """Vectors [N, D] without their mean."""
+    if len(vectors) < 2:
+        raise UsageError(
+            f"evaluator.centre: {part} has one video, which less their mean is nothing: set it to false"
+        )
+    return vectors - vectors.mean(0)
