@@ -1,5 +1,7 @@
 """The attentive probe: where means know nothing, its grid, its seeds; patch tokens through every layer."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -142,6 +144,70 @@ def test_steps_are_those_of_torchs_adamw_along_a_cosine():
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
     assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
     assert all(parameter.ndim > 1 for parameter in groups[0]["params"])
+
+
+@pytest.mark.parametrize("variant", ["vjepa", "vjepa2"])
+def test_the_steps_of_the_releases(variant):
+    """Steps count from 1 to the last, whose rate is 0; V-JEPA clips, V-JEPA 2 decays everything."""
+    train = patches(*hidden_in_one_patch(40, 1))
+    keys = {"weight_decay": 0.3, "num_heads": 2, "epochs": 3, "batch_size": 16, "depth": 2}
+    attentive = Attentive(lr=0.05, variant=variant, **keys)
+    generator = seeded()
+    (expected,) = attentive._fresh(train, 1, generator)
+    spared = [p for p in expected.parameters() if p.ndim == 1 and variant == "vjepa"]
+    decayed = [p for p in expected.parameters() if all(p is not other for other in spared)]
+    optimizer = torch.optim.AdamW([{"params": decayed}, {"params": spared, "weight_decay": 0.0}])
+    step, clipped = 0, 0
+    for _ in range(3):
+        for rows in torch.randperm(40, generator=generator).split(16):
+            step += 1
+            cosine = (1 + math.cos(math.pi * step / 9)) / 2
+            optimizer.param_groups[0]["weight_decay"] = 1e-6 + (0.3 - 1e-6) * cosine if spared else 0.3
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05 * cosine
+            optimizer.zero_grad()
+            logits = expected(train.tokens.tables[0][rows].float())
+            torch.nn.functional.cross_entropy(logits, train.labels[rows]).backward()
+            if variant == "vjepa":
+                clipped += torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0) > 1
+            optimizer.step()
+    assert clipped or variant == "vjepa2"
+    (found,) = attentive._fit(train, torch.arange(40), ((0.05, 0.3),), seeded())
+    for one, other in zip(expected.parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_initial_weights_of_the_releases_are_not_cut_and_end_branches_smaller():
+    network = AttentiveNetwork(
+        embed_dim=64,
+        num_classes=3,
+        num_queries=1,
+        depth=4,
+        num_heads=4,
+        mlp_ratio=4.0,
+        generator=seeded(),
+        published=True,
+    )
+    stds = {name: float(p.detach().std()) for name, p in network.named_parameters() if p.ndim > 1}
+    for number in (1, 2, 3):  # of the blocks; the cross-attention comes after them and counts as the third
+        smaller = 0.02 / math.sqrt(2 * number)
+        assert stds[f"blocks.{number - 1}.project.weight"] == pytest.approx(smaller, rel=0.05)
+        assert stds[f"blocks.{number - 1}.mlp.3.weight"] == pytest.approx(smaller, rel=0.05)
+        assert stds[f"blocks.{number - 1}.mlp.1.weight"] == pytest.approx(0.02, rel=0.05)
+    assert stds["pool.mlp.3.weight"] == pytest.approx(0.02 / math.sqrt(6), rel=0.05)
+    assert stds["pool.value.weight"] == pytest.approx(0.02, rel=0.05)
+    assert network.pool.value.weight.abs().max() > 3 * 0.02
+
+
+def test_the_chosen_pair_is_trained_in_the_same_variant():
+    train = patches(*hidden_in_one_patch(60, 1))
+    keys = {"num_heads": 2, "epochs": 2, "weight_decay": 0.1}
+    found = [
+        Attentive(lr=(1e-9, 3e-3), variant=variant, **keys).patch_scores(train, train.tokens, seeded())
+        for variant in ("scaled", "vjepa", "vjepa2")
+    ]
+    assert not torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
 
 
 def test_the_pair_that_is_best_on_held_out_videos_is_chosen():

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterator
 from itertools import product
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from vidssl.evaluators.held_out import hold_out
 from vidssl.interfaces import LabelledPatches, PatchEvaluator, PatchTokens
 
 Pair = tuple[float, float]  # learning rate, weight decay
+Variant = Literal["scaled", "vjepa", "vjepa2"]
+_VJEPA_LAST_DECAY = 1e-6
 
 
 class Attentive(PatchEvaluator):
@@ -37,17 +40,21 @@ class Attentive(PatchEvaluator):
         batch_size: int = 64,
         epochs: int = 20,
         held_out: float = 0.2,
+        variant: Variant = "scaled",
     ) -> None:
         """
         Args:
             lr: at the first step, used as it is whatever the batch.
-            weight_decay: AdamW's, of matrices and queries; biases and norms do not decay.
+            weight_decay: AdamW's, of matrices and queries; of biases and norms in "vjepa2" alone.
             depth: blocks, the last of which is the cross-attention: V-JEPA has 1, V-JEPA 2 has 4.
             num_queries: learned queries, whose findings stand side by side.
             num_heads: of every attention; the width of the tokens must be a multiple.
             mlp_ratio: width of the MLPs' hidden layer, in widths of a token.
             batch_size: samples a step; an epoch's last batch may be smaller.
             held_out: share of the training videos that chooses where several pairs are given.
+            variant: initial weights and steps as in the release of V-JEPA or V-JEPA 2, or "scaled", whose
+                initial weights follow the tokens' width. The releases' rate falls to 0 at the last step, not
+                after it. "vjepa" clips gradients at a norm of 1, and its decay falls along a cosine to 1e-6.
 
         Raises:
             ValueError: if a number is out of its range.
@@ -72,6 +79,7 @@ class Attentive(PatchEvaluator):
         self.batch_size = batch_size
         self.epochs = epochs
         self.held_out = held_out
+        self.variant = variant
 
     def patch_scores(self, train: LabelledPatches, test: PatchTokens, generator: torch.Generator) -> Tensor:
         """Logits float32 [M, K] on the device of the labels, where the probe is trained too.
@@ -116,22 +124,27 @@ class Attentive(PatchEvaluator):
             [
                 group
                 for network, pair in zip(networks, pairs, strict=True)
-                for group in parameter_groups(network, *pair)
+                for group in parameter_groups(network, *pair, everything=self.variant == "vjepa2")
             ]
         )
-        rates = [group["lr"] for group in optimizer.param_groups]
-        batches = -(-len(rows) // self.batch_size)
+        first = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        steps = -(-len(rows) // self.batch_size) * self.epochs
         with torch.enable_grad():
-            for step, some in enumerate(self._batches(rows, generator)):
-                scale = (1 + math.cos(math.pi * step / (batches * self.epochs))) / 2
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            for step, some in enumerate(self._batches(rows, generator), self.variant != "scaled"):
+                scale = (1 + math.cos(math.pi * step / steps)) / 2
+                for group, (rate, decay) in zip(optimizer.param_groups, first, strict=True):
                     group["lr"] = rate * scale
+                    if self.variant == "vjepa" and decay:
+                        group["weight_decay"] = _VJEPA_LAST_DECAY + (decay - _VJEPA_LAST_DECAY) * scale
                 tokens, labels = train.tokens.read(some, device), train.labels[some.to(device)]
                 with _autocast(device):
                     losses = [F.cross_entropy(network(tokens).float(), labels) for network in networks]
                 optimizer.zero_grad()
                 # the networks share no weight, so each has the gradient of its own loss
                 torch.stack(losses).sum().backward()
+                if self.variant == "vjepa":
+                    for network in networks:
+                        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
         return networks
 
@@ -145,6 +158,7 @@ class Attentive(PatchEvaluator):
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
             generator=generator,
+            published=self.variant != "scaled",
         )
         return [first, *(copy.deepcopy(first) for _ in range(number - 1))]
 
@@ -163,10 +177,12 @@ class Attentive(PatchEvaluator):
         return list(torch.cat(parts, dim=1))
 
 
-def parameter_groups(network: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
-    """What decays, matrices and queries, and what does not, biases and norms."""
-    decayed = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+def parameter_groups(
+    network: nn.Module, lr: float, weight_decay: float, *, everything: bool = False
+) -> list[dict[str, object]]:
+    """What decays, matrices and queries or ``everything``, and what does not, biases and norms."""
+    decayed = [parameter for parameter in network.parameters() if everything or parameter.ndim > 1]
+    others = [parameter for parameter in network.parameters() if not everything and parameter.ndim <= 1]
     return [
         {"params": decayed, "lr": lr, "weight_decay": weight_decay},
         {"params": others, "lr": lr, "weight_decay": 0.0},

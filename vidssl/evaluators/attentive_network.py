@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-INIT_STD = 0.02  # of queries, and of matrices that read V-JEPA's 1024 channels
+INIT_STD = 0.02  # V-JEPA's; where weights are scaled, of queries and of matrices that read 1024 channels
 
 
 class AttentiveNetwork(nn.Module):
@@ -20,6 +20,11 @@ class AttentiveNetwork(nn.Module):
     Args:
         num_queries: learned queries; what they find goes side by side into the linear layer.
         depth: blocks, the last of which is the cross-attention.
+        published: draw weights as both releases do, a normal of deviation 0.02 (which they cut at -2 and 2,
+            a hundred deviations out), and divide those that end branch l by the root of 2 l: projections
+            and MLPs of block l, counted from 1, and the MLP of the cross-attention, which counts as the
+            block before it. Otherwise the deviation follows the width that a matrix reads, cut at two
+            deviations, so that narrow networks start on V-JEPA's scale.
         generator: draws the weights, on the CPU.
     """
 
@@ -33,6 +38,7 @@ class AttentiveNetwork(nn.Module):
         num_heads: int,
         mlp_ratio: float,
         generator: torch.Generator,
+        published: bool = False,
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -42,13 +48,22 @@ class AttentiveNetwork(nn.Module):
         self.queries = nn.Parameter(torch.empty(num_queries, embed_dim))
         self.pool = CrossAttention(embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
         self.head = nn.Linear(num_queries * embed_dim, num_classes)
-        _draw(self.queries, INIT_STD, generator)
+        _draw(self.queries, INIT_STD, generator, cut=not published)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                # differs from V-JEPA, which has 0.02 everywhere: narrow networks start on its scale
-                _draw(module.weight, INIT_STD * math.sqrt(1024 / module.in_features), generator)
+                scale = 1.0 if published else math.sqrt(1024 / module.in_features)
+                _draw(module.weight, INIT_STD * scale, generator, cut=not published)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if published:
+            self._divide_ends_of_branches()
+
+    @torch.no_grad()
+    def _divide_ends_of_branches(self) -> None:
+        for name, weight in self.named_parameters():
+            if name.endswith(("project.weight", "mlp.3.weight")):
+                number = int(name.split(".")[1]) + 1 if name.startswith("blocks") else len(self.blocks)
+                weight.div_(math.sqrt(2 * max(number, 1)))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, K] of tokens [B, n, D]."""
@@ -60,7 +75,8 @@ class AttentiveNetwork(nn.Module):
 class CrossAttention(nn.Module):
     """Queries attend to normed tokens; what they find is added to them, and an MLP's answer to that.
 
-    The values' matrix makes what is found; there is no further projection (V-JEPA's formula has none).
+    The values' matrix makes what is found; there is no further projection: V-JEPA's code defines one and does
+    not apply it, V-JEPA 2's has none.
 
     There are a few queries and a thousand tokens, so the matrices of keys and values are applied to the
     queries and to what was found, not to each token: (K s) . q = s . (K^T q), and the sum of V s is V times
@@ -126,5 +142,8 @@ def _mlp(embed_dim: int, mlp_ratio: float) -> nn.Sequential:
     )
 
 
-def _draw(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+def _draw(weight: Tensor, std: float, generator: torch.Generator, *, cut: bool) -> None:
+    if cut:
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+    else:
+        nn.init.normal_(weight, std=std, generator=generator)
