@@ -33,7 +33,10 @@ def test_a_process_that_dies_or_hangs_loses_its_task_only() -> None:
     assert isinstance(results[-2], Lost)
 
 
-def test_a_defect_ends_the_work(capfd) -> None:
-    with pytest.raises(RuntimeError, match="failed at -3"):
-        list(work([0, -3, 1], twice, processes=1, patience_seconds=20))
+def test_an_error_loses_one_task_and_one_that_all_tasks_meet_ends_the_work(capfd) -> None:
+    results = dict(work([0, -3, 1], twice, processes=1, patience_seconds=20))
+    assert (results[0], results[1]) == (0, 2)
+    assert results[-3] == Lost("an error that nobody foresaw; its traceback stands above", failed=True)
     assert "a defect" in capfd.readouterr().err
+    with pytest.raises(RuntimeError, match="failed at all of 5 files"):
+        list(work([-3] * 9, twice, processes=1, patience_seconds=20))

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+_DEFECT = 5  # tasks that fail, and none is done: the job itself is broken
 _WATCH_SECONDS = 1.0  # how soon a process notices that its parent was killed
 # a fork has the job and its libraries at once
 _context: ForkContext | SpawnContext = (
@@ -26,9 +27,13 @@ _context: ForkContext | SpawnContext = (
 
 @dataclass(frozen=True)
 class Lost:
-    """A task without a result, and what became of the process that had it, in words."""
+    """A task without a result, and what became of the process that had it, in words.
+
+    ``failed``: it raised an error that nobody foresaw, whose traceback is printed.
+    """
 
     reason: str
+    failed: bool = False
 
 
 def work(
@@ -36,8 +41,8 @@ def work(
 ) -> Iterator[tuple[Task, Result | Lost]]:
     """Does a job for every task, each in one of several processes; results come as they are ready.
 
-    A process that dies, or takes longer than it may, loses only the task that it had; another takes its
-    place.
+    A process that dies or raises an error, or takes longer than it may, loses only the task that it had;
+    another takes its place.
 
     Args:
         job: a function that can be pickled.
@@ -45,10 +50,11 @@ def work(
         patience_seconds: for one task.
 
     Raises:
-        RuntimeError: if the job raises an error, which is a defect; its traceback is printed.
+        RuntimeError: if the job raises an error for each of the first tasks: then no file is to blame.
     """
     waiting = iter(tasks)
     crew: list[_Worker[Task, Result]] = []
+    failed, worked = 0, False
     try:
         for task in waiting:
             crew.append(_Worker(job, task))
@@ -56,7 +62,12 @@ def work(
                 break
         while crew:
             for worker in _ready(crew, patience_seconds):
-                yield worker.task, worker.result(patience_seconds)
+                result = worker.result(patience_seconds)
+                failed += isinstance(result, Lost) and result.failed
+                worked = worked or not isinstance(result, Lost)
+                if failed >= _DEFECT and not worked:
+                    raise RuntimeError(f"{job} failed at all of {failed} files; tracebacks stand above")
+                yield worker.task, result
                 crew.remove(worker)
                 for task in waiting:
                     crew.append(worker.go_on(task))
@@ -98,7 +109,7 @@ class _Worker(Generic[Task, Result]):
             return Lost(f"it took more than {patience_seconds:.0f} seconds")
         self.process.join(_WATCH_SECONDS)
         if self.process.exitcode == 1:
-            raise RuntimeError(f"{self.job} failed at {self.task}; its traceback stands above")
+            return Lost("an error that nobody foresaw; its traceback stands above", failed=True)
         return Lost(f"the process that had it ended ({_how_ended(self.process.exitcode)})")
 
     def go_on(self, task: Task) -> _Worker[Task, Result]:
