@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from PIL import Image
 
 BITS = 8
 SIDE = 16  # of a bit's square
@@ -39,6 +40,7 @@ def write_clip(
     height: int = 48,
     container_options: dict[str, str] | None = None,
     noise: int = 0,
+    pixel_aspect: Fraction = Fraction(1),
 ) -> Path:
     """Writes a numbered clip; ``times`` are the frames' timestamps in units of 1/30 s.
 
@@ -54,6 +56,7 @@ def write_clip(
         stream.codec_context.gop_size = gop
         stream.codec_context.max_b_frames = max_b_frames
         stream.codec_context.time_base = Fraction(1, 30)
+        stream.codec_context.sample_aspect_ratio = pixel_aspect
         stream.codec_context.thread_count = 1
         for number in range(num_frames):
             picture = numbered_frame(number, height)
@@ -80,39 +83,49 @@ def write_sound(path: Path, codec: str = "aac") -> Path:
     return path
 
 
-def copy_packets(path: Path, to: Path, *, skip: int = 0, hide: int = 0) -> Path:
+def write_animation(path: Path, num_frames: int, durations: Sequence[int]) -> Path:
+    """Writes a numbered GIF or WebP whose frames last ``durations`` in milliseconds, over and over."""
+    frames = [Image.fromarray(numbered_frame(number)) for number in range(num_frames)]
+    lasts = [durations[number % len(durations)] for number in range(num_frames)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=lasts)
+    return path
+
+
+def copy_packets(path: Path, to: Path, *, skip: int = 0, hide: int = 0, stored_order: bool = False) -> Path:
     """Copies a clip without decoding it: ``skip`` leaves packets out, ``hide`` shifts frames to before zero.
 
     An MP4 file keeps frames before zero for decoding and marks them as not shown, with an edit list.
+    ``stored_order`` numbers packets as they are stored, as careless remuxing does.
     """
     with av.open(str(path)) as source, av.open(str(to), "w") as container:
         stream = container.add_stream_from_template(source.streams.video[0])
         packets = [packet for packet in source.demux(video=0) if packet.size > 0]
-        for packet in packets[skip:]:
+        for number, packet in enumerate(packets[skip:]):
             packet.pts -= hide * packet.duration
             packet.dts -= hide * packet.duration
+            if stored_order:
+                packet.pts = packet.dts = number * packet.duration
             packet.stream = stream
             container.mux(packet)
     return to
 
 
 def turn_clip(path: Path, degrees: int) -> None:
-    """Sets the display matrix of an MP4 file's track, as a phone held sideways does."""
-    one = 0x10000
-    upright = [one, 0, 0, 0, one, 0, 0, 0, 0x40000000]
-    turned = {
-        90: [0, one, 0, -one, 0, 0, 0, 0, 0x40000000],
-        180: [-one, 0, 0, 0, -one, 0, 0, 0, 0x40000000],
-        270: [0, -one, 0, one, 0, 0, 0, 0, 0x40000000],
-    }[degrees]
+    """Turns an MP4 file clockwise by its display matrix, as a phone held sideways does."""
+    orient_clip(path, {90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}[degrees])
+
+
+def orient_clip(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Sets a, b, c, d of an MP4 file's display matrix, which shows (x, y) at (ax + cy, bx + dy)."""
     content = path.read_bytes()
-    track = content.index(b"tkhd")
-    start = content.index(_packed(upright), track)
-    path.write_bytes(content[:start] + _packed(turned) + content[start + 36 :])
+    start = content.index(_packed((1, 0, 0, 1)), content.index(b"tkhd"))
+    path.write_bytes(content[:start] + _packed(matrix) + content[start + 36 :])
 
 
-def _packed(matrix: Sequence[int]) -> bytes:
-    return b"".join(number.to_bytes(4, "big", signed=True) for number in matrix)
+def _packed(matrix: tuple[int, int, int, int]) -> bytes:
+    a, b, c, d = (number << 16 for number in matrix)
+    return b"".join(n.to_bytes(4, "big", signed=True) for n in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
 
 
 def damage_middle(path: Path, share: float = 0.15) -> Path:

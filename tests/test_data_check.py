@@ -100,7 +100,7 @@ def test_bad_files_are_listed_and_the_exit_code_is_one(root: Path) -> None:
 def decoded(monkeypatch) -> list[str]:
     """Names of the files that a scan, here in this process, decodes."""
     names: list[str] = []
-    monkeypatch.setattr(examine, "probe", lambda path: names.append(path.name) or probe(path))
+    monkeypatch.setattr(examine, "probe", lambda path, limits: names.append(path.name) or probe(path))
     monkeypatch.setattr(scan, "work", lambda tasks, job, **_: ((task, job(task)) for task in tasks))
     return names
 
@@ -372,6 +372,6 @@ def test_the_page_on_data_explains_every_field_and_status(root: Path) -> None:
     page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
     lines = (root.parent / "videos.manifest.jsonl").read_text().splitlines()
     fields = {field for line in lines[1:] for field in json.loads(line)}
-    assert len(fields) == 22
+    assert len(fields) == 25
     missing = [name for name in (*fields, *get_args(Status)) if f"`{name}`" not in page]
     assert missing == []

@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
+import torch
 from data_clips import (
     copy_packets,
     cut_off,
     damage_middle,
     number_shown,
+    orient_clip,
     turn_clip,
     write_clip,
     write_sound,
@@ -24,6 +26,7 @@ from PIL import Image
 
 from vidssl.data import decode, video_file
 from vidssl.data.decode import probe, read_frames
+from vidssl.data.limits import LIMITS
 from vidssl.interfaces import UnreadableSample
 
 CLIPS = os.environ.get("VIDSSL_CLIPS")
@@ -139,8 +142,7 @@ class Packets:
     """What the scan asks of an open video, its packets (pts, key) written down."""
 
     def __init__(self, *packets: tuple[int | None, bool], codec: str = "h264") -> None:
-        self.format, self.codec = "mov", codec
-        self.stream = SimpleNamespace(frames=0, codec_context=SimpleNamespace(has_b_frames=False))
+        self.format, self.codec, self.promised_frames, self.reorders = "mov", codec, 0, False
         self._packets = [
             SimpleNamespace(size=1, pts=pts, is_keyframe=key, is_discard=False, is_corrupt=False)
             for pts, key in packets
@@ -162,7 +164,7 @@ class Packets:
     ],
 )
 def test_packets_are_frames_only_where_nothing_speaks_against_it(video: Packets, why: str) -> None:
-    assert decode._scan_packets(video).distrust == why  # type: ignore[arg-type]
+    assert decode._scan_packets(video, "a", LIMITS).distrust == why  # type: ignore[arg-type]
 
 
 def test_order_and_repeats_are_kept_with_and_without_facts(tmp_path: Path) -> None:
@@ -184,6 +186,23 @@ def test_rotation_is_applied(tmp_path: Path, degrees: int) -> None:
     assert (facts.height, facts.width) == expected.shape[1:]
     for known in (None, facts):
         assert np.array_equal(read_frames(path, [5], known)[0].numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "matrix",
+    [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [(0, b, c, 0) for b in (1, -1) for c in (1, -1)],
+)
+def test_all_eight_orientations_are_as_the_display_matrix_says(tmp_path: Path, matrix) -> None:
+    path = write_clip(tmp_path / "a.mp4", 6, noise=60)
+    stored = read_frames(path, [5])[0]
+    orient_clip(path, matrix)
+    a, b, c, d = matrix
+    rows, columns = np.mgrid[: stored.shape[1], : stored.shape[2]]
+    x, y = a * columns + c * rows, b * columns + d * rows
+    expected = torch.empty((3, int(np.ptp(y)) + 1, int(np.ptp(x)) + 1), dtype=torch.uint8)
+    expected[:, y - y.min(), x - x.min()] = stored
+    for known in (None, probe(path)):
+        assert torch.equal(read_frames(path, [5], known)[0], expected)
 
 
 def test_facts_of_a_plain_file(tmp_path: Path) -> None:

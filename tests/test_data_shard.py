@@ -169,7 +169,9 @@ def test_a_manifest_spares_the_decoding(root: Path, tmp_path: Path, monkeypatch)
     decoded = tmp_path / "decoded"
     decoded.mkdir()
     real = examine.__globals__["probe"]
-    monkeypatch.setitem(examine.__globals__, "probe", lambda p: (decoded / p.name).touch() or real(p))
+    monkeypatch.setitem(
+        examine.__globals__, "probe", lambda p, limits: (decoded / p.name).touch() or real(p, limits)
+    )
     code, text = pack(manifest, tmp_path / "out")
     assert code == 1
     assert "run/empty.mp4: the file is empty" in text

@@ -94,6 +94,13 @@ def test_another_frame_rate_keeps_the_nearest_frames(
     assert list(kept_frames(SampleInfo("x", num_frames, own, {}), wanted)) == kept
 
 
+def test_of_a_video_of_uneven_rate_the_frames_nearest_in_time_are_kept() -> None:
+    times = [0.0, 0.1, 0.2, 0.9, 1.0, 1.9, 2.0]
+    kept = kept_frames(SampleInfo("x", 7, 3.0, {}, times), 2.0)
+    assert kept == [0, 2, 4, 5, 6]  # at 0, 0.5 (0.2 is nearer than 0.9), 1, 1.5 and 2 seconds
+    assert kept_frames(SampleInfo("x", 7, 3.0, {}, times), None) == range(7)
+
+
 def test_a_thinned_video_lasts_as_long() -> None:
     for num_frames in (10, 77, 300):
         for own in (12.5, 23.976, 30.0):

@@ -45,6 +45,16 @@ def _add_check(check: argparse.ArgumentParser) -> None:
         "--test-share", type=float, default=0.25, metavar="SHARE", help="as sources have it; default: 0.25"
     )
     check.add_argument("--all", dest="show_all", action="store_true", help="name all files, not the first 20")
+    limits = check.add_argument_group("limits", "a file past one of them is unreadable")
+    limits.add_argument(
+        "--max-pixels", type=int, default=36_000_000, metavar="N", help="of a frame; default: 36000000"
+    )
+    limits.add_argument(
+        "--max-frames", type=int, default=1_000_000, metavar="N", help="of a file; default: 1000000"
+    )
+    limits.add_argument(
+        "--max-seconds", type=float, default=300.0, metavar="S", help="for decoding a file once; default: 300"
+    )
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -55,6 +65,10 @@ def _check(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--processes must be at least 1, got {arguments.processes}")
     if not 0.0 < arguments.test_share < 1.0:
         raise UsageError(f"--test-share must lie between 0 and 1, got {arguments.test_share}")
+    for name in ("max_pixels", "max_frames", "max_seconds"):
+        if not getattr(arguments, name) > 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be above 0, got {getattr(arguments, name)}")
+    from vidssl.data.limits import Limits
     from vidssl.data_check.check import CheckRequest, check_data
 
     request = CheckRequest(
@@ -66,6 +80,7 @@ def _check(arguments: argparse.Namespace) -> int:
         processes=arguments.processes,
         test_share=arguments.test_share,
         show_all=arguments.show_all,
+        limits=Limits(arguments.max_pixels, arguments.max_frames, arguments.max_seconds),
     )
     return check_data(request)
 

@@ -153,12 +153,15 @@ class SampleInfo:
         num_frames: frames that can be asked for.
         fps: mean frame rate; 0 for an image.
         labels: label name -> class number; empty for unlabelled data.
+        times: seconds from the first frame to each of ``num_frames``, rising; empty where frames are evenly
+            spaced at ``fps``, or where no more than that is known.
     """
 
     key: str
     num_frames: int
     fps: float
     labels: Mapping[str, int]
+    times: Sequence[float] = ()
 
 
 class UnreadableSample(Exception):

@@ -83,7 +83,7 @@ class TorchCodec(Decoder):
                 "decoder torchcodec_cuda decodes in the process that owns the GPU: set run.workers=0"
             )
         check_numbers(file, frames, facts)
-        if facts.no_seeking:
+        if facts.no_seeking or facts.mirrored:  # it turns, but does not mirror
             return read_frames(file, frames, facts)
         given, why_not = _read_by_torchcodec(file, frames, facts, self.device)
         if given is not None:

@@ -10,6 +10,7 @@ from vidssl.data.contents import Content, File, opened
 
 _HEAD_BYTES = 4096
 _LFS_MARK = b"version https://git-lfs"
+_SEGMENT = 0x8538067  # ID 18538067 without its length marker
 _KNOWN_STARTS = ((b"RIFF", "AVI"), (b"\x1aE\xdf\xa3", "Matroska or WebM"), (b"\x00\x00\x01\xba", "MPEG"))
 
 
@@ -87,6 +88,37 @@ def _why_mp4(stream: BinaryIO, size: int) -> str:
         index = "" if b"moov" in names else ", and the index (moov) that follows is missing"
         return f"truncated: {size} of at least {needed} bytes are there{index}"
     return "truncated or never finished: the index (moov) is missing"
+
+
+def bytes_missing(file: File) -> int:
+    """Bytes that a Matroska or WebM file states and that are not there; 0 for whole files and other formats.
+
+    Its outermost elements have an ID and a length each, integers whose first byte says how long they are (RFC
+    8794, 4); a recording that was never finished states none.
+    """
+    with opened(file) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
+        if stream.read(4) != _KNOWN_STARTS[1][0]:
+            return 0
+        name, position = 0, 0
+        while name != _SEGMENT and position < size:
+            stream.seek(position)
+            name, _ = _variable_integer(stream)
+            length, unknown = _variable_integer(stream)
+            position = stream.tell() + length
+            if unknown:
+                return 0
+        return max(position - size, 0)
+
+
+def _variable_integer(stream: BinaryIO) -> tuple[int, bool]:
+    """An integer of 1 to 8 bytes without its length marker, and whether all its bits are ones."""
+    first = int.from_bytes(stream.read(1), "big")
+    length = 9 - first.bit_length()
+    bits = 7 * length
+    value = int.from_bytes(bytes([first]) + stream.read(length - 1), "big") & ((1 << bits) - 1)
+    return value, value == (1 << bits) - 1
 
 
 def _top_level_boxes(stream: BinaryIO, size: int) -> tuple[set[bytes], int]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 from vidssl.data.contents import Content, File
-from vidssl.data.decode import VideoFacts, probe, read_frames
-from vidssl.data.diagnose import why_not_a_file
+from vidssl.data.decode import OUT_OF_ORDER, VideoFacts, probe, read_frames, rising
+from vidssl.data.diagnose import bytes_missing, why_not_a_file
+from vidssl.data.limits import LIMITS, Limits
 from vidssl.data.manifest import Entry, Rate, Status, hash_content, why_changed
 from vidssl.data.video_file import open_video
 from vidssl.interfaces import UnreadableSample
@@ -30,6 +32,7 @@ class FileToExamine:
         labels: label name -> name of the class, handed on as they are.
         known: what an earlier look said, taken over if the file is still the same.
         timed: whether a clip is decoded once more and timed.
+        limits: that the file has to keep.
     """
 
     root: Path
@@ -37,6 +40,7 @@ class FileToExamine:
     labels: Mapping[str, str]
     known: Entry | None = None
     timed: bool = False
+    limits: Limits = LIMITS
 
 
 def examine(file: FileToExamine) -> Entry:
@@ -62,6 +66,8 @@ def examine(file: FileToExamine) -> Entry:
         return _describe(file, path, about)
     except UnreadableSample as error:
         return Entry(file.key, "unreadable", error.reason, **about)  # type: ignore[arg-type]
+    except OSError as error:
+        return Entry(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
 
 
 def examine_content(content: Content) -> Entry:
@@ -78,26 +84,41 @@ def examine_content(content: Content) -> Entry:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What decoding a whole file showed: of each frame its timestamp and whether it is a keyframe."""
+    """What decoding a whole file showed.
+
+    Attributes:
+        pts: of each frame.
+        keys: whether each is a keyframe.
+        num_packets, damage, container: of ``OpenVideo``.
+        interlaced: whether any frame is made of two fields of different times.
+        missing: the end that the header promises and that is not there, in words; empty if nothing is.
+    """
 
     pts: list[int | None]
     keys: list[bool]
     num_packets: int
     damage: list[int]
     container: str
+    interlaced: bool
+    missing: str
 
 
 def _describe(file: FileToExamine, path: File, about: dict[str, object]) -> Entry:
-    facts = probe(path)
-    with open_video(path) as video:
-        shown = [(frame.pts, frame.key_frame) for frame in video.frames()]
+    facts = probe(path, file.limits)
+    with open_video(path, file.limits) as video:
+        shown = [(frame.pts, frame.key_frame, frame.interlaced_frame) for frame in video.frames()]
         seen = _Pass(
-            [pts for pts, _ in shown],
-            [key for _, key in shown],
+            [pts for pts, _, _ in shown],
+            [key for _, key, _ in shown],
             video.num_packets,
             video.damage,
             video.format,
+            any(interlaced for _, _, interlaced in shown),
+            ""
+            if facts.promised_frames
+            else _what_is_missing(path, file.limits, video.stated_seconds(), facts),
         )
+    facts = _as_seen(facts, seen)
     status, reason = _judge(facts, seen)
     return Entry(
         file.key,
@@ -107,9 +128,45 @@ def _describe(file: FileToExamine, path: File, about: dict[str, object]) -> Entr
         container=seen.container,
         rate=_rate(facts, seen),
         gop=_longest_gap(seen.keys),
+        interlaced=seen.interlaced,
         clip_seconds=_time_clip(path, facts, str(about["sha256"])) if file.timed else 0.0,
         **about,  # type: ignore[arg-type]
     )
+
+
+def _as_seen(facts: VideoFacts, seen: _Pass) -> VideoFacts:
+    """The facts; without the index if the frames of a sound file come out in another order."""
+    pts = [time for time in seen.pts if time is not None]
+    in_order = len(pts) == len(seen.pts) and rising(pts)
+    if (
+        facts.no_seeking
+        or seen.damage
+        or (in_order and (pts == list(facts.pts) or set(pts) < set(facts.pts)))
+    ):
+        return facts
+    return replace(
+        facts,
+        num_frames=len(seen.pts),
+        no_seeking=OUT_OF_ORDER,
+        pts=array("q", pts if in_order else ()),
+        keyframes=(),
+    )
+
+
+def _what_is_missing(path: File, limits: Limits, stated: float, facts: VideoFacts) -> str:
+    """The end that a header promises by its bytes or its duration and that is not there, in words."""
+    if num_bytes := bytes_missing(path):
+        return f"its last {num_bytes:,} bytes are missing, {facts.num_frames} frames are there"
+    if stated <= 0 or not facts.pts or facts.fps <= 0:
+        return ""
+    steps = [later - earlier for earlier, later in pairwise(facts.pts)]
+    tolerance = 0.75 * (facts.tick_seconds * max(steps) if steps else 1 / facts.fps)
+    missing = stated - facts.pts[-1] * facts.tick_seconds - 1 / facts.fps
+    if missing <= tolerance:
+        return ""
+    with open_video(path, limits) as video:  # sound may last longer than the picture, in a file that is whole
+        missing = min(missing, stated - video.last_seconds())
+    return f"its last {missing:.2f} seconds are missing" if missing > tolerance else ""
 
 
 def _judge(facts: VideoFacts, seen: _Pass) -> tuple[Status, str]:
@@ -132,12 +189,14 @@ def _judge(facts: VideoFacts, seen: _Pass) -> tuple[Status, str]:
     if seen.damage or seen.num_packets < facts.promised_frames:
         promised = f" of the {facts.promised_frames} promised" if facts.promised_frames else ""
         return "cut", f"it is cut off: {facts.num_frames} frames{promised} are there"
+    if seen.missing:
+        return "cut", f"it is cut off: {seen.missing}"
     return "ok", ""
 
 
 def _rate(facts: VideoFacts, seen: _Pass) -> Rate:
     """Constant if each step in time is within a tenth of the mean step, or as near as timestamps can tell."""
-    if seen.container == "avi":
+    if seen.container == "avi" and not facts.pts:
         return "constant"  # by its format; with packed B-frames its timestamps say nothing
     times = [pts for pts in facts.pts or seen.pts if pts is not None]
     steps = [later - earlier for earlier, later in pairwise(times)]

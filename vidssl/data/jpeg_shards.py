@@ -23,8 +23,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from vidssl.data.decode import part_of, seconds_of
 from vidssl.data.listing import Listed, Listing, Part, named_listing, select
 from vidssl.data.lists import listed_part
+from vidssl.data.manifest import unpacked
 from vidssl.data.segments import parse_segments
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
@@ -143,7 +145,9 @@ class JpegShards(DataSource):
 
     def info(self, index: int) -> SampleInfo:
         file = self._files[index]
-        return SampleInfo(file.key, len(self._frames(file)), self._rows[file.path]["fps"], file.labels)
+        own, row = self._frames(file), self._rows[file.path]
+        times = seconds_of(*_times(row))
+        return SampleInfo(file.key, len(own), row["fps"], file.labels, part_of(times, own))
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         key = self._files[index].key
@@ -162,7 +166,7 @@ class JpegShards(DataSource):
         row = self._rows[file.path]
         if file.segment is None:
             return range(row["frames"])
-        return file.segment.frames(file.key, row["frames"], row["fps"], array("q"), 0.0)
+        return file.segment.frames(file.key, row["frames"], row["fps"], *_times(row))
 
     def _open(self, shard: str) -> int:
         if shard not in self._descriptors:
@@ -198,6 +202,11 @@ class JpegShards(DataSource):
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_descriptors", {}).values():
             os.close(descriptor)
+
+
+def _times(row: Mapping) -> tuple[array[int], float]:
+    """Timestamps and their unit in seconds; none of a video whose frames are evenly spaced."""
+    return unpacked(row.get("pts", ())), row.get("tick_seconds", 0.0)
 
 
 def _read_index(path: Path) -> tuple[dict[str, dict], Listing]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vidssl.class_numbers import LabelClasses
+from vidssl.data.animations import is_still_webp
 from vidssl.data.segments import NamedSegment, Segment
 from vidssl.errors import UsageError, printable
 
@@ -17,7 +18,7 @@ Part = Literal["all", "train", "test"]
 
 VIDEO_EXTENSIONS = (
     *("avi", "mp4", "mkv", "webm", "mov", "mpg", "mpeg", "m4v"),
-    *("wmv", "flv", "ogv", "3gp", "ts", "mts", "m2ts", "vob"),
+    *("wmv", "flv", "ogv", "3gp", "ts", "mts", "m2ts", "vob", "gif", "webp"),
 )
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 _READERS = {
@@ -164,6 +165,8 @@ def _others(root: Path, extensions: Sequence[str]) -> str:
 def find_files(root: Path, extensions: Sequence[str]) -> list[str]:
     """Keys of all files with these extensions, sorted; links to folders are followed, once each.
 
+    Of videos a WebP file counts only if it is no single picture: such lie beside videos as thumbnails.
+
     Raises:
         UsageError: if the folder is missing or unreadable.
     """
@@ -186,6 +189,8 @@ def find_files(root: Path, extensions: Sequence[str]) -> list[str]:
             for name in names
             if name.lower().endswith(endings) and not name.startswith(".")
         ]
+    if tuple(extensions) == VIDEO_EXTENSIONS:
+        keys = [key for key in keys if not (key.lower().endswith(".webp") and is_still_webp(root / key))]
     return sorted(keys)
 
 

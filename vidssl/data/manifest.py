@@ -49,6 +49,8 @@ class Entry:
         rate: whether frames are evenly spaced in time.
         gop: largest distance from one keyframe to the next, or to the end, in frames; 0 if unknown.
         clip_seconds: of a core, that decoding one clip took; 0 where none was timed.
+        interlaced: whether any frame is made of two fields.
+        old: whether a version wrote it that did not look for all of this; a scan then looks again.
     """
 
     key: str
@@ -64,6 +66,8 @@ class Entry:
     gop: int = 0
     clip_seconds: float = 0.0
     segments: tuple[NamedSegment, ...] = ()
+    interlaced: bool = False
+    old: bool = False
 
     @property
     def usable(self) -> bool:
@@ -85,6 +89,7 @@ class Entry:
         if self.facts is not None:
             row |= _facts_row(self.facts)
             row |= {"container": self.container, "rate": self.rate, "gop": self.gop}
+            row["interlaced"] = self.interlaced
             row["clip_seconds"] = round(self.clip_seconds, 6)
         return json.dumps(row, ensure_ascii=True, separators=(",", ":")) + "\n"
 
@@ -104,6 +109,7 @@ class Entry:
         if "frames" not in row:
             return cls(**own)  # type: ignore[arg-type]
         more = {name: row[name] for name in ("container", "rate", "gop", "clip_seconds")}
+        more |= {"interlaced": bool(row.get("interlaced", False)), "old": "interlaced" not in row}
         return cls(**own, **more, facts=_facts_of(row))  # type: ignore[arg-type]
 
 
@@ -118,8 +124,10 @@ def _facts_row(facts: VideoFacts) -> dict[str, object]:
         "codec": facts.codec,
         "no_seeking": facts.no_seeking,
         "tick_seconds": facts.tick_seconds,
-        "pts": _packed(facts.pts),
+        "pts": packed(facts.pts),
         "keyframes": [[keyframe.number, keyframe.pts] for keyframe in facts.keyframes],
+        "mirrored": facts.mirrored,
+        "pixel_aspect": facts.pixel_aspect,
     }
 
 
@@ -133,9 +141,11 @@ def _facts_of(row: Mapping[str, object]) -> VideoFacts:
         rotation=whole_number(row["rotation"]),
         codec=str(row["codec"]),
         no_seeking=str(row["no_seeking"]),
-        pts=_unpacked(row["pts"]),  # type: ignore[arg-type]
+        pts=unpacked(row["pts"]),  # type: ignore[arg-type]
         keyframes=tuple(Keyframe(number, pts) for number, pts in row["keyframes"]),  # type: ignore[attr-defined]
         tick_seconds=float(row["tick_seconds"]),  # type: ignore[arg-type]
+        mirrored=bool(row.get("mirrored", False)),
+        pixel_aspect=float(row.get("pixel_aspect", 1.0)),  # type: ignore[arg-type]
     )
 
 
@@ -150,20 +160,21 @@ def whole_number(value: object) -> int:
     return value
 
 
-def _packed(pts: Sequence[int]) -> list[int]:
+def packed(pts: Sequence[int]) -> list[int]:
     """First timestamp, then pairs: a step and how often it is taken. Three numbers for a steady video."""
-    packed = list(pts[:1])
+    short = list(pts[:1])
     for earlier, later in pairwise(pts):
-        if len(packed) > 1 and packed[-2] == later - earlier:
-            packed[-1] += 1
+        if len(short) > 1 and short[-2] == later - earlier:
+            short[-1] += 1
         else:
-            packed += [later - earlier, 1]
-    return packed
+            short += [later - earlier, 1]
+    return short
 
 
-def _unpacked(packed: Sequence[int]) -> array[int]:
-    pts = array("q", packed[:1])
-    for step, count in zip(packed[1::2], packed[2::2], strict=True):
+def unpacked(short: Sequence[int]) -> array[int]:
+    """The timestamps that ``packed`` made short."""
+    pts = array("q", short[:1])
+    for step, count in zip(short[1::2], short[2::2], strict=True):
         last = pts[-1]
         pts.extend(last + step * number for number in range(1, count + 1))
     return pts

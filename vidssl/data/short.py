@@ -42,6 +42,18 @@ class ShortVideos:
         """Frames that a video has as far as views can see."""
         return max(num_frames, self.min_frames) if self.rule in ("loop", "pad") else num_frames
 
+    def times(self, times: Sequence[float]) -> Sequence[float]:
+        """Times of the frames that views see, for those of the frames that are there, or none."""
+        more = self.length(len(times)) - len(times)
+        if not times or more <= 0:
+            return times
+        gap = times[-1] / max(len(times) - 1, 1)
+        if self.rule == "pad":
+            return [*times, *(times[-1] + gap * (step + 1) for step in range(more))]
+        period = times[-1] + gap
+        rounds = (len(times) + step for step in range(more))
+        return [*times, *(times[n % len(times)] + n // len(times) * period for n in rounds)]
+
     def within(self, frames: Sequence[int], num_frames: int) -> list[int]:
         """Frames that are there for frames asked for of a video that was made longer."""
         if num_frames >= self.length(num_frames):

@@ -34,6 +34,7 @@ class VideoFolder(DataSource, KnowsMissing):
         short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them, "pad" holds
             their last frame, "skip" leaves them out; by default the views have rules of their own.
         min_frames: how many frames make a video not short.
+        square_pixels: whether frames whose pixels are not square are widened or narrowed to what they show.
     """
 
     def __init__(
@@ -47,11 +48,18 @@ class VideoFolder(DataSource, KnowsMissing):
         decoder: DecoderName = "pyav",
         short: Short | None = None,
         min_frames: int = 1,
+        square_pixels: bool = False,
     ) -> None:
         listing = list_folder(Path(root), VIDEO_EXTENSIONS, "video")
         listing = select(listing, part=part, test_share=test_share, limit=limit, where=root)
         self._videos = Videos(
-            Path(root), listing, manifest=manifest, decoder=decoder, short=short, min_frames=min_frames
+            Path(root),
+            listing,
+            manifest=manifest,
+            decoder=decoder,
+            short=short,
+            min_frames=min_frames,
+            square_pixels=square_pixels,
         )
         self.label_classes = listing.label_classes
 
@@ -96,6 +104,7 @@ class VideoList(DataSource, KnowsMissing):
         short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them, "pad" holds
             their last frame, "skip" leaves them out; by default the views have rules of their own.
         min_frames: how many frames make a video not short.
+        square_pixels: whether frames whose pixels are not square are widened or narrowed to what they show.
     """
 
     def __init__(
@@ -111,6 +120,7 @@ class VideoList(DataSource, KnowsMissing):
         decoder: DecoderName = "pyav",
         short: Short | None = None,
         min_frames: int = 1,
+        square_pixels: bool = False,
     ) -> None:
         listing, part = listed_part(list, test_list, part, exists=lambda path: (Path(root) / path).is_file())
         listing = select(listing, part=part, test_share=test_share, limit=limit, where=list)
@@ -120,7 +130,13 @@ class VideoList(DataSource, KnowsMissing):
                 f"{(Path(root) / listing.files[0].path).absolute()} and so on"
             )
         self._videos = Videos(
-            Path(root), listing, manifest=manifest, decoder=decoder, short=short, min_frames=min_frames
+            Path(root),
+            listing,
+            manifest=manifest,
+            decoder=decoder,
+            short=short,
+            min_frames=min_frames,
+            square_pixels=square_pixels,
         )
         self.label_classes = listing.label_classes
 

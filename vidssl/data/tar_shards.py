@@ -23,7 +23,7 @@ from torch import Tensor
 from vidssl.abilities import EpochOrder, KnowsMissing, OrdersEpochs
 from vidssl.data.addresses import Address, file_address
 from vidssl.data.contents import Content
-from vidssl.data.decode import VideoFacts
+from vidssl.data.decode import VideoFacts, part_of
 from vidssl.data.decoders import DecoderName, choose_decoder
 from vidssl.data.images import read_image
 from vidssl.data.listing import Listed, Listing, Part, named_listing, select
@@ -59,6 +59,7 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
         short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them, "pad" holds
             their last frame, "skip" leaves them out; by default the views have rules of their own.
         min_frames: how many frames make a video not short.
+        square_pixels: whether frames whose pixels are not square are widened or narrowed to what they show.
         order: "shards" reads few shards at a time, as many as a batch has samples, and mixes them; "samples"
             shuffles all samples, for disks that answer any read at once.
         cache: a folder of this machine in which shards are kept that were fetched whole; without it each
@@ -79,6 +80,7 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
         decoder: DecoderName = "pyav",
         short: Short | None = None,
         min_frames: int = 1,
+        square_pixels: bool = False,
         order: Literal["shards", "samples"] = "shards",
         cache: str | None = None,
         cache_gib: float = 100.0,
@@ -86,6 +88,7 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
         if list is None and test_list is not None:
             raise ValueError("'test_list' goes with 'list'")
         self._order = order
+        self._square_pixels = square_pixels
         self._short = ShortVideos(short, min_frames)
         self._decoder = choose_decoder(decoder)
         self._address = Address(root)
@@ -119,7 +122,8 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
 
     def info(self, index: int) -> SampleInfo:
         _, facts, own = self._look(index)
-        return SampleInfo(self.key(index), self._short.length(len(own)), facts.fps, self.labels(index))
+        length, times = self._short.length(len(own)), self._short.times(part_of(facts.uneven_times, own))
+        return SampleInfo(self.key(index), length, facts.fps, self.labels(index), times)
 
     def epoch_order(self, seed: int, batch_size: int) -> EpochOrder:
         if self._order == "samples":
@@ -161,6 +165,8 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
         if member.entry.facts is None:
             raise UnreadableSample(member.entry.key, f"{self._index.where} says nothing of its frames")
         facts, segment = member.entry.facts, self._segment(index)
+        if self._square_pixels:
+            facts = facts.with_square_pixels()
         if segment is None:
             return member, facts, range(facts.num_frames)
         own = segment.frames(self.key(index), facts.num_frames, facts.fps, facts.pts, facts.tick_seconds)

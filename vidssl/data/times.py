@@ -5,14 +5,19 @@ A video of n frames has the numbers 0 to n - 1. Rules of the published codes car
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 
 from vidssl.interfaces import SampleInfo, UnreadableSample
 
 SVT_FPS = 30.0  # the rate at which SVT's windows are counted in frames
+
+_log = logging.getLogger(__name__)
 
 
 def draw(generator: torch.Generator, lowest: int, highest: int) -> int:
@@ -26,19 +31,30 @@ def draw_real(generator: torch.Generator, lowest: float, highest: float) -> floa
 
 
 def kept_frames(info: SampleInfo, fps: float | None) -> Sequence[int]:
-    """The frames that remain of a video at another frame rate: those nearest to its ticks, from 0 on.
+    """The frames that remain of a video at another frame rate: those nearest in time to its ticks, from 0 on.
 
     Frames repeat where ``fps`` is above the video's own rate. None keeps all frames; an image stays one.
+    The last frame of a video that has ``times`` lasts as long as its frames do on average.
 
     Raises:
         UnreadableSample: if the video states no frame rate.
     """
     if fps is None or info.num_frames == 1:
         return range(info.num_frames)
+    if len(info.times):
+        return _nearest(info.times, fps)
     if info.fps <= 0:
         raise UnreadableSample(info.key, "it states no frame rate: leave out 'fps' and set 'frame_stride'")
     count = max(1, math.floor(info.num_frames * fps / info.fps + 0.5))
     return [min(math.floor(tick * info.fps / fps + 0.5), info.num_frames - 1) for tick in range(count)]
+
+
+def _nearest(times: Sequence[float], fps: float) -> list[int]:
+    """The frame nearest to each tick, the later of two."""
+    shown = np.asarray(times, dtype=np.float64)
+    seconds = shown[-1] * len(shown) / (len(shown) - 1)
+    ticks = np.arange(max(1, math.floor(seconds * fps + 0.5))) / fps
+    return np.searchsorted((shown[1:] + shown[:-1]) / 2, ticks, side="right").tolist()
 
 
 def last_start(num_frames: int, length: int, stride: int) -> int:
@@ -99,9 +115,23 @@ def segments(num_frames: int, length: int) -> list[tuple[int, int]]:
     return [(round(part * place), round(part * (place + 1))) for place in range(length)]
 
 
+def svt_fps(info: SampleInfo) -> float:
+    """The frame rate of a video; 30, with a line in the log for the first, where it states none."""
+    if info.fps <= 0 and info.num_frames > 1:
+        _tell_assumed_rate(SVT_FPS)
+    return info.fps if info.fps > 0 else SVT_FPS
+
+
+@lru_cache(maxsize=1)
+def _tell_assumed_rate(fps: float) -> None:
+    _log.warning(
+        "a video states no frame rate: SVT's windows take it, and others like it, for %g a second", fps
+    )
+
+
 def svt_window_frames(fps: float, window_frames: int) -> float:
-    """How many frames of a video last as long as ``window_frames`` at 30 fps; as many if ``fps`` is 0."""
-    return window_frames * (fps / SVT_FPS if fps > 0 else 1.0)
+    """How many frames of a video last as long as ``window_frames`` at 30 fps."""
+    return window_frames * fps / SVT_FPS
 
 
 def svt_window(start: float, num_frames: int, window: float) -> tuple[int, int]:

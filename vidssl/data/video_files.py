@@ -33,7 +33,7 @@ class VideoFiles(DataSource):
 
     def info(self, index: int) -> SampleInfo:
         facts = self._videos[index].facts
-        return SampleInfo(self.key(index), facts.num_frames, facts.fps, {})
+        return SampleInfo(self.key(index), facts.num_frames, facts.fps, {}, facts.uneven_times)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         video = self._videos[index]

@@ -1,7 +1,7 @@
 """Listed video files as samples: what is known of each, which are left out, and how they are read.
 
 A source of videos holds one ``Videos`` and hands it the keys that all such sources share: ``manifest``,
-``decoder``, ``short`` and ``min_frames``.
+``decoder``, ``short``, ``min_frames`` and ``square_pixels``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vidssl.data.decode import VideoFacts, probe
+from vidssl.data.decode import VideoFacts, part_of, probe
 from vidssl.data.decoders import DecoderName, PyAV, choose_decoder
 from vidssl.data.diagnose import why_not_a_file
 from vidssl.data.listing import Listed, Listing
@@ -42,6 +42,7 @@ class Videos:
             first frame on and "pad" holds their last frame, both up to ``min_frames``; "skip" leaves them
             out, which takes a manifest. None leaves short videos to the rule of the views.
         min_frames: see ``short``.
+        square_pixels: whether frames whose pixels are not square are widened or narrowed to what they show.
 
     Attributes:
         files: those that are not left out.
@@ -62,6 +63,7 @@ class Videos:
         decoder: DecoderName = "pyav",
         short: Short | None = None,
         min_frames: int = 1,
+        square_pixels: bool = False,
     ) -> None:
         self._short = ShortVideos(short, min_frames)
         if short == "skip" and manifest is None:
@@ -69,6 +71,7 @@ class Videos:
                 "short: skip needs 'manifest', which knows how long videos are; 'vidssl data check' makes one"
             )
         self._root = root.absolute()
+        self._square_pixels = square_pixels
         self._manifest = None if manifest is None else Manifest(Path(manifest))
         self._decoder = choose_decoder(decoder)
         self._facts: OrderedDict[str, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
@@ -81,7 +84,8 @@ class Videos:
         file = self.files[index]
         facts = self._look(index)
         own = _frames(file, facts)
-        return SampleInfo(file.key, self._short.length(len(own)), facts.fps, file.labels)
+        length, times = self._short.length(len(own)), self._short.times(part_of(facts.uneven_times, own))
+        return SampleInfo(file.key, length, facts.fps, file.labels, times)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         """Frames as a source reads them, uint8 [len(frames), 3, H, W]."""
@@ -145,7 +149,8 @@ class Videos:
             raise UnreadableSample(file.key, why_not_a_file(path)) from None
         version = (status.st_size, status.st_mtime_ns)
         if file.path not in self._facts or self._facts[file.path][0] != version:
-            self._facts[file.path] = (version, self._find_out(file, status))
+            facts = self._find_out(file, status)
+            self._facts[file.path] = (version, facts.with_square_pixels() if self._square_pixels else facts)
         self._facts.move_to_end(file.path)
         if len(self._facts) > _FACTS_KEPT:
             self._facts.popitem(last=False)

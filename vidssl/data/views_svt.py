@@ -25,6 +25,7 @@ from vidssl.data.times import (
     held_frames,
     last_start,
     spread,
+    svt_fps,
     svt_window,
     svt_window_frames,
 )
@@ -158,7 +159,7 @@ class SVTPublished(ViewSampler):
         self, source: DataSource, index: int, generator: torch.Generator
     ) -> dict[str, tuple[Tensor, ...]]:
         info = source.info(index)
-        window = svt_window_frames(info.fps, self.window_frames)
+        window = svt_window_frames(svt_fps(info), self.window_frames)
         start = draw_real(generator, 0.0, max(info.num_frames - window, 0.0))
         first, last = svt_window(start, info.num_frames, window)
         globals_ = svt_global_frames(first, last, self.num_frames)

@@ -26,6 +26,7 @@ from vidssl.data.times import (
     last_start,
     middle_starts,
     segments,
+    svt_fps,
     svt_test_frames,
     vimpac_last_start,
 )
@@ -200,7 +201,7 @@ class SVTPublishedTest(ViewSampler):
         clips = [
             svt_test_frames(
                 info.num_frames,
-                info.fps,
+                svt_fps(info),
                 clip=clip,
                 num_clips=self.num_clips,
                 length=self.num_frames,

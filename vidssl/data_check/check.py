@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vidssl.data.limits import LIMITS, Limits
 from vidssl.data.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
 from vidssl.data.lists import read_lists
 from vidssl.data.manifest import Manifest
@@ -37,6 +38,7 @@ class CheckRequest:
         processes: that decode; by default one for each core.
         test_share: as ``video_folder`` and ``video_list`` have it, where there is no ``test_list``.
         show_all: name every file that something is wrong with, not only the first few.
+        limits: that each file has to keep.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class CheckRequest:
     processes: int | None = None
     test_share: float = 0.25
     show_all: bool = False
+    limits: Limits = LIMITS
 
 
 def check_data(request: CheckRequest, console: Console | None = None) -> int:
@@ -63,7 +66,7 @@ def check_data(request: CheckRequest, console: Console | None = None) -> int:
     root, listing, parts = _what(request)
     others = [(path, Manifest(path)) for path in request.against]
     out = request.out or _beside(request.path)
-    manifest = _scan(root, listing, out, request.processes or _cores(), console)
+    manifest = _scan(root, listing, out, request, console)
     given = request.test_list is not None
     train, test = ([manifest.entry(path) for path in part] for part in parts)
     where = "train and " + (
@@ -115,7 +118,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _scan(root: Path, listing: Listing, out: Path, processes: int, console: Console) -> Manifest:
+def _scan(root: Path, listing: Listing, out: Path, request: CheckRequest, console: Console) -> Manifest:
+    processes = request.processes or _cores()
     console.print(
         f"Looking at {len(listing.files)} files below {root}, {processes} at a time",
         soft_wrap=True,
@@ -126,4 +130,11 @@ def _scan(root: Path, listing: Listing, out: Path, processes: int, console: Cons
     columns = (TextColumn("scan"), BarColumn(), MofNCompleteColumn(), *left)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=len(listing.files))
-        return scan(root, listing, out, processes=processes, seen=lambda entry: bar.advance(task))
+        return scan(
+            root,
+            listing,
+            out,
+            processes=processes,
+            limits=request.limits,
+            seen=lambda entry: bar.advance(task),
+        )

@@ -7,6 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -95,13 +96,26 @@ def _summary(manifest: Manifest, usable: Sequence[tuple[Entry, VideoFacts]]) -> 
     table.add_row("frames a second", _counted(Counter(f"{one.fps:.4g}" for one in facts)))
     table.add_row("spacing of frames", _counted(Counter(entry.rate for entry, _ in usable)))
     table.add_row("size", _counted(Counter(f"{one.width}x{one.height}" for one in facts)))
-    table.add_row("rotated", str(sum(one.rotation != 0 for one in facts)))
+    table.add_row("rotated or mirrored", str(sum(one.rotation != 0 or one.mirrored for one in facts)))
+    aspects = Counter(_aspect(one) for one in facts if one.pixel_aspect != 1.0)
+    if aspects:
+        table.add_row("pixels not square", f"{_counted(aspects)}: 'square_pixels: true' applies it")
+    interlaced = sum(entry.interlaced for entry, _ in usable)
+    if interlaced:
+        table.add_row("interlaced, read as stored", str(interlaced))
     table.add_row("file, codec", _counted(Counter(f"{e.container} {one.codec}" for e, one in usable)))
     table.add_row("longest group of pictures", f"{_spread([entry.gop for entry, _ in usable])} frames")
     by_start = Counter(_FRAMES_THERE.sub("", one.no_seeking) for one in facts if one.no_seeking)
     table.add_row("read only from the start, by PyAV", _counted(by_start) or "none")
     table.add_row("decoding alone, from memory", _speed([entry.clip_seconds for entry, _ in usable]))
     return table
+
+
+def _aspect(facts: VideoFacts) -> str:
+    shown = facts.with_square_pixels()
+    ratio = Fraction(facts.pixel_aspect).limit_denominator(1000)
+    sizes = f"{facts.width}x{facts.height} shown {shown.width}x{shown.height}"
+    return f"{ratio.numerator}:{ratio.denominator}, {sizes}"
 
 
 def _speed(seconds: Iterable[float]) -> str:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from vidssl.data.crew import Lost, work
 from vidssl.data.examine import FileToExamine, examine
+from vidssl.data.limits import LIMITS, Limits
 from vidssl.data.listing import Listing
 from vidssl.data.manifest import Entry, Manifest, header
-from vidssl.data.video_file import PATIENCE_SECONDS
 from vidssl.engine.files import write_atomically
 from vidssl.errors import UsageError
 
@@ -30,6 +30,7 @@ def scan(
     out: Path,
     *,
     processes: int,
+    limits: Limits = LIMITS,
     seen: Callable[[Entry], None] = lambda entry: None,
 ) -> Manifest:
     """The manifest of these files, written to ``out``.
@@ -37,6 +38,7 @@ def scan(
     Args:
         root: folder that keys are relative to.
         out: the manifest; what it says of unchanged files is kept.
+        limits: that each file has to keep; with others than an earlier scan's a file is looked at again.
         seen: called with each entry as it is ready.
 
     Raises:
@@ -50,8 +52,8 @@ def scan(
         with part.open("ab") as file:
             file.write(b"\n")  # ends a line that a kill left unfinished
             files, segments = listing.whole(), listing.segments()
-            tasks = _tasks(root, files, earlier, begun)
-            patience = PATIENCE_SECONDS * _TRIES
+            tasks = _tasks(root, files, earlier, begun, limits)
+            patience = limits.max_seconds * _TRIES
             for task, result in work(tasks, examine, processes=processes, patience_seconds=patience):
                 entry = _lost(task, result) if isinstance(result, Lost) else result
                 entry = replace(entry, segments=segments.get(entry.key, ()))
@@ -68,14 +70,17 @@ def scan(
 
 
 def _tasks(
-    root: Path, listing: Listing, earlier: Manifest | None, begun: dict[str, bytes]
+    root: Path, listing: Listing, earlier: Manifest | None, begun: dict[str, bytes], limits: Limits
 ) -> Iterator[FileToExamine]:
     every = max(len(listing.files) // _TIMED, 1)
     for place, file in enumerate(listing.files):
         known = Entry.from_row(json.loads(begun[file.path])) if file.path in begun else None
         if known is None and earlier is not None and file.path in earlier:
             known = earlier.entry(file.path)
-        yield FileToExamine(root, file.path, listing.class_names(file), known, timed=place % every == 0)
+        if known is not None and (known.old or not limits.hold_for(known.reason)):
+            known = None
+        timed = place % every == 0
+        yield FileToExamine(root, file.path, listing.class_names(file), known, timed=timed, limits=limits)
 
 
 def _lost(task: FileToExamine, lost: Lost) -> Entry:

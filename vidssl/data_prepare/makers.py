@@ -22,11 +22,12 @@ from PIL import Image
 from vidssl.data.decode import VideoFacts, probe, read_frames
 from vidssl.data.examine import FileToExamine, examine
 from vidssl.data.jpeg_shards import read_block, write_block
+from vidssl.data.manifest import packed
 from vidssl.data_prepare.pictures import RGB, a_clip, core_seconds, difference, fit, pictures, sampled
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 
-_UNSTATED_FPS = 25.0  # of a file that states no rate and no times
+_UNSTATED_FPS = 25.0  # of a single picture
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,9 @@ def prepare_file(file: FileToPrepare) -> Prepared | CannotWrite:
     except OSError as error:  # reading raises no OSError: it was in writing
         temporary.unlink(missing_ok=True)
         return CannotWrite(f"cannot write {file.target}: {error.strerror or error}")
+    except (av.FFmpegError, MemoryError) as error:
+        temporary.unlink(missing_ok=True)
+        return Prepared(file.key, source, f"its frames cannot be encoded ({error})")
     return replace(made, source=source, frames=facts.num_frames, seconds=time.thread_time() - began)
 
 
@@ -162,7 +166,10 @@ def _make_h264(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prepa
     times, tick = _times(facts)
     kept = _Kept(facts)
     temporary.parent.mkdir(parents=True, exist_ok=True)
-    _encode(kept.pass_on(pictures(path, facts, size)), temporary, size, (times, tick, _rate(facts)), form)
+    timing = (times, tick, _rate(facts))
+    aspect = Fraction(facts.pixel_aspect).limit_denominator(1000)
+    aspect = 1 / aspect if facts.rotation % 180 else aspect
+    _encode(kept.pass_on(pictures(path, facts, size)), temporary, (*size, aspect), timing, form)
     with temporary.open("rb+") as written:
         os.fsync(written.fileno())
     entry = examine(FileToExamine(temporary.parent, temporary.name, file.labels))
@@ -204,7 +211,9 @@ def _make_jpegs(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prep
             before = core_seconds(lambda: read_frames(path, clip, facts))
             after = core_seconds(lambda: read_block(block.fileno(), 0, clip))
     os.replace(temporary, file.target)
-    about = {"fps": facts.fps, "height": size[0], "width": size[1]}
+    about: dict[str, object] = {"fps": facts.fps, "height": size[0], "width": size[1]}
+    if facts.uneven_times:
+        about |= {"tick_seconds": facts.tick_seconds, "pts": packed(facts.pts)}
     return Prepared(file.key, bytes=length, before=before, after=after, about=about)
 
 
@@ -247,6 +256,8 @@ def _times(facts: VideoFacts) -> tuple[array[int], Fraction]:
     """Times of the frames in ticks, and the tick in seconds; evenly spaced where the file's say nothing."""
     if facts.pts:
         return facts.pts, Fraction(facts.tick_seconds).limit_denominator(1_000_000)
+    if facts.fps <= 0 and facts.num_frames > 1:
+        raise UnreadableSample("", "it states neither a frame rate nor times, and a file has to")
     return array("q", range(facts.num_frames)), 1 / _rate(facts)
 
 
@@ -257,7 +268,7 @@ def _rate(facts: VideoFacts) -> Fraction:
 def _encode(
     shown: Iterator[RGB],
     target: Path,
-    size: tuple[int, int],
+    shape: tuple[int, int, Fraction],
     timing: tuple[array[int], Fraction, Fraction],
     form: H264,
 ) -> None:
@@ -268,7 +279,8 @@ def _encode(
     with av.open(str(target.absolute()), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
         assert isinstance(stream, VideoStream)
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.height, stream.width, stream.codec_context.sample_aspect_ratio = shape
+        stream.pix_fmt = "yuv420p"
         codec = stream.codec_context
         codec.gop_size, codec.time_base, codec.thread_count = form.gop, tick, 1
         codec.max_b_frames = 0  # packets stay in the order of frames, so each can say how long it lasts

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from vidssl.data.decode import VideoFacts
+from vidssl.data.decode import Picture, VideoFacts, limits_of
 from vidssl.data.examine import CLIP_FRAMES, CLIP_STRIDE
 from vidssl.data.video_file import open_video
 from vidssl.interfaces import UnreadableSample
@@ -40,19 +40,14 @@ def pictures(path: Path, facts: VideoFacts, size: tuple[int, int]) -> Iterator[R
         UnreadableSample: as soon as a frame is missing or spoilt, for those behind it would move up. The end
             of a file that was cut off is not missed.
     """
-    turn = facts.rotation // 90
-    height, width = (size[1], size[0]) if turn % 2 else size
-    reformatter = VideoReformatter()
+    picture = Picture.stated(replace(facts, height=size[0], width=size[1]))
     given = 0
-    with open_video(path, patience_seconds=PATIENCE_SECONDS) as video:
+    with open_video(path, replace(limits_of(facts), max_seconds=PATIENCE_SECONDS)) as video:
         for frame in video.frames():
             if given >= facts.num_frames or (facts.pts and frame.pts != facts.pts[given]):
                 break
             given += 1
-            image = reformatter.reformat(
-                frame, width=width, height=height, format="rgb24", interpolation="BILINEAR", threads=1
-            )
-            yield np.ascontiguousarray(np.rot90(image.to_ndarray(), turn))
+            yield np.ascontiguousarray(picture.rgb(frame))
         early = [packet for packet in video.damage if packet < video.num_packets - 1]
     if given < facts.num_frames:
         raise UnreadableSample(str(path), f"damaged: frame {given} of {facts.num_frames} does not decode")

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vidssl.data.addresses import Address
 from vidssl.data.crew import Lost, work
+from vidssl.data.limits import LIMITS
 from vidssl.data.shard_index import INDEX, ShardIndex, write_index
-from vidssl.data.video_file import PATIENCE_SECONDS
 from vidssl.data_prepare.report import counted, say
 from vidssl.data_shard.look import CannotRead, SeenShard, ShardToLookAt, look_at
 from vidssl.data_shard.report import report
@@ -163,7 +163,7 @@ def _see(tasks: Sequence[ShardToLookAt], processes: int) -> Iterator[SeenShard |
     while tasks:
         again = []
         largest = max(_size(task) for task in tasks)
-        patience = PATIENCE_SECONDS + largest / _SLOWEST
+        patience = LIMITS.max_seconds + largest / _SLOWEST
         for task, result in work(tasks, look_at, processes=processes, patience_seconds=patience):
             if not isinstance(result, Lost):
                 yield result

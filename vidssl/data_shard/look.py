@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vidssl.data.addresses import Address
+from vidssl.data.animations import is_animated
 from vidssl.data.contents import Content
 from vidssl.data.examine import examine_content
 from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
@@ -105,10 +106,12 @@ class _Seen:
             return
         self._samples.setdefault(key, [])
         kind = ending.rpartition(".")[2]
-        if kind in VIDEO_EXTENSIONS and not self._videos:
+        # GIF and WebP may be either: their content says which
+        video = kind in VIDEO_EXTENSIONS and kind not in IMAGE_EXTENSIONS
+        if video and not self._videos:
             self._videos = True  # images beside videos show them
             self._forget_images()
-        if kind in VIDEO_EXTENSIONS or (kind in IMAGE_EXTENSIONS and not self._videos):
+        if video or (kind in IMAGE_EXTENSIONS and not self._videos):
             name = info.name.removeprefix("./")
             if name not in self._members:
                 self._samples[key].append(name)
@@ -142,8 +145,8 @@ class _Seen:
         if name in self._task.fatal:
             return Member(Entry(name, "unreadable", self._task.fatal[name]), -1)
         self._task.note.write_text(json.dumps(name))
-        look = examine_image_content if kind in IMAGE_EXTENSIONS else examine_content
-        entry = look(Content(name, content))
+        image = kind in IMAGE_EXTENSIONS and not is_animated(Content(name, content))
+        entry = (examine_image_content if image else examine_content)(Content(name, content))
         return Member(entry, info.offset_data if entry.usable else -1)
 
     def as_shard(self, size: int, flaw: str) -> SeenShard:

@@ -16,10 +16,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vidssl.data.addresses import Address
 from vidssl.data.crew import Lost, work
 from vidssl.data.examine import FileToExamine, examine
+from vidssl.data.limits import LIMITS
 from vidssl.data.manifest import Entry, Manifest
 from vidssl.data.operand import Operand, read_operand
 from vidssl.data.shard_index import ShardIndex
-from vidssl.data.video_file import PATIENCE_SECONDS
 from vidssl.data_prepare.report import counted, format_size, say
 from vidssl.data_shard.pack import CannotWrite, ShardToPack, pack_shard
 from vidssl.data_shard.parts import Parts
@@ -157,7 +157,7 @@ class _Job:
             for file in files
         )
         job = examine_image if self.request.images else examine
-        patience = PATIENCE_SECONDS * _TRIES
+        patience = LIMITS.max_seconds * _TRIES
         for task, result in work(tasks, job, processes=self._processes, patience_seconds=patience):
             if isinstance(result, Lost):
                 reason = f"it could not be looked at: {result.reason}"
@@ -181,7 +181,7 @@ class _Job:
             for shard in batch
         ]
         largest = max(sum(max(entry.bytes, 0) for entry in task.entries) for task in tasks)
-        patience = PATIENCE_SECONDS + largest / _SLOWEST
+        patience = LIMITS.max_seconds + largest / _SLOWEST
         for task, result in work(tasks, pack_shard, processes=self._processes, patience_seconds=patience):
             if isinstance(result, (Lost, CannotWrite)):
                 lost = f"{task.name} could not be packed: " if isinstance(result, Lost) else ""
