@@ -2,16 +2,18 @@
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vidssl.engine.checkpoint import read_checkpoint, save_checkpoint
+from vidssl.engine import capture
+from vidssl.engine.checkpoint import FORMAT, read_checkpoint, save_checkpoint
 from vidssl.engine.curves import cosine_factor
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.engine.files import write_text
@@ -22,7 +24,7 @@ from vidssl.engine.schedules import Cosine
 from vidssl.engine.signals import stop_requests
 from vidssl.engine.window import Window
 from vidssl.errors import UsageError
-from vidssl.interfaces import Batch, LossOutput, Objective
+from vidssl.interfaces import Batch, LossOutput, Objective, Progress
 
 GOLDEN = Path(__file__).parent / "golden" / "bevt"
 
@@ -202,3 +204,63 @@ def test_asking_for_cuda_where_there_is_none_is_an_error():
     assert not use_bfloat16("auto", torch.device("cpu"))
     with pytest.raises(UsageError, match="no CUDA device"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"step": None}, "its metadata lacks 'step'"),
+        ({"recipe": None}, "its metadata lacks 'recipe'"),
+        ({"step": "three"}, "its metadata: step: not valid JSON"),
+        ({"step": '"3"'}, "its metadata: step: expected a whole number, got '3'"),
+        ({"step": "-1"}, "its metadata: step: must be a whole number from 0"),
+        ({"step": "9" * 5000}, "its metadata: step: "),
+        ({"step": "[" * 5000}, "its metadata: step: not valid JSON"),
+    ],
+)
+def test_damaged_metadata_of_a_checkpoint_name_file_and_field(
+    metadata: dict[str, str | None], message: str, tmp_path: Path
+) -> None:
+    every = {"format": FORMAT, "step": "3", "recipe": "", **metadata}
+    path = tmp_path / "damaged.safetensors"
+    save_file({"encoder.a": torch.zeros(1)}, path, {k: v for k, v in every.items() if v is not None})
+    with pytest.raises(UsageError, match=re.escape(f"{path}: {message}")):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("progress",), None, "facts.progress: expected keys with values"),
+        (("progress", "step"), "1", "facts.progress.step: expected a whole number, got '1'"),
+        (("conditions", "rank"), -1, "facts.conditions.rank: must be a whole number from 0"),
+        (("conditions", "colour"), 1, "facts.conditions.colour: unknown key"),
+        (("loss",), "much", "facts.loss: expected a number in quotes"),
+        (("samples", "video"), {}, "facts.samples.video: expected a list"),
+        (("samples", "video"), [{"key": "a", "epoch": 0}], "facts.samples.video[0]: missing 'place'"),
+    ],
+)
+def test_damaged_facts_of_a_capture_name_file_and_field(
+    path: tuple[str, ...], value: object, message: str, tmp_path: Path
+) -> None:
+    facts: dict[str, Any] = {
+        "progress": {"step": 0, "total_steps": 1},
+        "loss": "nan",
+        "grad_norm": "nan",
+        "scale": None,
+        "conditions": {"recipe": "", "precision": "fp32", "device": "cpu"},
+        "samples": {},
+    }
+    states = {f"random.{name}": torch.get_rng_state() for name in ("cpu", "objective")}
+    file = tmp_path / "capture.safetensors"
+    save_file(states, file, {"format": capture.FORMAT, "facts": json.dumps(facts)})
+    assert capture.read_capture(file).attempt.progress == Progress(0, 1)
+    *around, last = path
+    inner = facts[around[0]] if around else facts
+    inner[last] = value
+    save_file(states, file, {"format": capture.FORMAT, "facts": json.dumps(facts)})
+    with pytest.raises(UsageError, match=re.escape(f"{file}: its metadata: {message}")):
+        capture.read_capture(file)
+    save_file({}, file, {"format": capture.FORMAT, "facts": json.dumps(facts)})
+    with pytest.raises(UsageError):
+        capture.read_capture(file)

@@ -15,10 +15,14 @@ import torch
 from torch import Tensor
 
 from vidssl.engine.checkpoint import read_tensors, save_tensors
+from vidssl.engine.facts import Facts, record
 from vidssl.engine.gather import max_over_processes, num_processes, rank
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, DataSource, Progress, UnreadableSample
+from vidssl.schema import convert
+from vidssl.sections import read_text
+from vidssl.spec import Node
 
 FORMAT = "vidssl capture 1"
 
@@ -103,6 +107,20 @@ def random_states(generator: torch.Generator) -> dict[str, Tensor]:
     return states | {"cuda": torch.cuda.get_rng_state()} if generator.device.type == "cuda" else states
 
 
+def check_random_states(states: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses what torch's generators would not take.
+
+    Raises:
+        UsageError: if a state of a CPU or of the objective is missing, or one is no state.
+    """
+    size = torch.get_rng_state().numel()
+    for name in ("cpu", "objective"):
+        state = states.get(name)
+        of_cpu = name == "cpu" or "cuda" not in states
+        if state is None or state.dtype != torch.uint8 or (of_cpu and state.shape != (size,)):
+            raise UsageError(f"{path}: damaged, its tensor 'random.{name}' is no random state")
+
+
 def save_capture(
     folder: RunFolder,
     streams: Mapping[str, OrderedStream],
@@ -184,7 +202,7 @@ def read_capture(path: Path) -> Capture:
     """A step as ``save_capture`` kept it. Nothing in the file can execute code.
 
     Raises:
-        UsageError: if the file is missing, cut short, or no capture.
+        UsageError: if the file is missing, cut short, or no capture, or its metadata are damaged.
     """
     metadata, tensors = read_tensors(path)
     if metadata.get("format") != FORMAT:
@@ -192,26 +210,43 @@ def read_capture(path: Path) -> Capture:
             f"{path}: a safetensors file, but no capture of a training step (its metadata lacks format: "
             f"{FORMAT!r}); they lie in captures/ of a run whose loss was no number"
         )
-    facts = json.loads(metadata["facts"])
+    known = ("progress", "loss", "grad_norm", "scale", "conditions", "samples")
+    facts = Facts(path, metadata).json("facts").entries(known)
+    check_random_states(_below(tensors, "random."), path)
+    scale = convert(facts["scale"], float | None)
     attempt = Attempt(
-        Progress(**facts["progress"]),
-        _batch(tensors),
+        record(facts["progress"], Progress),
+        _batch(tensors, path),
         _below(tensors, "random."),
-        float(facts["loss"]),
-        float(facts["grad_norm"]),
+        _from_repr(facts["loss"]),
+        _from_repr(facts["grad_norm"]),
         _below(tensors, "state."),
-        facts["scale"],
+        scale if isinstance(scale, float) else None,
     )
-    samples = {
-        stream: tuple(Place(**place) for place in places) for stream, places in facts["samples"].items()
-    }
-    return Capture(path, attempt, Conditions(**facts["conditions"]), samples)
+    samples = {stream: _sample_places(places) for stream, places in facts["samples"].mapping().items()}
+    return Capture(path, attempt, record(facts["conditions"], Conditions), samples)
 
 
-def _batch(tensors: Mapping[str, Tensor]) -> Batch:
+def _from_repr(node: Node) -> float:
+    """A number that was written as text, as it may be NaN."""
+    try:
+        return float(read_text(node))
+    except ValueError:
+        raise node.error(f"expected a number in quotes, got {node.shown()}") from None
+
+
+def _sample_places(node: Node) -> tuple[Place, ...]:
+    if not isinstance(node.value, tuple):
+        raise node.error(f"expected a list, got {node.shown()}")
+    return tuple(record(place, Place) for place in node.value)
+
+
+def _batch(tensors: Mapping[str, Tensor], path: Path) -> Batch:
     views: dict[str, dict[int, Tensor]] = {}
     for key, slot in _below(tensors, "views.").items():
         name, _, number = key.rpartition(".")
+        if not number.isdecimal():
+            raise UsageError(f"{path}: damaged, 'views.{key}' numbers no slot of a view")
         views.setdefault(name, {})[int(number)] = slot
     labels: dict[str, dict[str, Tensor]] = {}
     for key, numbers in _below(tensors, "labels.").items():

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vidssl.engine.facts import Facts
 from vidssl.engine.files import write_atomically
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.sharded import spread_state, whole
@@ -124,7 +125,8 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint. Nothing in it can execute code.
 
     Raises:
-        UsageError: if the file is missing, cut short, or not a checkpoint of this package.
+        UsageError: if the file is missing, cut short, or not a checkpoint of this package, or its metadata
+            are damaged.
     """
     path = Path(path)
     metadata, tensors = read_tensors(path)
@@ -133,10 +135,11 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             f"{path}: a safetensors file, but no checkpoint that 'vidssl train' wrote (its metadata lacks "
             f"format: {FORMAT!r})"
         )
+    facts = Facts(path, metadata)
     return Checkpoint(
         path,
-        step=int(metadata["step"]),
-        recipe=metadata["recipe"],
+        step=facts.count("step"),
+        recipe=facts.text("recipe"),
         encoder=_below(tensors, "encoder."),
         objective=_below(tensors, "objective."),
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from vidssl.engine.capture import random_states
+from vidssl.engine.capture import check_random_states, random_states
 from vidssl.engine.checkpoint import (
     Checkpoint,
     load_objective,
@@ -28,6 +28,7 @@ from vidssl.engine.checkpoint import (
 )
 from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.distributed import World
+from vidssl.engine.facts import Facts
 from vidssl.engine.guard import Skips
 from vidssl.engine.loss_scale import load_scaler, loss_scaler, scaler_tensors
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
@@ -147,7 +148,7 @@ def restore(
     world.barrier()
     if world.first:
         folder.forget_after(step)
-    return Restored(step, float(state.metadata["seconds"]))
+    return Restored(step, state.facts.number("seconds"))
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class _Whole:
 
     step: int
     checkpoint: Checkpoint
-    metadata: Mapping[str, str]
+    facts: Facts
     tensors: Mapping[str, Tensor]
 
 
@@ -183,17 +184,18 @@ def no_state(folder: RunFolder) -> UsageError:
 
 
 def _read_whole(folder: RunFolder, path: Path) -> _Whole:
-    metadata, tensors = _read_state(path)
-    step = int(metadata["step"])
+    facts, tensors = _read_state(path)
+    step = facts.count("step")
     checkpoint = read_checkpoint(folder.checkpoint_path(step))
-    if file_digest(checkpoint.path) != metadata["weights_sha256"]:
+    if file_digest(checkpoint.path) != facts.text("weights_sha256"):
         raise UsageError(f"{checkpoint.path}: damaged, its checksum is not that of what was written")
-    return _Whole(step, checkpoint, metadata, tensors)
+    check_random_states(_below(tensors, "random."), path)
+    return _Whole(step, checkpoint, facts, tensors)
 
 
 def _load_own(moving: Moving, state: _Whole, world: World, say: Callable[[str], None]) -> None:
     """Gives a process what it had of its own; of another number of processes, what the first had."""
-    saved = int(state.metadata.get("processes", "1"))
+    saved = state.facts.count("processes", 1)
     if saved != world.size:
         say(
             f"The run was saved by {saved} process{'es' if saved > 1 else ''} and goes on with {world.size}: "
@@ -265,6 +267,11 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         if name not in numbers:
             raise UsageError(f"the resume state has {kind} of '{name}', which is no trained parameter here")
         number = numbers[name]
+        if value.dim() and value.shape != parameters[number].shape:
+            raise UsageError(
+                f"the resume state has {kind} of '{name}' in the shape {tuple(value.shape)}, and the "
+                f"parameter has {tuple(parameters[number].shape)}"
+            )
         placed = _laid_out_like(spread_like(value, parameters[number]), parameters[number])
         state.setdefault(number, {})[kind] = placed
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
@@ -309,7 +316,7 @@ def _set_random_states(
     return True
 
 
-def _read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read_state(path: Path) -> tuple[Facts, dict[str, Tensor]]:
     """A resume state whose content is what was written.
 
     Raises:
@@ -320,7 +327,7 @@ def _read_state(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise UsageError(f"{path}: no resume state (its metadata lacks format: {FORMAT!r})")
     if metadata.pop("digest", "") != _digest(tensors, metadata):
         raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
-    return metadata, tensors
+    return Facts(path, {"processes": "1", **metadata}), tensors  # older files lack it
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

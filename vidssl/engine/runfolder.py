@@ -108,7 +108,7 @@ class RunFolder:
         for log in (self.metrics, self.events):
             if log.exists():
                 lines = log.read_text(encoding="utf-8").splitlines()
-                kept = [line for line in lines if _is_record(line) and json.loads(line)["step"] <= step]
+                kept = [line for line in lines if (done := _step_of(line)) is not None and done <= step]
                 write_text(log, "".join(f"{line}\n" for line in kept))
 
     def note_resume(self, step: int) -> None:
@@ -124,9 +124,13 @@ def _by_step(folder: Path) -> dict[int, Path]:
     }
 
 
-def _is_record(line: str) -> bool:
-    """Whether a line is whole: the last one of a killed process may be cut."""
-    return line.startswith("{") and line.endswith("}")
+def _step_of(line: str) -> int | None:
+    """The step of a line of a log; None for one that is cut, as the last one of a killed process may be."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def create_run(out: Path, name: str, recipe: str) -> RunFolder:
