@@ -154,3 +154,10 @@ def test_recipes_that_leave_attention_over_time_random_say_so() -> None:
     assert len(paths) == 11
     for path in paths:
         assert load_recipe(str(path)).init_min_matched < share < MIN_MATCHED
+
+
+def test_what_fills_next_to_nothing_is_no_reason_to_accept_it() -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.Linear(4, 1))
+    with pytest.raises(UsageError, match=r"tiny: fills 0 %.*another architecture") as caught:
+        load_state(net, {"1.bias": torch.zeros(1)}, "tiny", min_matched=0.9)
+    assert "init_min_matched" not in str(caught.value)

@@ -105,7 +105,7 @@ def test_init_is_no_key_of_the_backbone(folder: Path) -> None:
     recipe = changed()
     assert recipe.init == "runs/earlier"
     assert recipe.backbone is not None
-    assert recipe.backbone.apart == ("type", "init", "init_min_matched")
+    assert recipe.backbone.apart == ("type", "init", "init_min_matched", "init_window")
     assert changed("backbone={type: toy_backbone}").init is None
     assert changed("backbone.init=null").init is None
 

@@ -5,17 +5,22 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from timesformer_reference import FOLDER, load, noisy, toy
 from torch import Tensor
 
 from vidssl.backbones import TimeSformer, ViT
+from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD
+from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
 from vidssl.interfaces import Translated
 from vidssl.weights.load import load_init
+from vidssl.weights.stated import Stated, check_stated, stated_by_library
 
 
 def translated(net: TimeSformer | ViT, state: dict[str, Tensor]) -> Translated:
@@ -92,7 +97,7 @@ def test_of_student_and_teacher_the_teacher_is_taken() -> None:
     found = translated(toy(), both)
     assert torch.equal(found.state["norm.weight"], teacher["norm.weight"])
     assert len(found.dropped) == len(student)
-    with pytest.raises(UsageError, match=r"several networks.*a\., b\."):
+    with pytest.raises(UsageError, match=r"several networks.*FILE#a, FILE#b"):
         toy().translate({**under("a.", teacher), **under("b.", student)})
 
 
@@ -340,3 +345,116 @@ def test_image_weights_in_a_vit_give_still_clips_what_their_frame_gives() -> Non
 def test_vit_without_a_class_token_drops_that_of_the_image_model() -> None:
     net = ViT(embed_dim=48, depth=2, num_heads=3, patch_size=(2, 8, 8))
     assert "cls_token" in translated(net, dict(image_vit().state_dict())).dropped
+
+
+def video_mae() -> dict[str, Tensor]:
+    """Weights in VideoMAE's layout: patches of two frames, and no bias of keys."""
+    state = dict(image_vit().state_dict())
+    for key in [key for key in state if key.endswith("attn.qkv.bias")]:
+        q, _, v = state.pop(key).chunk(3)
+        state |= {key.replace("qkv.bias", "q_bias"): q, key.replace("qkv.bias", "v_bias"): v}
+    for key in ("cls_token", "pos_embed", "head.weight", "head.bias"):
+        del state[key]
+    weight = torch.randn(48, 3, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    state["patch_embed.proj.weight"] = weight
+    return {**under("encoder.", state), "mask_token": torch.zeros(1, 1, 24), "decoder.head.weight": weight}
+
+
+def test_videomaes_patches_are_those_of_clips_and_its_keys_have_no_bias(tmp_path: Path) -> None:
+    torch.save({"model": video_mae()}, tmp_path / "mae.pth")
+    net = ViT(embed_dim=48, depth=2, num_heads=3, patch_size=(2, 8, 8))
+    report = load_init(net, str(tmp_path / "mae.pth"))
+    source = video_mae()
+    weight = source["encoder.patch_embed.proj.weight"]
+    assert torch.equal(net.embed_clip.proj.weight, weight)
+    assert torch.equal(net.embed_image.proj.weight, weight.sum(2, keepdim=True))
+    own = net.state_dict()["blocks.1.attn.qkv.bias"]
+    assert torch.equal(own[:48], source["encoder.blocks.1.attn.q_bias"])
+    assert not own[48:96].any()
+    assert torch.equal(own[96:], source["encoder.blocks.1.attn.v_bias"])
+    assert report.layout.startswith("VideoMAE")
+    assert set(report.unused) == {"mask_token", "decoder.head.weight"}
+
+
+def test_patches_of_two_frames_are_refused_by_a_timesformer_and_odd_shapes_by_all(tmp_path: Path) -> None:
+    torch.save({"model": video_mae()}, tmp_path / "mae.pth")
+    with pytest.raises(UsageError, match=r"mae.pth: .*patches of 2 frames.*load them into 'vit'"):
+        load_init(image_net(), str(tmp_path / "mae.pth"))
+    for shape in ((48, 3, 8), (48,)):
+        state = {**image_vit().state_dict(), "patch_embed.proj.weight": torch.zeros(shape)}
+        with pytest.raises(UsageError, match="a patch embedding has"):
+            image_net().translate(state)
+
+
+# what tensors do not show
+
+
+@pytest.mark.parametrize(
+    ("keys", "given", "message"),
+    [
+        ({"num_heads": 6}, None, r"mean \[0.5, 0.5, 0.5\].*backbone.mean=.* backbone.std=\[0.5, 0.5, 0.5\]"),
+        ({"num_heads": 6}, ("mean",), r"normalised with std"),
+        ({"num_heads": 12, "mean": (0.5,) * 3, "std": (0.5,) * 3}, None, "6 heads.*backbone.num_heads=6"),
+    ],
+)
+def test_pixel_statistics_and_heads_of_timm_are_held_against_the_network(
+    keys: dict[str, object], given: tuple[str, ...] | None, message: str
+) -> None:
+    net = TimeSformer(embed_dim=384, depth=1, **keys)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=message):
+        load_init(net, "timm:vit_small_patch16_224", given=given)
+
+
+def test_pixel_statistics_that_a_recipe_states_are_kept_with_a_line() -> None:
+    stated = stated_by_library("timm:vit_small_patch16_224")
+    assert stated == Stated((0.5,) * 3, (0.5,) * 3, (6,))
+    net = TimeSformer(embed_dim=384, depth=1, num_heads=6)
+    lines = check_stated(net, stated, "timm:x", given=("mean", "std"))
+    assert len(lines) == 2
+    assert "trained with std [0.5, 0.5, 0.5], the recipe states [0.229, 0.224, 0.225]" in lines[1]
+    imagenet = Stated(IMAGENET_MEAN, IMAGENET_STD, (3, 6, 12, 24))
+    assert stated_by_library("torchvision:swin3d_t") == imagenet
+    assert check_stated(net, Stated(IMAGENET_MEAN, IMAGENET_STD, (6,)), "torchvision:x", None) == ()
+
+
+def test_a_recipe_states_what_a_file_of_an_image_vit_leaves_open(tmp_path: Path) -> None:
+    torch.save(image_vit().state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(UsageError, match=r"vit.pth: .*backbone.num_heads \(here 3\)"):
+        load_init(image_net(), str(tmp_path / "vit.pth"), given={"mean", "std"})
+    report = load_init(image_net(), str(tmp_path / "vit.pth"), given={"mean", "std", "num_heads"})
+    assert "3 heads, pixels' mean [0.0, 0.0, 0.0] and std [1.0, 1.0, 1.0]" in str(report)
+
+
+def test_a_checkpoint_of_other_heads_is_refused(tmp_path: Path) -> None:
+    net = ViT(embed_dim=48, depth=1, num_heads=3, patch_size=(2, 8, 8))
+    state = {f"encoder.{key}": value for key, value in net.state_dict().items()}
+    recipe = "data: {video: {}}\nbackbone: {type: vit, num_heads: 6}"
+    save_file(state, tmp_path / "a.safetensors", metadata={"format": FORMAT, "step": "1", "recipe": recipe})
+    with pytest.raises(UsageError, match="6 heads, and the network has 3"):
+        load_init(net, str(tmp_path / "a.safetensors"))
+
+
+# which part
+
+
+def test_the_part_that_was_taken_is_reported_and_another_can_be(tmp_path: Path) -> None:
+    state = dict(image_vit().state_dict())
+    torch.save({"model": state, "model_ema": {key: -x for key, x in state.items()}}, tmp_path / "ema.pth")
+    net = image_net()
+    report = str(load_init(net, str(tmp_path / "ema.pth")))
+    assert f"part taken: 'model'; others: {tmp_path / 'ema.pth'}#model_ema" in report
+    assert torch.equal(net.norm.bias, state["norm.bias"])
+    report = str(load_init(net, f"{tmp_path / 'ema.pth'}#model_ema"))
+    assert "part taken: 'model_ema', as asked" in report
+    assert torch.equal(net.norm.bias, -state["norm.bias"])
+
+
+def test_of_two_encoders_one_is_chosen_by_its_name(tmp_path: Path) -> None:
+    state = dict(image_vit().state_dict())
+    both = {**under("encoder_q.", state), **under("encoder_k.", {key: -x for key, x in state.items()})}
+    torch.save({"model": both, "acc": np.float64(71.2)}, tmp_path / "two.pth")
+    with pytest.raises(UsageError, match=r"two.pth: .*FILE#encoder_q, FILE#encoder_k"):
+        load_init(image_net(), str(tmp_path / "two.pth"))
+    net = image_net()
+    load_init(net, f"{tmp_path / 'two.pth'}#encoder_k")
+    assert torch.equal(net.norm.bias, -state["norm.bias"])

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
-from vidssl.backbones import VideoSwin
+from vidssl.backbones import VideoSwin, ViT
+from vidssl.backbones.windows import relative_index
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
 from vidssl.weights.inflate import resize_bias_table
@@ -248,3 +250,63 @@ def test_unknown_names_of_libraries_are_errors_with_the_way_out(init: str) -> No
 def test_a_missing_file_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"nowhere\.pth: no such file, and no run folder"):
         load_init(toy_swin(), "nowhere.pth")
+
+
+# windows
+
+
+def published(window: tuple[int, int, int], with_index: bool) -> dict[str, Tensor]:
+    """A table in the published layout whose rows hold their own distance in time, rows and columns."""
+    axes = [torch.arange(1 - size, size).double() for size in window]
+    table = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 2)
+    state = {f"layers.0.blocks.0.attn.{TABLE}": table[:, :2].contiguous()}
+    state |= {"layers.0.blocks.0.attn.qkv.weight": torch.zeros(36, 12)}
+    state |= {"patch_embed.proj.weight": torch.zeros(12, 3, 2, 4, 4)}
+    if with_index:
+        state["layers.0.blocks.0.attn.relative_position_index"] = relative_index(window)
+    return state
+
+
+TABLE = "relative_position_bias_table"
+
+
+@pytest.mark.parametrize("new", [(8, 3, 7), (4, 2, 3), (16, 7, 7), (7, 8, 7), (8, 7, 7), (2, 4, 4)])
+@pytest.mark.parametrize("way", ["length", "index", "key"])
+def test_tables_of_published_windows_are_resized_along_all_axes(new: tuple[int, int, int], way: str) -> None:
+    old = (8, 7, 7)
+    if new == (7, 8, 7) and way == "length":
+        return  # tables of one length: only the index or the key can tell
+    net = VideoSwin(embed_dim=12, depths=(1,), num_heads=(2,), window=new)
+    state = published(old, with_index=way == "index")
+    found = net.translate_windows(state, old if way == "key" else None)
+    assert found is not None
+    table = state[f"layers.0.blocks.0.attn.{TABLE}"]
+    sizes = [2 * size - 1 for size in old]
+    wanted = F.interpolate(
+        table.t().view(1, 2, *sizes), size=[2 * size - 1 for size in new], mode="trilinear"
+    )
+    made = found.state["stages.0.0.attn.bias_table"]
+    torch.testing.assert_close(made, wanted.flatten(2)[0].t(), atol=0, rtol=0)
+    assert (f"windows of {old} resized to {new}" in found.layout) == (new != old)
+
+
+def test_a_window_that_nothing_tells_must_be_given() -> None:
+    net = VideoSwin(embed_dim=12, depths=(1,), num_heads=(2,), window=(2, 4, 4))
+    with pytest.raises(UsageError, match=r"81 rows.*\(5, 2, 2\).*init_window"):
+        net.translate(published((5, 2, 2), with_index=False))
+    with pytest.raises(UsageError, match="81 rows, and windows of \\(8, 7, 7\\) have 2535"):
+        net.translate_windows(published((5, 2, 2), with_index=False), (8, 7, 7))
+    with pytest.raises(UsageError, match="has no windows"):
+        load_init(ViT(embed_dim=12, depth=1, num_heads=2), "x.pth", window=(8, 7, 7))
+
+
+def test_another_window_of_a_checkpoint_with_tables_of_one_length_is_noticed(tmp_path: Path) -> None:
+    source, ours = toy_swin(window=(2, 4, 3), seed=0), toy_swin(window=(2, 3, 4))
+    source.load_state_dict(random_state(source))
+    state = {f"encoder.{key}": value for key, value in source.state_dict().items()}
+    recipe = "data: {video: {}}\nbackbone: {type: video_swin, window: [2, 4, 3]}"
+    save_file(state, tmp_path / "own.safetensors", metadata={"format": FORMAT, "step": "1", "recipe": recipe})
+    load_init(ours, str(tmp_path / "own.safetensors"))
+    for key, value in source.state_dict().items():
+        wanted = resize_bias_table(value, (2, 4, 3), (2, 3, 4)) if key.endswith("bias_table") else value
+        assert torch.equal(ours.state_dict()[key], wanted)

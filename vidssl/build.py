@@ -67,7 +67,7 @@ from vidssl.recipe import (
     load_recipe,
     load_tokenizer_spec,
 )
-from vidssl.schema import bind, construct, parts_of
+from vidssl.schema import bind, construct, keys_of, parts_of
 from vidssl.sections import PartSpec, ProbeSpec
 from vidssl.spec_files import PUBLISHED
 from vidssl.spec_files import Kind as SpecKind
@@ -111,10 +111,23 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
         say(f"backbone: {recipe.backbone.type} starts from RANDOM weights ('backbone.init' names others)")
     elif with_init and recipe.init is not None:
         try:
-            say(str(load_init(made, recipe.init, min_matched=recipe.init_min_matched)))
+            report = load_init(
+                made,
+                recipe.init,
+                min_matched=recipe.init_min_matched,
+                window=recipe.init_window,
+                given=_stated_keys(recipe.backbone),
+            )
+            say(str(report))
         except UsageError as error:
             raise recipe.backbone.node.mapping()["init"].error(str(error)) from error
     return made
+
+
+def _stated_keys(part: PartSpec) -> set[str]:
+    """Keys that a section states, and those that have no default to fall back on or do not exist."""
+    keys = keys_of(constructor_of(part, BACKBONE))
+    return {key for key in ("mean", "std", "num_heads") if key not in keys} | set(part.node.mapping())
 
 
 def tokenizer(spec: TokenizerSpec | Path | str, *, say: Say = print) -> Tokenizer:

@@ -269,6 +269,27 @@ class Backbone(nn.Module, ABC):
         """
 
 
+class ResizesWindows(ABC):
+    """A backbone whose attention is in windows, and that takes weights of other windows.
+
+    Attributes:
+        window: its own, in cells.
+    """
+
+    window: GridSize
+
+    @abstractmethod
+    def translate_windows(self, state: Mapping[str, Tensor], window: GridSize | None) -> Translated | None:
+        """``Backbone.translate`` for weights of which the window is known.
+
+        Args:
+            window: cells that they were trained with; None where only the weights can tell.
+
+        Raises:
+            UsageError: if their tables are not of that window, or of several possible ones.
+        """
+
+
 class Tokenizer(nn.Module, ABC):
     """A frozen map from pixels to discrete ids: what masked prediction predicts.
 

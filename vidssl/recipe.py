@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import cast
 
 from vidssl.errors import UsageError
 from vidssl.few_labels import Subset
+from vidssl.grids import GridSize
 from vidssl.run_spec import RunSpec
 from vidssl.schema import construct, convert
 from vidssl.sections import (
@@ -103,6 +105,7 @@ class Recipe:
     Attributes:
         init: what the backbone starts from, a run, file or ``timm:`` name; None for random weights.
         init_min_matched: share of the backbone's numbers that must come from there (``load_init``).
+        init_window: attention window of the network that ``init`` is of; None where the weights tell.
         node: the whole tree, overrides applied.
     """
 
@@ -112,6 +115,7 @@ class Recipe:
     backbone: PartSpec | None
     init: str | None
     init_min_matched: float
+    init_window: GridSize | None
     tokenizer: TokenizerSpec | None
     masker: PartSpec | None
     data: DataSpec
@@ -181,7 +185,9 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
     sections = {
         key: entry for key, entry in entries.items() if key not in optional or entry.value is not None
     }
-    backbone = read_optional_part(sections, "backbone", apart=("type", "init", "init_min_matched"))
+    backbone = read_optional_part(
+        sections, "backbone", apart=("type", "init", "init_min_matched", "init_window")
+    )
     init = backbone.node.mapping().get("init") if backbone else None
     return Recipe(
         name=read_text(sections["name"]),
@@ -190,6 +196,7 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
         backbone=backbone,
         init=None if init is None or init.value is None else read_text(init),
         init_min_matched=_min_matched(backbone),
+        init_window=_init_window(backbone),
         tokenizer=_recipe_tokenizer(sections["tokenizer"], folder) if "tokenizer" in sections else None,
         masker=read_optional_part(sections, "masker"),
         data=_data(sections["data"]),
@@ -211,6 +218,18 @@ def _min_matched(backbone: PartSpec | None) -> float:
     if not isinstance(share, float) or not 0 <= share <= 1:
         raise entries["init_min_matched"].error(f"must lie between 0 and 1, got {share}")
     return share
+
+
+def _init_window(backbone: PartSpec | None) -> GridSize | None:
+    entries = {} if backbone is None else backbone.node.mapping()
+    if "init_window" not in entries:
+        return None
+    if "init" not in entries:
+        raise entries["init_window"].error("says something of 'init', and there is none")
+    window = cast(GridSize, convert(entries["init_window"], tuple[int, int, int]))
+    if min(window) < 1:
+        raise entries["init_window"].error(f"must be positive, got {window}")
+    return window
 
 
 def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:

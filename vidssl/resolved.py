@@ -39,6 +39,8 @@ def resolved_text(recipe: Recipe) -> str:
         init: dict[str, object] = {} if recipe.init is None else {"init": recipe.init}
         if recipe.init is not None and recipe.init_min_matched != MIN_MATCHED:
             init["init_min_matched"] = recipe.init_min_matched
+        if recipe.init_window is not None:
+            init["init_window"] = recipe.init_window
         tree["backbone"] = resolved_part(recipe.backbone, BACKBONE) | init
     if recipe.tokenizer is not None:
         tree["tokenizer"] = _resolved_tokenizer(recipe.tokenizer)

@@ -21,7 +21,7 @@ from vidssl.backbones.blocks import (
 )
 from vidssl.backbones.windows import WindowAttention, WindowPlan, plan_windows
 from vidssl.grids import GridSize
-from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.interfaces import Backbone, Features, ResizesWindows, Translated
 from vidssl.weights.swin_layouts import read_swin
 
 # width of the first stage, blocks and heads of each stage: Video Swin, Sec. 3.3
@@ -77,7 +77,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
 
 
-class VideoSwin(Backbone, Blockwise):
+class VideoSwin(Backbone, Blockwise, ResizesWindows):
     """Pyramid transformer with attention in shifted space-time windows (Video Swin; BEVT Sec. 3).
 
     A clip and an image (T = 1) share all but the patch embedding, as in BEVT: with one frame the windows
@@ -169,7 +169,10 @@ class VideoSwin(Backbone, Blockwise):
 
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """Released BEVT and Video Swin weights, torchvision's ``swin3d``, and image Swins, inflated."""
-        found = read_swin(state, self.state_dict(), self.window)
+        return self.translate_windows(state, None)
+
+    def translate_windows(self, state: Mapping[str, Tensor], window: GridSize | None) -> Translated | None:
+        found = read_swin(state, self.state_dict(), self.window, window)
         return None if found is None else Translated(*found)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:

@@ -140,7 +140,7 @@ def _create(name: str) -> Any:  # timm's networks share names, not a class
 
 def _load(net: nn.Module, network: str, init: str) -> None:
     try:
-        report = load_state(net, read_foreign(init), init)
+        report = load_state(net, read_foreign(init).state, init)
     except UsageError as error:
         raise UsageError(f"{error} (here: perceptual_init)") from error
     if report.new:

@@ -2,13 +2,17 @@
 
 import argparse
 import importlib
+import pathlib
 import pickle
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any, TypeVar
 
+import numpy as np
 import timm
 import torch
 import torchvision
@@ -20,6 +24,22 @@ from vidssl.errors import UsageError
 # where training scripts keep the network inside a checkpoint; of student and teacher, the teacher is
 # what SVT and DINO evaluate
 _WRAPPERS = ("teacher", "state_dict", "model_state", "model", "module", "student")
+
+_LIBRARIES = ("timm", "torchvision", "pytorchvideo")
+# mean and std of its Kinetics networks, which its code does not hold
+PYTORCHVIDEO_PIXELS = ((0.45,) * 3, (0.225,) * 3)
+
+Given = TypeVar("Given")
+
+# what training scripts keep beside the weights, and does nothing when it is read
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    pathlib.PosixPath,
+    np.dtype,
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
+]
 
 # what torch.load raises for damaged files; from LookupError on for bytes that happen to read as a pickle
 _DAMAGE = (
@@ -35,27 +55,41 @@ _DAMAGE = (
 )
 
 
-def read_foreign(init: str) -> Mapping[str, Tensor]:
+@dataclass(frozen=True)
+class Taken:
+    """Weights out of a source, and lines on which part of it they are and how to take another."""
+
+    state: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()
+
+
+def read_foreign(init: str) -> Taken:
     """Flat weights from a file, or from timm or torchvision.
 
     Args:
         init: ``timm:NAME``, ``torchvision:NAME`` or ``pytorchvideo:NAME``, whose weights those libraries
             fetch and keep; or a file (safetensors, or what ``torch.save`` wrote). ``FILE#student`` names the
-            part of a nested checkpoint; without it the first of teacher, state_dict, model_state, model,
-            module, student.
+            part of a nested checkpoint, or what stands before a dot in the tensors' names
+            (``FILE#encoder_q``); without it the first of teacher, state_dict, model_state, model, module,
+            student.
 
     Raises:
         UsageError: if the weights cannot be had, or the file is damaged, holds no weights, or would execute
             code.
     """
-    library, _, name = init.partition(":")
-    if library in ("timm", "torchvision", "pytorchvideo") and name:
-        return _of_library(library, name)
+    library, name = library_of(init)
+    if library:
+        return Taken(of_library(library, name, lambda: _fetched(library, name)))
     file, _, part = init.partition("#")
     path = Path(file)
-    if path.suffix == ".safetensors":
-        return read_tensors(path)[1]
-    return _unwrapped(_read_pickle(path), part, path)
+    content = read_tensors(path)[1] if path.suffix == ".safetensors" else _read_pickle(path)
+    return _unwrapped(content, part, path)
+
+
+def library_of(init: str) -> tuple[str, str]:
+    """The library and the name of ``timm:NAME`` and the like; empty texts for a file."""
+    library, _, name = init.partition(":")
+    return (library, name) if library in _LIBRARIES and name else ("", "")
 
 
 def pytorchvideo_hub() -> ModuleType:
@@ -65,13 +99,22 @@ def pytorchvideo_hub() -> ModuleType:
         return importlib.import_module("pytorchvideo.models.hub")
 
 
-def _of_library(library: str, name: str) -> Mapping[str, Tensor]:
+def _fetched(library: str, name: str) -> Mapping[str, Tensor]:
+    if library == "timm":
+        return timm.create_model(name, pretrained=True).state_dict()
+    if library == "pytorchvideo":
+        return getattr(pytorchvideo_hub(), name)(pretrained=True).state_dict()
+    return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
+
+
+def of_library(library: str, name: str, ask: Callable[[], Given]) -> Given:
+    """What a library gives when it is asked for a network.
+
+    Raises:
+        UsageError: if it cannot.
+    """
     try:
-        if library == "timm":
-            return timm.create_model(name, pretrained=True).state_dict()
-        if library == "pytorchvideo":
-            return getattr(pytorchvideo_hub(), name)(pretrained=True).state_dict()
-        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
+        return ask()
     except (OSError, RuntimeError, ValueError, AttributeError) as error:
         raise UsageError(
             f"{library}:{name}: {library} cannot give these weights ({' '.join(str(error).split())}). "
@@ -84,8 +127,7 @@ def _read_pickle(path: Path) -> object:
     if not path.is_file():
         raise UsageError(f"{path}: no such file, and no run folder")
     try:
-        # training scripts keep their options in a Namespace, which does nothing when it is read
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         cause = str(error).split("Please file an issue")[0].split("\n")
@@ -98,18 +140,48 @@ def _read_pickle(path: Path) -> object:
         raise UsageError(f"{path}: damaged or cut short ({' '.join(str(error).split())[:200]})") from error
 
 
-def _unwrapped(content: object, part: str, path: Path) -> dict[str, Tensor]:
-    """The tensors of the innermost mapping that a checkpoint keeps its network in."""
+def _unwrapped(content: object, part: str, path: Path, parts: tuple[str, ...] = ()) -> Taken:
+    """The tensors of the innermost mapping that a checkpoint keeps its network in.
+
+    Args:
+        parts: of the mappings around this one, for messages.
+    """
     if not isinstance(content, Mapping):
         raise UsageError(f"{path}: holds a {type(content).__name__} and not a mapping of names to weights")
-    if part:
-        if not isinstance(content.get(part), Mapping):
-            raise UsageError(f"{path}: has no part '{part}'; its parts: {', '.join(map(str, content))[:200]}")
-        return _unwrapped(content[part], "", path)
-    for wrapper in _WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            return _unwrapped(content[wrapper], "", path)
+    if isinstance(content.get(part), Mapping):
+        taken = _unwrapped(content[part], "", path)
+        return replace(taken, notes=(f"part taken: '{part}', as asked", *taken.notes))
+    wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+    if wrapper is not None:
+        taken = _unwrapped(content[wrapper], part, path, (*parts, *map(str, content)))
+        others = [
+            f"{path}#{key}" for key, value in content.items() if key != wrapper and _holds_weights(value)
+        ]
+        more = f"; others: {', '.join(others)}" if others else ""
+        return replace(taken, notes=(f"part taken: '{wrapper}'{more}", *taken.notes))
     found = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if not found:
         raise UsageError(f"{path}: holds no weights; its parts: {', '.join(map(str, content))[:200]}")
-    return found
+    if not part:
+        return Taken(found)
+    inside = {
+        behind: value
+        for key, value in found.items()
+        for _, dot, behind in [f".{key}".partition(f".{part}.")]
+        if dot
+    }
+    if not inside:
+        begin = ", ".join(dict.fromkeys(key.split(".")[0] for key in found))
+        around = f"its parts: {', '.join(parts)[:200]}; " if parts else ""
+        raise UsageError(f"{path}: has no part '{part}'; {around}tensors begin with {begin[:200]}")
+    return Taken(inside, (f"part taken: tensors below '{part}.', as asked",))
+
+
+def _holds_weights(value: object) -> bool:
+    """Whether a part of a checkpoint is a network's: names to tensors, or a wrapper of such."""
+    if not isinstance(value, Mapping):
+        return False
+    inner = [entry for key, entry in value.items() if isinstance(key, str)]
+    return any(isinstance(entry, Tensor) and entry.dim() > 1 for entry in inner) or any(
+        _holds_weights(value.get(wrapper)) for wrapper in _WRAPPERS
+    )

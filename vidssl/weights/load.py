@@ -3,10 +3,11 @@
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 from pathlib import Path
+from typing import cast
 
 import timm
 import torchvision
@@ -16,11 +17,14 @@ from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_t
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.runfolder import RunFolder, no_run
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone
+from vidssl.grids import GridSize
+from vidssl.interfaces import Backbone, ResizesWindows, Translated
 from vidssl.recipe import MIN_MATCHED
-from vidssl.spec import parse
+from vidssl.schema import convert
+from vidssl.spec import Node, parse
 from vidssl.weights.foreign import read_foreign
 from vidssl.weights.inflate import inflate_image_stage
+from vidssl.weights.stated import Stated, check_stated, check_unstated, stated_by_library
 
 NAMED = {"timm": timm.list_models, "torchvision": torchvision.models.list_models}
 
@@ -37,6 +41,7 @@ class LoadReport:
         share: of all numbers in the network's weights and running statistics, those that were taken over.
         layout: whose layout the source had, empty for this package's own.
         reshaped: keys among ``loaded`` whose tensors were resized, inflated, copied or zeroed.
+        notes: which part of the source was taken and how to take another, and what its tensors leave open.
     """
 
     source: Path | str
@@ -46,6 +51,7 @@ class LoadReport:
     share: float
     layout: str = ""
     reshaped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """A line for each fate, with every key; block and stage numbers are written as ``*``."""
@@ -58,7 +64,7 @@ class LoadReport:
         head = f"{self.source}" + (f" ({self.layout})" if self.layout else "")
         lines = [f"  {fate}: {_grouped(keys)}" for fate, keys in fates.items() if keys]
         filled = f"{len(self.loaded)} tensors loaded, {_percent(self.share)} of the network's numbers"
-        return "\n".join([f"{head}: {filled}", *lines])
+        return "\n".join([f"{head}: {filled}", *(f"  {note}" for note in self.notes), *lines])
 
 
 def _grouped(keys: Sequence[str]) -> str:
@@ -73,8 +79,15 @@ def _some(keys: Sequence[str], most: int = 6) -> str:
     return f"{len(keys)} ({shown})"
 
 
-def load_init(network: Backbone, init: str, *, min_matched: float = MIN_MATCHED) -> LoadReport:
-    """Start a network from weights that there are: ``backbone.init`` of a recipe.
+def load_init(
+    network: Backbone,
+    init: str,
+    *,
+    min_matched: float = MIN_MATCHED,
+    window: GridSize | None = None,
+    given: Collection[str] | None = None,
+) -> LoadReport:
+    """Start a network from existing weights: ``backbone.init`` of a recipe.
 
     Args:
         init: a run folder (its newest checkpoint is taken) or a checkpoint of this package, of which one
@@ -83,28 +96,32 @@ def load_init(network: Backbone, init: str, *, min_matched: float = MIN_MATCHED)
             What has another shape is resized where the network knows how.
         min_matched: share of the network's numbers that must come from there, from 0 to 1, whether as they
             are or resized, inflated or copied: ``backbone.init_min_matched``.
+        window: attention window that the weights were trained with, where they do not tell:
+            ``backbone.init_window``.
+        given: keys of the network that the user has stated; None where that is not known. Stated pixel
+            statistics may differ from those of the weights; what the weights leave open must be stated.
 
     Raises:
-        UsageError: if it cannot be read, shares no key or too little with the network, or a shared key has
-            another shape.
+        UsageError: if it cannot be read, shares no key or too little with the network, a shared key has
+            another shape, or it was trained with other heads or pixel statistics.
     """
+    if window is not None and not isinstance(network, ResizesWindows):
+        raise UsageError(f"init_window: a {type(network).__name__} has no windows; leave it out")
     checkpoint = _own_checkpoint(init)
     if checkpoint is not None:
-        window = _window_of_image_stage(checkpoint)
-        if window is None:
-            return _load_own(network, checkpoint.encoder, checkpoint.path, min_matched)
-        filled = inflate_image_stage(checkpoint.encoder, window)
-        report = _load_own(network, filled, checkpoint.path, min_matched)
-        inflated = (key for key in report.loaded if filled[key] is not checkpoint.encoder[key])
-        return replace(report, layout="trained on images, inflated to clips", reshaped=tuple(inflated))
-    state = read_foreign(init)
-    found = network.translate(state)
+        return _load_checkpoint(network, checkpoint, min_matched, window, given)
+    stated = stated_by_library(init)
+    notes = () if stated is None else check_stated(network, stated, init, given)
+    taken = read_foreign(init)
+    found = _translated(network, taken.state, init, window)
+    layout = "" if found is None else found.layout
+    if stated is None:
+        notes = check_unstated(network, layout, init, given)
+    report = load_state(network, taken.state if found is None else found.state, init, min_matched)
+    report = replace(report, layout=layout, notes=(*taken.notes, *notes))
     if found is None:
-        return load_state(network, state, init, min_matched)
-    report = load_state(network, found.state, init, min_matched)
-    return replace(
-        report, layout=found.layout, reshaped=found.reshaped, unused=(*report.unused, *found.dropped)
-    )
+        return report
+    return replace(report, reshaped=found.reshaped, unused=(*report.unused, *found.dropped))
 
 
 def check_init(init: str) -> None:
@@ -128,11 +145,56 @@ def check_init(init: str) -> None:
         raise no_run(init)
 
 
-def _load_own(network: Backbone, state: Mapping[str, Tensor], path: Path, min_matched: float) -> LoadReport:
-    """Take over weights of this package; where shapes differ, as the network itself can adapt them."""
+def _translated(
+    network: Backbone, state: Mapping[str, Tensor], source: Path | str, window: GridSize | None
+) -> Translated | None:
+    """The network's own reading of a state; what it refuses names the source."""
+    try:
+        if isinstance(network, ResizesWindows):
+            return network.translate_windows(state, window)
+        return network.translate(state)
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from error
+
+
+def _load_checkpoint(
+    network: Backbone,
+    checkpoint: Checkpoint,
+    min_matched: float,
+    window: GridSize | None,
+    given: Collection[str] | None,
+) -> LoadReport:
+    """Take over weights of this package; what its recipe states is held against the network."""
+    sections = _sections(checkpoint)
+    window = window or _window(sections["backbone"])
+    notes = check_stated(network, _stated(sections["backbone"]), str(checkpoint.path), given)
+    # one trained in Python has no recipe, and nobody noted on what: it is taken as it is
+    if checkpoint.recipe and "video" not in sections["data"]:
+        # what such a network has for clips was never trained, and is made from what it has for images
+        filled = inflate_image_stage(
+            checkpoint.encoder, window or (1, 1, 1)
+        )  # unread where there is no window
+        report = _load_own(network, filled, checkpoint.path, min_matched, window)
+        inflated = (key for key in report.loaded if filled[key] is not checkpoint.encoder[key])
+        layout = "trained on images, inflated to clips"
+        return replace(report, layout=layout, reshaped=tuple(inflated), notes=notes)
+    report = _load_own(network, checkpoint.encoder, checkpoint.path, min_matched, window)
+    return replace(report, notes=notes)
+
+
+def _load_own(
+    network: Backbone,
+    state: Mapping[str, Tensor],
+    path: Path,
+    min_matched: float,
+    window: GridSize | None,
+) -> LoadReport:
+    """Take over weights of this package; where shapes or windows differ, as the network can adapt them."""
     own = network.state_dict()
     same = all(state[key].shape == own[key].shape for key in own if key in state)
-    found = None if same else network.translate(state)
+    if same and isinstance(network, ResizesWindows) and window is not None:
+        same = network.window == window  # tables of other windows may be as long
+    found = None if same else _translated(network, state, path, window)
     if found is None:
         return load_state(network, state, path, min_matched)
     report = load_state(network, found.state, path, min_matched)
@@ -154,22 +216,32 @@ def _own_checkpoint(init: str) -> Checkpoint | None:
     return None
 
 
-def _window_of_image_stage(checkpoint: Checkpoint) -> tuple[int, int, int] | None:
-    """The attention window of a network that was trained on images alone, None of any other.
+def _sections(checkpoint: Checkpoint) -> dict[str, Mapping[str, Node]]:
+    """The sections ``data`` and ``backbone`` of a checkpoint's recipe; empty where it has none."""
+    tree = parse(checkpoint.recipe, lambda line: f"{checkpoint.path}: its recipe, line {line}")
+    entries = tree.mapping() if checkpoint.recipe else {}
+    return {name: entries[name].mapping() if name in entries else {} for name in ("data", "backbone")}
 
-    What such a network has for clips was never trained, and is made from what it has for images. One
-    without windows gets (1, 1, 1), which nothing reads.
-    """
-    if not checkpoint.recipe:
-        return None  # trained in Python, where nobody noted on what: taken as it is
-    sections = parse(checkpoint.recipe, lambda line: f"{checkpoint.path}: its recipe, line {line}").mapping()
-    if "video" in sections["data"].mapping():
+
+def _window(backbone: Mapping[str, Node]) -> GridSize | None:
+    """The attention window that a section names, if it names one."""
+    if "window" not in backbone:
         return None
-    window = sections["backbone"].mapping().get("window")
-    if window is None or not isinstance(window.value, tuple):
-        return 1, 1, 1
-    depth, height, width = (int(str(item.value)) for item in window.value)
-    return depth, height, width
+    window = cast(GridSize, convert(backbone["window"], tuple[int, int, int]))
+    if min(window) < 1 or max(window) > 1024:
+        raise backbone["window"].error(f"no window is of {window} cells")
+    return window
+
+
+def _stated(backbone: Mapping[str, Node]) -> Stated:
+    """Pixel statistics and heads that a section of a recipe names."""
+    colours = tuple[float, float, float]
+    mean, std = (
+        cast(colours, convert(backbone[name], colours)) if name in backbone else None
+        for name in ("mean", "std")
+    )
+    heads = backbone["num_heads"].value if "num_heads" in backbone else None
+    return Stated(mean, std, (heads,) if type(heads) is int else ())
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -199,16 +271,22 @@ def load_state(
     if not shared:
         raise UsageError(
             f"{source}: shares no key with {type(network).__name__} (it has e.g. {_some(list(state), 3)}; "
-            f"the network {_some(list(own), 3)}): these are weights of another architecture"
+            f"the network {_some(list(own), 3)}): these are weights of another architecture, or stand below "
+            "a name of their own (FILE#NAME takes what is below it)"
         )
     _refuse_other_shapes(own, state, shared, source)
     new = tuple(key for key in own if key not in state)
     share = _numbers(own, shared) / max(1, _numbers(own, own))
     if share < min_matched:
+        accepted = floor(100 * share) / 100
+        way_out = (
+            "These are weights of another architecture"
+            if not accepted
+            else f"If these are to start from fresh values, state it: backbone.init_min_matched={accepted}"
+        )
         raise UsageError(
             f"{source}: fills {_percent(share)} of the numbers of {type(network).__name__}, and less than "
-            f"{_percent(min_matched)} is an error. It lacks {_some(new)}. If these are to start from fresh "
-            f"values, say so: backbone.init_min_matched={floor(100 * share) / 100}"
+            f"{_percent(min_matched)} is an error. It lacks {_some(new)}. {way_out}"
         )
     taken = {key: state[key] for key in shared}
     refuse_broken(source, taken, buffers_of(network))

@@ -17,6 +17,8 @@ from vidssl.weights.inflate import inflate_patch_weight
 _PATCHES = "patch_embed.proj.weight"  # the key by which such a network is found among others, and its prefix
 _PATCH_BIAS = "patch_embed.proj.bias"
 _FIRST_BLOCK = "blocks.0.attn.qkv.weight"
+IMAGE_VIT = "image ViT (timm, DINO)"
+VIDEO_MAE = "VideoMAE, published, without its positions, which are others"
 # outside the blocks, and a network without them computes something else
 _ALTERING = ("norm_pre", "dist_token", "reg_token", "register_tokens")
 
@@ -28,12 +30,19 @@ class _Source:
     tensors: Mapping[str, Tensor]
     prefix: str
     others: tuple[str, ...]
+    chosen: str = ""
 
     @property
     def layout(self) -> str:
+        return self._layout + self.chosen
+
+    @property
+    def _layout(self) -> str:
+        if self.tensors[_PATCHES].ndim == 5:
+            return VIDEO_MAE
         if any(key == "time_embed" or ".temporal_" in key for key in self.tensors):
             return "SVT, published" if "backbone." in self.prefix else "TimeSformer, published"
-        return "image ViT (timm, DINO)"
+        return IMAGE_VIT
 
 
 def to_timesformer(
@@ -71,14 +80,20 @@ def to_timesformer(
             found[key] = source.tensors[spatial]
             copied.append(key)
     found[_PATCHES] = _folded(found[_PATCHES], own[_PATCHES].shape[2])
+    if found[_PATCHES].ndim == 5:
+        raise UsageError(
+            f"patch embedding {tuple(found[_PATCHES].shape)} of patches of {found[_PATCHES].shape[2]} frames "
+            "(VideoMAE's layout), and a TimeSformer's patches are of one: load them into 'vit'"
+        )
     return Translated(found, source.layout, tuple(copied), _dropped(source, set(found)))
 
 
 def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated | None:
-    """Parameters of ``ViT`` out of an image ViT, its patch embedding inflated; None if it is no such.
+    """Parameters of ``ViT`` out of an image ViT, its patch embedding inflated, or out of VideoMAE's.
 
-    ``ViT`` has position codes of its own, so the learned ones are dropped, but for the class token's, which
-    is part of what the token is.
+    ``ViT`` has position codes of its own, so others are dropped, but for the class token's, which is part of
+    what the token is. Of VideoMAE's patch embedding, which is for clips, images get the sum over its frames.
+    None if it is no such network.
 
     Args:
         state: with any prefix.
@@ -95,8 +110,13 @@ def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated
     made = []
     for name in ("embed_clip.proj", "embed_image.proj"):
         frames, rows = own[f"{name}.weight"].shape[2:4]
-        found[f"{name}.weight"] = inflate_patch_weight(_folded(source.tensors[_PATCHES], rows), frames)
-        made.append(f"{name}.weight")
+        patches = _folded(source.tensors[_PATCHES], rows)
+        if patches.ndim == 5 and frames == 1:
+            found[f"{name}.weight"] = patches.sum(dim=2, keepdim=True)
+        else:
+            found[f"{name}.weight"] = patches if patches.ndim == 5 else inflate_patch_weight(patches, frames)
+        if found[f"{name}.weight"] is not source.tensors[_PATCHES]:
+            made.append(f"{name}.weight")
         if _PATCH_BIAS in source.tensors:
             found[f"{name}.bias"] = source.tensors[_PATCH_BIAS]
     used |= {_PATCHES, _PATCH_BIAS}
@@ -125,16 +145,35 @@ def _find(state: Mapping[str, Tensor]) -> _Source | None:
     prefixes = [prefix for prefix in prefixes if prefix + _FIRST_BLOCK in state]
     if not prefixes:
         return None
+    chosen = ""
     if len(prefixes) > 1:
         teachers = [prefix for prefix in prefixes if "teacher" in prefix]
         if len(teachers) != 1:
-            raise UsageError(
-                f"there are several networks in these weights, choose one: {', '.join(prefixes)}"
-            )
+            ways = ", ".join(f"FILE#{prefix.rstrip('.')}" for prefix in prefixes)
+            raise UsageError(f"there are several networks in these weights, choose one: {ways}")
+        left = ", ".join(f"FILE#{prefix.rstrip('.')}" for prefix in prefixes if prefix not in teachers)
+        chosen = f"; tensors below '{teachers[0]}' taken, others: {left}"
         prefixes = teachers
     prefix = prefixes[0]
     tensors = {key.removeprefix(prefix): x for key, x in state.items() if key.startswith(prefix)}
-    return _Source(tensors, prefix, tuple(key for key in state if not key.startswith(prefix)))
+    if tensors[_PATCHES].ndim not in (2, 4, 5):
+        raise UsageError(
+            f"{prefix}{_PATCHES} has the shape {tuple(tensors[_PATCHES].shape)}, and a patch embedding has "
+            "[D, 3, h, w] for images, [D, 3, t, h, w] for clips"
+        )
+    others = tuple(key for key in state if not key.startswith(prefix))
+    return _Source(_with_whole_biases(tensors), prefix, others, chosen)
+
+
+def _with_whole_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """BEiT's and VideoMAE's blocks have no bias of keys, and keep the two others apart."""
+    found = dict(tensors)
+    for key in tensors:
+        name = key.removesuffix("attn.q_bias")
+        if name != key and f"{name}attn.v_bias" in tensors:
+            q, v = found.pop(key), found.pop(f"{name}attn.v_bias")
+            found[f"{name}attn.qkv.bias"] = torch.cat((q, torch.zeros_like(v), v))
+    return found
 
 
 def _dropped(source: _Source, used: set[str]) -> tuple[str, ...]:
