@@ -181,3 +181,12 @@ def test_names_of_other_networks_are_refused_and_left_aside(golden: dict[str, to
     assert networks_in(others) == {}
     with pytest.raises(ValueError, match="second encoder, under 'copy'"):
         networks_in({**golden, **{key.replace("encoder.", "copy."): x for key, x in golden.items()}})
+
+
+def test_ids_and_pixels_in_float64_are_those_of_float32(golden: dict[str, torch.Tensor]) -> None:
+    model, clip = toy(golden), clip_of(golden)
+    ids, pixels = model.encode(clip), model.decode(model.encode(clip))
+    model.double()
+    assert torch.equal(model.encode(clip.double()), ids)
+    assert torch.equal(model.encode(clip), ids)
+    torch.testing.assert_close(model.decode(ids), pixels.double(), atol=1e-5, rtol=1e-5)

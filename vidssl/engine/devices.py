@@ -25,6 +25,11 @@ def pick_device(name: Device) -> torch.device:
     return torch.device(name)
 
 
+def full_precision(x: torch.Tensor) -> torch.Tensor:
+    """The tensor in float32, or as it is in float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """What the forward pass of training is cast to, None for full precision; "auto" as ``use_bfloat16``."""
     if use_bfloat16(precision, device):

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidssl.engine.devices import full_precision
 from vidssl.engine.gather import num_processes, sum_over_processes
 
 
@@ -40,7 +41,7 @@ class BatchNorm(nn.Module):
         if count < 2:
             raise ValueError("batch norm in the head needs at least 2 rows: raise the batch size")
         with torch.autocast(x.device.type, enabled=False):
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            x = full_precision(x)
             mean = sum_over_processes(x.sum(dim=0)) / count
             variance = sum_over_processes((x - mean).square().sum(dim=0)) / count
             self._remember(mean.detach(), variance.detach() * count / (count - 1))

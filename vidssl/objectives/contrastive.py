@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidssl.engine.devices import full_precision
 from vidssl.engine.gather import gather_rows, rank
 from vidssl.objectives.batch_norm import BatchNorm
 from vidssl.objectives.losses import accuracy
@@ -42,7 +43,7 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Contrast:
         temperature: gamma; the cosines are divided by it.
     """
     with torch.autocast(first.device.type, enabled=False):
-        first, second = (F.normalize(_full(x), dim=1) for x in (first, second))
+        first, second = (F.normalize(full_precision(x), dim=1) for x in (first, second))
         others = torch.cat((gather_rows(first), gather_rows(second)))
         n = len(others) // 2
         own = torch.arange(len(first), device=first.device) + rank() * len(first)
@@ -63,10 +64,6 @@ def _gap(cosines: Tensor, itself: Tensor, partner: Tensor) -> Tensor:
     own, positive = (cosines.gather(1, column.unsqueeze(1)).squeeze(1) for column in (itself, partner))
     negative = (cosines.sum(dim=1) - own - positive) / max(1, cosines.shape[1] - 2)
     return (positive - negative).mean()
-
-
-def _full(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class ProjectionHead(nn.Module):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from vidssl.engine.devices import full_precision
 from vidssl.errors import UsageError
 from vidssl.interfaces import Tokenizer
 
@@ -36,7 +37,7 @@ class FrozenTokenizer(nn.Module):
                 "the data gives stored ids, and the objective tokenizes pixels: take a source of videos"
             )
         with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
-            return self.tokenizer.encode(clip.float())
+            return self.tokenizer.encode(full_precision(clip))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FrozenTokenizer":
         super()._apply(fn, recurse)

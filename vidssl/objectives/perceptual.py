@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidssl.engine.devices import full_precision
 from vidssl.errors import UsageError
 from vidssl.weights.foreign import read_foreign
 from vidssl.weights.load import load_state
@@ -89,7 +90,7 @@ class PerceptualDistance(nn.Module):
             intermediates_only=True,
             output_fmt="NCHW",
         )
-        return [F.normalize(feature.float(), dim=1) for feature in found]
+        return [F.normalize(full_precision(feature), dim=1) for feature in found]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PerceptualDistance":
         super()._apply(fn, recurse)

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vidssl.abilities import Watched
 from vidssl.bands import Band
 from vidssl.engine.curves import cosine_between
+from vidssl.engine.devices import full_precision
 from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress
 from vidssl.objectives.batch_norm import BatchNorm
 from vidssl.objectives.collapse import CollapseMonitor, distillation_bands
@@ -150,8 +151,8 @@ class SVT(Objective, Watched):
         # measurements in the course of a run are to be compared: they all take the last temperature
         temp = self.teacher_temp.at(progress.epoch) if self.training else self.teacher_temp.last
         # softmax and centre in full precision whatever the networks run in
-        targets = self.targets(answers.float().flatten(0, 1), temp, progress.step)
-        log_probs = (logits.float() / self.student_temp).log_softmax(dim=-1)
+        targets = self.targets(full_precision(answers).flatten(0, 1), temp, progress.step)
+        log_probs = (full_precision(logits) / self.student_temp).log_softmax(dim=-1)
         terms = pair_terms(targets.view_as(answers), log_probs)
         loss = matching.mean(terms, self.correspondences)
         metrics = {"loss": loss.detach()}

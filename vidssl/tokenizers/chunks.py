@@ -4,7 +4,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def as_weights(x: Tensor, network: nn.Module) -> Tensor:
+    """The tensor in the type of a network's weights."""
+    return x.to(next(network.parameters()).dtype)
 
 
 def in_chunks(network: Callable[[Tensor], Tensor], frames: Tensor, size: int) -> Tensor:

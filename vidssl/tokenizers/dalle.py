@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidssl.engine.devices import full_precision
 from vidssl.interfaces import Tokenizer, check_clip
-from vidssl.tokenizers.chunks import in_chunks
+from vidssl.tokenizers.chunks import as_weights, in_chunks
 from vidssl.tokenizers.resize import ResizeKernel, halve
 
 _EPSILON = 0.1  # of the logit-Laplace likelihood: pixels are squeezed into [0.1, 0.9] (App. A.3)
@@ -109,14 +110,15 @@ class DALLE(Tokenizer):
 
     def logits(self, frames: Tensor) -> Tensor:
         """How well each code fits, float32 [N, V, h, w], for frames [N, 3, H, W] in [0, 1]."""
-        frames = frames.float()
+        frames = full_precision(frames)
         if self.resize_kernel is not None:
             frames = halve(frames, self.resize_kernel)
+        frames = as_weights(frames, self.encoder)
         kind, dtype = frames.device.type, _DTYPES[self.precision]
         with torch.autocast(kind, dtype=dtype, enabled=dtype != torch.float32):
             features = self.encoder.features(map_pixels(frames))
         with torch.autocast(kind, enabled=False):
-            return self.encoder.output(features.float())
+            return self.encoder.output(full_precision(features))
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
@@ -139,7 +141,7 @@ class DALLE(Tokenizer):
 
     def _decode_frames(self, ids: Tensor) -> Tensor:
         assert self.decoder is not None
-        codes = F.one_hot(ids, self.vocab_size).permute(0, 3, 1, 2).float()
+        codes = as_weights(F.one_hot(ids, self.vocab_size).permute(0, 3, 1, 2), self.decoder)
         frames = unmap_pixels(self.decoder(codes)[:, :3].sigmoid())  # the other channels are scales
         if self.resize_kernel is None:
             return frames

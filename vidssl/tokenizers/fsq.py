@@ -7,8 +7,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from vidssl.engine.devices import full_precision
 from vidssl.interfaces import Reconstruction, TrainableTokenizer, check_clip
-from vidssl.tokenizers.chunks import in_chunks
+from vidssl.tokenizers.chunks import as_weights, in_chunks
 from vidssl.tokenizers.frame_networks import centred, frame_decoder, frame_encoder
 
 _CPU_CHUNK = 16  # frames; they stay in the cache
@@ -64,7 +65,7 @@ class FSQ(TrainableTokenizer):
     def encode(self, clip: Tensor) -> Tensor:
         check_clip(clip, type(self).__name__)
         self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
-        frames = rearrange(clip, "b c t h w -> (b t) c h w").float()
+        frames = as_weights(rearrange(clip, "b c t h w -> (b t) c h w"), self.encoder)
         size = _CPU_CHUNK if frames.device.type == "cpu" else len(frames)
         with torch.autocast(clip.device.type, enabled=False):  # targets do not depend on the run's precision
             outputs = in_chunks(lambda chunk: self.encoder(centred(chunk)), frames, size)
@@ -83,7 +84,7 @@ class FSQ(TrainableTokenizer):
         There is no regulariser: it is zero.
         """
         self.grid(*clip.shape[2:])
-        outputs = self.encoder(centred(rearrange(clip, "b c t h w -> (b t) c h w"))).float()
+        outputs = full_precision(self.encoder(centred(rearrange(clip, "b c t h w -> (b t) c h w"))))
         bounded = self._bounded(rearrange(outputs, "(b t) d h w -> b t h w d", b=len(clip)))
         through = bounded + (bounded.round() - bounded).detach()
         ids = self._numbered(bounded.detach().round())
@@ -100,7 +101,7 @@ class FSQ(TrainableTokenizer):
         """Points in [-1, 1]^D that ids [...] stand for, [..., D]; what the decoder reads."""
         digits = ids[..., None] // self.basis % self.levels
         half = self.levels // 2
-        return (digits - half) / half
+        return as_weights((digits - half) / half, self.decoder)
 
     def _bounded(self, outputs: Tensor) -> Tensor:
         """Outputs squeezed so that rounding gives each number its levels, 0 in their middle (App. A.1).

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from vidssl.engine.devices import full_precision
 from vidssl.interfaces import Reconstruction, TrainableTokenizer, check_clip
-from vidssl.tokenizers.chunks import in_chunks
+from vidssl.tokenizers.chunks import as_weights, in_chunks
 from vidssl.tokenizers.frame_networks import centred, frame_decoder, frame_encoder
 from vidssl.tokenizers.tubelets import of_length
 
@@ -95,7 +96,7 @@ class VQVAE(TrainableTokenizer):
         tubelets = self._tubelets(clip)
         with torch.autocast(clip.device.type, enabled=False):  # targets do not depend on the run's precision
             size = _CPU_CHUNK if tubelets.device.type == "cpu" else _GPU_CHUNK
-            ids = in_chunks(self._encode_tubelets, tubelets.float(), size)
+            ids = in_chunks(self._encode_tubelets, as_weights(tubelets, self.encoder), size)
         return rearrange(ids, "(b t) h w -> b t h w", b=len(clip))
 
     def _tubelets(self, clip: Tensor) -> Tensor:
@@ -125,7 +126,7 @@ class VQVAE(TrainableTokenizer):
     def reconstruct(self, clip: Tensor) -> Reconstruction:
         """The clip through the codebook; the regulariser is the commitment, ||z_e - sg(e)||^2 (Eq. 3)."""
         self.grid(*clip.shape[2:])
-        outputs = self.encoder(centred(self._tubelets(clip))).float()
+        outputs = full_precision(self.encoder(centred(self._tubelets(clip))))
         outputs = rearrange(outputs, "(b t) d h w -> b t h w d", b=len(clip))
         with torch.autocast(clip.device.type, enabled=False):
             ids = nearest_code(outputs.detach().flatten(0, 3)[None], self.codebook).view(outputs.shape[:-1])
