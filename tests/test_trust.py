@@ -158,7 +158,8 @@ def test_what_a_strangers_checkpoint_names_is_neither_imported_nor_fetched(
         "samples": {},
     }
     captured = {"format": CAPTURE, "facts": json.dumps(facts)}
-    save_file({"state.x": torch.zeros(1)}, "capture.safetensors", metadata=captured)
+    states = {f"random.{name}": torch.get_rng_state() for name in ("cpu", "objective")}
+    save_file(states, "capture.safetensors", metadata=captured)
     Path("stranger").mkdir()
     Path("stranger/recipe.yaml").write_text(text)
     message = refusal(capsys, *words)
