@@ -200,10 +200,17 @@ def test_parts_keep_segments_of_a_file_together_and_refuse_frames_in_both(here: 
     assert len(VideoList(root="videos", list="list.csv", test_list="test.csv", part="test")) == 1
 
 
-def test_a_segment_behind_the_end_is_unreadable(here: Path) -> None:
+def test_a_segment_behind_the_end_is_unreadable(here: Path, capsys) -> None:
     Path("list.csv").write_text("path,start,end\na/v.mp4,7,8\n")
     with pytest.raises(UnreadableSample, match=r"it lasts 4.0 s, and its segment begins at 7 s"):
         VideoList(root="videos", list="list.csv").info(0)
+    Path("list.csv").write_text("path,start,end,class\na/v.mp4,7,8,run\na/v.mp4,0,2,run\na/w.mp4,0,2,walk\n")
+    assert main(["data", "check", "list.csv", "--root", "videos", "--processes", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "Label 'class': 2 classes: run (2), walk (1)" in out
+    assert "Segments: 3 of 2 files" in out
+    assert "  a/v.mp4#t=7,8: it lasts 4.0 s, and its segment begins at 7 s" in out
+    assert len(VideoList(root="videos", list="list.csv", manifest="list.manifest.jsonl")) == 2
 
 
 def test_kinetics_obeys_times_where_a_file_is_longer(here: Path) -> None:

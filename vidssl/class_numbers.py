@@ -1,7 +1,10 @@
 """Classes of a label: their names in number order, one numbering for several data sets, their counts."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from vidssl.errors import UsageError
 
@@ -48,10 +51,13 @@ def numbered_together(train: LabelClasses, test: LabelClasses) -> dict[str, tupl
     }
 
 
-def new_numbers(own: Sequence[str], shared: Sequence[str]) -> list[int]:
-    """Class number in ``shared`` of each class in ``own``, and -1 at the end: what -1, no class, becomes."""
+def renumbered(numbers: Tensor, own: Sequence[str], shared: Sequence[str]) -> Tensor:
+    """Class numbers int64 [N], -1 for none, that count in ``own``, as they count in ``shared``."""
+    if own == shared:
+        return numbers
     places = {name: number for number, name in enumerate(shared)}
-    return [*(places[name] for name in own), -1]
+    # the last is what -1 becomes
+    return torch.tensor([*(places[name] for name in own), -1], device=numbers.device)[numbers]
 
 
 def counted_classes(numbers: Iterable[int], names: Sequence[str]) -> str:
@@ -66,4 +72,29 @@ def counted_classes(numbers: Iterable[int], names: Sequence[str]) -> str:
     if len(found) > _NAMED:
         sizes = [count for _, count in found]
         shown += f", ...; {min(sizes)} to {max(sizes)} videos each"
+        if max(sizes) == 1:
+            shown += ". Is it an ID, not a class?"
     return f"{len(found)} {'class' if len(found) == 1 else 'classes'}: {shown}"
+
+
+def class_counts(
+    train: Mapping[str, Sequence[int]], test: Mapping[str, Sequence[int]], classes: LabelClasses
+) -> Iterator[str]:
+    """Lines with the classes of each label that both have, as they are numbered together, and their counts.
+
+    Args:
+        train, test: label name -> class number of each video, -1 for none.
+    """
+    for label, names in classes.items():
+        if label not in train or label not in test:
+            continue
+        for part, videos in (("train", train), ("test", test)):
+            yield f"{part}, label '{label}': {counted_classes(videos[label], names)}"
+        learned = {*train[label], -1}
+        unknown = Counter(names[number] for number in test[label] if number not in learned)
+        if unknown:
+            shown = ", ".join(sorted(unknown)[:_NAMED]) + (", ..." if len(unknown) > _NAMED else "")
+            yield (
+                f"label '{label}': {unknown.total()} test videos are of classes that no training video has "
+                f"({shown}), and count as wrong"
+            )

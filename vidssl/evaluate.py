@@ -35,7 +35,7 @@ from vidssl.scoring.foreign import (
     is_foreign,
     recipe_named,
 )
-from vidssl.scoring.report import report
+from vidssl.scoring.report import report, tell_classes
 from vidssl.scoring.request import EvalWords, eval_words
 from vidssl.scoring.scores import probe
 from vidssl.scoring.subject import Subject, spec_of, subject_of
@@ -136,6 +136,7 @@ def score_subject(
 def _scored(subject: Subject, protocol: Protocol, features: Tables, console: Console) -> str:
     """Fits the probes and reports; an empty text for the other processes."""
     evaluator = build.evaluator(protocol.evaluator)
+    tell_classes(*next(iter(features.values())), console)
     scores = {
         name: probe(
             evaluator,

@@ -24,7 +24,7 @@ from vidssl.protocol import ViewAverage
 from vidssl.recipe import Recipe, read_recipe
 from vidssl.runs import train_recipe
 from vidssl.scoring.extraction import extract
-from vidssl.scoring.report import report
+from vidssl.scoring.report import report, tell_classes
 from vidssl.scoring.scores import Score, mean_over_draws, score, shared_labels
 from vidssl.scoring.subject import NetworkSpec, Subject
 from vidssl.scoring.trained import trained_objective
@@ -95,8 +95,10 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
     data, views = protocol.data, protocol.data.views
     train, test = here().one_first(lambda: (build.source(data.train), build.source(data.test)))
     check_stored(subject.spec.tokenizer, protocol.data.test, views, test, build.views(views))
-    labels = _labels(protocol, shared_labels(train.label_classes, test.label_classes))
-    starts, listed = _starts(subject, protocol), _listed(train)
+    together = shared_labels(train.label_classes, test.label_classes)
+    labels = _labels(protocol, tuple(together))
+    starts, listed = _starts(subject, protocol), _listed(train).renumbered(together)
+    tell_classes(listed, _listed(test).renumbered(together), console)
     rows = [
         _row(subject.spec, protocol, name=name, init=init, label=label, amount=amount, listed=listed, out=out)
         for label in labels
@@ -112,7 +114,8 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
             assert isinstance(objective, Classification), "finetuning_recipe asks for nothing else"
             _check_whole(result)
             objective = _whole(objective, each, result)
-            found = _measured(objective, each, protocol, test, console, f"{row.name} network, test videos")
+            title = f"{row.name} network, test videos"
+            found = _measured(objective, each, protocol, test, console, title).renumbered(together)
             draws.append(_scores(objective, found, protocol.average, learned, row.label))
         scores[row.name] += draws[0] if row.amount is None else mean_over_draws(draws, row.amount)
     assert found is not None, "there is a label"

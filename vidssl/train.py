@@ -13,7 +13,7 @@ from rich.console import Console
 
 from vidssl.abilities import Watched
 from vidssl.build_checks import check_whole
-from vidssl.data.loader import Loader, Stream, slices
+from vidssl.data.loader import Loader, Stream, numbered_alike, slices
 from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.collapse import CollapseWatch
@@ -39,6 +39,7 @@ from vidssl.engine.window import Window, over_processes
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective, Progress
 from vidssl.measuring import measure
+from vidssl.objectives.classification import Classification
 from vidssl.recipe import RunSpec
 
 Monitor = Callable[[], Mapping[str, float]]
@@ -140,7 +141,9 @@ def train(
     prepare(objective, run)
     check_whole(objective, run, world.size)
     streams = slices(streams, world.rank, world.size, run.accumulate)
-    test_streams = slices(test_streams or {}, world.rank, world.size)
+    test_streams = numbered_alike(test_streams or {}, streams)
+    _check_classes(objective, streams, test_streams)
+    test_streams = slices(test_streams, world.rank, world.size)
     parallel, dtype = Parallel(objective, world, run.parallel, device), autocast_dtype(run.precision, device)
     stepper = Stepper(parallel, optim.update, device, dtype, augment, run.accumulate)
     watch = CollapseWatch(objective.bands() if isinstance(objective, Watched) else ())
@@ -385,3 +388,20 @@ def _test(fixed: _Fixed) -> dict[str, float]:
         autocast=use_bfloat16(fixed.run.precision, fixed.stepper.device),
     )
     return over_processes(fixed.world.gather(found))
+
+
+def _check_classes(
+    objective: Objective, streams: Mapping[str, Stream], test_streams: Mapping[str, Stream]
+) -> None:
+    """Refuses test videos of classes that the objective has no number for, before a step is taken."""
+    if not isinstance(objective, Classification):
+        return
+    for name, stream in test_streams.items():
+        for label, names in stream.classes.items():
+            new = names[len(streams[name].source.label_classes[label]) :]
+            if new and objective.label in (None, label) and len(names) > objective.num_classes:
+                raise UsageError(
+                    f"data.{name}.test_source: label '{label}' has classes that no training video has "
+                    f"({', '.join(new[:5])}): leave these videos out, or set "
+                    f"objective.num_classes={len(names)}, and they count as wrong"
+                )

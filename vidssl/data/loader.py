@@ -12,12 +12,13 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import count
 from types import TracebackType
 
 from torch import Tensor
 
+from vidssl.class_numbers import LabelClasses, numbered_together, renumbered
 from vidssl.data.deaths import WorkerDied
 from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcels
 from vidssl.errors import UsageError
@@ -44,6 +45,7 @@ class Stream:
         rank: which slice of each batch, see ``share``.
         world: number of slices.
         parts: that a batch is taken in one after another; each of them is sliced by itself.
+        classes: labels whose classes are to be numbered otherwise than the source has them, by name.
     """
 
     source: DataSource
@@ -57,6 +59,7 @@ class Stream:
     rank: int = 0
     world: int = 1
     parts: int = 1
+    classes: LabelClasses = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
@@ -100,6 +103,18 @@ def slices(streams: Mapping[str, Stream], rank: int, world: int, parts: int = 1)
                 f"divide among {' of '.join(shares)}"
             )
     return {name: stream.share(rank, world, parts) for name, stream in streams.items()}
+
+
+def numbered_alike(test: Mapping[str, Stream], train: Mapping[str, Stream]) -> dict[str, Stream]:
+    """Test streams whose class numbers are those of the training streams, by name."""
+    return {
+        name: replace(
+            stream, classes=numbered_together(train[name].source.label_classes, stream.source.label_classes)
+        )
+        if name in train
+        else stream
+        for name, stream in test.items()
+    }
 
 
 class Loader:
@@ -218,7 +233,14 @@ def _sound(
                     f"data.max_unreadable_share ({stream.max_unreadable_share:g}) allows {allowed}. Mend "
                     f"them, take them out or raise that share.{_listed([*failed.values()])}"
                 )
-            yield parcel
+            own = stream.source.label_classes
+            yield replace(
+                parcel,
+                labels={
+                    label: renumbered(numbers, own[label], stream.classes.get(label, own[label]))
+                    for label, numbers in parcel.labels.items()
+                },
+            )
 
 
 def _allowed(stream: Stream) -> int:

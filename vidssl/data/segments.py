@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from vidssl.data.decode import VideoFacts
 from vidssl.interfaces import UnreadableSample
 
 NamedSegment = tuple[float, float, Mapping[str, str]]  # start, end, label name -> name of the class
@@ -46,6 +47,10 @@ class Segment:
     def overlaps(self, other: Segment) -> bool:
         """Whether the two have time in common."""
         return self.start < other.end and other.start < self.end
+
+    def frames_of(self, key: str, facts: VideoFacts) -> range:
+        """``frames`` of a file that was looked through."""
+        return self.frames(key, facts.num_frames, facts.fps, facts.pts, facts.tick_seconds)
 
     def frames(self, key: str, num_frames: int, fps: float, pts: array[int], tick_seconds: float) -> range:
         """Numbers of the frames that belong to it, at least one.

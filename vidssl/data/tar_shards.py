@@ -169,7 +169,7 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
             facts = facts.with_square_pixels()
         if segment is None:
             return member, facts, range(facts.num_frames)
-        own = segment.frames(self.key(index), facts.num_frames, facts.fps, facts.pts, facts.tick_seconds)
+        own = segment.frames_of(self.key(index), facts)
         return member, facts, own
 
 
@@ -272,7 +272,7 @@ def _length(index: ShardIndex, number: int, segment: Segment | None) -> int:
     if segment is None or facts is None:
         return int(index.num_frames[number])
     with suppress(UnreadableSample):
-        return len(segment.frames("", facts.num_frames, facts.fps, facts.pts, facts.tick_seconds))
+        return len(segment.frames_of("", facts))
     return 0
 
 

@@ -176,7 +176,7 @@ def _frames(file: Listed, facts: VideoFacts) -> range:
     """Numbers of the frames of a file that belong to a sample; raises UnreadableSample if none does."""
     if file.segment is None:
         return range(facts.num_frames)
-    return file.segment.frames(file.key, facts.num_frames, facts.fps, facts.pts, facts.tick_seconds)
+    return file.segment.frames_of(file.key, facts)
 
 
 def _tell(manifest: Manifest, total: int, what: str, reasons: Counter[str]) -> None:

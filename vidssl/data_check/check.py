@@ -78,7 +78,7 @@ def check_data(request: CheckRequest, console: Console | None = None) -> int:
     for path, other in others:
         content, group = (find(other, manifest) for find in (same_content, same_group))
         overlaps.append(Overlap(f"this and {path}", content, group, chosen=True))
-    found = Found(manifest, out, tuple(overlaps))
+    found = Found(manifest, out, tuple(overlaps), listing)
     report(found, console, show_all=request.show_all)
     return FLAWED if found.flawed else CLEAN
 

@@ -15,12 +15,15 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from vidssl.class_numbers import counted_classes
 from vidssl.data.decode import VideoFacts
 from vidssl.data.examine import CLIP_FRAMES, CLIP_STRIDE
+from vidssl.data.listing import Listing
 from vidssl.data.manifest import Entry, Manifest
 from vidssl.data_check.leaks import Leak, duplicates
 from vidssl.engine.display import format_duration
 from vidssl.errors import printable
+from vidssl.interfaces import UnreadableSample
 
 _FRAMES_THERE = re.compile(r" \(\d+ of \d+ frames are there\)")
 _NAMED = 20  # files that are listed one by one, of each kind
@@ -50,6 +53,20 @@ class Found:
     manifest: Manifest
     out: Path
     overlaps: tuple[Overlap, ...]
+    listing: Listing
+
+    @cached_property
+    def empty(self) -> list[str]:
+        """Segments that their files do not reach, and why."""
+        found = []
+        for sample in self.listing.files:
+            entry = self.manifest.entry(sample.path)
+            if sample.segment is not None and entry.usable and entry.facts is not None:
+                try:
+                    sample.segment.frames_of(sample.key, entry.facts)
+                except UnreadableSample as error:
+                    found.append(str(error))
+        return found
 
     @cached_property
     def bad(self) -> list[Entry]:
@@ -58,7 +75,7 @@ class Found:
     @property
     def flawed(self) -> bool:
         """Whether anything is there that its owner must decide on."""
-        return bool(self.bad) or any(o.chosen and (o.content or o.group) for o in self.overlaps)
+        return bool(self.bad or self.empty) or any(o.chosen and (o.content or o.group) for o in self.overlaps)
 
 
 def report(found: Found, console: Console, *, show_all: bool) -> None:
@@ -71,8 +88,14 @@ def report(found: Found, console: Console, *, show_all: bool) -> None:
     ]
     console.print(_summary(found.manifest, usable))
     limit = None if show_all else _NAMED
+    for label, names in found.listing.label_classes.items():
+        numbers = [sample.labels.get(label, -1) for sample in found.listing.files]
+        _say(console, f"Label '{label}': {counted_classes(numbers, names)}")
+    if found.listing.segments():
+        _say(console, f"Segments: {len(found.listing.files)} of {len(found.manifest)} files")
     cut = [entry for entry in found.manifest if entry.status == "cut"]
     _list(console, "Left out by sources", [f"{e.key}: {e.status}: {e.reason}" for e in found.bad], limit)
+    _list(console, "Segments that their files do not reach, left out", found.empty, limit)
     _list(console, "Cut off, used as far as they go", [f"{e.key}: {e.reason}" for e in cut], limit)
     _list(console, "The same content", [" = ".join(keys) for keys in duplicates(found.manifest)], limit)
     for overlap in found.overlaps:

@@ -1,12 +1,13 @@
 """One pass of an encoder over labelled videos."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from vidssl.class_numbers import LabelClasses, renumbered
 from vidssl.errors import UsageError
 from vidssl.evaluators.frame_orders import in_order
 from vidssl.interfaces import Backbone, Features, Tokenizer, as_clip
@@ -60,6 +61,15 @@ class FeatureTable:
                 f"the features of {len(broken)} of {len(self.keys)} videos are not finite (NaN or inf): "
                 f"{some}; {way}"
             )
+
+    def renumbered(self, classes: LabelClasses) -> "FeatureTable":
+        """The same with these numbers for the classes of the labels that are in ``classes``, by name."""
+        own = {label: classes.get(label, names) for label, names in self.classes.items()}
+        labels = {
+            label: renumbered(numbers, self.classes[label], own[label])
+            for label, numbers in self.labels.items()
+        }
+        return replace(self, labels=labels, classes=own)
 
 
 @torch.no_grad()

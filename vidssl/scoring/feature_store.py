@@ -25,6 +25,7 @@ from torch import Tensor
 
 import vidssl
 from vidssl import build
+from vidssl.class_numbers import numbered_together
 from vidssl.components import SOURCE, VIEW_SAMPLER
 from vidssl.data.token_source import TokenStore
 from vidssl.engine.checkpoint import read_tensors
@@ -112,7 +113,7 @@ class FeatureStore:
                 self.tables(protocol)
 
     def tables(self, protocol: Protocol) -> dict[str, tuple[FeatureTable, FeatureTable]]:
-        """Network -> the features of the videos to learn from and of those to test on.
+        """Network -> the features of the videos to learn from and of those to test on, numbered together.
 
         Raises:
             UsageError: if no video can be read, or features cannot be kept.
@@ -124,9 +125,12 @@ class FeatureStore:
         train = FeatureJob("train", data.train, train_views, protocol.layers, patches=patches)
         test = FeatureJob("test", data.test, data.views, protocol.layers, protocol.frames, patches)
         size = protocol.batch_size
-        return {
-            name: (self._table(name, train, size), self._table(name, test, size)) for name in self.networks
-        }
+        found = {}
+        for name in self.networks:
+            learn, tested = self._table(name, train, size), self._table(name, test, size)
+            together = numbered_together(learn.classes, tested.classes)
+            found[name] = (learn.renumbered(together), tested.renumbered(together))
+        return found
 
     def _table(self, name: str, job: FeatureJob, batch_size: int) -> FeatureTable:
         # the first makes what a source keeps on disk

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from vidssl.class_numbers import class_counts
 from vidssl.engine.files import write_text
 from vidssl.evaluators.features import FeatureTable
 from vidssl.finetune_protocol import FinetuneProtocol
@@ -51,6 +52,15 @@ def report(
         _say(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
     write_text(path, json.dumps(record, indent=2) + "\n")
     _say(console, f"Scores: {path}")
+
+
+def tell_classes(train: FeatureTable, test: FeatureTable, console: Console) -> None:
+    """Print the classes that are learned and tested, numbered together, and how many videos each has."""
+    learned, tested = (
+        {name: found.tolist() for name, found in part.labels.items()} for part in (train, test)
+    )
+    for line in class_counts(learned, tested, train.classes):
+        _say(console, line)
 
 
 def score_tables(scores: Scores, title: str) -> list[Table]:

@@ -1,12 +1,13 @@
 """From features, or from scores of classes, to accuracies."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
 import torch
 from torch import Tensor
 
+from vidssl.class_numbers import LabelClasses, numbered_together
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import in_top, predict
@@ -117,7 +118,7 @@ def probe(
     """Scores of each label that train and test share, a row for each setting and order of frames.
 
     Videos without the label are left out of its rows. Those of train are learned from in the order of their
-    keys, so that the order of a list changes nothing.
+    keys, so that the order of a list changes nothing. Classes are numbered together, by name.
 
     Args:
         average: what is averaged over the views of a video. Where it is not the features, each view of
@@ -126,9 +127,10 @@ def probe(
         few_labels: amounts of labelled videos to learn from, a row each; None for all.
 
     Raises:
-        UsageError: if train and test share no label, mean different classes by it, or have no video with it.
+        UsageError: if train and test share no label, or have no video with it.
     """
     shared = shared_labels(train.classes, test.classes)
+    train, test = train.renumbered(shared), test.renumbered(shared)
     return [
         row
         for label in shared
@@ -136,26 +138,19 @@ def probe(
     ]
 
 
-def shared_labels(
-    train: Mapping[str, tuple[str, ...]], test: Mapping[str, tuple[str, ...]]
-) -> tuple[str, ...]:
-    """Labels (name -> names of its classes) that the videos to learn from and those to test on have both.
+def shared_labels(train: LabelClasses, test: LabelClasses) -> LabelClasses:
+    """Labels that the videos to learn from and those to test on have both, their classes numbered together.
 
     Raises:
-        UsageError: if there is none, or they mean different classes by it.
+        UsageError: if there is none.
     """
-    shared = tuple(label for label in train if label in test)
+    shared = numbered_together(train, test)
     if not shared:
         raise UsageError(
             f"the videos to learn from and those to test on share no label (learn: "
-            f"{', '.join(train) or 'none'}; test: {', '.join(test) or 'none'})"
+            f"{', '.join(train) or 'none'}; test: {', '.join(test) or 'none'}). A list's header names its "
+            "labels; of folders and of a single label without a name it is 'class'"
         )
-    for label in shared:
-        if train[label] != test[label]:
-            raise UsageError(
-                f"label '{label}' has other classes in train ({', '.join(train[label])}) "
-                f"than in test ({', '.join(test[label])})"
-            )
     return shared
 
 
