@@ -51,7 +51,9 @@ from vidssl.data_prepare.prepare import PrepareRequest, prepare_data
 from vidssl.data_shard.shard import ShardRequest, shard_data
 from vidssl.interfaces import DataSource, SampleInfo, ViewSampler
 
-SAMPLERS: dict[str, ViewSampler] = {  # recipes/paper: bevt.yaml, svt.yaml, vimpac_small.yaml
+SAMPLERS: dict[
+    str, ViewSampler
+] = {  # recipes/paper: bevt.yaml (but antialiased), svt.yaml, vimpac_small.yaml
     "BEVT": SingleClip(num_frames=16, frame_stride=8, size=224),
     "SVT": GlobalLocal(),
     "VIMPAC": ClipPair(num_frames=5, frame_stride=1, fps=2.0, size=128),

@@ -221,7 +221,7 @@ def test_without_antialiasing_resizing_is_opencvs(interpolation: str, size: str)
     found = resized(golden[f"{size}/input"][None], *expected.shape[1:], interpolation)[0]
     assert found.dtype == torch.uint8
     assert (found.int() - expected).abs().max() <= 1
-    assert (found != expected).float().mean() < {"bilinear": 0.2, "bicubic": 0.01}[interpolation]
+    assert (found != expected).float().mean() < {"bilinear": 0.4, "bicubic": 0.01}[interpolation]
 
 
 @pytest.mark.parametrize(

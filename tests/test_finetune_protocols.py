@@ -1,9 +1,12 @@
 """The papers' finetuning protocols on the papers' networks, built without weights, data or a GPU."""
 
+import functools
+import operator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from vidssl import build
 from vidssl.data.times import kept_frames, vimpac_last_start
@@ -15,6 +18,7 @@ from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
 from vidssl.interfaces import SampleInfo
 from vidssl.objectives.classification import Classification
 from vidssl.recipe import Recipe, load_recipe, recipe_from_text
+from vidssl.resolved import resolved_text
 from vidssl.scoring.subject import spec_of
 
 VIDEOS = ("data.train={type: video_folder, root: a}", "data.test={type: video_folder, root: b}")
@@ -169,3 +173,23 @@ def test_test_views_are_averaged_as_the_protocol_says() -> None:
         for name in ("svt_finetune", "bevt_finetune_ssv2")
     }
     assert right == {"svt_finetune": 1.0, "bevt_finetune_ssv2": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        # imgaug's RandAugment mirrors half of the clips; OpenCV's INTER_LINEAR
+        ("bevt_finetune_ssv2", {"augment.flip": 0.5, "views.interpolation": "bilinear", "batch_size": 64}),
+        ("bevt_finetune_diving48", {"augment.flip": 0.5, "views.interpolation": "bilinear"}),
+        ("bevt_finetune_k400", {"augment.flip": 0.5, "views.interpolation": "bilinear"}),
+        ("svt_finetune", {"views.interpolation": "bilinear", "optim.nesterov": True}),
+        # 64 GPUs x 6 videos, 5e-4 for 256 of them; twice the clips for twice the epochs
+        ("videomae_finetune_k400", {"optim.lr": 5e-4 * 384 / 256, "batch_size": 768, "schedule.epochs": 150}),
+        ("videomae_finetune_ssv2", {"optim.lr": 5e-4 * 384 / 256, "batch_size": 768, "schedule.epochs": 60}),
+    ],
+)
+def test_settings_are_those_of_the_published_code(name: str, published: dict[str, object]) -> None:
+    recipe = yaml.safe_load(resolved_text(finetuning(name)))
+    recipe |= recipe["data"]["video"]
+    found = {key: functools.reduce(operator.getitem, key.split("."), recipe) for key in published}
+    assert found == pytest.approx(published)

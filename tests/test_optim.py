@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from vidssl import build
 from vidssl.backbones import BACKBONES, Factorized, TimeSformer, VideoSwin, ViT
 from vidssl.engine.optim import SGD, AdamW
 from vidssl.engine.param_groups import decayed_names, layer_numbers, parameter_groups
 from vidssl.engine.schedules import Cosine, LinearDecay
 from vidssl.interfaces import LossOutput, Objective
+from vidssl.recipe import load_recipe
 from vidssl.weights.swin_keys import published_key
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -93,7 +95,8 @@ def test_encoder_lr_scale_is_that_of_bevt_on_something_something(swin_b):
 
 def test_decay_of_biases_is_that_of_bevts_pretraining(swin_b):
     golden = {name.removeprefix("backbone."): decay > 0 for name, (_, decay) in released("pretrain").items()}
-    decayed = decayed_names(swin_b.backbone, "biases")
+    rule = build.optim(load_recipe("recipes/paper/bevt.yaml")).update.decay
+    decayed = decayed_names(swin_b.backbone, rule)
     names = {name: published_key(name) for name, _ in swin_b.backbone.named_parameters()}
     assert {name: key in golden for name, key in names.items() if key not in golden} == {}
     assert {name for name, key in names.items() if golden[key]} == decayed

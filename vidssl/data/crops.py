@@ -208,9 +208,10 @@ def resized(frames: Tensor, height: int, width: int, interpolation: Interpolatio
     """
     name = "BILINEAR" if interpolation == "bilinear" else "BICUBIC"
     mode, antialias = resizing.InterpolationMode[name], interpolation == "bicubic_antialiased"
-    if antialias or frames.is_floating_point():
+    if interpolation != "bicubic" or frames.is_floating_point():
         return resizing.resize(frames, [height, width], interpolation=mode, antialias=antialias)
-    # as floats: between its two passes PyTorch's uint8 path cuts off what overshoots, by up to 33 levels
+    # as floats, which takes longer: between its two passes PyTorch's uint8 path cuts off what overshoots, and
+    # ends up to 33 levels away on noise
     large = resizing.resize(frames.float(), [height, width], interpolation=mode, antialias=False)
     return large.round_().clamp_(0, 255).to(frames.dtype)
 
