@@ -1,8 +1,12 @@
 """VIMPAC's views: frame rates, pairs of clips, corners, and the published rules for starts."""
 
+import contextlib
 import json
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
 from ramp import Ramp, bytes_of, frames_of, seeded
@@ -166,3 +170,28 @@ def test_published_sizes_are_the_defaults() -> None:
 def test_impossible_settings_are_refused(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("fps", "lowest", "highest"), [(2, 0.2, 0.25), (16, 0.0, 0.02)])
+@pytest.mark.parametrize("rate", [25, 30])
+def test_ffmpegs_frames_of_a_rate_come_later(rate: int, fps: int, lowest: float, highest: float) -> None:
+    """The release thins videos out by this filter; docs/papers/vimpac.md says by how much it differs, in seconds."""
+    graph = av.filter.Graph()
+    entry = graph.add_buffer(width=16, height=16, format="gray", time_base=Fraction(1, rate))
+    thinned, end = graph.add("fps", f"fps={fps}"), graph.add("buffersink")
+    entry.link_to(thinned)
+    thinned.link_to(end)
+    graph.configure()
+    for number in range(200):
+        frame = av.VideoFrame.from_ndarray(np.full((16, 16), number, np.uint8), format="gray")
+        frame.pts, frame.time_base = number, Fraction(1, rate)
+        graph.push(frame)
+    graph.push(None)
+    theirs = []
+    with contextlib.suppress(av.error.EOFError):
+        while True:
+            theirs.append(int(graph.pull().to_ndarray()[0, 0]))
+    ours = kept_frames(SampleInfo("", 200, float(rate), {}), float(fps))
+    later = [(one - other) / rate for one, other in zip(theirs, ours, strict=False)]
+    assert abs(len(theirs) - len(ours)) <= 1
+    assert lowest <= sum(later) / len(later) <= highest
