@@ -175,7 +175,7 @@ def test_impossible_settings_are_refused(make, message: str) -> None:
 @pytest.mark.parametrize(("fps", "lowest", "highest"), [(2, 0.2, 0.25), (16, 0.0, 0.02)])
 @pytest.mark.parametrize("rate", [25, 30])
 def test_ffmpegs_frames_of_a_rate_come_later(rate: int, fps: int, lowest: float, highest: float) -> None:
-    """The release thins videos out by this filter; docs/papers/vimpac.md says by how much it differs, in seconds."""
+    """The release thins videos out by this filter; docs/papers/vimpac.md quotes the seconds."""
     graph = av.filter.Graph()
     entry = graph.add_buffer(width=16, height=16, format="gray", time_base=Fraction(1, rate))
     thinned, end = graph.add("fps", f"fps={fps}"), graph.add("buffersink")
