@@ -33,11 +33,16 @@ def scored(
     setting: str = "",
     label: str = "class",
     kind: ScoreKind = "logits",
+    chosen: str = "",
+    groups: Sequence[int] | None = None,
 ) -> Score:
     """The row of a label, from classes as they are and as they were named."""
     scores = torch.nn.functional.one_hot(torch.tensor(guess), len(NAMES)).float()
     numbers = torch.tensor(truth)
-    return score(scores, numbers, numbers, kind=kind, label=label, setting=setting)
+    units = None if groups is None else torch.tensor(groups)
+    return score(
+        scores, numbers, numbers, kind=kind, label=label, setting=setting, chosen=chosen, groups=units
+    )
 
 
 def write_run(
@@ -50,13 +55,14 @@ def write_run(
     protocol: str = PROTOCOL,
     kind: ScoreKind = "logits",
     step: int = 5,
+    keys: Sequence[str] = (),
 ) -> tuple[Path, dict[str, FeatureTable]]:
     """The folder of a run with a file of scores.
 
     Args:
         guess: classes that the trained network named; or a mapping of networks.
     """
-    keys = tuple(f"{number}.mp4" for number in range(len(truth)))
+    keys = tuple(keys) or tuple(f"{number}.mp4" for number in range(len(truth)))
     vectors = torch.zeros(len(truth), 1, 1)
     table = FeatureTable(
         vectors, {"class": torch.tensor(truth)}, {"class": NAMES}, keys, len(truth) + 1, ("x",)

@@ -263,7 +263,7 @@ def test_mistakes_are_named():
     vectors = LabelledFeatures(torch.zeros(3, 6), torch.tensor([0, 1, 2]), 3)
     with pytest.raises(UsageError, match="width 6 do not divide among 4 heads"):
         Attentive(num_heads=4).class_scores(vectors, vectors.vectors, seeded())
-    with pytest.raises(UsageError, match="3 videos are too few"):
+    with pytest.raises(UsageError, match="3 videos, one of each class, are too few"):
         Attentive(num_heads=2).class_scores(vectors, vectors.vectors, seeded())
     bare = FeatureTable(
         torch.zeros(3, 1, 4), {"class": torch.arange(3)}, {"class": tuple("abc")}, tuple("xyz"), 3, ()

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from vidssl.compare.quoted import quoted_grid
 from vidssl.compare.runs import CompareRequest, compare, run_grids
 from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
 from vidssl.errors import UsageError
-from vidssl.evaluators.statistics import mcnemar, paired_difference
+from vidssl.evaluators.statistics import accuracy, holm, method_difference, paired_difference
 from vidssl.published import Published, load_published
 from vidssl.scoring.score_file import find_scores
 
@@ -121,20 +122,78 @@ def test_names_together_are_those_a_shell_would_make(names, expected):
     assert together(names) == expected
 
 
-def test_groups_of_seeds_are_compared_by_welch():
-    one, other = write_seeds("svt", [15, 18, 24]), write_seeds("bevt", [24, 27], objective="{type: bevt}")
-    entries = entries_of(files_of(*one, *other), each=False)
-    (grid,) = difference_grids(entries)
-    expected = stats.ttest_ind([0.8, 0.9], [0.5, 0.6, 0.8], equal_var=False)
-    interval = expected.confidence_interval()
+def differences(*runs: str) -> list[Grid]:
+    return difference_grids([entries_of(files_of(*runs), each=False)])[0]
+
+
+def test_groups_of_seeds_are_compared_by_seeds_and_videos_with_welch_beside():
+    rights = ([15, 18, 24], [24, 27])
+    one, other = write_seeds("svt", rights[0]), write_seeds("bevt", rights[1], objective="{type: bevt}")
+    (grid,) = differences(*one, *other)
+    answers = [[[a == b for a, b in zip(guess(n), TRUTH, strict=True)] for n in some] for some in rights]
+    found = method_difference(*answers)
+    assert found is not None
     assert cell(grid, "class", "difference") == "+21.7"
-    assert cell(grid, "class", "95 % interval") == f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"
-    assert cell(grid, "class", "Welch's p") == f"{expected.pvalue:.3g}"
+    assert cell(grid, "class", "95 % interval") == f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+    assert cell(grid, "class", "p") == cell(grid, "class", "p adjusted") == f"{found.p:.3f}"
+    expected = stats.ttest_ind([0.8, 0.9], [0.5, 0.6, 0.8], equal_var=False)
+    assert cell(grid, "class", "Welch's p, seeds alone") == f"{expected.pvalue:.3f}"
+    assert "30 videos; two seeds hardly show" in grid.title
+    assert "p adjusted for 1 test (Holm)" in grid.title
+
+
+def test_seeds_that_tie_are_said_to():
+    one, other = write_seeds("svt", [15, 15, 15]), write_seeds("bevt", [15] * 3, objective="{type: bevt}")
+    (grid,) = differences(*one, *other)
+    assert grid.rows[0][1:] == (
+        *("50.0 (seeds tie)",) * 2, "no test: all runs answer alike", "-", "-", "-", "-"
+    )  # fmt: skip
+    assert "Welch: no p where the seeds of both tie" in grid.title
+
+
+def test_every_test_that_is_made_counts_in_the_adjusted_p():
+    for name, right in (("a", 18), ("b", 24), ("c", 27)):
+        write_run(Path(f"runs/{name}"), TRUTH, guess(right), objective=f"{{type: {name}}}")
+    grids = differences("runs/a", "runs/b", "runs/c")
+    found = [paired_difference([n < 18 for n in range(30)], [n < k for n in range(30)]) for k in (24, 27)]
+    assert [cell(grid, "class", "p") for grid in grids] == [f"{each.p:.3f}" for each in found]
+    adjusted = [f"{each:.3f}" for each in holm([each.p for each in found])]
+    assert [cell(grid, "class", "p adjusted") for grid in grids] == adjusted
+    assert all("adjusted for 2 tests" in grid.title for grid in grids)
+
+
+def test_videos_of_a_group_count_together_also_in_files_of_an_earlier_version(tmp_path):
+    keys = [f"run/v_Run_g{number // 5:02d}_c{number % 5:02d}.avi" for number in range(30)]
+    for name, right in (("a", 15), ("b", 25)):
+        run = Path(f"runs/{name}")
+        path, _ = write_run(run, TRUTH, guess(right), objective=f"{{type: {name}}}", keys=keys)
+        record = json.loads(path.read_text())
+        spans = {"top1": [0.1, 0.2], "top5": None, "class_mean": [0.1, 0.2]}
+        for row in record["scores"]["trained"]:  # as they were written before
+            for key in ("top5_interval", "class_interval", "class_chance", "unbalanced", "chosen"):
+                del row[key]
+            row["bootstrap"] = spans
+            del row["num_groups"]
+        del record["groups"], record["differences"]
+        path.write_text(json.dumps(record))
+    files = files_of("runs/a", "runs/b")
+    groups = [number // 5 for number in range(30)]
+    right = [[n < k for n in range(30)] for k in (15, 25)]
+    (score,) = files[0].scores["trained"]
+    assert score.num_groups == 6
+    expected = accuracy(right[0], None, groups)
+    assert (score.low, score.high) == pytest.approx((expected.low, expected.high))
+    (grid,) = differences("runs/a", "runs/b")
+    assert "30 videos in 6 groups" in grid.title
+    assert cell(grid, "class", "p") == f"{paired_difference(*right, None, groups).p:.3f}"
+    assert float(cell(grid, "class", "p")) > 0.05 > paired_difference(*right).p
+    table = score_grid(entries_of(files, each=False))
+    assert cell(table, "runs/a, trained", "groups") == "6"
 
 
 def test_one_run_is_not_tested_against_a_group_of_seeds():
     one, other = write_seeds("svt", [15, 18]), write_seeds("bevt", [24], objective="{type: bevt}")
-    (grid,) = difference_grids(entries_of(files_of(*one, *other), each=False))
+    (grid,) = differences(*one, *other)
     assert "no test of one run against several" in grid.title
     assert grid.rows == ()
 
@@ -144,12 +203,12 @@ def test_two_runs_are_compared_on_the_same_videos():
     other = guess(24)
     other[0] = 1
     write_run(Path("runs/b"), TRUTH, other, objective="{type: bevt}")
-    (grid,) = difference_grids(entries_of(files_of("runs/a", "runs/b"), each=False))
-    ((_, only_one, only_two, difference, interval, p),) = grid.rows
+    (grid,) = differences("runs/a", "runs/b")
+    ((_, only_one, only_two, difference, interval, p, adjusted),) = grid.rows
     assert (only_one, only_two, difference) == ("1", "6", "+16.7")
-    assert p == f"{mcnemar(1, 6):.3g}"
     right = [[a == b for a, b in zip(answers, TRUTH, strict=True)] for answers in (guess(18), other)]
     found = paired_difference(*right)
+    assert p == adjusted == f"{found.p:.3f}"
     assert interval == f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
 
@@ -159,10 +218,10 @@ def test_scores_of_one_run_have_intervals_and_facts_beside_them():
     grid = score_grid(entries_of(files_of("runs/a", "runs/b"), each=False))
     assert grid.heads == ("run", "step", "test videos", "class")  # more runs than scores: they go down
     assert [row[0] for row in grid.rows] == [
-        "runs/a, trained", "runs/b, trained", "runs/a, untrained", "runs/b, untrained", "chance"
+        "runs/a, trained", "runs/b, trained", "runs/a, untrained", "runs/b, untrained", "chance %"
     ]  # fmt: skip
-    assert grid.rows[0] == ("runs/a, trained", "5", "30 of 31", "50.0 (33 to 67)")
-    assert grid.rows[-1] == ("chance", "", "", "33.3")
+    assert grid.rows[0] == ("runs/a, trained", "5", "30 of 31", "50.0 + (33 to 67)")
+    assert grid.rows[-1] == ("chance %", "", "", "33.3")
     assert re.search(r"^toy \(card [0-9a-f]{8}\): accuracy in %, in brackets the 95 % interval", grid.title)
 
 
@@ -197,8 +256,8 @@ def test_csv_holds_every_run_with_all_intervals_and_its_card(capsys):
     assert [(row["run"], row["seed"], float(row["top1"])) for row in rows] == [
         (runs[0], "0", 0.5), (runs[1], "1", 0.6)
     ]  # fmt: skip
-    assert float(rows[0]["top1_bootstrap_low"]) < 0.5 < float(rows[0]["class_mean_bootstrap_high"])
-    assert rows[0]["top5"] == rows[0]["top5_bootstrap_low"] == ""
+    assert float(rows[0]["low"]) < 0.5 < float(rows[0]["class_mean_high"])
+    assert rows[0]["top5"] == rows[0]["top5_low"] == rows[0]["num_groups"] == ""
     assert rows[0]["card_sha256"] == rows[1]["card_sha256"]
 
 
@@ -338,7 +397,7 @@ def test_options_of_the_command_line_reach_the_comparison(capsys):
     said = capsys.readouterr().out
     assert r"runs/svt-\{0,1\}" in said
     assert main(["compare", "--each", "--markdown", *runs]) == 0
-    assert "McNemar" in capsys.readouterr().out
+    assert "only one of the two gets right" in capsys.readouterr().out
     assert main(["compare", "--published", "--data-set", "ssv2", "--paper", "svt", "--csv"]) == 0
     assert capsys.readouterr().out.count("\n") == 1 + 5
     assert main(["compare", "--latex", "--csv", *runs]) == 2

@@ -9,6 +9,7 @@ import pytest
 from data_clips import cut_off, damage_middle, number_shown, write_clip
 from PIL import Image
 
+from vidssl.data.groups import group_of
 from vidssl.data.listing import Listed, Listing, select
 from vidssl.data.lists import listed_part
 from vidssl.data.official.ucf101 import ucf101
@@ -140,6 +141,18 @@ def test_even_classes_of_two_have_one_to_test_and_one_to_train() -> None:
 
 def test_a_class_keeps_a_training_file_however_large_the_test_share() -> None:
     assert len(keys_of(listing(5, 5), "train", test_share=0.999)) == 2
+
+
+def test_files_of_one_group_fall_into_one_part() -> None:
+    names = [f"Run/v_Run_g{group:02d}_c{clip:02d}.avi" for group in range(12) for clip in range(5)]
+    listed = [Listed(name, {"class": 0}) for name in names]
+    listed += [Listed(f"Jump/{n}.mp4", {"class": 1}, group=f"tape {n // 5}") for n in range(60)]
+    whole = Listing(tuple(listed), {"class": ("Run", "Jump")})
+    groups = {file.key: file.group or group_of(file.key) for file in listed}
+    train, test = ({groups[key] for key in keys_of(whole, part)} for part in ("train", "test"))
+    assert len(train) + len(test) == 24
+    assert not train & test
+    assert test
 
 
 def test_added_files_move_no_other_between_parts() -> None:

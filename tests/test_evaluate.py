@@ -12,7 +12,7 @@ from toy_probe import encoder_passes, recipe_text
 from working_folder import work_in
 
 from vidssl.cli import main
-from vidssl.evaluators.statistics import mcnemar
+from vidssl.evaluators.statistics import paired_difference
 from vidssl.scoring import feature_store
 from vidssl.scoring.score_file import flattened, read_scores
 
@@ -173,7 +173,7 @@ def test_score_file_is_a_whole_card(folder):
 def test_compare_shows_runs_beside_each_other(folder, capsys):
     assert main(["compare", "runs/a", "runs/b"]) == 0
     said = flat(capsys.readouterr().out)
-    for word in ("runs/a", "runs/b", "trained", "untrained", "chance", "McNemar", "digit", "profile"):
+    for word in ("runs/a", "runs/b", "trained", "untrained", "chance", "p adjusted", "digit", "profile"):
         assert word in said
     assert "recipes: the same but for their names" in said
 
@@ -229,7 +229,8 @@ def test_compare_counts_videos_that_only_one_gets_right(folder, capsys):
     right = [(a == number, b == number) for (a, b), number in zip(pairs, truth, strict=True)]
     only_one, only_other = right.count((True, False)), right.count((False, True))
     (line,) = re.findall(rf"\| digit \| {only_one} \| {only_other} \|.*", said)
-    assert line.endswith(f"| {mcnemar(only_one, only_other):.3g} |")
+    found = paired_difference(*zip(*right, strict=True))
+    assert f"| {found.p:.3f} |" in line
 
 
 @pytest.mark.parametrize(

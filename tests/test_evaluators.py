@@ -13,8 +13,9 @@ from vidssl.errors import UsageError
 from vidssl.evaluators import EVALUATORS, neighbours
 from vidssl.evaluators.attentive import Attentive
 from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.held_out import folds
 from vidssl.evaluators.knn import KNN
-from vidssl.evaluators.linear import Linear, fit_logistic
+from vidssl.evaluators.linear import Linear, fit_logistic, standardisation
 from vidssl.evaluators.statistics import wilson_interval
 from vidssl.interfaces import Evaluator, LabelledFeatures
 from vidssl.scoring.scores import probe
@@ -70,6 +71,56 @@ def test_linear_chooses_the_penalty_on_the_training_set_alone():
     some = probe.class_scores(train, vectors[:7], torch.Generator().manual_seed(0))
     more = probe.class_scores(train, vectors, torch.Generator().manual_seed(0))
     assert torch.equal(some, more[:7])  # what else is scored changes nothing
+
+
+def test_a_column_that_is_constant_in_train_does_not_outweigh_the_others():
+    vectors, labels = blobs(200, 3, 3.0, 5)
+    test, truth = blobs(200, 3, 3.0, 5)
+    dead = torch.full((200, 1), 0.7)
+    dead_test = dead.clone()
+    dead_test[::2] += 0.5  # half of the test videos are off in it
+    train = LabelledFeatures(torch.cat((vectors, dead), 1), labels, 3)
+    scores = Linear().class_scores(train, torch.cat((test, dead_test), 1), torch.Generator().manual_seed(0))
+    assert (scores.argmax(1) == truth).float().mean() > 0.9
+    assert standardisation(train.vectors)[1][-1] == 1.0
+
+
+def test_few_weak_features_choose_a_penalty_by_cross_validation_and_the_one_standard_error_rule():
+    vectors, labels = blobs(120, 4, 0.45, 0)
+    train = LabelledFeatures(vectors, labels, 4)
+    probe, words = Linear().settled(train, torch.Generator().manual_seed(0))
+    parts = folds(train, 0.2, torch.Generator().manual_seed(0))
+    assert len(parts) == 5
+    losses = {}
+    for penalty in (1000.0, 100.0, 10.0, 1.0):
+        found = torch.zeros(120, dtype=torch.float64)
+        for kept, held in parts:
+            mean, scale = vectors[kept].mean(0), vectors[kept].std(0)
+            given = ((vectors - mean) / scale).double()
+            weight, bias = fit_logistic(given[kept], labels[kept], 4, penalty, max_iterations=300)
+            found[held] = torch.nn.functional.cross_entropy(
+                given[held] @ weight.T + bias, labels[held], reduction="none"
+            )
+        losses[penalty] = found
+    best = min(losses.values(), key=lambda each: float(each.mean()))
+    worse = {penalty: each - best for penalty, each in losses.items()}  # from strong to weak
+    within = [p for p, each in worse.items() if each.mean() <= each.std(correction=0) / 120**0.5]
+    penalty = within[0]
+    assert probe.penalties == (penalty,)
+    assert words.startswith(f"penalty {penalty:g}")
+
+
+@pytest.mark.parametrize(("penalties", "words"), [
+    ((1e-3, 1.0), "penalty 1 (the largest tried)"),
+    ((1e5, 1e6), "penalty 100000 (the smallest tried)"),
+    ((1e-3, 10.0, 1e6), "penalty 10"),
+])  # fmt: skip
+def test_a_choice_at_the_edge_of_its_grid_is_said_to_be(penalties, words):
+    vectors, labels = blobs(150, 3, 0.5, 5)
+    train = LabelledFeatures(vectors, labels, 3)
+    probe = Linear(penalties=penalties, max_iterations=40)
+    assert probe.settled(train, torch.Generator().manual_seed(0))[1] == words
+    assert Linear(penalties=(1.0,)).settled(train, torch.Generator())[1] == ""
 
 
 def test_knn_votes_as_scikit_learn_does():

@@ -1,5 +1,6 @@
 """Few labels: which videos are drawn, and what a row says of several draws."""
 
+from collections import Counter
 from statistics import fmean, stdev
 
 import pytest
@@ -118,3 +119,22 @@ def test_the_order_of_a_list_changes_no_row():
         probe(Linear(), blobs(90, 1, order=given), test, few_labels=few) for given in (None, order)
     )
     assert ours == theirs
+
+
+@pytest.mark.parametrize("draw", range(3))
+def test_shares_take_whole_groups_and_so_many_of_a_class_are_of_as_many_groups(draw):
+    keys = [f"{number:02d}" for number in range(60)]
+    labels = [number // 30 for number in range(60)]
+    groups = [f"g{number // 5}" for number in range(60)]
+
+    def some(amount: Amount) -> list[str]:
+        places = drawn(keys, labels, amount, draw=draw, seed=0, classes=("a", "b"), groups=groups)
+        return [groups[place] for place in places]
+
+    third = some(Amount(share=1 / 3))
+    assert len(third) == 20
+    assert set(Counter(third).values()) == {5}
+    assert set(third) <= set(some(Amount(share=0.5)))
+    assert set(Counter(some(Amount(per_class=4))).values()) == {1}
+    assert len(some(Amount(per_class=8))) == 16  # of six groups each
+    assert set(some(Amount(per_class=2))) <= set(some(Amount(per_class=4)))

@@ -66,6 +66,8 @@ def test_the_pair_that_is_best_on_held_out_videos_is_trained_again_on_all():
     grid = LinearSGD(lr=(hopeless, 0.5), weight_decay=(0.0, 1e-3), batch_size=16, epochs=5)
     scores = grid.class_scores(train, train.vectors, seeded())
     assert (scores.argmax(1) == train.labels).float().mean() > 0.9
+    fixed, words = grid.settled(train, seeded())
+    assert (fixed.rates, words.partition(",")[0]) == ((0.5,), "lr 0.5 (the largest tried)")
     untrained = LinearSGD(lr=hopeless, batch_size=16, epochs=5).class_scores(train, train.vectors, seeded())
     assert (untrained.argmax(1) == train.labels).float().mean() < 0.6
 
@@ -89,9 +91,10 @@ def test_what_else_is_tested_changes_no_score():
 
 
 def test_too_few_videos_to_choose_are_named():
-    with pytest.raises(UsageError, match="3 videos are too few"):
-        LinearSGD(lr=(0.1, 1.0)).class_scores(blobs(3, 2, 1.0, 0), torch.zeros(1, 6), seeded())
-    assert LinearSGD(lr=0.1).class_scores(blobs(3, 2, 1.0, 0), torch.zeros(1, 6), seeded()).shape == (1, 2)
+    two = LabelledFeatures(torch.zeros(2, 6), torch.tensor([0, 1]), 2)
+    with pytest.raises(UsageError, match="2 videos, one of each class, are too few"):
+        LinearSGD(lr=(0.1, 1.0)).class_scores(two, torch.zeros(1, 6), seeded())
+    assert LinearSGD(lr=0.1).class_scores(two, torch.zeros(1, 6), seeded()).shape == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,19 @@
 """What a file of scores holds beside the scores: classes, intervals, hashes; and what is said of classes."""
 
 import hashlib
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from score_files import NAMES, scored, write_run
 
+from vidssl.evaluators.statistics import paired_difference
 from vidssl.scoring.by_class import best_and_worst, confusion, counted
-from vidssl.scoring.report import class_lines, score_tables
+from vidssl.scoring.differences import LabelledVideos, network_differences
+from vidssl.scoring.report import class_lines, difference_table, fitting, probe_lines, score_tables
 from vidssl.scoring.score_file import find_scores
 
 TRUTH = [0, 0, 0, 1, 1, 2, 2, 2]
@@ -44,7 +49,8 @@ def test_score_file_is_read_as_it_was_written(tmp_path, record):
     (file,) = find_scores(tmp_path / "a")
     (score,) = file.scores["trained"]
     assert score == scored(TRUTH, GUESS)
-    assert score.bootstrap.top1[0] < score.top1 < score.bootstrap.top1[1]
+    assert score.low < score.top1 < score.high
+    assert score.class_interval is not None
     assert score.class_mean == pytest.approx((2 / 3 + 1 / 2 + 1 / 3) / 3)
     assert file.videos == {"train": (8, 9), "test": (8, 9)}
     assert file.classes == {"class": NAMES}
@@ -86,3 +92,67 @@ def test_mean_over_classes_has_a_row_where_classes_are_of_unequal_size():
     assert shown(TRUTH, GUESS) == ["class"]  # 3, 2 and 3 videos, and the mean is the same
     assert shown([0, 0, 0, 1], [0, 0, 0, 0]) == ["class", "  mean over classes"]
     assert scored([0, 0, 0, 1], [0, 0, 0, 0]).class_mean == 0.5
+
+
+def shown(*tables, width: int = 80) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    for each in tables:
+        console.print(each)
+    return console.export_text()
+
+
+def test_networks_are_marked_where_they_differ_beyond_chance_and_the_difference_has_its_interval():
+    truth = [0, 1, 2] * 40
+    wrong = [(number + 1) % 3 for number in truth]
+    rows = {
+        "trained": [scored(truth, [*truth[:100], *wrong[100:]]), scored(truth, wrong, label="other"),
+                    scored(truth, [*truth[:60], *wrong[60:]], label="even")],
+        "untrained": [scored(truth, [*truth[:50], *wrong[50:]]), scored(truth, truth, label="other"),
+                      scored(truth, [*wrong[:60], *truth[60:]], label="even")],
+    }  # fmt: skip
+    tested = {label: LabelledVideos(truth) for label in ("class", "other", "even")}
+    found = network_differences(rows, tested)
+    assert [each.mark for each in found] == ["+", "-", ""]
+    first = paired_difference([n < 50 for n in range(120)], [n < 100 for n in range(120)])
+    assert found[0].found == first
+    said = shown(*score_tables(rows, "toy", found), difference_table(found, list(rows), tested))
+    assert "83.3 + (75.7 to 88.9)" in said
+    assert "0.0 - (0.0 to 3.1)" in said
+    assert f"+41.7 | {100 * first.low:+.1f} to {100 * first.high:+.1f}" in re.sub(r" *\u2502 *", " | ", said)
+    assert "p adjusted for 3 tests (Holm)" in re.sub(r"\s+", " ", said)
+    assert "120 videos" in said
+    assert network_differences({"no weights": rows["trained"]}, tested) == []
+
+
+@pytest.mark.parametrize("width", [80, 70])
+def test_no_number_of_a_table_is_broken(width):
+    truth, guess = [0, 1, 2] * 40, [0, 1, 1] * 40
+    groups = [number // 6 for number in range(120)]
+    setting = "k=200, 5 % of labels"
+    rows = {name: [scored(truth, guess, label="direction", setting=setting, groups=groups)]
+            for name in ("finetuned", "from scratch")}  # fmt: skip
+    tested = {"direction": LabelledVideos(truth, groups)}
+    console = Console(width=width, file=io.StringIO())
+    found = network_differences(rows, tested)
+    tables = fitting(rows, "toy", found, console)
+    said = shown(*tables, difference_table(found, list(rows), tested), width=width)
+    assert said.count("66.7") == 2
+    low = f"({100 * rows['finetuned'][0].low:.1f} to {100 * rows['finetuned'][0].high:.1f})"
+    assert said.count(low) == 2
+    assert f"{100 * found[0].found.low:+.1f} to {100 * found[0].found.high:+.1f}" in said
+    assert "120 in 20" in said
+    assert all(len(line) <= width for line in said.splitlines())
+
+
+def test_the_mean_over_classes_leads_where_classes_are_unbalanced():
+    truth = [0] * 60 + [1] * 10 + [2] * 10
+    row = scored(truth, [0] * 80, chosen="penalty 1000 (the largest tried)")
+    (table,) = score_tables({"trained": [row]}, "toy")
+    assert list(table.columns[0].cells) == ["class, mean over classes", "  top-1"]
+    assert [cell.partition(" ")[0] for cell in table.columns[1].cells] == ["33.3", "75.0"]
+    assert list(table.columns[2].cells) == ["33.3", "75.0"]  # chance
+    assert probe_lines({"trained": [row]}) == [
+        "class, chosen on training videos: penalty 1000 (the largest tried): trained",
+        "class: the trained network's probe names one class for all 80 test videos",
+    ]
+    assert not scored([0, 1, 2, 0, 0], [0] * 5).unbalanced  # so few are uneven by chance

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.held_out import hold_out
+from vidssl.evaluators.held_out import folds
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.linear import Linear
 from vidssl.evaluators.retrieval import Retrieval
@@ -45,7 +45,7 @@ def test_features_are_averaged_over_the_views_before_the_probe():
     ((train, test),) = recorder.given
     assert torch.equal(train.vectors, views.mean(1))
     assert torch.equal(test, views.mean(1))
-    assert train.videos is None
+    assert train.groups is None
 
 
 @pytest.mark.parametrize("average", ["scores", "probabilities"])
@@ -55,8 +55,8 @@ def test_views_are_samples_where_scores_are_averaged(average):
     (row,) = probe(recorder, train, table(views, {"class": [0, 1, 2, 3, 0]}), average=average)
     ((learned, test),) = recorder.given
     assert learned.labels.tolist() == [3, 3, 1, 1]
-    assert learned.videos is not None
-    assert learned.videos.tolist() == [0, 0, 1, 1]
+    assert learned.groups is not None
+    assert learned.groups.tolist() == [0, 0, 1, 1]
     assert torch.equal(learned.vectors, train.vectors.reshape(4, 4))
     scores = views.mean(1) if average == "scores" else views.softmax(2).mean(1)
     assert row.predicted == tuple(scores.argmax(1).tolist())
@@ -156,10 +156,13 @@ def test_videos_without_a_label_are_left_out_of_its_rows():
         probe(Recorder(), videos, nothing)
 
 
-def test_chance_is_the_share_of_the_commonest_class_of_train():
-    truth, train = torch.tensor([0, 0, 1, 2]), torch.tensor([1, 1, 0])
-    row = score(torch.zeros(4, 3), truth, train, kind="logits", label="class")
-    assert row.chance == 0.25
+def test_chance_is_guessing_evenly_or_naming_the_commonest_class_of_train():
+    truth = torch.tensor([0, 0, 1, 2])
+    row = score(torch.zeros(4, 3), truth, torch.tensor([1, 1, 0, 2]), kind="logits", label="class")
+    assert row.chance == pytest.approx(1 / 3)  # the commonest of train is right in a quarter
+    row = score(torch.zeros(4, 3), truth, torch.tensor([0, 0, 1, 2]), kind="logits", label="class")
+    assert row.chance == 0.5
+    assert row.class_chance == pytest.approx(1 / 3)
     assert row.top5 is None  # of three classes
 
 
@@ -220,10 +223,28 @@ def test_predictions_are_right_where_the_class_was_found():
 def test_views_of_a_video_are_held_out_together():
     videos = torch.arange(20).repeat_interleave(3)
     train = LabelledFeatures(torch.zeros(60, 2), torch.zeros(60, dtype=torch.long), 2, videos)
-    kept, held = hold_out(train, 0.25, torch.Generator().manual_seed(0))
-    assert len(held) == 15
-    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(60))
-    assert not set(videos[kept].tolist()) & set(videos[held].tolist())
+    for kept, held in folds(train, 0.25, torch.Generator().manual_seed(0)):
+        assert len(held) == 15
+        assert sorted([*kept.tolist(), *held.tolist()]) == list(range(60))
+        assert not set(videos[kept].tolist()) & set(videos[held].tolist())
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_folds_have_the_classes_in_equal_parts_and_part_no_group(grouped):
+    labels = torch.tensor([0, 0, 0, 1]).repeat_interleave(10).repeat(3)  # 120 videos, a quarter of class 1
+    groups = torch.arange(120) // 4 if grouped else None
+    train = LabelledFeatures(torch.zeros(120, 2), labels, 2, groups)
+    found = folds(train, 0.2, torch.Generator().manual_seed(0))
+    assert sorted(torch.cat([held for _, held in found]).tolist()) == list(
+        range(120)
+    )  # each is held out once
+    for kept, held in found:
+        assert abs(float(labels[held].float().mean()) - 0.25) < 0.12
+        assert groups is None or not set(groups[kept].tolist()) & set(groups[held].tolist())
+    large = LabelledFeatures(torch.zeros(600, 2), labels.repeat(5), 2)
+    ((_, held),) = folds(large, 0.2, torch.Generator().manual_seed(0))  # enough to choose by once
+    assert len(held) == 120
+    assert folds(LabelledFeatures(torch.zeros(2, 2), torch.tensor([0, 1]), 2), 0.2, torch.Generator()) == []
 
 
 def test_a_probe_scores_separable_views_right():

@@ -101,6 +101,14 @@ class KnowsMissing(ABC):
         """Samples that the data set lists, there or not."""
 
 
+class KnowsGroups(ABC):
+    """A data source that knows which of its videos were cut from one source, by more than their names."""
+
+    @abstractmethod
+    def group(self, index: int) -> str:
+        """Name of a sample's group; empty for one of none."""
+
+
 def num_listed(source: Sized) -> int:
     """Samples that a source's data set lists, its own number where it knows of none missing."""
     return source.num_listed() if isinstance(source, KnowsMissing) else len(source)

@@ -30,7 +30,7 @@ from vidssl.data.samples import Endless, Parcel, Sample, collate
 from vidssl.data.token_source import TokenStore
 from vidssl.engine.display import shown_messages, terminal
 from vidssl.engine.speed import deterministic
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource
 from vidssl.recipe import Recipe
 from vidssl.trial import Trial, random_states_kept
@@ -140,8 +140,8 @@ def bench(recipe: Recipe, *, seconds: float = 20.0, console: Console | None = No
 
 def verdict(found: Measured) -> str:
     """Which of data and step limits a run, and how many workers and cores it wants: one sentence."""
-    wanted, cores = found.workers_wanted, _counted(found.cores_wanted, "core")
-    here = f"and this machine has {_counted(found.cores, 'core')}."
+    wanted, cores = found.workers_wanted, counted(found.cores_wanted, "core")
+    here = f"and this machine has {counted(found.cores, 'core')}."
     ratio = found.loader / found.step
     with_workers = f"with run.workers={found.workers} a batch takes"
     if found.workers == 0:
@@ -179,10 +179,6 @@ def _most(found: Measured) -> str:
         "putting samples together": slowest.stack,
     }
     return max(parts, key=lambda name: parts[name])
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _speed(number: int, seconds: float) -> str:

@@ -34,3 +34,8 @@ def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code  # Python's stand-in for a byte of a file name
     return f"\\x{byte:02x}" if byte < 0x100 else f"\\u{byte:04x}"
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """``1 step``, ``2 steps``, ``1,000 steps``; ``plural`` where it is not the noun and an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

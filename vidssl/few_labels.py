@@ -122,13 +122,18 @@ def drawn(
     draw: int,
     seed: int,
     classes: Sequence[str],
+    groups: Sequence[str] = (),
 ) -> list[int]:
     """Places of the videos to learn from, rising; as many of each class as ``amount`` says.
+
+    A share takes whole groups, to the whole number of them that comes nearest; so many of each class take
+    one video from each of as many groups, and second ones only where there are fewer groups.
 
     Args:
         keys: of the videos, no two alike.
         labels: class number of each, below 0 for none.
         classes: names of the classes, for messages. One without videos is passed over.
+        groups: of the videos, empty for those of none; none at all where there are no groups.
 
     Raises:
         UsageError: if a class would have no video, or has fewer than are asked for.
@@ -150,8 +155,26 @@ def drawn(
                 f"{amount}: class '{classes[label]}' has only {len(places)} labelled videos: take fewer, or "
                 "shares"
             )
-        chosen += sorted(places, key=lambda place: _ticket(seed, draw, keys[place]))[:number]
+        units: dict[str, list[int]] = {}
+        for place in sorted(places, key=lambda place: _ticket(seed, draw, keys[place])):
+            units.setdefault(groups[place] if groups and groups[place] else keys[place], []).append(place)
+        ranked = [units[name] for name in sorted(units, key=lambda name: _ticket(seed, draw, name))]
+        if amount.per_class is None:
+            chosen += _whole_units(ranked, number)
+        else:
+            turns = [unit[turn] for turn in range(number) for unit in ranked if turn < len(unit)]
+            chosen += turns[:number]
     return sorted(chosen)
+
+
+def _whole_units(ranked: Sequence[Sequence[int]], number: int) -> list[int]:
+    """Units in their order while they bring the count nearer to a number; one at least."""
+    taken = list(ranked[0])
+    for unit in ranked[1:]:
+        if len(taken) + len(unit) / 2 > number:
+            break
+        taken += unit
+    return taken
 
 
 def _ticket(seed: int, draw: int, key: str) -> bytes:

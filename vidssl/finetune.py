@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vidssl import build
 from vidssl.abilities import num_listed
+from vidssl.data.groups import groups_of
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.devices import use_bfloat16
 from vidssl.engine.distributed import here, take_device
@@ -25,6 +26,7 @@ from vidssl.recipe import Recipe, read_recipe
 from vidssl.runs import train_recipe
 from vidssl.scoring.extraction import extract
 from vidssl.scoring.report import report, tell_classes
+from vidssl.scoring.samples import tested_rows
 from vidssl.scoring.scores import Score, mean_over_draws, score, shared_labels
 from vidssl.scoring.subject import NetworkSpec, Subject
 from vidssl.scoring.trained import trained_objective
@@ -171,6 +173,7 @@ def _row(
                 draw=subset.draw,
                 seed=subset.seed,
                 classes=classes,
+                groups=listed.groups,
             )
             numbers = numbers[torch.tensor(places)]
         runs.append((recipe, numbers))
@@ -287,7 +290,13 @@ def _listed(source: DataSource) -> FeatureTable:
     }
     keys = tuple(map(source.key, every))
     return FeatureTable(
-        torch.empty(len(source), 0, 0), labels, source.label_classes, keys, num_listed(source), ()
+        torch.empty(len(source), 0, 0),
+        labels,
+        source.label_classes,
+        keys,
+        num_listed(source),
+        (),
+        groups=groups_of(source, every),
     )
 
 
@@ -348,20 +357,21 @@ def _scores(
         learned: int64 [N], classes of the videos that were learned from, -1 for none.
     """
     head = objective.answering().head
-    known = test.labels[label] >= 0
+    tested = tested_rows(test, label)
     rows = []
     for frames, vectors in {"normal": test.vectors, **test.reordered}.items():
-        logits = head(vectors[known])
+        logits = head(vectors[tested.numbers])
         check_scores(logits.flatten(0, 1), logits.shape[:2].numel(), logits.shape[2], "the finetuned network")
         averaged = average_views(logits, average, "logits")
         rows.append(
             score(
                 averaged,
-                test.labels[label][known],
+                tested.labels,
                 learned[learned >= 0].to(averaged.device),
                 kind="logits",
                 label=label,
                 frames=frames,
+                groups=tested.groups,
             )
         )
     return rows

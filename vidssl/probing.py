@@ -19,13 +19,14 @@ class LabelledFeatures:
         vectors: float32 [N, D].
         labels: int64 [N].
         num_classes: K; labels lie in [0, K).
-        videos: int64 [N], which video each is a view of; None where each is a video of its own.
+        groups: int64 [N], which samples no split may part: views of one video, clips cut from one source.
+            None where each is on its own.
     """
 
     vectors: Tensor
     labels: Tensor
     num_classes: int
-    videos: Tensor | None = None
+    groups: Tensor | None = None
 
 
 class Evaluator(ABC):
@@ -37,6 +38,15 @@ class Evaluator(ABC):
     """
 
     score_kind: ClassVar[ScoreKind] = "logits"
+
+    def settled(
+        self, train: "LabelledFeatures | LabelledPatches", generator: torch.Generator
+    ) -> "tuple[Evaluator, str]":
+        """This evaluator with the settings that the training samples choose, and these in words.
+
+        By default itself and an empty text: there is nothing to choose.
+        """
+        return self, ""
 
     @abstractmethod
     def class_scores(
@@ -98,7 +108,7 @@ class LabelledPatches:
     tokens: PatchTokens
     labels: Tensor
     num_classes: int
-    videos: Tensor | None = None
+    groups: Tensor | None = None
 
 
 class PatchEvaluator(Evaluator):
@@ -112,7 +122,7 @@ class PatchEvaluator(Evaluator):
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
     ) -> Tensor:
         """``patch_scores`` of clips of one token."""
-        learn = LabelledPatches(_single(train.vectors), train.labels, train.num_classes, train.videos)
+        learn = LabelledPatches(_single(train.vectors), train.labels, train.num_classes, train.groups)
         return self.patch_scores(learn, _single(test_vectors), generator)
 
 

@@ -7,11 +7,11 @@ from itertools import takewhile
 from pathlib import Path
 
 from vidssl.evaluators.statistics import mean_over_seeds
+from vidssl.scoring.differences import What, what
 from vidssl.scoring.score_file import ScoreFile
 from vidssl.scoring.scores import Score
 
 NEVER_TOLD = ("name", "run.out")  # differ between any two runs
-What = tuple[str, str, str]  # label, setting, order of frames
 
 
 @dataclass(frozen=True)
@@ -89,12 +89,7 @@ def run_name(file: ScoreFile) -> str:
     return str(folder.parent) if folder.name == "checkpoints" else file.checkpoint
 
 
-def what(score: Score) -> What:
-    """Which of a file's rows this is."""
-    return score.label, score.setting, score.frames
-
-
 def seeds_cell(values: Sequence[float]) -> str:
-    """Mean of several runs and half of its 95 % interval, in percent."""
+    """Mean of several runs and half of its 95 % interval, in percent; runs that tie have no interval."""
     mean, half = mean_over_seeds([100 * value for value in values])
-    return f"{mean:.1f} ± {half:.1f}"
+    return f"{mean:.1f} (seeds tie)" if half is None else f"{mean:.1f} ± {half:.1f}"

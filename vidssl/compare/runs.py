@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,19 @@ from vidssl.published import load_published
 from vidssl.scoring.score_file import ScoreFile, find_scores
 
 Output = Literal["table", "markdown", "latex", "csv"]
-_NUMBERS = ("top1", "low", "high", "top5", "chance", "num_train", "num_test", "class_mean", "spread")
+_NUMBERS = (
+    "top1",
+    "low",
+    "high",
+    "top5",
+    "chance",
+    "num_train",
+    "num_test",
+    "num_groups",
+    "class_mean",
+    "spread",
+    "chosen",
+)
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,8 @@ def run_grids(files: Sequence[ScoreFile], *, each: bool) -> list[Grid]:
         UsageError: if two files were made under different protocols of one name.
     """
     groups = [entries_of(same, each=each) for same in by_protocol(files)]
-    grids = [grid for entries in groups for grid in (score_grid(entries), *difference_grids(entries))]
+    differences = difference_grids(groups)
+    grids = [grid for e, more in zip(groups, differences, strict=True) for grid in (score_grid(e), *more)]
     runs: dict[str, ScoreFile] = {}
     for file in files:
         runs.setdefault(run_name(file), file)
@@ -145,7 +158,7 @@ def csv_text(files: Sequence[ScoreFile]) -> str:
     """A line for every number, with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    ends = [f"{name}_bootstrap_{end}" for name in ("top1", "top5", "class_mean") for end in ("low", "high")]
+    ends = [f"{name}_{end}" for name in ("top5", "class_mean") for end in ("low", "high")]
     what = ("protocol", "run", "step", "network", "label", "setting", "frames")
     writer.writerow((*what, *_NUMBERS, *ends, "seed", "card_sha256"))
     for file in files:
@@ -161,8 +174,8 @@ def csv_text(files: Sequence[ScoreFile]) -> str:
                     score.setting,
                     score.frames,
                 )
-                values: Mapping[str, float | None] = vars(score)
-                spans = asdict(score.bootstrap)
-                bounds = [end for name in ("top1", "top5", "class_mean") for end in spans[name] or ("", "")]
+                values: Mapping[str, float | str | None] = vars(score)
+                spans = (score.top5_interval, score.class_interval)
+                bounds = [end for span in spans for end in span or ("", "")]
                 writer.writerow((*row, *(values[name] for name in _NUMBERS), *bounds, *known))
     return text.getvalue()

@@ -1,10 +1,13 @@
-"""Groups of clips cut from one video, as the names of files in UCF101 and HMDB51 tell."""
+"""Groups of clips cut from one video: as a list names them, or the names of files in UCF101 and HMDB51."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
+
+from vidssl.abilities import KnowsGroups
+from vidssl.interfaces import DataSource
 
 # v_ApplyEyeMakeup_g07_c03: the clips of a group are cut from one video
 _UCF101 = re.compile(r"v_(\w+)_g(\d+)_c\d+")
@@ -36,3 +39,20 @@ def shared_groups(train: Iterable[str], test: Iterable[str]) -> list[tuple[str, 
         first.setdefault(group_of(key), key)
     first.pop("", None)
     return [(key, first[group_of(key)]) for key in test if group_of(key) in first]
+
+
+def groups_of(source: DataSource, numbers: Iterable[int]) -> tuple[str, ...]:
+    """Group of each of some samples, empty for one of none; no names where none has a group."""
+    names = tuple(
+        (source.group(number) if isinstance(source, KnowsGroups) else "") or group_of(source.key(number))
+        for number in numbers
+    )
+    return names if any(names) else ()
+
+
+def group_numbers(names: Sequence[str]) -> list[int] | None:
+    """Groups as numbers, a number of its own for each video of none; None where there are no groups."""
+    if not any(names):
+        return None
+    known: dict[object, int] = {}
+    return [known.setdefault(name or place, len(known)) for place, name in enumerate(names)]

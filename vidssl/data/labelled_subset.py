@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from vidssl.data.groups import groups_of
 from vidssl.data.token_source import TokenStore
 from vidssl.errors import UsageError
 from vidssl.few_labels import Subset, drawn
@@ -34,6 +35,7 @@ class LabelledSubset(DataSource):
             draw=subset.draw,
             seed=subset.seed,
             classes=source.label_classes[subset.label],
+            groups=groups_of(source, every),
         )
         self.label_classes = source.label_classes
 

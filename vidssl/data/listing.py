@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 from vidssl.class_numbers import LabelClasses
 from vidssl.data.animations import is_still_webp
+from vidssl.data.groups import group_of
 from vidssl.data.segments import NamedSegment, Segment
 from vidssl.errors import UsageError, printable
 
@@ -42,11 +43,13 @@ class Listed:
     """A sample of a data set: its file's path below the root, label name -> class number, and its segment.
 
     ``segment``: what belongs to the sample; None for the whole file.
+    ``group``: name of the source that it was cut from with others; empty where a list names none.
     """
 
     path: str
     labels: Mapping[str, int]
     segment: Segment | None = None
+    group: str = ""
 
     @property
     def key(self) -> str:
@@ -212,7 +215,8 @@ def select(listing: Listing, *, part: Part, test_share: float, limit: int | None
     """The files of one part of a data set.
 
     Each file falls into a part by the hash of its key, class by class, so that adding files moves no other
-    from train to test. A class of two or more files has at least one in either part.
+    from train to test. Files of one group, cut from one source, fall into one part, by the group's name. A
+    class of two or more files, or groups, has at least one in either part.
 
     Args:
         listing: of the whole.
@@ -241,15 +245,19 @@ def select(listing: Listing, *, part: Part, test_share: float, limit: int | None
 
 
 def _test_keys(files: Sequence[Listed], test_share: float) -> set[str]:
-    by_class: dict[tuple[int, ...], list[str]] = {}
+    by_class: dict[tuple[int, ...], dict[str, list[str]]] = {}
+    placed: dict[str, dict[str, list[str]]] = {}  # a group of several classes stays together in its first
     for path, samples in Listing(tuple(files), {}).by_file().items():  # segments of a file stay together
-        by_class.setdefault(tuple(samples[0].labels.values())[:1], []).append(path)
+        unit = samples[0].group or group_of(path) or path
+        units = placed.setdefault(unit, by_class.setdefault(tuple(samples[0].labels.values())[:1], {}))
+        units.setdefault(unit, []).append(path)
     test: set[str] = set()
-    for keys in by_class.values():
-        ranked = sorted(keys, key=_place)
-        count = sum(_place(key) < test_share for key in keys)
-        # one of a class of two goes to test even if no hash is low enough; a single file is for training
-        test.update(ranked[: min(max(count, 1), len(ranked) - 1)])
+    for units in by_class.values():
+        ranked = sorted(units, key=_place)
+        count = sum(_place(unit) < test_share for unit in units)
+        # one of a class of two goes to test even if no hash is low enough; a single one is for training
+        for unit in ranked[: min(max(count, 1), len(ranked) - 1)]:
+            test.update(units[unit])
     return test
 
 

@@ -144,11 +144,6 @@ def format_size(count: int) -> str:
     return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
 
 
-def counted(count: int, noun: str) -> str:
-    """``1 shard``, ``2 shards``."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
 def say(console: Console, line: str) -> None:
     """Print one line, whatever is in it."""
     console.print(printable(line, one_line=True), soft_wrap=True, markup=False, highlight=False)

@@ -15,14 +15,14 @@ from vidssl.data.addresses import Address
 from vidssl.data.crew import Lost, work
 from vidssl.data.limits import LIMITS
 from vidssl.data.shard_index import INDEX, ShardIndex, write_index
-from vidssl.data_prepare.report import counted, say
+from vidssl.data_prepare.report import say
 from vidssl.data_shard.look import CannotRead, SeenShard, ShardToLookAt, look_at
 from vidssl.data_shard.report import report
 from vidssl.data_shard.seen import Seen
 from vidssl.data_shard.shard import CLEAN, FLAWED, cores
 from vidssl.engine.display import terminal
 from vidssl.engine.files import write_atomically
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 _SLOWEST = 10**5  # bytes of video a second that a process looks through, or it is taken for hung
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tar.Z")

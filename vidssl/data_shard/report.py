@@ -11,7 +11,8 @@ from rich.console import Console
 
 from vidssl.class_numbers import counted_classes
 from vidssl.data.shard_index import ShardIndex
-from vidssl.data_prepare.report import counted, format_size, say
+from vidssl.data_prepare.report import format_size, say
+from vidssl.errors import counted
 
 _NAMED = 20  # of what is listed one by one
 _PLAIN = re.compile(r"[\w./~][\w./~:@=+-]*")

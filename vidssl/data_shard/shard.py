@@ -20,7 +20,7 @@ from vidssl.data.limits import LIMITS
 from vidssl.data.manifest import Entry, Manifest
 from vidssl.data.operand import Operand, read_operand
 from vidssl.data.shard_index import ShardIndex
-from vidssl.data_prepare.report import counted, format_size, say
+from vidssl.data_prepare.report import format_size, say
 from vidssl.data_shard.pack import CannotWrite, ShardToPack, pack_shard
 from vidssl.data_shard.parts import Parts
 from vidssl.data_shard.pictures import examine_image
@@ -29,7 +29,7 @@ from vidssl.data_shard.report import report
 from vidssl.engine.display import terminal
 from vidssl.engine.files import make_folder
 from vidssl.engine.lock import sole_process
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 CLEAN, FLAWED = 0, 1
 _TRIES = 4  # as a scan has it

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from vidssl.errors import UsageError
 from vidssl.evaluators.attentive_network import AttentiveNetwork
-from vidssl.evaluators.held_out import hold_out
-from vidssl.interfaces import LabelledPatches, PatchEvaluator, PatchTokens
+from vidssl.evaluators.held_out import pair_in_words, some_folds
+from vidssl.interfaces import LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
 
+SMALL = 100  # samples, below which every fold is held out in turn: it costs a training of every pair a fold
 Pair = tuple[float, float]  # learning rate, weight decay
 Variant = Literal["scaled", "vjepa", "vjepa2"]
 _VJEPA_LAST_DECAY = 1e-6
@@ -51,7 +52,8 @@ class Attentive(PatchEvaluator):
             num_heads: of every attention; the width of the tokens must be a multiple.
             mlp_ratio: width of the MLPs' hidden layer, in widths of a token.
             batch_size: samples a step; an epoch's last batch may be smaller.
-            held_out: share of the training videos that chooses where several pairs are given.
+            held_out: share of the training videos that chooses where several pairs are given. Of fewer than
+                100 samples each such share is held out in turn.
             variant: initial weights and steps as in the release of V-JEPA or V-JEPA 2, or "scaled", whose
                 initial weights follow the tokens' width. The releases' rate falls to 0 at the last step, not
                 after it. "vjepa" clips gradients at a norm of 1, and its decay falls along a cosine to 1e-6.
@@ -81,38 +83,57 @@ class Attentive(PatchEvaluator):
         self.held_out = held_out
         self.variant = variant
 
-    def patch_scores(self, train: LabelledPatches, test: PatchTokens, generator: torch.Generator) -> Tensor:
-        """Logits float32 [M, K] on the device of the labels, where the probe is trained too.
-
-        ``generator`` (CPU) draws the held-out part, the initial weights and the order. On CUDA the network
-        runs under bfloat16 autocast.
+    def settled(
+        self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator
+    ) -> tuple["Attentive", str]:
+        """A probe of the rate and decay that name most held-out samples right; of equal ones the first.
 
         Raises:
             UsageError: if heads do not divide the tokens' width, or there are too few videos to hold any out.
         """
+        assert isinstance(train, LabelledPatches), "it reads patches"
         if train.tokens.width % self.num_heads:
             raise UsageError(
                 f"tokens of width {train.tokens.width} do not divide among {self.num_heads} heads: "
                 "set evaluator.num_heads"
             )
-        every = torch.arange(len(train.labels))
         pairs = tuple(product(self.rates, self.decays))
-        chosen = pairs[0] if len(pairs) == 1 else pairs[self._choose(train, pairs, generator)]
-        network = self._fit(train, every, (chosen,), generator)[0]
-        return self._logits([network], test, train.labels.device)[0]
+        if len(pairs) == 1:
+            return self, ""
+        right = [0] * len(pairs)
+        for kept, held in some_folds(train, self.held_out, generator, small=SMALL):
+            networks = self._fit(train, kept.cpu(), pairs, generator)
+            logits = self._logits(networks, train.tokens.of(held), train.labels.device)
+            labels = train.labels[held]
+            right = [n + int((part.argmax(1) == labels).sum()) for n, part in zip(right, logits, strict=True)]
+        rate, decay = pairs[right.index(max(right))]
+        fixed = Attentive(
+            lr=rate,
+            weight_decay=decay,
+            depth=self.depth,
+            num_queries=self.num_queries,
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            held_out=self.held_out,
+            variant=self.variant,
+        )
+        return fixed, pair_in_words(rate, decay, self.rates, self.decays)
 
-    def _choose(self, train: LabelledPatches, pairs: tuple[Pair, ...], generator: torch.Generator) -> int:
-        """Number of the pair that names most held-out videos right; of equal ones the first."""
-        kept, held = (rows.cpu() for rows in hold_out(train, self.held_out, generator))
-        if len(held) == 0:
-            raise UsageError(
-                f"{len(train.labels)} videos are too few to hold out {self.held_out:g} of them: "
-                "give one lr and one weight_decay"
-            )
-        networks = self._fit(train, kept, pairs, generator)
-        logits = self._logits(networks, train.tokens.of(held), train.labels.device)
-        right = [int((part.argmax(1) == train.labels[held.to(part.device)]).sum()) for part in logits]
-        return right.index(max(right))
+    def patch_scores(self, train: LabelledPatches, test: PatchTokens, generator: torch.Generator) -> Tensor:
+        """Logits float32 [M, K] on the device of the labels, where the probe is trained too.
+
+        ``generator`` (CPU) draws the held-out parts, the initial weights and the order. On CUDA the network
+        runs under bfloat16 autocast.
+
+        Raises:
+            UsageError: as ``settled``.
+        """
+        fixed = self.settled(train, generator)[0]
+        pairs = ((fixed.rates[0], fixed.decays[0]),)
+        network = self._fit(train, torch.arange(len(train.labels)), pairs, generator)[0]
+        return self._logits([network], test, train.labels.device)[0]
 
     def _fit(
         self, train: LabelledPatches, rows: Tensor, pairs: tuple[Pair, ...], generator: torch.Generator

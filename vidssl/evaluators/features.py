@@ -31,6 +31,8 @@ class FeatureTable:
         reordered: order of frames -> [N, V, D], the same views with their frames in that order.
         patches: order of frames, "normal" among them -> [N, V, n, D] in half precision on the CPU, perhaps
             mapped from a disk; empty where none were asked for. Finite, as ``half`` sees to.
+        groups: N names of the groups that videos were cut from one source in, empty for those of none; no
+            names where there are no groups.
 
     Raises:
         UsageError: if vectors are not finite; names the videos.
@@ -44,6 +46,7 @@ class FeatureTable:
     unreadable: tuple[str, ...]
     reordered: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
     patches: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         finite = torch.stack(

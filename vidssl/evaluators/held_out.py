@@ -1,28 +1,95 @@
-"""The part of the training videos that chooses settings, so that the test videos never do."""
+"""The parts of the training videos that choose settings, so that the test videos never do."""
 
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from vidssl.errors import UsageError
 from vidssl.interfaces import LabelledFeatures, LabelledPatches
 
+SMALL = 500  # samples, below which every fold is held out in turn: a fifth of 120 videos chooses by chance
 
-def hold_out(
-    train: LabelledFeatures | LabelledPatches, share: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Row numbers of a random part that is kept and of one that is held out; views of a video stay together.
+
+def folds(
+    train: LabelledFeatures | LabelledPatches,
+    share: float,
+    generator: torch.Generator,
+    *,
+    small: int = SMALL,
+) -> list[tuple[Tensor, Tensor]]:
+    """Row numbers that are kept and that are held out: once, or of a small training set fold by fold.
+
+    Folds have the classes in equal parts (stratified), and no group is parted.
 
     Args:
-        share: of the videos that is held out, rounded down; it may come to none.
+        share: of the samples that is held out; 0.2 makes five folds.
         generator: on the CPU.
+        small: samples, below which every fold is held out in turn.
 
     Returns:
-        int64 [n] and [m] on the device of the features, n + m = N.
+        Pairs of int64 [n] and [m] on the device of the labels, n + m = N; none where every class has one
+        group, so that nothing can be held out without losing its class.
     """
-    if train.videos is None:
-        order = torch.randperm(len(train.labels), generator=generator).to(train.labels.device)
-        number = int(len(order) * share)
-        return order[number:], order[:number]
-    videos = train.videos.unique()
-    order = torch.randperm(len(videos), generator=generator).to(videos.device)
-    held = torch.isin(train.videos, videos[order[: int(len(order) * share)]])
-    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+    from sklearn.model_selection import (  # here: importing takes a second
+        StratifiedGroupKFold,
+        StratifiedKFold,
+    )
+
+    labels = train.labels.cpu().numpy()
+    groups = None if train.groups is None else train.groups.cpu().numpy()
+    units = np.arange(len(labels)) if groups is None else groups
+    most = np.bincount(np.unique(np.stack((labels, units)), axis=1)[0]).max()
+    number = min(max(2, round(1 / share)), int(most))
+    if number < 2:
+        return []
+    kind = StratifiedKFold if groups is None else StratifiedGroupKFold
+    seed = int(torch.randint(2**31 - 1, (1,), generator=generator))
+    splits = kind(number, shuffle=True, random_state=seed).split(labels, labels, groups)
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # classes of fewer videos than folds, as here
+        for kept, held in splits:
+            if len(kept) and len(held):
+                found.append((_rows(kept, train.labels), _rows(held, train.labels)))
+            if len(labels) >= small:
+                break
+    return found
+
+
+def _rows(numbers: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(numbers).to(like.device)
+
+
+def chosen_in_words(name: str, value: float, tried: Sequence[float]) -> str:
+    """``penalty 1000 (the largest tried)``: a choice at the edge of its grid asks for a wider one."""
+    edges = {min(tried): "the smallest tried", max(tried): "the largest tried"} if len(tried) > 1 else {}
+    return f"{name} {value:g}" + (f" ({edges[value]})" if value in edges else "")
+
+
+def pair_in_words(rate: float, decay: float, rates: Sequence[float], decays: Sequence[float]) -> str:
+    """The same for a learning rate and a weight decay."""
+    return f"{chosen_in_words('lr', rate, rates)}, {chosen_in_words('decay', decay, decays)}"
+
+
+def some_folds(
+    train: LabelledFeatures | LabelledPatches,
+    share: float,
+    generator: torch.Generator,
+    *,
+    small: int = SMALL,
+) -> list[tuple[Tensor, Tensor]]:
+    """``folds``, of which there is at least one.
+
+    Raises:
+        UsageError: if there are too few videos to hold any out.
+    """
+    found = folds(train, share, generator, small=small)
+    if not found:
+        raise UsageError(
+            f"{len(train.labels)} videos, one of each class, are too few to hold out {share:g} of them: "
+            "give one lr and one weight_decay"
+        )
+    return found

@@ -1,17 +1,20 @@
 """Linear probe: multinomial logistic regression on frozen features."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidssl.evaluators.held_out import hold_out
-from vidssl.interfaces import Evaluator, LabelledFeatures
+from vidssl.evaluators.held_out import chosen_in_words, folds
+from vidssl.interfaces import Evaluator, LabelledFeatures, LabelledPatches
 
 
 class Linear(Evaluator):
-    """Logistic regression on standardised features; a held-out part of *train* chooses its penalty."""
+    """Logistic regression on standardised features; held-out parts of *train* choose its penalty.
+
+    Of the penalties the strongest wins whose held-out log loss is at most one standard error above the best
+    one's (Breiman et al. 1984); the error is that of the difference between the two, over groups. Below 500
+    videos that is by cross-validation.
+    """
 
     def __init__(
         self,
@@ -25,6 +28,7 @@ class Linear(Evaluator):
             penalties: L2 weights to try, lambda in ``sum of cross entropies + lambda/2 |W|^2``
                 (scikit-learn's 1/C).
             held_out: share of the training set that chooses among them; the winner is fitted again on all.
+                Of fewer than 500 samples each such share is held out in turn.
             max_iterations: L-BFGS iterations a fit.
 
         Raises:
@@ -38,33 +42,74 @@ class Linear(Evaluator):
         self.held_out = held_out
         self.max_iterations = max_iterations
 
+    def settled(
+        self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator
+    ) -> tuple["Linear", str]:
+        """A probe of one penalty; ``generator`` (CPU) draws the held-out parts."""
+        assert isinstance(train, LabelledFeatures), "patches are for evaluators that read them"
+        if len(self.penalties) == 1:
+            return self, ""
+        penalty, words = self._choose(train, generator)
+        fixed = Linear(penalties=(penalty,), held_out=self.held_out, max_iterations=self.max_iterations)
+        return fixed, words
+
     def class_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Logits [M, K] on the device of the features; ``generator`` (CPU) draws the held-out part."""
-        dtype = torch.float64 if test_vectors.device.type == "cpu" else torch.float32
-        mean, std = train.vectors.mean(0), train.vectors.std(0).clamp_min(1e-6)
-        vectors = ((train.vectors - mean) / std).to(dtype)
-        penalty = self._choose(replace(train, vectors=vectors), generator)
-        weight, bias = fit_logistic(
-            vectors, train.labels, train.num_classes, penalty, max_iterations=self.max_iterations
-        )
-        return ((test_vectors - mean) / std).to(dtype) @ weight.T + bias
+        """Logits [M, K] on the device of the features; ``generator`` (CPU) draws the held-out parts."""
+        (penalty,) = self.settled(train, generator)[0].penalties
+        mean, scale = standardisation(train.vectors)
+        dtype = _dtype(test_vectors)
+        vectors = ((train.vectors - mean) / scale).to(dtype)
+        weight, bias = self._fit(vectors, train.labels, train.num_classes, penalty)
+        return ((test_vectors - mean) / scale).to(dtype) @ weight.T + bias
 
-    def _choose(self, train: LabelledFeatures, generator: torch.Generator) -> float:
-        vectors, labels = train.vectors, train.labels
-        kept, held = hold_out(train, self.held_out, generator)
-        if len(self.penalties) == 1 or len(held) == 0:
-            return sorted(self.penalties)[len(self.penalties) // 2]
+    def _choose(self, train: LabelledFeatures, generator: torch.Generator) -> tuple[float, str]:
+        penalties = sorted(self.penalties, reverse=True)
+        parts = folds(train, self.held_out, generator)
+        if not parts:
+            middle = sorted(penalties)[len(penalties) // 2]
+            return middle, f"penalty {middle:g} (the middle one: too few videos to choose by)"
+        losses = torch.cat([self._losses(train, *part, penalties) for part in parts])
+        held = torch.cat([held for _, held in parts])
+        worse = losses - losses[:, [int(losses.mean(0).argmin())]]
+        groups = held if train.groups is None else train.groups[held]
+        numbers = groups.unique(return_inverse=True)[1]
+        rest = torch.zeros(int(numbers.max()) + 1, len(penalties), dtype=losses.dtype, device=losses.device)
+        errors = rest.index_add(0, numbers, worse - worse.mean(0)).square().sum(0).sqrt() / len(losses)
+        place = (worse.mean(0) <= errors).nonzero()[0, 0]  # the best itself at the latest
+        penalty = penalties[int(place)]
+        return penalty, chosen_in_words("penalty", penalty, penalties)
 
-        def right(penalty: float) -> int:
-            weight, bias = fit_logistic(
-                vectors[kept], labels[kept], train.num_classes, penalty, max_iterations=self.max_iterations
-            )
-            return int(((vectors[held] @ weight.T + bias).argmax(1) == labels[held]).sum())
+    def _losses(self, train: LabelledFeatures, kept: Tensor, held: Tensor, penalties: list[float]) -> Tensor:
+        """Log loss [m, P] of each held-out sample under each penalty."""
+        mean, scale = standardisation(train.vectors[kept])
+        vectors, labels = ((train.vectors - mean) / scale).to(_dtype(train.vectors)), train.labels
+        columns = []
+        for penalty in penalties:
+            weight, bias = self._fit(vectors[kept], labels[kept], train.num_classes, penalty)
+            columns.append(F.cross_entropy(vectors[held] @ weight.T + bias, labels[held], reduction="none"))
+        return torch.stack(columns, dim=1)
 
-        # sorted from strong to weak: of equal scores the stronger penalty wins
-        return max(sorted(self.penalties, reverse=True), key=right)
+    def _fit(
+        self, vectors: Tensor, labels: Tensor, num_classes: int, penalty: float
+    ) -> tuple[Tensor, Tensor]:
+        return fit_logistic(vectors, labels, num_classes, penalty, max_iterations=self.max_iterations)
+
+
+def standardisation(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and scale [D] of the columns of vectors [N, D]: the standard deviation, 1 where they are constant.
+
+    A column that is constant in train, but for rounding, tells nothing; a scale near 0 would let one test
+    value that differs outweigh all others.
+    """
+    mean, std = vectors.mean(0), vectors.std(0)
+    rounding = 10 * torch.finfo(vectors.dtype).eps * vectors.abs().amax(0)
+    return mean, torch.where(std > rounding, std, 1.0)
+
+
+def _dtype(vectors: Tensor) -> torch.dtype:
+    return torch.float64 if vectors.device.type == "cpu" else torch.float32
 
 
 def fit_logistic(

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidssl.errors import UsageError
-from vidssl.evaluators.held_out import hold_out
-from vidssl.interfaces import Evaluator, LabelledFeatures
+from vidssl.evaluators.held_out import pair_in_words, some_folds
+from vidssl.interfaces import Evaluator, LabelledFeatures, LabelledPatches
 
 INIT_STD = 0.01  # of the weights; biases start at 0 (SVT, published code)
 
@@ -38,6 +37,7 @@ class LinearSGD(Evaluator):
             batch_size: samples a step; an epoch's last batch may be smaller.
             held_out: share of the training videos that chooses where several ``lr`` or ``weight_decay``
                 are given. All pairs of them are trained side by side; the best is trained again on all.
+                Of fewer than 500 samples each such share is held out in turn.
 
         Raises:
             ValueError: if a number is out of its range.
@@ -55,33 +55,44 @@ class LinearSGD(Evaluator):
         self.epochs = epochs
         self.held_out = held_out
 
-    def class_scores(
-        self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Logits [M, K]; ``generator`` (CPU) draws the held-out part, the initial weights and the order."""
-        pairs = tuple(product(self.rates, self.decays))
-        chosen = pairs[0] if len(pairs) == 1 else pairs[self._choose(train, pairs, generator)]
-        weight, bias = self._fit(train.vectors, train.labels, train.num_classes, (chosen,), generator)
-        return test_vectors @ weight[0].T + bias[0]
-
-    def _choose(
-        self, train: LabelledFeatures, pairs: tuple[tuple[float, float], ...], generator: torch.Generator
-    ) -> int:
-        """Number of the pair that names most held-out videos right; of equal ones the first.
+    def settled(
+        self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator
+    ) -> tuple["LinearSGD", str]:
+        """A probe of the rate and decay that name most held-out samples right; of equal ones the first.
 
         Raises:
             UsageError: if there are too few videos to hold any out.
         """
-        kept, held = hold_out(train, self.held_out, generator)
-        if len(held) == 0:
-            raise UsageError(
-                f"{len(train.labels)} videos are too few to hold out {self.held_out:g} of them: "
-                "give one lr and one weight_decay"
+        assert isinstance(train, LabelledFeatures), "patches are for evaluators that read them"
+        pairs = tuple(product(self.rates, self.decays))
+        if len(pairs) == 1:
+            return self, ""
+        right = torch.zeros(len(pairs), dtype=torch.long, device=train.labels.device)
+        for kept, held in some_folds(train, self.held_out, generator):
+            weight, bias = self._fit(
+                train.vectors[kept], train.labels[kept], train.num_classes, pairs, generator
             )
-        weight, bias = self._fit(train.vectors[kept], train.labels[kept], train.num_classes, pairs, generator)
-        logits = torch.einsum("nd,gkd->ngk", train.vectors[held], weight) + bias
-        right = (logits.argmax(2) == train.labels[held, None]).sum(0)
-        return right.tolist().index(int(right.max()))
+            logits = torch.einsum("nd,gkd->ngk", train.vectors[held], weight) + bias
+            right += (logits.argmax(2) == train.labels[held, None]).sum(0)
+        rate, decay = pairs[right.tolist().index(int(right.max()))]
+        fixed = LinearSGD(
+            lr=rate,
+            weight_decay=decay,
+            momentum=self.momentum,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            held_out=self.held_out,
+        )
+        return fixed, pair_in_words(rate, decay, self.rates, self.decays)
+
+    def class_scores(
+        self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Logits [M, K]; ``generator`` (CPU) draws the held-out parts, the initial weights and the order."""
+        fixed = self.settled(train, generator)[0]
+        pairs = ((fixed.rates[0], fixed.decays[0]),)
+        weight, bias = self._fit(train.vectors, train.labels, train.num_classes, pairs, generator)
+        return test_vectors @ weight[0].T + bias[0]
 
     def _fit(
         self,

@@ -1,177 +1,296 @@
 """How sure an accuracy is, and whether two of them differ by more than chance.
 
-Which interval for what. A share of test videos (top-1, top-5, recall at k) gets Wilson's interval, which is
-honest near 0 and 1: where all N videos are right, a bootstrap draws nothing but right ones, and its interval
-has no width. What is no share of videos (a mean over classes, a difference between two networks on the same
-videos) has no such formula and gets a bootstrap over videos. Score files hold the bootstrap of the shares as
-well, for those who want one method for all numbers. Both leave out that another training run would have given
-another network: for that, see ``mean_over_seeds``.
+Videos that were cut from one source are not independent, so every function takes ``groups``: units are then
+groups, each with all of its videos. Without groups each video is one. ``classes`` asks for the mean over
+classes instead of the fraction of videos. docs/measure_statistics.py measures how often the intervals cover
+and the tests reject.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from scipy import special
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
 
-Interval = tuple[float, float]
+Array = NDArray[Any]
 
-DRAWS = 2000  # of a bootstrap: from one seed to another its ends move by less than a tenth of its width
+LEVEL = 0.05  # a difference beyond chance has a p below this; intervals are of 1 - LEVEL
+Z = 1.959964
+# Agresti and Coull's (1998), so that a rare class that is all right by chance has a variance above 0
+PSEUDO_VIDEOS = 4
+PSEUDO_GROUPS = 1  # whose videos are all alike, for where few errors tell how alike the others' are
+LARGEST_EXACT = 1000  # discordant videos, beyond which the exact test's normal form takes over
+LARGEST_FLIPPED = 100  # discordant groups, beyond which the permutation test's does
+FLIPS = 20_000
 
 
 @dataclass(frozen=True)
-class Bootstrap:
-    """95 % intervals by the percentile bootstrap over test videos (Efron 1979).
+class Estimate:
+    """An accuracy in [0, 1] with its 95 % interval."""
 
-    Attributes:
-        top1, top5: of the shares of videos; ``top5`` is None where it is not counted.
-        class_mean: of the mean over classes.
-    """
-
-    top1: Interval
-    class_mean: Interval
-    top5: Interval | None = None
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better the second is than the first, in shares, with its 95 % interval and p-value."""
+    """How much better the second is than the first, in fractions, with its 95 % interval and p-value.
+
+    Both come from one method: the interval leaves out 0 where, and only where, p is below 0.05.
+    """
 
     mean: float
     low: float
     high: float
     p: float
 
+    @property
+    def sign(self) -> str:
+        """``+`` or ``-`` where the second is better or worse."""
+        return "" if self.mean == 0 else "-" if self.mean < 0 else "+"
 
-def wilson_interval(right: int, total: int) -> Interval:
-    """The 95 % interval of a share, by Wilson's score (1927): honest also near 0 and 1 and for few videos."""
+
+def wilson_interval(right: float, total: float, z: float = Z) -> tuple[float, float]:
+    """The 95 % interval of a fraction, by Wilson's score (1927): honest also near 0 and 1 and for few videos.
+
+    Args:
+        right, total: videos; effective numbers of them need not be whole.
+    """
     if total == 0:
         return 0.0, 1.0
-    z = 1.959964
     share = right / total
     centre = share + z * z / (2 * total)
-    spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    spread = z * float(np.sqrt(share * (1 - share) / total + z * z / (4 * total * total)))
     scale = 1 + z * z / total
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def resampled(counts: Tensor, *, draws: int = DRAWS, seed: int = 0) -> Tensor:
-    """Bootstrap draws of videos, as counts.
+class _Videos:
+    """Test videos: the weight of each in the accuracy, its class among those there are, and its group."""
 
-    Videos of one kind (of one class, say, and right) are alike to a statistic, so it is enough to draw how
-    many come of each kind. That is multinomial, exactly as if row numbers were drawn, and its cost does not
-    grow with the number of videos.
+    def __init__(self, number: int, classes: ArrayLike | None, groups: ArrayLike | None) -> None:
+        strata = np.zeros(number, int) if classes is None else np.asarray(classes)
+        self.strata = np.unique(strata, return_inverse=True)[1]
+        self.grouped = groups is not None
+        units = np.arange(number) if groups is None else np.asarray(groups)
+        self.units = np.unique(units, return_inverse=True)[1]
+        self.sizes = np.bincount(self.strata)
+        self.num_units = int(self.units.max()) + 1
+        self.weights = 1 / (len(self.sizes) * self.sizes[self.strata])  # they sum to 1
+
+    def by_class(self, values: Array) -> Array:
+        """Mean of values [N] in each class, [K]."""
+        return np.bincount(self.strata, values) / self.sizes
+
+    def by_unit(self, values: Array) -> Array:
+        """Weighted sum of values [N] in each unit, [G]."""
+        return np.bincount(self.units, self.weights * values, minlength=self.num_units)
+
+    def spread(self, values: Array, units: Array) -> float:
+        """Variance of the weighted mean of values [N], units drawn within each class."""
+        pairs = np.unique(np.stack((self.strata, units)), axis=1)[0]
+        drawn = np.bincount(pairs)
+        factor = np.sqrt(np.where(drawn > 1, drawn / np.maximum(drawn - 1, 1), 0.0))
+        rest = (values - self.by_class(values)[self.strata]) * factor[self.strata] * self.weights
+        return float(np.square(np.bincount(units, rest)).sum())
+
+
+def accuracy(right: ArrayLike, classes: ArrayLike | None = None, groups: ArrayLike | None = None) -> Estimate:
+    """Fraction of N videos that are right, or with ``classes`` the mean over classes, with its 95 % interval.
+
+    Wilson's interval at the effective number of videos, m (1 - m) / variance. The variance is what a
+    bootstrap of groups, stratified by class, comes to: the binomial one of each class, times the design
+    effect of groups (Kish 1965). Unlike the percentiles of a bootstrap it has a width where all are right.
+    Without groups and classes it is Wilson's own.
 
     Args:
-        counts: int64 [G], how many videos there are of each kind; N in all, at least 1.
-        seed: the same counts and seed give the same draws.
+        right: bool [N].
+        classes: int [N]; those without videos do not count.
+        groups: int [N].
+    """
+    values = np.asarray(right, dtype=float)
+    videos = _Videos(len(values), classes, groups)
+    shares, sizes = videos.by_class(values), videos.sizes
+    mean = float(shares.mean())
+    near = (shares * sizes + PSEUDO_VIDEOS * mean) / (sizes + PSEUDO_VIDEOS)
+    binomial = float((near * (1 - near) / sizes).mean() / len(sizes))
+    if binomial < 1e-15:  # all right or none, which tells nothing of how alike a group's videos are
+        effective = 1 / float(np.square(videos.by_unit(np.ones_like(values))).sum())
+        effective = effective if videos.grouped else 1 / float(np.square(videos.weights).sum())
+    else:
+        effective = mean * (1 - mean) / binomial
+    z = Z
+    if videos.grouped:
+        if videos.num_units < 2:
+            return Estimate(mean, 0.0, 1.0)
+        alone = videos.spread(values, np.arange(len(values)))
+        design = videos.spread(values, videos.units) / alone if alone > 0 else 1.0
+        largest = float(np.square(videos.by_unit(np.ones_like(values))).sum())
+        largest /= float(np.square(videos.weights).sum())
+        known = videos.num_units * min(mean, 1 - mean)
+        design = (known * max(1.0, design) + PSEUDO_GROUPS * largest) / (known + PSEUDO_GROUPS)
+        effective /= design
+        z = float(special.stdtrit(videos.num_units - 1, 1 - LEVEL / 2))
+    low, high = wilson_interval(mean * effective, effective, z)
+    return Estimate(mean, min(low, mean), max(high, mean))
+
+
+def paired_difference(
+    one: ArrayLike, other: ArrayLike, classes: ArrayLike | None = None, groups: ArrayLike | None = None
+) -> Difference:
+    """How much more accurate the second of two networks is on the same videos.
+
+    p is the permutation test's that swaps the two networks' answers, group by group: without groups McNemar's
+    exact test, in its mid-p form (Fagerland et al. 2013), as the plain one rejects too seldom. The interval
+    is the same test turned round: the differences that its statistic, (d - D) over its standard deviation
+    under the swaps, does not reject. A difference of D takes answers that differ in a fraction D of the
+    videos at least, which gives the interval a width where two networks answer alike (Tango 1998).
+
+    Args:
+        one, other: bool [N], which videos each gets right.
+        classes, groups: int [N], as for ``accuracy``.
+    """
+    videos = _Videos(len(np.asarray(one)), classes, groups)
+    gained = np.asarray(other, dtype=float) - np.asarray(one, dtype=float)
+    parts, sizes = videos.by_unit(gained), videos.by_unit(np.ones_like(gained))
+    total = float(parts.sum())
+    p, limit = _swapped(parts)
+    spread = float(np.square(parts).sum())
+    q2 = limit**2 / spread if spread > 0 else Z**2
+    a, b = 1 - q2 * float(np.square(sizes).sum()), total - q2 * float((parts * sizes).sum())
+    c = total**2 - q2 * spread
+    low, high = (-1.0, 1.0) if a <= 0 else _roots(a, b, c) or (total, total)
+    least = q2 * float(np.square(sizes if spread == 0 else videos.weights).sum())
+    for sign in (1, -1):
+        found = _roots(1 + least, sign * total + least / 2, total**2)
+        if found is not None and (p >= LEVEL or sign * total > 0):
+            low, high = min(low, *(sign * end for end in found)), max(high, *(sign * end for end in found))
+    return Difference(total, max(-1.0, min(low, total)), min(1.0, max(high, total)), p)
+
+
+def _roots(a: float, b: float, c: float) -> tuple[float, float] | None:
+    """Where a x^2 - 2 b x + c is 0; None if it is nowhere."""
+    if b * b - a * c < 0:
+        return None
+    half = float(np.sqrt(b * b - a * c))
+    return (b - half) / a, (b + half) / a
+
+
+def _swapped(parts: Array) -> tuple[float, float]:
+    """Two-sided mid-p of a sum whose parts have random signs, and the largest sum that is not rejected."""
+    sizes = np.abs(parts[np.abs(parts) > 1e-12])
+    number, total = len(sizes), abs(float(parts.sum()))
+    if number == 0:
+        return 1.0, 0.0
+    limit = Z * float(np.sqrt(np.square(sizes).sum()))
+    if np.ptp(sizes) < 1e-9 * sizes.max() and number <= LARGEST_EXACT:
+        heads = round((number - total / sizes.mean()) / 2)
+        p = 2 * stats.binom.cdf(heads, number, 0.5) - stats.binom.pmf(heads, number, 0.5)
+    elif number <= LARGEST_FLIPPED:
+        signs = np.random.default_rng(0).integers(0, 2, size=(FLIPS, number), dtype=np.int8) * 2 - 1
+        sums = np.abs(signs @ sizes)
+        limit = float(np.quantile(sums, 1 - LEVEL))
+        beyond, even = np.sum(sums > total + 1e-9), np.sum(np.abs(sums - total) <= 1e-9)
+        p = (beyond + even / 2 + 0.5) / (FLIPS + 0.5)
+    else:
+        p = 2 * special.ndtr(-total / np.sqrt(np.square(sizes).sum()))
+    p = min(1.0, float(p))
+    # sums are whole numbers of steps: between two of them any limit decides alike
+    return p, max(limit, total) if p >= LEVEL else min(limit, total * (1 - 1e-9))
+
+
+def method_difference(
+    one: ArrayLike, other: ArrayLike, classes: ArrayLike | None = None, groups: ArrayLike | None = None
+) -> Difference | None:
+    """How much more accurate the second of two methods is, each trained with several seeds.
+
+    The variance is that of the hierarchical bootstrap, which draws seeds, then groups, then takes their
+    videos, in closed form: between seeds, plus between groups, less what both count (Cameron et al. 2011).
+    So it holds for other seeds and for other test videos. Drawing from three seeds is too narrow by a third
+    and has no tails; here variances are unbiased, and Student's t has Satterthwaite's degrees of freedom.
+
+    Args:
+        one, other: bool [S, N], which videos each seed gets right; at least two seeds each.
+        classes, groups: int [N], as for ``accuracy``.
 
     Returns:
-        float64 [draws, G], whole numbers; each row sums to N.
+        None where no seed and no video differs, so that there is nothing to test by.
     """
-    generator = np.random.default_rng(seed)
-    shares = counts.cpu().double() / counts.sum().item()
-    drawn = generator.multinomial(int(counts.sum()), shares.numpy(), size=draws)
-    return torch.from_numpy(drawn).double()
+    answers = [np.asarray(each, dtype=float) for each in (one, other)]
+    videos = _Videos(answers[0].shape[1], classes, groups)
+    units = videos.num_units
+    between, both, welch_squares = 0.0, 0.0, 0.0
+    for each in answers:
+        seeds = len(each)
+        own = float((each @ videos.weights).var(ddof=1)) / seeds
+        rest = each - np.stack([videos.by_class(row)[videos.strata] for row in each])
+        rest = rest - rest.mean(0)
+        cells = np.stack([videos.by_unit(row) for row in rest])
+        between += own
+        welch_squares += own**2 / (seeds - 1)
+        both += float(np.square(cells).sum()) / (seeds * (seeds - 1)) * units / max(1, units - 1)
+    gained = answers[1].mean(0) - answers[0].mean(0)
+    mean = float(videos.weights @ gained)
+    of_videos = videos.spread(gained, videos.units)
+    of_seeds = max(0.0, between - both)
+    variance = of_videos + of_seeds
+    if variance < 1e-15:
+        return None
+    squares = (welch_squares if of_seeds > 0 else 0.0) + of_videos**2 / max(1, units - 1)
+    return _by_t(mean, variance, variance**2 / squares)
 
 
-def percentiles(values: Tensor) -> Interval:
-    """Where the middle 95 % of values [draws] lie."""
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return low, high
-
-
-def class_mean(right: Tensor, truth: Tensor) -> float:
-    """Accuracy of each class, averaged over the classes that have test videos.
-
-    Args:
-        right: bool [N], which videos are right.
-        truth: int64 [N], their classes.
-    """
-    videos = truth.bincount()
-    hits = truth.bincount(weights=right.double(), minlength=len(videos))
-    there = videos > 0
-    return (hits[there] / videos[there]).mean().item()
-
-
-def bootstrap(right: Tensor, truth: Tensor, among_five: Tensor | None = None, *, seed: int = 0) -> Bootstrap:
-    """Intervals of the accuracies of N test videos.
-
-    A draw's mean over classes is over the classes that it holds.
-
-    Args:
-        right: bool [N], which videos are right.
-        truth: int64 [N], their classes.
-        among_five: bool [N], whose class is among the best five; None where that is not counted.
-    """
-    five = torch.zeros_like(right) if among_five is None else among_five
-    kinds, counts = torch.stack((truth, right.long(), five.long())).cpu().unique(dim=1, return_counts=True)
-    classes, is_right, is_five = kinds
-    drawn = resampled(counts, seed=seed)
-    empty = torch.zeros(len(drawn), int(classes.max()) + 1, dtype=drawn.dtype)
-    videos = empty.index_add(1, classes, drawn)
-    hits = empty.index_add(1, classes, drawn * is_right)
-    return Bootstrap(
-        top1=percentiles((drawn * is_right).sum(1) / len(truth)),
-        class_mean=percentiles((hits / videos).nanmean(1)),
-        top5=None if among_five is None else percentiles((drawn * is_five).sum(1) / len(truth)),
-    )
-
-
-def mcnemar(only_one: int, only_other: int) -> float:
-    """Two-sided p-value that two classifiers tested on the same videos are as good as each other.
-
-    McNemar's test in its exact form: of the videos that only one of them gets right, either is as likely to
-    be the one as in tosses of a coin.
-
-    Args:
-        only_one: videos that only the first gets right.
-        only_other: videos that only the second gets right.
-    """
-    tosses = only_one + only_other
-    tail = sum(math.comb(tosses, heads) for heads in range(min(only_one, only_other) + 1))
-    return min(1.0, 2 * tail / 2**tosses)
-
-
-def paired_difference(one: Sequence[bool], other: Sequence[bool], *, seed: int = 0) -> Difference:
-    """How much larger a share of the same videos the second gets right than the first.
-
-    The interval is a bootstrap over videos, each drawn with both answers; p is McNemar's.
-    """
-    first, second = torch.tensor(one), torch.tensor(other)
-    only_one, only_other = int((first & ~second).sum()), int((second & ~first).sum())
-    both = len(first) - only_one - only_other
-    drawn = resampled(torch.tensor([only_one, only_other, both]), seed=seed)
-    low, high = percentiles((drawn[:, 1] - drawn[:, 0]) / len(first))
-    return Difference((only_other - only_one) / len(first), low, high, mcnemar(only_one, only_other))
-
-
-def mean_over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Mean of runs that differ in their seed, and half of its 95 % interval by Student's t.
-
-    Args:
-        values: one a run, at least two.
-    """
-    runs = np.asarray(values, dtype=np.float64)
-    half = special.stdtrit(len(runs) - 1, 0.975) * runs.std(ddof=1) / math.sqrt(len(runs))
-    return float(runs.mean()), float(half)
-
-
-def welch(one: Sequence[float], other: Sequence[float]) -> Difference:
+def welch(one: Sequence[float], other: Sequence[float]) -> Difference | None:
     """How much larger the mean of the second group of runs is, by Welch's test (1947): spreads may differ.
 
     Args:
         one, other: a value for each run, at least two in each.
+
+    Returns:
+        None where the runs of each group tie, so that there is no spread to test by.
     """
     groups = [np.asarray(values, dtype=np.float64) for values in (one, other)]
     mean = float(groups[1].mean() - groups[0].mean())
     parts = [float(runs.var(ddof=1)) / len(runs) for runs in groups]
-    error = math.sqrt(sum(parts))
-    if error == 0.0:
-        return Difference(mean, mean, mean, 1.0 if mean == 0.0 else 0.0)
+    if sum(parts) < 1e-15:
+        return None
     freedom = sum(parts) ** 2 / sum(p * p / (len(r) - 1) for p, r in zip(parts, groups, strict=True))
-    half = float(special.stdtrit(freedom, 0.975)) * error
+    return _by_t(mean, sum(parts), freedom)
+
+
+def _by_t(mean: float, variance: float, freedom: float) -> Difference:
+    error = float(np.sqrt(variance))
+    half = float(special.stdtrit(freedom, 1 - LEVEL / 2)) * error
     return Difference(mean, mean - half, mean + half, 2 * float(special.stdtr(freedom, -abs(mean) / error)))
+
+
+def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean of runs that differ in their seed, and half of its 95 % interval by Student's t.
+
+    Args:
+        values: one a run, at least two.
+
+    Returns:
+        The half is None where all runs tie: seeds that agree by chance do not make an interval of no width.
+    """
+    runs = np.asarray(values, dtype=np.float64)
+    deviation = float(runs.std(ddof=1))
+    if deviation < 1e-12:
+        return float(runs.mean()), None
+    half = special.stdtrit(len(runs) - 1, 1 - LEVEL / 2) * deviation / np.sqrt(len(runs))
+    return float(runs.mean()), float(half)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p-values adjusted for how many there are (Holm 1979), in the order given.
+
+    Below 0.05 they are beyond chance with at most one chance in twenty that any of them is not.
+    """
+    order = np.argsort(values, kind="stable")
+    steps = np.asarray(values)[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return [float(value) for value in adjusted]

@@ -10,6 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from vidssl.abilities import num_listed
+from vidssl.data.groups import groups_of
 from vidssl.data.loader import iterate_once
 from vidssl.data.samples import Parcel
 from vidssl.engine.devices import pick_device
@@ -169,4 +170,5 @@ def table_of(source: DataSource, found: Encoded, device: torch.device) -> Featur
         unreadable=found.unreadable,
         reordered=vectors,
         patches=found.patches,
+        groups=groups_of(source, numbers),
     )

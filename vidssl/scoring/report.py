@@ -1,20 +1,32 @@
 """Scores as a table on the console and as a file beside the run."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from vidssl.class_numbers import class_counts
 from vidssl.engine.files import write_text
+from vidssl.errors import counted
 from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.statistics import Difference
 from vidssl.finetune_protocol import FinetuneProtocol
 from vidssl.protocol import Protocol
 from vidssl.resolved import protocol_text
 from vidssl.scoring.by_class import best_and_worst
+from vidssl.scoring.differences import (
+    LabelledVideos,
+    NetworkDifference,
+    What,
+    network_differences,
+    tested_videos,
+    what,
+)
 from vidssl.scoring.score_file import Scores, score_record
 from vidssl.scoring.scores import Score
 from vidssl.scoring.subject import Subject
@@ -35,9 +47,13 @@ def report(
     Args:
         videos: those to learn from ("train") and to test on ("test"), as they were found.
     """
-    for table in score_tables(scores, f"{protocol.name} of {subject.title}"):
+    tested = tested_videos(videos["test"])
+    differences = network_differences(scores, tested)
+    for table in fitting(scores, f"{protocol.name} of {subject.title}", differences, console):
         console.print(table)
-    for line in class_lines(scores, videos["test"]):
+    if differences:
+        console.print(difference_table(differences, list(scores), tested))
+    for line in [*probe_lines(scores), *class_lines(scores, videos["test"])]:
         _say(console, line)
     for name, part in videos.items():
         # finetuning encodes no train videos; it says of each that it cannot read when it comes to it
@@ -63,37 +79,120 @@ def tell_classes(train: FeatureTable, test: FeatureTable, console: Console) -> N
         _say(console, line)
 
 
-def score_tables(scores: Scores, title: str) -> list[Table]:
-    """One table of all networks side by side, or, where clips in other orders were scored, one of each."""
+def fitting(
+    scores: Scores, title: str, differences: Sequence[NetworkDifference], console: Console
+) -> list[Table]:
+    """Tables whose numbers the console need not break."""
+    tables = score_tables(scores, title, differences)
+    wide = console.options.update(width=10_000)
+    if all(console.measure(table, options=wide).maximum <= console.width for table in tables):
+        return tables
+    return score_tables(scores, title, differences, apart="\n")
+
+
+def score_tables(
+    scores: Scores, title: str, differences: Sequence[NetworkDifference] = (), *, apart: str = " "
+) -> list[Table]:
+    """One table of all networks side by side, or, where clips in other orders were scored, one of each.
+
+    Args:
+        differences: of the networks, for marks beside the first one's numbers.
+        apart: what stands between a number and its interval; a line feed makes narrow columns.
+    """
+    marks = {what(each.row): each.mark for each in differences}
     if all(score.frames == "normal" for rows in scores.values() for score in rows):
-        return [_by_network(scores, title)]
-    return [_by_order(rows, f"{title}: {name} network") for name, rows in scores.items()]
+        return [_by_network(scores, title, marks, apart)]
+    return [
+        _by_order(rows, f"{title}: {name} network", {} if place else marks, apart)
+        for place, (name, rows) in enumerate(scores.items())
+    ]
 
 
-def _by_network(scores: Scores, title: str) -> Table:
-    """A row for each label and setting; where there are more than five classes, one for the best five too."""
-    table = _table(title, chain.from_iterable(scores.values()))
-    for name in scores:
-        table.add_column(f"{name} %", justify="right")
-    table.add_column("chance %", justify="right")
-    table.add_column("videos", justify="right")
-    for row in zip(*scores.values(), strict=True):
-        table.add_row(_name(row[0]), *map(with_interval, row), percent(row[0].chance), str(row[0].num_test))
-        for name, cells in more_rows(row):
-            table.add_row(f"  {name}", *cells, "", "")
+def difference_table(
+    differences: Sequence[NetworkDifference], names: Sequence[str], tested: Mapping[str, LabelledVideos]
+) -> Table:
+    """How the first network differs from the second, a row for each label, setting and order of frames."""
+    count = counted(len(differences), "test")
+    table = Table(
+        title=f"{names[0]} minus {names[1]}, in percentage points, on the same videos",
+        title_justify="left",
+        title_style="bold",
+        caption=f"p and interval: permutation test over the test videos; p adjusted for {count} (Holm)",
+        caption_justify="left",
+    )
+    table.add_column("label")
+    for head in ("difference", "95 % interval", "p", "p adjusted"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("test videos", justify="right")
+    for each in differences:
+        row, found = each.row, each.found
+        name = f"{_name(row)}, {row.frames}" if row.frames != "normal" else _name(row)
+        name += ", mean over classes" if row.unbalanced else ""
+        cells = (*difference_cells(found), p_cell(found.p), p_cell(each.p_holm), tested[row.label].shown())
+        table.add_row(name, *cells)
     return table
 
 
-def more_rows(row: Sequence[Score]) -> Iterator[tuple[str, list[str]]]:
-    """What stands below the top-1 of networks: their top-5, and means over classes where they are others.
+def difference_cells(found: Difference) -> tuple[str, str]:
+    """A difference and its interval, in points."""
+    return f"{100 * found.mean:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
-    Yields:
-        Its name and a cell for each network.
+
+def p_cell(p: float) -> str:
+    """Three digits of a p-value; below 0.0001 that alone."""
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
+
+
+def _by_network(scores: Scores, title: str, marks: Mapping[What, str], apart: str) -> Table:
+    """A row for each label and setting, below it what else there is of it: top-5, mean over classes."""
+    table = _table(title, list(chain.from_iterable(scores.values())), marks.values())
+    for name in scores:
+        table.add_column(Text(f"{name} %"), justify="right", no_wrap=True)
+    table.add_column("chance %", justify="right")
+    table.add_column("test videos", justify="right")
+    for row in zip(*scores.values(), strict=True):
+        lead, *more = lines_of(row, marks.get(what(row[0]), ""), apart)
+        name = ", ".join(word for word in (_name(row[0]), lead.name) if word)
+        table.add_row(name, *lead.cells, lead.chance, _videos(row[0]))
+        for line in more:
+            table.add_row(f"  {line.name}", *line.cells, line.chance, "")
+    return table
+
+
+def _videos(score: Score) -> str:
+    groups = "" if score.num_groups is None else f" in {counted(score.num_groups, 'group')}"
+    return f"{score.num_test:,}{groups}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: what is measured, a cell for each network, and chance."""
+
+    name: str
+    cells: tuple[str, ...]
+    chance: str
+
+
+def lines_of(row: Sequence[Score], mark: str = "", apart: str = " ") -> list[Line]:
+    """The lines of a row of networks: top-1, top-5, and the mean over classes where it is another.
+
+    Where the classes of the test videos are unbalanced the mean over classes leads; else it stands last,
+    where it is two points or more away from any top-1. The mark is the first network's, in the first line.
     """
+    by_class = row[0].unbalanced
+    marks = [f" {mark}" if mark else "", *[""] * (len(row) - 1)]
+    ends = [f"{'' if by_class else one}{apart}" for one in marks]
+    cells = tuple(with_interval(each, end) for each, end in zip(row, ends, strict=True))
+    found = [Line("top-1" if by_class else "", cells, percent(row[0].chance))]
     if row[0].top5 is not None:
-        yield "top-5", [percent(score.top5) for score in row]
-    if class_mean_matters(row):
-        yield "mean over classes", [percent(score.class_mean) for score in row]
+        found.append(Line("top-5", tuple(_spanned(each.top5, each.top5_interval, apart) for each in row), ""))
+    if by_class or class_mean_matters(row):
+        ends = [f"{one if by_class else ''}{apart}" for one in marks]
+        cells = tuple(
+            _spanned(each.class_mean, each.class_interval, end) for each, end in zip(row, ends, strict=True)
+        )
+        found.insert(0 if by_class else 2, Line("mean over classes", cells, percent(row[0].class_chance)))
+    return found
 
 
 def class_mean_matters(row: Sequence[Score]) -> bool:
@@ -102,6 +201,29 @@ def class_mean_matters(row: Sequence[Score]) -> bool:
     With classes of about as many videos the two are nearly the same, and one of them is enough.
     """
     return any(score.names_classes and abs(score.class_mean - score.top1) >= NOTABLE for score in row)
+
+
+def probe_lines(scores: Scores) -> list[str]:
+    """What probes chose on training videos, and which of them named one class for all test videos."""
+    lines = []
+    for label in dict.fromkeys(score.label for rows in scores.values() for score in rows):
+        chosen: dict[str, list[str]] = {}
+        for network, rows in scores.items():
+            for score in rows:
+                if score.label == label and score.frames == "normal" and score.chosen:
+                    where = f"{network}, {score.setting}" if score.setting else network
+                    chosen.setdefault(score.chosen, []).append(where)
+        if chosen:
+            words = "; ".join(f"{choice}: {' and '.join(where)}" for choice, where in chosen.items())
+            lines.append(f"{label}, chosen on training videos: {words}")
+    for network, rows in scores.items():
+        for score in rows:
+            if score.names_one_class:
+                lines.append(
+                    f"{_name(score)}: the {network} network's probe names one class for all "
+                    f"{counted(score.num_test, 'test video')}"
+                )
+    return list(dict.fromkeys(lines))
 
 
 def class_lines(scores: Scores, test: FeatureTable) -> list[str]:
@@ -119,29 +241,34 @@ def class_lines(scores: Scores, test: FeatureTable) -> list[str]:
     ]
 
 
-def _by_order(rows: Sequence[Score], title: str) -> Table:
+def _by_order(rows: Sequence[Score], title: str, marks: Mapping[What, str], apart: str) -> Table:
     """A row for each label and setting, a column for each order of frames."""
     orders = list(dict.fromkeys(score.frames for score in rows))
     found = {(_name(score), score.frames): score for score in rows}
-    table = _table(title, rows)
+    table = _table(title, rows, marks.values())
     for order in orders:
-        table.add_column(f"{order} %" if order == "normal" else order, justify="right")
-    table.add_column("chance", justify="right")
+        table.add_column(f"{order} %", justify="right", no_wrap=True)
+    table.add_column("chance %", justify="right")
+    table.add_column("test videos", justify="right")
     for score in rows:
         if score.frames == "normal":
+            mark = marks.get(what(score), "")
             others = (percent(found[_name(score), order].top1) for order in orders if order != "normal")
-            table.add_row(_name(score), with_interval(score), *others, percent(score.chance))
+            cell = with_interval(score, f" {mark}{apart}" if mark else apart)
+            table.add_row(_name(score), cell, *others, percent(score.chance), _videos(score))
     return table
 
 
-def _table(title: str, rows: Iterable[Score]) -> Table:
-    drawn = any(score.spread is not None for score in rows)
+def _table(title: str, rows: Sequence[Score], marks: Iterable[str]) -> Table:
+    caption = "in brackets: 95 % interval"
+    if any(score.num_groups is not None for score in rows):
+        caption += ", by groups of clips cut from one source"
+    if any(score.spread is not None for score in rows):
+        caption += _SPREAD
+    if any(marks):
+        caption += "; +, -: better, worse than the other network beyond chance (adjusted p below 0.05)"
     table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        caption="in brackets: 95 % interval" + (_SPREAD if drawn else ""),
-        caption_justify="left",
+        title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left"
     )
     table.add_column("label")
     return table
@@ -151,11 +278,17 @@ def _name(score: Score) -> str:
     return f"{score.label}, {score.setting}" if score.setting else score.label
 
 
-def with_interval(score: Score) -> str:
+def with_interval(score: Score, apart: str = " ") -> str:
     """Top-1 in percent with its interval, or with its spread over draws of labelled videos."""
     if score.spread is not None:
         return f"{percent(score.top1)} ± {percent(score.spread)}"
-    return f"{percent(score.top1)} ({percent(score.low)} to {percent(score.high)})"
+    return _spanned(score.top1, (score.low, score.high), apart)
+
+
+def _spanned(value: float | None, interval: tuple[float, float] | None, apart: str) -> str:
+    if interval is None:
+        return percent(value)
+    return f"{percent(value)}{apart}({percent(interval[0])} to {percent(interval[1])})"
 
 
 def percent(share: float | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vidssl.data.groups import group_numbers
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import average_views, check_scores
 from vidssl.interfaces import Evaluator, LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
@@ -29,6 +30,13 @@ class Rows:
         """int64 [N], their classes."""
         return self.table.labels[self.label][self.numbers]
 
+    @property
+    def groups(self) -> Tensor | None:
+        """int64 [N], the group of each, videos without one by themselves; None where there are none."""
+        names = [self.table.groups[number] for number in self.numbers.tolist()] if self.table.groups else []
+        numbers = group_numbers(names)
+        return None if numbers is None else torch.tensor(numbers, device=self.numbers.device)
+
 
 def labelled_rows(table: FeatureTable, label: str) -> Rows:
     """The videos that have a label, by key, so that the order of a list changes nothing that is learned."""
@@ -45,8 +53,8 @@ def tested_rows(table: FeatureTable, label: str) -> Rows:
 
 def scores_of_videos(
     evaluator: Evaluator, learn: Rows, test: Rows, average: Average, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Setting of the evaluator -> scores [orders, M, K] of test videos, their views averaged.
+) -> tuple[dict[str, Tensor], str]:
+    """Setting of the evaluator -> scores [orders, M, K] of test videos, their views averaged; what it chose.
 
     The probe is fitted once and scores all orders of frames, "normal" first, together.
 
@@ -57,15 +65,14 @@ def scores_of_videos(
     orders = 1 + len(test.table.reordered)
     named: Mapping[str, Tensor]
     if isinstance(evaluator, PatchEvaluator):
-        given = _labelled_patches(learn, average)
-        tokens = _patches(test, average)
-        rows, named = len(tokens), {"": evaluator.patch_scores(given, tokens, generator)}
+        patches, tokens = _labelled_patches(learn, average), _patches(test, average)
+        settled, chosen = evaluator.settled(patches, generator)
+        assert isinstance(settled, PatchEvaluator), "settling changes no kind"
+        rows, named = len(tokens), {"": settled.patch_scores(patches, tokens, generator)}
     else:
-        vectors = _vectors(test, average)
-        rows, named = (
-            len(vectors),
-            evaluator.named_scores(_features(learn, average), vectors, generator),
-        )
+        features, vectors = _features(learn, average), _vectors(test, average)
+        settled, chosen = evaluator.settled(features, generator)
+        rows, named = len(vectors), settled.named_scores(features, vectors, generator)
     found = {}
     for setting, scores in named.items():
         check_scores(scores, rows, classes, f"{who} ({setting})" if setting else who)
@@ -75,7 +82,7 @@ def scores_of_videos(
             if average == "features"
             else torch.stack([average_views(part, average, evaluator.score_kind) for part in by_view])
         )
-    return found
+    return found, chosen
 
 
 def _features(rows: Rows, average: Average) -> LabelledFeatures:
@@ -83,9 +90,10 @@ def _features(rows: Rows, average: Average) -> LabelledFeatures:
     vectors, classes = rows.table.vectors[rows.numbers], len(rows.table.classes[rows.label])
     num_videos, num_views, _ = vectors.shape
     if average == "features" or num_views == 1:
-        return LabelledFeatures(vectors.mean(1), rows.labels, classes)
+        return LabelledFeatures(vectors.mean(1), rows.labels, classes, rows.groups)
     videos = torch.arange(num_videos, device=vectors.device).repeat_interleave(num_views)
-    return LabelledFeatures(vectors.flatten(0, 1), rows.labels[videos], classes, videos)
+    groups = videos if rows.groups is None else rows.groups[videos]
+    return LabelledFeatures(vectors.flatten(0, 1), rows.labels[videos], classes, groups)
 
 
 def _vectors(rows: Rows, average: Average) -> Tensor:
@@ -100,9 +108,10 @@ def _labelled_patches(rows: Rows, average: Average) -> LabelledPatches:
     tokens, classes = _patches(rows, average), len(rows.table.classes[rows.label])
     num_views = len(tokens) // len(rows.numbers)
     if num_views == 1:
-        return LabelledPatches(tokens, rows.labels, classes)
+        return LabelledPatches(tokens, rows.labels, classes, rows.groups)
     videos = torch.arange(len(rows.numbers), device=rows.numbers.device).repeat_interleave(num_views)
-    return LabelledPatches(tokens, rows.labels[videos], classes, videos)
+    groups = videos if rows.groups is None else rows.groups[videos]
+    return LabelledPatches(tokens, rows.labels[videos], classes, groups)
 
 
 def _patches(rows: Rows, average: Average) -> PatchTokens:

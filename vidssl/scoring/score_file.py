@@ -9,11 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from vidssl.data.groups import group_of
 from vidssl.engine.runfolder import RunFolder, describe_environment, no_run
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.statistics import Bootstrap
+from vidssl.evaluators.statistics import accuracy
 from vidssl.scoring.by_class import confusion, counted
+from vidssl.scoring.differences import (
+    LabelledVideos,
+    difference_record,
+    network_differences,
+    tested_of,
+    tested_videos,
+)
 from vidssl.scoring.scores import Score
 from vidssl.scoring.subject import Subject
 from vidssl.spec import dump_flow, parse, plain
@@ -44,6 +52,7 @@ class ScoreFile:
         truth: label -> class of each of them, -1 where it lacks the label.
         classes: label -> names of its classes.
         scores: network -> its rows.
+        groups: of the test videos, empty for those of none; no names where there are no groups.
     """
 
     path: Path
@@ -57,6 +66,7 @@ class ScoreFile:
     truth: Mapping[str, tuple[int, ...]]
     classes: Mapping[str, tuple[str, ...]]
     scores: Scores
+    groups: tuple[str, ...] = ()
 
     @cached_property
     def name(self) -> str:
@@ -76,6 +86,10 @@ class ScoreFile:
     def classes_of(self, label: str) -> tuple[int, ...]:
         """Of the test videos that have the label, as they stand in ``Score.predicted``."""
         return tuple(number for number in self.truth[label] if number >= 0)
+
+    def tested(self, label: str) -> LabelledVideos:
+        """The test videos that have the label."""
+        return tested_of(self.truth[label], self.groups)
 
 
 def score_record(
@@ -116,8 +130,10 @@ def score_record(
             for name, rows in scores.items()
         },
         "truth": {label: _packed(numbers) for label, numbers in truth.items()},
+        "differences": [difference_record(each) for each in network_differences(scores, tested_videos(test))],
         "classes": test.classes,
         "keys": test.keys,
+        "groups": test.groups,
         "environment": describe_environment(),
     }
 
@@ -182,9 +198,15 @@ def read_scores(path: Path) -> ScoreFile:
         raise UsageError(f"{path}: damaged, or no file of scores ({error})") from error
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UsageError(f"{path}: not scores that this version writes: make them again with 'vidssl eval'")
+    keys = tuple(record["keys"])
+    # files of earlier versions hold no groups; names of files tell those of UCF101 and HMDB51
+    named = tuple(record.get("groups") or map(group_of, keys))
+    groups = named if any(named) else ()
+    truth = {label: _unpacked(numbers) for label, numbers in record["truth"].items()}
     scores = {
         network: tuple(
-            _score(row, predicted) for row, predicted in zip(rows, record["predicted"][network], strict=True)
+            _score(row, predicted, tested_of(truth[row["label"]], groups))
+            for row, predicted in zip(rows, record["predicted"][network], strict=True)
         )
         for network, rows in record["scores"].items()
     }
@@ -196,10 +218,11 @@ def read_scores(path: Path) -> ScoreFile:
         protocol=record["protocol"],
         card=record["card"],
         videos={name: (part["found"], part["listed"]) for name, part in record["videos"].items()},
-        keys=tuple(record["keys"]),
-        truth={label: _unpacked(numbers) for label, numbers in record["truth"].items()},
+        keys=keys,
+        truth=truth,
         classes={label: tuple(names) for label, names in record["classes"].items()},
         scores=scores,
+        groups=groups,
     )
 
 
@@ -228,10 +251,20 @@ def _step(path: Path) -> int:
     return int(found[1]) if found else -1
 
 
-def _score(row: Mapping[str, Any], predicted: str) -> Score:
-    spreads = {name: span and tuple(span) for name, span in row["bootstrap"].items()}
-    draws = tuple(row["draws"])
-    return Score(**{**row, "bootstrap": Bootstrap(**spreads), "draws": draws}, predicted=_unpacked(predicted))
+def _score(row: Mapping[str, Any], predicted: str, tested: LabelledVideos) -> Score:
+    values = {**row, "draws": tuple(row["draws"]), "predicted": _unpacked(predicted)}
+    if "bootstrap" in values:  # an earlier version's intervals, which knew no groups
+        spans = values.pop("bootstrap")
+        values |= {"top5_interval": spans["top5"], "class_interval": spans["class_mean"]}
+        if tested.groups is not None and not values["draws"]:
+            right = [a == b for a, b in zip(values["predicted"], tested.truth, strict=True)]
+            top1 = accuracy(right, None, tested.groups)
+            by_class = accuracy(right, tested.truth, tested.groups)
+            values |= {"low": top1.low, "high": top1.high, "class_interval": (by_class.low, by_class.high)}
+            values |= {"num_groups": len(set(tested.groups)), "top5_interval": None}
+    for name in ("top5_interval", "class_interval"):
+        values[name] = values[name] and tuple(values[name])
+    return Score(**values)
 
 
 def _row(score: Score) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """From features, or from scores of classes, to accuracies."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
@@ -11,12 +12,14 @@ from vidssl.class_numbers import LabelClasses, numbered_together
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import in_top, predict
-from vidssl.evaluators.statistics import Bootstrap, Interval, bootstrap, class_mean, wilson_interval
+from vidssl.evaluators.statistics import Estimate, accuracy
 from vidssl.few_labels import Amount, FewLabels, drawn
 from vidssl.interfaces import Evaluator
 from vidssl.probing import ScoreKind
 from vidssl.protocol import Average, FrameOrder
 from vidssl.scoring.samples import Rows, labelled_rows, scores_of_videos, tested_rows
+
+Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +32,18 @@ class Score:
             not all were; empty for one that has a single one.
         frames: order of the test clips' frames; the probe learned on normal ones.
         top1: share of test videos whose best class is the right one; for retrieval, that were found.
-        low, high: 95 % interval of ``top1`` (Wilson).
+        low, high: 95 % interval of ``top1``; by groups, where videos have them.
         top5: share of test videos whose right class is among the best five; None for five classes or fewer.
         class_mean: mean over classes of the share of a class's test videos that are right; equal to ``top1``
             where all classes have as many videos.
-        bootstrap: 95 % intervals of these three by bootstrap over the test videos, always with the same seed.
-        chance: share of test videos right when always naming the commonest class of train; None for
-            retrieval.
+        top5_interval, class_interval: 95 % intervals of these two; None where unknown.
+        chance: share of test videos right when guessing evenly or when always naming the commonest class of
+            train, whichever is larger; None for retrieval.
+        class_chance: the same of the mean over classes.
+        unbalanced: whether the commonest class of the test videos has over 1.5 times as many as the mean one,
+            and more than drawing at random makes, so that the mean over classes leads.
+        num_groups: of the test videos, where clips were cut from one source; None where none are known.
+        chosen: the setting that the training videos chose, in words; empty where there was nothing to choose.
         num_train, num_test: videos with this label.
         predicted: class named for each test video with this label, in the table's order.
         draws: ``top1`` of each draw of labelled videos; all other numbers are means over them, and
@@ -51,13 +59,23 @@ class Score:
     high: float
     top5: float | None = None
     class_mean: float
-    bootstrap: Bootstrap
     chance: float | None
     num_train: int
     num_test: int
     predicted: tuple[int, ...] = field(default=(), repr=False)
     draws: tuple[float, ...] = ()
     spread: float | None = None
+    top5_interval: Interval | None = None
+    class_interval: Interval | None = None
+    class_chance: float | None = None
+    unbalanced: bool = False
+    num_groups: int | None = None
+    chosen: str = ""
+
+    @property
+    def names_one_class(self) -> bool:
+        """Whether every test video was given the same class, of several that there are."""
+        return self.names_classes and len(set(self.predicted)) == 1 and self.class_mean < 1
 
     @property
     def names_classes(self) -> bool:
@@ -74,6 +92,8 @@ def score(
     label: str,
     setting: str = "",
     frames: FrameOrder = "normal",
+    groups: Tensor | None = None,
+    chosen: str = "",
 ) -> Score:
     """What scores of classes are worth.
 
@@ -81,29 +101,49 @@ def score(
         scores: [M, K] of the test videos, views averaged.
         truth: int64 [M], their classes.
         train_labels: int64 [N], classes of the videos that were learned from, a number a video.
+        groups: int64 [M], the groups of the test videos; None where there are none.
+        chosen: what the probe chose, in words.
     """
     num_classes = scores.shape[1]
     predicted = predict(scores, truth, kind)
     right = predicted == truth
-    low, high = wilson_interval(int(right.sum()), len(truth))
     counts_five = num_classes > 5 and kind != "found"
-    among_five = in_top(scores, truth, 5, kind) if counts_five else None
-    commonest = train_labels.bincount(minlength=num_classes).argmax()
+    five = _estimate(in_top(scores, truth, 5, kind), None, groups) if counts_five else None
+    top1, by_class = (_estimate(right, classes, groups) for classes in (None, truth))
+    videos = train_labels.bincount(minlength=num_classes)
+    by_name = (truth == videos.argmax()).double().mean().item()
     return Score(
         label=label,
         setting=setting,
         frames=frames,
-        top1=right.double().mean().item(),
-        low=low,
-        high=high,
-        top5=None if among_five is None else among_five.double().mean().item(),
-        class_mean=class_mean(right, truth),
-        bootstrap=bootstrap(right, truth, among_five),
-        chance=None if kind == "found" else (truth == commonest).double().mean().item(),
+        top1=top1.mean,
+        low=top1.low,
+        high=top1.high,
+        top5=None if five is None else five.mean,
+        top5_interval=None if five is None else (five.low, five.high),
+        class_mean=by_class.mean,
+        class_interval=(by_class.low, by_class.high),
+        chance=None if kind == "found" else max(by_name, 1 / int((videos > 0).sum())),
+        class_chance=None if kind == "found" else 1 / len(truth.unique()),
+        unbalanced=kind != "found" and unbalanced(truth),
         num_train=len(train_labels),
         num_test=len(truth),
+        num_groups=None if groups is None else len(groups.unique()),
         predicted=tuple(predicted.tolist()),
+        chosen=chosen,
     )
+
+
+def _estimate(right: Tensor, classes: Tensor | None, groups: Tensor | None) -> Estimate:
+    given = [None if part is None else part.cpu().numpy() for part in (classes, groups)]
+    return accuracy(right.cpu().numpy(), given[0], given[1])
+
+
+def unbalanced(truth: Tensor) -> bool:
+    """Whether the commonest class has over 1.5 times as many videos as the mean one, and not by chance."""
+    counts = truth.bincount().double()
+    mean = float(counts[counts > 0].mean())
+    return bool(counts.max() > 1.5 * mean and counts.max() - mean > 3 * mean**0.5)
 
 
 def probe(
@@ -189,7 +229,8 @@ def _drawn(rows: Rows, amount: Amount, draw: int, seed: int) -> Rows:
     """The videos of one draw."""
     keys = [rows.table.keys[number] for number in rows.numbers.tolist()]
     classes = rows.table.classes[rows.label]
-    places = drawn(keys, rows.labels.tolist(), amount, draw=draw, seed=seed, classes=classes)
+    groups = [rows.table.groups[number] for number in rows.numbers.tolist()] if rows.table.groups else ()
+    places = drawn(keys, rows.labels.tolist(), amount, draw=draw, seed=seed, classes=classes, groups=groups)
     return replace(rows, numbers=rows.numbers[torch.tensor(places, device=rows.numbers.device)])
 
 
@@ -197,7 +238,7 @@ def _scored(
     evaluator: Evaluator, learn: Rows, test: Rows, average: Average, generator: torch.Generator
 ) -> list[Score]:
     """A row for each setting and order of frames."""
-    found = scores_of_videos(evaluator, learn, test, average, generator)
+    found, chosen = scores_of_videos(evaluator, learn, test, average, generator)
     orders: tuple[FrameOrder, ...] = ("normal", *test.table.reordered)
     return [
         score(
@@ -208,6 +249,8 @@ def _scored(
             label=test.label,
             setting=setting,
             frames=frames,
+            groups=test.groups,
+            chosen=chosen,
         )
         for setting, scores in found.items()
         for frames, part in zip(orders, scores, strict=True)
@@ -225,8 +268,7 @@ def mean_over_draws(draws: Sequence[Sequence[Score]], amount: Amount) -> list[Sc
 
 def _mean_of(same: Sequence[Score], amount: Amount) -> Score:
     first, draws = same[0], tuple(row.top1 for row in same)
-    intervals = [row.bootstrap for row in same]
-    fives = [each.top5 for each in intervals if each.top5 is not None]
+    choices = Counter(row.chosen for row in same if row.chosen)
     return replace(
         first,
         setting=f"{first.setting}, {amount}" if first.setting else str(amount),
@@ -234,17 +276,18 @@ def _mean_of(same: Sequence[Score], amount: Amount) -> Score:
         low=fmean(row.low for row in same),
         high=fmean(row.high for row in same),
         top5=None if first.top5 is None else fmean(row.top5 or 0.0 for row in same),
+        top5_interval=_mean_interval([row.top5_interval for row in same]),
         class_mean=fmean(row.class_mean for row in same),
-        bootstrap=Bootstrap(
-            top1=_mean_interval([each.top1 for each in intervals]),
-            class_mean=_mean_interval([each.class_mean for each in intervals]),
-            top5=_mean_interval(fives) if fives else None,
-        ),
+        class_interval=_mean_interval([row.class_interval for row in same]),
         chance=None if first.chance is None else fmean(row.chance or 0.0 for row in same),
         draws=draws,
         spread=stdev(draws) if len(draws) > 1 else None,
+        chosen="; ".join(f"{words} in {n} of {len(same)}" for words, n in choices.items())
+        if len(choices) > 1
+        else first.chosen,
     )
 
 
-def _mean_interval(intervals: Sequence[Interval]) -> Interval:
-    return fmean(low for low, _ in intervals), fmean(high for _, high in intervals)
+def _mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
+    known = [each for each in intervals if each is not None]
+    return (fmean(low for low, _ in known), fmean(high for _, high in known)) if known else None
