@@ -6,16 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from data_clips import cut_off, damage_middle, number_shown, write_clip
 from PIL import Image
 
-from vidssl.data.groups import group_of
+from vidssl.data.groups import group_of, groups_of
 from vidssl.data.listing import Listed, Listing, select
 from vidssl.data.lists import listed_part
 from vidssl.data.official.ucf101 import ucf101
 from vidssl.data.sources import ImageFolder, VideoFolder, VideoList
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
+from vidssl.scoring.extraction import Encoded, table_of
+from vidssl.scoring.samples import labelled_rows
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +201,27 @@ def test_lists_in_many_forms(tmp_path: Path, clip: Path, name: str, text: str, l
     source = VideoList(root=str(tmp_path), list=str(tmp_path / name))
     assert [source.key(index) for index in range(len(source))] == ["run/a b.mp4", "walk/c.mp4"]
     assert [source.labels(index) for index in range(2)] == labels
+
+
+def test_a_column_group_is_no_label_and_reaches_features_and_splits(tmp_path: Path, clip: Path) -> None:
+    lines = ["path,class,group"]
+    for number in range(24):
+        (tmp_path / f"{number:02d}.mp4").symlink_to(clip)
+        lines.append(f"{number:02d}.mp4,{number % 2},tape {number // 4}")
+    (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
+    keys = {"root": str(tmp_path), "list": str(tmp_path / "all.csv")}
+    source = VideoList(**keys)
+    assert dict(source.label_classes) == {"class": ("0", "1")}
+    numbers = torch.tensor([0, 3, 4])
+    found = table_of(source, Encoded({"normal": torch.zeros(3, 1, 1)}, numbers, ()), torch.device("cpu"))
+    assert found.groups == ("tape 0", "tape 0", "tape 1")
+    assert labelled_rows(found, "class").groups.tolist() == [0, 0, 1]  # type: ignore[union-attr]
+    parts = [VideoList(**keys, part="train"), VideoList(**keys, part="test")]
+    train, test = (groups_of(part, range(len(part))) for part in parts)
+    assert len(train) + len(test) == 24
+    assert test
+    assert not set(train) & set(test)
+    assert groups_of(VideoFolder(root=str(tmp_path)), range(24)) == ()
 
 
 def test_a_kinetics_list_parts_its_columns_by_spaces(tmp_path: Path, clip: Path) -> None:

@@ -16,10 +16,13 @@ _HMDB51 = re.compile(r"(\w.*)_[fhlu]_[cn]m_np\d+_(?:ba|fr|le|ri)_(?:bad|goo|med)
 
 
 def group_of(key: str) -> str:
-    """The group that the name of a file puts it into; empty if its name is not UCF101's or HMDB51's.
+    """The group that a key puts a video into; empty if its name is not UCF101's or HMDB51's.
 
-    Groups count within a class, as the official splits keep them apart.
+    Groups count within a class, as the official splits keep them apart. Segments of one file are a group too.
     """
+    whole, segment, _ = key.rpartition("#t=")
+    if segment:
+        return group_of(whole) or whole
     path = PurePosixPath(key)
     ucf101 = _UCF101.fullmatch(path.stem)
     if ucf101:

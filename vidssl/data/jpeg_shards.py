@@ -23,6 +23,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from vidssl.abilities import KnowsGroups
 from vidssl.data.decode import part_of, seconds_of
 from vidssl.data.listing import Listed, Listing, Part, named_listing, select
 from vidssl.data.lists import listed_part
@@ -98,7 +99,7 @@ def _pread(descriptor: int, length: int, offset: int) -> bytes:
     return found
 
 
-class JpegShards(DataSource):
+class JpegShards(DataSource, KnowsGroups):
     """Videos as ``vidssl data prepare --jpeg-shards`` wrote them, with the keys and labels that they had.
 
     Args:
@@ -142,6 +143,9 @@ class JpegShards(DataSource):
 
     def labels(self, index: int) -> Mapping[str, int]:
         return self._files[index].labels
+
+    def group(self, index: int) -> str:
+        return self._files[index].cut_from
 
     def info(self, index: int) -> SampleInfo:
         file = self._files[index]

@@ -52,6 +52,11 @@ class Listed:
     group: str = ""
 
     @property
+    def cut_from(self) -> str:
+        """Its group, as the list or its name tells; empty for one of none."""
+        return self.group or group_of(self.key)
+
+    @property
     def key(self) -> str:
         """The path as it can be printed; a segment's ends in its times as a media fragment: ``#t=5,15``."""
         key = printable(self.path, one_line=True)
@@ -248,7 +253,7 @@ def _test_keys(files: Sequence[Listed], test_share: float) -> set[str]:
     by_class: dict[tuple[int, ...], dict[str, list[str]]] = {}
     placed: dict[str, dict[str, list[str]]] = {}  # a group of several classes stays together in its first
     for path, samples in Listing(tuple(files), {}).by_file().items():  # segments of a file stay together
-        unit = samples[0].group or group_of(path) or path
+        unit = samples[0].cut_from or path
         units = placed.setdefault(unit, by_class.setdefault(tuple(samples[0].labels.values())[:1], {}))
         units.setdefault(unit, []).append(path)
     test: set[str] = set()

@@ -29,6 +29,7 @@ _TIMES = {
     "time_start": "start",
     "time_end": "end",
 }  # columns that are no labels
+_GROUP = "group"  # nor is this one
 
 Exists = Callable[[str], bool]
 
@@ -51,7 +52,11 @@ class _Table:
     @property
     def labels(self) -> dict[str, int]:
         """Name of a label -> its column."""
-        return {name: place for place, name in enumerate(self.columns) if name not in _TIMES}
+        return {name: place for place, name in enumerate(self.columns) if name not in (*_TIMES, _GROUP)}
+
+    def group(self, row: _Row) -> str:
+        """The source that a row's video was cut from with others; empty where the list names none."""
+        return row.cells[self.columns.index(_GROUP)] if _GROUP in self.columns else ""
 
     def segment(self, row: _Row) -> Segment | None:
         """What a row's times say."""
@@ -77,7 +82,8 @@ def read_lists(*paths: Path, exists: Exists | None = None, labels_needed: bool =
 
     A CSV list may open with a header, whose further columns name the labels; without one a single label is
     called "class", several "label1", "label2" and so on. Labels are whole numbers or names of classes. The
-    columns "start" and "end" (also "time_start", "time_end") are no labels: the sample is that segment.
+    columns "start" and "end" (also "time_start", "time_end") are no labels: the sample is that segment; nor is
+    "group", which names the source that a video was cut from with others.
 
     Args:
         paths: of the lists.
@@ -122,7 +128,7 @@ def _listing(
     lines: dict[str, int] = {}
     for row in table.rows:
         labels = {name: numbers[name][spelled[name](row.cells[at])] for name, at in table.labels.items()}
-        file = Listed(row.path, labels, table.segment(row))
+        file = Listed(row.path, labels, table.segment(row), table.group(row))
         if lines.setdefault(file.key, row.line) != row.line:
             raise UsageError(
                 f"{table.path}:{row.line}: {file.key} is listed twice, first on line {lines[file.key]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vidssl.abilities import KnowsMissing
+from vidssl.abilities import KnowsGroups, KnowsMissing
 from vidssl.data.decoders import DecoderName
 from vidssl.data.images import read_image
 from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Part, list_folder, select
@@ -82,13 +82,14 @@ class VideoFolder(DataSource, KnowsMissing):
         return self._videos.read(index, frames)
 
 
-class VideoList(DataSource, KnowsMissing):
+class VideoList(DataSource, KnowsMissing, KnowsGroups):
     """Videos named in a text or CSV list: on each line a path below the root, then its labels.
 
     A CSV list may have a header, whose columns after the first name the labels; a single label without a
     name is called "class". Labels are whole numbers or names of classes. The columns ``start`` and ``end``
-    (or ``time_start`` and ``time_end``) hold seconds: the sample is that segment of its file. Listed videos
-    that do not exist count as unreadable samples.
+    (or ``time_start`` and ``time_end``) hold seconds: the sample is that segment of its file. The column
+    ``group`` names the source that a video was cut from with others: no split parts a group, and intervals
+    and tests are by groups. Listed videos that do not exist count as unreadable samples.
 
     Args:
         root: folder that paths are relative to, itself relative to the working folder.
@@ -151,6 +152,9 @@ class VideoList(DataSource, KnowsMissing):
 
     def labels(self, index: int) -> Mapping[str, int]:
         return self._videos.files[index].labels
+
+    def group(self, index: int) -> str:
+        return self._videos.files[index].cut_from
 
     def info(self, index: int) -> SampleInfo:
         return self._videos.info(index)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidssl.abilities import EpochOrder, KnowsMissing, OrdersEpochs
+from vidssl.abilities import EpochOrder, KnowsGroups, KnowsMissing, OrdersEpochs
 from vidssl.data.addresses import Address, file_address
 from vidssl.data.contents import Content
 from vidssl.data.decode import VideoFacts, part_of
@@ -40,7 +40,7 @@ from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 _log = logging.getLogger(__name__)
 
 
-class TarShards(DataSource, KnowsMissing, OrdersEpochs):
+class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs):
     """What ``vidssl data shard`` packed, or ``vidssl data index`` looked through.
 
     Keys are those of the files that were packed, so lists that go with them go with the shards.
@@ -95,10 +95,12 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
         self._index = _read_index(self._address, index)
         if list is None and part == "all" and limit is None and not self._index.segments:
             chosen = _Chosen.all_of(self._index)
+            self._groups: dict[str, str] = {}
         else:
             listing, part = _listing(self._index, list, test_list, part)
             listing = select(listing, part=part, test_share=test_share, limit=limit, where=list or root)
             chosen = _Chosen.listed(self._index, listing, list or root)
+            self._groups = {file.key: file.group for file in listing.files if file.group}
         self._num_listed = len(chosen.numbers)
         chosen = _usable(chosen, self._index, self._short, list or root)
         self._numbers, self._labels, self._segments = chosen.numbers, chosen.labels, chosen.segments
@@ -119,6 +121,9 @@ class TarShards(DataSource, KnowsMissing, OrdersEpochs):
     def labels(self, index: int) -> Mapping[str, int]:
         given = {name: int(numbers[index]) for name, numbers in self._labels.items()}
         return {name: number for name, number in given.items() if number >= 0}
+
+    def group(self, index: int) -> str:
+        return self._groups.get(self.key(index), "")
 
     def info(self, index: int) -> SampleInfo:
         _, facts, own = self._look(index)
