@@ -82,8 +82,8 @@ def read_lists(*paths: Path, exists: Exists | None = None, labels_needed: bool =
 
     A CSV list may open with a header, whose further columns name the labels; without one a single label is
     called "class", several "label1", "label2" and so on. Labels are whole numbers or names of classes. The
-    columns "start" and "end" (also "time_start", "time_end") are no labels: the sample is that segment; nor is
-    "group", which names the source that a video was cut from with others.
+    columns "start" and "end" (also "time_start", "time_end") are no labels: the sample is that segment; nor
+    is "group", which names the source that a video was cut from with others.
 
     Args:
         paths: of the lists.
