@@ -6,6 +6,8 @@ import pickle
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -214,6 +216,51 @@ def test_an_unreadable_sample_is_replaced_by_the_next_and_named_once() -> None:
         expected = [epoch[(place + 1) % 12] if index == 5 else index for place, index in enumerate(epoch)]
         assert order[start : start + 12] == expected
     assert said == ["video: an unreadable sample was replaced by the next: 5: spoilt"]
+
+
+@pytest.mark.parametrize(("num", "batch"), [(10, 4), (7, 5), (7, 7), (9, 8), (30, 4), (13, 6)])
+def test_distinct_batches_hold_no_sample_twice_and_an_epoch_each_once(num: int, batch: int) -> None:
+    stream = Stream(Numbers(num), CLIP, batch_size=batch, distinct=True)
+    steps = 4 * num
+    order = order_of(take(steps, stream))
+    assert all(len(set(order[at : at + batch])) == batch for at in range(0, len(order), batch))
+    assert all(sorted(order[at : at + num]) == list(range(num)) for at in range(0, len(order) - num + 1, num))
+    assert order_of(take(3, stream, start_step=steps - 3)) == order[-3 * batch :]
+    # elsewhere than in and just behind batches that span two epochs it is the order as it was drawn
+    drawn = order_of(take(steps, replace(stream, distinct=False)))
+    repeats = [at for at in range(0, len(drawn), batch) if len(set(drawn[at : at + batch])) < batch]
+    assert bool(repeats) == bool(num % batch)
+    if num % batch == 0:
+        assert drawn == order
+    assert drawn[:num] == order[:num]
+
+
+def test_distinct_batches_hold_no_sample_twice_where_some_cannot_be_read() -> None:
+    """The next of the order may stand in the batch already."""
+    source = Numbers(20, bad=[3, 4, 5])
+    stream = Stream(source, CLIP, batch_size=6, max_unreadable_share=0.5, distinct=True)
+    batches = [batch.indices["video"].tolist() for batch in take(40, stream)]
+    assert [len(set(batch)) for batch in batches] == [6] * 40
+    assert set().union(*batches) == set(range(20)) - {3, 4, 5}
+    repeated = [b.indices["video"].tolist() for b in take(40, replace(stream, distinct=False))]
+    assert min(len(set(batch)) for batch in repeated) < 6
+    with pytest.raises(UsageError, match="none is left to take its place in a batch of 5"):
+        take(2, Stream(Numbers(5, bad=[3]), CLIP, batch_size=5, max_unreadable_share=0.5, distinct=True))
+
+
+def test_one_pass_ends_with_a_smaller_batch_and_begins_anew() -> None:
+    stream = Stream(Numbers(10), CLIP, batch_size=4, once=True)
+    batches = [batch.indices["video"].tolist() for batch in take(6, stream)]
+    assert [len(batch) for batch in batches] == [4, 4, 2] * 2
+    assert all(sorted(chain(*three)) == list(range(10)) for three in (batches[:3], batches[3:]))
+    assert [*chain(*batches[:2])] == order_of(take(2, replace(stream, once=False)))
+    halves = [take(3, stream.share(rank, 2)) for rank in range(2)]
+    assert [order_of([halves[0][n], halves[1][n]]) for n in range(3)] == batches[:3]
+    assert stream.batches_of_pass() == 3
+    assert Stream(Numbers(9), CLIP, batch_size=4, once=True).batches_of_pass() == 3
+    assert Stream(Numbers(9), CLIP, batch_size=4, once=True, distinct=True).batches_of_pass() == 2
+    with pytest.raises(UsageError, match="1 samples to measure on are too few: at least 2"):
+        Stream(Numbers(1), CLIP, batch_size=4, once=True, distinct=True).batches_of_pass()
 
 
 def test_two_unreadable_samples_in_a_row_are_stepped_over() -> None:

@@ -1,16 +1,20 @@
 """What one step of the loop does: the schedule's rate, the augmented batch, the objective's hook."""
 
+import io
 import json
 from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from vidssl import api as v
+from vidssl.abilities import ComparesVideos
 from vidssl.engine.parts import mean_metrics, split_batch
 from vidssl.errors import UsageError
+from vidssl.measuring import _mean
 
 
 class Recorder(v.Objective):
@@ -172,18 +176,60 @@ class Mean(v.Objective):
         return self.net
 
 
-def run_of(tmp_path, monkeypatch, objective, **run):
+class Apart(Mean, ComparesVideos):
+    """Tells the videos of a batch apart."""
+
+    def check_batch(self, num_videos):
+        """Takes any number."""
+
+
+def run_of(tmp_path, monkeypatch, objective, batch_size=4, num_test=0, console=None, **run):
     monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     videos = v.MovingDigits(split="train", size=16, digit_size=12, num_frames=2, num_videos=8)
-    stream = v.Stream(videos, v.SingleClip(num_frames=2, frame_stride=1, size=16), batch_size=4)
+    stream = v.Stream(videos, v.SingleClip(num_frames=2, frame_stride=1, size=16), batch_size=batch_size)
+    size = {"size": 16, "digit_size": 12, "num_frames": 2, "num_videos": 8}
+    held_out = replace(stream, source=v.MovingDigits(split="train", limit=num_test or None, **size))
     return v.train(
         objective,
         {"video": stream},
+        test_streams={"video": held_out} if num_test else {},
+        console=console,
         optim=v.AdamW(lr=0.01),
         schedule=v.LinearDecay(steps=3),
         name="parts",
         run=v.RunSpec(out=str(tmp_path / "runs"), log_every_steps=1, device="cpu", **run),
     )
+
+
+def test_a_batch_larger_than_the_data_set_is_refused_where_its_samples_are_told_apart(tmp_path, monkeypatch):
+    with pytest.raises(
+        UsageError, match=r"data\.video: a batch of 16 is larger than the data set of 8 .*Apart"
+    ):
+        run_of(tmp_path, monkeypatch, Apart(), batch_size=16)
+    assert not (tmp_path / "runs").exists()
+    said = io.StringIO()
+    objective = Mean()
+    run_of(tmp_path, monkeypatch, objective, batch_size=16, console=Console(file=said, width=1000))
+    assert (
+        "a batch of 16 is larger than the data set of 8 samples, so that it holds samples" in said.getvalue()
+    )
+    assert objective.sizes == [16] * 3
+
+
+@pytest.mark.parametrize(("num_test", "sizes"), [(8, [4, 4]), (7, [4, 3]), (5, [4, 1]), (3, [3])])
+def test_held_out_videos_are_measured_once_each(tmp_path, monkeypatch, num_test, sizes):
+    objective = Mean()
+    run_of(tmp_path, monkeypatch, objective, num_test=num_test)
+    assert objective.sizes == [4] * 3 + sizes
+    if num_test == 5:
+        run_of(tmp_path, monkeypatch, objective := Apart(), num_test=num_test)
+        assert objective.sizes == [4] * 3 + [4]  # one video cannot be told apart from others
+
+
+def test_means_over_batches_of_held_out_videos_count_videos():
+    assert _mean([(4, torch.tensor(1.0)), (1, torch.tensor(0.0))]) == pytest.approx(0.8)
+    numbers = torch.rand(3)
+    assert _mean([(4, number) for number in numbers]) == float(numbers.mean())
 
 
 def test_a_step_in_parts_is_the_step_of_the_whole_batch(tmp_path, monkeypatch):

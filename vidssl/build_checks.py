@@ -7,6 +7,7 @@ from torch import nn
 
 from vidssl.abilities import ComparesVideos
 from vidssl.components import BACKBONE, OBJECTIVE, names_with
+from vidssl.data.loader import Stream
 from vidssl.engine.distributed import launched
 from vidssl.engine.grad_cache import JointLoss
 from vidssl.engine.optim import Update
@@ -53,6 +54,26 @@ def check_streams(recipe: Recipe) -> None:
     without = [name for name, stream in streams.items() if stream.test_source is None]
     if 0 < len(without) < len(streams):
         raise streams[without[0]].node.error("missing 'test_source': give it for every stream or for none")
+
+
+def check_batches(objective: Objective, streams: Mapping[str, Stream]) -> list[str]:
+    """Lines on streams whose batches are larger than the data set, so that they hold samples twice.
+
+    Raises:
+        UsageError: if the objective tells the samples of a batch apart.
+    """
+    lines = [
+        f"data.{name}: a batch of {stream.batch_size} is larger than the data set of {len(stream)} samples, "
+        "so that it holds samples more than once"
+        for name, stream in streams.items()
+        if 0 < len(stream) < stream.batch_size
+    ]
+    if lines and isinstance(objective, ComparesVideos):
+        raise UsageError(
+            f"{lines[0]}, and {type(objective).__name__} would tell a video apart from itself: lower "
+            "batch_size, or take more videos"
+        )
+    return lines
 
 
 def check_monitor(recipe: Recipe, encoder: nn.Module) -> None:

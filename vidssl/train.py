@@ -4,15 +4,15 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from vidssl.abilities import Watched
-from vidssl.build_checks import check_whole
+from vidssl.abilities import ComparesVideos, Watched
+from vidssl.build_checks import check_batches, check_whole
 from vidssl.data.loader import Loader, Stream, numbered_alike, slices
 from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
@@ -140,9 +140,15 @@ def train(
     objective.to(device).train()
     prepare(objective, run)
     check_whole(objective, run, world.size)
+    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    for line in check_batches(objective, streams):
+        say(line)
+    distinct = isinstance(objective, ComparesVideos)
+    streams = {name: replace(each, distinct=distinct) for name, each in streams.items()}
     streams = slices(streams, world.rank, world.size, run.accumulate)
     test_streams = numbered_alike(test_streams or {}, streams)
     _check_classes(objective, streams, test_streams)
+    test_streams = {name: replace(each, distinct=distinct, once=True) for name, each in test_streams.items()}
     test_streams = slices(test_streams, world.rank, world.size)
     parallel, dtype = Parallel(objective, world, run.parallel, device), autocast_dtype(run.precision, device)
     stepper = Stepper(parallel, optim.update, device, dtype, augment, run.accumulate)
@@ -154,7 +160,6 @@ def train(
         torch.manual_seed(seed + world.rank)  # of dropout and drop path; all else is drawn by ``generator``
     plan = _plan(schedule, streams)
     folder = RunFolder(Path(world.from_first(lambda: _folder(run, name, recipe_text, resume))))
-    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     say(f"Run folder: {folder.path}")
     with sole_process(folder.path, say) if world.first else nullcontext():
         start = Restored(0, 0.0)

@@ -46,6 +46,9 @@ class Stream:
         world: number of slices.
         parts: that a batch is taken in one after another; each of them is sliced by itself.
         classes: labels whose classes are to be numbered otherwise than the source has them, by name.
+        distinct: no batch holds a sample twice, see ``Endless``.
+        once: no batch spans two epochs, for measuring: the last one of an epoch is smaller. It is left out
+            where it cannot be shared among the processes, or, if ``distinct``, has no two samples for each.
     """
 
     source: DataSource
@@ -60,6 +63,8 @@ class Stream:
     world: int = 1
     parts: int = 1
     classes: LabelClasses = field(default_factory=dict)
+    distinct: bool = False
+    once: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
@@ -83,10 +88,27 @@ class Stream:
 
     def positions(self, step: int) -> Sequence[int]:
         """Positions in the endless order that make up this process's slice of a step's batch."""
-        size = self.batch_size // self.world // self.parts
-        first = step * self.batch_size + self.rank * size
+        size, start = self.batch_size // self.world // self.parts, step * self.batch_size
+        if self.once:
+            epoch, batch = divmod(step, self.batches_of_pass())
+            left = len(self) - batch * self.batch_size
+            size = min(size, left // self.world // self.parts)
+            start = epoch * len(self) + batch * self.batch_size
+        first = start + self.rank * size
         starts = (first + part * self.world * size for part in range(self.parts))
         return [place for start in starts for place in range(start, start + size)]
+
+    def batches_of_pass(self) -> int:
+        """Batches of one pass over the source, the smaller last one among them.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        whole, left = divmod(len(self), self.batch_size)
+        fewest = self.world * self.parts * (2 if self.distinct else 1)
+        if not whole and left < fewest:
+            raise UsageError(f"{len(self)} samples to measure on are too few: at least {fewest} are needed")
+        return whole + (left >= fewest)
 
 
 def slices(streams: Mapping[str, Stream], rank: int, world: int, parts: int = 1) -> dict[str, Stream]:
@@ -197,7 +219,12 @@ def _batches(
     # one failure more than may be is enough to stop, so a worker need not look further
     tries = min(_allowed(stream) + 1, len(stream))
     samples = Endless(
-        stream.source, stream.views, batch_size=stream.batch_size, seed=stream.seed, tries=tries
+        stream.source,
+        stream.views,
+        batch_size=stream.batch_size,
+        seed=stream.seed,
+        tries=tries,
+        distinct=stream.distinct,
     )
     deaths: list[int] = []
     while True:

@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from math import gcd
 from types import FrameType
 
 import torch
@@ -96,27 +98,88 @@ class Endless(Dataset[Sample]):
         batch_size: of all processes together; sources that have an order of their own go by it.
         seed: decides the order and every random view.
         tries: samples of the order to try, from the one asked for on, until one can be read.
+        distinct: no batch holds a sample twice. Where a batch spans two epochs, those of the later epoch that
+            the earlier one has brought already change places with the next ones of their epoch; in the place
+            of a sample that cannot be read comes one that is not in the batch.
     """
 
     def __init__(
-        self, source: DataSource, views: ViewSampler, *, batch_size: int, seed: int, tries: int
+        self,
+        source: DataSource,
+        views: ViewSampler,
+        *,
+        batch_size: int,
+        seed: int,
+        tries: int,
+        distinct: bool = False,
     ) -> None:
         self.samples = InOrder(source, views)
         self.length = len(source)
         self.batch_size = batch_size
         self.seed = seed
         self.tries = tries
-        self._epoch = -1
-        self._order: EpochOrder = range(0)
+        self.distinct = distinct and batch_size <= self.length
+        self._orders: dict[int, EpochOrder] = {}
 
     def index(self, position: int, attempt: int = 0) -> int:
         """The number of the sample at a position, or of the one to read in its place at a later attempt."""
         epoch, place = divmod(position, self.length)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._new_order(mix(self.seed, epoch))
-        return int(self._order[(place + attempt) % self.length])
+        if attempt and self.distinct:
+            return self._instead(position, attempt)
+        return int(self._order(epoch)[(place + attempt) % self.length])
 
-    def _new_order(self, seed: int) -> EpochOrder:
+    def _instead(self, position: int, attempt: int) -> int:
+        """The attempt-th sample beyond a position's batch, a batch further each time, so that no two meet."""
+        epoch, place = divmod(position, self.length)
+        size, first = self.batch_size, position - position % self.batch_size
+        beside = {self.index(other) for other in range(first, first + size)}
+        turn = self.length // gcd(self.length, size)  # steps of a batch until a place comes again
+        order = self._order(epoch)
+        found = (int(order[(place + n * size + n // turn) % self.length]) for n in range(1, self.length + 1))
+        free = (index for index in found if index not in beside)
+        instead = next(islice(free, attempt - 1, None), None)
+        if instead is None:
+            raise UsageError(
+                f"{self.samples.source.key(self.index(position))} cannot be read, and of {self.length} "
+                f"samples none is left to take its place in a batch of {size}, which may hold none twice: "
+                "take it out of the list, or lower batch_size"
+            )
+        return instead
+
+    def _order(self, epoch: int) -> EpochOrder:
+        """An epoch's order, kept; where batches are distinct also that of the epoch beside it."""
+        if epoch not in self._orders:
+            made = self._distinct_order(epoch) if self.distinct else self._drawn_order(epoch)
+            kept = self._orders.items() if self.distinct else ()
+            self._orders = {**{key: order for key, order in kept if abs(key - epoch) == 1}, epoch: made}
+        return self._orders[epoch]
+
+    def _distinct_order(self, epoch: int) -> EpochOrder:
+        """The drawn order, but that its first batch repeats nothing of the epoch before."""
+        # what changes places lies in an epoch's first batch_size places, so that, unless the epoch is short,
+        # its end is as it was drawn; a short one depends on those before, back to one that begins a batch
+        long = self.length >= 2 * self.batch_size
+        aligned = epoch % (self.batch_size // gcd(self.length, self.batch_size))
+        first = epoch - min(aligned, 1 if long else aligned)
+        order = self._drawn_order(first)
+        for later in range(first + 1, epoch + 1):
+            begun = later * self.length % self.batch_size  # of the batch, by the epoch before
+            order = self._apart(order, self._drawn_order(later), begun) if begun else self._drawn_order(later)
+        return order
+
+    def _apart(self, before: EpochOrder, drawn: EpochOrder, begun: int) -> EpochOrder:
+        taken = {int(before[place]) for place in range(self.length - begun, self.length)}
+        left = self.batch_size - begun
+        free = (place for place in range(left, self.length) if int(drawn[place]) not in taken)
+        swaps: dict[int, int] = {}
+        for place in range(left):
+            if int(drawn[place]) in taken:
+                other = next(free)  # there is one, as a batch is no larger than an epoch
+                swaps |= {place: other, other: place}
+        return _Swapped(drawn, swaps) if swaps else drawn
+
+    def _drawn_order(self, epoch: int) -> EpochOrder:
+        seed = mix(self.seed, epoch)
         source = self.samples.source
         if isinstance(source, OrdersEpochs):
             return source.epoch_order(seed, self.batch_size)
@@ -132,6 +195,17 @@ class Endless(Dataset[Sample]):
             if sample.views is not None:
                 return replace(sample, failures=failures)
         return Sample(-1, None, failures)
+
+
+@dataclass(frozen=True)
+class _Swapped:
+    """An order in which some places have changed with each other."""
+
+    order: EpochOrder
+    swaps: Mapping[int, int]
+
+    def __getitem__(self, place: int, /) -> int:
+        return int(self.order[self.swaps.get(place, place)])
 
 
 def mix(*numbers: int) -> int:
