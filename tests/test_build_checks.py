@@ -154,7 +154,8 @@ MISTAKES = {
     "optimizer_refuses": (
         "lr: 1e-3",
         "lr: -1.0",
-        "x.yaml:15: optim: lr must be above 0, got -1.0",
+        "x.yaml:15: optim: lr must be above 0 and, times encoder_lr_scale, at most 1e+30, which float32 "
+        "can take a step of; got -1.0",
     ),
     "schedule_refuses": (
         "steps: 5",

@@ -43,6 +43,7 @@ FLOORS = (
         "resolved",
         "listing",
         "network_listing",
+        "part_checks",
         "compatibility_page",
     },
     {"scoring", "compatibility"},

@@ -95,7 +95,9 @@ class ToyMasker(Masker):
     def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
         if grid[1] < self.min_cells:
             raise ValueError(f"grid {grid} has fewer rows than {self.min_cells}")
-        return torch.zeros(batch_size, *grid, dtype=torch.bool)
+        mask = torch.zeros(batch_size, *grid, dtype=torch.bool)
+        mask[..., 0] = True
+        return mask
 
 
 class ToyObjective(Objective):

@@ -1,7 +1,9 @@
 """From specs to objects. The one module that sees every kind of component at once."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +40,7 @@ from vidssl.components import (
 )
 from vidssl.data.labelled_subset import LabelledSubset
 from vidssl.data.loader import Stream
+from vidssl.data.views_stored import StoredViews
 from vidssl.engine.devices import pick_device
 from vidssl.engine.optim import Optim
 from vidssl.engine.runfolder import check_name
@@ -46,6 +49,7 @@ from vidssl.engine.trackers import check_trackers
 from vidssl.errors import UsageError
 from vidssl.finetune_checks import check_finetune_protocol
 from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
+from vidssl.grids import GridSize
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -56,6 +60,7 @@ from vidssl.interfaces import (
     Tokenizer,
     ViewSampler,
 )
+from vidssl.part_checks import check_declared, try_backbone, try_evaluator, try_objective, try_tokenizer
 from vidssl.protocol import Protocol
 from vidssl.published import load_published
 from vidssl.recipe import (
@@ -69,6 +74,7 @@ from vidssl.recipe import (
 )
 from vidssl.schema import bind, construct, keys_of, parts_of
 from vidssl.sections import PartSpec, ProbeSpec
+from vidssl.spec import Node
 from vidssl.spec_files import PUBLISHED
 from vidssl.spec_files import Kind as SpecKind
 from vidssl.token_checks import check_go_together, check_reads_ids, check_stored, check_stored_views
@@ -293,10 +299,13 @@ def check(recipe: Recipe) -> None:
     schedule(recipe)
     _check_augment(recipe, shapes)
     masker = _masker(recipe)
+    _try_parts(recipe, shapes)
     with torch.device("meta"):
         bare_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
         bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
+    with _at(recipe.objective.node):
+        check_declared(objective)
     check_groups(recipe, objective, update)
     check_monitor(recipe, objective.encoder())
     check_speed(recipe, objective)
@@ -308,6 +317,68 @@ def check(recipe: Recipe) -> None:
         check_reads_ids(bare_backbone, recipe.backbone.type, "data.probe", probed, recipe.backbone.node)
     check_views(recipe, objective, shapes)
     check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
+    if _is_own(recipe.objective) and not any(isinstance(each, StoredViews) for each in samplers.values()):
+        _try_objective(recipe, shapes)
+
+
+# Parts of this package are run by its tests, and take minutes at paper scale: only a user's own are tried.
+
+
+def _is_own(part: PartSpec | None) -> bool:
+    return part is not None and ".py:" in part.type
+
+
+def _try_parts(recipe: Recipe, shapes: Mapping[str, Mapping[str, Sequence[GridSize]]]) -> None:
+    """Runs a user's own tokenizer and backbone on two random clips, and on images where there are such.
+
+    Raises:
+        UsageError: if what they return is not what ``vidssl.interfaces`` says.
+    """
+    own_tokenizer = recipe.tokenizer is not None and _is_own(recipe.tokenizer.part)
+    if not own_tokenizer and not _is_own(recipe.backbone):
+        return
+    sizes = {size for views in shapes.values() for slots in views.values() for size in slots}
+    smallest = {size[0] == 1: size for size in sorted(sizes, key=math.prod, reverse=True)}.values()
+    with random_state_kept(), torch.no_grad():
+        made_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
+        if recipe.tokenizer is not None and made_tokenizer is not None and own_tokenizer:
+            with _at(recipe.tokenizer.node):
+                for size in smallest:
+                    try_tokenizer(made_tokenizer, size)
+        if recipe.backbone is not None and _is_own(recipe.backbone):
+            net = _construct(recipe.backbone, BACKBONE)
+            reads_ids = net.input_kind == "tokens" and made_tokenizer is not None
+            with _at(recipe.backbone.node):
+                for size in smallest:
+                    reads = made_tokenizer.grid(*size) if made_tokenizer and reads_ids else size
+                    try_backbone(net, reads)
+
+
+def _try_objective(recipe: Recipe, shapes: Mapping[str, Mapping[str, tuple[GridSize, ...]]]) -> None:
+    """Takes a step with a user's own objective and the recipe's parts, fresh, on the CPU."""
+    with random_state_kept():
+        made_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
+        made_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
+        objective = _assemble(recipe, made_backbone, made_tokenizer, _masker(recipe))
+        batch_size = max(stream.batch_size for stream in recipe.data.streams.values())
+        with _at(recipe.objective.node):
+            try_objective(objective, shapes, batch_size=batch_size)
+
+
+@contextmanager
+def _at(node: Node) -> Iterator[None]:
+    """Errors of a part, at the section that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise node.error(str(error)) from error
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Puts torch's global random state of the CPU back."""
+    with torch.random.fork_rng(devices=[]):
+        yield
 
 
 def check_ready(recipe: Recipe, *, with_init: bool) -> None:
@@ -352,6 +423,9 @@ def check_protocol(protocol: Protocol) -> None:
     """
     made = evaluator(protocol.evaluator)
     kind = made.score_kind
+    if _is_own(protocol.evaluator):
+        with _at(protocol.evaluator.node), random_state_kept():
+            try_evaluator(made)
     check_patches(protocol, made)
     if kind == "found" and protocol.average != "features":
         raise protocol.node.mapping()["average"].error(

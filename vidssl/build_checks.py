@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import nn
 
 from vidssl.abilities import ComparesVideos
@@ -16,6 +15,7 @@ from vidssl.engine.speed import refusal
 from vidssl.errors import UsageError
 from vidssl.grids import GridSize, common_grid
 from vidssl.interfaces import Backbone, Evaluator, Masker, Objective, PatchEvaluator, Tokenizer
+from vidssl.part_checks import try_masker
 from vidssl.protocol import Protocol
 from vidssl.recipe import Recipe
 from vidssl.run_spec import RunSpec
@@ -56,7 +56,7 @@ def check_streams(recipe: Recipe) -> None:
         raise streams[without[0]].node.error("missing 'test_source': give it for every stream or for none")
 
 
-def check_batches(objective: Objective, streams: Mapping[str, Stream]) -> list[str]:
+def check_repeats(objective: Objective, streams: Mapping[str, Stream]) -> list[str]:
     """Lines on streams whose batches are larger than the data set, so that they hold samples twice.
 
     Raises:
@@ -313,7 +313,7 @@ def _check_mask(
         at = recipe.node if recipe.tokenizer is None else recipe.tokenizer.node
         raise at.error(f"{error} ({_in_words(size)})") from error
     try:
-        masker(1, grid, torch.Generator().manual_seed(0))
+        try_masker(masker, grid)
     except ValueError as error:
         at = recipe.node if recipe.masker is None else recipe.masker.node
         raise at.error(f"{error} ({_in_words(size)})") from error

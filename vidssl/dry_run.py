@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl import build
-from vidssl.build_checks import check_batches
+from vidssl.build_checks import check_repeats
 from vidssl.components import MASKER, constructor_of
 from vidssl.data.loader import Loader, Stream
 from vidssl.engine.devices import peak_memory, pick_device
@@ -105,7 +105,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
         streams = build.streams(recipe)
         torch.manual_seed(recipe.seed)
         objective = build.objective(recipe, say=logging.getLogger(__name__).info)
-        for line in check_batches(objective, streams):
+        for line in check_repeats(objective, streams):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         plan = build.schedule(recipe).plan({name: len(s) / s.batch_size for name, s in streams.items()})
         parts, views = part_sizes(objective), view_sizes(recipe, objective)

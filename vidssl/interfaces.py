@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from vidssl.abilities import ClassAttention as ClassAttention
 from vidssl.abilities import FilledIn as FilledIn
 from vidssl.abilities import MaskedPrediction as MaskedPrediction
+from vidssl.errors import UsageError
 from vidssl.grids import GridSize, divide_exactly
 from vidssl.probing import Evaluator as Evaluator
 from vidssl.probing import LabelledFeatures as LabelledFeatures
@@ -93,18 +95,34 @@ def as_clip(pixels: Tensor) -> Tensor:
     return pixels.contiguous().float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
 
-def check_clip(x: Tensor, owner: str) -> None:
+_BRIGHTEST = 16.0  # far above what augmentations make of 1; any but a black clip in [0, 255] exceeds it
+_SEEN_ON_GPU: WeakSet[nn.Module] = WeakSet()
+
+
+def check_clip(x: Tensor, reader: nn.Module) -> None:
     """Refuse what is no clip in [0, 1].
 
+    Values are looked at on a CPU; on a GPU, where that would wait for it, at a reader's first clips alone.
+
     Raises:
-        ValueError: if it is not floating point [B, 3, T, H, W].
+        UsageError: if it is not floating point [B, 3, T, H, W], or lies in [0, 255].
     """
+    owner = type(reader).__name__
     if not isinstance(x, Tensor) or x.ndim != 5 or x.shape[1] != 3 or not x.is_floating_point():
         given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(
+        raise UsageError(
             f"{owner} takes clips, float32 [B, 3, T, H, W] in [0, 1], got {given}. Images are clips of one "
             "frame, x.unsqueeze(2); bytes of a loader are divided by 255, batch.to(device)"
         )
+    if x.device.type == "meta" or not x.numel():
+        return
+    if x.device.type != "cpu":
+        if reader in _SEEN_ON_GPU:
+            return
+        _SEEN_ON_GPU.add(reader)
+    high = float(x.detach().max())
+    if high > _BRIGHTEST:
+        raise UsageError(f"{owner} takes clips in [0, 1], got values up to {high:.4g}: divide pixels by 255")
 
 
 @dataclass(frozen=True)
@@ -253,10 +271,19 @@ class Backbone(nn.Module, ABC):
         return None
 
     def __call__(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        """``forward``, of a clip that is one."""
+        """``forward``, and the contract of its input and output.
+
+        Raises:
+            UsageError: for clips that are not float in [0, 1], or if no ``Features`` come back.
+        """
         if self.input_kind == "pixels":
-            check_clip(x, type(self).__name__)
-        return super().__call__(x, mask)
+            check_clip(x, self)
+        made = super().__call__(x) if mask is None else super().__call__(x, mask)
+        if not isinstance(made, Features):
+            raise UsageError(
+                f"{type(self).__name__}: forward returned {type(made).__name__}, expected Features"
+            )
+        return made
 
     @abstractmethod
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
@@ -381,6 +408,21 @@ class Objective(nn.Module, ABC):
     splits_batch: bool = False
     follows_length: bool = False
 
+    def __call__(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        """``forward``, and the contract of its input and output.
+
+        Raises:
+            UsageError: for clips that are not float in [0, 1], or an output that is none of a scalar loss and
+                metrics in tensors.
+        """
+        for slots in batch.views.values():
+            for slot in slots:
+                if slot.dim() == 5:  # others are stored ids
+                    check_clip(slot, self)
+        made = super().__call__(batch, progress, generator)
+        _check_output(made, type(self).__name__)
+        return made
+
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         """The loss of a batch whose views are float32 in [0, 1] on the objective's device."""
@@ -399,6 +441,29 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, progress: Progress, generator: torch.Generator) -> None:
         """Called after each optimizer step (EMA, codebooks). The only hook; by default nothing."""
+
+
+def _check_output(made: object, name: str) -> None:
+    """Types and shapes alone, which cost nothing and wait for no device."""
+    problem = ""
+    if not isinstance(made, LossOutput):
+        problem = f"returned {type(made).__name__}, expected LossOutput(loss, metrics)"
+    elif not isinstance(made.loss, Tensor) or made.loss.dim():
+        given = (
+            f"is {[*made.loss.shape]}" if isinstance(made.loss, Tensor) else f"is {type(made.loss).__name__}"
+        )
+        problem = f"returned a loss that {given}, expected a scalar tensor: take the mean"
+    elif not isinstance(made.metrics, Mapping):
+        problem = f"returned metrics that are {type(made.metrics).__name__}, expected a mapping of tensors"
+    else:
+        wrong = [key for key, value in made.metrics.items() if not isinstance(value, Tensor) or value.dim()]
+        if wrong:
+            kind = type(made.metrics[wrong[0]]).__name__
+            shape = made.metrics[wrong[0]].shape if kind == "Tensor" else ()
+            given = f"{kind} {[*shape]}" if shape else kind
+            problem = f"returned the metric '{wrong[0]}' as {given}, expected a scalar tensor (x.detach())"
+    if problem:
+        raise UsageError(f"{name}: forward {problem}")
 
 
 class DataSource(ABC):

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from vidssl.abilities import ComparesVideos, Watched
-from vidssl.build_checks import check_batches, check_whole
+from vidssl.build_checks import check_repeats, check_whole
 from vidssl.data.loader import Loader, Stream, numbered_alike, slices
 from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
@@ -141,7 +141,7 @@ def train(
     prepare(objective, run)
     check_whole(objective, run, world.size)
     say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
-    for line in check_batches(objective, streams):
+    for line in check_repeats(objective, streams):
         say(line)
     distinct = isinstance(objective, ComparesVideos)
     streams = {name: replace(each, distinct=distinct) for name, each in streams.items()}

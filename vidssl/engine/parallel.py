@@ -144,7 +144,7 @@ class _Called(nn.Module):
         self, first: Batch | LossOutput, *rest: object
     ) -> tuple[Tensor, Mapping[str, Tensor], Tensor | None]:
         """Loss, metrics and features of what an objective takes; or of an output that there is already."""
-        output = first if isinstance(first, LossOutput) else self.objective(first, *rest)
+        output = first if isinstance(first, LossOutput) else self.objective(first, *rest)  # type: ignore[arg-type]
         return output.loss, output.metrics, None if output.features is None else output.features.detach()
 
 

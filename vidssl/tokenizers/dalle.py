@@ -88,7 +88,7 @@ class DALLE(Tokenizer):
 
     @torch.no_grad()
     def encode(self, clip: Tensor) -> Tensor:
-        check_clip(clip, type(self).__name__)
+        check_clip(clip, self)
         self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
         frames = rearrange(clip, "b c t h w -> (b t) c h w")
         ids = in_chunks(

@@ -63,7 +63,7 @@ class FSQ(TrainableTokenizer):
 
     @torch.no_grad()
     def encode(self, clip: Tensor) -> Tensor:
-        check_clip(clip, type(self).__name__)
+        check_clip(clip, self)
         self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
         frames = as_weights(rearrange(clip, "b c t h w -> (b t) c h w"), self.encoder)
         size = _CPU_CHUNK if frames.device.type == "cpu" else len(frames)
@@ -83,6 +83,7 @@ class FSQ(TrainableTokenizer):
 
         There is no regulariser: it is zero.
         """
+        check_clip(clip, self)
         self.grid(*clip.shape[2:])
         outputs = full_precision(self.encoder(centred(rearrange(clip, "b c t h w -> (b t) c h w"))))
         bounded = self._bounded(rearrange(outputs, "(b t) d h w -> b t h w d", b=len(clip)))

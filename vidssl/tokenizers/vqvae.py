@@ -91,7 +91,7 @@ class VQVAE(TrainableTokenizer):
 
     @torch.no_grad()
     def encode(self, clip: Tensor) -> Tensor:
-        check_clip(clip, type(self).__name__)
+        check_clip(clip, self)
         self.grid(*clip.shape[2:])  # refuses sizes that leave a rest
         tubelets = self._tubelets(clip)
         with torch.autocast(clip.device.type, enabled=False):  # targets do not depend on the run's precision
@@ -125,6 +125,7 @@ class VQVAE(TrainableTokenizer):
 
     def reconstruct(self, clip: Tensor) -> Reconstruction:
         """The clip through the codebook; the regulariser is the commitment, ||z_e - sg(e)||^2 (Eq. 3)."""
+        check_clip(clip, self)
         self.grid(*clip.shape[2:])
         outputs = full_precision(self.encoder(centred(self._tubelets(clip))))
         outputs = rearrange(outputs, "(b t) d h w -> b t h w d", b=len(clip))
