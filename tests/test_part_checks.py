@@ -70,6 +70,12 @@ class IgnoresMask(Net):
         return super().forward(x)
 
 
+class CannotBeMade(Net):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(self.width, 2)
+
+
 class Fails(Net):
     def forward(self, x, mask=None):
         return Features(self.proj(x[:, 0]))
@@ -227,6 +233,7 @@ BACKBONES = {
     "WrongWidth": "patches are torch.float32 [2, 2, 2, 2, 8], expected [2, 2, 2, 2, 16]",
     "Plain": "forward returned Tensor, expected Features",
     "IgnoresMask": "with half of its cells hidden it returned the same features as without a mask",
+    "CannotBeMade": "__init__ failed: AttributeError: 'CannotBeMade' object has no attribute 'width'",
     "Fails": "forward of [2, 3, 4, 16, 16] failed: RuntimeError: ",
 }
 
@@ -245,7 +252,7 @@ OBJECTIVES = {
     "VectorLoss": "forward returned a loss that is [4], expected a scalar tensor: take the mean",
     "CopiedEncoder": "encoder() returned a parts_as_written.py:Net that is not one of its sub-mod",
     "TrainsCopy": "the gradient of the loss does not reach its encoder parts_as_written.py:Net",
-    "BadHook": "after_step failed: AttributeError: 'BadHook' object has no attribute 'teacher'",
+    "BadHook": "after_step failed: AttributeError: 'BadHook' object has no attribute 'teacher' (parts_as_",
 }
 
 
@@ -344,7 +351,7 @@ class Mean(Objective):
 
 CLIP = torch.rand(1, 3, 2, 8, 8)
 BAD_CLIPS = [
-    ((CLIP * 255).to(torch.uint8), r"takes clips as float32 in \[0, 1\], got torch.uint8"),
+    ((CLIP * 255).to(torch.uint8), r"takes clips, float32 .* in \[0, 1\], got torch.uint8"),
     (CLIP * 255, r"takes clips in \[0, 1\], got values up to 25\d"),
 ]
 

@@ -60,7 +60,14 @@ from vidssl.interfaces import (
     Tokenizer,
     ViewSampler,
 )
-from vidssl.part_checks import check_declared, try_backbone, try_evaluator, try_objective, try_tokenizer
+from vidssl.part_checks import (
+    attempted,
+    check_declared,
+    try_backbone,
+    try_evaluator,
+    try_objective,
+    try_tokenizer,
+)
 from vidssl.protocol import Protocol
 from vidssl.published import load_published
 from vidssl.recipe import (
@@ -259,7 +266,17 @@ def _masker(recipe: Recipe) -> Masker | None:
 
 
 def _construct(part: PartSpec, kind: Kind[Component], *parts: object) -> Component:
-    return construct(part.node, constructor_of(part, kind), *parts, apart=part.apart)
+    def make() -> Component:
+        return construct(part.node, constructor_of(part, kind), *parts, apart=part.apart)
+
+    if not _is_own(part):
+        return make()
+    try:
+        return attempted(part.type, "__init__", make)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise part.node.error(str(error)) from error
 
 
 def _assemble(

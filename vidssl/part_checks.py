@@ -62,24 +62,30 @@ def _expect(fine: bool, part: object, problem: str) -> None:
 
 
 def _tried(part: object, doing: str, call: Callable[[], Given]) -> Given:
-    """What a call of a part gives.
+    """``attempted``; what the interface itself refuses gets the part's file."""
+    try:
+        return attempted(named(part), doing, call)
+    except UsageError as error:
+        said = str(error).removeprefix(f"{type(part).__name__}: ")
+        raise ValueError(f"{named(part)}: {said}") from error
+
+
+def attempted(who: str, doing: str, call: Callable[[], Given]) -> Given:
+    """What a call of a user's code gives.
 
     Raises:
-        ValueError: with the part's own error, and the line of it, if it fails.
+        ValueError: with its error, and the line of it, if it fails; a ``UsageError`` as it is.
     """
     try:
         return call()
+    except UsageError:
+        raise
     except _FAULTS as error:
-        if isinstance(error, UsageError):
-            raise ValueError(
-                f"{named(part)}: {str(error).removeprefix(f'{type(part).__name__}: ')}"
-            ) from error
-        last = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        last = [frame for frame in frames if "site-packages" not in frame.filename][-1]  # not torch's own
         where = f"{Path(last.filename).name}:{last.lineno}"
         said = str(error).strip().split("\n")[0] or "no message"
-        raise ValueError(
-            f"{named(part)}: {doing} failed: {type(error).__name__}: {said} ({where})"
-        ) from error
+        raise ValueError(f"{who}: {doing} failed: {type(error).__name__}: {said} ({where})") from error
 
 
 def _strides(part: Backbone | Tokenizer) -> None:
