@@ -170,3 +170,14 @@ def test_what_a_strangers_checkpoint_names_is_neither_imported_nor_fetched(
         "network": "hf-hub:some/body",
     }
     assert shown[named] in message
+
+
+@pytest.mark.parametrize("width", ["12000000", "100000000000000002"])
+def test_a_recipe_whose_network_is_far_larger_than_its_weights_takes_no_memory(
+    width: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metadata, tensors = read_tensors(Path("runs/own/checkpoints/step-000001.safetensors"))
+    text = metadata["recipe"].replace('"my_part.py:Mine"', f"vit, embed_dim: {width}, depth: 1, num_heads: 2")
+    save_file(tensors, "huge.safetensors", metadata={**metadata, "recipe": text})
+    message = refusal(capsys, "eval", "huge.safetensors", *KNN)
+    assert "another architecture" in message or "cannot be built" in message

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from vidssl import build
 from vidssl.engine.checkpoint import Checkpoint, load_objective
 from vidssl.engine.own_code import addresses_in, code_in, kept_code, own_run, with_kept_code
@@ -10,7 +12,7 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Objective, Tokenizer
 from vidssl.recipe import Recipe, overridden, read_recipe
 from vidssl.spec import parse
-from vidssl.weights.load import load_whole
+from vidssl.weights.load import check_whole, load_whole
 
 
 def recipe_of(
@@ -77,7 +79,19 @@ def stored_recipe(
 
 
 def trained_backbone(recipe: Recipe, checkpoint: Checkpoint) -> Backbone:
-    """The backbone with its trained weights, on the CPU."""
+    """The backbone with its trained weights, on the CPU.
+
+    Raises:
+        UsageError: if the weights are of another architecture, which is looked at before memory is taken.
+    """
+    try:
+        with torch.device("meta"):
+            bare = build.backbone(recipe, with_init=False)
+    except (RuntimeError, OverflowError) as error:
+        raise UsageError(
+            f"{checkpoint.path}: the network of its recipe cannot be built: {' '.join(str(error).split())}"
+        ) from error
+    check_whole(bare, checkpoint.encoder, checkpoint.path)
     backbone = build.backbone(recipe, with_init=False)
     load_whole(backbone, checkpoint.encoder, checkpoint.path)
     return backbone

@@ -315,11 +315,19 @@ def load_whole(network: nn.Module, state: Mapping[str, Tensor], source: Path) ->
     Raises:
         UsageError: if the state is of another architecture: a key is missing, left over or of another shape.
     """
-    report = load_state(network, state, source)
-    if report.new or report.unused:
+    check_whole(network, state, source)
+    load_state(network, state, source)
+
+
+def check_whole(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Refuse a state that is not exactly of a network, which may have no memory yet; as ``load_whole``."""
+    own = network.state_dict()
+    _refuse_other_shapes(own, state, [key for key in own if key in state], source)
+    new, unused = [key for key in own if key not in state], [key for key in state if key not in own]
+    if new or unused:
         raise UsageError(
             f"{source}: weights of another architecture than its recipe's {type(network).__name__}: "
-            f"missing {_some(report.new)}, left over {_some(report.unused)}"
+            f"missing {_some(new)}, left over {_some(unused)}"
         )
 
 
