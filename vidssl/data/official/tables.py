@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from vidssl.data import lists
 from vidssl.data.listing import VIDEO_EXTENSIONS
 from vidssl.data.official.listed import DataSet
 
@@ -15,15 +16,15 @@ def read_text(data_set: DataSet, path: Path) -> str:
     """The text of an official file, whatever its line ends and byte order mark.
 
     Raises:
-        UsageError: if it cannot be read; the message says how the data must lie.
+        UsageError: if it cannot be read, or is no text in UTF-8 or UTF-16.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return lists.read_text(path)
     except FileNotFoundError:
         raise data_set.error(
             f"{path}: no such file (paths are relative to the working folder, {Path.cwd()})"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise data_set.error(f"{path}: it cannot be read ({error})") from error
 
 
