@@ -85,16 +85,16 @@ def test_others_are_refused_by_name_of_what_they_are(
 @pytest.mark.parametrize(
     ("text", "keys"),
     [
-        ("a.gif,0\nb,1\n", ["a.gif", "b"]),  # the first row names a file
-        ("gone.gif,x\na.gif,y\n", ["gone.gif", "a.gif"]),  # it looks like the second, which does
-        ("gone,5\na.gif,6\n", ["gone", "a.gif"]),  # no column is called 5
-        ("file,class\na.gif,x\n", ["a.gif"]),
-        ("sub\\b,0\na.gif,1\n", ["sub/b", "a.gif"]),
+        ("b,x\na.xyz,y\n", ["b", "a.xyz"]),  # the first row names a file
+        ("gone.xyz,x\na.xyz,y\n", ["gone.xyz", "a.xyz"]),  # it looks like the second, which does
+        ("gone,5\na.xyz,6\n", ["gone", "a.xyz"]),  # no column is called 5
+        ("file,class\na.xyz,x\n", ["a.xyz"]),
+        ("sub\\b,0\na.xyz,1\n", ["sub/b", "a.xyz"]),
     ],
 )
 def test_a_header_is_told_from_files_by_looking(tmp_path: Path, text: str, keys: list[str]) -> None:
     (tmp_path / "sub").mkdir()
-    for name in ("a.gif", "b", "sub/b"):
+    for name in ("a.xyz", "b", "sub/b"):
         (tmp_path / name).touch()
     (tmp_path / "list.csv").write_text(text)
     (found,) = read_lists(tmp_path / "list.csv")
@@ -103,10 +103,10 @@ def test_a_header_is_told_from_files_by_looking(tmp_path: Path, text: str, keys:
 
 
 def test_a_text_list_names_files_of_any_ending(tmp_path: Path) -> None:
-    (tmp_path / "a b.gif").touch()
-    (tmp_path / "list.txt").write_text("a b.gif 3\n")
+    (tmp_path / "a b.xyz").touch()
+    (tmp_path / "list.txt").write_text("a b.xyz 3\n")
     (found,) = read_lists(tmp_path / "list.txt")
-    assert (found.files[0].path, found.label_classes) == ("a b.gif", {"class": ("3",)})
+    assert (found.files[0].path, found.label_classes) == ("a b.xyz", {"class": ("3",)})
 
 
 def test_folders_called_train_and_val_are_no_classes(tmp_path: Path, capsys) -> None:
