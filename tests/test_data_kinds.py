@@ -35,6 +35,7 @@ from vidssl.data.sources import VideoFolder
 from vidssl.data.times import kept_frames, svt_fps
 from vidssl.data_prepare.makers import H264, Jpegs
 from vidssl.data_prepare.prepare import PrepareRequest, prepare_data
+from vidssl.errors import UsageError
 from vidssl.interfaces import SampleInfo, UnreadableSample
 
 FRAMES = 24
@@ -320,6 +321,14 @@ def test_a_missing_rate_is_never_assumed_without_a_word(caplog) -> None:
     assert not caplog.records
     assert svt_fps(SampleInfo("x", 9, 0.0, {})) == 30.0
     assert "states no frame rate" in caplog.text
+
+
+@pytest.mark.parametrize("pts", [[0, 1, 10**15], [0, 1, 22], [0, 1, 2.5, 3, 19]])
+def test_timestamps_of_a_manifest_are_those_of_its_frames(made: Path, tmp_path: Path, pts) -> None:
+    row = json.loads(examine(FileToExamine(made, "h264.mp4", {})).to_line())
+    (tmp_path / "m").write_text(header(made) + json.dumps(row | {"pts": pts}) + "\n")
+    with pytest.raises(UsageError, match=r"m:2: a damaged line"):
+        Manifest(tmp_path / "m").entry("h264.mp4")
 
 
 @pytest.mark.parametrize("rule", ["loop", "pad"])

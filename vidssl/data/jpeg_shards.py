@@ -210,7 +210,7 @@ class JpegShards(DataSource, KnowsGroups):
 
 def _times(row: Mapping) -> tuple[array[int], float]:
     """Timestamps and their unit in seconds; none of a video whose frames are evenly spaced."""
-    return unpacked(row.get("pts", ())), row.get("tick_seconds", 0.0)
+    return unpacked(row.get("pts", ()), row["frames"]), row.get("tick_seconds", 0.0)
 
 
 def _read_index(path: Path) -> tuple[dict[str, dict], Listing]:

@@ -141,7 +141,7 @@ def _facts_of(row: Mapping[str, object]) -> VideoFacts:
         rotation=whole_number(row["rotation"]),
         codec=str(row["codec"]),
         no_seeking=str(row["no_seeking"]),
-        pts=unpacked(row["pts"]),  # type: ignore[arg-type]
+        pts=unpacked(row["pts"], whole_number(row["frames"])),  # type: ignore[arg-type]
         keyframes=tuple(Keyframe(number, pts) for number, pts in row["keyframes"]),  # type: ignore[attr-defined]
         tick_seconds=float(row["tick_seconds"]),  # type: ignore[arg-type]
         mirrored=bool(row.get("mirrored", False)),
@@ -171,8 +171,14 @@ def packed(pts: Sequence[int]) -> list[int]:
     return short
 
 
-def unpacked(short: Sequence[int]) -> array[int]:
-    """The timestamps that ``packed`` made short."""
+def unpacked(short: Sequence[int], num_frames: int) -> array[int]:
+    """The timestamps that ``packed`` made short, none or one for each frame.
+
+    Raises:
+        TypeError, ValueError: if they are not.
+    """
+    if short and 1 + sum(map(whole_number, short[2::2])) != num_frames:
+        raise ValueError(f"its timestamps are not those of {num_frames} frames")
     pts = array("q", short[:1])
     for step, count in zip(short[1::2], short[2::2], strict=True):
         last = pts[-1]

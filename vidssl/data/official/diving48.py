@@ -34,6 +34,7 @@ def diving48(
     decoder: DecoderName = "pyav",
     short: Short | None = None,
     min_frames: int = 1,
+    square_pixels: bool = False,
 ) -> OfficialVideos:
     """Diving48 by its official JSON files, classes in the order of Diving48_vocab.json.
 
@@ -46,7 +47,7 @@ def diving48(
         part: which list.
         version: of the labels; 2 is the corrected one.
         max_missing_share: of the listed videos, that may be missing.
-        limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
+        limit, manifest, decoder, short, min_frames, square_pixels: as ``video_list`` has them.
     """
     check_choice("part", part, ("train", "test"))
     folder = Path(annotations)
@@ -62,6 +63,7 @@ def diving48(
         decoder=decoder,
         short=short,
         min_frames=min_frames,
+        square_pixels=square_pixels,
     )
 
 

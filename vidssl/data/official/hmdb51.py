@@ -34,6 +34,7 @@ def hmdb51(
     decoder: DecoderName = "pyav",
     short: Short | None = None,
     min_frames: int = 1,
+    square_pixels: bool = False,
 ) -> OfficialVideos:
     """HMDB51 by its official lists, classes in the order of their names.
 
@@ -44,7 +45,7 @@ def hmdb51(
         annotations: folder of the lists (``testTrainMulti_7030_splits``).
         part, split: which clips; a split leaves some out of both parts.
         max_missing_share: of the listed videos, that may be missing.
-        limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
+        limit, manifest, decoder, short, min_frames, square_pixels: as ``video_list`` has them.
     """
     check_choice("part", part, ("train", "test"))
     classes, lists = _read_split(Path(annotations), split)
@@ -60,6 +61,7 @@ def hmdb51(
         decoder=decoder,
         short=short,
         min_frames=min_frames,
+        square_pixels=square_pixels,
     )
 
 

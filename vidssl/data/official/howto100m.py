@@ -29,6 +29,7 @@ def howto100m(
     decoder: DecoderName = "pyav",
     short: Short | None = None,
     min_frames: int = 1,
+    square_pixels: bool = False,
 ) -> OfficialVideos:
     """HowTo100M by its list of YouTube ids, without labels.
 
@@ -38,7 +39,7 @@ def howto100m(
         root: folder of the videos, relative to the working folder.
         list: ``HowTo100M_v1.csv``, or a text file with an id on each line.
         max_missing_share: of the listed videos, that may be missing.
-        limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
+        limit, manifest, decoder, short, min_frames, square_pixels: as ``video_list`` has them.
     """
     path = Path(list)
     wanted = tuple(Wanted((name,)) for name in _read_ids(path))
@@ -52,6 +53,7 @@ def howto100m(
         decoder=decoder,
         short=short,
         min_frames=min_frames,
+        square_pixels=square_pixels,
     )
 
 

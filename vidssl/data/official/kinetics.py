@@ -31,6 +31,7 @@ def kinetics(
     decoder: DecoderName = "pyav",
     short: Short | None = None,
     min_frames: int = 1,
+    square_pixels: bool = False,
 ) -> OfficialVideos:
     """Kinetics-400, 600 or 700 by an official CSV list, classes in the order of their names.
 
@@ -41,7 +42,7 @@ def kinetics(
             below it take precedence.
         list: the CSV file of the part (``train.csv``, ``val.csv``).
         max_missing_share: of the listed videos, that may be missing.
-        limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
+        limit, manifest, decoder, short, min_frames, square_pixels: as ``video_list`` has them.
     """
     return open_videos(
         KINETICS,
@@ -53,6 +54,7 @@ def kinetics(
         decoder=decoder,
         short=short,
         min_frames=min_frames,
+        square_pixels=square_pixels,
     )
 
 

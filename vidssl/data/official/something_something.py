@@ -33,6 +33,7 @@ def something_something_v2(
     decoder: DecoderName = "pyav",
     short: Short | None = None,
     min_frames: int = 1,
+    square_pixels: bool = False,
 ) -> OfficialVideos:
     """Something-Something v2 by its official JSON files, classes in the order of labels.json.
 
@@ -44,7 +45,7 @@ def something_something_v2(
         annotations: folder of the JSON files (``labels``).
         part: which list.
         max_missing_share: of the listed videos, that may be missing.
-        limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
+        limit, manifest, decoder, short, min_frames, square_pixels: as ``video_list`` has them.
     """
     check_choice("part", part, ("train", "validation", "test"))
     return open_videos(
@@ -57,6 +58,7 @@ def something_something_v2(
         decoder=decoder,
         short=short,
         min_frames=min_frames,
+        square_pixels=square_pixels,
     )
 
 

@@ -33,6 +33,7 @@ def ucf101(
     decoder: DecoderName = "pyav",
     short: Short | None = None,
     min_frames: int = 1,
+    square_pixels: bool = False,
 ) -> OfficialVideos:
     """UCF101 by its official lists, classes in the order of classInd.txt.
 
@@ -43,7 +44,7 @@ def ucf101(
         annotations: folder of the lists (``ucfTrainTestlist``).
         part, split: which list.
         max_missing_share: of the listed videos, that may be missing.
-        limit, manifest, decoder, short, min_frames: as ``video_list`` has them.
+        limit, manifest, decoder, short, min_frames, square_pixels: as ``video_list`` has them.
     """
     check_choice("part", part, ("train", "test"))
     folder = Path(annotations)
@@ -61,6 +62,7 @@ def ucf101(
         decoder=decoder,
         short=short,
         min_frames=min_frames,
+        square_pixels=square_pixels,
     )
 
 

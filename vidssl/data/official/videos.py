@@ -53,13 +53,14 @@ def open_videos(
     decoder: DecoderName,
     short: Short | None,
     min_frames: int,
+    square_pixels: bool,
 ) -> OfficialVideos:
     """The videos of a list, in the order of their keys.
 
     Args:
         root: folder that they are below, relative to the working folder.
         max_missing_share: of the listed videos, that may be missing.
-        limit, manifest, decoder, short, min_frames: as ``VideoList`` has them.
+        limit, manifest, decoder, short, min_frames, square_pixels: as ``VideoList`` has them.
 
     Raises:
         UsageError: if videos or their folder are missing, or the manifest is of no use.
@@ -68,7 +69,13 @@ def open_videos(
     found = find_listed(data_set, official, Path(root), VIDEO_EXTENSIONS, max_missing_share=max_missing_share)
     listing = select(found.listing, part="all", test_share=0.5, limit=limit, where=official.what)
     videos = Videos(
-        Path(root), listing, manifest=manifest, decoder=decoder, short=short, min_frames=min_frames
+        Path(root),
+        listing,
+        manifest=manifest,
+        decoder=decoder,
+        short=short,
+        min_frames=min_frames,
+        square_pixels=square_pixels,
     )
     num_listed = found.num_listed if limit is None else len(listing.files)
     return OfficialVideos(videos, listing.label_classes, num_listed)
