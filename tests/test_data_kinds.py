@@ -39,7 +39,8 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import SampleInfo, UnreadableSample
 
 FRAMES = 24
-UNEVEN = [n + n // 4 * 5 for n in range(FRAMES)]  # in 1/30 s: every fourth frame is followed by a gap
+UNEVEN = [n + 5 * max(n - 12, 0) for n in range(FRAMES)]  # in 1/30 s: half at 30 frames a second, half at 5
+LASTS = (40,) * 12 + (200,) * 12
 WIDE = Fraction(2)
 NO_INDEX = "files have no exact index"
 
@@ -113,20 +114,20 @@ KINDS = {
         lambda path: write_clip(path, FRAMES, codec="wmv2", max_b_frames=0), no_seeking=NO_INDEX
     ),
     "remuxed.mp4": Kind(remuxed, no_seeking=OUT_OF_ORDER),
-    "uneven.mp4": Kind(lambda path: write_clip(path, FRAMES, times=UNEVEN), rate=14.1, uneven=True),
+    "uneven.mp4": Kind(lambda path: write_clip(path, FRAMES, times=UNEVEN), rate=8.85, uneven=True),
     "uneven.ts": Kind(
-        lambda path: write_clip(path, FRAMES, times=UNEVEN), rate=14.1, uneven=True, no_seeking=NO_INDEX
+        lambda path: write_clip(path, FRAMES, times=UNEVEN), rate=8.85, uneven=True, no_seeking=NO_INDEX
     ),
     "dropped.avi": Kind(
         lambda path: write_clip(path, FRAMES, codec="mpeg4", max_b_frames=0, times=UNEVEN),
-        rate=14.1,
+        rate=8.85,
         uneven=True,
     ),
     "moving.gif": Kind(
-        lambda path: write_animation(path, FRAMES, (40, 160)), rate=10.3, uneven=True, no_seeking=NO_INDEX
+        lambda path: write_animation(path, FRAMES, LASTS), rate=8.5, uneven=True, no_seeking=NO_INDEX
     ),
     "moving.webp": Kind(
-        lambda path: write_animation(path, FRAMES, (40, 160)), rate=10.3, uneven=True, no_seeking=NO_INDEX
+        lambda path: write_animation(path, FRAMES, LASTS), rate=8.5, uneven=True, no_seeking=NO_INDEX
     ),
     "turned.mp4": Kind(lambda path: orient_clip(write_clip(path, FRAMES), (0, 1, 1, 0)), frames=None),
     "wide.mp4": Kind(lambda path: write_clip(path, FRAMES, pixel_aspect=WIDE)),
@@ -197,6 +198,19 @@ def test_uneven_videos_are_thinned_out_by_time(made: Path, checked, name: str) -
         assert abs(len(kept) / 4.0 - times[-1]) < 0.3
         late = np.abs(times[kept] - np.arange(len(kept)) / 4.0)
         assert late.max() <= np.diff(times).max() / 2 + 1e-9
+
+
+def test_the_full_scan_finds_an_order_that_the_first_frames_do_not_show(made: Path, monkeypatch) -> None:
+    monkeypatch.setattr(decode, "_FIRST_ORDER", 1)
+    assert probe(made / "remuxed.mp4").no_seeking == ""
+    facts = examine(FileToExamine(made, "remuxed.mp4", {})).facts
+    assert (facts.no_seeking, facts.num_frames, len(facts.pts), facts.keyframes) == (
+        OUT_OF_ORDER,
+        FRAMES,
+        0,
+        (),
+    )
+    assert number_shown(read_frames(made / "remuxed.mp4", [7], facts)[0]) == 7
 
 
 def test_what_is_unusual_is_reported(checked) -> None:
