@@ -9,6 +9,7 @@ from rich.console import Console
 
 from vidssl.data.jpeg_shards import JpegShards
 from vidssl.data.manifest import Manifest
+from vidssl.data.origins import Overlap, shared_videos, videos_of
 from vidssl.data.sources import VideoList
 from vidssl.data_check.check import CheckRequest, check_data
 from vidssl.data_prepare import outputs
@@ -92,5 +93,7 @@ def test_lists_and_manifests_are_read_too(root: Path, tmp_path: Path) -> None:
     shards = JpegShards(root=str(tmp_path / "shards"), list=str(first), test_list=str(split), part="test")
     assert (shards.key(0), shards.labels(0), len(shards)) == ("walk/c.avi", {"class": 0}, 1)
     assert shards.label_classes == {"class": ("1", "4")}
+    originals = videos_of(VideoList(root=str(root), list=str(split)))
+    assert shared_videos(originals, videos_of(shards)) == Overlap(("walk/c.avi",), 1, 0)
     with pytest.raises(UsageError, match=r"1 of the 3 videos of .* are not in it, such as run/gone.mp4"):
         JpegShards(root=str(tmp_path / "shards"), list=str(listed))

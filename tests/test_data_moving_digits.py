@@ -1,6 +1,7 @@
 """The embedded data set: written once, whole or not at all, and true to the world it is drawn from."""
 
 import csv
+import hashlib
 import inspect
 import logging
 import multiprocessing
@@ -81,6 +82,24 @@ def test_mpeg4_serves_where_h264_is_missing(tmp_path: Path, monkeypatch) -> None
     (tmp_path / "a.mp4").write_bytes(encode(drawn, "mpeg4"))
     frames = read_frames(tmp_path / "a.mp4", range(len(drawn))).permute(0, 2, 3, 1).numpy()
     assert 10 * np.log10(255**2 / ((frames - drawn.astype(float)) ** 2).mean()) > 35
+
+
+def test_the_same_frames_make_the_same_file() -> None:
+    clips = [render(WORLD, seed=0, split="train", index=index) for index in range(40)]
+    first, second = ([encode(clip, moving_digits._codec()) for clip in clips] for _ in range(2))
+    assert first == second
+
+
+def test_a_file_that_is_not_what_was_written_is_unreadable(cache: Path) -> None:
+    source = MovingDigits(split="test", num_videos=2)
+    origins = [source.origin(index) for index in range(2)]
+    assert [hashlib.sha256(Path(each.file).read_bytes()).hexdigest() for each in origins] == [
+        each.sha256 for each in origins
+    ]
+    shutil.copyfile(origins[0].file, origins[1].file)
+    assert len(source.read(0, [0])) == 1
+    with pytest.raises(UnreadableSample, match=r"^test/000001.mp4: it is not what was written; remove "):
+        source.read(1, [0])
 
 
 def test_the_manifest_is_a_list_as_users_have_them(written: Path) -> None:

@@ -157,6 +157,13 @@ def test_runs_of_one_name_get_folders_of_their_own_and_the_newest_is_found(tmp_p
     assert environment["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
+def test_a_run_in_a_folder_of_its_own_is_the_newest_but_what_lies_in_a_run_is_not(tmp_path):
+    for name in ("a", "exp1/second", "exp1/second/finetune/digit"):
+        run = create_run(tmp_path, name, "name: x\n")
+        save_checkpoint(run.checkpoint_path(5), Toy(), step=5, recipe="")
+    assert newest_run(tmp_path).path == tmp_path / "exp1" / "second"
+
+
 def test_no_run_says_how_to_make_one(tmp_path):
     with pytest.raises(UsageError, match="vidssl train"):
         newest_run(tmp_path)

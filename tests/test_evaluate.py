@@ -2,9 +2,11 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 import toy_probe
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -12,6 +14,8 @@ from toy_probe import encoder_passes, recipe_text
 from working_folder import work_in
 
 from vidssl.cli import main
+from vidssl.data.moving_digits import MovingDigits
+from vidssl.engine.checkpoint import tensors_digest
 from vidssl.evaluators.statistics import paired_difference
 from vidssl.scoring import feature_store
 from vidssl.scoring.score_file import flattened, read_scores
@@ -112,13 +116,47 @@ def test_kept_features_name_their_videos_and_what_they_depend_on(folder):
         assert f"\n{word}:" in "\n" + metadata["key"]
 
 
-def test_damaged_features_are_named(folder, capsys):
-    make_run("d", seed=3)
-    assert main(["eval", "runs/d", "--protocol", "knn"]) == 0
-    path = next(iter(Path("runs/d/features").iterdir()))
-    path.write_bytes(path.read_bytes()[:-8])
-    assert main(["eval", "runs/d", "--protocol", "knn"]) == 2
-    assert f"{path}: damaged or cut short" in capsys.readouterr().err
+@pytest.mark.parametrize("spoil", ["cut", "changed"])
+def test_damaged_features_are_made_anew(spoil, folder, encoder_runs, capsys):
+    make_run(spoil, seed=3)
+    assert main(["eval", f"runs/{spoil}", "--protocol", "knn"]) == 0
+    path = next(iter(sorted(Path(f"runs/{spoil}/features").iterdir())))
+    content = path.read_bytes()
+    other = content[:-1] + bytes([content[-1] ^ 1])
+    path.write_bytes(content[:-8] if spoil == "cut" else other)
+    encoder_runs.clear()
+    capsys.readouterr()
+    assert main(["eval", f"runs/{spoil}", "--protocol", "knn"]) == 0
+    said = flat(capsys.readouterr().out)
+    assert f"{path}: damaged" in said
+    assert "The features are made anew." in said
+    assert len(encoder_runs) == 1
+    vectors = feature_store.read_encoded(path).vectors["normal"]
+    path.write_bytes(content)
+    assert torch.equal(feature_store.read_encoded(path).vectors["normal"], vectors)
+
+
+def test_a_video_that_is_replaced_or_gone_is_noticed(folder, encoder_runs, capsys):
+    """Features are those of the files as they are, not as they were."""
+    words = ["name=replaced"]
+    for part in ("train", "test"):
+        origin = MovingDigits(split=part, num_videos=4).origin(0)
+        shutil.copytree(Path(origin.file).parent, part)
+        Path(f"{part}.txt").write_text("".join(f"{number:06d}.mp4 {number % 2}\n" for number in range(4)))
+        words.append(f"data.{part}={{type: video_list, root: {part}, list: {part}.txt}}")
+
+    def anew() -> tuple[int, int]:
+        encoder_runs.clear()
+        return main(["eval", "runs/a", "--protocol", "knn", *words]), len(encoder_runs)
+
+    assert anew() == (0, 4)
+    assert anew() == (0, 0)
+    shutil.copyfile("test/000000.mp4", "test/000001.mp4")
+    assert anew() == (0, 2)
+    Path("test/000002.mp4").unlink()
+    capsys.readouterr()
+    assert anew() == (0, 2)
+    assert "left out: 000002.mp4: the file does not exist" in flat(capsys.readouterr().out)
 
 
 def test_other_views_are_learned_from_than_tested_on(folder):
@@ -262,7 +300,10 @@ def test_videos_that_could_not_be_read_are_told_of_again(folder, capsys):
             metadata = file.metadata()
         vectors = {f"vectors.{order}": part[:-1].clone() for order, part in found.vectors.items()}
         metadata["unreadable"] = json.dumps(["x.mp4: empty"])
-        save_file({**vectors, "numbers": found.numbers[:-1].clone()}, path, metadata=metadata)
+        tensors = {**vectors, "numbers": found.numbers[:-1].clone()}
+        del metadata["digest"]
+        metadata["digest"] = tensors_digest(tensors, metadata)
+        save_file(tensors, path, metadata=metadata)
     capsys.readouterr()
     assert main(["eval", "runs/e", "--protocol", "knn"]) == 0
     said = capsys.readouterr().out

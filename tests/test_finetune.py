@@ -98,6 +98,7 @@ def test_a_network_is_finetuned_for_each_label_and_scored(capsys: pytest.Capture
     assert "finetuned %" in said
     assert "train: 24 listed" in said
     assert "test: 24 videos found of 24 listed" in said
+    assert "None of 24 test videos was seen in pretraining" in said
     for label, classes in (("digit", 10), ("direction", 8)):
         checkpoint = read_checkpoint(
             Path(f"runs/vit/finetune/each-{label}/checkpoints/step-000003.safetensors")
@@ -105,6 +106,15 @@ def test_a_network_is_finetuned_for_each_label_and_scored(capsys: pytest.Capture
         assert checkpoint.objective["classifier.head.weight"].shape == (classes, 12)
         assert f"label: {label}" in checkpoint.recipe
     assert [line for line in said.splitlines() if "tensors loaded" in line]
+
+
+def test_test_videos_that_were_learned_from_are_refused_before_anything_is_trained(capsys) -> None:
+    said = fails(capsys, "name=both", "data.test.split=train")
+    assert said.startswith("vidssl: 24 of 24 test videos (train/000000.mp4, ")
+    assert "are in train too" in said
+    said = fails(capsys, "name=both", "data.test.split=train", "data.train.split=test")
+    assert "are trained on with their labels" in said  # by the classification that is finetuned here
+    assert not list(Path("runs/vit/finetune").glob("both*"))
 
 
 def test_scores_are_compared_only_where_the_same_was_learned_in_the_same_way() -> None:

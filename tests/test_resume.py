@@ -17,7 +17,9 @@ from torch import nn
 from toy_runs import TOYS, assert_same_end, make_world, records
 
 from vidssl import build
+from vidssl.abilities import Origin
 from vidssl.cli import main
+from vidssl.data.origins import Video, read_videos, write_videos
 from vidssl.engine.checkpoint import load_objective, read_checkpoint, save_checkpoint
 from vidssl.engine.resume import (
     Moving,
@@ -127,6 +129,24 @@ def test_the_command_goes_on_and_keeps_the_newest_states(run, capsys):
     code, said = resumed(run, capsys)
     assert (code, "Goes on after step 6 of 6." in said) == (0, True)
     assert "All 6 steps were done before." in said
+
+
+def test_a_run_whose_videos_have_changed_stops_unless_that_is_allowed(run, capsys):
+    now = read_videos(run.videos)
+    before = {name: (*videos[1:], Video("gone.mp4", Origin("gone"))) for name, videos in now.items()}
+    write_videos(run.videos, before)
+    code, said = resumed(run, capsys)
+    assert code == 2
+    assert "data.video.source has 10 videos, 10 before: 1 new (train/000000.mp4), 1 gone (gone.mp4)" in said
+    code, said = resumed(run, capsys, "run.on_changed_data=resume")
+    assert code == 0
+    assert "It resumes with other batches than an uninterrupted run" in said
+    assert "On 10 test videos, of which 10 were trained on: " in said
+    assert read_videos(run.videos) == now
+    assert [read_videos(path) for path in run.video_lists()] == [before, now]
+    for path in run.video_lists():
+        path.unlink()  # as an earlier version leaves it
+    assert resumed(run, capsys)[0] == 0
 
 
 def test_old_weights_are_thinned_where_the_recipe_says_so(run, capsys):
@@ -288,16 +308,17 @@ def test_recipes_differ_in_keys_of_any_depth():
     assert changed_keys(before, before.replace("workers: 1", "workers: 2")) == []
 
 
-def test_a_command_that_is_repeated_goes_on_with_its_own_run(tmp_path):
+@pytest.mark.parametrize("name", ["a", "exp/a"])
+def test_a_command_that_is_repeated_goes_on_with_its_own_run(name, tmp_path):
     texts = {"base": "name: a\nlr: 1\n", "other": "name: a\nlr: 2\n"}
     said: list[str] = []
-    assert find_run(tmp_path, "a", texts["base"], said.append) is None
-    first, second = create_run(tmp_path, "a", texts["base"]), create_run(tmp_path, "a", texts["other"])
-    create_run(tmp_path, "a", texts["base"])  # died before it had a state
+    assert find_run(tmp_path, name, texts["base"], said.append) is None
+    first, second = create_run(tmp_path, name, texts["base"]), create_run(tmp_path, name, texts["other"])
+    create_run(tmp_path, name, texts["base"])  # died before it had a state
     create_run(tmp_path, "a-b", texts["base"]).state_path(1).write_bytes(b"")
     first.state_path(1).write_bytes(b"")
     second.state_path(1).write_bytes(b"")
-    found = find_run(tmp_path, "a", texts["base"], said.append)
+    found = find_run(tmp_path, name, texts["base"], said.append)
     assert found is not None
     assert found.path == first.path
     assert said == [f"{second.path} has another recipe (lr), so this is no part of it."]

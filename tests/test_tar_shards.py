@@ -28,7 +28,9 @@ from vidssl.data.decode import VideoFacts
 from vidssl.data.images import read_image
 from vidssl.data.loader import Loader, Stream
 from vidssl.data.manifest import Entry
+from vidssl.data.origins import shared_videos, videos_of
 from vidssl.data.shard_index import INDEX, Member, Shard, write_index
+from vidssl.data.sources import VideoFolder
 from vidssl.data.tar_shards import TarShards
 from vidssl.data.views import SingleClip
 from vidssl.errors import UsageError
@@ -89,6 +91,9 @@ def test_every_sample_comes_out_as_it_was_packed(keys, videos: Path, caplog) -> 
             assert shown(source, key, [LENGTHS[key] - 1, 3, 3]) == [LENGTHS[key] - 1, 3, 3]
     assert torch.equal(source.read(2, [0, 0])[1], read_image(videos / "walk/5.png", "")[0])
     assert num_listed(source) == 7
+    same = shared_videos(videos_of(source), videos_of(VideoFolder(root=str(videos))))
+    assert (len(same.keys), same.unknown) == (5, 0)
+    assert len(shared_videos(videos_of(VideoFolder(root=str(videos))), videos_of(source)).keys) == 5
     (line,) = caplog.text.splitlines()
     assert "1 of 7 samples are left out (most of all: a text file, not a video" in line
 

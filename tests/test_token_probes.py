@@ -27,7 +27,11 @@ STORE = "{type: token_store, root: store}"
 
 
 def probe(source: str, views: str) -> str:
-    return f"data.probe={{train: {source}, test: {source}, views: {views}}}"
+    return f"data.probe={{train: {source}, test: {held_out(source)}, views: {views}}}"
+
+
+def held_out(source: str) -> str:
+    return source.replace("root: videos", "root: held").replace("root: store", "root: held_store")
 
 
 PIXELS = probe(VIDEOS, VIEWS % "")
@@ -117,7 +121,11 @@ def test_knn_in_the_course_of_a_run_and_after_it_needs_no_pixels_and_no_tokenize
     weights.rename("elsewhere")
     try:
         assert main(["eval", str(stored), "--protocol", "knn", "evaluator.k=2"]) == 0
-        change = [f"data.train={STORE}", f"data.test={STORE}", "data.views.type=stored_uniform_clips"]
+        change = [
+            f"data.train={STORE}",
+            f"data.test={held_out(STORE)}",
+            "data.views.type=stored_uniform_clips",
+        ]
         assert main(["eval", str(pixels), "--protocol", "knn", "evaluator.k=2", *change]) == 0
     finally:
         Path("elsewhere").rename(weights)
@@ -156,6 +164,11 @@ def test_a_store_that_lacks_what_test_views_want_is_refused_in_eval_and_in_train
         assert says in capsys.readouterr().err
     other = (STORED, "tokenizer=other", "run.knn_every_steps=1")
     assert "was made with another tokenizer" in message(lambda: run("other", *other))
+    same = f"data.probe={{train: {VIDEOS}, test: {VIDEOS}, views: {VIEWS % ''}}}"
+    assert (
+        "data.probe.test: 5 of 5 test videos (a/0.mp4, a/1.mp4, a/2.mp4 and 2 more) are in train"
+        in message(lambda: run("same", same, "run.knn_every_steps=1"))
+    )
 
 
 def test_finetuning_is_tested_on_stored_ids_or_refused_before_it_trains(
@@ -171,7 +184,7 @@ def test_finetuning_is_tested_on_stored_ids_or_refused_before_it_trains(
         "augment=null", "schedule={type: cosine, steps: 1}",
     ]  # fmt: skip
     stored = (VIEWS % "").replace("uniform", "stored_uniform")
-    data = [f"data.train={STORE}", f"data.test={STORE}"]
+    data = [f"data.train={STORE}", f"data.test={held_out(STORE)}"]
     assert main([*words, *data, f"views={VIEWS % ''}"]) == 2
     assert "'uniform_clips' cuts pixels, and the source holds ids" in capsys.readouterr().err
     assert main([*words, *data, f"views={stored}".replace("10.0", "5.0")]) == 2

@@ -1,12 +1,15 @@
 """Metrics in the logs of others."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vidssl.engine.trackers import check_trackers, open_trackers
 from vidssl.errors import UsageError
+from vidssl.run_spec import RunSpec
+from vidssl.scoring.request import eval_words
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -68,3 +71,8 @@ def test_wandb_keeps_one_run_over_a_run_that_goes_on(tmp_path: Path, monkeypatch
         track({"step": 10, "seconds": 1.0, "loss": 2.0})
     assert (tmp_path / "wandb_id").read_text() == first
     assert len(list((tmp_path / "wandb").glob("offline-run-*"))) == 2
+
+
+def test_a_run_with_trackers_can_be_evaluated() -> None:
+    run = RunSpec(trackers=("tensorboard",), workers=2)
+    assert eval_words(["run.workers=0"]).changed(run) == replace(run, workers=0)

@@ -22,6 +22,7 @@ from vidssl.tokenizing import tokenize
 from vidssl.tokenizing.request import TokenizeRequest
 
 LENGTHS = {"a/0.mp4": 60, "a/1.mp4": 45, "a/2.mp4": 70, "b/0.mp4": 50, "b/1.mp4": 6}
+HELD = {"a/8.mp4": 40, "b/9.mp4": 30}  # to test on
 FPS = 10.0
 RECIPE = """\
 name: toy
@@ -63,10 +64,13 @@ def token_world(base: Path) -> Path:
     make_tokenizer(folder / "tokenizers", "other", 1)
     for key, length in LENGTHS.items():
         write_clip(folder / "videos" / key, length, noise=120)
+    for key, length in HELD.items():
+        write_clip(folder / "held" / key, length, noise=120)
     (folder / "toy.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         fill("store")
+        fill("held_store", "data.video.source.root=held")
         fill("three", crops=("top", "middle", "far"))
         fill("twelve", resize=(1.0, 1.25), crops=CROPS, flips=(False, True))
     return folder

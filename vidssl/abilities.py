@@ -114,6 +114,36 @@ def num_listed(source: Sized) -> int:
     return source.num_listed() if isinstance(source, KnowsMissing) else len(source)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """The video file behind a sample, by which samples of two sources are recognised as one video.
+
+    Attributes:
+        file: its resolved path or its address; a name within ``store`` where no file can be looked at.
+        version: changes when what the sample is read from changes: size and modification time, or a checksum.
+        bytes: size of the file, -1 where that is not known. Files of one size are compared by content.
+        sha256: of its content, in hexadecimal; empty where nothing has recorded it.
+        store: what holds a sample whose file cannot be looked at; empty for others. It can be compared with
+            samples of the same store alone.
+        segment: start and end in seconds of what belongs to the sample; None for the whole file.
+    """
+
+    file: str
+    version: str = ""
+    bytes: int = -1
+    sha256: str = ""
+    store: str = ""
+    segment: tuple[float, float] | None = None
+
+
+class KnowsOrigins(ABC):
+    """A data source that knows which video file each sample was made of."""
+
+    @abstractmethod
+    def origin(self, index: int) -> Origin:
+        """The file behind a sample. Nothing is decoded, and a missing file is no error."""
+
+
 class EpochOrder(Protocol):
     """The number of the sample that is read at each place of an epoch."""
 

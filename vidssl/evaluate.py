@@ -1,5 +1,6 @@
 """From a run and a protocol to scores."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from vidssl import build
 from vidssl.components import TOKENIZER, constructor_of
+from vidssl.data.origins import videos_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.display import shown_messages, terminal
 from vidssl.engine.distributed import World, processes, told_once_a_machine
@@ -38,6 +40,7 @@ from vidssl.scoring.foreign import (
 from vidssl.scoring.report import report, tell_classes
 from vidssl.scoring.request import EvalWords, eval_words
 from vidssl.scoring.scores import probe
+from vidssl.scoring.seen import check_seen
 from vidssl.scoring.subject import Subject, spec_of, subject_of
 from vidssl.scoring.trained import recipe_of, trained_backbone
 
@@ -122,18 +125,36 @@ def score_subject(
         subject.spec, subject.networks, folder=subject.folder / "features", console=console, world=world
     )
     make_folder(subject.scores)
+    notes = [_seen(subject, protocol, store, world) for protocol in protocols]
     store.encode_patches(each for each in protocols if isinstance(each, Protocol))
-    for protocol in protocols:
+    for protocol, said in zip(protocols, notes, strict=True):
         if isinstance(protocol, FinetuneProtocol):
-            if not finetune_run(subject, protocol, console):
+            if not finetune_run(subject, protocol, console, said):
                 return STOPPED
             continue
         features = store.tables(protocol)
-        world.from_first(partial(_scored, subject, protocol, features, console))
+        world.from_first(partial(_scored, subject, protocol, features, said, console))
     return 0
 
 
-def _scored(subject: Subject, protocol: Protocol, features: Tables, console: Console) -> str:
+def _seen(
+    subject: Subject, protocol: Protocol | FinetuneProtocol, store: FeatureStore, world: World
+) -> list[str]:
+    """Notes on test videos that were learned from before; the first process compares."""
+    assert protocol.data is not None, "refused without labelled videos"
+    sources = [store.source(part) for part in (protocol.data.train, protocol.data.test)]
+
+    def compare() -> str:
+        train, test = map(videos_of, sources)
+        return json.dumps(check_seen(train, test, subject.pretraining, protocol.overlap))
+
+    notes: list[str] = json.loads(world.from_first(compare))
+    return notes
+
+
+def _scored(
+    subject: Subject, protocol: Protocol, features: Tables, notes: Sequence[str], console: Console
+) -> str:
     """Fits the probes and reports; an empty text for the other processes."""
     evaluator = build.evaluator(protocol.evaluator)
     tell_classes(*next(iter(features.values())), console)
@@ -144,11 +165,12 @@ def _scored(subject: Subject, protocol: Protocol, features: Tables, console: Con
             average=protocol.average,
             seed=subject.spec.seed,
             few_labels=protocol.few_labels,
+            overlap=protocol.overlap,
         )
         for name, tables in features.items()
     }
     videos = dict(zip(("train", "test"), next(iter(features.values())), strict=True))
-    report(subject, protocol, scores, videos, console)
+    report(subject, protocol, scores, videos, console, notes=notes)
     return ""
 
 

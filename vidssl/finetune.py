@@ -1,6 +1,6 @@
 """Finetuning: the encoder of a run and a linear layer learn from labelled videos, and are then measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +58,15 @@ class FinetuningStopped(Exception):
     """Finetuning was asked to stop before its last step; the message says where it lies."""
 
 
-def finetune_run(subject: Subject, protocol: FinetuneProtocol, console: Console) -> bool:
+def finetune_run(
+    subject: Subject, protocol: FinetuneProtocol, console: Console, notes: Sequence[str] = ()
+) -> bool:
     """Finetune a network, print a table of scores and keep them where its scores go.
 
     Several processes train and measure together. Runs are made in the folder ``finetune`` of its folder.
+
+    Args:
+        notes: what is to be said below the table of test videos that were learned from before.
 
     Returns:
         Whether it came to its end; False after Ctrl-C or SIGTERM, which it says.
@@ -76,7 +81,9 @@ def finetune_run(subject: Subject, protocol: FinetuneProtocol, console: Console)
         return False
 
     def tell() -> str:
-        report(subject, protocol, found.scores, {"train": found.train, "test": found.test}, console)
+        report(
+            subject, protocol, found.scores, {"train": found.train, "test": found.test}, console, notes=notes
+        )
         return ""
 
     here().from_first(tell)

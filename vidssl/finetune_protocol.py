@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, replace
 from vidssl.few_labels import FewLabels
 from vidssl.protocol import (
     FrameOrder,
+    OverlapRule,
     Protocol,
     ViewAverage,
     protocol_tree,
     read_data,
     read_few_labels,
     read_frames,
+    read_overlap,
     read_protocol,
 )
 from vidssl.recipe import Recipe
@@ -41,6 +43,7 @@ _OPTIONAL = (
     "compare_untrained",
     "data",
     "few_labels",
+    "overlap",
 )
 
 
@@ -64,6 +67,7 @@ class FinetuneProtocol:
         compare_untrained: whether the network is also trained from its first, random weights.
         data: the videos; None where neither the protocol nor the recipe names any.
         few_labels: how many of the labelled videos are learned from; None for all.
+        overlap: whether test videos that are learned from are an error, or allowed and stated.
     """
 
     name: str
@@ -84,6 +88,7 @@ class FinetuneProtocol:
     compare_untrained: bool
     data: ProbeSpec | None
     few_labels: FewLabels | None
+    overlap: OverlapRule
     node: Node = field(repr=False)
 
 
@@ -137,6 +142,7 @@ def read_finetune_protocol(node: Node) -> FinetuneProtocol:
         compare_untrained=_flag(sections, "compare_untrained"),
         data=read_data(sections),
         few_labels=read_few_labels(sections),
+        overlap=read_overlap(sections),
         node=replace(node, value=sections),
     )
 

@@ -3,6 +3,7 @@
 from torch import nn
 
 from vidssl import build
+from vidssl.data.origins import shared_videos, videos_of
 from vidssl.data.views_stored import StoredViews
 from vidssl.engine.devices import pick_device, use_bfloat16
 from vidssl.evaluators import KNN
@@ -24,7 +25,7 @@ class KnnMonitor:
         encoder: of the objective under training.
 
     Raises:
-        UsageError: if the recipe's probe data cannot be opened.
+        UsageError: if the recipe's probe data cannot be opened, or train and test have videos in common.
     """
 
     def __init__(self, recipe: Recipe, encoder: Backbone) -> None:
@@ -35,6 +36,9 @@ class KnnMonitor:
         self._views = build.views(data.views)
         for part, source in ((data.train, self._train), (data.test, self._test)):
             check_stored(recipe.tokenizer, part, data.views, source, self._views)
+        both = shared_videos(videos_of(self._train), videos_of(self._test))
+        if both.keys:
+            raise data.test.node.error(both.refusal(way_out=""))
         makes_ids = encoder.input_kind == "tokens" and not isinstance(self._views, StoredViews)
         self._tokenizer = build.tokenizer(recipe.tokenizer) if makes_ids and recipe.tokenizer else None
         self._device = pick_device(recipe.run.device)

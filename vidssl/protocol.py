@@ -23,6 +23,7 @@ Layers = Literal["last", "all", "patches"]
 ViewAverage = Literal["scores", "probabilities"]
 Average = Literal["features", ViewAverage]
 FrameOrder = Literal["normal", "single", "shuffled", "reversed"]
+OverlapRule = Literal["error", "allow"]
 PatchType = Literal["float16", "bfloat16"]
 _BELOW = ("run.device", "run.precision", "run.workers")  # of the evaluation, not of the protocol
 _OPTIONAL = (
@@ -35,6 +36,7 @@ _OPTIONAL = (
     "data",
     "patches",
     "few_labels",
+    "overlap",
 )
 
 
@@ -55,6 +57,7 @@ class Protocol:
             protocol where it has some.
         patches: how patch tokens are kept; None for the default, float16, or where the evaluator reads none.
         few_labels: how many of the labelled videos are learned from; None for all.
+        overlap: whether test videos that are learned from are an error, or allowed and stated.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Protocol:
     data: ProbeSpec | None
     patches: PatchType | None
     few_labels: FewLabels | None
+    overlap: OverlapRule
     node: Node = field(repr=False)
 
 
@@ -130,6 +134,7 @@ def read_protocol(node: Node) -> Protocol:
         data=read_data(sections),
         patches=_patches(sections),
         few_labels=read_few_labels(sections),
+        overlap=read_overlap(sections),
         node=replace(node, value=sections),
     )
 
@@ -164,6 +169,15 @@ def _patches(sections: Mapping[str, Node]) -> PatchType | None:
     if "patches" not in sections:
         return None
     return "bfloat16" if convert(sections["patches"], PatchType) == "bfloat16" else "float16"
+
+
+def read_overlap(sections: Mapping[str, Node]) -> OverlapRule:
+    """Whether test videos may be learned from.
+
+    Raises:
+        UsageError: for another value than "error" and "allow".
+    """
+    return cast(OverlapRule, convert(sections["overlap"], OverlapRule)) if "overlap" in sections else "error"
 
 
 def read_few_labels(sections: Mapping[str, Node]) -> FewLabels | None:

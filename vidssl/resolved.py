@@ -72,6 +72,8 @@ def protocol_text(protocol: Protocol | FinetuneProtocol) -> str:
         tree["patches"] = patches
     if protocol.few_labels is not None:
         tree["few_labels"] = given_keys(protocol.few_labels)
+    if protocol.overlap == "allow":
+        tree["overlap"] = protocol.overlap
     if protocol.views is not None and protocol.data is None:
         tree["views"] = resolved_part(protocol.views, VIEW_SAMPLER)
     if protocol.train_views is not None:
@@ -112,6 +114,8 @@ def _resolved_finetune(protocol: FinetuneProtocol) -> dict[str, object]:
     tree |= {"test_batch_size": protocol.test_batch_size, "compare_untrained": protocol.compare_untrained}
     if protocol.few_labels is not None:
         tree["few_labels"] = given_keys(protocol.few_labels)
+    if protocol.overlap == "allow":
+        tree["overlap"] = protocol.overlap
     if protocol.data is not None:
         tree["data"] = _resolved_probe(protocol.data)
     return tree

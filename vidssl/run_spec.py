@@ -37,6 +37,7 @@ class RunSpec:
         max_skipped_steps: of steps in a row whose loss or gradient is no number; none of them is taken, and
             with the last of so many the run stops and leaves a capture.
         trackers: where metrics go besides ``metrics.jsonl``; their packages are the extras of these names.
+        on_changed_data: whether a run resumes on a list of videos that is not the one that it began with.
         on_collapse: whether a sign of collapse, a metric that has left its band, stops the run.
         resume: "auto" goes on with the newest run of this name and recipe where there is one, so that a
             scheduler can repeat one command.
@@ -61,6 +62,7 @@ class RunSpec:
     keep_every_steps: int | None = None
     max_skipped_steps: int = 10
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    on_changed_data: Literal["stop", "resume"] = "stop"
     on_collapse: Literal["warn", "stop"] = "warn"
     resume: Literal["never", "auto"] = "never"
 

@@ -224,8 +224,18 @@ def _conclude(result: TrainResult, objective: Objective, seconds: float, console
         ]
     lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]
     if result.test_metrics:
-        lines += ["On test videos, never trained on: " + objective.describe(result.test_metrics)]
+        lines += [f"{_on_test(result)}: {objective.describe(result.test_metrics)}"]
     if isinstance(objective.encoder(), Backbone):
         lines += [f"Next: vidssl eval {result.folder} --protocol linear"]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _on_test(result: TrainResult) -> str:
+    """Which videos the objective's metrics were measured on."""
+    found = result.test_overlap
+    if found.keys:
+        return f"On {found.total} test videos, of which {len(found.keys)} were trained on"
+    if found.unknown:
+        return "On test videos, of which it is not known whether they were trained on"
+    return "On test videos, never trained on"

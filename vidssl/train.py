@@ -2,9 +2,9 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from vidssl.abilities import ComparesVideos, Watched
 from vidssl.build_checks import check_repeats, check_whole
 from vidssl.data.loader import Loader, Stream, numbered_alike, slices
+from vidssl.data.origins import Overlap, Video, changes, read_videos, shared_videos, videos_of, write_videos
 from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.collapse import CollapseWatch
@@ -44,6 +45,7 @@ from vidssl.recipe import RunSpec
 
 Monitor = Callable[[], Mapping[str, float]]
 
+TRAIN = "source"  # last word of the keys of what is trained on
 _PRECISIONS = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -60,6 +62,7 @@ class TrainResult:
         skipped: those of ``steps`` that were not taken, as their loss or gradient was not finite.
         skipped_last: of these, the last ones of the run; its weights have given no finite loss then.
         test_metrics: the objective's metrics on held-out streams, empty if there were none.
+        test_overlap: which of the held-out videos are trained on.
     """
 
     folder: Path
@@ -70,6 +73,7 @@ class TrainResult:
     test_metrics: Mapping[str, float]
     skipped: int = 0
     skipped_last: int = 0
+    test_overlap: Overlap = field(default_factory=Overlap)
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,9 @@ def train(
     plan = _plan(schedule, streams)
     folder = RunFolder(Path(world.from_first(lambda: _folder(run, name, recipe_text, resume))))
     say(f"Run folder: {folder.path}")
+    videos = _listed(streams, test_streams) if world.first else {}
     with sole_process(folder.path, say) if world.first else nullcontext():
+        world.from_first(lambda: _note_videos(folder, videos, run, say, resumes=resume is not None))
         start = Restored(0, 0.0)
         if resume is not None:
             start = restore(folder, moving, say=say, world=world)
@@ -188,7 +194,55 @@ def train(
                 run, world, stepper, streams, plan, folder, test_streams, recipe_text, stop_after, monitor,
                 track,
             )  # fmt: skip
-            return _descend(moving, fixed, start, loader, display, stop)
+            result = _descend(moving, fixed, start, loader, display, stop)
+    return replace(result, test_overlap=_test_overlap(videos))
+
+
+def _listed(
+    streams: Mapping[str, Stream], test_streams: Mapping[str, Stream]
+) -> dict[str, tuple[Video, ...]]:
+    """The key of each source in a recipe -> its videos."""
+    train = {f"data.{name}.{TRAIN}": videos_of(stream.source) for name, stream in streams.items()}
+    return train | {f"data.{name}.test_source": videos_of(each.source) for name, each in test_streams.items()}
+
+
+def _test_overlap(videos: Mapping[str, Sequence[Video]]) -> Overlap:
+    parts: dict[bool, list[Video]] = {True: [], False: []}
+    for name, part in videos.items():
+        parts[name.endswith(f".{TRAIN}")] += part
+    return shared_videos(parts[True], parts[False])
+
+
+def _note_videos(
+    folder: RunFolder,
+    videos: Mapping[str, Sequence[Video]],
+    run: RunSpec,
+    say: Callable[[str], None],
+    *,
+    resumes: bool,
+) -> str:
+    """Keeps the lists of videos in a run's folder; of one that resumes, holds them against those of before.
+
+    Raises:
+        UsageError: if they have changed and ``run.on_changed_data`` does not allow that.
+    """
+    if resumes and not folder.videos.is_file():
+        return ""  # begun by an earlier version
+    if resumes:
+        changed = changes(read_videos(folder.videos), videos)
+        if not changed:
+            return ""
+        said = f"{folder.path}: the videos are not those that the run began with: {changed}"
+        if run.on_changed_data == "stop":
+            raise UsageError(
+                f"{said}. Put them back; or resume on the videos as they are, with other batches than an "
+                "uninterrupted run, by run.on_changed_data=resume"
+            )
+        say(f"{said}. It resumes with other batches than an uninterrupted run (run.on_changed_data=resume).")
+        number = len(folder.video_lists())
+        folder.videos.rename(folder.path / f"videos-{number}.json.gz")
+    write_videos(folder.videos, videos)
+    return ""
 
 
 def _check_arguments(

@@ -16,7 +16,7 @@ from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
 from vidssl.engine.display import terminal
 from vidssl.errors import UsageError, printable
 from vidssl.published import load_published
-from vidssl.scoring.score_file import ScoreFile, find_scores
+from vidssl.scoring.score_file import CONTENT, ScoreFile, find_scores
 
 Output = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (
@@ -126,7 +126,7 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
     """Scores stand in one column only if protocol and videos were the same."""
     first = files[0]
     for other in files[1:]:
-        keys = [key for key in {**first.card, **other.card} if first.card.get(key) != other.card.get(key)]
+        keys = [key for key in {**first.card, **other.card} if _differs(key, first.card, other.card)]
         if keys:
             said = "; ".join(
                 f"{key} is {_shown(first.card.get(key))} and {_shown(other.card.get(key))}" for key in keys
@@ -136,6 +136,13 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
                 "Score one anew on the data of the other: vidssl eval RUN data=OTHER_RUN "
                 f"--protocol {first.name}"
             )
+
+
+def _differs(key: str, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Checksums of the videos are held against each other where both have them."""
+    if key.rpartition(".")[2] == CONTENT and not (key in one and key in other):
+        return False
+    return one.get(key) != other.get(key)
 
 
 def _shown(value: object) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vidssl.abilities import KnowsMissing
+from vidssl.abilities import KnowsMissing, KnowsOrigins, Origin
 from vidssl.class_numbers import ordered_classes
 from vidssl.data.images import read_image
 from vidssl.data.listing import (
@@ -26,6 +26,7 @@ from vidssl.data.listing import (
 )
 from vidssl.data.official.listed import DataSet, check_missing_share, tell_found
 from vidssl.data.official.tables import read_text
+from vidssl.data.origins import image_origin
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
 FRAMES = DataSet(
@@ -47,7 +48,7 @@ class _Video:
     problem: str = ""
 
 
-class FrameFolders(DataSource, KnowsMissing):
+class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
     """Videos that are folders of numbered images, such as img_00001.jpg.
 
     A video's key is its folder below the root. Without a ``list`` the folders above the videos are their
@@ -113,6 +114,9 @@ class FrameFolders(DataSource, KnowsMissing):
 
     def info(self, index: int) -> SampleInfo:
         return SampleInfo(self.key(index), len(self._frames(index)), self._fps, self.labels(index))
+
+    def origin(self, index: int) -> Origin:
+        return image_origin(self._root / self._files[index].path)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         key, names = self.key(index), self._frames(index)

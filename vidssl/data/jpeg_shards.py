@@ -14,6 +14,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -23,11 +24,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from vidssl.abilities import KnowsGroups
+from vidssl.abilities import KnowsGroups, KnowsOrigins, Origin
 from vidssl.data.decode import part_of, seconds_of
 from vidssl.data.listing import Listed, Listing, Part, named_listing, select
 from vidssl.data.lists import listed_part
 from vidssl.data.manifest import unpacked
+from vidssl.data.origins import derived_origin
 from vidssl.data.segments import parse_segments
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
@@ -99,7 +101,7 @@ def _pread(descriptor: int, length: int, offset: int) -> bytes:
     return found
 
 
-class JpegShards(DataSource, KnowsGroups):
+class JpegShards(DataSource, KnowsGroups, KnowsOrigins):
     """Videos as ``vidssl data prepare --jpeg-shards`` wrote them, with the keys and labels that they had.
 
     Args:
@@ -152,6 +154,13 @@ class JpegShards(DataSource, KnowsGroups):
         own, row = self._frames(file), self._rows[file.path]
         times = seconds_of(*_times(row))
         return SampleInfo(file.key, len(own), row["fps"], file.labels, part_of(times, own))
+
+    def origin(self, index: int) -> Origin:
+        file = self._files[index]
+        row = self._rows[file.path]
+        made = self._root / row["shard"]
+        origin = derived_origin(row.get("origin", {}), store=self._root, key=file.path, made=made)
+        return replace(origin, segment=None if file.segment is None else file.segment.seconds)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         key = self._files[index].key

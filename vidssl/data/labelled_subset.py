@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from vidssl.abilities import KnowsOrigins, Origin
 from vidssl.data.groups import groups_of
+from vidssl.data.origins import video_of
 from vidssl.data.token_source import TokenStore
 from vidssl.errors import UsageError
 from vidssl.few_labels import Subset, drawn
 from vidssl.interfaces import DataSource, SampleInfo
 
 
-class LabelledSubset(DataSource):
+class LabelledSubset(DataSource, KnowsOrigins):
     """The videos of a source that a draw names, in the source's order.
 
     Raises:
@@ -50,6 +52,9 @@ class LabelledSubset(DataSource):
 
     def labels(self, index: int) -> Mapping[str, int]:
         return self._source.labels(self._numbers[index])
+
+    def origin(self, index: int) -> Origin:
+        return video_of(self._source, self._numbers[index]).origin
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         return self._source.read(self._numbers[index], frames)

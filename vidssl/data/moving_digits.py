@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -24,8 +24,12 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vidssl.abilities import KnowsOrigins, Origin
+from vidssl.data.contents import Content
 from vidssl.data.decode import read_frames
+from vidssl.data.diagnose import why_not_a_file
 from vidssl.data.digits_world import LABEL_NAMES, World, labels, render
+from vidssl.data.origins import origin_of
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
@@ -33,14 +37,17 @@ _log = logging.getLogger(__name__)
 
 _FPS = 8
 _MANIFEST = "manifest.csv"
+_CHECKSUMS = "sha256.txt"  # as sha256sum writes and reads them
 _SAY_EVERY_SECONDS = 5.0
 _BYTES_A_FRAME = 1000  # of 64x64 pixels, rounded up; what the disk must have room for
 # crisp, and still small: 41 dB and 5 kB (H.264), 38 dB and 4 kB (MPEG-4) for 8 frames of 48x48; the rest is
 # lost to the halved colour resolution of yuv420p, which users' files have too
 _QUALITY = {"libx264": {"crf": "10", "preset": "veryfast"}, "mpeg4": {"qmin": "2", "qmax": "2"}}
+# with B-frames libx264 writes other bytes each time, decoded up to 7 of 255 apart, even on one thread
+_ENCODING = {"threads": 1, "max_b_frames": 0}
 
 
-class MovingDigits(DataSource):
+class MovingDigits(DataSource, KnowsOrigins):
     """Short videos of a digit that moves over a photograph, with every factor known as a label.
 
     Labels: digit, texture, direction, speed and profile, see ``vidssl.data.digits_world``. The videos are
@@ -95,6 +102,7 @@ class MovingDigits(DataSource):
         )
         self._folder = prepare(world, seed=seed, split=split, num_videos=num_videos)
         self._rows = _read_manifest(self._folder)[:limit]
+        self._checksums = _read_checksums(self._folder)
         self._split = split
         self._num_frames = num_frames
         self.label_classes = {
@@ -114,10 +122,24 @@ class MovingDigits(DataSource):
         return SampleInfo(self.key(index), self._num_frames, float(_FPS), self.labels(index))
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        path = self._folder / self._rows[index][0]
         try:
-            return read_frames(self._folder / self._rows[index][0], frames)
+            content = path.read_bytes()
+        except OSError:
+            raise UnreadableSample(self.key(index), why_not_a_file(path)) from None
+        if hashlib.sha256(content).hexdigest() != self._checksums[path.name]:
+            raise UnreadableSample(
+                self.key(index), f"it is not what was written; remove {self._folder}, which is then made anew"
+            )
+        try:
+            return read_frames(Content(str(path), content), frames)
         except UnreadableSample as error:
             raise UnreadableSample(self.key(index), error.reason) from error
+
+    def origin(self, index: int) -> Origin:
+        path = self._folder / self._rows[index][0]
+        checksum = self._checksums[path.name]
+        return replace(origin_of(path), version=checksum, sha256=checksum)
 
 
 def prepare(world: World, *, seed: int, split: str, num_videos: int) -> Path:
@@ -139,6 +161,7 @@ def prepare(world: World, *, seed: int, split: str, num_videos: int) -> Path:
         "first_clip": hashlib.sha256(render(world, seed=seed, split=split, index=0).tobytes()).hexdigest(),
         "codec": codec,
         "quality": _QUALITY[codec],
+        "encoding": _ENCODING,
     }
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_folder() / "moving_digits" / f"{split}-{num_videos}-{digest}"
@@ -192,17 +215,20 @@ def _write(folder: Path, world: World, codec: str, *, seed: int, split: str, num
     unfinished = folder.with_suffix(".unfinished")
     unfinished.mkdir(exist_ok=True)
     _log.info("Writing %d moving digits videos (%s) to %s, once", num_videos, split, folder)
-    said, total_bytes = time.monotonic(), 0
+    said, total_bytes, checksums = time.monotonic(), 0, list[str]()
     for index in range(num_videos):
         path = unfinished / f"{index:06d}.mp4"
         if not path.is_file():
             pending = path.with_suffix(".pending")
             pending.write_bytes(encode(render(world, seed=seed, split=split, index=index), codec))
             pending.rename(path)  # a video that has its name is whole
-        total_bytes += path.stat().st_size
+        content = path.read_bytes()
+        checksums.append(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+        total_bytes += len(content)
         if time.monotonic() - said > _SAY_EVERY_SECONDS:
             said = time.monotonic()
             _log.info("  %d of %d videos written", index + 1, num_videos)
+    (unfinished / _CHECKSUMS).write_text("".join(checksums))
     with (unfinished / _MANIFEST).open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", *LABEL_NAMES])
@@ -218,6 +244,12 @@ def _read_manifest(folder: Path) -> list[tuple[str, dict[str, int]]]:
         return [(row["path"], {name: int(row[name]) for name in LABEL_NAMES}) for row in csv.DictReader(file)]
 
 
+def _read_checksums(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what was written."""
+    lines = (folder / _CHECKSUMS).read_text().splitlines()
+    return {name: checksum for checksum, name in (line.split("  ") for line in lines)}
+
+
 def _codec() -> str:
     """The encoder at hand: FFmpeg may be built without H.264."""
     return "libx264" if "libx264" in av.codecs_available else "mpeg4"
@@ -231,7 +263,8 @@ def encode(frames: NDArray[np.uint8], codec: str) -> bytes:
         assert isinstance(stream, VideoStream), "both are video codecs"
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_count = _ENCODING["threads"]
+        stream.codec_context.max_b_frames = _ENCODING["max_b_frames"]
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p", threads=1)
             container.mux(stream.encode(picture))

@@ -44,6 +44,11 @@ class Segment:
     end: float
     trimmed: Literal["no", "yes", "unclear"] = "no"
 
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Start and end."""
+        return self.start, self.end
+
     def overlaps(self, other: Segment) -> bool:
         """Whether the two have time in common."""
         return self.start < other.end and other.start < self.end

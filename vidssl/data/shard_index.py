@@ -217,8 +217,13 @@ class ShardIndex:
             raise UsageError(f"{self.where}:{line}: a damaged line ({error}); {_REMEDY}") from error
 
     def key(self, number: int) -> str:
+        return self.key_and_checksum(number)[0]
+
+    def key_and_checksum(self, number: int) -> tuple[str, str]:
+        """A sample's key, and the SHA-256 of its content."""
         start, end = self._spans[number]
-        return str(_without_facts(self._text[start:end])["key"])
+        row = _without_facts(self._text[start:end])
+        return str(row["key"]), str(row["sha256"])
 
     def number(self, key: str) -> int | None:
         """Which sample has this key; None if there is none."""

@@ -7,17 +7,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vidssl.abilities import KnowsGroups, KnowsMissing
+from vidssl.abilities import KnowsGroups, KnowsMissing, KnowsOrigins, Origin
 from vidssl.data.decoders import DecoderName
 from vidssl.data.images import read_image
 from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Part, list_folder, select
 from vidssl.data.lists import listed_part
+from vidssl.data.origins import image_origin
 from vidssl.data.videos import Short, Videos
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo
 
 
-class VideoFolder(DataSource, KnowsMissing):
+class VideoFolder(DataSource, KnowsMissing, KnowsOrigins):
     """Videos in a folder for each class; a folder without folders holds unlabelled videos.
 
     The label is called "class". A video's key is its path below the root.
@@ -78,11 +79,14 @@ class VideoFolder(DataSource, KnowsMissing):
     def info(self, index: int) -> SampleInfo:
         return self._videos.info(index)
 
+    def origin(self, index: int) -> Origin:
+        return self._videos.origin(index)
+
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         return self._videos.read(index, frames)
 
 
-class VideoList(DataSource, KnowsMissing, KnowsGroups):
+class VideoList(DataSource, KnowsMissing, KnowsGroups, KnowsOrigins):
     """Videos named in a text or CSV list: on each line a path below the root, then its labels.
 
     A CSV list may have a header, whose columns after the first name the labels; a single label without a
@@ -159,11 +163,14 @@ class VideoList(DataSource, KnowsMissing, KnowsGroups):
     def info(self, index: int) -> SampleInfo:
         return self._videos.info(index)
 
+    def origin(self, index: int) -> Origin:
+        return self._videos.origin(index)
+
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         return self._videos.read(index, frames)
 
 
-class ImageFolder(DataSource):
+class ImageFolder(DataSource, KnowsOrigins):
     """Images in a folder for each class, as ImageNet lies; a folder without folders has no labels.
 
     An image is a video of one frame. The label is called "class"; a key is a path below the root.
@@ -195,6 +202,9 @@ class ImageFolder(DataSource):
 
     def info(self, index: int) -> SampleInfo:
         return SampleInfo(self._files[index].key, 1, 0.0, self._files[index].labels)
+
+    def origin(self, index: int) -> Origin:
+        return image_origin(self._root / self._files[index].path)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         if set(frames) != {0}:

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidssl.abilities import EpochOrder, KnowsGroups, KnowsMissing, OrdersEpochs
+from vidssl.abilities import EpochOrder, KnowsGroups, KnowsMissing, KnowsOrigins, OrdersEpochs, Origin
 from vidssl.data.addresses import Address, file_address
 from vidssl.data.contents import Content
 from vidssl.data.decode import VideoFacts, part_of
@@ -40,7 +40,7 @@ from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 _log = logging.getLogger(__name__)
 
 
-class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs):
+class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigins):
     """What ``vidssl data shard`` packed, or ``vidssl data index`` looked through.
 
     Keys are those of the files that were packed, so lists that go with them go with the shards.
@@ -129,6 +129,20 @@ class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs):
         _, facts, own = self._look(index)
         length, times = self._short.length(len(own)), self._short.times(part_of(facts.uneven_times, own))
         return SampleInfo(self.key(index), length, facts.fps, self.labels(index), times)
+
+    def origin(self, index: int) -> Origin:
+        key, checksum = self._index.key_and_checksum(number := int(self._numbers[index]))
+        local = self._address.local
+        store = str(self._address if local is None else local.resolve())
+        segment = self._segment(index)
+        return Origin(
+            file=f"{store}: {key}",
+            version=checksum,
+            bytes=int(self._index.length[number]),
+            sha256=checksum,
+            store=store,
+            segment=None if segment is None else segment.seconds,
+        )
 
     def epoch_order(self, seed: int, batch_size: int) -> EpochOrder:
         if self._order == "samples":

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vidssl.engine.token_store import StoreReader, Transform
+from vidssl.abilities import KnowsOrigins, Origin
+from vidssl.data.origins import derived_origin
+from vidssl.engine.token_store import StoreReader, Transform, data_path
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
@@ -29,7 +31,7 @@ class Wanted:
     transforms: tuple[Transform, ...]
 
 
-class TokenStore(DataSource):
+class TokenStore(DataSource, KnowsOrigins):
     """Videos that ``vidssl tokenize`` turned into ids, read without decoding anything.
 
     Views of it are ``stored_clip_pair`` and ``stored_clip``, for tests ``stored_uniform_clips``. Keys, labels
@@ -65,6 +67,11 @@ class TokenStore(DataSource):
         if video.reason:
             raise UnreadableSample(video.key, video.reason)
         return SampleInfo(video.key, video.num_frames, video.fps, video.labels)
+
+    def origin(self, index: int) -> Origin:
+        video, folder = self._reader.videos[index], self._reader.folder
+        made = data_path(folder, index // self.stored.videos_per_shard)
+        return derived_origin(video.origin, store=folder, key=video.key, made=made)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         raise UsageError(

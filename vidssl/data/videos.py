@@ -14,11 +14,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vidssl.abilities import Origin
 from vidssl.data.decode import VideoFacts, part_of, probe
 from vidssl.data.decoders import DecoderName, PyAV, choose_decoder
 from vidssl.data.diagnose import why_not_a_file
 from vidssl.data.listing import Listed, Listing
 from vidssl.data.manifest import Entry, Manifest, why_changed
+from vidssl.data.origins import origin_of
 from vidssl.data.short import Short, ShortVideos
 from vidssl.errors import UsageError
 from vidssl.interfaces import SampleInfo, UnreadableSample
@@ -86,6 +88,15 @@ class Videos:
         own = _frames(file, facts)
         length, times = self._short.length(len(own)), self._short.times(part_of(facts.uneven_times, own))
         return SampleInfo(file.key, length, facts.fps, file.labels, times)
+
+    def origin(self, index: int) -> Origin:
+        """The file of a sample, with its checksum where a manifest has that."""
+        file = self.files[index]
+        segment = None if file.segment is None else file.segment.seconds
+        if self._manifest is None:
+            return origin_of(self._root / file.path, segment=segment)
+        entry = self._manifest.entry(file.path)
+        return origin_of(self._root / file.path, entry.sha256, entry.bytes, segment=segment)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         """Frames as a source reads them, uint8 [len(frames), 3, H, W]."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from vidssl.data.jpeg_shards import INDEX, KIND, VERSION, shard_name
 from vidssl.data.listing import Listing
 from vidssl.data.manifest import Entry, header
+from vidssl.data.origins import origin_of, recorded
 from vidssl.data_prepare.journal import Journal
 from vidssl.data_prepare.makers import Prepared
 from vidssl.engine.files import write_text
@@ -41,8 +42,11 @@ class Output(ABC):
         """Whether a result is still there whole."""
 
     @abstractmethod
-    def describe(self, listing: Listing, journal: Journal) -> Path:
+    def describe(self, listing: Listing, journal: Journal, root: Path) -> Path:
         """Writes the manifest or index of all results and returns its path.
+
+        Args:
+            root: folder of the originals.
 
         Raises:
             UsageError: if it cannot be written.
@@ -67,7 +71,7 @@ class Files(Output):
         except OSError:
             return False
 
-    def describe(self, listing: Listing, journal: Journal) -> Path:
+    def describe(self, listing: Listing, journal: Journal, root: Path) -> Path:
         whole = self.folder.absolute()
         manifest = whole.with_name(f"{whole.name}.manifest.jsonl")
         lines = [header(self.folder)]
@@ -131,7 +135,7 @@ class Shards(Output):
         except OSError:
             return False
 
-    def describe(self, listing: Listing, journal: Journal) -> Path:
+    def describe(self, listing: Listing, journal: Journal, root: Path) -> Path:
         head = {"kind": KIND, "version": VERSION, "label_classes": listing.label_classes}
         rows: list[Mapping[str, object]] = [head]
         segments = listing.segments()
@@ -139,7 +143,7 @@ class Shards(Output):
             done = journal.latest[file.path]
             row = {"key": file.path, "labels": file.labels, "reason": done.reason, "frames": done.frames}
             own = {"segments": segments[file.path]} if file.path in segments else {}
-            rows.append({**row, **own, **done.about})
+            rows.append({**row, **own, **done.about, "origin": recorded(origin_of(root / file.path))})
         write_text(self.folder / INDEX, "".join(json.dumps(row) + "\n" for row in rows))
         shutil.rmtree(self._work, ignore_errors=True)
         return self.folder / INDEX

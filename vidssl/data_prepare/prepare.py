@@ -82,7 +82,7 @@ def prepare_data(request: PrepareRequest, console: Console | None = None) -> int
         h264 = isinstance(request.form, H264)
         output: Output = Files(request.out) if h264 else Shards(request.out, journal)
         prediction = _Job(request, root, listing, journal, output, console).do_all(bad)
-        where = output.describe(operand.listing, journal)
+        where = output.describe(operand.listing, journal, root)
         rows = [journal.latest[file.path] for file in listing.files]
     report(rows, where, prediction, request.out, console, show_all=request.show_all)
     return FLAWED if any(row.reason for row in rows) else CLEAN

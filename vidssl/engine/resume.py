@@ -25,6 +25,7 @@ from vidssl.engine.checkpoint import (
     read_checkpoint,
     read_tensors,
     save_tensors,
+    tensors_digest,
 )
 from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.distributed import World
@@ -96,7 +97,7 @@ def save_state(
         "processes": json.dumps(world.size),
         "weights_sha256": file_digest(folder.checkpoint_path(step)),
     }
-    save_tensors(folder.state_path(step), tensors, {**metadata, "digest": _digest(tensors, metadata)})
+    save_tensors(folder.state_path(step), tensors, {**metadata, "digest": tensors_digest(tensors, metadata)})
 
 
 def _own_tensors(moving: Moving) -> dict[str, Tensor]:
@@ -220,7 +221,9 @@ def find_run(out: Path, name: str, recipe: str, say: Callable[[str], None]) -> R
         recipe: text of the resolved recipe.
         say: gets a line for each run of that name whose recipe is another.
     """
-    found = [path.parent for path in out.glob("*/recipe.yaml") if _is_of(path.parent.name, name)]
+    last = Path(name).name  # a name such as ``exp1/second`` has folders
+    beside = (out / name).parent.glob("*/recipe.yaml")
+    found = [path.parent for path in beside if _is_of(path.parent.name, last)]
     for folder in map(RunFolder, sorted(found, key=_number, reverse=True)):
         if not folder.states():
             continue
@@ -325,19 +328,9 @@ def _read_state(path: Path) -> tuple[Facts, dict[str, Tensor]]:
     metadata, tensors = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise UsageError(f"{path}: no resume state (its metadata lacks format: {FORMAT!r})")
-    if metadata.pop("digest", "") != _digest(tensors, metadata):
+    if metadata.pop("digest", "") != tensors_digest(tensors, metadata):
         raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
     return Facts(path, {"processes": "1", **metadata}), tensors  # older files lack it
-
-
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over the names, types, shapes and bytes of tensors, and over the metadata."""
-    made = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for key in sorted(tensors):
-        tensor = tensors[key].contiguous()
-        made.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        made.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return made.hexdigest()
 
 
 def file_digest(path: Path) -> str:

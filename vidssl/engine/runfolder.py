@@ -6,6 +6,7 @@ runs/bevt/
   metrics.jsonl      one line a log step
   events.jsonl       one line for each thing that was said on the way: a skipped step, a sign of collapse
   code/              copies of the recipe's own parts (type: my_file.py:MyClass), and of modules beside them
+  videos.json.gz     the files that it is trained and tested on, with their sizes
   checkpoints/       step-000300.safetensors ...
   resume/            step-000300.safetensors: what the run needs besides to go on from there
   resumed.jsonl      one line each time it went on
@@ -49,6 +50,7 @@ class RunFolder:
         self.captures = path / "captures"
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
+        self.videos = path / "videos.json.gz"
 
     def log(self, record: Mapping[str, float]) -> None:
         """Append one line to the metrics."""
@@ -57,6 +59,10 @@ class RunFolder:
     def note(self, step: int, kind: str, text: str) -> None:
         """Append one line to the events: what was said after ``step`` steps, and of which kind it is."""
         append_line(self.events, json.dumps({"step": step, "kind": kind, "text": text}))
+
+    def video_lists(self) -> list[Path]:
+        """``videos`` and, of a run that was resumed on other ones, the lists before it."""
+        return sorted(self.path.glob("videos*.json.gz"))
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -252,9 +258,16 @@ def _is_recipe(word: str) -> bool:
 
 
 def _in_order(out: Path) -> list[RunFolder]:
-    """The runs below a folder, that which was started last at the end."""
-    started = [(_started(path), str(path.parent)) for path in out.glob("*/environment.json")]
-    return [RunFolder(Path(path)) for _, path in sorted(started)]
+    """The runs below a folder, that which was started last at the end.
+
+    A name such as ``exp1/second`` puts a run some folders down. What lies inside a run is not looked at.
+    """
+    started = []
+    for folder, folders, names in os.walk(out, followlinks=True):
+        if "environment.json" in names:
+            folders.clear()
+            started.append((_started(Path(folder) / "environment.json"), folder))
+    return [RunFolder(Path(folder)) for _, folder in sorted(started)]
 
 
 def _started(environment: Path) -> float:

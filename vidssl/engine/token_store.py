@@ -15,7 +15,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, get_args
@@ -132,6 +132,7 @@ class StoredVideo:
         fps: of the stored frames; 0 for an image.
         start: where its ids begin in the shard, in ids.
         reason: why it could not be read, else empty.
+        origin: the video file, as ``vidssl.data.origins.recorded`` has it; empty where that is not known.
     """
 
     key: str
@@ -140,6 +141,7 @@ class StoredVideo:
     fps: float
     start: int
     reason: str = ""
+    origin: Mapping[str, object] = field(default_factory=dict)
 
 
 def _plain(info: StoreInfo) -> dict[str, object]:

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vidssl.abilities import Origin
 from vidssl.class_numbers import LabelClasses, renumbered
 from vidssl.errors import UsageError
 from vidssl.evaluators.frame_orders import in_order
@@ -33,6 +34,7 @@ class FeatureTable:
             mapped from a disk; empty where none were asked for. Finite, as ``half`` sees to.
         groups: N names of the groups that videos were cut from one source in, empty for those of none; no
             names where there are no groups.
+        origins: the file behind each of the N videos; empty where that was not asked for.
 
     Raises:
         UsageError: if vectors are not finite; names the videos.
@@ -47,6 +49,7 @@ class FeatureTable:
     reordered: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
     patches: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
+    origins: tuple[Origin, ...] = ()
 
     def __post_init__(self) -> None:
         finite = torch.stack(

@@ -12,6 +12,7 @@ from torch import Tensor
 from vidssl.abilities import num_listed
 from vidssl.data.groups import groups_of
 from vidssl.data.loader import iterate_once
+from vidssl.data.origins import video_of
 from vidssl.data.samples import Parcel
 from vidssl.engine.devices import pick_device
 from vidssl.engine.distributed import World
@@ -171,4 +172,5 @@ def table_of(source: DataSource, found: Encoded, device: torch.device) -> Featur
         reordered=vectors,
         patches=found.patches,
         groups=groups_of(source, numbers),
+        origins=tuple(video_of(source, number).origin for number in numbers),
     )

@@ -2,9 +2,9 @@
 
 A file holds the features of one network on one list of videos under one setting. Its name is a hash of all
 that they depend on, which its metadata write out: weights, architecture, videos, views, layers, orders of
-frames, precision, device and the code of this package. Whatever of it changes, a new file is made. What is
-not seen is a video that was replaced by another of the same name: remove the folder then. Patch tokens lie in
-files of their own beside it, written for probes that read them, and are never in memory as a whole.
+frames, precision, device and the code of this package; of each video its size and time, or its checksum.
+Whatever of it changes, a new file is made. A file that is damaged is made anew. Patch tokens lie in files of
+their own beside it, written for probes that read them, and are never in memory as a whole.
 """
 
 import hashlib
@@ -27,8 +27,9 @@ import vidssl
 from vidssl import build
 from vidssl.class_numbers import numbered_together
 from vidssl.components import SOURCE, VIEW_SAMPLER
+from vidssl.data.origins import versions_hash
 from vidssl.data.token_source import TokenStore
-from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.checkpoint import read_tensors, tensors_digest
 from vidssl.engine.devices import use_bfloat16
 from vidssl.engine.distributed import World, take_device
 from vidssl.engine.files import make_folder, write_atomically
@@ -88,6 +89,7 @@ class FeatureStore:
         self.console = console
         self.world = world
         self._known: dict[tuple[str, PatchType | None], FeatureTable] = {}
+        self._sources: dict[str, DataSource] = {}
         self._device = take_device(spec.run.device, world.local_rank)
         self._autocast = use_bfloat16(spec.run.precision, self._device)
         self._hashes = {name: state_hash(network) for name, network in networks.items()}
@@ -132,17 +134,23 @@ class FeatureStore:
             found[name] = (learn.renumbered(together), tested.renumbered(together))
         return found
 
+    def source(self, part: PartSpec) -> DataSource:
+        """The source of a section, opened once; the first process makes what it keeps on disk."""
+        text = dump(resolved_part(part, SOURCE))
+        if text not in self._sources:
+            self._sources[text] = self.world.one_first(lambda: build.source(part))
+        return self._sources[text]
+
     def _table(self, name: str, job: FeatureJob, batch_size: int) -> FeatureTable:
-        # the first makes what a source keeps on disk
-        source = self.world.one_first(lambda: build.source(job.source))
+        source = self.source(job.source)
         sampler = build.views(job.views)
         check_reads_ids(self.networks[name], str(self.spec.keys["type"]), "it", sampler, job.views.node)
         check_stored(self.spec.tokenizer, job.source, job.views, source, sampler)
         key = self._key(name, job, source)
         if (key, job.patches) not in self._known:
             path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-            files = (path, *patch_paths(path, job))
-            if self.world.from_first(lambda: "kept" if all(file.is_file() for file in files) else ""):
+            kept = self.world.from_first(lambda: "kept" if self._is_kept(path, job) else "")
+            if kept:
                 found = self._with_patches(read_encoded(path), path, job)
                 missing = f"; remove it to try {len(found.unreadable)} unreadable videos again"
                 self._say(
@@ -156,10 +164,21 @@ class FeatureStore:
                 table = table_of(source, found, self._device)
             except UsageError as error:
                 raise UsageError(f"{name} network, {job.part} videos: {error}") from error
-            if self.world.first and not path.is_file():
+            if self.world.first and not kept:
                 write_encoded(path, found, key, source)
             self._known[key, job.patches] = table
         return self._known[key, job.patches]
+
+    def _is_kept(self, path: Path, job: FeatureJob) -> bool:
+        """Whether all files of a job are there and sound; says which is not."""
+        if not all(file.is_file() for file in (path, *patch_paths(path, job))):
+            return False
+        try:
+            self._with_patches(read_encoded(path), path, job)
+        except UsageError as error:
+            self._say(f"{error}. The features are made anew.")
+            return False
+        return True
 
     def _encode(self, name: str, job: FeatureJob, source: DataSource, batch_size: int, path: Path) -> Encoded:
         """Features of a source; patch tokens, where needed, are written beside ``path``."""
@@ -203,7 +222,7 @@ class FeatureStore:
                 "tokenizer_weights": None if tokenizer is None else state_hash(tokenizer),
                 "stored_ids": source.stored.tokenizer if isinstance(source, TokenStore) else None,
                 "source": resolved_part(job.source, SOURCE),
-                "videos": keys_hash(source),
+                "videos": versions_hash(source),
                 "views": resolved_part(job.views, VIEW_SAMPLER),
                 "layers": job.layers,
                 "frames": job.frames,
@@ -245,6 +264,7 @@ def write_encoded(path: Path, found: Encoded, key: str, source: DataSource) -> N
     tensors["numbers"] = found.numbers
     keys = [source.key(number) for number in found.numbers.tolist()]
     metadata = {"key": key, "videos": json.dumps(keys), "unreadable": json.dumps(found.unreadable)}
+    metadata["digest"] = tensors_digest(tensors, metadata)
     write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
 
 
@@ -255,14 +275,11 @@ def read_encoded(path: Path) -> Encoded:
         UsageError: if it is damaged.
     """
     metadata, tensors = read_tensors(path)
+    if metadata.pop("digest", "") != tensors_digest(tensors, metadata):
+        raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
     orders: tuple[FrameOrder, ...] = get_args(FrameOrder)
     vectors = {order: tensors[f"vectors.{order}"] for order in orders if f"vectors.{order}" in tensors}
     return Encoded(vectors, tensors["numbers"], tuple(json.loads(metadata["unreadable"])))
-
-
-def keys_hash(source: DataSource) -> str:
-    """Of the keys of all listed videos, in their order."""
-    return hashlib.sha256("\n".join(source.key(index) for index in range(len(source))).encode()).hexdigest()
 
 
 @cache

@@ -22,6 +22,7 @@ from vidssl.recipe import Recipe, load_recipe
 from vidssl.resolved import resolved_part, resolved_text
 from vidssl.run_spec import RunSpec
 from vidssl.schema import bind, construct
+from vidssl.scoring.seen import Pretraining
 from vidssl.scoring.subject import NetworkSpec, Subject, spec_of, state_hash
 from vidssl.scoring.trained import recipe_of, stored_recipe
 from vidssl.sections import PartSpec, read_count
@@ -131,6 +132,7 @@ def _subject(
         folder=request.folder.path,
         scores=request.folder.scores,
         stem=request.folder.checkpoint_path(0).stem,
+        pretraining=Pretraining(unknown="" if init is None else f"what {init} was trained on is not known"),
     )
 
 

@@ -41,11 +41,14 @@ def report(
     scores: Scores,
     videos: Mapping[str, FeatureTable],
     console: Console,
+    *,
+    notes: Sequence[str] = (),
 ) -> None:
     """Print a table of scores and what was left out, and keep them in a file.
 
     Args:
         videos: those to learn from ("train") and to test on ("test"), as they were found.
+        notes: on test videos that were learned from before.
     """
     tested = tested_videos(videos["test"])
     differences = network_differences(scores, tested)
@@ -55,13 +58,15 @@ def report(
         console.print(difference_table(differences, list(scores), tested))
     for line in [*probe_lines(scores), *class_lines(scores, videos["test"])]:
         _say(console, line)
+    for note in notes:
+        _say(console, note)
     for name, part in videos.items():
         # finetuning encodes no train videos; it says of each that it cannot read when it comes to it
         found = f"{len(part.keys)} videos found of " if part.vectors.numel() else ""
         _say(console, f"{name}: {found}{part.num_listed} listed")
         for problem in part.unreadable:
             _say(console, f"  left out: {problem}")
-    record = score_record(subject, protocol_text(protocol), scores, videos)
+    record = score_record(subject, protocol_text(protocol), scores, videos, notes)
     path = subject.scores / f"{protocol.name}-{subject.stem}.json"
     earlier = _set_aside(path, record["card_sha256"])
     if earlier is not None:

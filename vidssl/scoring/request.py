@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from vidssl.run_spec import RunSpec
 from vidssl.schema import construct
-from vidssl.spec import Node, override, parse
+from vidssl.spec import dump, override, parse
 
 HOW_TO_RUN = ("device", "precision", "workers")
 
@@ -39,8 +39,7 @@ class EvalWords:
         Raises:
             UsageError: if a value is of another type or not among the choices.
         """
-        entries = {key: Node(value, "run", f"run.{key}") for key, value in asdict(run).items()}
-        node = Node({"run": Node(entries, "run", "run")}, "run", "")
+        node = parse(dump({"run": asdict(run)}), lambda line: "run")
         for word in self.run:
             node = override(node, word)
         return construct(node.mapping()["run"], RunSpec)

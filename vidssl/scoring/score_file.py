@@ -33,6 +33,7 @@ Scores = Mapping[str, Sequence[Score]]  # network -> its rows, the same rows for
 NO_MATTER = ("name", "batch_size", "evaluator.backend")
 # of a protocol that finetunes; with batches of another size it learns otherwise
 NO_MATTER_FINETUNING = ("name", "test_batch_size", "labels", "compare_untrained")
+CONTENT = "content"  # last word of keys that only scores have whose videos had known checksums
 WHERE = ("root", "list", "test_list")  # last words of keys: where videos lie; which they are is hashed
 
 
@@ -93,13 +94,18 @@ class ScoreFile:
 
 
 def score_record(
-    subject: Subject, protocol: str, scores: Scores, videos: Mapping[str, FeatureTable]
+    subject: Subject,
+    protocol: str,
+    scores: Scores,
+    videos: Mapping[str, FeatureTable],
+    notes: Sequence[str] = (),
 ) -> dict[str, object]:
     """Everything that a file of scores holds, for JSON.
 
     Args:
         protocol: its text.
         videos: those to learn from ("train"), if they were encoded, and to test on ("test").
+        notes: on test videos that were learned from before.
     """
     card = score_card(protocol, videos)
     test = videos["test"]
@@ -123,6 +129,7 @@ def score_record(
             }
             for name, part in videos.items()
         },
+        "notes": list(notes),
         "scores": {name: [_row(score) for score in rows] for name, rows in scores.items()},
         "predicted": {name: [_packed(score.predicted) for score in rows] for name, rows in scores.items()},
         "by_class": {
@@ -158,6 +165,8 @@ def score_card(protocol: str, videos: Mapping[str, FeatureTable]) -> dict[str, s
     for name, part in videos.items():
         kept[f"videos.{name}.found"] = str(len(part.keys))
         kept[f"videos.{name}.sha256"] = videos_hash(part)
+        if part.origins and all(origin.sha256 for origin in part.origins):
+            kept[f"videos.{name}.{CONTENT}"] = _hash("\n".join(origin.sha256 for origin in part.origins))
     return kept
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidssl.class_numbers import LabelClasses, numbered_together
+from vidssl.data.origins import Video, shared_videos
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import in_top, predict
@@ -16,7 +17,7 @@ from vidssl.evaluators.statistics import Estimate, accuracy
 from vidssl.few_labels import Amount, FewLabels, drawn
 from vidssl.interfaces import Evaluator
 from vidssl.probing import ScoreKind
-from vidssl.protocol import Average, FrameOrder
+from vidssl.protocol import Average, FrameOrder, OverlapRule
 from vidssl.scoring.samples import Rows, labelled_rows, scores_of_videos, tested_rows
 
 Interval = tuple[float, float]
@@ -154,6 +155,7 @@ def probe(
     average: Average = "features",
     seed: int = 0,
     few_labels: FewLabels | None = None,
+    overlap: OverlapRule = "error",
 ) -> list[Score]:
     """Scores of each label that train and test share, a row for each setting and order of frames.
 
@@ -165,10 +167,14 @@ def probe(
             train is a sample of its own. To a probe that reads patches, "features" means that it attends
             to those of all views of a video together.
         few_labels: amounts of labelled videos to learn from, a row each; None for all.
+        overlap: whether test videos that are in train too are an error.
 
     Raises:
-        UsageError: if train and test share no label, or have no video with it.
+        UsageError: if there are such videos, or train and test share no label, or have no video with it.
     """
+    both = shared_videos(_videos(train), _videos(test))
+    if both.keys and overlap == "error":
+        raise UsageError(both.refusal())
     shared = shared_labels(train.classes, test.classes)
     train, test = train.renumbered(shared), test.renumbered(shared)
     return [
@@ -176,6 +182,10 @@ def probe(
         for label in shared
         for row in _of_label(evaluator, train, test, label, average=average, seed=seed, few_labels=few_labels)
     ]
+
+
+def _videos(table: FeatureTable) -> list[Video]:
+    return [Video(key, origin) for key, origin in zip(table.keys, table.origins, strict=False)]
 
 
 def shared_labels(train: LabelClasses, test: LabelClasses) -> LabelClasses:

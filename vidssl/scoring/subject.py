@@ -15,6 +15,7 @@ from vidssl.interfaces import Backbone
 from vidssl.recipe import Recipe, TokenizerSpec
 from vidssl.resolved import resolved_part
 from vidssl.run_spec import RunSpec
+from vidssl.scoring.seen import Pretraining, pretraining_of
 from vidssl.sections import PartSpec
 
 
@@ -55,6 +56,7 @@ class Subject:
         folder: where features and finetuned runs go.
         scores: where scores go.
         stem: that names of files of scores end in.
+        pretraining: what it was trained on.
     """
 
     title: str
@@ -68,6 +70,7 @@ class Subject:
     folder: Path
     scores: Path
     stem: str
+    pretraining: Pretraining = field(default_factory=Pretraining)
 
 
 def spec_of(recipe: Recipe) -> NetworkSpec:
@@ -104,6 +107,7 @@ def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str,
         folder=home(checkpoint),
         scores=run.scores if run.scores.is_dir() else checkpoint.path.parent,
         stem=checkpoint.path.stem,
+        pretraining=pretraining_of(checkpoint),
     )
 
 

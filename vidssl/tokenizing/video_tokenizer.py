@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidssl.data.origins import recorded, video_of
 from vidssl.data.samples import Parcel, parcels
 from vidssl.data.whole_videos import PIECE, WholeVideos, piece_number
 from vidssl.engine.token_store import DTYPE, Ids, StoredVideo, StoreInfo, Transform, crop_offset
@@ -90,7 +91,8 @@ class VideoTokenizer:
             video = StoredVideo(error.key, _labels(self.source, index), 0, 0.0, 0)
             return self._unreadable(video, error.reason)
         fps = found.fps if self.info.fps is None or found.num_frames == 1 else self.info.fps
-        return StoredVideo(found.key, dict(found.labels), count, fps, 0)
+        origin = recorded(video_of(self.source, index).origin)
+        return StoredVideo(found.key, dict(found.labels), count, fps, 0, origin=origin)
 
     @staticmethod
     def _unreadable(video: StoredVideo, reason: str) -> StoredVideo:

@@ -107,7 +107,7 @@ def load_init(
     """
     if window is not None and not isinstance(network, ResizesWindows):
         raise UsageError(f"init_window: a {type(network).__name__} has no windows; leave it out")
-    checkpoint = _own_checkpoint(init)
+    checkpoint = own_checkpoint(init)
     if checkpoint is not None:
         return _load_checkpoint(network, checkpoint, min_matched, window, given)
     stated = stated_by_library(init)
@@ -201,8 +201,12 @@ def _load_own(
     return replace(report, layout=found.layout, reshaped=found.reshaped)
 
 
-def _own_checkpoint(init: str) -> Checkpoint | None:
-    """The checkpoint that ``init`` names, None if it names weights of another project."""
+def own_checkpoint(init: str) -> Checkpoint | None:
+    """The checkpoint that ``init`` names, None if it names weights of another project.
+
+    Raises:
+        UsageError: if it is not there or damaged.
+    """
     path = Path(init)
     if path.is_dir():
         newest = RunFolder(path).newest_checkpoint()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vidssl.abilities import KnowsMissing
+from vidssl.abilities import KnowsMissing, KnowsOrigins, Origin
 from vidssl.data.images import read_image
 from vidssl.data.listing import IMAGE_EXTENSIONS, Listed, Listing, check_choice, find_files, select
 from vidssl.data.official.listed import (
@@ -22,6 +22,7 @@ from vidssl.data.official.listed import (
     find_listed,
 )
 from vidssl.data.official.tables import read_csv, read_text
+from vidssl.data.origins import image_origin
 from vidssl.interfaces import DataSource, SampleInfo
 
 IMAGENET = DataSet(
@@ -34,7 +35,7 @@ _SYNSET = re.compile(r"n\d{8}")
 _log = logging.getLogger(__name__)
 
 
-class ImageNet(DataSource, KnowsMissing):
+class ImageNet(DataSource, KnowsMissing, KnowsOrigins):
     """ImageNet as it is published, classes in the order of their synsets.
 
     An image is a video of one frame. The label is called "class"; a key is a path below the root.
@@ -87,6 +88,9 @@ class ImageNet(DataSource, KnowsMissing):
 
     def info(self, index: int) -> SampleInfo:
         return SampleInfo(self._files[index].key, 1, 0.0, self._files[index].labels)
+
+    def origin(self, index: int) -> Origin:
+        return image_origin(self._root / self._files[index].path)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         if set(frames) != {0}:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vidssl.abilities import KnowsMissing
+from vidssl.abilities import KnowsMissing, KnowsOrigins, Origin
 from vidssl.data.decoders import DecoderName
 from vidssl.data.listing import VIDEO_EXTENSIONS, select
 from vidssl.data.official.listed import DataSet, OfficialList, find_listed
@@ -15,7 +15,7 @@ from vidssl.data.videos import Short, Videos
 from vidssl.interfaces import DataSource, SampleInfo
 
 
-class OfficialVideos(DataSource, KnowsMissing):
+class OfficialVideos(DataSource, KnowsMissing, KnowsOrigins):
     """The listed videos that are there. A video's key is its path below the root; its label is "class"."""
 
     def __init__(self, videos: Videos, label_classes: Mapping[str, tuple[str, ...]], num_listed: int) -> None:
@@ -37,6 +37,9 @@ class OfficialVideos(DataSource, KnowsMissing):
 
     def info(self, index: int) -> SampleInfo:
         return self._videos.info(index)
+
+    def origin(self, index: int) -> Origin:
+        return self._videos.origin(index)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         return self._videos.read(index, frames)
