@@ -124,7 +124,7 @@ def test_knn_in_the_course_of_a_run_and_after_it_needs_no_pixels_and_no_tokenize
         change = [
             f"data.train={STORE}",
             f"data.test={held_out(STORE)}",
-            "data.views.type=stored_uniform_clips",
+            f"data.views={VIEWS % ''}".replace("uniform", "stored_uniform"),
         ]
         assert main(["eval", str(pixels), "--protocol", "knn", "evaluator.k=2", *change]) == 0
     finally:
