@@ -12,6 +12,7 @@ from vidssl.interfaces import Batch, Progress
 from vidssl.objectives.perceptual import PerceptualDistance, evenly
 from vidssl.objectives.tokenizer_training import TokenizerTraining
 from vidssl.tokenizers.vqvae import VQVAE
+from vidssl.weights.foreign import Taken
 
 NET = "test_resnet.r160_in1k"  # timm's smallest, 0.5 million parameters
 
@@ -126,6 +127,16 @@ def test_weights_come_from_a_file_and_must_be_whole(tmp_path: Path) -> None:
     save_file(state, tmp_path / "part.safetensors")
     with pytest.raises(ValueError, match=r"lacks 1 tensors of .* perceptual_init: random"):
         PerceptualDistance(NET, str(tmp_path / "part.safetensors"), None)
+
+
+@pytest.mark.slow
+def test_pixels_are_normalised_as_the_weights_were_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = timm.create_model("deit_tiny_patch16_224", pretrained=False).state_dict()
+    monkeypatch.setattr("vidssl.objectives.perceptual.read_foreign", lambda init: Taken(state))
+    made = PerceptualDistance("vit_tiny_patch16_224", "timm:deit_tiny_patch16_224", None)
+    assert (made.mean, made.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with pytest.raises(UsageError, match="6 heads, and the network has 3"):
+        PerceptualDistance("vit_tiny_patch16_224", "timm:deit_small_patch16_224", None)
 
 
 def test_without_a_word_on_weights_those_of_timm_are_taken_and_never_random_ones(

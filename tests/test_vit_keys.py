@@ -400,7 +400,7 @@ def test_patches_of_two_frames_are_refused_by_a_timesformer_and_odd_shapes_by_al
 def test_pixel_statistics_and_heads_of_timm_are_held_against_the_network(
     keys: dict[str, object], given: tuple[str, ...] | None, message: str
 ) -> None:
-    net = TimeSformer(embed_dim=384, depth=1, **keys)  # type: ignore[arg-type]
+    net = TimeSformer(embed_dim=24, depth=1, **keys)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=message):
         load_init(net, "timm:vit_small_patch16_224", given=given)
 
@@ -408,7 +408,7 @@ def test_pixel_statistics_and_heads_of_timm_are_held_against_the_network(
 def test_pixel_statistics_that_a_recipe_states_are_kept_with_a_line() -> None:
     stated = stated_by_library("timm:vit_small_patch16_224")
     assert stated == Stated((0.5,) * 3, (0.5,) * 3, (6,))
-    net = TimeSformer(embed_dim=384, depth=1, num_heads=6)
+    net = TimeSformer(embed_dim=24, depth=1, num_heads=6)
     lines = check_stated(net, stated, "timm:x", given=("mean", "std"))
     assert len(lines) == 2
     assert "trained with std [0.5, 0.5, 0.5], the recipe states [0.229, 0.224, 0.225]" in lines[1]

@@ -13,6 +13,7 @@ from vidssl.engine.devices import full_precision
 from vidssl.errors import UsageError
 from vidssl.weights.foreign import read_foreign
 from vidssl.weights.load import load_state
+from vidssl.weights.stated import Stated, check_stated, stated_by_library
 
 RANDOM = "random"  # the one word that asks for a network nobody trained
 _NUM_LAYERS = 4  # where no layers are named
@@ -56,7 +57,8 @@ class PerceptualDistance(nn.Module):
         self.size = tuple(config["input_size"][1:]) if _fixed(net) else None
         self.mean, self.std = tuple(config["mean"]), tuple(config["std"])
         if init != RANDOM and next(net.parameters()).device.type != "meta":
-            _load(net, network, init)
+            stated = _load(net, network, init)
+            self.mean, self.std = stated.mean or self.mean, stated.std or self.std
         # within a tuple PyTorch does not see it: no checkpoint, optimizer or train() reaches it
         self._held = (net.eval().requires_grad_(False),)
 
@@ -139,8 +141,11 @@ def _create(name: str) -> Any:  # timm's networks share names, not a class
     return net
 
 
-def _load(net: nn.Module, network: str, init: str) -> None:
+def _load(net: nn.Module, network: str, init: str) -> Stated:
+    """Load the weights, and hand over what their library states of them."""
     try:
+        stated = stated_by_library(init) or Stated()
+        check_stated(net, stated, init, given=None)
         report = load_state(net, read_foreign(init).state, init)
     except UsageError as error:
         raise UsageError(f"{error} (here: perceptual_init)") from error
@@ -149,6 +154,7 @@ def _load(net: nn.Module, network: str, init: str) -> None:
             f"{init}: lacks {len(report.new)} tensors of {network}, e.g. {report.new[0]}: "
             "a loss is not made of random weights unless perceptual_init: random asks for them"
         )
+    return stated
 
 
 def _fixed(net: Any) -> bool:
