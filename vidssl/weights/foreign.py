@@ -31,13 +31,25 @@ PYTORCHVIDEO_PIXELS = ((0.45,) * 3, (0.225,) * 3)
 
 Given = TypeVar("Given")
 
+
+def _scalar(module: str) -> Callable[..., Any]:
+    """What makes numpy's numbers, under the name that files of one of its versions give it."""
+
+    def scalar(*given: Any) -> Any:
+        make: Any = np.float64(0).__reduce__()[0]
+        return make(*given)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"
+    return scalar
+
+
 # what training scripts keep beside the weights, and does nothing when it is read
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     pathlib.PosixPath,
     np.dtype,
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    _scalar("numpy._core.multiarray"),
+    _scalar("numpy.core.multiarray"),  # before numpy 2
     *(type(np.dtype(kind)) for kind in ("float64", "float32", "float16", "int64", "int32", "bool")),
 ]
 
