@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,13 @@ from vidssl.compare import runs
 from vidssl.compare.entries import entries_of, together
 from vidssl.compare.grids import Grid, drawn, latex, latex_text, markdown
 from vidssl.compare.quoted import quoted_grid
-from vidssl.compare.runs import CompareRequest, compare, run_grids
+from vidssl.compare.runs import CompareRequest, by_protocol, compare, run_grids
 from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
 from vidssl.errors import UsageError
 from vidssl.evaluators.statistics import accuracy, holm, method_difference, paired_difference
 from vidssl.published import Published, load_published
-from vidssl.scoring.score_file import find_scores
+from vidssl.recipe import load_recipe
+from vidssl.scoring.score_file import find_scores, read_scores
 
 TRUTH = [0, 1, 2] * 10
 
@@ -416,3 +418,34 @@ def test_chance_is_that_of_top_1():
     assert rows["class"][-1] == "33.3"
     assert rows["class top-5"][-1] == ""
     assert rows["class top-5"][1].endswith(")")
+
+
+def test_the_laptop_recipes_of_one_world_share_their_probe_data() -> None:
+    """So that the README's ``vidssl compare runs/bevt runs/svt`` compares."""
+    probes = [load_recipe(f"recipes/{name}.yaml").data.probe for name in ("bevt", "svt", "bevt_long")]
+    for probe in probes:
+        assert probe is not None
+        assert [part.node for part in (probe.train, probe.test, probe.views)] == [
+            part.node for part in (probes[0].train, probes[0].test, probes[0].views)
+        ]
+
+
+def test_scores_with_test_videos_in_train_say_so(tmp_path: Path) -> None:
+    """And are compared with none that were made without."""
+    allowed = PROTOCOL + "overlap: allow\n"
+    one, _ = write_run(tmp_path / "one", [0, 1, 2, 3], [0, 1, 2, 3], protocol=allowed)
+    two, _ = write_run(tmp_path / "two", [0, 1, 2, 3], [0, 1, 2, 3])
+    assert "test videos may be in train" in run_grids([read_scores(one)], each=False)[0].title
+    with pytest.raises(UsageError, match="overlap is allow and missing"):
+        by_protocol([read_scores(one), read_scores(two)])
+
+
+def test_checksums_of_videos_are_compared_where_both_have_them(tmp_path: Path) -> None:
+    files = [read_scores(write_run(tmp_path / name, [0, 1], [0, 1])[0]) for name in "ab"]
+    first, second = (
+        replace(file, card={**file.card, "videos.test.content": content})
+        for file, content in zip(files, "12", strict=True)
+    )
+    assert len(by_protocol([first, files[1]])) == 1  # an earlier version knew none
+    with pytest.raises(UsageError, match=r"videos\.test\.content is 1 and 2"):
+        by_protocol([first, second])

@@ -240,7 +240,7 @@ def test_compare_refuses_scores_of_different_protocols(folder, capsys):
     said = capsys.readouterr().err
     assert "videos.test.found is 24 and 20" in said
     assert re.search(r"videos\.test\.sha256 is [0-9a-f]{8} and [0-9a-f]{8}[;.]", said)
-    assert "vidssl eval RUN data=OTHER_RUN --protocol knn" in said
+    assert "vidssl eval runs/other data=runs/a --protocol knn" in said
 
 
 def test_compare_takes_no_notice_of_batch_size(folder, capsys):

@@ -133,8 +133,8 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
             )
             raise UsageError(
                 f"'{first.name}' was not the same protocol for {first.path} and {other.path}: {said}. "
-                "Score one anew on the data of the other: vidssl eval RUN data=OTHER_RUN "
-                f"--protocol {first.name}"
+                f"Score one anew on the data of the other, if its network takes those clips: vidssl eval "
+                f"{run_name(other)} data={run_name(first)} --protocol {first.name}"
             )
 
 

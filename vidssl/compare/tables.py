@@ -50,7 +50,8 @@ def score_grid(entries: Sequence[Entry]) -> Grid:
 
 def _protocol(entries: Sequence[Entry]) -> str:
     file = entries[0].files[0]
-    return f"{file.name} (card {file.card_sha256[:8]})"
+    allowed = ", test videos may be in train" if file.card.get("overlap") == "allow" else ""
+    return f"{file.name} (card {file.card_sha256[:8]}{allowed})"
 
 
 def _legend(entries: Sequence[Entry]) -> str:
