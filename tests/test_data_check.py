@@ -292,6 +292,7 @@ def test_a_manifest_goes_where_it_is_told_to(root: Path, tmp_path: Path) -> None
         ([], "takes one folder or list, got none"),
         (["a", "b"], "takes one folder or list, got a b"),
         (["a", "--processes", "0"], "--processes must be at least 1, got 0"),
+        (["a", "--max-frames", "0"], "--max-frames must be above 0, got 0"),
         (["a", "--test-share", "1"], "--test-share must lie between 0 and 1"),
         (["absent"], "absent: no such folder"),
         ([".", "--root", "x"], "--test-list and --root go with a list"),

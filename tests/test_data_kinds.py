@@ -271,6 +271,18 @@ def test_what_a_manifest_let_in_is_read_past_the_usual_limits(made: Path, monkey
         read_frames(made / "moving.gif", [20])
 
 
+def test_prepare_takes_what_a_manifest_let_in(made: Path, tmp_path: Path, monkeypatch) -> None:
+    root = tmp_path / "videos"
+    root.mkdir()
+    shutil.copy(made / "h264.mp4", root)
+    check(root)
+    monkeypatch.setattr(decode, "LIMITS", Limits(max_frames=5))
+    manifest = tmp_path / "videos.manifest.jsonl"
+    for path, code in ((root, 1), (manifest, 0)):
+        request = PrepareRequest(path, tmp_path / str(code), Jpegs(), processes=1)
+        assert prepare_data(request) == code
+
+
 def test_other_limits_have_refused_files_looked_at_again(made: Path, tmp_path: Path) -> None:
     root = tmp_path / "videos"
     root.mkdir()

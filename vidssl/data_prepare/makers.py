@@ -22,6 +22,7 @@ from PIL import Image
 from vidssl.data.decode import VideoFacts, probe, read_frames
 from vidssl.data.examine import FileToExamine, examine
 from vidssl.data.jpeg_shards import read_block, write_block
+from vidssl.data.limits import LIMITS, Limits
 from vidssl.data.manifest import packed
 from vidssl.data_prepare.pictures import RGB, a_clip, core_seconds, difference, fit, pictures, sampled
 from vidssl.errors import UsageError
@@ -92,6 +93,7 @@ class FileToPrepare:
         labels: label name -> name of the class.
         target: the file to write.
         timed: whether a clip is read from source and result against the clock.
+        limits: that the video has to keep.
     """
 
     root: Path
@@ -100,6 +102,7 @@ class FileToPrepare:
     target: Path
     form: Form
     timed: bool = False
+    limits: Limits = LIMITS
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def prepare_file(file: FileToPrepare) -> Prepared | CannotWrite:
     source = (-1, 0)
     temporary = file.target.with_name(f".{file.target.name}.part")
     try:
-        facts = probe(path)
+        facts = probe(path, file.limits)
         status = os.stat(path)
         source = (status.st_size, status.st_mtime_ns)
         made = (_make_h264 if isinstance(file.form, H264) else _make_jpegs)(file, facts, temporary)
@@ -172,7 +175,7 @@ def _make_h264(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prepa
     _encode(kept.pass_on(pictures(path, facts, size)), temporary, (*size, aspect), timing, form)
     with temporary.open("rb+") as written:
         os.fsync(written.fileno())
-    entry = examine(FileToExamine(temporary.parent, temporary.name, file.labels))
+    entry = examine(FileToExamine(temporary.parent, temporary.name, file.labels, limits=file.limits))
     out = entry.facts
     if entry.status != "ok" or out is None or out.no_seeking:
         raise _unsound(file, entry.reason or (out.no_seeking if out else "unreadable"))

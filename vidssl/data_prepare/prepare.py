@@ -6,14 +6,16 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidssl.data.crew import Lost, work
+from vidssl.data.decode import limits_of
 from vidssl.data.listing import Listed, Listing
-from vidssl.data.operand import read_operand
+from vidssl.data.operand import Operand, read_operand
 from vidssl.data_prepare.journal import Journal
 from vidssl.data_prepare.makers import (
     H264,
@@ -81,7 +83,7 @@ def prepare_data(request: PrepareRequest, console: Console | None = None) -> int
     ):
         h264 = isinstance(request.form, H264)
         output: Output = Files(request.out) if h264 else Shards(request.out, journal)
-        prediction = _Job(request, root, listing, journal, output, console).do_all(bad)
+        prediction = _Job(request, operand, journal, output, console).do_all(bad)
         where = output.describe(operand.listing, journal, root)
         rows = [journal.latest[file.path] for file in listing.files]
     report(rows, where, prediction, request.out, console, show_all=request.show_all)
@@ -93,11 +95,18 @@ class _Job:
     """Videos on their way into one folder."""
 
     request: PrepareRequest
-    root: Path
-    listing: Listing
+    operand: Operand
     journal: Journal
     output: Output
     console: Console
+
+    @property
+    def root(self) -> Path:
+        return self.operand.root
+
+    @cached_property
+    def listing(self) -> Listing:
+        return self.operand.listing.whole()
 
     def do_all(self, bad: Mapping[str, str]) -> Prediction | None:
         """Makes what is not there yet, a sample first; None if all was there.
@@ -173,6 +182,8 @@ class _Job:
 
     def _tasks(self, files: Sequence[Listed], timed_every: int) -> Iterator[FileToPrepare]:
         for place, file in enumerate(files):
+            known = self.operand.manifest
+            facts = known.entry(file.path).facts if known is not None and file.path in known else None
             yield FileToPrepare(
                 self.root,
                 file.path,
@@ -180,6 +191,7 @@ class _Job:
                 self.output.target(file.path),
                 self.request.form,
                 timed=place % timed_every == 0,
+                limits=limits_of(facts),
             )
 
     def _finish(self, result: Prepared) -> None:
