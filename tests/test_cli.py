@@ -1,5 +1,7 @@
 """The command line: what each command is called with, and what it says when something is wrong."""
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +193,51 @@ def test_mistake_is_one_line_and_exit_code_2(
     assert said.err.startswith("vidssl: ")
     assert said.err.count("\n") == 1
     assert said.err == f"vidssl: {expected}\n"
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def refuse(*given: object) -> int:
+        raise error
+
+    fake = ModuleType("vidssl.watch")
+    fake.watch_run = lambda *given, once: refuse()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vidssl.watch", fake)
+
+
+@pytest.mark.parametrize(
+    ("number", "way"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "can be written"), (errno.EMFILE, "ulimit")],
+)
+def test_what_the_machine_refuses_is_one_line_with_a_way_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, way: str
+) -> None:
+    raising(monkeypatch, OSError(number, os.strerror(number), "some/file"))
+    assert cli.main(["watch"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"vidssl: some/file: {os.strerror(number)}: ")
+    assert (said.count("\n"), way in said) == (1, True)
+    raising(monkeypatch, OSError(errno.EIO, "a defect of ours may look so"))
+    with pytest.raises(OSError, match="defect"):
+        cli.main(["watch"])
+
+
+def test_output_that_is_not_read_to_its_end_is_no_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raising(monkeypatch, BrokenPipeError())
+    assert cli.main(["watch"]) == cli.UNREAD
+    assert capsys.readouterr().err == ""
+
+
+def test_a_working_folder_that_was_removed_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["list"]) == 2
+    assert "the working folder was removed" in capsys.readouterr().err
+    os.chdir(tmp_path)
 
 
 def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:

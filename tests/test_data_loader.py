@@ -3,7 +3,9 @@
 import multiprocessing
 import os
 import pickle
+import re
 import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +18,7 @@ from data_clips import damage_middle, write_clip
 from torch import Tensor
 
 from vidssl.data.loader import Loader, Stream, iterate_once
-from vidssl.data.samples import Endless
+from vidssl.data.samples import Endless, workers_that_fit
 from vidssl.data.sources import VideoFolder
 from vidssl.data.views import SingleClip, SingleImage
 from vidssl.data.views_uniform import UniformClips
@@ -435,3 +437,32 @@ def test_no_real_broken_file_ends_a_worker(workers: int) -> None:
         "truncated_no_moov.mp4",
         "zero_bytes.mp4",
     ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm and its limits are Linux's")
+@pytest.mark.parametrize(
+    ("shared", "descriptors", "expected", "said"),
+    [
+        (64 << 20, 4096, 4, ""),
+        (64 << 20, 64, 0, r"may have 64 files open, workers take 256 \(ulimit -n\)"),
+        (25 << 20, 4096, 2, r"/dev/shm has 25 MB free and a batch takes 5 MB \(containers: --shm"),
+        (64 << 10, 4096, 0, r"/dev/shm has 0\.0625 MB free"),
+    ],
+)
+def test_there_are_as_many_workers_as_shared_memory_and_descriptors_suffice_for(
+    shared: int, descriptors: int, expected: int, said: str
+) -> None:
+    """With more, training hung: a worker without room waits for ever."""
+    found, reason = workers_that_fit(4, 5 << 20, shared=shared, descriptors=descriptors)
+    assert found == expected
+    assert re.search(said, reason) if said else not reason
+
+
+def test_a_lack_of_room_for_workers_is_logged_and_the_batches_come(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vidssl.data.loader.workers_that_fit", lambda workers, size: (0, f"{size} bytes"))
+    stream = Stream(Numbers(8), SingleImage(size=8), batch_size=4, workers=2)
+    with Loader({"image": stream}) as loader:
+        assert len(next(loader).indices["image"]) == 4
+    assert caplog.messages == [f"image: 0 data workers instead of 2: {4 * 3 * 8 * 8} bytes"]

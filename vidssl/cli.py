@@ -1,8 +1,11 @@
 """The command line: what may be typed, and how it is read."""
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from vidssl import __version__, commands
@@ -11,6 +14,19 @@ from vidssl.engine.launcher import end_with_launcher
 from vidssl.errors import UsageError, printable
 
 INTERRUPTED = 130
+UNREAD = 141  # as a shell has it after SIGPIPE
+# errors of the system that say something of the machine and nothing of this package, and the way out
+_OUTSIDE = {
+    errno.ENOSPC: "make room, or name a folder on another disk",
+    errno.EDQUOT: "make room, or name a folder on another disk",
+    errno.EROFS: "name a folder that can be written",
+    errno.EACCES: "change its rights, or name another",
+    errno.EPERM: "change its rights, or name another",
+    errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
+    errno.ENFILE: "the machine has too many files open",
+    errno.ENOMEM: "there is too little memory",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u), or ask for fewer",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,14 +44,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     end_with_launcher()
     try:
+        _check_working_folder()
         arguments = _parse(sys.argv[1:] if argv is None else argv)
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # 'vidssl compare ... | head': what is left to print has no reader
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return UNREAD
+    except OSError as error:
+        if error.errno not in _OUTSIDE:
+            raise
+        print(f"vidssl: {_outside(error)}", file=sys.stderr)
+        return commands.BAD_INPUT
     except UsageError as error:
         if str(error):  # one of several processes tells it
             print(f"vidssl: {printable(str(error))}", file=sys.stderr)
         return commands.BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _check_working_folder() -> None:
+    """Nothing can be found from a folder that was removed, not even Python's modules."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("the working folder was removed: change to one that is there (cd)") from None
+
+
+def _outside(error: OSError) -> str:
+    what = f"{error.filename}: " if error.filename else ""
+    return f"{what}{error.strerror}: {_OUTSIDE[error.errno or 0]}"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -15,7 +15,6 @@ from vidssl.data.origins import videos_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.display import shown_messages, terminal
 from vidssl.engine.distributed import World, processes, told_once_a_machine
-from vidssl.engine.files import make_folder
 from vidssl.engine.runfolder import RunFolder, newest_run, no_run
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
@@ -37,7 +36,7 @@ from vidssl.scoring.foreign import (
     is_foreign,
     recipe_named,
 )
-from vidssl.scoring.report import report, tell_classes
+from vidssl.scoring.report import NotKept, report, tell_classes
 from vidssl.scoring.request import EvalWords, eval_words
 from vidssl.scoring.scores import probe
 from vidssl.scoring.seen import check_seen
@@ -124,16 +123,18 @@ def score_subject(
     store = FeatureStore(
         subject.spec, subject.networks, folder=subject.folder / "features", console=console, world=world
     )
-    make_folder(subject.scores)
     notes = [_seen(subject, protocol, store, world) for protocol in protocols]
     store.encode_patches(each for each in protocols if isinstance(each, Protocol))
+    lost: list[str] = []  # scores that could not be written, which is no reason to leave out the others
     for protocol, said in zip(protocols, notes, strict=True):
         if isinstance(protocol, FinetuneProtocol):
             if not finetune_run(subject, protocol, console, said):
                 return STOPPED
             continue
         features = store.tables(protocol)
-        world.from_first(partial(_scored, subject, protocol, features, said, console))
+        lost += [world.from_first(partial(_scored, subject, protocol, features, said, console))]
+    if any(lost):
+        raise UsageError("; ".join(filter(None, lost)))
     return 0
 
 
@@ -155,7 +156,7 @@ def _seen(
 def _scored(
     subject: Subject, protocol: Protocol, features: Tables, notes: Sequence[str], console: Console
 ) -> str:
-    """Fits the probes and reports; an empty text for the other processes."""
+    """Fits the probes and reports; why the scores could not be written, or nothing."""
     evaluator = build.evaluator(protocol.evaluator)
     tell_classes(*next(iter(features.values())), console)
     scores = {
@@ -170,7 +171,10 @@ def _scored(
         for name, tables in features.items()
     }
     videos = dict(zip(("train", "test"), next(iter(features.values())), strict=True))
-    report(subject, protocol, scores, videos, console, notes=notes)
+    try:
+        report(subject, protocol, scores, videos, console, notes=notes)
+    except NotKept as error:
+        return str(error)
     return ""
 
 

@@ -14,7 +14,7 @@ from vidssl import build
 from vidssl.components import OBJECTIVE, constructor_of
 from vidssl.engine.display import format_duration, shown_messages, terminal
 from vidssl.engine.distributed import here, processes, told_once_a_machine
-from vidssl.engine.files import write_text
+from vidssl.engine.files import check_writable, write_text
 from vidssl.engine.lock import sole_process
 from vidssl.engine.own_code import code_in, files_of
 from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
@@ -63,6 +63,7 @@ def train_recipe(
     build.check_ready(recipe, with_init=resume is None)
     if resume is None:
         check_name(recipe.name)
+        check_writable(Path(recipe.run.out) / recipe.name, "name one you can write with run.out=FOLDER")
     world = here()
     say, text = logging.getLogger(__name__).info, resolved_text(recipe)
     if resume is None and recipe.run.resume == "auto":

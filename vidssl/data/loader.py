@@ -9,6 +9,7 @@ processes that share a stream take slices of each batch.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from vidssl.class_numbers import LabelClasses, numbered_together, renumbered
 from vidssl.data.deaths import WorkerDied
-from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcels
+from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcels, workers_that_fit
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, DataSource, UnreadableSample, ViewSampler
 
@@ -227,12 +228,15 @@ def _batches(
         distinct=stream.distinct,
     )
     deaths: list[int] = []
+    workers, lack = workers_that_fit(
+        stream.workers, _batch_bytes(stream.views, stream.batch_size // stream.world)
+    )
+    if lack:
+        _log.warning("%s: %d data workers instead of %d: %s", name, workers, stream.workers, lack)
     while True:
         steps = (list(stream.positions(later)) for later in count(step))
         try:
-            for parcel in parcels(
-                samples, steps, workers=stream.workers, timeout_seconds=stream.timeout_seconds
-            ):
+            for parcel in parcels(samples, steps, workers=workers, timeout_seconds=stream.timeout_seconds):
                 yield parcel
                 step += 1
         except WorkerDied as error:
@@ -240,6 +244,11 @@ def _batches(
             if len(deaths) > _RESTARTS:
                 raise UsageError(f"{name}: {error} ({len(deaths)} died within {_FORGIVEN} steps)") from error
             restarted(step, f"{name}: {error}. New workers go on, with the same batches")
+
+
+def _batch_bytes(views: ViewSampler, batch_size: int) -> int:
+    """Of a batch as workers hand it over, three bytes a pixel."""
+    return batch_size * sum(3 * math.prod(shape) for slots in views.shapes.values() for shape in slots)
 
 
 def _sound(
@@ -298,6 +307,10 @@ def iterate_once(
     numbers = list(range(len(source)))
     batches = [numbers[start : start + batch_size] for start in range(0, len(source), batch_size)]
     failed: list[Failure] = []
+    given = workers
+    workers, lack = workers_that_fit(given, _batch_bytes(views, batch_size))
+    if lack:
+        _log.warning("%d data workers instead of %d: %s", workers, given, lack)
     for parcel in parcels(InOrder(source, views), batches, workers=workers, timeout_seconds=900.0):
         for failure in parcel.failures:
             failed.append(failure)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import os
+import resource
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +22,9 @@ from vidssl.abilities import EpochOrder, OrdersEpochs
 from vidssl.data.deaths import WorkerDied, Workers
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, UnreadableSample, ViewSampler
+
+_DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
+_PAGE = 16384  # a tensor in shared memory takes a page at least, and a batch has several
 
 Views = dict[str, tuple[Tensor, ...]]
 
@@ -212,6 +217,46 @@ def mix(*numbers: int) -> int:
     """One seed out of several numbers, such that neighbours share nothing."""
     digest = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def workers_that_fit(
+    workers: int, batch_bytes: int, *, shared: int | None = None, descriptors: int | None = None
+) -> tuple[int, str]:
+    """How many of so many workers the machine has shared memory and descriptors for, and why not all.
+
+    A worker that runs out of either hangs, and the training with it.
+
+    Args:
+        batch_bytes: of a batch; two of each worker and one more wait in shared memory.
+        shared: bytes of it that are free; by default those of /dev/shm.
+        descriptors: that this process may have open; by default as many as it is allowed to raise them to.
+    """
+    if not workers or sys.platform != "linux":
+        return workers, ""
+    if descriptors is None:
+        descriptors = _raised_descriptors()
+    if descriptors < _DESCRIPTORS:
+        return 0, f"this process may have {descriptors} files open, workers take {_DESCRIPTORS} (ulimit -n)"
+    if shared is None:
+        status = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
+        shared = status.f_bavail * status.f_frsize if status else 0
+    fit = min(workers, (shared // max(batch_bytes, _PAGE) - 1) // 2)
+    if fit == workers:
+        return workers, ""
+    free, each = (f"{count / 2**20:.3g} MB" for count in (shared, batch_bytes))
+    return max(fit, 0), (
+        f"/dev/shm has {free} free and a batch takes {each} (containers: --shm-size or --ipc=host)"
+    )
+
+
+def _raised_descriptors() -> int:
+    """Raises the limit of open files as far as this process may, up to a number that is always enough."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return _ENOUGH if soft == resource.RLIM_INFINITY else soft
 
 
 def parcels(

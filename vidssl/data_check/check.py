@@ -20,6 +20,7 @@ from vidssl.data_check.leaks import same_content, same_group
 from vidssl.data_check.report import Found, Overlap, report
 from vidssl.data_check.scan import scan
 from vidssl.engine.display import terminal
+from vidssl.engine.files import check_writable
 from vidssl.errors import UsageError
 
 CLEAN, FLAWED = 0, 1
@@ -66,6 +67,7 @@ def check_data(request: CheckRequest, console: Console | None = None) -> int:
     root, listing, parts = _what(request)
     others = [(path, Manifest(path)) for path in request.against]
     out = request.out or _beside(request.path)
+    check_writable(out, "'--out' puts the manifest elsewhere")
     manifest = _scan(root, listing, out, request, console)
     given = request.test_list is not None
     train, test = ([manifest.entry(path) for path in part] for part in parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -30,8 +31,8 @@ class Journal:
         lines: of all results that were ever made, the ones that others took the place of too.
 
     Raises:
-        UsageError: if the folder holds results of another kind, or files of somebody else.
-        OSError: if it cannot be written.
+        UsageError: if the folder holds results of another kind, or files of somebody else, or cannot be
+            written.
     """
 
     def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
@@ -44,10 +45,13 @@ class Journal:
             raise UsageError(
                 f"{folder} holds files and no {NAME}, so they are not of 'data prepare'. Take another folder"
             )
-        self._file = self.path.open("ab")
-        # the first byte ends a line that a kill left unfinished
-        self._file.write(b"\n" if begun else b"\n" + json.dumps(head).encode() + b"\n")
-        self._file.flush()
+        try:
+            # unbuffered: what a full disk refused is not written once more when the file is closed
+            self._file = self.path.open("ab", buffering=0)
+            # the first byte ends a line that a kill or a full disk left unfinished
+            self._file.write(b"\n" if begun else b"\n" + json.dumps(head).encode() + b"\n")
+        except OSError as error:
+            raise UsageError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def _read(self, head: Mapping[str, object]) -> bool:
         """Takes in what is written there; whether the first line is."""
@@ -66,8 +70,9 @@ class Journal:
 
     def add(self, done: Prepared) -> None:
         """Writes a line and waits until the disk has it."""
-        self._file.write(json.dumps(asdict(done), separators=(",", ":")).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(asdict(done), separators=(",", ":")).encode() + b"\n"
+        if self._file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(self._file.fileno())
         self.latest[done.key] = done
         self.lines.append(done)

@@ -75,6 +75,20 @@ def make_folder(path: Path) -> None:
         raise UsageError(f"cannot make the folder {path}: {error.strerror or error}") from error
 
 
+def check_writable(path: Path, otherwise: str) -> None:
+    """Refuse a path that nothing can be written to, before the work that is to be written there.
+
+    Args:
+        otherwise: how to name another, for the message.
+
+    Raises:
+        UsageError: if the nearest folder above it that exists cannot be written.
+    """
+    folder = next(above for above in path.absolute().parents if above.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write {path}: {folder} is not a folder that can be written; {otherwise}")
+
+
 def write_text(path: Path, text: str) -> None:
     """``write_atomically`` for a text."""
     write_atomically(path, lambda temporary: _write(temporary, text))

@@ -20,7 +20,6 @@ import timm
 import torch
 import torchvision
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor
 
 import vidssl
@@ -29,10 +28,10 @@ from vidssl.class_numbers import numbered_together
 from vidssl.components import SOURCE, VIEW_SAMPLER
 from vidssl.data.origins import versions_hash
 from vidssl.data.token_source import TokenStore
-from vidssl.engine.checkpoint import read_tensors, tensors_digest
+from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
 from vidssl.engine.devices import use_bfloat16
 from vidssl.engine.distributed import World, take_device
-from vidssl.engine.files import make_folder, write_atomically
+from vidssl.engine.files import make_folder
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable, KeepPatches, Layers
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
@@ -158,14 +157,19 @@ class FeatureStore:
                     f"{missing if found.unreadable else ''}"
                 )
             else:
-                make_folder(self.folder)
+                if job.patches is not None:
+                    make_folder(self.folder)
                 found = self._encode(name, job, source, batch_size, path)
             try:
                 table = table_of(source, found, self._device)
             except UsageError as error:
                 raise UsageError(f"{name} network, {job.part} videos: {error}") from error
             if self.world.first and not kept:
-                write_encoded(path, found, key, source)
+                try:
+                    make_folder(self.folder)
+                    write_encoded(path, found, key, source)
+                except UsageError as error:
+                    self._say(f"{error}. These features are not kept, and the next probe computes them again")
             self._known[key, job.patches] = table
         return self._known[key, job.patches]
 
@@ -265,7 +269,7 @@ def write_encoded(path: Path, found: Encoded, key: str, source: DataSource) -> N
     keys = [source.key(number) for number in found.numbers.tolist()]
     metadata = {"key": key, "videos": json.dumps(keys), "unreadable": json.dumps(found.unreadable)}
     metadata["digest"] = tensors_digest(tensors, metadata)
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    save_tensors(path, tensors, metadata)
 
 
 def read_encoded(path: Path) -> Encoded:

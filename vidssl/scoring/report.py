@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vidssl.class_numbers import class_counts
-from vidssl.engine.files import write_text
-from vidssl.errors import counted
+from vidssl.engine.files import make_folder, write_text
+from vidssl.errors import UsageError, counted
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.statistics import Difference
 from vidssl.finetune_protocol import FinetuneProtocol
@@ -35,6 +35,10 @@ NOTABLE = 0.02
 _SPREAD = "; ±: standard deviation over draws of the labelled videos"
 
 
+class NotKept(UsageError):
+    """Scores that were shown and could not be written."""
+
+
 def report(
     subject: Subject,
     protocol: Protocol | FinetuneProtocol,
@@ -49,6 +53,9 @@ def report(
     Args:
         videos: those to learn from ("train") and to test on ("test"), as they were found.
         notes: on test videos that were learned from before.
+
+    Raises:
+        NotKept: if the file cannot be written, when all is shown.
     """
     tested = tested_videos(videos["test"])
     differences = network_differences(scores, tested)
@@ -68,10 +75,17 @@ def report(
             _say(console, f"  left out: {problem}")
     record = score_record(subject, protocol_text(protocol), scores, videos, notes)
     path = subject.scores / f"{protocol.name}-{subject.stem}.json"
-    earlier = _set_aside(path, record["card_sha256"])
+    try:
+        make_folder(subject.scores)
+        earlier = _set_aside(path, record["card_sha256"])
+        write_text(path, json.dumps(record, indent=2) + "\n")
+    except (UsageError, OSError) as error:
+        raise NotKept(
+            f"{error}. The scores of '{protocol.name}' are shown above and not kept: make room, or copy "
+            f"{subject.source} to a folder that can be written and score it there"
+        ) from error
     if earlier is not None:
         _say(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
-    write_text(path, json.dumps(record, indent=2) + "\n")
     _say(console, f"Scores: {path}")
 
 
