@@ -116,6 +116,19 @@ def test_kept_features_name_their_videos_and_what_they_depend_on(folder):
         assert f"\n{word}:" in "\n" + metadata["key"]
 
 
+def test_scores_that_cannot_be_written_are_shown(folder, capsys):
+    make_run("full", seed=4)
+    # in the way of what is to be written, as a full disk is, and for any user
+    Path("runs/full/features").touch()
+    Path("runs/full/scores/knn-step-000005.json/x").mkdir(parents=True)
+    assert main(["eval", "runs/full", "--protocol", "knn"]) == 2
+    said = capsys.readouterr()
+    assert "These features are not kept" in said.out
+    assert "chance %" in said.out
+    assert said.err.count("\n") == 1
+    assert "The scores of 'knn' are shown above and not kept: make room, or copy" in said.err
+
+
 @pytest.mark.parametrize("spoil", ["cut", "changed"])
 def test_damaged_features_are_made_anew(spoil, folder, encoder_runs, capsys):
     make_run(spoil, seed=3)
