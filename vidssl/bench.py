@@ -332,7 +332,8 @@ class _Maker:
         self._position += 1
         if sample.views is None:
             raise UsageError(
-                f"none of the {len(sample.failures)} samples can be read, such as {sample.failures[0]}"
+                f"none of the {counted(len(sample.failures), 'sample')} can be read, such as "
+                f"{sample.failures[0]}"
             )
         return sample
 

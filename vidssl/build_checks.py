@@ -12,7 +12,7 @@ from vidssl.engine.grad_cache import JointLoss
 from vidssl.engine.optim import Update
 from vidssl.engine.schedules import Schedule
 from vidssl.engine.speed import refusal
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.grids import GridSize, common_grid
 from vidssl.interfaces import Backbone, Evaluator, Masker, Objective, PatchEvaluator, Tokenizer
 from vidssl.part_checks import try_masker
@@ -322,5 +322,7 @@ def _check_mask(
 def _in_words(size: ClipSize) -> str:
     frames, height, width = size
     return (
-        f"an image of {height}x{width}" if frames == 1 else f"a clip of {frames} frames at {height}x{width}"
+        f"an image of {height}x{width}"
+        if frames == 1
+        else f"a clip of {counted(frames, 'frame')} at {height}x{width}"
     )

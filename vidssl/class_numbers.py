@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 _LARGEST = 1_000_000  # no data set has a class of a higher number; IDs are higher
 _NAMED = 10
@@ -71,7 +71,7 @@ def counted_classes(numbers: Iterable[int], names: Sequence[str]) -> str:
     shown = ", ".join(f"{name} ({count})" for name, count in found[:_NAMED])
     if len(found) > _NAMED:
         sizes = [count for _, count in found]
-        shown += f", ...; {min(sizes)} to {max(sizes)} videos each"
+        shown += f", ...; {min(sizes)} to {counted(max(sizes), 'video')} each"
         if max(sizes) == 1:
             shown += ". Is it an ID, not a class?"
     return f"{len(found)} {'class' if len(found) == 1 else 'classes'}: {shown}"

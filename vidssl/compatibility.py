@@ -21,7 +21,7 @@ from safetensors.torch import save
 from vidssl import build
 from vidssl.compatibility_page import COMMAND, Combination, Outcomes, by_hand, page
 from vidssl.components import BACKBONE, MASKER, OBJECTIVE, TOKENIZER
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, Objective, Progress
 from vidssl.recipe import Recipe, read_recipe
 from vidssl.schema import keys_of, parts_of
@@ -292,7 +292,7 @@ def whole_page(outcomes: Outcomes, named: Outcomes) -> str:
     return page(
         outcomes,
         named,
-        clip=f"{own.num_frames} frames of {own.size}x{own.size}",
+        clip=f"{counted(own.num_frames, 'frame')} of {own.size}x{own.size}",
         local=f"{own.local_frames} of {own.local_size}x{own.local_size}",
     )
 

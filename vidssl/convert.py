@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.files import write_atomically
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.tokenizers.dalle import DALLE
 from vidssl.weights.dalle_keys import networks_in
 from vidssl.weights.load import load_whole
@@ -147,12 +147,14 @@ def _described(sources: Sequence[Path], networks: _Networks, keys: dict[str, int
     for name, network in networks.items():
         count = sum(tensor.numel() for tensor in network.values())
         first, last = (tuple(network[f"{end}.weight"].shape) for end in ("input", "output"))
-        lines.append(f"{name:<15}{len(network)} tensors, {count:,} numbers, from {first} to {last}")
+        lines.append(
+            f"{name:<15}{counted(len(network), 'tensor')}, {count:,} numbers, from {first} to {last}"
+        )
     other = {key: keys[key] for key, value in _PUBLISHED.items() if keys[key] != value}
     sizes = f"NOT THE PUBLISHED ONES: {other}" if other else "as published"
     return [
         *lines,
-        f"vocabulary     {keys['vocab_size']} codes",
+        f"vocabulary     {counted(keys['vocab_size'], 'code')}",
         f"sizes          {sizes}; every tensor has its place and shape",
         "not verified   that the numbers are OpenAI's: this program knows no digest of theirs",
     ]

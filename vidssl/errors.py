@@ -37,5 +37,5 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """``1 step``, ``2 steps``, ``1,000 steps``; ``plural`` where it is not the noun and an s."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+    """``1 step``, ``2 steps``; ``plural`` where it is not the noun and an s."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

@@ -16,7 +16,7 @@ from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.display import shown_messages, terminal
 from vidssl.engine.distributed import World, processes, told_once_a_machine
 from vidssl.engine.runfolder import RunFolder, newest_run, no_run
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.evaluators.features import FeatureTable
 from vidssl.finetune import finetune_run
 from vidssl.finetune_protocol import FinetuneProtocol, finetunes, load_any_protocol
@@ -242,7 +242,7 @@ def _check_sizes(subject: Subject, protocol: Protocol | FinetuneProtocol) -> Non
             try:
                 network.grid(*(size if tokenizer is None else tokenizer.grid(*size)))
             except ValueError as error:
-                shown = f"a clip of {size[0]} frames at {size[1]}x{size[2]}"
+                shown = f"a clip of {counted(size[0], 'frame')} at {size[1]}x{size[2]}"
                 raise views.node.error(f"{subject.title} does not take {shown}: {error}") from error
 
 

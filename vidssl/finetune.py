@@ -14,7 +14,7 @@ from vidssl.data.groups import groups_of
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.devices import use_bfloat16
 from vidssl.engine.distributed import here, take_device
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import average_views, check_scores
 from vidssl.few_labels import Amount, Subset, drawn
@@ -310,7 +310,8 @@ def _listed(source: DataSource) -> FeatureTable:
 def _check_whole(result: TrainResult) -> None:
     if result.steps < result.total_steps:
         raise FinetuningStopped(
-            f"Finetuning stopped after {result.steps} of {result.total_steps} steps, so nothing was scored. "
+            f"Finetuning stopped after {result.steps} of {counted(result.total_steps, 'step')}, so "
+            "nothing was scored. "
             "The same command with run.resume=auto goes on from there. "
             f"The network so far: {result.checkpoint}"
         )

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidssl.components import BACKBONE
+from vidssl.errors import counted
 from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone
 from vidssl.schema import keys_of
@@ -48,7 +49,8 @@ def network_table() -> Table:
     table.caption = (
         "Millions of parameters, width of the features, what a network takes and gives, frames of a clip (1 "
         "is an image), height or width in pixels; where it reads ids, those are counted. "
-        f"timm has {len(timm.list_models())} networks, of which some stand here: timm.list_models()."
+        f"timm has {counted(len(timm.list_models()), 'network')}, of which some stand here: "
+        "timm.list_models()."
     )
     return table
 

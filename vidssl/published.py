@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.spec import Node, load, nearest
 from vidssl.spec_files import PUBLISHED, spec_roots
 
@@ -235,8 +235,8 @@ def _row(
     items = _items(node)
     if len(items) != len(columns) + len(heads):
         raise node.error(
-            f"has {len(items)} entries, expected {len(columns)} ({', '.join(columns)}) "
-            f"and {len(heads)} numbers"
+            f"has {counted(len(items), 'entry', 'entries')}, expected {len(columns)} ({', '.join(columns)}) "
+            f"and {counted(len(heads), 'number')}"
         )
     cells = tuple(
         None if item.value is None and name not in NEEDED else _value(item, name, meanings)

@@ -19,7 +19,7 @@ from vidssl.engine.display import terminal
 from vidssl.engine.gather import drawing_as, in_parts
 from vidssl.engine.grad_cache import JointLoss, backward_in_parts
 from vidssl.engine.parts import split_batch
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, Objective
 from vidssl.recipe import Recipe
 from vidssl.scoring.trained import stored_recipe
@@ -236,7 +236,9 @@ def _described(capture: Capture) -> list[str]:
             f"Random numbers of {conditions.device} cannot be drawn on a CPU: masks and the like differ."
         ]
     for stream, places in capture.samples.items():
-        lines += [f"{stream}: {len(places)} samples, of epoch {places[0].epoch}:"] if places else []
+        lines += (
+            [f"{stream}: {counted(len(places), 'sample')}, of epoch {places[0].epoch}:"] if places else []
+        )
         lines += [f"  {place.key} (place {place.place})" for place in places]
     return lines
 

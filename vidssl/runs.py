@@ -19,7 +19,7 @@ from vidssl.engine.lock import sole_process
 from vidssl.engine.own_code import code_in, files_of
 from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
 from vidssl.engine.runfolder import RunFolder, check_name, named_run
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Backbone, Objective
 from vidssl.knn_monitor import KnnMonitor
 from vidssl.recipe import Recipe, overridden, read_recipe
@@ -147,13 +147,14 @@ def _check_longer(longer: _Longer, recipe: Recipe, steps_per_epoch: Mapping[str,
     steps = {*range(0, done, max(1, done // 10_000)), max(0, done - 1)}
     why = ""
     if new.total_steps < done:
-        why = f"the run has taken {done} steps and would have {new.total_steps}"
+        why = f"the run has taken {counted(done, 'step')} and would have {new.total_steps}"
     elif isinstance(objective, type) and issubclass(objective, Objective) and objective.follows_length:
         why = f"objective '{recipe.objective.type}' moves its teacher's momentum along the whole run"
     elif any(update.weight_decay_at(old, step) != update.weight_decay_at(new, step) for step in steps):
         why = "optim.final_weight_decay moves the weight decay along the whole run"
     elif any(old.factor(step) != new.factor(step) for step in steps):
-        why = f"schedule '{recipe.schedule.type}' would have given the {done} steps other learning rates"
+        taken = counted(done, "step")
+        why = f"schedule '{recipe.schedule.type}' would have given the {taken} other learning rates"
     if why:
         raise UsageError(
             f"{longer.folder.path}: cannot get another length: {why}. Start a new run from its weights "
@@ -207,20 +208,22 @@ def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None 
 def _conclude(result: TrainResult, objective: Objective, seconds: float, console: Console) -> None:
     if result.steps < result.total_steps:
         lines = [
-            f"Stopped after {result.steps} of {result.total_steps} steps; the network so far is saved.",
+            f"Stopped after {result.steps} of {counted(result.total_steps, 'step')}; the network so far "
+            "is saved.",
             f"To go on: vidssl train --resume {result.folder}",
         ]
     elif result.steps_before == result.steps:
         lines = [f"All {result.steps} steps were done before."]
     else:
         which = f"steps {result.steps_before + 1} to {result.steps}"
-        what = which if result.steps_before else f"{result.steps} step{'s' * (result.steps > 1)}"
+        what = which if result.steps_before else counted(result.steps, "step")
         skipped = f"; skipped as not finite: {result.skipped}" if result.skipped else ""
         lines = [f"Trained {what} in {format_duration(seconds)}{skipped}."]
     if result.skipped_last:
         last = result.steps - result.skipped_last
         lines += [
-            f"NOT FINITE: loss or gradient of the last {result.skipped_last} steps. The weights since "
+            f"NOT FINITE: loss or gradient of the last {counted(result.skipped_last, 'step')}. The "
+            "weights since "
             f"step {last} gave no finite loss: of the checkpoints use one before that."
         ]
     lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]

@@ -9,7 +9,7 @@ from rich.console import Console
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.display import terminal
 from vidssl.engine.runfolder import RunFolder
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.recipe import load_recipe
 from vidssl.runs import train_recipe
 
@@ -32,12 +32,13 @@ def selftest_resume(
         _, whole = train_recipe(recipe, quiet, stop_after=2 * steps)
         if whole.steps < 2 * steps:
             raise UsageError(
-                f"the run ended after {whole.steps} steps, the test takes {2 * steps}: fewer with --steps"
+                f"the run ended after {counted(whole.steps, 'step')}, the test takes {2 * steps}: fewer "
+                "with --steps"
             )
-        console.print(f"{2 * steps} steps at once: done.")
+        console.print(f"{counted(2 * steps, 'step')} at once: done.")
         _, half = train_recipe(recipe, quiet, stop_after=steps)
         _, halves = train_recipe(recipe, quiet, resume=half.folder, stop_after=2 * steps)
-        console.print(f"{steps} steps, a stop, and {steps} more: done.")
+        console.print(f"{counted(steps, 'step')}, a stop, and {steps} more: done.")
         different, count = _differences(RunFolder(whole.folder), RunFolder(halves.folder), 2 * steps)
     for key, difference in list(different.items())[:10]:
         console.print(f"  {key}: differs by up to {difference:.3g}", highlight=False)
@@ -45,7 +46,9 @@ def selftest_resume(
         reason = "" if recipe.run.device == "cpu" else " (on a GPU some sums depend on the order of threads)"
         console.print(f"Not the same: {len(different)} of {count} tensors differ{reason}.", soft_wrap=True)
         return 1
-    console.print(f"The same, bit for bit: all {count} tensors of weights, optimizer and random states.")
+    console.print(
+        f"The same, bit for bit: all {counted(count, 'tensor')} of weights, optimizer and random states."
+    )
     return 0
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import channels_last, prefixed
+from vidssl.errors import counted
 from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Features, Translated
 from vidssl.weights.foreign import pytorchvideo_hub
@@ -73,13 +74,13 @@ class PyTorchVideoNet(Backbone, Blockwise):
         if only is not None:
             if size != only:
                 raise ValueError(
-                    f"{self._name} takes {only[0]} frames of {only[1]}x{only[2]} only, got {size}"
+                    f"{self._name} takes {counted(only[0], 'frame')} of {only[1]}x{only[2]} only, got {size}"
                 )
             return only[0] // 2, 7, 7
         pooled_in_time = self._name.startswith(("slowfast", "c2d", "i3d"))
         if pooled_in_time and num_frames % self.strides[0]:
             raise ValueError(
-                f"{self._name} takes a multiple of {self.strides[0]} frames, got a clip of {size}"
+                f"{self._name} takes a multiple of {counted(self.strides[0], 'frame')}, got a clip of {size}"
             )
         t, h, w = (-(-length // stride) for length, stride in zip(size, self.strides, strict=True))
         return t, h, w

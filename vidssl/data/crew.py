@@ -14,6 +14,8 @@ from multiprocessing.context import ForkContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
+from vidssl.errors import counted
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -66,7 +68,9 @@ def work(
                 failed += isinstance(result, Lost) and result.failed
                 worked = worked or not isinstance(result, Lost)
                 if failed >= _DEFECT and not worked:
-                    raise RuntimeError(f"{job} failed at all of {failed} files; tracebacks stand above")
+                    raise RuntimeError(
+                        f"{job} failed at all of {counted(failed, 'file')}; tracebacks stand above"
+                    )
                 yield worker.task, result
                 crew.remove(worker)
                 for task in waiting:

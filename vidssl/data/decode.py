@@ -32,6 +32,7 @@ from vidssl.data.animations import OpenWebP
 from vidssl.data.contents import File
 from vidssl.data.limits import LIMITS, Limits
 from vidssl.data.video_file import OpenVideo, open_video
+from vidssl.errors import counted
 from vidssl.interfaces import UnreadableSample
 
 _INDEXED_FORMATS = ("mov", "matroska", "avi")
@@ -132,7 +133,9 @@ def probe(file: File, limits: Limits = LIMITS) -> VideoFacts:
         frames = video.frames()
         first = next(frames, None)
         if first is None:
-            raise UnreadableSample(str(file), f"damaged: none of its {packets.total} frames can be decoded")
+            raise UnreadableSample(
+                str(file), f"damaged: none of its {counted(packets.total, 'frame')} can be decoded"
+            )
         seen = array("q", [_NO_PTS if first.pts is None else first.pts])
         picture = Picture.of(first)
         no_seeking = packets.distrust

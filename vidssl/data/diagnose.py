@@ -7,6 +7,7 @@ import stat
 from typing import BinaryIO
 
 from vidssl.data.contents import Content, File, opened
+from vidssl.errors import counted
 
 _HEAD_BYTES = 4096
 _LFS_MARK = b"version https://git-lfs"
@@ -53,7 +54,9 @@ def _why_content(stream: BinaryIO) -> str:
     if not head:
         return "the file is empty (0 bytes)"
     if head.startswith(_LFS_MARK):
-        return f"a Git-LFS pointer of {size} bytes, not the file itself: fetch it with 'git lfs pull'"
+        return (
+            f"a Git-LFS pointer of {counted(size, 'byte')}, not the file itself: fetch it with 'git lfs pull'"
+        )
     if _is_text(head):
         start = head[:40].decode(errors="replace").split("\n")[0].strip()
         return f"a text file, not a video (it begins with {start!r})"

@@ -27,6 +27,7 @@ from vidssl.data.listing import (
 from vidssl.data.official.listed import DataSet, check_missing_share, tell_found
 from vidssl.data.official.tables import read_text
 from vidssl.data.origins import image_origin
+from vidssl.errors import counted
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
 FRAMES = DataSet(
@@ -122,7 +123,7 @@ class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
         key, names = self.key(index), self._frames(index)
         folder = self._root / self._files[index].path
         if min(frames) < 0 or max(frames) >= len(names):
-            raise ValueError(f"{key} has {len(names)} frames, asked for {max(frames)}")
+            raise ValueError(f"{key} has {counted(len(names), 'frame')}, asked for {max(frames)}")
         pixels = {
             number: read_image(folder / names[number], f"{key}/{names[number]}")
             for number in sorted(set(frames))
@@ -171,13 +172,14 @@ class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
         missing = [key for key, exists in there.items() if not exists]
         if len(missing) == len(rows):
             raise FRAMES.error(
-                f"{self._root}: none of the {len(rows)} folders of {path} is in it, not even {missing[0]}"
+                f"{self._root}: none of the {counted(len(rows), 'folder')} of {path} is in it, not even "
+                f"{missing[0]}"
             )
         classes = ordered_classes(
             (str(number) for _, number in rows.values() if number is not None), "class", path
         )
         numbers = {name: place for place, name in enumerate(classes)}
-        more = f", {len(classes)} classes" if classes else ""
+        more = f", {counted(len(classes), 'class', 'classes')}" if classes else ""
         tell_found(str(path), len(rows) - len(missing), missing, max_missing_share, more)
         self._promised = {key: count for key, (count, _) in rows.items() if count is not None}
         files = tuple(

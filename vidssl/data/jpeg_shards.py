@@ -31,7 +31,7 @@ from vidssl.data.lists import listed_part
 from vidssl.data.manifest import unpacked
 from vidssl.data.origins import derived_origin
 from vidssl.data.segments import parse_segments
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
 INDEX = "index.jsonl"
@@ -166,7 +166,7 @@ class JpegShards(DataSource, KnowsGroups, KnowsOrigins):
         key = self._files[index].key
         row, own = self._rows[self._files[index].path], self._frames(self._files[index])
         if not frames or min(frames) < 0 or max(frames) >= len(own):
-            raise ValueError(f"{key} has {len(own)} frames, asked for {[*frames]}")
+            raise ValueError(f"{key} has {counted(len(own), 'frame')}, asked for {[*frames]}")
         try:
             return read_block(self._open(row["shard"]), row["start"], [own[frame] for frame in frames])
         except OSError as error:
@@ -190,7 +190,8 @@ class JpegShards(DataSource, KnowsGroups, KnowsOrigins):
         unknown = [file.path for file in files if file.path not in self._rows]
         if unknown:
             raise UsageError(
-                f"{self._root}: {len(unknown)} of the {len(files)} videos of {where} are not in it, such as "
+                f"{self._root}: {len(unknown)} of the {counted(len(files), 'video')} of {where} are not "
+                "in it, such as "
                 f"{unknown[0]}. Have them added with 'vidssl data prepare'"
             )
         reasons = Counter(self._rows[file.path]["reason"] for file in files)
@@ -205,7 +206,9 @@ class JpegShards(DataSource, KnowsGroups, KnowsOrigins):
             )
         kept = tuple(file for file in files if not self._rows[file.path]["reason"])
         if not kept:
-            raise UsageError(f"{self._root}: none of the {len(files)} videos of {where} could be prepared")
+            raise UsageError(
+                f"{self._root}: none of the {counted(len(files), 'video')} of {where} could be prepared"
+            )
         return kept
 
     def __getstate__(self) -> dict[str, object]:

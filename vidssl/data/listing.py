@@ -13,7 +13,7 @@ from vidssl.class_numbers import LabelClasses
 from vidssl.data.animations import is_still_webp
 from vidssl.data.groups import group_of
 from vidssl.data.segments import NamedSegment, Segment
-from vidssl.errors import UsageError, printable
+from vidssl.errors import UsageError, counted, printable
 
 Part = Literal["all", "train", "test"]
 
@@ -245,7 +245,9 @@ def select(listing: Listing, *, part: Part, test_share: float, limit: int | None
     if limit is not None:
         chosen = sorted(chosen, key=lambda file: _place(file.key, "limit"))[:limit]
     if not chosen:
-        raise UsageError(f"{where}: its {part} part is empty; it lists {len(listing.files)} files in all")
+        raise UsageError(
+            f"{where}: its {part} part is empty; it lists {counted(len(listing.files), 'file')} in all"
+        )
     return Listing(tuple(sorted(chosen, key=lambda file: file.key)), listing.label_classes)
 
 

@@ -14,7 +14,7 @@ from typing import get_args
 from vidssl.class_numbers import ordered_classes
 from vidssl.data.listing import VIDEO_EXTENSIONS, Listed, Listing, Part, check_choice
 from vidssl.data.segments import Segment
-from vidssl.errors import UsageError, printable
+from vidssl.errors import UsageError, counted, printable
 
 _log = logging.getLogger(__name__)
 
@@ -273,7 +273,7 @@ def _why_uneven(row: _Row, width: int, first: _Row, header: tuple[str, ...] | No
     hint = ""
     if any(not re.fullmatch(r"-?[0-9]+", cell) for cell in longer):
         hint = f'. A class name with a comma or a blank goes in quotes, "{", ".join(longer)}", in a .csv file'
-    return f"it has {len(row.cells)} labels, {of} has {width}{hint}"
+    return f"it has {counted(len(row.cells), 'label')}, {of} has {width}{hint}"
 
 
 def _with_slashes(rows: Sequence[_Row], path: Path, exists: Exists) -> list[_Row]:
@@ -342,7 +342,8 @@ def _refuse_words(row: _Row, path: Path) -> None:
     if len(row.cells) > 1 and not all(re.fullmatch(r"-?[0-9]+", cell) for cell in row.cells):
         words = " ".join(row.cells)
         raise UsageError(
-            f"{path}:{row.line}: is '{words}' one class name or {len(row.cells)} labels? Put a name with "
+            f"{path}:{row.line}: is '{words}' one class name or {counted(len(row.cells), 'label')}? Put "
+            "a name with "
             f'blanks in quotes ("{words}"), and each of several labels in its own'
         )
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from vidssl.class_numbers import LabelClasses, numbered_together, renumbered
 from vidssl.data.deaths import WorkerDied
 from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcels, workers_that_fit
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, DataSource, UnreadableSample, ViewSampler
 
 _log = logging.getLogger(__name__)
@@ -265,7 +265,7 @@ def _sound(
                     say(f"{name}: an unreadable sample was replaced by the next: {failure}")
             if len(failed) > allowed or len(failed) == len(stream):
                 raise UsageError(
-                    f"{name}: {len(failed)} of {len(stream)} samples cannot be read, and "
+                    f"{name}: {len(failed)} of {counted(len(stream), 'sample')} cannot be read, and "
                     f"data.max_unreadable_share ({stream.max_unreadable_share:g}) allows {allowed}. Mend "
                     f"them, take them out or raise that share.{_listed([*failed.values()])}"
                 )
@@ -318,7 +318,7 @@ def iterate_once(
         if len(parcel.indices):
             yield parcel.indices, parcel.views
     if len(failed) == len(source):
-        raise UsageError(f"none of the {len(source)} samples can be read.{_listed(failed)}")
+        raise UsageError(f"none of the {counted(len(source), 'sample')} can be read.{_listed(failed)}")
 
 
 def _listed(failures: Sequence[Failure]) -> str:

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 from vidssl.data.decode import Keyframe, VideoFacts
 from vidssl.data.segments import NamedSegment, parse_segments
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 Status = Literal["ok", "cut", "damaged", "unreadable"]
 Rate = Literal["constant", "variable", "unknown"]
@@ -297,7 +297,7 @@ def why_changed(path: Path, entry: Entry, status: os.stat_result) -> str:
     if its content is.
     """
     if status.st_size != entry.bytes:
-        return f"it has {status.st_size} bytes, when it was scanned it had {entry.bytes}"
+        return f"it has {counted(status.st_size, 'byte')}, when it was scanned it had {entry.bytes}"
     if status.st_mtime_ns == entry.mtime_ns:
         return ""
     try:

@@ -30,7 +30,7 @@ from vidssl.data.decode import read_frames
 from vidssl.data.diagnose import why_not_a_file
 from vidssl.data.digits_world import LABEL_NAMES, World, labels, render
 from vidssl.data.origins import origin_of
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
 _log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ def _write(folder: Path, world: World, codec: str, *, seed: int, split: str, num
             drawn = labels(world, seed=seed, split=split, index=index)
             writer.writerow([f"{index:06d}.mp4", *(drawn[name] for name in LABEL_NAMES)])
     unfinished.rename(folder)
-    _log.info("Wrote %d videos, %.1f MB in all, to %s", num_videos, total_bytes / 1e6, folder)
+    _log.info("Wrote %s, %.1f MB in all, to %s", counted(num_videos, "video"), total_bytes / 1e6, folder)
 
 
 def _read_manifest(folder: Path) -> list[tuple[str, dict[str, int]]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from vidssl.data.addresses import Address
 from vidssl.data.places import OWN_DISK
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 try:
     import fcntl
@@ -111,7 +111,7 @@ class ShardCache:
             there = self._source.size(name)
             if there != size:  # asked first, so that a wrong shard is not fetched for each of its samples
                 partial.unlink(missing_ok=True)
-                raise OSError(errno.EIO, f"it has {there} bytes and not {size}, as the index says")
+                raise OSError(errno.EIO, f"it has {counted(there, 'byte')} and not {size}, as the index says")
             if not self._make_room(size, partial):
                 partial.unlink(missing_ok=True)
                 self._tell(f"all {self._room / _GIB:.3g} GiB are taken by shards that are being read")

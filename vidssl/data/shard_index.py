@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from vidssl.data.manifest import Entry, line_spans, whole_number
 from vidssl.data.segments import NamedSegment, parse_segments
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 INDEX = "index.jsonl"
 KIND, VERSION = "vidssl tar shards", 1
@@ -84,7 +84,9 @@ def parse_shards(text: bytes) -> list[Shard]:
     for row in rows:
         members = tuple(map(Member.from_row, islice(rows, row["samples"])))
         if len(members) < row["samples"]:
-            raise ValueError(f"{row['shard']} has {row['samples']} samples, {len(members)} are there")
+            raise ValueError(
+                f"{row['shard']} has {counted(row['samples'], 'sample')}, {len(members)} are there"
+            )
         shards.append(Shard(row["shard"], whole_number(row["bytes"]), members))
     return shards
 
@@ -287,7 +289,7 @@ class _Columns:
 
     def finish(self) -> None:
         if self._awaited:
-            raise ValueError(f"it ends early: {self._awaited} samples of {self.shards[-1]} are missing")
+            raise ValueError(f"it ends early: {self.shards[-1]} lacks {counted(self._awaited, 'sample')}")
 
 
 def _digest(key: str) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from vidssl.data.addresses import Address
 from vidssl.data.shard_cache import ShardCache
 from vidssl.data.shard_index import BLOCK, Member, ShardIndex
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import UnreadableSample
 
 _LONGEST_IN_HEADER = 8 << 30  # a tar's own header has no room for more bytes
@@ -115,7 +115,7 @@ class ShardReader:
 
 
 def _replaced(there: int, size: int) -> str:
-    return f"it has {there} bytes, not {size} as when it was indexed; {_REPLACED}"
+    return f"it has {counted(there, 'byte')}, not {size} as when it was indexed; {_REPLACED}"
 
 
 def _is_member(found: bytes, length: int) -> bool:

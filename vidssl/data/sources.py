@@ -14,7 +14,7 @@ from vidssl.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Part, list_f
 from vidssl.data.lists import listed_part
 from vidssl.data.origins import image_origin
 from vidssl.data.videos import Short, Videos
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, SampleInfo
 
 
@@ -131,7 +131,7 @@ class VideoList(DataSource, KnowsMissing, KnowsGroups, KnowsOrigins):
         listing = select(listing, part=part, test_share=test_share, limit=limit, where=list)
         if not any((Path(root) / file.path).exists() for file in listing.files):
             raise UsageError(
-                f"{list}: none of its {len(listing.files)} videos is there; looked for "
+                f"{list}: none of its {counted(len(listing.files), 'video')} is there; looked for "
                 f"{(Path(root) / listing.files[0].path).absolute()} and so on"
             )
         self._videos = Videos(

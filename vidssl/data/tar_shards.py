@@ -34,7 +34,7 @@ from vidssl.data.shard_index import IMAGE, INDEX, Member, ShardIndex
 from vidssl.data.shard_order import ShardOrder
 from vidssl.data.shard_reader import ShardReader
 from vidssl.data.short import Short, ShortVideos
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
 _log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigin
         key = self.key(index)
         length = self._short.length(len(own))
         if not frames or min(frames) < 0 or max(frames) >= length:
-            raise ValueError(f"{key} has {length} frames, asked for {[*frames]}")
+            raise ValueError(f"{key} has {counted(length, 'frame')}, asked for {[*frames]}")
         wanted = [own[frame] for frame in self._short.within(frames, len(own))]
         number = int(self._numbers[index])
         content = self._reader.read(number, key)
@@ -223,7 +223,8 @@ class _Chosen:
         unknown = [file.path for number, file in found if number is None]
         if unknown:
             raise UsageError(
-                f"{index.where}: {len(unknown)} of the {len(found)} files of {where} are not in the index, "
+                f"{index.where}: {len(unknown)} of the {counted(len(found), 'file')} of {where} are not "
+                "in the index, "
                 f"such as {unknown[0]}. Keys are paths below the folder that shards were made of; what was "
                 "added since is packed by making the shards anew with 'vidssl data shard'"
             )
@@ -275,11 +276,13 @@ def _usable(chosen: _Chosen, index: ShardIndex, short: ShortVideos, where: str) 
     too_short = ~bad & (short.rule == "skip") & (num_frames < short.min_frames)
     reasons = Counter(index.member(int(number)).entry.reason for number in chosen.numbers[bad])
     if too_short.any():
-        reasons[f"shorter than {short.min_frames} frames"] = int(too_short.sum())
+        reasons[f"shorter than {counted(short.min_frames, 'frame')}"] = int(too_short.sum())
     most = f"(most of all: {reasons.most_common(1)[0][0]})" if reasons else ""
     total = len(chosen.numbers)
     if reasons.total() == total:
-        raise UsageError(f"{index.where}: none of the {total} samples of {where} can be used {most}".rstrip())
+        raise UsageError(
+            f"{index.where}: none of the {counted(total, 'sample')} of {where} can be used {most}".rstrip()
+        )
     if reasons:
         _log.warning("%s: %d of %d samples are left out %s", index.where, reasons.total(), total, most)
     return chosen.only(~(bad | too_short))

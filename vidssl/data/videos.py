@@ -22,7 +22,7 @@ from vidssl.data.listing import Listed, Listing
 from vidssl.data.manifest import Entry, Manifest, why_changed
 from vidssl.data.origins import origin_of
 from vidssl.data.short import Short, ShortVideos
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import SampleInfo, UnreadableSample
 
 _log = logging.getLogger(__name__)
@@ -147,7 +147,7 @@ class Videos:
         except UnreadableSample as error:
             return f"of no use: {error.reason}"
         if self._short.leaves_out(len(own)):
-            return f"shorter than {self._short.min_frames} frames"
+            return f"shorter than {counted(self._short.min_frames, 'frame')}"
         return ""
 
     def _look(self, index: int) -> VideoFacts:

@@ -21,7 +21,7 @@ from vidssl.data_check.report import Found, Overlap, report
 from vidssl.data_check.scan import scan
 from vidssl.engine.display import terminal
 from vidssl.engine.files import check_writable
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 CLEAN, FLAWED = 0, 1
 
@@ -123,7 +123,7 @@ def _cores() -> int:
 def _scan(root: Path, listing: Listing, out: Path, request: CheckRequest, console: Console) -> Manifest:
     processes = request.processes or _cores()
     console.print(
-        f"Looking at {len(listing.files)} files below {root}, {processes} at a time",
+        f"Looking at {counted(len(listing.files), 'file')} below {root}, {processes} at a time",
         soft_wrap=True,
         markup=False,
         highlight=False,

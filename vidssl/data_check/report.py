@@ -22,7 +22,7 @@ from vidssl.data.listing import Listing
 from vidssl.data.manifest import Entry, Manifest
 from vidssl.data_check.leaks import Leak, duplicates
 from vidssl.engine.display import format_duration
-from vidssl.errors import printable
+from vidssl.errors import counted, printable
 from vidssl.interfaces import UnreadableSample
 
 _FRAMES_THERE = re.compile(r" \(\d+ of \d+ frames are there\)")
@@ -92,7 +92,7 @@ def report(found: Found, console: Console, *, show_all: bool) -> None:
         numbers = [sample.labels.get(label, -1) for sample in found.listing.files]
         _say(console, f"Label '{label}': {counted_classes(numbers, names)}")
     if found.listing.segments():
-        _say(console, f"Segments: {len(found.listing.files)} of {len(found.manifest)} files")
+        _say(console, f"Segments: {len(found.listing.files)} of {counted(len(found.manifest), 'file')}")
     cut = [entry for entry in found.manifest if entry.status == "cut"]
     _list(console, "Left out by sources", [f"{e.key}: {e.status}: {e.reason}" for e in found.bad], limit)
     _list(console, "Segments that their files do not reach, left out", found.empty, limit)
@@ -147,7 +147,7 @@ def _speed(seconds: Iterable[float]) -> str:
         return "not timed"
     return (
         f"{len(timed) / sum(timed):.0f} clips a second per core ({CLIP_FRAMES} frames, stride {CLIP_STRIDE}, "
-        f"full size; {len(timed)} clips timed during a scan)"
+        f"full size; {counted(len(timed), 'clip')} timed during a scan)"
     )
 
 

@@ -25,7 +25,7 @@ from vidssl.data.jpeg_shards import read_block, write_block
 from vidssl.data.limits import LIMITS, Limits
 from vidssl.data.manifest import packed
 from vidssl.data_prepare.pictures import RGB, a_clip, core_seconds, difference, fit, pictures, sampled
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import UnreadableSample
 
 _UNSTATED_FPS = 25.0  # of a single picture
@@ -180,7 +180,9 @@ def _make_h264(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prepa
     if entry.status != "ok" or out is None or out.no_seeking:
         raise _unsound(file, entry.reason or (out.no_seeking if out else "unreadable"))
     if (out.num_frames, out.height, out.width) != (facts.num_frames, *size) or entry.gop > form.gop:
-        raise _unsound(file, f"{out.num_frames} frames, {out.width}x{out.height}, groups of {entry.gop}")
+        raise _unsound(
+            file, f"{counted(out.num_frames, 'frame')}, {out.width}x{out.height}, groups of {entry.gop}"
+        )
     late = [
         abs((p - out.pts[0]) * out.tick_seconds - (t - times[0]) * tick)
         for p, t in zip(out.pts, times, strict=True)

@@ -32,7 +32,7 @@ from vidssl.data_prepare.report import Prediction, predict, report, say, tell_pr
 from vidssl.engine.display import terminal
 from vidssl.engine.files import make_folder
 from vidssl.engine.lock import sole_process
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 CLEAN, FLAWED = 0, 1
 _SAMPLE = 8  # videos that the prediction is made from
@@ -122,7 +122,7 @@ class _Job:
             self._finish(Prepared(key, reason=reason))
         say(
             self.console,
-            f"{len(left)} videos below {self.root} to prepare, {self._processes} at a time"
+            f"{counted(len(left), 'video')} below {self.root} to prepare, {self._processes} at a time"
             + (f"; {len(finished)} are done already" if finished else "")
             + (f"; {len(bad)} are bad by the manifest" if bad else ""),
         )

@@ -12,7 +12,7 @@ from rich.console import Console
 from vidssl.data.examine import CLIP_FRAMES, CLIP_STRIDE
 from vidssl.data_prepare.makers import Prepared
 from vidssl.engine.display import format_duration
-from vidssl.errors import printable
+from vidssl.errors import counted, printable
 
 _SLOWER = 0.9  # a gain below this is more than chance
 _NAMED = 20  # skipped files that are listed one by one
@@ -71,7 +71,7 @@ def tell_prediction(prediction: Prediction | None, out: Path, processes: int, co
     free = shutil.disk_usage(out).free
     say(
         console,
-        f"Predicted from {prediction.videos} videos: {format_size(prediction.bytes)} in all, "
+        f"Predicted from {counted(prediction.videos, 'video')}: {format_size(prediction.bytes)} in all, "
         f"{prediction.size:.2f} times the originals; {_speed(prediction.gain)}; "
         f"{format_duration(prediction.core_seconds / processes)} to go",
     )
@@ -113,7 +113,7 @@ def report(
         say(
             console,
             f"Measured: {format_size(after)} in all, {after / before:.2f} times the originals; "
-            f"{_speed(gain(made))}, {timed} clips timed{thought}",
+            f"{_speed(gain(made))}, {counted(timed, 'clip')} timed{thought}",
         )
     if skipped:
         say(console, f"Skipped: {len(skipped)}")
@@ -141,7 +141,7 @@ def format_size(count: int) -> str:
         if value < 1000 or unit == "TB":
             break
         value /= 1000
-    return f"{value:.3g} {unit}" if unit != "bytes" else f"{count} bytes"
+    return f"{value:.3g} {unit}" if unit != "bytes" else counted(count, "byte")
 
 
 def say(console: Console, line: str) -> None:

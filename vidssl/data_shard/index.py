@@ -153,7 +153,8 @@ def _look(
             bar.advance(shown)
     if unread:
         raise UsageError(
-            f"{unread[0].reason}. {len(unread)} of {len(names)} shards could not be read; the others are "
+            f"{unread[0].reason}. {len(unread)} of {counted(len(names), 'shard')} could not be read; the "
+            "others are "
             f"noted in {seen.path}, and the same command tries these again"
         )
 

@@ -12,7 +12,7 @@ from vidssl.class_numbers import ordered_classes
 from vidssl.data.addresses import Address
 from vidssl.data.shard_index import Member, Shard, parse_shards
 from vidssl.data_shard.look import SeenShard
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 
 class Seen:
@@ -124,7 +124,7 @@ class Seen:
             row = self._row(name)
             if row["flaw"]:
                 flaws.append(
-                    f"{name}: {row['flaw']}; {len(self._shard(name).members)} samples come before that"
+                    f"{name}: {row['flaw']}, after {counted(len(self._shard(name).members), 'sample')}"
                 )
         return flaws
 

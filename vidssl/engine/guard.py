@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidssl.engine.capture import Attempt, random_states
 from vidssl.engine.nonfinite import broken_weights, listed
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, Objective, Progress
 
 _LEAST_SCALE = 1.0  # a loss that is not even scaled up overflows for another reason
@@ -174,7 +174,7 @@ class Guard:
             self._say(progress.step + 1, f"{found}. The step is not taken ({row} in a row, {total} in all).")
             return
         path = self._capture(Attempt(progress, batch, random, loss, grad_norm, self._state(), scale))
-        why = f"so it has been for {row} steps in a row (run.max_skipped_steps)"
+        why = f"so it has been for {counted(row, 'step')} in a row (run.max_skipped_steps)"
         if hopeless:
             which = listed(weights) if weights else "tensors of another process"
             why = f"in the weights {which} hold NaN or inf, so that no later step can be taken"

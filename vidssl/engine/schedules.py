@@ -14,6 +14,7 @@ from vidssl.engine.curves import (
     multistep_factor,
     warmup_cosine_factor,
 )
+from vidssl.errors import counted
 
 EpochOf = Literal["video", "image"]
 
@@ -91,7 +92,8 @@ class Length:
             keys = ("warmup_steps", "warmup_epochs", "warmup_share")
             key = next(name for name in keys if getattr(self, name))
             raise ValueError(
-                f"a warm-up of {warmup} steps does not fit into a run of {total}; shorten it with '{key}'"
+                f"a warm-up of {counted(warmup, 'step')} does not fit into a run of {total}; shorten it "
+                f"with '{key}'"
             )
 
     def in_steps(self, steps_per_epoch: Mapping[str, float]) -> tuple[int, int, float]:
@@ -266,7 +268,8 @@ class LinearDecay(Schedule):
         cooldown = total - warmup if self.cooldown_steps is None else self.cooldown_steps
         if cooldown > total - warmup:
             raise ValueError(
-                f"a cool-down of {cooldown} steps does not fit into the {total - warmup} after the warm-up; "
+                f"a cool-down of {counted(cooldown, 'step')} does not fit into the {total - warmup} "
+                "after the warm-up; "
                 "shorten it with 'cooldown_steps'"
             )
         curve = partial(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import LabelledFeatures, LabelledPatches
 
 SMALL = 500  # samples, below which every fold is held out in turn: a fifth of 120 videos chooses by chance
@@ -89,7 +89,8 @@ def some_folds(
     found = folds(train, share, generator, small=small)
     if not found:
         raise UsageError(
-            f"{len(train.labels)} videos, one of each class, are too few to hold out {share:g} of them: "
+            f"{counted(len(train.labels), 'video')}, one of each class, are too few to hold out "
+            f"{share:g} of them: "
             "give one lr and one weight_decay"
         )
     return found

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from vidssl.errors import counted
+
 ATTEMPTS = 10  # to place one block; published code of BEiT and BEVT
 MIN_ASPECT = 0.3  # of a block's height to its width, up to the inverse; published code of BEiT and BEVT
 MAX_ROUNDS = 20  # in a row without one block, before a plane is declared too small for such blocks
@@ -37,7 +39,8 @@ def blockwise_planes(
     budget = cells_to_hide(ratio, height * width)
     if min(height, width) < 2 or not 1 <= min_block <= budget:
         raise ValueError(
-            f"ratio {ratio} hides {budget} cells of a plane of {height}x{width}: blocks of at least "
+            f"ratio {ratio} hides {counted(budget, 'cell')} of a plane of {height}x{width}: blocks of at "
+            "least "
             f"{min_block} (min_block) need a plane of 2x2 or more and a min_block between 1 and {budget}"
         )
     masks = torch.zeros(count, height, width, device=generator.device)
@@ -54,7 +57,8 @@ def blockwise_planes(
         rounds_without_block = rounds_without_block + 1 if bool((left == budget).any()) else 0
         if rounds_without_block == MAX_ROUNDS:
             raise ValueError(
-                f"no block of {min_block} (min_block) to {budget} cells fits on a plane of {height}x{width}: "
+                f"no block of {min_block} (min_block) to {counted(budget, 'cell')} fits on a plane of "
+                f"{height}x{width}: "
                 "lower min_block"
             )
         growing, left = growing[again], left[again]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vidssl.abilities import Watched
 from vidssl.bands import Band
+from vidssl.errors import counted
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -95,7 +96,9 @@ class BEVTImage(Objective, MaskedPrediction, Watched):
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         if clips.shape[2] > 1:
-            raise ValueError(f"bevt_image learns from single images, got clips of {clips.shape[2]} frames")
+            raise ValueError(
+                f"bevt_image learns from single images, got clips of {counted(clips.shape[2], 'frame')}"
+            )
         return self.prediction.fill_in("image", clips, generator)
 
     def encoder(self) -> Backbone:

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.engine.devices import full_precision
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.weights.foreign import read_foreign
 from vidssl.weights.load import load_state
 from vidssl.weights.stated import Stated, check_stated, stated_by_library
@@ -151,7 +151,7 @@ def _load(net: nn.Module, network: str, init: str) -> Stated:
         raise UsageError(f"{error} (here: perceptual_init)") from error
     if report.new:
         raise UsageError(
-            f"{init}: lacks {len(report.new)} tensors of {network}, e.g. {report.new[0]}: "
+            f"{init}: lacks {counted(len(report.new), 'tensor')} of {network}, e.g. {report.new[0]}: "
             "a loss is not made of random weights unless perceptual_init: random asks for them"
         )
     return stated

@@ -11,7 +11,7 @@ from vidssl.abilities import ComparesVideos, Watched
 from vidssl.bands import Band
 from vidssl.engine.gather import OwnRows
 from vidssl.engine.grad_cache import JointLoss, PartOutput
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -332,7 +332,7 @@ def _side_by_side(slots: Sequence[Tensor], exactly: int | None = None) -> Tensor
     """All first clips, then all second ones, and so on, as one batch."""
     if exactly is not None and len(slots) != exactly:
         raise ValueError(
-            f"the contrast is between {exactly} clips of a video, and the views give {len(slots)}"
+            f"the contrast is between {counted(exactly, 'clip')} of a video, and the views give {len(slots)}"
         )
     if len({slot.shape for slot in slots}) > 1:
         raise ValueError(f"clips of one shape are needed, got {[tuple(slot.shape) for slot in slots]}")
@@ -350,6 +350,6 @@ def _describe_prediction(metrics: Mapping[str, float]) -> str:
 def _describe_contrast(metrics: Mapping[str, float]) -> str:
     others = 2 * round(metrics["negatives"]) + 1
     return (
-        f"the other clip of its video is the nearest of {others} clips for "
+        f"the other clip of its video is the nearest of {counted(others, 'clip')} for "
         f"{metrics['accuracy_contrast']:.1%} of them (by chance {1 / others:.1%})"
     )

@@ -13,7 +13,7 @@ from vidssl.data.samples import InOrder
 from vidssl.data.video_files import VideoFiles
 from vidssl.data.views_stored import StoredViews
 from vidssl.data.views_uniform import UniformClips
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, ViewSampler, as_clip
 from vidssl.recipe import Recipe, StreamSpec, overridden
 from vidssl.sections import read_part
@@ -140,6 +140,6 @@ def draw_clips(
             say(f"left out: {problems[index]}")
     if not found:
         raise UsageError(
-            f"none of the {len(source)} videos can be read, e.g. {next(iter(problems.values()))}"
+            f"none of the {counted(len(source), 'video')} can be read, e.g. {next(iter(problems.values()))}"
         )
     return Clips(torch.stack([*found.values()]), tuple(map(source.key, found)))

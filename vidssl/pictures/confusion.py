@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl.engine.display import terminal
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.pictures.pages import (
     GAP,
     INK,
@@ -133,7 +133,7 @@ def confusion_page(file: ScoreFile, network: str, row: Score) -> Image.Image:
     right = percent(int(matrix.trace()) / row.num_test)
     drawn = " in the first draw" if row.draws else ""
     facts = (
-        f"{words}: {right} % of {row.num_test} videos right{drawn}",
+        f"{words}: {right} % of {counted(row.num_test, 'video')} right{drawn}",
         f"{file.checkpoint}, step {file.step}; card {file.card_sha256[:8]}",
         "a row for each true class, a column for each class that was named",
     )

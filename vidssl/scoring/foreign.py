@@ -16,7 +16,7 @@ from vidssl.backbones.pixels import Pixels
 from vidssl.components import BACKBONE
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.runfolder import RunFolder, no_run
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Backbone
 from vidssl.recipe import Recipe, load_recipe
 from vidssl.resolved import resolved_part, resolved_text
@@ -178,7 +178,8 @@ def _check_whole(report: LoadReport, request: ForeignRequest) -> None:
     random = [key for key in report.new if not key.endswith("num_batches_tracked")]
     if random:
         raise UsageError(
-            f"{report.source}: lacks {len(random)} tensors of {request.name} ({', '.join(random[:4])}"
+            f"{report.source}: lacks {counted(len(random), 'tensor')} of {request.name} "
+            f"({', '.join(random[:4])}"
             f"{', ...' if len(random) > 4 else ''}), which would stay random: these are not its weights"
         )
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vidssl.engine.checkpoint import read_tensors
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.protocol import FrameOrder, PatchType
 
 HEADER = 512  # bytes before the tokens
@@ -42,7 +42,8 @@ def read_patches(
         found[order] = read_tensors(path)[1]["patches"]
         if len(found[order]) != num_videos:
             raise UsageError(
-                f"{path}: holds {len(found[order])} videos and {vectors} {num_videos}: remove both files"
+                f"{path}: holds {counted(len(found[order]), 'video')} and {vectors} {num_videos}: remove "
+                "both files"
             )
     return found
 
@@ -156,7 +157,8 @@ def half(patches: Tensor, kind: PatchType) -> Tensor:
         if not patches.isfinite().all():
             broken = int((~patches.reshape(len(patches), -1).isfinite().all(1)).sum())
             raise UsageError(
-                f"the patch tokens of {broken} of {len(patches)} videos of a batch are not finite (NaN or "
+                f"the patch tokens of {broken} of {counted(len(patches), 'video')} of a batch are not "
+                "finite (NaN or "
                 "inf): the network is broken, or run.precision=fp32 is needed"
             )
         largest = patches.abs().max().item()

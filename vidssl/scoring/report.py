@@ -69,7 +69,7 @@ def report(
         _say(console, note)
     for name, part in videos.items():
         # finetuning encodes no train videos; it says of each that it cannot read when it comes to it
-        found = f"{len(part.keys)} videos found of " if part.vectors.numel() else ""
+        found = f"{counted(len(part.keys), 'video')} found of " if part.vectors.numel() else ""
         _say(console, f"{name}: {found}{part.num_listed} listed")
         for problem in part.unreadable:
             _say(console, f"  left out: {problem}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vidssl.data.samples import InOrder, Parcel, parcels
 from vidssl.engine.distributed import World
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.evaluators.features import KeepPatches
 from vidssl.interfaces import DataSource, ViewSampler
 from vidssl.protocol import FrameOrder
@@ -92,7 +92,7 @@ def encode_together(
                 keep_patches(order, batch.patches[order])
     if not vectors:
         named = "".join(f"\n  {line}" for line in unreadable[:20])
-        raise UsageError(f"none of the {len(source)} samples can be read.{named}")
+        raise UsageError(f"none of the {counted(len(source), 'sample')} can be read.{named}")
     return (
         {order: torch.cat(parts) for order, parts in vectors.items()},
         torch.cat(numbers),

@@ -32,7 +32,7 @@ from vidssl.engine.token_store import (
     transforms_of,
     write_info,
 )
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, Tokenizer, UnreadableSample
 from vidssl.recipe import Recipe
 from vidssl.resolved import resolved_part
@@ -74,7 +74,7 @@ def tokenize(recipe: Recipe, request: TokenizeRequest, console: Console | None =
         maker = VideoTokenizer(tokenizer.to(device), source, info, device=device, workers=recipe.run.workers)
         _fill(maker, request, recipe.data.max_unreadable_share, say)
         checked = _spot_check(maker, request)
-    say(f"{checked} videos were tokenized again: their ids are the stored ones.")
+    say(f"Tokenized again: {counted(checked, 'video')}, with the same ids as stored.")
     _conclude(request, info, recipe.data.max_unreadable_share, say)
     return 0
 
@@ -97,7 +97,8 @@ def _described(
     _, *grid = tokenizer.grid(1, size, size)
     if tokenizer.strides[0] != 1:
         raise recipe.tokenizer.node.error(
-            f"an id stands for {tokenizer.strides[0]} frames, and a store keeps ids of single frames"
+            f"an id stands for {counted(tokenizer.strides[0], 'frame')}, and a store keeps ids of single "
+            "frames"
         )
     if tokenizer.vocab_size > HIGHEST_ID:
         raise recipe.tokenizer.node.error(f"ids of {tokenizer.vocab_size} codes do not fit into 16 bits")
@@ -158,7 +159,7 @@ def _fill(maker: VideoTokenizer, request: TokenizeRequest, share: float, say: Sa
     failed = [video for videos in done.values() for video in videos or () if video.reason]
     who = f"process {rank} of {world}: " if world > 1 else ""
     if not todo:
-        say(f"{who}nothing is left to do, {len(done)} shards are there.")
+        say(f"{who}nothing is left to do: {counted(len(done), 'shard')} done.")
         return
     if len(todo) < len(done):
         say(f"{who}goes on: {len(done) - len(todo)} of {len(done)} shards are there.")
@@ -198,7 +199,8 @@ def _check_share(failed: Sequence[StoredVideo], info: StoreInfo, share: float) -
     if len(failed) > allowed:
         listed = "".join(f"\n  {video.key}: {video.reason}" for video in failed[:20])
         raise UsageError(
-            f"{len(failed)} of {info.num_videos} videos cannot be read, and data.max_unreadable_share "
+            f"{len(failed)} of {counted(info.num_videos, 'video')} cannot be read, and "
+            "data.max_unreadable_share "
             f"({share:g}) allows {allowed}. Raise that share, or mend them and give --retry-unreadable. "
             f"Finished shards are kept.{listed}"
         )
@@ -214,7 +216,8 @@ def _estimate(maker: VideoTokenizer, todo: Sequence[int], folder: Path, who: str
     size = info.ids_of(1) * frames * DTYPE.itemsize
     free = shutil.disk_usage(folder).free
     say(
-        f"{who}{len(indices)} videos, about {frames:.0f} frames, {len(info.transforms)} transforms "
+        f"{who}{counted(len(indices), 'video')}, about {frames:.0f} frames, "
+        f"{counted(len(info.transforms), 'transform')} "
         f"({', '.join(map(str, info.transforms))}): {_bytes(size)}; {_bytes(free)} are free"
         + (". THAT IS TOO LITTLE." if free < size else ".")
     )
@@ -226,7 +229,7 @@ def _estimate(maker: VideoTokenizer, todo: Sequence[int], folder: Path, who: str
         seconds = (time.monotonic() - started) / sum(counts[index] for index in tried)
         say(
             f"{who}about {format_duration(seconds * frames)} at {1 / seconds:.0f} frames a second, measured "
-            f"on {len(tried)} videos decoded in this process; run.workers decode ahead of it."
+            f"on {counted(len(tried), 'video')} decoded in this process; run.workers decode ahead of it."
         )
 
 
@@ -287,7 +290,7 @@ def _conclude(request: TokenizeRequest, info: StoreInfo, share: float, say: Say)
         "data.video": "data.video.views.type=stored_clip_pair or stored_clip",
     }
     say(
-        f"{folder}: {info.num_videos - len(failed)} of {info.num_videos} videos, "
+        f"{folder}: {info.num_videos - len(failed)} of {counted(info.num_videos, 'video')}, "
         f"{_bytes(size * DTYPE.itemsize)}. To read it, set {request.videos}="
         f"'{{type: token_store, root: {folder}}}' and {views[request.videos[:10]]}."
     )

@@ -19,7 +19,7 @@ from vidssl.engine.devices import pick_device
 from vidssl.engine.display import shown_messages, terminal
 from vidssl.engine.files import write_text
 from vidssl.engine.runfolder import describe_environment
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.evaluate import find_checkpoint
 from vidssl.interfaces import Tokenizer
 from vidssl.pictures.clips import Clips, draw_clips
@@ -103,7 +103,9 @@ def score_tokenizers(
             build.source(protocol.test), build.views(protocol.views), protocol.measure.videos, say
         )
         rows = _measured(candidates, clips, protocol)
-        console.print(_table(rows, f"{protocol.name} of {len(clips.keys)} videos, {_size(clips.pixels)}"))
+        console.print(
+            _table(rows, f"{protocol.name} of {counted(len(clips.keys), 'video')}, {_size(clips.pixels)}")
+        )
         for line in missing:
             say(f"not measured: {line}")
         folder, stem = _place(candidates, protocol.name)
@@ -318,4 +320,4 @@ def _save_sheet(clips: Clips, candidates: Sequence[Candidate], path: Path) -> No
 
 def _size(pixels: Tensor) -> str:
     frames, height, width = pixels.shape[2:]
-    return f"{frames} frame{'s' if frames > 1 else ''} of {height}x{width}"
+    return f"{counted(frames, 'frame')} of {height}x{width}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
+from vidssl.errors import counted
 from vidssl.weights.swin_keys import published_key
 
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.")  # wrappers that image checkpoints come in
@@ -29,7 +30,7 @@ def inflate_bias_table(table: Tensor, window: tuple[int, int, int]) -> Tensor:
     """
     side = round(len(table) ** 0.5)
     if side * side != len(table) or side % 2 == 0:
-        raise ValueError(f"a bias table of {len(table)} rows belongs to no square window")
+        raise ValueError(f"a bias table of {counted(len(table), 'row')} belongs to no square window")
     new = (2 * window[1] - 1, 2 * window[2] - 1)
     if (side, side) != new:
         image = table.t().unflatten(1, (side, side)).unsqueeze(0)
@@ -48,7 +49,7 @@ def resize_bias_table(table: Tensor, old: tuple[int, int, int], new: tuple[int, 
     old_sizes, new_sizes = (tuple(2 * size - 1 for size in window) for window in (old, new))
     rows = old_sizes[0] * old_sizes[1] * old_sizes[2]
     if len(table) != rows:
-        raise ValueError(f"the bias table of windows {old} has {rows} rows, got {len(table)}")
+        raise ValueError(f"the bias table of windows {old} has {counted(rows, 'row')}, got {len(table)}")
     volume = table.t().unflatten(1, old_sizes).unsqueeze(0)
     resized = F.interpolate(volume, size=new_sizes, mode="trilinear")
     return resized.squeeze(0).flatten(1).t()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_tensors
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.runfolder import RunFolder, no_run
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, ResizesWindows, Translated
 from vidssl.recipe import MIN_MATCHED
@@ -63,7 +63,9 @@ class LoadReport:
         }
         head = f"{self.source}" + (f" ({self.layout})" if self.layout else "")
         lines = [f"  {fate}: {_grouped(keys)}" for fate, keys in fates.items() if keys]
-        filled = f"{len(self.loaded)} tensors loaded, {_percent(self.share)} of the network's numbers"
+        filled = (
+            f"{counted(len(self.loaded), 'tensor')} loaded, {_percent(self.share)} of the network's numbers"
+        )
         return "\n".join([f"{head}: {filled}", *(f"  {note}" for note in self.notes), *lines])
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.grids import GridSize
 from vidssl.weights.inflate import image_name, inflate_swin, resize_bias_table, without_prefixes
 from vidssl.weights.swin_keys import from_published, from_torchvision, published_key, torchvision_key
@@ -98,7 +98,7 @@ def _resized(
         old = known or _window_of_length(name, len(table), window)
         if len(table) != _length(old):
             raise UsageError(
-                f"{name} has {len(table)} rows, and windows of {old} have {_length(old)}: "
+                f"{name} has {counted(len(table), 'row')}, and windows of {old} have {_length(old)}: "
                 "backbone.init_window names the window that the weights were trained with"
             )
         if old != window:
@@ -128,7 +128,8 @@ def _window_of_length(name: str, rows: int, window: GridSize) -> GridSize:
             f"which may be of windows of {' or '.join(map(str, found))}" if found else "of unknown windows"
         )
         raise UsageError(
-            f"{name} has {rows} rows, {which}: give the window that the weights were trained with, "
+            f"{name} has {counted(rows, 'row')}, {which}: give the window that the weights were trained "
+            "with, "
             "backbone.init_window=[8, 7, 7]"
         )
     return found[0]

@@ -9,7 +9,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.weights.pickles import STORAGES, Damaged, Name, Record, StorageRecord, TensorRecord, read_pickle
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first of the pickles of the format before PyTorch 1.6
@@ -69,7 +69,9 @@ def _zip_numbers(archive: zipfile.ZipFile, root: str, storage: StorageRecord) ->
     wanted = storage.numel * _dtype(storage).itemsize
     size = archive.getinfo(name).file_size if name in archive.namelist() else -1
     if size != wanted:
-        raise Damaged(f"damaged: storage '{storage.key}' should have {wanted} bytes, has {max(size, 0)}")
+        raise Damaged(
+            f"damaged: storage '{storage.key}' should have {counted(wanted, 'byte')}, has {max(size, 0)}"
+        )
     return _numbers(archive.read(name), storage)
 
 
@@ -109,7 +111,9 @@ def _legacy_numbers(file: IO[bytes], storage: StorageRecord) -> Tensor:
     wanted = storage.numel * _dtype(storage).itemsize
     left = os.fstat(file.fileno()).st_size - file.tell()
     if count != storage.numel or wanted > left:
-        raise Damaged(f"damaged or cut short: storage '{storage.key}' should have {storage.numel} numbers")
+        raise Damaged(
+            f"damaged or cut short: storage '{storage.key}' should have {counted(storage.numel, 'number')}"
+        )
     return _numbers(file.read(wanted), storage)
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Translated
 from vidssl.weights.inflate import inflate_patch_weight
 
@@ -82,7 +82,8 @@ def to_timesformer(
     found[_PATCHES] = _folded(found[_PATCHES], own[_PATCHES].shape[2])
     if found[_PATCHES].ndim == 5:
         raise UsageError(
-            f"patch embedding {tuple(found[_PATCHES].shape)} of patches of {found[_PATCHES].shape[2]} frames "
+            f"patch embedding {tuple(found[_PATCHES].shape)} of patches of "
+            f"{counted(found[_PATCHES].shape[2], 'frame')} "
             "(VideoMAE's layout), and a TimeSformer's patches are of one: load them into 'vit'"
         )
     return Translated(found, source.layout, tuple(copied), _dropped(source, set(found)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vidssl.data.listing import Listed, Listing, find_files
 from vidssl.data.segments import Segment
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 _log = logging.getLogger(__name__)
 _NAMED = 5  # missing files that a line names
@@ -117,7 +117,8 @@ def find_listed(
     if not found:
         first = official.wanted[0].names[0]
         raise data_set.error(
-            f"{root.absolute()}: none of the {len(official.wanted)} files of {official.what} is below it, "
+            f"{root.absolute()}: none of the {counted(len(official.wanted), 'file')} of {official.what} "
+            "is below it, "
             f"not even {first}"
         )
     whole = sum(file.segment is not None for file in found)
@@ -169,7 +170,9 @@ def tell_found(what: str, found: int, missing: Sequence[str], max_missing_share:
 
 
 def _more(classes: Sequence[str], twice: int) -> str:
-    return (f", {len(classes)} classes" if classes else "") + (f", {twice} listed twice" if twice else "")
+    return (f", {counted(len(classes), 'class', 'classes')}" if classes else "") + (
+        f", {twice} listed twice" if twice else ""
+    )
 
 
 def _keys(data_set: DataSet, root: Path, extensions: Sequence[str]) -> list[str]:

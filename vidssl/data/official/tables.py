@@ -10,6 +10,7 @@ from pathlib import Path
 from vidssl.data import lists
 from vidssl.data.listing import VIDEO_EXTENSIONS
 from vidssl.data.official.listed import DataSet
+from vidssl.errors import counted
 
 
 def read_text(data_set: DataSet, path: Path) -> str:
@@ -53,7 +54,9 @@ def read_csv(data_set: DataSet, path: Path, needed: tuple[str, ...]) -> Iterator
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) < len(header):
-            raise data_set.error(f"{path}:{reader.line_num}: {len(cells)} columns of {len(header)}")
+            raise data_set.error(
+                f"{path}:{reader.line_num}: {counted(len(cells), 'column')} of {len(header)}"
+            )
         yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
 
 
