@@ -65,7 +65,7 @@ def test_a_test_set_may_lack_classes_and_have_its_own() -> None:
         "label 'class': 2 test videos are of classes that no training video has (c), and count as wrong",
     ]
     assert counted_classes(range(11), list("abcdefghijk")).endswith(
-        "1 to 1 videos each. Is it an ID, not a class?"
+        "1 to 1 video each. Is it an ID, not a class?"
     )
 
 

@@ -201,7 +201,7 @@ def test_compressed_shards_are_refused_with_the_way_out(clips: list[bytes], tmp_
     packed = tmp_path / "1.tar.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
     with pytest.raises(
-        UsageError, match=r"1 shards are compressed, such as 1\.tar\.gz.*unpack them to plain \.tar"
+        UsageError, match=r"compressed, 1 shard such as 1\.tar\.gz.*unpack them to plain \.tar"
     ):
         look(tmp_path)
     packed.rename(tmp_path / "1.tar")  # by its name it is none

@@ -142,7 +142,7 @@ def test_videos_that_would_be_read_more_slowly_are_better_left_alone(tmp_path: P
 def test_a_prediction_comes_before_the_rest(root: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(prepare, "_SAMPLE", 1)
     _, text = run(root, tmp_path / "out")
-    assert text.index("Predicted from 1 videos: ") < text.index("3 of 3 videos are prepared")
+    assert text.index("Predicted from 1 video: ") < text.index("3 of 3 videos are prepared")
     assert "The disk may fill up" not in text
     monkeypatch.setattr(
         "vidssl.data_prepare.report.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
@@ -186,7 +186,7 @@ def test_a_lost_or_spoilt_frame_moves_no_other_up(tmp_path: Path) -> None:
 def test_a_result_that_is_gone_is_made_again(root: Path, tmp_path: Path) -> None:
     run(root, tmp_path / "out")
     (tmp_path / "out" / "run" / "a.mp4").unlink()
-    assert "1 videos below" in run(root, tmp_path / "out")[1]
+    assert "1 video below" in run(root, tmp_path / "out")[1]
     assert numbers(read_frames(tmp_path / "out" / "run" / "a.mp4", [19])) == [19]
 
 
@@ -224,7 +224,7 @@ def test_what_is_finished_is_not_made_again(root: Path, tmp_path: Path, form: Fo
     assert "3 are done already" in text
     assert contents(out) == before
     os.utime(root / "run" / "a.mp4", ns=(1, 1))
-    assert "1 videos below" in run(root, out, form)[1]
+    assert "1 video below" in run(root, out, form)[1]
 
 
 def contents(out: Path) -> dict[str, str]:

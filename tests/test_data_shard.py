@@ -274,7 +274,7 @@ def test_a_full_folder_for_temporary_files_is_named(made: Path, tmp_path: Path, 
 
 
 def test_an_address_that_processes_do_not_share_is_refused(made: Path, crew) -> None:
-    with pytest.raises(UsageError, match=r"1 shards that were written are not there, such as 00000\.tar"):
+    with pytest.raises(UsageError, match=r"written, but gone: 1 shard, such as 00000\.tar"):
         pack(made / "run", "memory://nobody/sees", processes=1)
 
 

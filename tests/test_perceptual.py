@@ -125,7 +125,7 @@ def test_weights_come_from_a_file_and_must_be_whole(tmp_path: Path) -> None:
     assert torch.equal(loaded._held[0].state_dict()["conv1.0.weight"], state["conv1.0.weight"])
     del state["conv1.0.weight"]
     save_file(state, tmp_path / "part.safetensors")
-    with pytest.raises(ValueError, match=r"lacks 1 tensors of .* perceptual_init: random"):
+    with pytest.raises(ValueError, match=r"lacks 1 tensor of .* perceptual_init: random"):
         PerceptualDistance(NET, str(tmp_path / "part.safetensors"), None)
 
 

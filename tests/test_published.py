@@ -238,7 +238,7 @@ def written(folder: Path, text: str) -> Path:
             "metric: top1}",
             "'top1' is not among the file's 'metrics'. Did you mean 'top-1'?",
         ),
-        ("[A, ViT, 70.1]", "[A, ViT]", "has 2 entries, expected 2 (method, backbone) and 1 numbers"),
+        ("[A, ViT, 70.1]", "[A, ViT]", "has 2 entries, expected 2 (method, backbone) and 1 number"),
         ("[A, ViT, 70.1]", "[A, ViT, seventy]", "got 'seventy'"),
         ("[A, ViT, 70.1]", "[A, ViT, true]", "expected a number"),
         ("[A, ViT, 70.1]", "[A, ViT, null]", "a row without a number"),

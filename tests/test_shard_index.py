@@ -91,7 +91,7 @@ def test_a_key_is_written_once() -> None:
         (b'"start":1536', b'"start":0', "there:6: .*100 bytes from 0 on are no place"),
         (b'"start":512', b'"start":4096', "there:3: .*100 bytes from 4096 on are no place in 00000.tar"),
         (b',"start":512', b"", "there:3: .*'start' is missing"),
-        (b'"samples":1', b'"samples":2', r"there:6: .*1 samples of more/00001.tar are missing"),
+        (b'"samples":1', b'"samples":2', r"there:6: .*more/00001.tar lacks 1 sample"),
         (b'"samples":2', b'"samples":1', "there:4: .*'shard' is missing"),
     ],
 )

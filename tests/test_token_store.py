@@ -137,7 +137,7 @@ def test_processes_share_the_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_estimate_comes_before_the_first_shard() -> None:
     said = fill("estimated").splitlines()
     size = sum(path.stat().st_size for path in Path("estimated/shards").glob("*.ids"))
-    found = re.search(r"5 videos, about (\d+) frames, 1 transforms .*: ([\d.]+) kB; .* are free", said[0])
+    found = re.search(r"5 videos, about (\d+) frames, 1 transform .*: ([\d.]+) kB; .* are free", said[0])
     assert found, said
     # of five videos all are looked at, some of them more often
     assert float(found[2]) * 1000 == pytest.approx(size, rel=0.3)

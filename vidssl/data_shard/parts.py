@@ -12,7 +12,7 @@ from contextlib import suppress
 from vidssl.data.addresses import Address
 from vidssl.data.shard_index import INDEX, Shard, ShardIndex, parse_shards, write_index
 from vidssl.data_shard.plan import Plan
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 _FOLDER = ".sharding"
 _PLAN = f"{_FOLDER}/plan.json"
@@ -114,7 +114,7 @@ class Parts:
         gone = {planned.name for planned in self._plan.shards}.difference(self._out.names(".tar"))
         if gone:
             raise UsageError(
-                f"{self._out}: {len(gone)} shards that were written are not there, such as {min(gone)}. Is "
+                f"{self._out}: written, but gone: {counted(len(gone), 'shard')}, such as {min(gone)}. Is "
                 "it a place that all processes share, and that lasts?"
             )
         with self._out.write(INDEX) as file:
