@@ -120,8 +120,8 @@ def _shards(address: Address) -> list[str]:
     packed = [name for name in names if name.endswith(_COMPRESSED)]
     if packed:
         raise UsageError(
-            f"{address}: compressed, {counted(len(packed), 'shard')} such as {packed[0]}. Samples are read in "
-            "place, which a compressed tar does not allow: unpack them to plain .tar files (gunzip, unxz, "
+            f"{address}: compressed, {counted(len(packed), 'shard')} such as {packed[0]}. Samples are read "
+            "in place, which a compressed tar does not allow: unpack them to plain .tar files (gunzip, unxz, "
             "zstd -d); videos take up no more room there"
         )
     tars = [name for name in names if name.endswith(".tar")]
