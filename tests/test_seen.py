@@ -158,6 +158,9 @@ def test_images_and_folders_of_frames_are_known_by_their_paths(vids: Path) -> No
     assert in_both(one, FrameFolders(root="frames/../frames", fps=10)) == ("a", "b")
     images = ImageFolder(root="frames")
     assert in_both(images, images) == ("a/img_00001.jpg", "b/img_00001.jpg")
+    Path("linked/a").mkdir(parents=True)
+    Path("linked/a/x.jpg").symlink_to(Path("frames/a/img_00001.jpg").absolute())
+    assert in_both(images, ImageFolder(root="linked")) == ("a/x.jpg",)
     shard = Origin("/shards: a", "x", 1, "0" * 64, "/shards")
     assert shared_videos([Video("a", shard)], videos_of(images)).unknown == 2
 
