@@ -144,6 +144,15 @@ def test_groups_of_seeds_are_compared_by_seeds_and_videos_with_welch_beside():
     assert "p adjusted for 1 test (Holm)" in grid.title
 
 
+def test_tables_of_differences_fit_into_80_columns_without_a_broken_number_or_word(capsys):
+    one, other = write_seeds("svt", [15, 18, 24]), write_seeds("bevt", [24, 27, 29], objective="{type: bevt}")
+    assert compare(CompareRequest((*one, *other)), Console(width=80)) == 0
+    said = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in said.splitlines())
+    for word in ("difference", "interval", "adjusted", "Welch's", "+25.6"):
+        assert word in said
+
+
 def test_seeds_that_tie_are_said_to():
     one, other = write_seeds("svt", [15, 15, 15]), write_seeds("bevt", [15] * 3, objective="{type: bevt}")
     (grid,) = differences(*one, *other)

@@ -147,7 +147,7 @@ def test_a_prediction_comes_before_the_rest(root: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(
         "vidssl.data_prepare.report.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
     )
-    assert "The disk may fill up: 1 bytes are free" in run(root, tmp_path / "other")[1]
+    assert "The disk may fill up: 1 byte left" in run(root, tmp_path / "other")[1]
 
 
 def test_originals_are_untouched(made: Path, done) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,7 @@ _LATEX = {
     "×": r"$\times$",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
+MANY = 7  # columns, which fit into a terminal of 80 only without room between them
 _NUMBER = re.compile(r"([-+±()\d.,%eE ]| to | of )*")
 
 
@@ -79,9 +81,17 @@ def drawn(grid: Grid) -> Table | Text:
     """The grid as a table for a terminal."""
     if not grid.rows:
         return Text(grid.title, style="bold")
-    table = Table(title=Text(grid.title), title_justify="left", title_style="bold")
-    for head, numbers in zip(grid.heads, _numeric(grid), strict=True):
-        table.add_column(Text(head), justify="right" if numbers else "left", overflow="fold")
+    padding = (0, 1) if len(grid.heads) < MANY else (0, 0)
+    table = Table(title=Text(grid.title), title_justify="left", title_style="bold", padding=padding)
+    columns = zip(grid.heads, _numeric(grid), zip(*grid.rows, strict=True), strict=True)
+    for head, numbers, cells in columns:
+        # a name of a run may break, a number and a word may not
+        words = [word for word in head.split() if "/" not in word] + [
+            w for cell in cells for w in cell.split()
+        ]
+        width = max(map(len, words), default=None) if numbers else None
+        justify: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(Text(head), justify=justify, overflow="fold", min_width=width)
     for row in grid.rows:
         table.add_row(*(Text(cell.replace(" (", "\n(")) for cell in row))
     return table

@@ -82,9 +82,7 @@ def tell_prediction(prediction: Prediction | None, out: Path, processes: int, co
             "in another folder. To end it here, Ctrl-C",
         )
     if prediction.bytes_left > free:
-        say(
-            console, f"The disk may fill up: {format_size(free)} are free. What is finished stays in any case"
-        )
+        say(console, f"The disk may fill up: {format_size(free)} left. What is finished stays in any case")
 
 
 def report(
