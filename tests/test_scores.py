@@ -1,6 +1,7 @@
 """Tables of features to rows of scores: views, orders, settings and counts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -135,6 +136,16 @@ def test_orders_and_views_keep_apart():
     rows = probe(Recorder(), videos, videos, average="scores")
     assert rows[0].predicted == tuple(views.mean(1).argmax(1).tolist())
     assert rows[1].predicted == tuple(other.mean(1).argmax(1).tolist())
+
+
+def test_groups_of_test_videos_reach_the_row_and_those_of_train_the_probe():
+    recorder, labels = Recorder(), {"class": [0, 1, 2, 3, 0, 1]}
+    videos = replace(table(torch.randn(6, 1, 4), labels), groups=("a", "a", "b", "", "", "b"))
+    (row,) = probe(recorder, videos, videos)
+    assert row.num_groups == 4  # a, b, and two videos by themselves
+    groups = recorder.given[0][0].groups
+    assert groups is not None
+    assert groups.tolist() == [0, 0, 1, 2, 3, 1]
 
 
 def test_every_setting_has_a_row():

@@ -150,6 +150,17 @@ def test_methods_whose_seeds_differ_far_more_than_videos_do_are_compared_as_by_w
     assert found.p == pytest.approx(expected.p, rel=0.02)
 
 
+def test_what_seeds_and_videos_both_count_counts_once():
+    """Seeds that differ only in the draw of independent answers: the variance is that of all answers."""
+    widths = []
+    for _ in range(30):
+        found = method_difference(*RNG.random((2, 3, 500)) < 0.6)
+        assert found is not None
+        widths.append(found.high - found.low)
+    # where seeds happen to differ no more than their videos make them, as in every other test set
+    assert np.quantile(widths, 0.25) == pytest.approx(2 * 1.96 * (2 * 0.24 / 1500) ** 0.5, rel=0.1)
+
+
 def test_methods_are_compared_by_groups_where_there_are_groups():
     answers = [[ALIKE ^ (RNG.random(len(GROUPS)) < 0.05) for _ in range(3)]]
     other = np.repeat(RNG.random(60) < 0.7, np.bincount(GROUPS))
