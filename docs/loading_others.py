@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as resizing
 
-from vidssl.data import ClipPair, GlobalLocal, SingleClip
-from vidssl.data.crops import crop_boxes, random_box
-from vidssl.data.decode import VideoFacts
-from vidssl.data.times import (
+from vidssl.data.decode.decode import VideoFacts
+from vidssl.data.views.crops import crop_boxes, random_box
+from vidssl.data.views.random import SingleClip
+from vidssl.data.views.svt import GlobalLocal
+from vidssl.data.views.times import (
     clip_frames,
     draw,
     held_frames,
@@ -20,6 +21,7 @@ from vidssl.data.times import (
     spread,
     vimpac_last_start,
 )
+from vidssl.data.views.vimpac import ClipPair
 from vidssl.interfaces import SampleInfo, ViewSampler
 
 Views = list[Tensor]

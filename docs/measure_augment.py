@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from vidssl.data import ColourAugment, GlobalLocal
-from vidssl.data.augment import SVT_BLUR, SVT_SOLARISE
-from vidssl.engine.devices import pick_device
+from vidssl.data.augment.batch import SVT_BLUR, SVT_SOLARISE, ColourAugment
+from vidssl.data.views.svt import GlobalLocal
+from vidssl.engine.precision import pick_device
 from vidssl.interfaces import Batch
 
 DEVICE = pick_device("auto")

@@ -20,13 +20,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from vidssl.config.strict_yaml import dump_flow
 from vidssl.errors import UsageError
-from vidssl.evaluate import evaluate_run, find_checkpoint
+from vidssl.evaluate.evaluate import evaluate_run, find_checkpoint
+from vidssl.evaluate.networks import ForeignRequest, is_foreign
+from vidssl.evaluate.overrides import eval_words
+from vidssl.evaluate.score_file import ScoreFile, read_scores
 from vidssl.evaluators.statistics import wilson_interval
-from vidssl.scoring.foreign import ForeignRequest, is_foreign
-from vidssl.scoring.request import eval_words
-from vidssl.scoring.score_file import ScoreFile, read_scores
-from vidssl.spec import dump_flow
 
 CLIP_VIEWS = {"type": "uniform_clips", "num_clips": 4, "num_frames": 8, "frame_stride": 4, "size": 48}
 VIDEOS = (".avi", ".mp4", ".mkv", ".webm", ".mov", ".mpg")

@@ -19,8 +19,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vidssl.data.decode import Picture, read_frames
-from vidssl.data.examine import FileToExamine, examine
+from vidssl.data.decode.decode import Picture, read_frames
+from vidssl.data.decode.examine import FileToExamine, examine
 from vidssl.interfaces import UnreadableSample
 
 SINGLE, CLIP = 6, 16  # reads of one frame, and frames of one longer read

@@ -34,22 +34,20 @@ from loading_videos import KINDS, make_token_store, make_videos
 from rich.console import Console
 from torch import Tensor
 
-from vidssl.data import (
-    ClipPair,
-    GlobalLocal,
-    JpegShards,
-    SingleClip,
-    StoredClipPair,
-    TarShards,
-    TokenStore,
-    VideoFolder,
-)
-from vidssl.data.decode import probe
-from vidssl.data_check.check import CheckRequest, check_data
-from vidssl.data_prepare.makers import H264, Jpegs
-from vidssl.data_prepare.prepare import PrepareRequest, prepare_data
-from vidssl.data_shard.shard import ShardRequest, shard_data
+from vidssl.data.decode.decode import probe
+from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.jpeg_shards import JpegShards
+from vidssl.data.sources.tar.source import TarShards
+from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.views.random import SingleClip
+from vidssl.data.views.stored import StoredClipPair
+from vidssl.data.views.svt import GlobalLocal
+from vidssl.data.views.vimpac import ClipPair
 from vidssl.interfaces import DataSource, SampleInfo, ViewSampler
+from vidssl.tools.data.check import CheckRequest, check_data
+from vidssl.tools.data.encode import H264, Jpegs
+from vidssl.tools.data.prepare import PrepareRequest, prepare_data
+from vidssl.tools.data.shard import ShardRequest, shard_data
 
 SAMPLERS: dict[
     str, ViewSampler

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidssl import api as v
-from vidssl import build
+from vidssl.build import build
+from vidssl.config.recipe import load_recipe
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
-from vidssl.recipe import load_recipe
 
 BATCH = 250
 SMALL = 8  # side of a picture whose pixels are probed

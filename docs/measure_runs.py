@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from vidssl import build
+from vidssl.build import build
+from vidssl.config.recipe import Recipe, recipe_from_text
 from vidssl.engine.checkpoint import read_checkpoint
-from vidssl.evaluators import KNN, Linear
+from vidssl.evaluators.extract import extract
+from vidssl.evaluators.knn import KNN
+from vidssl.evaluators.linear import Linear
+from vidssl.evaluators.scores import Score, probe
 from vidssl.interfaces import Backbone
-from vidssl.recipe import Recipe, recipe_from_text
-from vidssl.scoring.extraction import extract
-from vidssl.scoring.scores import Score, probe
 from vidssl.weights.load import load_whole
 
 STUDENT_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # number of seeds -> quantile

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from vidssl import api as v
 from vidssl.backbones import BACKBONES
-from vidssl.engine.devices import autocast_dtype, pick_device
-from vidssl.engine.loss_scale import loss_scaler
+from vidssl.engine.precision import autocast_dtype, loss_scaler, pick_device
 from vidssl.engine.speed import prepare
 from vidssl.interfaces import Backbone
 

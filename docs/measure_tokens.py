@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vidssl import build
+from vidssl.build import build
+from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.data.loader import Loader
-from vidssl.data.token_source import TokenStore
+from vidssl.data.sources.tokens.source import TokenStore
 from vidssl.interfaces import Progress
-from vidssl.recipe import Recipe, load_recipe
-from vidssl.tokenizing.request import TokenizeRequest
-from vidssl.tokenizing.tokenize import tokenize
+from vidssl.tools.tokenize.request import TokenizeRequest
+from vidssl.tools.tokenize.tokenize import tokenize
 
 ALONE = ("run.workers=0", "run.device=cpu", "run.precision=fp32")
 Seconds = tuple[float, float]  # of a round: to have the batches, and for all that is done with them

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vidssl.backbones import VideoSwin
+from vidssl.backbones.video_swin import VideoSwin
 from vidssl.weights.swin_keys import from_published
 
 FOLDER = Path(__file__).parent / "golden" / "bevt"

@@ -11,13 +11,13 @@ import pytest
 from data_clips import write_clip
 from PIL import Image
 
-from vidssl.data import places
-from vidssl.data.addresses import Address
-from vidssl.data.decode import VideoFacts
-from vidssl.data.examine import FileToExamine, examine
-from vidssl.data.manifest import Entry, hash_content
-from vidssl.data.shard_index import IMAGE, INDEX, Member, Shard, write_index
-from vidssl.data.tar_shards import TarShards
+from vidssl.data.decode.decode import VideoFacts
+from vidssl.data.decode.examine import FileToExamine, examine
+from vidssl.data.sources.manifest import Entry, hash_content
+from vidssl.data.sources.tar import storage as places
+from vidssl.data.sources.tar.index import IMAGE, INDEX, Member, Shard, write_index
+from vidssl.data.sources.tar.source import TarShards
+from vidssl.data.sources.tar.storage import Address
 from vidssl.interfaces import UnreadableSample
 
 CLASSES = {"class": ("run", "walk")}

@@ -7,8 +7,8 @@ import torch
 from data_clips import number_shown, turn_clip, write_clip
 from rich.console import Console
 
-from vidssl.data_prepare.makers import H264, Form
-from vidssl.data_prepare.prepare import PrepareRequest, prepare_data
+from vidssl.tools.data.encode import H264, Form
+from vidssl.tools.data.prepare import PrepareRequest, prepare_data
 
 UNEVEN = [0, 1, 2, 5, 6, 7, 11, 12, 13, 14, 20, 21, 22, 23]  # times of frames
 SMALL = H264(short_side=24, gop=4)

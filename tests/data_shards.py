@@ -13,9 +13,9 @@ from data_clips import write_clip
 from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 
-from vidssl.data.shard_index import ShardIndex
-from vidssl.data_shard.index import IndexRequest, index_data
-from vidssl.data_shard.shard import ShardRequest, shard_data
+from vidssl.data.sources.tar.index import ShardIndex
+from vidssl.tools.data.index import IndexRequest, index_data
+from vidssl.tools.data.shard import ShardRequest, shard_data
 
 KEYS = ["run/a.mp4", "run/b.c.MP4", "run/ü 1.mp4", "walk/d.avi", "walk/e.mp4"]
 TWO = 4500 + 2 * 2048  # bytes of a shard that holds two or three of them

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from vidssl.evaluate.score_file import score_record
+from vidssl.evaluate.subject import NetworkSpec, Subject
 from vidssl.evaluators.features import FeatureTable
-from vidssl.probing import ScoreKind
-from vidssl.scoring.score_file import score_record
-from vidssl.scoring.scores import Score, score
-from vidssl.scoring.subject import NetworkSpec, Subject
+from vidssl.evaluators.scores import Score, score
+from vidssl.interfaces.evaluator import ScoreKind
 
 NAMES = ("run", "jump", "swim", "fly")
 PROTOCOL = """name: toy

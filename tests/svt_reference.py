@@ -7,9 +7,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidssl.backbones import TimeSformer
+from vidssl.backbones.timesformer import TimeSformer
 from vidssl.interfaces import Batch
-from vidssl.objectives.dino_head import DinoHead
+from vidssl.objectives.parts.distillation import DinoHead
 
 FOLDER = Path(__file__).parent / "golden" / "svt"
 

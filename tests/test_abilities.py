@@ -7,7 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidssl.backbones import Factorized, ViT
+from vidssl.backbones.factorized import Factorized
+from vidssl.backbones.vit import ViT
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -17,9 +18,10 @@ from vidssl.interfaces import (
     Progress,
     Tokenizer,
 )
-from vidssl.maskers import Tube
-from vidssl.objectives import BEVT, VIMPAC, BEVTImage, BEVTVideo, VIMPACPredict
-from vidssl.tokenizers import VQVAE
+from vidssl.maskers.tube import Tube
+from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
+from vidssl.objectives.vimpac import VIMPAC, VIMPACPredict
+from vidssl.tokenizers.vqvae import VQVAE
 
 
 def masked_objectives() -> dict[str, Callable[[Backbone, Tokenizer], Objective]]:

@@ -12,8 +12,8 @@ from uuid import uuid4
 import fsspec
 import pytest
 
-from vidssl.data import places
-from vidssl.data.addresses import Address, file_address
+from vidssl.data.sources.tar import storage as places
+from vidssl.data.sources.tar.storage import Address, file_address
 from vidssl.errors import UsageError
 
 

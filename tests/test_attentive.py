@@ -11,8 +11,8 @@ from vidssl.evaluators.attentive import Attentive, parameter_groups
 from vidssl.evaluators.attentive_network import AttentiveNetwork, CrossAttention, attend
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.linear import Linear
+from vidssl.evaluators.scores import probe
 from vidssl.interfaces import LabelledFeatures, LabelledPatches, PatchTokens
-from vidssl.scoring.scores import probe
 
 WIDTH, CLASSES = 16, 3
 

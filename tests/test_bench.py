@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from toy_runs import make_world
 
-from vidssl import build
-from vidssl.bench import Measured, StreamTimes, measure_parts, verdict
-from vidssl.cli import main
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import load_recipe
 from vidssl.data.loader import Stream
-from vidssl.data.views import SingleClip
+from vidssl.data.views.random import SingleClip
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
-from vidssl.recipe import load_recipe
-from vidssl.trial import Trial
+from vidssl.tools.bench import Measured, StreamTimes, measure_parts, verdict
+from vidssl.train.trial import Trial
 
 # what newer Pythons and small machines say of any DataLoader with workers
 pytestmark = pytest.mark.filterwarnings(

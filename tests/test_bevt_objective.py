@@ -7,13 +7,15 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from vidssl.backbones import VideoSwin, ViT
-from vidssl.grids import GridSize, expand_mask
+from vidssl.backbones.video_swin import VideoSwin
+from vidssl.backbones.vit import ViT
 from vidssl.interfaces import Backbone, Batch, Features, InputKind, Progress, Tokenizer
-from vidssl.maskers import Random3D, Tube
-from vidssl.objectives import BEVT, BEVTImage, BEVTVideo
-from vidssl.objectives.heads import Fit, LinearHead, Spread, find_hidden, fit_strides
-from vidssl.objectives.losses import accuracy, copy_nearest, most_frequent_accuracy
+from vidssl.interfaces.grids import GridSize, expand_mask
+from vidssl.maskers.random_3d import Random3D
+from vidssl.maskers.tube import Tube
+from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
+from vidssl.objectives.parts.heads import Fit, LinearHead, Spread, find_hidden, fit_strides
+from vidssl.objectives.parts.losses import accuracy, copy_nearest, most_frequent_accuracy
 
 STEP = Progress(0, 1)
 VOCAB = 12

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from toy_parts import ToyMasker, ToyObjective, changed, edited, message, set_up
 
-from vidssl import build
-from vidssl.protocol import load_protocol
-from vidssl.recipe import Recipe, recipe_from_text
-from vidssl.resolved import protocol_text, resolved_text
+from vidssl.build import build
+from vidssl.build.resolved import protocol_text, resolved_text
+from vidssl.config.protocol import load_protocol
+from vidssl.config.recipe import Recipe, recipe_from_text
 
 
 @pytest.fixture(autouse=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from toy_parts import RECIPE, VIDEO_ONLY, changed, edited, message, set_up
 
-from vidssl import build
-from vidssl.recipe import recipe_from_text
+from vidssl.build import build
+from vidssl.config.recipe import recipe_from_text
 
 
 @pytest.fixture(autouse=True)

@@ -8,14 +8,14 @@ from test_data_loader import CLIP
 from torch import Tensor
 
 from vidssl import api as v
-from vidssl.class_numbers import class_counts, counted_classes, numbered_together, ordered_classes
+from vidssl.data.classes import class_counts, counted_classes, numbered_together, ordered_classes
 from vidssl.data.loader import Loader, Stream, numbered_alike
 from vidssl.errors import UsageError
-from vidssl.evaluators import KNN
+from vidssl.evaluate.report import tell_classes
 from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.knn import KNN
+from vidssl.evaluators.scores import probe
 from vidssl.interfaces import DataSource, SampleInfo
-from vidssl.scoring.report import tell_classes
-from vidssl.scoring.scores import probe
 
 
 class Named(DataSource):

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl.backbones import ViT
+from vidssl.backbones.vit import ViT
 from vidssl.engine.optim import AdamW
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, Features, Progress, Tokenizer
 from vidssl.objectives.classification import Classification
-from vidssl.objectives.mixing import mix
+from vidssl.objectives.parts.mixup import mix
 
 HERE = Progress(0, 1)
 

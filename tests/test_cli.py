@@ -10,8 +10,9 @@ from types import ModuleType
 import pytest
 from toy_parts import RECIPE, set_up
 
-from vidssl import cli, commands
-from vidssl.components import KINDS
+from vidssl.build.registry import KINDS
+from vidssl.cli import main as cli
+from vidssl.cli import operands as commands
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def standing_in(monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> 
 
 
 def test_train_gets_the_recipe_with_its_overrides(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = standing_in(monkeypatch, "vidssl.runs", "run_recipe")
+    calls = standing_in(monkeypatch, "vidssl.train.run", "run_recipe")
     Path("x.yaml").write_text(RECIPE)
     assert cli.main(["train", "x.yaml", "optim.lr=1e-2", "run.out=some where"]) == 7
     ((recipe,),) = calls
@@ -53,7 +54,7 @@ def test_train_gets_the_recipe_with_its_overrides(monkeypatch: pytest.MonkeyPatc
 def test_eval_takes_target_protocols_and_overrides_in_any_order(
     monkeypatch: pytest.MonkeyPatch, words: list[str], expected: tuple[object, ...]
 ) -> None:
-    calls = standing_in(monkeypatch, "vidssl.evaluate", "evaluate_run")
+    calls = standing_in(monkeypatch, "vidssl.evaluate.evaluate", "evaluate_run")
     assert cli.main(["eval", *words]) == 7
     assert calls == [expected]
 
@@ -199,9 +200,9 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def refuse(*given: object) -> int:
         raise error
 
-    fake = ModuleType("vidssl.watch")
+    fake = ModuleType("vidssl.tools.watch")
     fake.watch_run = lambda *given, once: refuse()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vidssl.watch", fake)
+    monkeypatch.setitem(sys.modules, "vidssl.tools.watch", fake)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +245,9 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*given: object) -> int:
         raise KeyboardInterrupt
 
-    fake = ModuleType("vidssl.runs")
+    fake = ModuleType("vidssl.train.run")
     fake.run_recipe = interrupted  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vidssl.runs", fake)
+    monkeypatch.setitem(sys.modules, "vidssl.train.run", fake)
     Path("x.yaml").write_text(RECIPE)
     assert cli.main(["train", "x.yaml"]) == 130
 
@@ -308,8 +309,8 @@ def test_every_kind_of_component_can_be_listed() -> None:
     ("kind", "name"), [(kind, name) for kind in KINDS for name in KINDS[kind].table], ids=lambda word: word
 )
 def test_every_component_has_a_sentence_and_typed_keys(kind: str, name: str) -> None:
-    from vidssl.components import summary
-    from vidssl.schema import keys_of, parts_of
+    from vidssl.build.registry import summary
+    from vidssl.config.schema import keys_of, parts_of
 
     constructor = KINDS[kind].table[name]
     assert summary(constructor).endswith((".", ")")), f"{name}: its docstring starts with no sentence"

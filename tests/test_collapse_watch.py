@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from rich.console import Console
 from toy_runs import TOYS, make_world
 
-from vidssl import build
-from vidssl.abilities import Watched
-from vidssl.bands import Band
-from vidssl.cli import main
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import load_recipe
 from vidssl.data.loader import Loader
 from vidssl.engine.collapse import (
     RECENT_CLIPS,
@@ -24,11 +23,12 @@ from vidssl.engine.collapse import (
     rank_me,
 )
 from vidssl.errors import UsageError
-from vidssl.interfaces import Batch, LossOutput, Progress, Reconstruction, TrainableTokenizer
-from vidssl.objectives import OBJECTIVES, BEVTVideo, TokenizerTraining
-from vidssl.objectives.contrastive import info_nce
-from vidssl.recipe import load_recipe
-from vidssl.runs import train_recipe
+from vidssl.interfaces import Band, Batch, LossOutput, Progress, Reconstruction, TrainableTokenizer, Watched
+from vidssl.objectives import OBJECTIVES
+from vidssl.objectives.bevt import BEVTVideo
+from vidssl.objectives.parts.contrastive import info_nce
+from vidssl.objectives.tokenizer import TokenizerTraining
+from vidssl.train.run import train_recipe
 
 UNWATCHED = {"classification"}  # its labels say what it is to do
 

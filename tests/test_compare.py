@@ -14,18 +14,18 @@ from rich.table import Table
 from scipy import stats
 from score_files import PROTOCOL, write_run
 
-from vidssl.cli import main
+from vidssl.cli.main import main
 from vidssl.compare import runs
 from vidssl.compare.entries import entries_of, together
 from vidssl.compare.grids import Grid, drawn, latex, latex_text, markdown
 from vidssl.compare.quoted import quoted_grid
 from vidssl.compare.runs import CompareRequest, by_protocol, compare, run_grids
 from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
+from vidssl.config.published import Published, load_published
+from vidssl.config.recipe import load_recipe
 from vidssl.errors import UsageError
+from vidssl.evaluate.score_file import find_scores, read_scores
 from vidssl.evaluators.statistics import accuracy, holm, method_difference, paired_difference
-from vidssl.published import Published, load_published
-from vidssl.recipe import load_recipe
-from vidssl.scoring.score_file import find_scores, read_scores
 
 TRUTH = [0, 1, 2] * 10
 

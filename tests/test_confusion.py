@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 from score_files import NAMES, PROTOCOL, write_run
 
-from vidssl.cli import main
+from vidssl.cli.main import main
 from vidssl.errors import UsageError
 from vidssl.pictures.confusion import (
     MOST_COUNTED,

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vidssl.backbones import BACKBONES
-from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Features
+from vidssl.interfaces.grids import GridSize
 from vidssl.maskers import MASKERS
 
 # a small one of each

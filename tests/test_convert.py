@@ -18,7 +18,8 @@ from dall_e_release import save_release
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vidssl import build, cli
+from vidssl.build import build
+from vidssl.cli import main as cli
 from vidssl.errors import UsageError
 from vidssl.weights.dalle_keys import networks_in
 from vidssl.weights.torch_files import read_torch_file

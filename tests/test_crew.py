@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from vidssl.data.crew import Lost, work
+from vidssl.data.pool import Lost, work
 
 
 def twice(task: int) -> int:

@@ -17,16 +17,16 @@ import pytest
 from data_clips import cut_off, damage_middle, write_clip
 from rich.console import Console
 
-from vidssl.cli import main
-from vidssl.data import examine
-from vidssl.data.decode import probe
-from vidssl.data.groups import group_of
-from vidssl.data.lists import read_lists
-from vidssl.data.manifest import Entry, Manifest, Status
-from vidssl.data_check import scan
-from vidssl.data_check.check import CheckRequest, check_data
-from vidssl.data_check.leaks import duplicates, same_content, same_group
+from vidssl.cli.main import main
+from vidssl.data.decode import examine
+from vidssl.data.decode.decode import probe
+from vidssl.data.sources.lists import read_lists
+from vidssl.data.sources.manifest import Entry, Manifest, Status
+from vidssl.data.sources.official.groups import group_of
 from vidssl.errors import UsageError
+from vidssl.tools.data import check as scan
+from vidssl.tools.data.check import CheckRequest, check_data
+from vidssl.tools.data.leaks import duplicates, same_content, same_group
 
 CLIPS = os.environ.get("VIDSSL_CLIPS")
 needs_clips = pytest.mark.skipif(not CLIPS, reason="VIDSSL_CLIPS does not name the folder of real clips")

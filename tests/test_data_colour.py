@@ -8,8 +8,8 @@ from ramp import seeded
 from torch import Tensor
 from torchvision.transforms.v2 import functional as images
 
-from vidssl.data import colour
-from vidssl.data.augment import ColourAugment, numbers_of_rows
+from vidssl.data.augment import colour
+from vidssl.data.augment.batch import ColourAugment, numbers_of_rows
 from vidssl.interfaces import Batch
 
 OFF = {"flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarise": 0.0}

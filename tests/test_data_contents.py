@@ -9,10 +9,10 @@ import torch
 from data_clips import write_clip, write_sound
 from PIL import Image
 
-from vidssl.data.contents import Content
-from vidssl.data.decode import probe, read_frames
-from vidssl.data.decoders import TorchCodec, why_unusable
-from vidssl.data.images import read_image
+from vidssl.data.decode.content import Content
+from vidssl.data.decode.decode import probe, read_frames
+from vidssl.data.decode.decoders import TorchCodec, why_unusable
+from vidssl.data.decode.images import read_image
 from vidssl.interfaces import UnreadableSample
 
 

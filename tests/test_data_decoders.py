@@ -13,12 +13,12 @@ import pytest
 import torch
 from data_clips import damage_middle, number_shown, turn_clip, write_clip
 
-from vidssl.data import decoders
-from vidssl.data.decode import probe
-from vidssl.data.decoders import PyAV, TorchCodec, choose_decoder, why_unusable
+from vidssl.data.decode import decoders
+from vidssl.data.decode.decode import probe
+from vidssl.data.decode.decoders import PyAV, TorchCodec, choose_decoder, why_unusable
 from vidssl.data.loader import iterate_once
-from vidssl.data.sources import VideoFolder
-from vidssl.data.views import SingleImage
+from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.views.random import SingleImage
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 

@@ -17,15 +17,15 @@ from rich.console import Console
 from torch import Tensor
 from toy_runs import records
 
-from vidssl.cli import main
+from vidssl.cli.main import main
+from vidssl.config.recipe import load_recipe
 from vidssl.data.loader import Loader, Stream, iterate_once
-from vidssl.data.views import SingleClip
-from vidssl.data.views_uniform import UniformClips
+from vidssl.data.views.random import SingleClip
+from vidssl.data.views.uniform import UniformClips
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, DataSource, SampleInfo
-from vidssl.recipe import load_recipe
-from vidssl.runs import train_recipe
+from vidssl.train.run import train_recipe
 
 # what newer Pythons and small machines say of any DataLoader with workers
 pytestmark = [
@@ -207,7 +207,7 @@ def test_a_death_between_batches_is_not_heard_of_before_the_next() -> None:
 
 
 def test_of_two_streams_each_hears_of_its_own_dead(tmp_path: Path) -> None:
-    from vidssl.data.views import SingleImage
+    from vidssl.data.views.random import SingleImage
 
     said: list[str] = []
     streams = {

@@ -14,14 +14,14 @@ from data_clips import write_clip
 from data_shards import content, do_here, look, pack, read_index, rows, write_tar
 from PIL import Image
 
-from vidssl.cli import main
-from vidssl.data.addresses import Address
-from vidssl.data.examine import examine_content
-from vidssl.data_shard import index
-from vidssl.data_shard import look as looking
-from vidssl.data_shard.look import SeenShard, ShardToLookAt, look_at
-from vidssl.data_shard.seen import Seen
+from vidssl.cli.main import main
+from vidssl.data.decode.examine import examine_content
+from vidssl.data.sources.tar.storage import Address
 from vidssl.errors import UsageError
+from vidssl.tools.data import index
+from vidssl.tools.data import look as looking
+from vidssl.tools.data.index import Seen
+from vidssl.tools.data.look import SeenShard, ShardToLookAt, look_at
 
 
 @pytest.fixture

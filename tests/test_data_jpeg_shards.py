@@ -7,15 +7,15 @@ import pytest
 from data_prepared import numbers, run, write_three
 from rich.console import Console
 
-from vidssl.data.jpeg_shards import JpegShards
-from vidssl.data.manifest import Manifest
-from vidssl.data.origins import Overlap, shared_videos, videos_of
-from vidssl.data.sources import VideoList
-from vidssl.data_check.check import CheckRequest, check_data
-from vidssl.data_prepare import outputs
-from vidssl.data_prepare.makers import Jpegs
+from vidssl.data.sources.folders import VideoList
+from vidssl.data.sources.jpeg_shards import JpegShards
+from vidssl.data.sources.manifest import Manifest
+from vidssl.data.sources.origins import Overlap, shared_videos, videos_of
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
+from vidssl.tools.data import outputs
+from vidssl.tools.data.check import CheckRequest, check_data
+from vidssl.tools.data.encode import Jpegs
 
 
 @pytest.fixture

@@ -24,19 +24,19 @@ from data_clips import (
 from PIL import Image
 from test_data_check import check
 
-from vidssl.data import decode
-from vidssl.data import times as times_module
-from vidssl.data.decode import OUT_OF_ORDER, probe, read_frames
-from vidssl.data.examine import FileToExamine, examine
-from vidssl.data.jpeg_shards import JpegShards
-from vidssl.data.limits import Limits
-from vidssl.data.manifest import Manifest, header
-from vidssl.data.sources import VideoFolder
-from vidssl.data.times import kept_frames, svt_fps
-from vidssl.data_prepare.makers import H264, Jpegs
-from vidssl.data_prepare.prepare import PrepareRequest, prepare_data
+from vidssl.data.decode import decode
+from vidssl.data.decode.decode import OUT_OF_ORDER, probe, read_frames
+from vidssl.data.decode.examine import FileToExamine, examine
+from vidssl.data.decode.limits import Limits
+from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.jpeg_shards import JpegShards
+from vidssl.data.sources.manifest import Manifest, header
+from vidssl.data.views import times as times_module
+from vidssl.data.views.times import kept_frames, svt_fps
 from vidssl.errors import UsageError
 from vidssl.interfaces import SampleInfo, UnreadableSample
+from vidssl.tools.data.encode import H264, Jpegs
+from vidssl.tools.data.prepare import PrepareRequest, prepare_data
 
 FRAMES = 24
 UNEVEN = [n + 5 * max(n - 12, 0) for n in range(FRAMES)]  # in 1/30 s: half at 30 frames a second, half at 5

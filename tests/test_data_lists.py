@@ -8,16 +8,16 @@ import torch
 from data_clips import number_shown, write_clip
 from rich.table import Table
 
-from vidssl.cli import main
-from vidssl.data.jpeg_shards import JpegShards
-from vidssl.data.listing import select
-from vidssl.data.lists import read_lists
-from vidssl.data.manifest import Manifest
-from vidssl.data.official.kinetics import kinetics
-from vidssl.data.sources import VideoFolder, VideoList
-from vidssl.data.tar_shards import TarShards
-from vidssl.data.views_uniform import UniformClips
-from vidssl.engine.display import terminal
+from vidssl.cli.main import main
+from vidssl.data.sources.folders import VideoFolder, VideoList
+from vidssl.data.sources.jpeg_shards import JpegShards
+from vidssl.data.sources.listing import select
+from vidssl.data.sources.lists import read_lists
+from vidssl.data.sources.manifest import Manifest
+from vidssl.data.sources.official.kinetics import kinetics
+from vidssl.data.sources.tar.source import TarShards
+from vidssl.data.views.uniform import UniformClips
+from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, printable
 from vidssl.interfaces import DataSource, UnreadableSample
 

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from vidssl.data.loader import Loader, Stream, iterate_once
 from vidssl.data.samples import Endless, workers_that_fit
-from vidssl.data.sources import VideoFolder
-from vidssl.data.views import SingleClip, SingleImage
-from vidssl.data.views_uniform import UniformClips
+from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.views.random import SingleClip, SingleImage
+from vidssl.data.views.uniform import UniformClips
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, DataSource, SampleInfo, UnreadableSample
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from data_clips import cut_off, damage_middle, number_shown, turn_clip, write_clip, write_sound
 
-from vidssl.data import videos
-from vidssl.data.decode import probe
-from vidssl.data.decoders import TorchCodec
-from vidssl.data.examine import FileToExamine, examine
-from vidssl.data.manifest import Entry, Manifest, header
-from vidssl.data.sources import VideoFolder, VideoList
+from vidssl.data.decode.decode import probe
+from vidssl.data.decode.decoders import TorchCodec
+from vidssl.data.decode.examine import FileToExamine, examine
+from vidssl.data.sources import video_files as videos
+from vidssl.data.sources.folders import VideoFolder, VideoList
+from vidssl.data.sources.manifest import Entry, Manifest, header
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 

@@ -7,10 +7,10 @@ import pytest
 from data_clips import write_clip
 from PIL import Image
 
-from vidssl.cli import main
-from vidssl.data.jpeg_shards import JpegShards
-from vidssl.data.sources import VideoFolder, VideoList
-from vidssl.data.tar_shards import TarShards
+from vidssl.cli.main import main
+from vidssl.data.sources.folders import VideoFolder, VideoList
+from vidssl.data.sources.jpeg_shards import JpegShards
+from vidssl.data.sources.tar.source import TarShards
 from vidssl.errors import UsageError
 
 

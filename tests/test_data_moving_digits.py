@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vidssl.data import moving_digits
-from vidssl.data.decode import probe, read_frames
-from vidssl.data.digits_world import World, labels, render
-from vidssl.data.moving_digits import MovingDigits, cache_folder, encode, prepare
-from vidssl.data.sources import VideoList
+from vidssl.data.decode.decode import probe, read_frames
+from vidssl.data.sources import moving_digits
+from vidssl.data.sources.digits_world import World, labels, render
+from vidssl.data.sources.folders import VideoList
+from vidssl.data.sources.moving_digits import MovingDigits, cache_folder, encode, prepare
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 

@@ -11,11 +11,13 @@ import torch
 from data_clips import number_shown, write_clip
 from official_files import fill, keys, labelled
 
-from vidssl.data import SOURCES, hmdb51, ucf101
-from vidssl.data_check.check import CheckRequest, check_data
+from vidssl.config.schema import keys_of
+from vidssl.data import SOURCES
+from vidssl.data.sources.official.hmdb51 import hmdb51
+from vidssl.data.sources.official.ucf101 import ucf101
 from vidssl.errors import UsageError
-from vidssl.schema import keys_of
-from vidssl.scoring.extraction import Encoded, table_of
+from vidssl.evaluators.extract import Encoded, table_of
+from vidssl.tools.data.check import CheckRequest, check_data
 
 PAGES = Path(__file__).parent.parent / "docs" / "data"
 

@@ -8,8 +8,9 @@ import torch
 from official_files import labelled
 from PIL import Image
 
-from vidssl.data import FrameFolders, ImageNet
-from vidssl.data.views import SingleClip
+from vidssl.data.sources.frame_folders import FrameFolders
+from vidssl.data.sources.official.imagenet import ImageNet
+from vidssl.data.views.random import SingleClip
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 

@@ -19,18 +19,17 @@ from data_clips import cut_off, damage_middle, write_clip
 from data_prepared import SMALL, UNEVEN, numbers, run, write_three
 from rich.console import Console
 
-from vidssl.cli import main
-from vidssl.data.decode import probe, read_frames
-from vidssl.data.jpeg_shards import JpegShards
-from vidssl.data.manifest import Manifest, hash_content
-from vidssl.data.sources import VideoFolder
-from vidssl.data_prepare import prepare
-from vidssl.data_prepare.makers import H264, Form, Jpegs
-from vidssl.data_prepare.pictures import pictures
-from vidssl.data_prepare.report import Prediction, tell_prediction
-from vidssl.engine.lock import sole_process
+from vidssl.cli.main import main
+from vidssl.data.decode.decode import probe, read_frames
+from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.jpeg_shards import JpegShards
+from vidssl.data.sources.manifest import Manifest, hash_content
+from vidssl.engine.process import sole_process
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
+from vidssl.tools.data import prepare
+from vidssl.tools.data.encode import H264, Form, Jpegs, pictures
+from vidssl.tools.data.report import Prediction, tell_prediction
 
 KEYS = ["run/a.mp4", "run/b.mp4", "walk/c.avi"]
 
@@ -145,7 +144,7 @@ def test_a_prediction_comes_before_the_rest(root: Path, tmp_path: Path, monkeypa
     assert text.index("Predicted from 1 video: ") < text.index("3 of 3 videos are prepared")
     assert "The disk may fill up" not in text
     monkeypatch.setattr(
-        "vidssl.data_prepare.report.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
+        "vidssl.tools.data.report.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
     )
     assert "The disk may fill up: 1 byte left" in run(root, tmp_path / "other")[1]
 
@@ -200,7 +199,7 @@ def test_a_result_that_differs_too_much_is_not_kept(root: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("lost", ["frame", "order"])
 def test_a_result_with_other_frames_is_not_kept(root: Path, tmp_path: Path, monkeypatch, lost: str) -> None:
-    from vidssl.data_prepare import makers
+    from vidssl.tools.data import encode as makers
 
     real = makers._encode
 

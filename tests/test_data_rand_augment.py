@@ -9,8 +9,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as images
 
-from vidssl.data.augment import numbers_of_rows
-from vidssl.data.rand_augment import OPERATIONS, FinetuneAugment, erased
+from vidssl.data.augment.batch import numbers_of_rows
+from vidssl.data.augment.rand_augment import OPERATIONS, FinetuneAugment, erased
 from vidssl.interfaces import Batch
 
 OFF = {"flip": 0.0, "num_ops": 0, "erase": 0.0}

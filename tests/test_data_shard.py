@@ -29,16 +29,15 @@ from data_shards import (
 )
 from PIL import Image
 
-from vidssl.cli import main
-from vidssl.data.addresses import Address
-from vidssl.data.examine import FileToExamine, examine
-from vidssl.data.places import Folder, Remote
-from vidssl.data_check.check import CheckRequest, check_data
-from vidssl.data_shard import shard
-from vidssl.data_shard.pack import CannotWrite, ShardToPack, pack_shard
-from vidssl.data_shard.report import flow
-from vidssl.engine.lock import sole_process
+from vidssl.cli.main import main
+from vidssl.data.decode.examine import FileToExamine, examine
+from vidssl.data.sources.tar.storage import Address, Folder, Remote
+from vidssl.engine.process import sole_process
 from vidssl.errors import UsageError
+from vidssl.tools.data import shard
+from vidssl.tools.data.check import CheckRequest, check_data
+from vidssl.tools.data.pack import CannotWrite, ShardToPack, pack_shard
+from vidssl.tools.data.report import flow
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ import pytest
 from data_clips import write_clip
 from data_shards import TWO, contents, do_here, members, pack, pack_five, read_index, rows, write_five
 
-from vidssl.data.examine import FileToExamine, examine
-from vidssl.data_shard import shard
-from vidssl.data_shard.pack import ShardToPack, pack_shard
+from vidssl.data.decode.examine import FileToExamine, examine
 from vidssl.errors import UsageError
+from vidssl.tools.data import shard
+from vidssl.tools.data.pack import ShardToPack, pack_shard
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def stop_before_the_index(root: Path, out: Path, monkeypatch) -> None:
         def stop(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("vidssl.data_shard.parts.write_index", stop)
+        patch.setattr("vidssl.tools.data.journal.write_index", stop)
         with pytest.raises(KeyboardInterrupt):
             pack(root, out, shard_bytes=TWO)
 
@@ -104,7 +104,7 @@ def test_a_finished_shard_that_was_cut_since_is_packed_again(
 def test_a_kill_between_index_and_tidying_is_mended(made: Path, done, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("vidssl.data_shard.parts.Parts._tidy", lambda self: None)
+        patch.setattr("vidssl.tools.data.journal.Parts._tidy", lambda self: None)
         pack(made, out, shard_bytes=TWO)
     assert (out / ".sharding" / "00000.jsonl").exists()
     assert "packed already" in pack(made, out, shard_bytes=TWO)[1]
@@ -155,7 +155,7 @@ def test_a_full_disk_stops_the_work_and_keeps_what_is_finished(root: Path, tmp_p
 
 def test_a_disk_that_may_fill_up_is_said_before(made: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(
-        "vidssl.data_shard.shard.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
+        "vidssl.tools.data.shard.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
     )
     assert "The disk may fill up: 1 bytes are free" in pack(made, tmp_path / "out")[1]
 

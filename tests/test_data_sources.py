@@ -10,15 +10,15 @@ import torch
 from data_clips import cut_off, damage_middle, number_shown, write_clip
 from PIL import Image
 
-from vidssl.data.groups import group_of, groups_of
-from vidssl.data.listing import Listed, Listing, select
-from vidssl.data.lists import listed_part
-from vidssl.data.official.ucf101 import ucf101
-from vidssl.data.sources import ImageFolder, VideoFolder, VideoList
+from vidssl.data.sources.folders import ImageFolder, VideoFolder, VideoList
+from vidssl.data.sources.listing import Listed, Listing, select
+from vidssl.data.sources.lists import listed_part
+from vidssl.data.sources.official.groups import group_of, groups_of
+from vidssl.data.sources.official.ucf101 import ucf101
 from vidssl.errors import UsageError
+from vidssl.evaluators.extract import Encoded, table_of
+from vidssl.evaluators.scores import labelled_rows
 from vidssl.interfaces import UnreadableSample
-from vidssl.scoring.extraction import Encoded, table_of
-from vidssl.scoring.samples import labelled_rows
 
 
 @pytest.fixture(scope="module")

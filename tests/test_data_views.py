@@ -10,13 +10,13 @@ from ramp import Ramp, alone, bytes_of, frames_of, seeded
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidssl.data.augment import PerClipAugment
-from vidssl.data.crops import crop_boxes, resized
-from vidssl.data.times import clip_frames, last_start
-from vidssl.data.views import RandomResizedClip, RandomSegments, SingleClip, SingleImage
-from vidssl.data.views_svt import SlowFastTrain
-from vidssl.data.views_uniform import SegmentMiddles, SlowFast, UniformClips
-from vidssl.data.views_vimpac import ClipPair, CornerClip
+from vidssl.data.augment.batch import PerClipAugment
+from vidssl.data.views.crops import crop_boxes, resized
+from vidssl.data.views.random import RandomResizedClip, RandomSegments, SingleClip, SingleImage
+from vidssl.data.views.svt import SlowFastTrain
+from vidssl.data.views.times import clip_frames, last_start
+from vidssl.data.views.uniform import SegmentMiddles, SlowFast, UniformClips
+from vidssl.data.views.vimpac import ClipPair, CornerClip
 from vidssl.interfaces import Batch
 
 GOLDEN = Path(__file__).parent / "golden" / "bevt"

@@ -7,12 +7,12 @@ import torch
 from ramp import Ramp, alone, seeded
 from torch import Tensor
 
+from vidssl.config.schema import bind, keys_of
+from vidssl.config.strict_yaml import dump, parse
 from vidssl.data import AUGMENTS, VIEWS
 from vidssl.data.samples import InOrder, Parcel, collate
-from vidssl.data.views_stored import StoredViews
+from vidssl.data.views.stored import StoredViews
 from vidssl.interfaces import Batch, ViewSampler
-from vidssl.schema import bind, keys_of
-from vidssl.spec import dump, parse
 
 # a small one of each
 TOY_VIEWS: dict[str, dict[str, object]] = {

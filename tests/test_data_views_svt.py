@@ -11,9 +11,8 @@ from ramp import Ramp, bytes_of, frames_of, seeded
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidssl.data.crops import random_box, svt_crop_boxes, svt_published_box, svt_resize_short_side
-from vidssl.data.times import svt_test_frames
-from vidssl.data.views_svt import (
+from vidssl.data.views.crops import random_box, svt_crop_boxes, svt_published_box, svt_resize_short_side
+from vidssl.data.views.svt import (
     LOCAL_FRAMES,
     GlobalLocal,
     IntervalClips,
@@ -22,7 +21,8 @@ from vidssl.data.views_svt import (
     svt_global_frames,
     svt_local_frames,
 )
-from vidssl.data.views_uniform import SlowFast, SVTPublishedTest
+from vidssl.data.views.times import svt_test_frames
+from vidssl.data.views.uniform import SlowFast, SVTPublishedTest
 from vidssl.interfaces import DataSource, SampleInfo
 
 GOLDEN = Path(__file__).parent / "golden" / "svt"

@@ -11,9 +11,9 @@ import pytest
 import torch
 from ramp import Ramp, bytes_of, frames_of, seeded
 
-from vidssl.data.times import kept_frames, neighbour_starts, vimpac_last_start
-from vidssl.data.views_uniform import UniformClips
-from vidssl.data.views_vimpac import ClipPair, CornerClip
+from vidssl.data.views.times import kept_frames, neighbour_starts, vimpac_last_start
+from vidssl.data.views.uniform import UniformClips
+from vidssl.data.views.vimpac import ClipPair, CornerClip
 from vidssl.interfaces import SampleInfo, UnreadableSample
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vimpac" / "clip_sampling.json").read_text())

@@ -9,7 +9,7 @@ import torch
 from toy_runs import make_world
 from working_folder import work_in
 
-from vidssl.cli import main
+from vidssl.cli.main import main
 from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError
 

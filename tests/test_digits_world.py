@@ -7,8 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits, load_sample_images
 
-from vidssl.data import digits_world
-from vidssl.data.digits_world import LABEL_NAMES, PROFILES, World, labels, render
+from vidssl.data.sources import digits_world
+from vidssl.data.sources.digits_world import LABEL_NAMES, PROFILES, World, labels, render
 
 OBJECT = World()
 PAN = World(mode="pan", ground=1.0, digit_size=8)

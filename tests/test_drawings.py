@@ -6,15 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidssl.data.video_files import VideoFiles
-from vidssl.data.views_uniform import UniformClips
+from vidssl.data.sources.video_files import VideoFiles
+from vidssl.data.views.uniform import UniformClips
 from vidssl.errors import UsageError
-from vidssl.interfaces import (
-    FilledIn,
-    SampleInfo,
-    Tokenizer,
-    UnreadableSample,
-)
+from vidssl.interfaces import FilledIn, SampleInfo, Tokenizer, UnreadableSample
 from vidssl.pictures.clips import Clips, draw_clips
 from vidssl.pictures.drawings import (
     HIDDEN,

@@ -11,14 +11,21 @@ from torch import nn
 from toy_runs import make_world, records
 
 from vidssl import api as v
-from vidssl import build
-from vidssl.cli import main
-from vidssl.dry_run import StepCost, dry_run, files_kept, part_sizes, step_seconds, two_steps, view_sizes
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import Recipe, RunSpec, load_recipe
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
-from vidssl.recipe import Recipe, load_recipe
-from vidssl.run_spec import RunSpec
-from vidssl.runs import train_recipe
+from vidssl.tools.dry_run import (
+    StepCost,
+    dry_run,
+    files_kept,
+    part_sizes,
+    step_seconds,
+    two_steps,
+    view_sizes,
+)
+from vidssl.train.run import train_recipe
 
 
 @pytest.fixture(scope="module")

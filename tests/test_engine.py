@@ -13,16 +13,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vidssl.engine import capture
+from vidssl.engine.atomic import write_text
 from vidssl.engine.checkpoint import FORMAT, read_checkpoint, save_checkpoint
-from vidssl.engine.curves import cosine_factor
-from vidssl.engine.devices import pick_device, use_bfloat16
-from vidssl.engine.files import write_text
-from vidssl.engine.optim import AdamW
-from vidssl.engine.param_groups import decayed_names
+from vidssl.engine.logging import Window
+from vidssl.engine.optim import AdamW, decayed_names
+from vidssl.engine.precision import pick_device, use_bfloat16
+from vidssl.engine.process import stop_requests
 from vidssl.engine.runfolder import RunFolder, create_run, newest_run
-from vidssl.engine.schedules import Cosine
-from vidssl.engine.signals import stop_requests
-from vidssl.engine.window import Window
+from vidssl.engine.schedules import Cosine, cosine_factor
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
 

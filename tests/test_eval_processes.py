@@ -21,10 +21,10 @@ from working_folder import work_in
 from vidssl import api as v
 from vidssl.engine.distributed import end_group, here
 from vidssl.errors import UsageError
-from vidssl.evaluate import evaluate_run
+from vidssl.evaluate.evaluate import evaluate_run
+from vidssl.evaluators.extract import EncodedBatch, encoded_batch
 from vidssl.evaluators.features import FeatureTable
 from vidssl.interfaces import UnreadableSample
-from vidssl.scoring.together import EncodedBatch, encoded_batch
 
 RECIPE = recipe_text(num_videos=22, num_crops=3, steps=1)
 

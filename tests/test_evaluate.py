@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from toy_probe import encoder_passes, recipe_text
 from working_folder import work_in
 
-from vidssl.cli import main
-from vidssl.data.moving_digits import MovingDigits
+from vidssl.cli.main import main
+from vidssl.data.sources.moving_digits import MovingDigits
 from vidssl.engine.checkpoint import tensors_digest
+from vidssl.evaluate import feature_cache as feature_store
+from vidssl.evaluate.score_file import flattened, read_scores
 from vidssl.evaluators.statistics import paired_difference
-from vidssl.scoring import feature_store
-from vidssl.scoring.score_file import flattened, read_scores
 
 
 def make_run(name: str, *, seed: int, change: tuple[str, str] = ("", "")) -> None:

@@ -16,9 +16,9 @@ from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.held_out import folds
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.linear import Linear, fit_logistic, standardisation
+from vidssl.evaluators.scores import probe
 from vidssl.evaluators.statistics import wilson_interval
 from vidssl.interfaces import Evaluator, LabelledFeatures
-from vidssl.scoring.scores import probe
 
 
 def blobs(num: int, classes: int, distance: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

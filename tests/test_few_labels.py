@@ -6,12 +6,12 @@ from statistics import fmean, stdev
 import pytest
 import torch
 
+from vidssl.config.few_labels import Amount, FewLabels, drawn
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.linear import Linear
-from vidssl.few_labels import Amount, FewLabels, drawn
-from vidssl.scoring.scores import probe
+from vidssl.evaluators.scores import probe
 
 KEYS = tuple(f"video {number}.mp4" for number in range(60))
 LABELS = tuple([0] * 30 + [1] * 20 + [2] * 10)

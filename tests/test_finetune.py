@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vidssl import build
-from vidssl.cli import main
+from vidssl.build import build
+from vidssl.build.checks import check_finetune_protocol
+from vidssl.cli.main import main
+from vidssl.config.few_labels import Subset
+from vidssl.config.protocol import FinetuneProtocol, load_any_protocol
+from vidssl.config.recipe import load_recipe
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.errors import UsageError
-from vidssl.few_labels import Subset
-from vidssl.finetune_checks import check_finetune_protocol
-from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
-from vidssl.recipe import load_recipe
 
 WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
 RECIPE = f"""
@@ -220,7 +220,7 @@ def test_finetuning_that_was_stopped_keeps_its_checkpoint_and_can_go_on(
         yield True
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vidssl.train.stop_requests", stop_at_once)
+        patch.setattr("vidssl.train.loop.stop_requests", stop_at_once)
         assert tune("name=stopped", "labels=[digit]") == 130
     said = capsys.readouterr().out
     assert "Finetuning stopped after 1 of 3 steps, so nothing was scored" in said

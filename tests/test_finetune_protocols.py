@@ -8,18 +8,18 @@ import pytest
 import torch
 import yaml
 
-from vidssl import build
-from vidssl.data.times import kept_frames, vimpac_last_start
-from vidssl.data.views_uniform import UniformClips
-from vidssl.data.views_vimpac import CornerClip
+from vidssl.build import build
+from vidssl.build.resolved import resolved_text
+from vidssl.config.protocol import FinetuneProtocol, load_any_protocol
+from vidssl.config.recipe import Recipe, load_recipe, recipe_from_text
+from vidssl.data.views.times import kept_frames, vimpac_last_start
+from vidssl.data.views.uniform import UniformClips
+from vidssl.data.views.vimpac import CornerClip
+from vidssl.evaluate.finetune import _scores, finetuning_recipe
+from vidssl.evaluate.subject import spec_of
 from vidssl.evaluators.features import FeatureTable
-from vidssl.finetune import _scores, finetuning_recipe
-from vidssl.finetune_protocol import FinetuneProtocol, load_any_protocol
 from vidssl.interfaces import SampleInfo
 from vidssl.objectives.classification import Classification
-from vidssl.recipe import Recipe, load_recipe, recipe_from_text
-from vidssl.resolved import resolved_text
-from vidssl.scoring.subject import spec_of
 
 VIDEOS = ("data.train={type: video_folder, root: a}", "data.test={type: video_folder, root: b}")
 RECIPE = """

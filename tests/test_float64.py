@@ -8,10 +8,10 @@ import torch
 from toy_runs import TOYS, make_world
 from working_folder import work_in
 
-from vidssl import build
+from vidssl.build import build
+from vidssl.config.recipe import load_recipe
 from vidssl.data.loader import Loader
 from vidssl.interfaces import Progress
-from vidssl.recipe import load_recipe
 
 STEP = 1e-8
 

@@ -8,7 +8,9 @@ import torch
 import torchvision
 from torch import nn
 
-from vidssl.backbones import PyTorchVideoNet, TimmNet, TorchvisionNet
+from vidssl.backbones.pytorchvideo_nets import PyTorchVideoNet
+from vidssl.backbones.timm_nets import TimmNet
+from vidssl.backbones.torchvision_nets import TorchvisionNet
 from vidssl.interfaces import Backbone
 from vidssl.weights.load import load_init
 

@@ -18,10 +18,10 @@ from toy_probe import encoder_passes, recipe_text
 from working_folder import work_in
 
 from vidssl.backbones.pixels import Pixels
-from vidssl.cli import main
-from vidssl.scoring.foreign import ForeignRequest, is_foreign
-from vidssl.scoring.request import eval_words
-from vidssl.scoring.score_file import read_scores
+from vidssl.cli.main import main
+from vidssl.evaluate.networks import ForeignRequest, is_foreign
+from vidssl.evaluate.overrides import eval_words
+from vidssl.evaluate.score_file import read_scores
 
 RECIPE = recipe_text(steps=2, seed=3)
 KNN = ("--protocol", "knn", "evaluator.k=[3]")

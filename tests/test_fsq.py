@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vidssl.interfaces import Batch, Progress
-from vidssl.objectives.tokenizer_training import TokenizerTraining
+from vidssl.objectives.tokenizer import TokenizerTraining
 from vidssl.tokenizers.fsq import FSQ
 
 

@@ -19,13 +19,12 @@ from bevt_reference import (
 from einops import rearrange
 from torch import Tensor
 
-from vidssl.backbones import VideoSwin
-from vidssl.backbones.video_swin import PatchMerging, SwinBlock
+from vidssl.backbones.video_swin import PatchMerging, SwinBlock, VideoSwin
 from vidssl.backbones.windows import merge, partition, plan_windows, relative_index
-from vidssl.grids import expand_mask
 from vidssl.interfaces import Tokenizer
-from vidssl.objectives.heads import Predictions
-from vidssl.objectives.token_prediction import StagesHead
+from vidssl.interfaces.grids import expand_mask
+from vidssl.objectives.parts.heads import Predictions
+from vidssl.objectives.parts.masked_prediction import StagesHead
 from vidssl.weights.inflate import inflate_bias_table, inflate_swin, resize_bias_table
 from vidssl.weights.swin_keys import from_published, published_key, torchvision_key
 

@@ -17,11 +17,13 @@ from bevt_reference import (
 )
 from torch import Tensor, nn
 
-from vidssl.grids import GridSize
 from vidssl.interfaces import Batch, Features, Masker, Progress, Tokenizer
-from vidssl.maskers import Blockwise, Tube, planes
-from vidssl.objectives import BEVT
-from vidssl.objectives.heads import Predictions
+from vidssl.interfaces.grids import GridSize
+from vidssl.maskers import shapes as planes
+from vidssl.maskers.blockwise import Blockwise
+from vidssl.maskers.tube import Tube
+from vidssl.objectives.bevt import BEVT
+from vidssl.objectives.parts.heads import Predictions
 from vidssl.weights.swin_keys import published_key
 
 STEP = Progress(0, 1)

@@ -9,7 +9,7 @@ from bevt_reference import FOLDER, backbone_state, difference, load, toy_swin
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidssl.backbones import VideoSwin
+from vidssl.backbones.video_swin import VideoSwin
 from vidssl.evaluators.scoring import average_views
 from vidssl.interfaces import Backbone, Batch, Features, Progress
 from vidssl.objectives.classification import Classification

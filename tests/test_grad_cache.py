@@ -14,23 +14,23 @@ from einops import rearrange
 from torch import Tensor, nn
 from vimpac_reference import VOCAB, Given, Ids, difference, gradients
 
-from vidssl.backbones import Factorized, ViT
-from vidssl.data import MovingDigits
+from vidssl.backbones.factorized import Factorized
+from vidssl.backbones.vit import ViT
+from vidssl.config.recipe import RunSpec
 from vidssl.data.loader import Stream
-from vidssl.data.views_vimpac import ClipPair
+from vidssl.data.sources.moving_digits import MovingDigits
+from vidssl.data.views.vimpac import ClipPair
+from vidssl.engine.accumulate import JointLoss, PartOutput, backward_in_parts, split_batch
 from vidssl.engine.distributed import end_group
 from vidssl.engine.gather import rank, sum_over_processes
-from vidssl.engine.grad_cache import JointLoss, PartOutput, backward_in_parts
 from vidssl.engine.optim import SGD
-from vidssl.engine.parts import split_batch
 from vidssl.engine.schedules import LinearDecay
 from vidssl.errors import UsageError
-from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Batch, LossOutput, Masker, Progress
-from vidssl.maskers import Block3D
-from vidssl.objectives import VIMPAC, VIMPACContrast
-from vidssl.run_spec import RunSpec
-from vidssl.train import train
+from vidssl.interfaces.grids import GridSize
+from vidssl.maskers.block_3d import Block3D
+from vidssl.objectives.vimpac import VIMPAC, VIMPACContrast
+from vidssl.train.loop import train
 
 START = Progress(0, 1)
 GRID = (3, 4, 4)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from toy_runs import TOYS, make_world
 from working_folder import work_in
 
-from vidssl import build
-from vidssl import train as loop
-from vidssl.cli import main
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.data.loader import Loader
 from vidssl.engine import resume
 from vidssl.engine.capture import Attempt, Conditions, read_capture, save_capture
@@ -31,13 +31,13 @@ from vidssl.engine.checkpoint import read_tensors, save_tensors
 from vidssl.engine.distributed import end_group
 from vidssl.engine.distributed import here as processes_here
 from vidssl.engine.guard import Guard, Skips
-from vidssl.engine.lock import sole_process
+from vidssl.engine.process import sole_process
 from vidssl.engine.resume import file_digest
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
-from vidssl.recipe import Recipe, load_recipe
-from vidssl.runs import train_recipe
+from vidssl.train import loop
+from vidssl.train.run import train_recipe
 
 NAN, ONE = torch.tensor(math.nan), torch.tensor(1.0)
 

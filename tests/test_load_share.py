@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vidssl import build
-from vidssl.backbones import TimeSformer, ViT
+from vidssl.backbones.timesformer import TimeSformer
+from vidssl.backbones.vit import ViT
+from vidssl.build import build
+from vidssl.build.resolved import resolved_text
+from vidssl.config.recipe import MIN_MATCHED, Recipe, load_recipe
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
-from vidssl.recipe import MIN_MATCHED, Recipe, load_recipe
-from vidssl.resolved import resolved_text
 from vidssl.weights.load import load_init, load_state
 
 ROOT = Path(__file__).parent.parent

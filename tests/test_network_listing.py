@@ -5,12 +5,14 @@ from typing import get_args
 
 import pytest
 
-from vidssl import cli
-from vidssl.backbones import BACKBONES, TimeSformer, TorchvisionNet, ViT
-from vidssl.backbones.torchvision_nets import Name
-from vidssl.grids import GridSize
+from vidssl.backbones import BACKBONES
+from vidssl.backbones.timesformer import TimeSformer
+from vidssl.backbones.torchvision_nets import Name, TorchvisionNet
+from vidssl.backbones.vit import ViT
+from vidssl.build.listing import taken_sizes
+from vidssl.cli import main as cli
 from vidssl.interfaces import Backbone
-from vidssl.network_listing import taken_sizes
+from vidssl.interfaces.grids import GridSize
 
 
 class Picky(Backbone):
@@ -83,7 +85,7 @@ def test_every_network_has_a_row_with_its_parameters_counted(
 def test_a_list_of_everything_builds_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vidssl.network_listing.network_table", lambda: pytest.fail("built networks"))
+    monkeypatch.setattr("vidssl.build.listing.network_table", lambda: pytest.fail("built networks"))
     assert cli.main(["list"]) == 0
     assert cli.main(["list", "maskers"]) == 0
 

@@ -10,13 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vidssl import build
-from vidssl.backbones import BACKBONES, Factorized, TimeSformer, VideoSwin, ViT
-from vidssl.engine.optim import SGD, AdamW
-from vidssl.engine.param_groups import decayed_names, layer_numbers, parameter_groups
+from vidssl.backbones import BACKBONES
+from vidssl.backbones.factorized import Factorized
+from vidssl.backbones.timesformer import TimeSformer
+from vidssl.backbones.video_swin import VideoSwin
+from vidssl.backbones.vit import ViT
+from vidssl.build import build
+from vidssl.config.recipe import load_recipe
+from vidssl.engine.optim import SGD, AdamW, decayed_names, layer_numbers, parameter_groups
 from vidssl.engine.schedules import Cosine, LinearDecay
 from vidssl.interfaces import LossOutput, Objective
-from vidssl.recipe import load_recipe
 from vidssl.weights.swin_keys import published_key
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidssl import build
-from vidssl.cli import main
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import Recipe, recipe_from_text
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, Features, LossOutput, Objective, Progress
-from vidssl.recipe import Recipe, recipe_from_text
-from vidssl.tokenizers import FSQ, VQVAE
+from vidssl.tokenizers.fsq import FSQ
+from vidssl.tokenizers.vqvae import VQVAE
 
 PARTS = """\
 import copy

@@ -11,12 +11,12 @@ from toy_probe import encoder_passes, make_run, recipe_text
 from working_folder import work_in
 
 from vidssl import api as v
-from vidssl import build
-from vidssl.cli import main
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import recipe_from_text
 from vidssl.errors import UsageError
-from vidssl.recipe import recipe_from_text
-from vidssl.scoring.patch_file import HEADER, PatchWriter, half, patch_path, read_patches
-from vidssl.scoring.score_file import read_scores
+from vidssl.evaluate.score_file import read_scores
+from vidssl.evaluators.patch_tokens import HEADER, PatchWriter, half, patch_path, read_patches
 
 RECIPE = recipe_text()
 LOOK = "name: look\nevaluator: {type: attentive, lr: 1e-3, num_heads: 2, epochs: 1}\n"

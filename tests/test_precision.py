@@ -10,18 +10,19 @@ from torch import nn
 from toy_runs import records
 
 from vidssl import api as v
+from vidssl.config.recipe import RunSpec
 from vidssl.engine.checkpoint import read_checkpoint
-from vidssl.engine.devices import autocast_dtype, use_bfloat16
-from vidssl.engine.loss_scale import (
+from vidssl.engine.precision import (
+    autocast_dtype,
     load_scaler,
     loss_scaler,
     lower,
     scale_metrics,
     scale_of,
     scaler_tensors,
+    use_bfloat16,
 )
 from vidssl.engine.runfolder import RunFolder
-from vidssl.run_spec import RunSpec
 
 CPU = torch.device("cpu")
 

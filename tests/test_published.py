@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from vidssl.build import check_file
-from vidssl.cli import main
+from vidssl.build.build import check_file
+from vidssl.cli.main import main
+from vidssl.config.files import find, spec_files
+from vidssl.config.published import Published, load_published, published_path
 from vidssl.errors import UsageError
-from vidssl.published import Published, load_published, published_path
-from vidssl.spec_files import find, spec_files
 
 # rows of each results table, counted in the papers
 ROWS = {

@@ -6,19 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vidssl.config.few_labels import FewLabels, Subset
+from vidssl.config.files import find, locate, spec_files
+from vidssl.config.protocol import MeasureSpec, load_protocol
+from vidssl.config.recipe import Recipe, RunSpec, load_recipe, load_tokenizer_spec, recipe_from_text
 from vidssl.engine.optim import AdamW
 from vidssl.errors import UsageError
-from vidssl.few_labels import FewLabels, Subset
-from vidssl.protocol import load_protocol
-from vidssl.recipe import (
-    Recipe,
-    load_recipe,
-    load_tokenizer_spec,
-    recipe_from_text,
-)
-from vidssl.run_spec import RunSpec
-from vidssl.spec_files import find, locate, spec_files
-from vidssl.tokenizer_protocol import MeasureSpec
 
 RECIPE = """\
 name: toy

@@ -13,16 +13,16 @@ from stumbling import write_recipe
 from torch import nn
 from working_folder import work_in
 
-from vidssl import build
-from vidssl.cli import main
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import load_recipe
 from vidssl.engine.capture import Attempt, Conditions, random_states, read_capture, save_capture
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Progress
-from vidssl.recipe import load_recipe
-from vidssl.replay import first_bad_output, tensors_in
-from vidssl.runs import train_recipe
+from vidssl.tools.replay import first_bad_output, tensors_in
+from vidssl.train.run import train_recipe
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,13 @@ from rich.console import Console
 from torch import nn
 from toy_runs import TOYS, assert_same_end, make_world, records
 
-from vidssl import build
-from vidssl.abilities import Origin
-from vidssl.cli import main
-from vidssl.data.origins import Video, read_videos, write_videos
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import Recipe, load_recipe
+from vidssl.config.strict_yaml import load
+from vidssl.data.sources.origins import Video, read_videos, write_videos
 from vidssl.engine.checkpoint import load_objective, read_checkpoint, save_checkpoint
+from vidssl.engine.logging import Window
 from vidssl.engine.resume import (
     Moving,
     Restored,
@@ -31,13 +33,10 @@ from vidssl.engine.resume import (
     restore,
 )
 from vidssl.engine.runfolder import RunFolder, create_run
-from vidssl.engine.window import Window
 from vidssl.errors import UsageError
-from vidssl.interfaces import Objective
+from vidssl.interfaces import Objective, Origin
 from vidssl.objectives import OBJECTIVES
-from vidssl.recipe import Recipe, load_recipe
-from vidssl.runs import train_recipe
-from vidssl.spec import load
+from vidssl.train.run import train_recipe
 
 
 @pytest.fixture(scope="module")

@@ -20,20 +20,20 @@ from rich.console import Console
 from stumbling import RECIPE
 from torch import nn
 
-from vidssl.engine import lock
+from vidssl.config.recipe import Recipe, load_recipe
+from vidssl.engine import process as lock
+from vidssl.engine.atomic import append_line, remove, write_text
 from vidssl.engine.checkpoint import read_checkpoint, save_checkpoint
-from vidssl.engine.files import append_line, remove, write_text
-from vidssl.engine.lock import sole_process
+from vidssl.engine.process import sole_process
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import LossOutput, Objective
-from vidssl.recipe import Recipe, load_recipe
-from vidssl.runs import train_recipe
+from vidssl.train.run import train_recipe
 
 HOLDER = """\
 import os, sys, time
 from pathlib import Path
-from vidssl.engine.lock import sole_process
+from vidssl.engine.process import sole_process
 with sole_process(Path(sys.argv[1]), print):
     child = os.fork() if sys.argv[2] == "fork" else -1
     if child != 0:

@@ -15,13 +15,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from toy_runs import make_world, records, skip_without_shards
 
+from vidssl.config.recipe import load_recipe
 from vidssl.engine import distributed, parallel
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.distributed import World, end_group
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
-from vidssl.recipe import load_recipe
-from vidssl.runs import train_recipe
+from vidssl.train.run import train_recipe
 
 SHORT = ["schedule.steps=4", "run.log_every_steps=1", "run.checkpoint_every_steps=2", "run.workers=0"]
 STILL = "backbone.drop_path=0"  # each process draws for itself which blocks and units it drops

@@ -5,8 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from vidssl.engine.curves import cosine_between, epochs_before, multistep_factor
-from vidssl.engine.schedules import Cosine, LinearDecay, MultiStep, WarmupCosine
+from vidssl.engine.schedules import (
+    Cosine,
+    LinearDecay,
+    MultiStep,
+    WarmupCosine,
+    cosine_between,
+    epochs_before,
+    multistep_factor,
+)
 from vidssl.interfaces import Progress
 
 GOLDEN = Path(__file__).parent / "golden"

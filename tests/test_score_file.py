@@ -10,11 +10,11 @@ import pytest
 from rich.console import Console
 from score_files import NAMES, scored, write_run
 
+from vidssl.evaluate.report import class_lines, difference_table, fitting, probe_lines, score_tables
+from vidssl.evaluate.score_file import find_scores
+from vidssl.evaluators.confusion import best_and_worst, confusion, counted
+from vidssl.evaluators.differences import LabelledVideos, network_differences
 from vidssl.evaluators.statistics import paired_difference
-from vidssl.scoring.by_class import best_and_worst, confusion, counted
-from vidssl.scoring.differences import LabelledVideos, network_differences
-from vidssl.scoring.report import class_lines, difference_table, fitting, probe_lines, score_tables
-from vidssl.scoring.score_file import find_scores
 
 TRUTH = [0, 0, 0, 1, 1, 2, 2, 2]
 GUESS = [0, 0, 2, 1, 0, 2, 0, 0]

@@ -13,9 +13,9 @@ from vidssl.evaluators.held_out import folds
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.linear import Linear
 from vidssl.evaluators.retrieval import Retrieval
+from vidssl.evaluators.scores import probe, score
 from vidssl.evaluators.scoring import average_views, in_top, predict
 from vidssl.interfaces import Evaluator, LabelledFeatures
-from vidssl.scoring.scores import probe, score
 
 
 def table(vectors: Tensor, labels: dict[str, list[int]], classes: int = 4, **reordered: Tensor):

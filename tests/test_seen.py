@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from vidssl.abilities import KnowsOrigins, Origin
 from vidssl.data import SOURCES
-from vidssl.data.frame_folders import FrameFolders
-from vidssl.data.manifest import Entry, hash_content, header
-from vidssl.data.moving_digits import MovingDigits
-from vidssl.data.origins import (
+from vidssl.data.sources.folders import ImageFolder, VideoFolder, VideoList
+from vidssl.data.sources.frame_folders import FrameFolders
+from vidssl.data.sources.manifest import Entry, hash_content, header
+from vidssl.data.sources.moving_digits import MovingDigits
+from vidssl.data.sources.origins import (
     Overlap,
     Video,
     changes,
@@ -25,12 +25,12 @@ from vidssl.data.origins import (
     videos_of,
     write_videos,
 )
-from vidssl.data.sources import ImageFolder, VideoFolder, VideoList
 from vidssl.errors import UsageError
-from vidssl.evaluators import KNN
+from vidssl.evaluate.seen import Pretraining, check_seen
 from vidssl.evaluators.features import FeatureTable
-from vidssl.scoring.scores import probe
-from vidssl.scoring.seen import Pretraining, check_seen
+from vidssl.evaluators.knn import KNN
+from vidssl.evaluators.scores import probe
+from vidssl.interfaces import KnowsOrigins, Origin
 
 
 @pytest.fixture

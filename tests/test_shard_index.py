@@ -5,9 +5,9 @@ from io import BytesIO
 
 import pytest
 
-from vidssl.data.decode import Keyframe, VideoFacts
-from vidssl.data.manifest import Entry
-from vidssl.data.shard_index import Member, Shard, ShardIndex, parse_shards, write_index
+from vidssl.data.decode.decode import Keyframe, VideoFacts
+from vidssl.data.sources.manifest import Entry
+from vidssl.data.sources.tar.index import Member, Shard, ShardIndex, parse_shards, write_index
 from vidssl.errors import UsageError
 
 CLASSES = {"class": ("run", "walk")}

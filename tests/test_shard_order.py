@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidssl.abilities import EpochOrder, OrdersEpochs
 from vidssl.data.loader import Stream
 from vidssl.data.samples import Endless
-from vidssl.data.shard_order import ShardOrder
-from vidssl.data.views import SingleClip
-from vidssl.interfaces import DataSource, SampleInfo
+from vidssl.data.sources.tar.order import ShardOrder
+from vidssl.data.views.random import SingleClip
+from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, SampleInfo
 
 NODES, GPUS, WORKERS, SHARDS = 64, 8, 8, 100_000
 WORLD = NODES * GPUS

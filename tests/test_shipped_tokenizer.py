@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from vidssl import build
-from vidssl.data.digits_world import World, render
+from vidssl.build import build
+from vidssl.config.recipe import load_tokenizer_spec
+from vidssl.data.sources.digits_world import World, render
 from vidssl.errors import UsageError
-from vidssl.recipe import load_tokenizer_spec
 from vidssl.tokenizers.measure import measure
 
 WEIGHTS = Path(__file__).parents[1] / "tokenizers" / "weights"

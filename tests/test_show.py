@@ -9,22 +9,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vidssl import build
-from vidssl.backbones import ViT
-from vidssl.cli import main
-from vidssl.data.moving_digits import MovingDigits, encode
+from vidssl.backbones.vit import ViT
+from vidssl.build import build
+from vidssl.build.resolved import resolved_text
+from vidssl.cli.main import main
+from vidssl.config.recipe import load_recipe
+from vidssl.data.sources.moving_digits import MovingDigits, encode
 from vidssl.engine.checkpoint import encoder_prefix, read_checkpoint, save_checkpoint
 from vidssl.engine.runfolder import create_run
-from vidssl.interfaces import (
-    Objective,
-)
-from vidssl.maskers import Tube
-from vidssl.objectives import BEVTVideo
-from vidssl.recipe import load_recipe
-from vidssl.resolved import resolved_text
-from vidssl.scoring.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
-from vidssl.tokenizers import VQVAE
+from vidssl.evaluate.subject import recipe_of, trained_backbone, trained_objective, trained_tokenizer
+from vidssl.interfaces import Objective
+from vidssl.maskers.tube import Tube
+from vidssl.objectives.bevt import BEVTVideo
 from vidssl.tokenizers.dalle import DALLE
+from vidssl.tokenizers.vqvae import VQVAE
 
 WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
 VQ = "type: vqvae, vocab_size: 16, code_dim: 4, width: 8, stride: 8, num_res_blocks: 0"

@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 import yaml
 
+from vidssl.config.schema import bind, construct, convert, keys_of, parts_of
+from vidssl.config.strict_yaml import Node, dump, load, nearest, override, parse
 from vidssl.errors import UsageError
-from vidssl.schema import bind, construct, convert, keys_of, parts_of
-from vidssl.spec import Node, dump, load, nearest, override, parse
 
 
 def tree(text: str) -> Node:

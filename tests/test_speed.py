@@ -12,16 +12,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from toy_runs import make_world
 
 from vidssl import api as v
-from vidssl import build
-from vidssl.backbones import Factorized, TimeSformer, TimmNet, TorchvisionNet, VideoSwin, ViT
+from vidssl.backbones.factorized import Factorized
+from vidssl.backbones.timesformer import TimeSformer
+from vidssl.backbones.timm_nets import TimmNet
+from vidssl.backbones.torchvision_nets import TorchvisionNet
+from vidssl.backbones.video_swin import VideoSwin
+from vidssl.backbones.vit import ViT
+from vidssl.build import build
+from vidssl.config.recipe import RunSpec, load_recipe
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.resume import load_optimizer, optimizer_tensors
 from vidssl.engine.speed import prepare, refusal
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone
-from vidssl.recipe import load_recipe
-from vidssl.run_spec import RunSpec
-from vidssl.runs import train_recipe
+from vidssl.train.run import train_recipe
 
 CLIP, IMAGE = (2, 3, 4, 32, 32), (2, 3, 1, 32, 32)
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.engine.collapse import RECENT_CLIPS, CollapseWatch, entropy, feature_std, rank_me
-from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Batch, Features, Progress
-from vidssl.objectives import SVT
-from vidssl.objectives.collapse import LOOK_EVERY_STEPS, CollapseMonitor, distillation_bands
-from vidssl.objectives.distillation import TeacherTemp
+from vidssl.interfaces.grids import GridSize
+from vidssl.objectives.parts.collapse import LOOK_EVERY_STEPS, CollapseMonitor, distillation_bands
+from vidssl.objectives.parts.distillation import TeacherTemp
+from vidssl.objectives.svt import SVT
 
 HEALTHY = {
     "loss": 2.0,

@@ -5,12 +5,18 @@ import torch
 from svt_reference import difference, numbers, tensors, toy_head, toy_timesformer, views_of
 from torch import Tensor, nn
 
-from vidssl.engine.optim import AdamW
-from vidssl.engine.param_groups import decayed_names
+from vidssl.engine.optim import AdamW, decayed_names
 from vidssl.interfaces import Progress
-from vidssl.objectives import SVT
-from vidssl.objectives.distillation import CentredTargets, TeacherTemp, follow, pair_terms
-from vidssl.objectives.multicrop import Projector, match_views, read_slots
+from vidssl.objectives.parts.distillation import (
+    CentredTargets,
+    Projector,
+    TeacherTemp,
+    follow,
+    match_views,
+    pair_terms,
+    read_slots,
+)
+from vidssl.objectives.svt import SVT
 
 TEN = {"global": 2, "local": 8}
 

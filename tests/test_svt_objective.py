@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 from toy_svt import START, ConvNet, batch, loss_of, step, svt, vit
 
-from vidssl import build
-from vidssl.backbones import TimeSformer, VideoSwin
+from vidssl.backbones.timesformer import TimeSformer
+from vidssl.backbones.video_swin import VideoSwin
+from vidssl.build import build
+from vidssl.config.recipe import recipe_from_text
 from vidssl.engine.checkpoint import encoder_prefix, read_checkpoint, save_checkpoint
 from vidssl.engine.optim import AdamW
 from vidssl.interfaces import Backbone, Batch, Progress
-from vidssl.objectives.collapse import feature_std
-from vidssl.objectives.multicrop import Correspondence
-from vidssl.recipe import recipe_from_text
+from vidssl.objectives.parts.collapse import feature_std
+from vidssl.objectives.parts.distillation import Correspondence
 
 TABLE_4: list[tuple[Correspondence, ...]] = [
     ("lg",),

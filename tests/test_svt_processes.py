@@ -10,11 +10,11 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vidssl.backbones import ViT
+from vidssl.backbones.vit import ViT
 from vidssl.engine.distributed import end_group
 from vidssl.interfaces import Batch, Progress
-from vidssl.objectives import SVT
-from vidssl.objectives.distillation import SinkhornTargets
+from vidssl.objectives.parts.distillation import SinkhornTargets
+from vidssl.objectives.svt import SVT
 
 pytestmark = pytest.mark.slow  # whole runs on two processes are compared by default
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from toy_svt import START, ConvNet, batch, loss_of, svt, vit
 
 from vidssl.interfaces import Progress
-from vidssl.objectives.distillation import CentredTargets, SinkhornTargets, TeacherTemp
+from vidssl.objectives.parts.distillation import CentredTargets, SinkhornTargets, TeacherTemp
 
 # modes
 

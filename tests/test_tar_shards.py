@@ -22,18 +22,18 @@ from counted_shards import (
 )
 from data_clips import number_shown
 
-from vidssl.abilities import num_listed
-from vidssl.data.addresses import Address
-from vidssl.data.decode import VideoFacts
-from vidssl.data.images import read_image
+from vidssl.data.decode.decode import VideoFacts
+from vidssl.data.decode.images import read_image
 from vidssl.data.loader import Loader, Stream
-from vidssl.data.manifest import Entry
-from vidssl.data.origins import shared_videos, videos_of
-from vidssl.data.shard_index import INDEX, Member, Shard, write_index
-from vidssl.data.sources import VideoFolder
-from vidssl.data.tar_shards import TarShards
-from vidssl.data.views import SingleClip
+from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.manifest import Entry
+from vidssl.data.sources.origins import shared_videos, videos_of
+from vidssl.data.sources.tar.index import INDEX, Member, Shard, write_index
+from vidssl.data.sources.tar.source import TarShards
+from vidssl.data.sources.tar.storage import Address
+from vidssl.data.views.random import SingleClip
 from vidssl.errors import UsageError
+from vidssl.interfaces import num_listed
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from data_clips import write_clip
 from data_shards import write_tar
 
-from vidssl.data_shard.tars import DamagedTar, Onward, split_name, walk_tar
+from vidssl.tools.data.pack import DamagedTar, Onward, split_name, walk_tar
 
 
 @pytest.mark.parametrize(

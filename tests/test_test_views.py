@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vidssl import api as v
-from vidssl.data.views_uniform import SegmentMiddles, SlowFast
+from vidssl.data.views.uniform import SegmentMiddles, SlowFast
 from vidssl.interfaces import Backbone, Evaluator, Features, LabelledFeatures, ViewSampler
 
 

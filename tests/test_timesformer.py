@@ -6,12 +6,12 @@ from einops import rearrange
 from timesformer_reference import Plain, golden_net, noisy, off, toy
 from torch import Tensor
 
-from vidssl.backbones import TimeSformer
 from vidssl.backbones.divided import DividedBlock, from_frames, to_frames
 from vidssl.backbones.positions import PositionResize, resize_positions
+from vidssl.backbones.timesformer import TimeSformer
 from vidssl.interfaces import Batch, Progress, Tokenizer
-from vidssl.maskers import Tube
-from vidssl.objectives import BEVT
+from vidssl.maskers.tube import Tube
+from vidssl.objectives.bevt import BEVT
 
 KINDS = pytest.mark.parametrize("attention", ["divided", "joint", "space"])
 

@@ -9,17 +9,17 @@ import torch
 from rich.console import Console
 from token_world import FPS, message, token_world
 
-from vidssl import build
-from vidssl.cli import main
-from vidssl.data.sources import VideoFolder
-from vidssl.data.token_source import TokenStore
-from vidssl.data.views_stored import StoredUniformClips
-from vidssl.data.views_uniform import UniformClips
-from vidssl.engine.token_store import read_info
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import load_recipe
+from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.tokens.store import read_info
+from vidssl.data.views.stored import StoredUniformClips
+from vidssl.data.views.uniform import UniformClips
+from vidssl.evaluators.extract import extract
 from vidssl.evaluators.frame_orders import in_order
-from vidssl.recipe import load_recipe
-from vidssl.runs import train_recipe
-from vidssl.scoring.extraction import extract
+from vidssl.train.run import train_recipe
 
 VIEWS = "{type: uniform_clips, num_clips: 2, num_frames: 4, frame_stride: 2, fps: 10.0, size: 16%s}"
 VIDEOS = "{type: video_folder, root: videos}"

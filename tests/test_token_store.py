@@ -14,20 +14,19 @@ import torch
 from token_world import FPS, LENGTHS, STORED, fill, first_step, message, token_world
 from torch import Tensor
 
-from vidssl import build
-from vidssl.cli import main
-from vidssl.data import whole_videos
-from vidssl.data.crops import resize_short_side
-from vidssl.data.origins import Overlap, shared_videos, videos_of
-from vidssl.data.sources import VideoFolder
-from vidssl.data.times import kept_frames
-from vidssl.data.token_source import TokenStore
-from vidssl.data.views_stored import StoredClip
-from vidssl.engine.token_store import CROPS, StoreReader, Transform, transforms_of
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import load_recipe
+from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.origins import Overlap, shared_videos, videos_of
+from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.tokens.store import CROPS, StoreReader, Transform, transforms_of
+from vidssl.data.views.crops import resize_short_side
+from vidssl.data.views.stored import StoredClip
+from vidssl.data.views.times import kept_frames
 from vidssl.interfaces import UnreadableSample
-from vidssl.recipe import load_recipe
-from vidssl.tokenizing import video_tokenizer
-from vidssl.tokenizing.request import TokenizeRequest, read_request
+from vidssl.tools.tokenize import video_tokenizer, whole_videos
+from vidssl.tools.tokenize.request import TokenizeRequest, read_request
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from token_world import FPS, STORED, first_step, message, token_world
 
-from vidssl import build
-from vidssl.data.sources import VideoFolder
-from vidssl.data.token_source import TokenStore
-from vidssl.data.views_stored import StoredClip, StoredClipPair
-from vidssl.data.views_vimpac import ClipPair
-from vidssl.engine.token_store import StoreReader
-from vidssl.objectives.frozen import FrozenTokenizer
-from vidssl.recipe import load_recipe
+from vidssl.build import build
+from vidssl.config.recipe import load_recipe
+from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.tokens.store import StoreReader
+from vidssl.data.views.stored import StoredClip, StoredClipPair
+from vidssl.data.views.vimpac import ClipPair
+from vidssl.objectives.parts.heads import FrozenTokenizer
 
 CLASSES = (
     "masker=null",

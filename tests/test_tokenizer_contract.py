@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from vidssl.interfaces import Tokenizer, TrainableTokenizer
-from vidssl.tokenizers import DALLE, FSQ, TOKENIZERS, VQVAE
+from vidssl.tokenizers import TOKENIZERS
+from vidssl.tokenizers.dalle import DALLE
+from vidssl.tokenizers.fsq import FSQ
 from vidssl.tokenizers.measure import measure
+from vidssl.tokenizers.vqvae import VQVAE
 
 
 def toy_dalle() -> DALLE:

@@ -14,18 +14,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vidssl import build
-from vidssl.cli import main
+from vidssl.build import build
+from vidssl.build.resolved import resolved_text
+from vidssl.cli.main import main
+from vidssl.config.recipe import recipe_from_text
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.engine.runfolder import create_run
 from vidssl.interfaces import Tokenizer
 from vidssl.pictures.pages import Strip, sheet
-from vidssl.recipe import recipe_from_text
-from vidssl.resolved import resolved_text
-from vidssl.tokenizers import VQVAE
 from vidssl.tokenizers import measure as measuring
 from vidssl.tokenizers.measure import ids_per_second, measure, ssim
-from vidssl.tokenizing import tokenizer_scores
+from vidssl.tokenizers.vqvae import VQVAE
+from vidssl.tools import tokenizer_scores
 
 WORLD = "type: moving_digits, split: test, size: 32, digit_size: 24, num_frames: 4, num_videos: 6"
 VIEWS = "{type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32}"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from vidssl.engine.trackers import check_trackers, open_trackers
+from vidssl.config.recipe import RunSpec
+from vidssl.engine.logging import check_trackers, open_trackers
 from vidssl.errors import UsageError
-from vidssl.run_spec import RunSpec
-from vidssl.scoring.request import eval_words
+from vidssl.evaluate.overrides import eval_words
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -53,7 +53,7 @@ def test_a_tracker_that_is_not_installed_is_named_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr("vidssl.engine.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("vidssl.engine.logging.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"run.trackers names 'wandb'.*pip install 'vidssl\[wandb\]'"):
         check_trackers(("wandb",))
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vidssl import api as v
-from vidssl import build
-from vidssl.cli import main
+from vidssl.build import build
+from vidssl.cli.main import main
+from vidssl.config.recipe import load_recipe
 from vidssl.engine.checkpoint import FORMAT, read_checkpoint
-from vidssl.recipe import load_recipe
 
 WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
 TOKENIZER = f"""

@@ -11,10 +11,10 @@ from rich.console import Console
 from torch import nn
 
 from vidssl import api as v
-from vidssl.abilities import ComparesVideos
-from vidssl.engine.parts import mean_metrics, split_batch
+from vidssl.engine.accumulate import mean_metrics, split_batch
 from vidssl.errors import UsageError
-from vidssl.measuring import _mean
+from vidssl.interfaces import ComparesVideos
+from vidssl.train.monitors import _mean
 
 
 class Recorder(v.Objective):

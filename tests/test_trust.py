@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from toy_runs import CLIP, SOURCE
 from working_folder import work_in
 
-from vidssl.cli import main
+from vidssl.cli.main import main
 from vidssl.engine.capture import FORMAT as CAPTURE
 from vidssl.engine.checkpoint import read_tensors
 

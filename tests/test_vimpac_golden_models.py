@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from vimpac_reference import MODELS, difference, load, part, toy_backbone, toy_vimpac
 
-from vidssl.objectives import VIMPAC
+from vidssl.objectives.vimpac import VIMPAC
 
 every_model = pytest.mark.parametrize("name", MODELS)
 TOLERANCE = 1e-5

@@ -10,10 +10,10 @@ from vimpac_reference import VOCAB, Given, Ids, difference, load, part, toy_back
 
 from vidssl.errors import UsageError
 from vidssl.interfaces import Features
-from vidssl.objectives.batch_norm import BatchNorm
-from vidssl.objectives.contrastive import ProjectionHead, info_nce
-from vidssl.objectives.heads import Predictions
-from vidssl.objectives.mask_then_predict import MaskedClips, MaskThenPredict, corrupt
+from vidssl.objectives.parts.batch_norm import BatchNorm
+from vidssl.objectives.parts.contrastive import ProjectionHead, info_nce
+from vidssl.objectives.parts.heads import Predictions
+from vidssl.objectives.parts.masked_prediction import MaskedClips, MaskThenPredict, corrupt
 from vidssl.objectives.vimpac import ClipContrast
 
 TOLERANCE = 1e-6

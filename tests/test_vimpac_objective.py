@@ -20,15 +20,18 @@ from vimpac_reference import (
     two_clips,
 )
 
-from vidssl.backbones import Factorized, VideoSwin, ViT
+from vidssl.backbones.factorized import Factorized
+from vidssl.backbones.video_swin import VideoSwin
+from vidssl.backbones.vit import ViT
+from vidssl.config.recipe import load_recipe
+from vidssl.engine.accumulate import split_batch
 from vidssl.engine.optim import AdamW
-from vidssl.engine.parts import split_batch
 from vidssl.engine.schedules import LinearDecay
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, Features, Objective, Progress, Tokenizer
-from vidssl.maskers import Block3D, Random3D
-from vidssl.objectives import VIMPAC, VIMPACContrast, VIMPACPredict
-from vidssl.recipe import load_recipe
+from vidssl.maskers.block_3d import Block3D
+from vidssl.maskers.random_3d import Random3D
+from vidssl.objectives.vimpac import VIMPAC, VIMPACContrast, VIMPACPredict
 
 START = Progress(0, 1)
 HEAD = {"head_layers": 2, "head_hidden_dim": 16, "head_dim": 8}

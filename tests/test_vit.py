@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from vidssl.backbones import ViT
 from vidssl.backbones.positions import sincos_positions
+from vidssl.backbones.vit import ViT
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from timesformer_reference import FOLDER, load, noisy, toy
 from torch import Tensor
 
-from vidssl.backbones import TimeSformer, ViT
 from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD
+from vidssl.backbones.timesformer import TimeSformer
+from vidssl.backbones.vit import ViT
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
 from vidssl.interfaces import Translated

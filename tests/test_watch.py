@@ -8,10 +8,9 @@ from threading import Event, Thread
 import pytest
 from rich.console import Console
 
-from vidssl.engine.lock import sole_process, trains_in
+from vidssl.engine.process import sole_process, trains_in
 from vidssl.errors import UsageError
-from vidssl.pictures.terminal import curve
-from vidssl.watch import read_curves, watch_run
+from vidssl.tools.watch import curve, read_curves, watch_run
 
 
 def a_run(folder: Path, records: list[dict[str, float]]) -> Path:
@@ -89,7 +88,7 @@ def test_the_step_is_that_of_the_metric_that_was_logged_last(tmp_path: Path) -> 
 
 
 def test_a_run_is_followed_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vidssl.watch.SECONDS", 0.01)
+    monkeypatch.setattr("vidssl.tools.watch.SECONDS", 0.01)
     run = a_run(tmp_path / "run", [{"step": 1, "loss": 3.0}])
     trains, ends = Event(), Event()
 

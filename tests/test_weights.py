@@ -15,7 +15,8 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
-from vidssl.backbones import VideoSwin, ViT
+from vidssl.backbones.video_swin import VideoSwin
+from vidssl.backbones.vit import ViT
 from vidssl.backbones.windows import relative_index
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidssl.backbones import TimeSformer
+from vidssl.backbones.timesformer import TimeSformer
 
 FOLDER = Path(__file__).parent / "golden" / "svt"
 

@@ -13,13 +13,13 @@ from data_clips import write_clip
 from rich.console import Console
 from safetensors.torch import save
 
-from vidssl.engine.token_store import CROPS
+from vidssl.config.recipe import load_recipe
+from vidssl.data.sources.tokens.store import CROPS
 from vidssl.errors import UsageError
-from vidssl.recipe import load_recipe
-from vidssl.runs import train_recipe
-from vidssl.tokenizers import VQVAE
-from vidssl.tokenizing import tokenize
-from vidssl.tokenizing.request import TokenizeRequest
+from vidssl.tokenizers.vqvae import VQVAE
+from vidssl.tools.tokenize import tokenize
+from vidssl.tools.tokenize.request import TokenizeRequest
+from vidssl.train.run import train_recipe
 
 LENGTHS = {"a/0.mp4": 60, "a/1.mp4": 45, "a/2.mp4": 70, "b/0.mp4": 50, "b/1.mp4": 6}
 HELD = {"a/8.mp4": 40, "b/9.mp4": 30}  # to test on

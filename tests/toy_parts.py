@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from vidssl import build
 from vidssl.backbones import BACKBONES
+from vidssl.build import build
+from vidssl.config.recipe import Recipe, load_recipe, recipe_from_text
 from vidssl.data import SOURCES, VIEWS
 from vidssl.errors import UsageError
-from vidssl.grids import GridSize
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -28,9 +28,9 @@ from vidssl.interfaces import (
     Tokenizer,
     ViewSampler,
 )
+from vidssl.interfaces.grids import GridSize
 from vidssl.maskers import MASKERS
 from vidssl.objectives import OBJECTIVES
-from vidssl.recipe import Recipe, load_recipe, recipe_from_text
 from vidssl.tokenizers import TOKENIZERS
 
 

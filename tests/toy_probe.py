@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vidssl import build
+from vidssl.build import build
+from vidssl.build.resolved import resolved_text
+from vidssl.config.recipe import recipe_from_text
 from vidssl.engine.checkpoint import FORMAT
-from vidssl.recipe import recipe_from_text
-from vidssl.resolved import resolved_text
-from vidssl.scoring import extraction, feature_store
+from vidssl.evaluate import feature_cache as feature_store
+from vidssl.evaluators import extract as extraction
 
 
 def recipe_text(

@@ -18,7 +18,7 @@ from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.distributed import end_group
 from vidssl.engine.parallel import can_shard_on_cpus
 from vidssl.engine.runfolder import RunFolder
-from vidssl.tokenizers import VQVAE
+from vidssl.tokenizers.vqvae import VQVAE
 
 CLIP = "{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}"
 PAIR = "{type: clip_pair, num_frames: 4, fps: null, size: 16}"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vidssl.backbones import ViT
-from vidssl.grids import GridSize
+from vidssl.backbones.vit import ViT
 from vidssl.interfaces import Backbone, Batch, Features, Progress
-from vidssl.objectives import SVT
+from vidssl.interfaces.grids import GridSize
+from vidssl.objectives.svt import SVT
 
 LOCALS = ((2, 16), (2, 16), (4, 16))
 START = Progress(0, 10)

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vidssl.backbones import Factorized
-from vidssl.grids import GridSize
+from vidssl.backbones.factorized import Factorized
 from vidssl.interfaces import Batch, Masker, Tokenizer
-from vidssl.objectives import VIMPAC
+from vidssl.interfaces.grids import GridSize
+from vidssl.objectives.vimpac import VIMPAC
 
 FOLDER = Path(__file__).parent / "golden" / "vimpac"
 VOCAB = 64

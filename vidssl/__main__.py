@@ -2,6 +2,6 @@
 
 import sys
 
-from vidssl.cli import main
+from vidssl.cli.main import main
 
 sys.exit(main())

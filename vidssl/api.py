@@ -1,45 +1,40 @@
 """Every public name in one place, for scripts and notebooks: ``from vidssl import api as v``."""
 
-from vidssl.backbones import Factorized, TimeSformer, VideoSwin, ViT
-from vidssl.build import tokenizer as load_tokenizer
-from vidssl.data import (
-    ClipPair,
-    ColourAugment,
-    CornerClip,
-    FinetuneAugment,
-    FrameFolders,
-    GlobalLocal,
-    ImageFolder,
-    ImageNet,
-    IntervalClips,
-    JpegShards,
-    MovingDigits,
-    PerClipAugment,
-    RandomResizedClip,
-    RandomSegments,
-    SegmentMiddles,
-    SingleClip,
-    SingleImage,
-    SlowFast,
-    SlowFastTrain,
-    SVTPublished,
-    SVTPublishedTest,
-    TarShards,
-    UniformClips,
-    VideoFolder,
-    VideoList,
-    diving48,
-    hmdb51,
-    howto100m,
-    kinetics,
-    something_something_v2,
-    ucf101,
-)
+from vidssl.backbones.factorized import Factorized
+from vidssl.backbones.timesformer import TimeSformer
+from vidssl.backbones.video_swin import VideoSwin
+from vidssl.backbones.vit import ViT
+from vidssl.build.build import tokenizer as load_tokenizer
+from vidssl.config.recipe import RunSpec
+from vidssl.data.augment.batch import ColourAugment, PerClipAugment
+from vidssl.data.augment.rand_augment import FinetuneAugment
 from vidssl.data.loader import Loader, Stream
+from vidssl.data.sources.folders import ImageFolder, VideoFolder, VideoList
+from vidssl.data.sources.frame_folders import FrameFolders
+from vidssl.data.sources.jpeg_shards import JpegShards
+from vidssl.data.sources.moving_digits import MovingDigits
+from vidssl.data.sources.official.diving48 import diving48
+from vidssl.data.sources.official.hmdb51 import hmdb51
+from vidssl.data.sources.official.howto100m import howto100m
+from vidssl.data.sources.official.imagenet import ImageNet
+from vidssl.data.sources.official.kinetics import kinetics
+from vidssl.data.sources.official.something_something import something_something_v2
+from vidssl.data.sources.official.ucf101 import ucf101
+from vidssl.data.sources.tar.source import TarShards
+from vidssl.data.views.random import RandomResizedClip, RandomSegments, SingleClip, SingleImage
+from vidssl.data.views.svt import GlobalLocal, IntervalClips, SlowFastTrain, SVTPublished
+from vidssl.data.views.uniform import SegmentMiddles, SlowFast, SVTPublishedTest, UniformClips
+from vidssl.data.views.vimpac import ClipPair, CornerClip
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.optim import SGD, AdamW
 from vidssl.engine.schedules import Cosine, LinearDecay, MultiStep, WarmupCosine
-from vidssl.evaluators import KNN, Attentive, Linear, LinearSGD, Retrieval
+from vidssl.evaluators.attentive import Attentive
+from vidssl.evaluators.extract import extract
+from vidssl.evaluators.knn import KNN
+from vidssl.evaluators.linear import Linear
+from vidssl.evaluators.linear_sgd import LinearSGD
+from vidssl.evaluators.retrieval import Retrieval
+from vidssl.evaluators.scores import Score, probe
 from vidssl.interfaces import (
     Backbone,
     Batch,
@@ -56,23 +51,21 @@ from vidssl.interfaces import (
     Tokenizer,
     ViewSampler,
 )
-from vidssl.maskers import Block3D, Blockwise, FrameDiff, Random3D, RandomFrame, Tube
-from vidssl.objectives import (
-    BEVT,
-    SVT,
-    VIMPAC,
-    BEVTImage,
-    BEVTVideo,
-    Classification,
-    TokenizerTraining,
-    VIMPACContrast,
-    VIMPACPredict,
-)
-from vidssl.run_spec import RunSpec
-from vidssl.scoring.extraction import extract
-from vidssl.scoring.scores import Score, probe
-from vidssl.tokenizers import DALLE, FSQ, VQVAE
-from vidssl.train import TrainResult, train
+from vidssl.maskers.block_3d import Block3D
+from vidssl.maskers.blockwise import Blockwise
+from vidssl.maskers.frame_diff import FrameDiff
+from vidssl.maskers.random_3d import Random3D
+from vidssl.maskers.random_frame import RandomFrame
+from vidssl.maskers.tube import Tube
+from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
+from vidssl.objectives.classification import Classification
+from vidssl.objectives.svt import SVT
+from vidssl.objectives.tokenizer import TokenizerTraining
+from vidssl.objectives.vimpac import VIMPAC, VIMPACContrast, VIMPACPredict
+from vidssl.tokenizers.dalle import DALLE
+from vidssl.tokenizers.fsq import FSQ
+from vidssl.tokenizers.vqvae import VQVAE
+from vidssl.train.loop import TrainResult, train
 from vidssl.weights.load import load_init
 
 __all__ = [

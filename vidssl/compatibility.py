@@ -18,14 +18,14 @@ from typing import get_args
 import torch
 from safetensors.torch import save
 
-from vidssl import build
+from vidssl.build import build
+from vidssl.build.registry import BACKBONE, MASKER, OBJECTIVE, TOKENIZER
 from vidssl.compatibility_page import COMMAND, Combination, Outcomes, by_hand, page
-from vidssl.components import BACKBONE, MASKER, OBJECTIVE, TOKENIZER
+from vidssl.config.recipe import Recipe, read_recipe
+from vidssl.config.schema import keys_of, parts_of
+from vidssl.config.strict_yaml import parse
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, Objective, Progress
-from vidssl.recipe import Recipe, read_recipe
-from vidssl.schema import keys_of, parts_of
-from vidssl.spec import parse
 
 VIDEOS = 2  # in a batch
 NUM_CLASSES = 3

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vidssl.components import BACKBONE
+from vidssl.build.registry import BACKBONE
 
 COMMAND = "python -m vidssl.compatibility docs/compatibility.md"
 WORKS = "yes"

@@ -1,19 +1,16 @@
 """Networks from clips to features."""
 
-from vidssl.backbones.factorized import Factorized
-from vidssl.backbones.pytorchvideo_nets import PyTorchVideoNet
-from vidssl.backbones.timesformer import TimeSformer
-from vidssl.backbones.timm_nets import TimmNet
-from vidssl.backbones.torchvision_nets import TorchvisionNet
-from vidssl.backbones.video_swin import VideoSwin
-from vidssl.backbones.vit import ViT
+from vidssl.interfaces import Backbone
+from vidssl.interfaces.table import Table
 
-BACKBONES = {
-    "factorized": Factorized,
-    "pytorchvideo": PyTorchVideoNet,
-    "timesformer": TimeSformer,
-    "timm": TimmNet,
-    "torchvision": TorchvisionNet,
-    "video_swin": VideoSwin,
-    "vit": ViT,
-}
+BACKBONES: Table[Backbone] = Table(
+    {
+        "factorized": "vidssl.backbones.factorized:Factorized",
+        "pytorchvideo": "vidssl.backbones.pytorchvideo_nets:PyTorchVideoNet",
+        "timesformer": "vidssl.backbones.timesformer:TimeSformer",
+        "timm": "vidssl.backbones.timm_nets:TimmNet",
+        "torchvision": "vidssl.backbones.torchvision_nets:TorchvisionNet",
+        "video_swin": "vidssl.backbones.video_swin:VideoSwin",
+        "vit": "vidssl.backbones.vit:ViT",
+    }
+)

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.backbones.blocks import Mlp, check_heads
-from vidssl.grids import GridSize
+from vidssl.interfaces.grids import GridSize
 
 NormOrder = Literal["post", "pre", "pre_published"]
 Axes = tuple[str, ...]  # attended to jointly: ("T",), or ("H", "W") for HxW

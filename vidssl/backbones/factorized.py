@@ -7,12 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vidssl.abilities import Blockwise
 from vidssl.backbones.axis_attention import Layer, NormOrder, parse_layout
 from vidssl.backbones.token_positions import POSITIONS, TokenPositions
 from vidssl.errors import UsageError
-from vidssl.grids import GridSize
-from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.interfaces import Backbone, Blockwise, Features, Translated
+from vidssl.interfaces.grids import GridSize
 from vidssl.weights.vimpac_keys import from_published, is_published, with_resized_tables
 
 SPECIAL_IDS = 5  # rows of the embedding beyond the vocabulary; published code

@@ -5,8 +5,8 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, Features
+from vidssl.interfaces.grids import GridSize
 
 
 class Pixels(Backbone):

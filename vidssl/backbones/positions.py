@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.grids import GridSize
+from vidssl.interfaces.grids import GridSize
 
 PositionResize = Literal["nearest", "bilinear", "bicubic"]
 

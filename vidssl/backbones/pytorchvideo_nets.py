@@ -7,12 +7,11 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import channels_last, prefixed
 from vidssl.errors import counted
-from vidssl.grids import GridSize
-from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.interfaces import Backbone, Blockwise, Features, Translated
+from vidssl.interfaces.grids import GridSize
 from vidssl.weights.foreign import pytorchvideo_hub
 
 Name = Literal[

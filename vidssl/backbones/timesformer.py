@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -23,7 +22,7 @@ from vidssl.backbones.blocks import (
 from vidssl.backbones.divided import DividedBlock, first_token_attention, from_frames, to_frames
 from vidssl.backbones.positions import PositionResize, resize_positions
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, ClassAttention, Features, Translated
+from vidssl.interfaces import Backbone, Blockwise, ClassAttention, Features, Translated
 from vidssl.weights.vit_keys import to_timesformer
 
 

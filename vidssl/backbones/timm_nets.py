@@ -7,11 +7,10 @@ import timm
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import prefixed
-from vidssl.grids import GridSize
-from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.interfaces import Backbone, Blockwise, Features, Translated
+from vidssl.interfaces.grids import GridSize
 
 
 class TimmNet(Backbone, Blockwise):

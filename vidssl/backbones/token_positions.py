@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from vidssl.grids import GridSize
+from vidssl.interfaces.grids import GridSize
 from vidssl.weights.vimpac_keys import resize_table
 
 STD = 0.02  # of a cell's whole position code at the start; published code

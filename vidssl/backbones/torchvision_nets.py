@@ -7,10 +7,9 @@ import torchvision
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import Normalise
-from vidssl.grids import GridSize
-from vidssl.interfaces import Backbone, Features, Translated
+from vidssl.interfaces import Backbone, Blockwise, Features, Translated
+from vidssl.interfaces.grids import GridSize
 
 Name = Literal[
     "r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d_t", "swin3d_s", "swin3d_b", "mvit_v1_b", "mvit_v2_s"

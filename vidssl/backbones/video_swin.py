@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -20,8 +19,8 @@ from vidssl.backbones.blocks import (
     init_linear,
 )
 from vidssl.backbones.windows import WindowAttention, WindowPlan, plan_windows
-from vidssl.grids import GridSize
-from vidssl.interfaces import Backbone, Features, ResizesWindows, Translated
+from vidssl.interfaces import Backbone, Blockwise, Features, ResizesWindows, Translated
+from vidssl.interfaces.grids import GridSize
 from vidssl.weights.swin_layouts import read_swin
 
 # width of the first stage, blocks and heads of each stage: Video Swin, Sec. 3.3

@@ -7,7 +7,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.abilities import Blockwise
 from vidssl.backbones.blocks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -20,7 +19,7 @@ from vidssl.backbones.blocks import (
 )
 from vidssl.backbones.divided import first_token_attention
 from vidssl.backbones.positions import sincos_positions
-from vidssl.interfaces import Backbone, ClassAttention, Features, Translated
+from vidssl.interfaces import Backbone, Blockwise, ClassAttention, Features, Translated
 from vidssl.weights.vit_keys import to_vit
 
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.backbones.blocks import check_heads
-from vidssl.grids import GridSize
+from vidssl.interfaces.grids import GridSize
 
 BLOCKED = -100.0  # added to attention between cells that only the cyclic shift made neighbours; as published
 

@@ -6,10 +6,10 @@ from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
+from vidssl.evaluate.score_file import ScoreFile
+from vidssl.evaluators.differences import What, what
+from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import mean_over_seeds
-from vidssl.scoring.differences import What, what
-from vidssl.scoring.score_file import ScoreFile
-from vidssl.scoring.scores import Score
 
 NEVER_TOLD = ("name", "run.out")  # differ between any two runs
 

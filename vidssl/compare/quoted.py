@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 from vidssl.compare.grids import Grid
-from vidssl.published import QuotedTable
+from vidssl.config.published import QuotedTable
 
 _BARE = ("data_set", "metric", "evaluation")  # whose value says what it is
 _IN_PERCENT = ("top-1", "mask accuracy")

@@ -13,10 +13,10 @@ from vidssl.compare.entries import entries_of, run_name
 from vidssl.compare.grids import Grid, drawn, latex, markdown
 from vidssl.compare.quoted import quoted_csv, quoted_grid
 from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
-from vidssl.engine.display import terminal
+from vidssl.config.published import load_published
+from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, printable
-from vidssl.published import load_published
-from vidssl.scoring.score_file import CONTENT, ScoreFile, find_scores
+from vidssl.evaluate.score_file import CONTENT, ScoreFile, find_scores
 
 Output = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (

@@ -7,6 +7,10 @@ from itertools import chain
 from vidssl.compare.entries import Entry, seeds_cell
 from vidssl.compare.grids import Grid
 from vidssl.errors import counted
+from vidssl.evaluate.report import class_mean_matters, difference_cells, p_cell, percent
+from vidssl.evaluate.score_file import ScoreFile
+from vidssl.evaluators.differences import LabelledVideos, What, network_differences, what
+from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import (
     Difference,
     holm,
@@ -15,10 +19,6 @@ from vidssl.evaluators.statistics import (
     welch,
     wilson_interval,
 )
-from vidssl.scoring.differences import LabelledVideos, What, network_differences, what
-from vidssl.scoring.report import class_mean_matters, difference_cells, p_cell, percent
-from vidssl.scoring.score_file import ScoreFile
-from vidssl.scoring.scores import Score
 
 TOP1, TOP5, CLASS_MEAN = "", "top-5", "mean over classes"
 TWO_SEEDS = (

@@ -19,9 +19,9 @@ from types import TracebackType
 
 from torch import Tensor
 
-from vidssl.class_numbers import LabelClasses, numbered_together, renumbered
-from vidssl.data.deaths import WorkerDied
+from vidssl.data.classes import LabelClasses, numbered_together, renumbered
 from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcels, workers_that_fit
+from vidssl.data.workers import WorkerDied
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, DataSource, UnreadableSample, ViewSampler
 

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vidssl.abilities import EpochOrder, OrdersEpochs
-from vidssl.data.deaths import WorkerDied, Workers
+from vidssl.data.workers import WorkerDied, Workers
 from vidssl.errors import UsageError
-from vidssl.interfaces import DataSource, UnreadableSample, ViewSampler
+from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, UnreadableSample, ViewSampler
 
 _DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
 _PAGE = 16384  # a tensor in shared memory takes a page at least, and a batch has several

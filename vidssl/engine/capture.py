@@ -14,15 +14,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from vidssl.config.schema import convert, read_text
+from vidssl.config.strict_yaml import Node
 from vidssl.engine.checkpoint import read_tensors, save_tensors
 from vidssl.engine.facts import Facts, record
 from vidssl.engine.gather import max_over_processes, num_processes, rank
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, DataSource, Progress, UnreadableSample
-from vidssl.schema import convert
-from vidssl.sections import read_text
-from vidssl.spec import Node
 
 FORMAT = "vidssl capture 1"
 

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vidssl.engine.atomic import write_atomically
 from vidssl.engine.facts import Facts
-from vidssl.engine.files import write_atomically
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
-from vidssl.engine.sharded import spread_state, whole
+from vidssl.engine.parallel import spread_state, whole
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
 

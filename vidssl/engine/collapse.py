@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.bands import Band
 from vidssl.engine.gather import sum_over_processes
-from vidssl.interfaces import LossOutput
+from vidssl.interfaces import Band, LossOutput
 
 RECENT_CLIPS = 512
 _SHORTEST = 100  # steps

@@ -11,9 +11,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TypeVar, get_type_hints
 
+from vidssl.config.schema import convert
+from vidssl.config.strict_yaml import MAX_DEPTH, Node
 from vidssl.errors import UsageError
-from vidssl.schema import convert
-from vidssl.spec import MAX_DEPTH, Node
 
 Record = TypeVar("Record")
 

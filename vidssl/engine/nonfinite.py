@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vidssl.engine.sharded import own_shards
+from vidssl.engine.parallel import own_shards
 from vidssl.errors import UsageError
 
 _NAMED = 3  # tensors that a message lists

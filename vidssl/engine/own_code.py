@@ -15,8 +15,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from vidssl.engine.files import make_folder, write_atomically
-from vidssl.spec import Node, parse
+from vidssl.config.strict_yaml import Node, parse
+from vidssl.engine.atomic import make_folder, write_atomically
 
 _PROSE = ("source", "licence", "command")  # of a tokenizer's weights: texts, nothing is fetched from them
 _FETCHED = re.compile(r"(?!file://).*(://|::)|(timm|torchvision|pytorchvideo|hf[-_]hub|local-dir):")

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from vidssl.config.strict_yaml import Node, parse
 from vidssl.engine.capture import check_random_states, random_states
 from vidssl.engine.checkpoint import (
     Checkpoint,
@@ -31,14 +32,13 @@ from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.distributed import World
 from vidssl.engine.facts import Facts
 from vidssl.engine.guard import Skips
-from vidssl.engine.loss_scale import load_scaler, loss_scaler, scaler_tensors
+from vidssl.engine.logging import Window
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
+from vidssl.engine.parallel import spread_like, whole
+from vidssl.engine.precision import load_scaler, loss_scaler, scaler_tensors
 from vidssl.engine.runfolder import RunFolder
-from vidssl.engine.sharded import spread_like, whole
-from vidssl.engine.window import Window
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
-from vidssl.spec import Node, parse
 
 FORMAT = "vidssl resume state 1"
 FREE = ("run",)  # sections of a recipe that may change while a run goes on

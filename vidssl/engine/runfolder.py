@@ -29,9 +29,9 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from vidssl.engine.files import append_line, remove, write_text
+from vidssl.config.files import kind_of, read
+from vidssl.engine.atomic import append_line, remove, write_text
 from vidssl.errors import UsageError
-from vidssl.spec_files import kind_of, read
 
 PACKAGES = (
     "vidssl", "torch", "torchvision", "timm", "einops", "numpy", "scikit-learn",

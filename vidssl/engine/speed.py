@@ -18,10 +18,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from vidssl.abilities import Blockwise
+from vidssl.config.recipe import RunSpec
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, TrainableTokenizer
-from vidssl.run_spec import RunSpec
+from vidssl.interfaces import Backbone, Blockwise, TrainableTokenizer
 
 R = TypeVar("R")
 

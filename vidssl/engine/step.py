@@ -1,22 +1,20 @@
 """One step of training: forward, backward, clip, look, step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vidssl.engine.accumulate import JointLoss, backward_in_parts, mean_output, split_batch
 from vidssl.engine.gather import in_parts
-from vidssl.engine.grad_cache import JointLoss, backward_in_parts
 from vidssl.engine.guard import Guard
-from vidssl.engine.loss_scale import lower, scale_of
 from vidssl.engine.optim import Update
 from vidssl.engine.parallel import Parallel
-from vidssl.engine.parts import mean_output, split_batch
+from vidssl.engine.precision import lower, scale_of
 from vidssl.engine.resume import Moving
-from vidssl.interfaces import Batch, LossOutput, Progress
+from vidssl.interfaces import Augment, Batch, LossOutput, Progress
 
-Augment = Callable[[Batch, torch.Generator], Batch]
 Metrics = Mapping[str, Tensor]
 
 

@@ -1,15 +1,14 @@
 """Probes: what features are worth."""
 
-from vidssl.evaluators.attentive import Attentive
-from vidssl.evaluators.knn import KNN
-from vidssl.evaluators.linear import Linear
-from vidssl.evaluators.linear_sgd import LinearSGD
-from vidssl.evaluators.retrieval import Retrieval
+from vidssl.interfaces import Evaluator
+from vidssl.interfaces.table import Table
 
-EVALUATORS = {
-    "attentive": Attentive,
-    "knn": KNN,
-    "linear": Linear,
-    "linear_sgd": LinearSGD,
-    "retrieval": Retrieval,
-}
+EVALUATORS: Table[Evaluator] = Table(
+    {
+        "attentive": "vidssl.evaluators.attentive:Attentive",
+        "knn": "vidssl.evaluators.knn:KNN",
+        "linear": "vidssl.evaluators.linear:Linear",
+        "linear_sgd": "vidssl.evaluators.linear_sgd:LinearSGD",
+        "retrieval": "vidssl.evaluators.retrieval:Retrieval",
+    }
+)

@@ -7,12 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vidssl.abilities import Origin
-from vidssl.class_numbers import LabelClasses, renumbered
+from vidssl.config.protocol import FrameOrder
+from vidssl.data.classes import LabelClasses, renumbered
 from vidssl.errors import UsageError
 from vidssl.evaluators.frame_orders import in_order
-from vidssl.interfaces import Backbone, Features, Tokenizer, as_clip
-from vidssl.protocol import FrameOrder
+from vidssl.interfaces import Backbone, Features, Origin, Tokenizer, as_clip
 
 Layers = Literal["last", "all", "patches"]
 KeepPatches = Callable[[FrameOrder, Tensor], None]  # gets those of the next videos, [B, V, n, D]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vidssl.protocol import FrameOrder
+from vidssl.config.protocol import FrameOrder
 
 
 def in_order(clip: Tensor, order: FrameOrder, numbers: Tensor, *, draw: int) -> Tensor:

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from vidssl.config.protocol import Average
 from vidssl.errors import UsageError
-from vidssl.probing import ScoreKind
-from vidssl.protocol import Average
+from vidssl.interfaces.evaluator import ScoreKind
 
 
 def check_scores(scores: Tensor, rows: int, classes: int, who: str) -> None:

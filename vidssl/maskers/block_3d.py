@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidssl.grids import GridSize
 from vidssl.interfaces import Masker
+from vidssl.interfaces.grids import GridSize
 
 MAX_ROUNDS = 100  # of drawing clips again that ended up hidden whole
 

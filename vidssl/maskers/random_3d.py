@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from vidssl.grids import GridSize
 from vidssl.interfaces import Masker
-from vidssl.maskers.planes import cells_to_hide
+from vidssl.interfaces.grids import GridSize
+from vidssl.maskers.shapes import cells_to_hide
 
 
 class Random3D(Masker):

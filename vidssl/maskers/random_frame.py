@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from vidssl.grids import GridSize
 from vidssl.interfaces import Masker
-from vidssl.maskers.planes import blockwise_planes
-from vidssl.maskers.spans import check_length, draw_lengths
+from vidssl.interfaces.grids import GridSize
+from vidssl.maskers.shapes import blockwise_planes, check_length, draw_lengths
 
 
 class RandomFrame(Masker):

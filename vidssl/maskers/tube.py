@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from vidssl.grids import GridSize
 from vidssl.interfaces import Masker
-from vidssl.maskers.planes import blockwise_planes
-from vidssl.maskers.spans import Placement, check_length, draw_spans
+from vidssl.interfaces.grids import GridSize
+from vidssl.maskers.shapes import Placement, blockwise_planes, check_length, draw_spans
 
 
 class Tube(Masker):

@@ -1,19 +1,18 @@
 """What is minimised."""
 
-from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
-from vidssl.objectives.classification import Classification
-from vidssl.objectives.svt import SVT
-from vidssl.objectives.tokenizer_training import TokenizerTraining
-from vidssl.objectives.vimpac import VIMPAC, VIMPACContrast, VIMPACPredict
+from vidssl.interfaces import Objective
+from vidssl.interfaces.table import Table
 
-OBJECTIVES = {
-    "bevt": BEVT,
-    "bevt_image": BEVTImage,
-    "bevt_video": BEVTVideo,
-    "classification": Classification,
-    "svt": SVT,
-    "tokenizer": TokenizerTraining,
-    "vimpac": VIMPAC,
-    "vimpac_contrast": VIMPACContrast,
-    "vimpac_predict": VIMPACPredict,
-}
+OBJECTIVES: Table[Objective] = Table(
+    {
+        "bevt": "vidssl.objectives.bevt:BEVT",
+        "bevt_image": "vidssl.objectives.bevt:BEVTImage",
+        "bevt_video": "vidssl.objectives.bevt:BEVTVideo",
+        "classification": "vidssl.objectives.classification:Classification",
+        "svt": "vidssl.objectives.svt:SVT",
+        "tokenizer": "vidssl.objectives.tokenizer:TokenizerTraining",
+        "vimpac": "vidssl.objectives.vimpac:VIMPAC",
+        "vimpac_contrast": "vidssl.objectives.vimpac:VIMPACContrast",
+        "vimpac_predict": "vidssl.objectives.vimpac:VIMPACPredict",
+    }
+)

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vidssl.abilities import Watched
-from vidssl.bands import Band
 from vidssl.errors import counted
 from vidssl.interfaces import (
     Backbone,
+    Band,
     Batch,
     FilledIn,
     LossOutput,
@@ -18,9 +17,10 @@ from vidssl.interfaces import (
     Objective,
     Progress,
     Tokenizer,
+    Watched,
 )
-from vidssl.objectives.collapse import EARLY, feature_bands, prediction_bands
-from vidssl.objectives.token_prediction import TokenPrediction, describe_streams
+from vidssl.objectives.parts.collapse import EARLY, feature_bands, prediction_bands
+from vidssl.objectives.parts.masked_prediction import TokenPrediction, describe_streams
 
 
 class BEVT(Objective, MaskedPrediction, Watched):

@@ -7,22 +7,24 @@ from typing import Literal
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vidssl.abilities import Watched
-from vidssl.bands import Band
-from vidssl.engine.curves import cosine_between
-from vidssl.engine.devices import full_precision
-from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress
-from vidssl.objectives.batch_norm import BatchNorm
-from vidssl.objectives.collapse import CollapseMonitor, distillation_bands
-from vidssl.objectives.dino_head import DinoHead
-from vidssl.objectives.distillation import (
+from vidssl.engine.precision import full_precision
+from vidssl.engine.schedules import cosine_between
+from vidssl.interfaces import Backbone, Band, Batch, LossOutput, Objective, Progress, Watched
+from vidssl.objectives.parts.batch_norm import BatchNorm
+from vidssl.objectives.parts.collapse import CollapseMonitor, distillation_bands
+from vidssl.objectives.parts.distillation import (
     CentredTargets,
+    Correspondence,
+    DinoHead,
+    Projector,
     SinkhornTargets,
     TeacherTemp,
     follow,
+    match_views,
+    needed_views,
     pair_terms,
+    read_slots,
 )
-from vidssl.objectives.multicrop import Correspondence, Projector, match_views, needed_views, read_slots
 
 
 class SVT(Objective, Watched):

@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from vidssl.abilities import ComparesVideos, Watched
-from vidssl.bands import Band
+from vidssl.engine.accumulate import JointLoss, PartOutput
 from vidssl.engine.gather import OwnRows
-from vidssl.engine.grad_cache import JointLoss, PartOutput
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
     Backbone,
+    Band,
     Batch,
+    ComparesVideos,
     FilledIn,
     LossOutput,
     MaskedPrediction,
@@ -22,11 +22,12 @@ from vidssl.interfaces import (
     Objective,
     Progress,
     Tokenizer,
+    Watched,
 )
-from vidssl.objectives.collapse import EARLY, contrast_bands, feature_bands, prediction_bands
-from vidssl.objectives.contrastive import ProjectionHead, info_nce
-from vidssl.objectives.frozen import FrozenTokenizer
-from vidssl.objectives.mask_then_predict import MaskedClips, MaskThenPredict, Replace, ids_of
+from vidssl.objectives.parts.collapse import EARLY, contrast_bands, feature_bands, prediction_bands
+from vidssl.objectives.parts.contrastive import ProjectionHead, info_nce
+from vidssl.objectives.parts.heads import FrozenTokenizer
+from vidssl.objectives.parts.masked_prediction import MaskedClips, MaskThenPredict, Replace, ids_of
 
 NegativesFrom = Literal["batch", "part"]
 

@@ -7,17 +7,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vidssl import build
-from vidssl.data.moving_digits import MovingDigits
+from vidssl.build import build
+from vidssl.config.recipe import Recipe, StreamSpec, overridden
+from vidssl.config.schema import read_part
+from vidssl.config.strict_yaml import Node
 from vidssl.data.samples import InOrder
-from vidssl.data.video_files import VideoFiles
-from vidssl.data.views_stored import StoredViews
-from vidssl.data.views_uniform import UniformClips
+from vidssl.data.sources.moving_digits import MovingDigits
+from vidssl.data.sources.video_files import VideoFiles
+from vidssl.data.views.stored import StoredViews
+from vidssl.data.views.uniform import UniformClips
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, ViewSampler, as_clip
-from vidssl.recipe import Recipe, StreamSpec, overridden
-from vidssl.sections import read_part
-from vidssl.spec import Node
 
 What = Literal["attention", "reconstruction"]
 NUM_CLIPS, NUM_IMAGES = 4, 8  # that are shown where no number is asked for

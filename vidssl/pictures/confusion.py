@@ -9,8 +9,13 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from torch import Tensor
 
-from vidssl.engine.display import terminal
+from vidssl.config.strict_yaml import nearest
+from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, counted
+from vidssl.evaluate.report import percent
+from vidssl.evaluate.score_file import ScoreFile, find_scores
+from vidssl.evaluators.confusion import confusion
+from vidssl.evaluators.scores import Score
 from vidssl.pictures.pages import (
     GAP,
     INK,
@@ -27,11 +32,6 @@ from vidssl.pictures.pages import (
     save_png,
     width_of,
 )
-from vidssl.scoring.by_class import confusion
-from vidssl.scoring.report import percent
-from vidssl.scoring.score_file import ScoreFile, find_scores
-from vidssl.scoring.scores import Score
-from vidssl.spec import nearest
 
 MOST_COUNTED, MOST_NAMED = 32, 128  # classes of whose pairs the counts, and whose names, can be read
 NUM_MISTAKES = 10  # the most frequent ones, told in words

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vidssl.engine.files import write_atomically
+from vidssl.engine.atomic import write_atomically
 
 SHEET_SIDE, ANIMATED_SIDE = 96, 160  # pixels; smaller frames are enlarged by a whole factor
 MAX_COLUMNS = 8  # of a sheet; of longer clips it shows evenly spaced frames

@@ -7,23 +7,22 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vidssl import build
-from vidssl.components import BACKBONE, OBJECTIVE, Kind, constructor_of
+from vidssl.build import build
+from vidssl.build.registry import BACKBONE, OBJECTIVE, Kind, constructor_of
+from vidssl.config.files import find, read, spec_files
+from vidssl.config.recipe import Recipe
+from vidssl.config.schema import PartSpec
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
-from vidssl.engine.devices import pick_device
-from vidssl.engine.display import shown_messages, terminal
+from vidssl.engine.logging import shown_messages, terminal
+from vidssl.engine.precision import pick_device
 from vidssl.engine.runfolder import no_run
 from vidssl.errors import UsageError
-from vidssl.evaluate import find_checkpoint
+from vidssl.evaluate.evaluate import find_checkpoint
+from vidssl.evaluate.subject import home, recipe_of, trained_backbone, trained_objective, trained_tokenizer
 from vidssl.interfaces import ClassAttention, MaskedPrediction, Tokenizer
 from vidssl.pictures.clips import PictureRequest, clips_to_show
 from vidssl.pictures.drawings import Drawing, attention_drawing, prediction_drawing, tokenizer_drawing
 from vidssl.pictures.pages import animation, save_gif, save_png, sheet
-from vidssl.recipe import Recipe
-from vidssl.scoring.subject import home
-from vidssl.scoring.trained import recipe_of, trained_backbone, trained_objective, trained_tokenizer
-from vidssl.sections import PartSpec
-from vidssl.spec_files import find, read, spec_files
 
 Say = Callable[[str], None]
 

@@ -1,8 +1,12 @@
 """Tokenizers: from pixels to the discrete ids that masked prediction predicts."""
 
 from vidssl.interfaces import Tokenizer
-from vidssl.tokenizers.dalle import DALLE
-from vidssl.tokenizers.fsq import FSQ
-from vidssl.tokenizers.vqvae import VQVAE
+from vidssl.interfaces.table import Table
 
-TOKENIZERS: dict[str, type[Tokenizer]] = {"dalle": DALLE, "fsq": FSQ, "vqvae": VQVAE}
+TOKENIZERS: Table[Tokenizer] = Table(
+    {
+        "dalle": "vidssl.tokenizers.dalle:DALLE",
+        "fsq": "vidssl.tokenizers.fsq:FSQ",
+        "vqvae": "vidssl.tokenizers.vqvae:VQVAE",
+    }
+)

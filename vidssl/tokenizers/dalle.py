@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.engine.devices import full_precision
+from vidssl.engine.precision import full_precision
 from vidssl.interfaces import Tokenizer, check_clip
 from vidssl.tokenizers.chunks import as_weights, in_chunks
 from vidssl.tokenizers.resize import ResizeKernel, halve

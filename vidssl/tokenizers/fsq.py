@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidssl.engine.devices import full_precision
+from vidssl.engine.precision import full_precision
 from vidssl.interfaces import Reconstruction, TrainableTokenizer, check_clip
 from vidssl.tokenizers.chunks import as_weights, in_chunks
 from vidssl.tokenizers.frame_networks import centred, frame_decoder, frame_encoder

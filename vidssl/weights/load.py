@@ -13,15 +13,15 @@ import timm
 import torchvision
 from torch import Tensor, nn
 
+from vidssl.config.recipe import MIN_MATCHED
+from vidssl.config.schema import convert
+from vidssl.config.strict_yaml import Node, parse
 from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_tensors
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.runfolder import RunFolder, no_run
 from vidssl.errors import UsageError, counted
-from vidssl.grids import GridSize
 from vidssl.interfaces import Backbone, ResizesWindows, Translated
-from vidssl.recipe import MIN_MATCHED
-from vidssl.schema import convert
-from vidssl.spec import Node, parse
+from vidssl.interfaces.grids import GridSize
 from vidssl.weights.foreign import read_foreign
 from vidssl.weights.inflate import inflate_image_stage
 from vidssl.weights.stated import Stated, check_stated, check_unstated, stated_by_library

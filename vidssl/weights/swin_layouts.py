@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidssl.errors import UsageError, counted
-from vidssl.grids import GridSize
+from vidssl.interfaces.grids import GridSize
 from vidssl.weights.inflate import image_name, inflate_swin, resize_bias_table, without_prefixes
 from vidssl.weights.swin_keys import from_published, from_torchvision, published_key, torchvision_key
 

@@ -1,0 +1,533 @@
+"""From specs to objects. The one module that sees every kind of component at once."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from vidssl.build.checks import (
+    check_batches,
+    check_epochs,
+    check_finetune_protocol,
+    check_grids,
+    check_groups,
+    check_inputs,
+    check_monitor,
+    check_patches,
+    check_sections,
+    check_speed,
+    check_streams,
+    check_tokenizer,
+    check_views,
+)
+from vidssl.build.part_checks import (
+    attempted,
+    check_declared,
+    try_backbone,
+    try_evaluator,
+    try_objective,
+    try_tokenizer,
+)
+from vidssl.build.registry import (
+    AUGMENT,
+    BACKBONE,
+    EVALUATOR,
+    MASKER,
+    OBJECTIVE,
+    OPTIMIZER,
+    SCHEDULE,
+    SOURCE,
+    TOKENIZER,
+    VIEW_SAMPLER,
+    Augment,
+    Kind,
+    constructor_of,
+)
+from vidssl.build.token_checks import check_go_together, check_reads_ids, check_stored, check_stored_views
+from vidssl.config.files import PUBLISHED
+from vidssl.config.files import Kind as SpecKind
+from vidssl.config.protocol import (
+    FinetuneProtocol,
+    Protocol,
+    TokenizerProtocol,
+    load_any_protocol,
+    load_tokenizer_protocol,
+    measures_tokenizers,
+)
+from vidssl.config.published import load_published
+from vidssl.config.recipe import (
+    STREAMS,
+    UNKNOWN_SHA256,
+    Recipe,
+    TokenizerSpec,
+    WeightsSpec,
+    load_recipe,
+    load_tokenizer_spec,
+)
+from vidssl.config.schema import PartSpec, ProbeSpec, bind, construct, keys_of, parts_of
+from vidssl.config.strict_yaml import Node
+from vidssl.data.loader import Stream
+from vidssl.data.sources.subset import LabelledSubset
+from vidssl.data.views.stored import StoredViews
+from vidssl.engine.logging import check_trackers
+from vidssl.engine.optim import Optim
+from vidssl.engine.precision import pick_device
+from vidssl.engine.runfolder import check_name
+from vidssl.engine.schedules import Schedule
+from vidssl.errors import UsageError
+from vidssl.interfaces import (
+    Backbone,
+    Batch,
+    DataSource,
+    Evaluator,
+    Masker,
+    Objective,
+    Tokenizer,
+    ViewSampler,
+)
+from vidssl.interfaces.grids import GridSize
+from vidssl.weights.load import check_init, load_init, load_whole, read_weights
+
+Component = TypeVar("Component")
+Say = Callable[[str], None]
+
+
+def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Objective:
+    """The objective of a recipe with its parts, on the CPU; its backbone starts from ``init``.
+
+    Args:
+        say: gets one line on what ``backbone.init`` loaded.
+        with_init: off for a run that goes on, whose weights are its own.
+
+    Raises:
+        UsageError: if the parts do not fit, or weights are missing or altered.
+    """
+    made_tokenizer = None if recipe.tokenizer is None else tokenizer(recipe.tokenizer, say=say)
+    made_backbone = None if recipe.backbone is None else backbone(recipe, with_init=with_init, say=say)
+    return _assemble(recipe, made_backbone, made_tokenizer, _masker(recipe))
+
+
+def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Backbone:
+    """The backbone of a recipe.
+
+    Args:
+        with_init: start it from ``backbone.init`` where the recipe has that.
+        say: gets what was loaded, or that the weights are random.
+
+    Raises:
+        UsageError: if the recipe has none, its keys are wrong, or ``init`` cannot be loaded.
+    """
+    if recipe.backbone is None:
+        raise recipe.node.error("missing 'backbone'")
+    made = _construct(recipe.backbone, BACKBONE)
+    if with_init and recipe.init is None:
+        say(f"backbone: {recipe.backbone.type} starts from RANDOM weights ('backbone.init' names others)")
+    elif with_init and recipe.init is not None:
+        try:
+            report = load_init(
+                made,
+                recipe.init,
+                min_matched=recipe.init_min_matched,
+                window=recipe.init_window,
+                given=_stated_keys(recipe.backbone),
+            )
+            say(str(report))
+        except UsageError as error:
+            raise recipe.backbone.node.mapping()["init"].error(str(error)) from error
+    return made
+
+
+def _stated_keys(part: PartSpec) -> set[str]:
+    """Keys that a section states, and those that have no default to fall back on or do not exist."""
+    keys = keys_of(constructor_of(part, BACKBONE))
+    return {key for key in ("mean", "std", "num_heads") if key not in keys} | set(part.node.mapping())
+
+
+def tokenizer(spec: TokenizerSpec | Path | str, *, say: Say = print) -> Tokenizer:
+    """A tokenizer with its weights, frozen and in eval mode; one without weights is there to be trained.
+
+    Args:
+        spec: a recipe's, or the name or path of a file in ``tokenizers``.
+        say: gets one line if the weights could not be verified, for want of a digest to compare with.
+
+    Raises:
+        UsageError: if the weights file is missing, altered or of another architecture.
+    """
+    spec = load_tokenizer_spec(str(spec)) if isinstance(spec, (str, Path)) else spec
+    if spec.weights is None:
+        return _construct(spec.part, TOKENIZER)
+    state = _verified(spec.weights, say)
+    made = _construct(spec.part, TOKENIZER)
+    load_whole(made, state, spec.weights.path)
+    return made.requires_grad_(False).eval()
+
+
+def _verified(weights: WeightsSpec, say: Say) -> Mapping[str, torch.Tensor]:
+    origin = _origin(weights)
+    try:
+        content = weights.path.read_bytes()
+    except OSError as error:
+        raise weights.node.error(f"{weights.path}: {error.strerror}. {origin}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if weights.sha256 == UNKNOWN_SHA256:
+        say(
+            f"{weights.path}: NOT VERIFIED, its tokenizer file does not know the sha256 that it should have. "
+            f"If you trust this file, write there: sha256: {digest}"
+        )
+    elif digest != weights.sha256:
+        raise weights.node.error(
+            f"{weights.path}: the file was altered, its sha256 is {digest} and not {weights.sha256}. {origin}"
+        )
+    return read_weights(weights.path)
+
+
+def _origin(weights: WeightsSpec) -> str:
+    made = f". They are made by: {weights.command}" if weights.command else ""
+    return f"The weights come from: {weights.source} (licence: {weights.licence}){made}"
+
+
+def streams(recipe: Recipe) -> dict[str, Stream]:
+    """The training streams of a recipe; opens its data."""
+    return {
+        name: _stream(recipe, name, stream.source, recipe.seed)
+        for name, stream in recipe.data.streams.items()
+    }
+
+
+def test_streams(recipe: Recipe) -> dict[str, Stream]:
+    """The held-out streams of a recipe, the same for every seed; empty if it has none."""
+    return {
+        name: _stream(recipe, name, stream.test_source, seed=0)
+        for name, stream in recipe.data.streams.items()
+        if stream.test_source is not None
+    }
+
+
+def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
+    spec = recipe.data.streams[name]
+    opened, sampler = source(part), views(spec.views)
+    check_stored(recipe.tokenizer, part, spec.views, opened, sampler)
+    if spec.subset is not None and part is spec.source:
+        opened = LabelledSubset(opened, spec.subset)
+    return Stream(
+        source=opened,
+        views=sampler,
+        batch_size=spec.batch_size,
+        # streams over one source must not walk it in step
+        seed=seed * len(STREAMS) + STREAMS.index(name),
+        workers=recipe.run.workers,
+        max_unreadable_share=recipe.data.max_unreadable_share,
+    )
+
+
+def network(part: PartSpec) -> Backbone:
+    """A backbone with fresh weights, drawn from torch's global generator."""
+    return _construct(part, BACKBONE)
+
+
+def source(part: PartSpec) -> DataSource:
+    """A data source; looks at its files."""
+    return _construct(part, SOURCE)
+
+
+def views(part: PartSpec) -> ViewSampler:
+    """A view sampler."""
+    return _construct(part, VIEW_SAMPLER)
+
+
+def optim(recipe: Recipe) -> Optim:
+    """The optimizer's settings."""
+    return _construct(recipe.optim, OPTIMIZER)
+
+
+def schedule(recipe: Recipe) -> Schedule:
+    """The schedule.
+
+    Raises:
+        UsageError: if its keys are wrong, or it counts epochs of a stream that the recipe lacks.
+    """
+    made = _construct(recipe.schedule, SCHEDULE)
+    check_epochs(recipe, made)
+    return made
+
+
+def evaluator(part: PartSpec) -> Evaluator:
+    """An evaluator."""
+    return _construct(part, EVALUATOR)
+
+
+def augment(recipe: Recipe) -> Augment | None:
+    """What is done to every batch on the training device; None for nothing."""
+    return None if recipe.augment is None else _construct(recipe.augment, AUGMENT)
+
+
+def _masker(recipe: Recipe) -> Masker | None:
+    return None if recipe.masker is None else _construct(recipe.masker, MASKER)
+
+
+def _construct(part: PartSpec, kind: Kind[Component], *parts: object) -> Component:
+    def make() -> Component:
+        return construct(part.node, constructor_of(part, kind), *parts, apart=part.apart)
+
+    if not _is_own(part):
+        return make()
+    try:
+        return attempted(part.type, "__init__", make)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise part.node.error(str(error)) from error
+
+
+def _assemble(
+    recipe: Recipe,
+    backbone: Backbone | None,
+    tokenizer: Tokenizer | None,
+    masker: Masker | None,
+) -> Objective:
+    made = {"backbone": backbone, "tokenizer": tokenizer, "masker": masker}
+    takes = parts_of(constructor_of(recipe.objective, OBJECTIVE))
+    check_sections(recipe, takes)
+    check_inputs(recipe, takes, backbone, tokenizer, masker)  # first: it names the parts that would do
+    objective = _construct(recipe.objective, OBJECTIVE, *(made[name] for name in takes))
+    check_tokenizer(recipe, objective, tokenizer)
+    return objective
+
+
+# What follows needs neither data, weights nor a GPU.
+
+
+def check(recipe: Recipe) -> None:
+    """Builds a recipe on the meta device and checks that its parts fit each other.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    samplers = {name: views(stream.views) for name, stream in recipe.data.streams.items()}
+    shapes = {name: sampler.shapes for name, sampler in samplers.items()}
+    for stream in recipe.data.streams.values():
+        _check_keys(stream.source, SOURCE)
+        if stream.test_source is not None:
+            _check_keys(stream.test_source, SOURCE)
+    if recipe.data.probe is not None:
+        _check_probe(recipe.data.probe)
+    check_streams(recipe)
+    update = optim(recipe).update
+    schedule(recipe)
+    _check_augment(recipe, shapes)
+    masker = _masker(recipe)
+    _try_parts(recipe, shapes)
+    with torch.device("meta"):
+        bare_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
+        bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
+        objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
+    with _at(recipe.objective.node):
+        check_declared(objective)
+    check_groups(recipe, objective, update)
+    check_monitor(recipe, objective.encoder())
+    check_speed(recipe, objective)
+    check_batches(recipe, objective)
+    for name, sampler in samplers.items():
+        check_stored_views(recipe, name, sampler, bare_backbone)
+    if recipe.data.probe is not None and recipe.backbone is not None and bare_backbone is not None:
+        probed = views(recipe.data.probe.views)
+        check_reads_ids(bare_backbone, recipe.backbone.type, "data.probe", probed, recipe.backbone.node)
+    check_views(recipe, objective, shapes)
+    check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
+    if _is_own(recipe.objective) and not any(isinstance(each, StoredViews) for each in samplers.values()):
+        _try_objective(recipe, shapes)
+
+
+# Parts of this package are run by its tests, and take minutes at paper scale: only a user's own are tried.
+
+
+def _is_own(part: PartSpec | None) -> bool:
+    return part is not None and ".py:" in part.type
+
+
+def _try_parts(recipe: Recipe, shapes: Mapping[str, Mapping[str, Sequence[GridSize]]]) -> None:
+    """Runs a user's own tokenizer and backbone on two random clips, and on images where there are such.
+
+    Raises:
+        UsageError: if what they return is not what ``vidssl.interfaces`` says.
+    """
+    own_tokenizer = recipe.tokenizer is not None and _is_own(recipe.tokenizer.part)
+    if not own_tokenizer and not _is_own(recipe.backbone):
+        return
+    sizes = {size for views in shapes.values() for slots in views.values() for size in slots}
+    smallest = {size[0] == 1: size for size in sorted(sizes, key=math.prod, reverse=True)}.values()
+    with random_state_kept(), torch.no_grad():
+        made_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
+        if recipe.tokenizer is not None and made_tokenizer is not None and own_tokenizer:
+            with _at(recipe.tokenizer.node):
+                for size in smallest:
+                    try_tokenizer(made_tokenizer, size)
+        if recipe.backbone is not None and _is_own(recipe.backbone):
+            net = _construct(recipe.backbone, BACKBONE)
+            reads_ids = net.input_kind == "tokens" and made_tokenizer is not None
+            with _at(recipe.backbone.node):
+                for size in smallest:
+                    reads = made_tokenizer.grid(*size) if made_tokenizer and reads_ids else size
+                    try_backbone(net, reads)
+
+
+def _try_objective(recipe: Recipe, shapes: Mapping[str, Mapping[str, tuple[GridSize, ...]]]) -> None:
+    """Takes a step with a user's own objective and the recipe's parts, fresh, on the CPU."""
+    with random_state_kept():
+        made_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
+        made_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
+        objective = _assemble(recipe, made_backbone, made_tokenizer, _masker(recipe))
+        batch_size = max(stream.batch_size for stream in recipe.data.streams.values())
+        with _at(recipe.objective.node):
+            try_objective(objective, shapes, batch_size=batch_size)
+
+
+@contextmanager
+def _at(node: Node) -> Iterator[None]:
+    """Errors of a part, at the section that names it."""
+    try:
+        yield
+    except ValueError as error:
+        raise node.error(str(error)) from error
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Puts torch's global random state of the CPU back."""
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+def check_ready(recipe: Recipe, *, with_init: bool) -> None:
+    """Check, before data are opened, that there is what a training takes besides them; reads no weights.
+
+    Args:
+        with_init: off for a run that resumes.
+
+    Raises:
+        UsageError: if the device, a tracker's package or a file of weights is missing.
+    """
+    pick_device(recipe.run.device)
+    check_trackers(recipe.run.trackers)
+    weights = None if recipe.tokenizer is None else recipe.tokenizer.weights
+    if weights is not None and not weights.path.is_file():
+        raise weights.node.error(f"{weights.path}: no such file. {_origin(weights)}")
+    if with_init and recipe.init is not None and recipe.backbone is not None:
+        try:
+            check_init(recipe.init)
+        except UsageError as error:
+            raise recipe.backbone.node.mapping()["init"].error(str(error)) from error
+
+
+def _check_augment(recipe: Recipe, shapes: Mapping[str, Mapping[str, Sequence[object]]]) -> None:
+    """Lets the augmentation act on one black clip of each slot: it may name views that there are not."""
+    act = augment(recipe)
+    if act is None or recipe.augment is None:
+        return
+    slots = {view: len(given) for stream in shapes.values() for view, given in stream.items()}
+    black = {view: (torch.zeros(1, 3, 1, 32, 32),) * count for view, count in slots.items()}
+    try:
+        act(Batch(black), torch.Generator().manual_seed(0))
+    except ValueError as error:
+        raise recipe.augment.node.error(str(error)) from error
+
+
+def check_protocol(protocol: Protocol) -> None:
+    """Checks the parts of a protocol.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    made = evaluator(protocol.evaluator)
+    kind = made.score_kind
+    if _is_own(protocol.evaluator):
+        with _at(protocol.evaluator.node), random_state_kept():
+            try_evaluator(made)
+    check_patches(protocol, made)
+    if kind == "found" and protocol.average != "features":
+        raise protocol.node.mapping()["average"].error(
+            f"evaluator '{protocol.evaluator.type}' tells what was found, which has no {protocol.average}: "
+            "average features"
+        )
+    for part in (protocol.views, protocol.train_views):
+        if part is not None:
+            _check_test_views(part)
+    if protocol.data is not None:
+        _check_probe(protocol.data, protocol.train_views)
+
+
+def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
+    """``check_protocol``, or the same for one that finetunes."""
+    check_name(protocol.name, folders=False)
+    if isinstance(protocol, FinetuneProtocol):
+        check_finetune_protocol(protocol)
+        if protocol.data is not None:
+            check_go_together(protocol.data.test, protocol.data.views, views(protocol.data.views))
+    else:
+        check_protocol(protocol)
+
+
+def check_tokenizer_protocol(protocol: TokenizerProtocol) -> None:
+    """Checks the parts of a protocol that measures tokenizers.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    views(protocol.views)
+    _check_keys(protocol.test, SOURCE)
+
+
+def check_tokenizer_file(name: str) -> None:
+    """Builds the tokenizer of a file on the meta device, without its weights.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    with torch.device("meta"):
+        _construct(load_tokenizer_spec(name).part, TOKENIZER)
+
+
+def check_file(kind: SpecKind, path: Path) -> None:
+    """Checks a spec file.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    if kind == "recipes":
+        recipe = load_recipe(str(path))
+        check_name(recipe.name)
+        check(recipe)
+    elif kind == "evaluation" and path.name == PUBLISHED.name:
+        load_published(path)
+    elif kind == "evaluation" and measures_tokenizers(str(path)):
+        check_tokenizer_protocol(load_tokenizer_protocol(str(path)))
+    elif kind == "evaluation":
+        check_any_protocol(load_any_protocol(str(path)))
+    else:
+        check_tokenizer_file(str(path))
+
+
+def _check_probe(probe: ProbeSpec, train_views: PartSpec | None = None) -> None:
+    """``train_views``: of the videos to learn from, where those are not seen as the test videos are."""
+    _check_keys(probe.train, SOURCE)
+    _check_keys(probe.test, SOURCE)
+    for source, part in ((probe.train, train_views or probe.views), (probe.test, probe.views)):
+        _check_test_views(part)
+        check_go_together(source, part, views(part))
+
+
+def _check_test_views(part: PartSpec) -> None:
+    """The i-th slots of all names are one test view, so every name has as many."""
+    sampler = views(part)
+    counts = {name: len(slots) for name, slots in sampler.shapes.items()}
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{count} of '{name}'" for name, count in counts.items())
+        raise part.node.error(f"gives {shown}: features need as many views of every name")
+
+
+def _check_keys(part: PartSpec, kind: Kind[object]) -> None:
+    bind(part.node, constructor_of(part, kind), part.apart)

@@ -1,0 +1,421 @@
+"""What the parts of a recipe must have in common, checked before any data is touched."""
+
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from vidssl.build.part_checks import try_masker
+from vidssl.build.registry import (
+    AUGMENT,
+    BACKBONE,
+    OBJECTIVE,
+    OPTIMIZER,
+    SCHEDULE,
+    SOURCE,
+    VIEW_SAMPLER,
+    Kind,
+    constructor_of,
+    names_with,
+)
+from vidssl.config.protocol import FinetuneProtocol, Protocol
+from vidssl.config.recipe import Recipe, RunSpec
+from vidssl.config.schema import PartSpec, bind, construct
+from vidssl.config.strict_yaml import Node
+from vidssl.data.loader import Stream
+from vidssl.engine.accumulate import JointLoss
+from vidssl.engine.distributed import launched
+from vidssl.engine.optim import Update
+from vidssl.engine.schedules import Schedule
+from vidssl.engine.speed import refusal
+from vidssl.errors import UsageError, counted
+from vidssl.interfaces import (
+    Backbone,
+    ComparesVideos,
+    Evaluator,
+    Masker,
+    Objective,
+    PatchEvaluator,
+    Tokenizer,
+)
+from vidssl.interfaces.grids import GridSize, common_grid
+from vidssl.objectives.classification import Classification
+
+ClipSize = tuple[int, int, int]  # (T, H, W)
+Shapes = Mapping[str, Mapping[str, tuple[ClipSize, ...]]]  # stream -> view -> size of each slot
+
+
+def check_sections(recipe: Recipe, takes: Mapping[str, bool]) -> None:
+    """The sections for parts are those that the objective takes.
+
+    Args:
+        takes: part -> whether the objective must have it.
+
+    Raises:
+        UsageError: for a part that is missing, or a section that nothing would read.
+    """
+    sections = recipe.node.mapping()
+    name = recipe.objective.type
+    for part, needed in takes.items():
+        if needed and part not in sections:
+            raise recipe.objective.node.error(f"'{name}' needs a {part}: add a '{part}' section")
+    for part in OBJECTIVE.parts:
+        if part in sections and part not in takes:
+            raise sections[part].error(f"unused: objective '{name}' takes no {part}. Remove the section")
+
+
+def check_streams(recipe: Recipe) -> None:
+    """Held-out samples are given for all streams or for none.
+
+    Raises:
+        UsageError: if some have ``test_source`` and some have not; a batch needs every stream.
+    """
+    streams = recipe.data.streams
+    without = [name for name, stream in streams.items() if stream.test_source is None]
+    if 0 < len(without) < len(streams):
+        raise streams[without[0]].node.error("missing 'test_source': give it for every stream or for none")
+
+
+def check_repeats(objective: Objective, streams: Mapping[str, Stream]) -> list[str]:
+    """Lines on streams whose batches are larger than the data set, so that they hold samples twice.
+
+    Raises:
+        UsageError: if the objective tells the samples of a batch apart.
+    """
+    lines = [
+        f"data.{name}: a batch of {stream.batch_size} is larger than the data set of {len(stream)} samples, "
+        "so that it holds samples more than once"
+        for name, stream in streams.items()
+        if 0 < len(stream) < stream.batch_size
+    ]
+    if lines and isinstance(objective, ComparesVideos):
+        raise UsageError(
+            f"{lines[0]}, and {type(objective).__name__} would tell a video apart from itself: lower "
+            "batch_size, or take more videos"
+        )
+    return lines
+
+
+def check_monitor(recipe: Recipe, encoder: nn.Module) -> None:
+    """A kNN probe in the course of the run has a network to probe, and videos.
+
+    Raises:
+        UsageError: if not.
+    """
+    if recipe.run.knn_every_steps is None:
+        return
+    at = recipe.node.mapping()["run"].mapping()["knn_every_steps"]
+    if not isinstance(encoder, Backbone):
+        raise at.error(
+            f"objective '{recipe.objective.type}' trains a tokenizer, which has no features to probe"
+        )
+    if recipe.data.probe is None:
+        raise at.error("needs labelled videos: add 'data.probe'")
+
+
+def check_speed(recipe: Recipe, objective: Objective) -> None:
+    """The switches of ``run`` that change speed and memory are for such networks.
+
+    Raises:
+        UsageError: if not.
+    """
+    refused = refusal(objective, recipe.run)
+    if refused is not None:
+        raise recipe.node.mapping()["run"].mapping()[refused[0]].error(refused[1])
+
+
+def check_batches(recipe: Recipe, objective: Objective) -> None:
+    """The batches that go through the objective are such that it can compare what it compares.
+
+    Raises:
+        UsageError: if not.
+    """
+    check_whole(objective, recipe.run, launched())
+    if isinstance(objective, ComparesVideos):
+        for stream in recipe.data.streams.values():
+            parts = recipe.run.accumulate if objective.splits_batch else 1
+            try:
+                objective.check_batch(stream.batch_size // parts)
+            except UsageError as error:
+                raise recipe.objective.node.error(str(error)) from error
+
+
+def check_whole(objective: Objective, run: RunSpec, num_processes: int) -> None:
+    """Refuse to take apart what an objective, or a part of the run, needs whole.
+
+    Raises:
+        UsageError: then.
+    """
+    joint = isinstance(objective, JointLoss) and not objective.splits_batch
+    if run.accumulate > 1 and not (objective.splits_batch or joint):
+        raise UsageError(
+            f"run.accumulate is {run.accumulate}, and {type(objective).__name__} looks at each batch as a "
+            "whole (its clips are compared with each other, or statistics taken over all): set "
+            "run.accumulate=1"
+        )
+    if num_processes == 1 or run.parallel == "ddp":
+        return
+    if run.accumulate > 1 and joint:
+        raise UsageError(
+            "run.parallel is fsdp, and the cached features of run.accumulate take networks that are whole in "
+            "each process: set run.parallel=ddp or run.accumulate=1"
+        )
+    if run.knn_every_steps is not None:
+        raise UsageError(
+            "run.parallel is fsdp, and run.knn_every_steps asks rank 0 for what takes the network whole: set "
+            "run.parallel=ddp or run.knn_every_steps=null, and 'vidssl eval' the checkpoints"
+        )
+
+
+def check_epochs(recipe: Recipe, schedule: Schedule) -> None:
+    """Epochs are counted of a stream that there is.
+
+    Raises:
+        UsageError: if not.
+    """
+    length = schedule.length
+    if length.counts_epochs and length.epoch_of not in recipe.data.streams:
+        raise recipe.schedule.node.error(
+            f"epochs are counted of the '{length.epoch_of}' stream, and data has only "
+            f"{', '.join(recipe.data.streams)}: set 'epoch_of'"
+        )
+
+
+def check_groups(recipe: Recipe, objective: Objective, update: Update) -> None:
+    """The optimizer can treat the encoder's layers as its keys ask.
+
+    Raises:
+        UsageError: if the encoder does not name its layers, or nothing of it is trained.
+    """
+    try:
+        update.groups(objective)
+    except ValueError as error:
+        raise recipe.optim.node.error(str(error)) from error
+
+
+def check_patches(protocol: Protocol, evaluator: Evaluator) -> None:
+    """What a protocol says of patch tokens is read.
+
+    Raises:
+        UsageError: if the evaluator reads none, or those of all stages are asked for.
+    """
+    sections, name = protocol.node.mapping(), protocol.evaluator.type
+    if isinstance(evaluator, PatchEvaluator):
+        if protocol.layers != "last":
+            raise sections["layers"].error(f"evaluator '{name}' reads patch tokens of the last layer")
+    elif protocol.patches is not None:
+        raise sections["patches"].error(f"unused: evaluator '{name}' reads no patch tokens")
+
+
+def check_tokenizer(recipe: Recipe, objective: Objective, tokenizer: Tokenizer | None) -> None:
+    """A tokenizer has weights unless it is what the objective trains.
+
+    Raises:
+        UsageError: if it has none; random targets teach nothing.
+    """
+    spec = recipe.tokenizer
+    if spec is not None and spec.weights is None and objective.encoder() is not tokenizer:
+        raise spec.node.error(
+            f"has no weights, and objective '{recipe.objective.type}' does not train it. "
+            "Name a file of tokenizers/, or give 'weights', 'sha256', 'source' and 'licence'"
+        )
+
+
+def check_inputs(
+    recipe: Recipe,
+    takes: Mapping[str, bool],
+    backbone: Backbone | None,
+    tokenizer: Tokenizer | None,
+    masker: Masker | None,
+) -> None:
+    """The backbone can be fed what the objective has.
+
+    Args:
+        takes: as for ``check_sections``.
+
+    Raises:
+        UsageError: if it reads ids and nothing makes them, or ids of another vocabulary than the tokenizer's,
+            or takes no mask where one is drawn.
+    """
+    if backbone is None or recipe.backbone is None:
+        return
+    at, name = recipe.backbone.node, recipe.backbone.type
+    if backbone.input_kind == "tokens" and "tokenizer" not in takes:
+        able = names_with(BACKBONE, "input_kind", "pixels")
+        raise at.error(
+            f"'{name}' reads token ids, and objective '{recipe.objective.type}' has only pixels. "
+            f"Backbones that read those: {able}"
+        )
+    if backbone.input_kind == "tokens" and recipe.tokenizer is None:
+        raise at.error(f"'{name}' reads token ids: add a 'tokenizer' section that makes them")
+    ids = None if backbone.input_kind == "pixels" or tokenizer is None else tokenizer.vocab_size
+    if ids is not None and backbone.vocab_size not in (None, ids):
+        raise at.error(
+            f"'{name}' reads ids of a vocabulary of {backbone.vocab_size}, and the tokenizer's has {ids}: "
+            f"set vocab_size to {ids}"
+        )
+    if masker is not None and not backbone.takes_mask:
+        able = names_with(BACKBONE, "takes_mask", True)
+        raise at.error(
+            f"'{name}' takes no mask, and objective '{recipe.objective.type}' masks its input. "
+            f"Backbones that take one: {able}"
+        )
+
+
+def check_views(recipe: Recipe, objective: Objective, shapes: Shapes) -> None:
+    """The streams give the views that the objective needs, each from one stream, and no others.
+
+    Raises:
+        UsageError: for a view that is missing, has too few slots, is given twice or is never read.
+    """
+    needed, data, name = objective.needs_views, recipe.data, recipe.objective.type
+    givers: dict[str, str] = {}
+    for stream, given in shapes.items():
+        at = data.streams[stream].views.node
+        for view in given:
+            if view in givers:
+                raise at.error(f"view '{view}' already comes from the '{givers[view]}' stream")
+            if view not in needed:
+                raise at.error(f"unused: objective '{name}' reads no view '{view}', only {', '.join(needed)}")
+            givers[view] = stream
+    for view, count in needed.items():
+        if view not in givers:
+            has = ", ".join(f"'{given}'" for given in givers) or "none"
+            raise data.node.error(f"objective '{name}' needs the view '{view}', and the streams give {has}")
+        slots = len(shapes[givers[view]][view])
+        if slots < count:
+            at = data.streams[givers[view]].views.node
+            raise at.error(f"objective '{name}' needs {count} of the view '{view}', got {slots}")
+
+
+def check_grids(
+    recipe: Recipe,
+    shapes: Shapes,
+    backbone: Backbone | None,
+    tokenizer: Tokenizer | None,
+    masker: Masker | None,
+) -> None:
+    """Backbone and tokenizer take the clips' sizes, and one mask can be drawn for both.
+
+    Raises:
+        UsageError: naming the size, if a part refuses it, the grids do not nest, or no mask can be drawn.
+    """
+    for size in sorted(set(_sizes(shapes))):
+        ids = patches = None
+        if tokenizer is not None and recipe.tokenizer is not None:
+            ids = _grid(recipe.tokenizer.node, tokenizer, size, size)
+        if backbone is not None and recipe.backbone is not None:
+            reads = ids if backbone.input_kind == "tokens" and ids is not None else size
+            patches = _grid(recipe.backbone.node, backbone, reads, size)
+        if masker is not None and patches is not None:
+            _check_mask(recipe, masker, patches, ids, size)
+
+
+def _sizes(shapes: Shapes) -> Iterator[ClipSize]:
+    for views in shapes.values():
+        for slots in views.values():
+            yield from slots
+
+
+def _grid(at: Node, part: Backbone | Tokenizer, reads: ClipSize, size: ClipSize) -> GridSize:
+    try:
+        return part.grid(*reads)
+    except ValueError as error:
+        raise at.error(f"{error} ({_in_words(size)})") from error
+
+
+def _check_mask(
+    recipe: Recipe, masker: Masker, patches: GridSize, ids: GridSize | None, size: ClipSize
+) -> None:
+    try:
+        grid = patches if ids is None else common_grid(patches, ids)
+    except ValueError as error:
+        at = recipe.node if recipe.tokenizer is None else recipe.tokenizer.node
+        raise at.error(f"{error} ({_in_words(size)})") from error
+    try:
+        try_masker(masker, grid)
+    except ValueError as error:
+        at = recipe.node if recipe.masker is None else recipe.masker.node
+        raise at.error(f"{error} ({_in_words(size)})") from error
+
+
+def _in_words(size: ClipSize) -> str:
+    frames, height, width = size
+    return (
+        f"an image of {height}x{width}"
+        if frames == 1
+        else f"a clip of {counted(frames, 'frame')} at {height}x{width}"
+    )
+
+
+Component = TypeVar("Component")
+_ABOUT_DATA = ("label", "num_classes")  # keys of the objective that the videos decide
+
+
+def check_finetune_protocol(protocol: FinetuneProtocol) -> None:
+    """Builds the parts of a protocol, with a stand-in for the backbone, and checks that its views fit.
+
+    Raises:
+        UsageError: at the first thing that is wrong, with its place.
+    """
+    objective = _objective(protocol)
+    for part, kind in ((protocol.optim, OPTIMIZER), (protocol.schedule, SCHEDULE)):
+        _construct(part, kind)
+    if protocol.augment is not None:
+        _construct(protocol.augment, AUGMENT)
+    construct(Node(protocol.run, protocol.node.where, "run"), RunSpec)
+    _check_views(protocol.train_views, objective.needs_views)
+    tested = protocol.views if protocol.data is None else protocol.data.views
+    if tested is not None:
+        _check_views(tested, objective.needs_views)
+    if protocol.data is not None:
+        for source in (protocol.data.train, protocol.data.test):
+            bind(source.node, constructor_of(source, SOURCE), source.apart)
+
+
+def objective_keys(protocol: FinetuneProtocol) -> dict[str, object]:
+    """All keys of the objective, defaults too, but for those that the videos decide.
+
+    Raises:
+        UsageError: for an unknown key, or a value of a wrong type.
+    """
+    part = protocol.objective
+    values = bind(_with_stand_ins(part), Classification, part.apart)
+    return {key: value for key, value in values.items() if key not in _ABOUT_DATA}
+
+
+def _with_stand_ins(part: PartSpec) -> Node:
+    stand_in = {key: Node(2 if key == "num_classes" else "", part.node.where, "") for key in _ABOUT_DATA}
+    return Node({**part.node.mapping(), **stand_in}, part.node.where, part.node.path)
+
+
+def _objective(protocol: FinetuneProtocol) -> Objective:
+    part = protocol.objective
+    entries = part.node.mapping()
+    if constructor_of(part, OBJECTIVE) is not Classification:
+        raise entries["type"].error("a protocol finetunes with the objective 'classification'")
+    for key in _ABOUT_DATA:
+        if key in entries:
+            raise entries[key].error("the videos decide it: leave it out (labels are chosen by 'labels')")
+    with torch.device("meta"):
+        backbone = BACKBONE.table["vit"](embed_dim=6, depth=1, num_heads=1)
+        return construct(_with_stand_ins(part), Classification, backbone, apart=part.apart)
+
+
+def _check_views(part: PartSpec, needed: Mapping[str, int]) -> None:
+    """The views are those that the objective reads, as many slots of each.
+
+    Raises:
+        UsageError: if not.
+    """
+    slots = {name: len(shapes) for name, shapes in _construct(part, VIEW_SAMPLER).shapes.items()}
+    if set(slots) != set(needed) or len(set(slots.values())) != 1:
+        given = ", ".join(f"{count} of '{name}'" for name, count in slots.items())
+        raise part.node.error(
+            f"gives {given}; the objective reads {', '.join(needed)}, as many of each: set objective.views"
+        )
+
+
+def _construct(part: PartSpec, kind: Kind[Component]) -> Component:
+    return construct(part.node, constructor_of(part, kind), apart=part.apart)

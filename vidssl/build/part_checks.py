@@ -1,0 +1,337 @@
+"""Parts run once at small size, and what they return held to ``vidssl.interfaces``.
+
+Each check raises a ``ValueError`` of one line: the part and its file, what it returned, what was expected.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vidssl.engine.checkpoint import prefix_of
+from vidssl.errors import UsageError
+from vidssl.evaluators.scoring import check_scores
+from vidssl.interfaces import (
+    Backbone,
+    Batch,
+    Evaluator,
+    Features,
+    LabelledFeatures,
+    LabelledPatches,
+    Masker,
+    Objective,
+    PatchEvaluator,
+    PatchTokens,
+    Progress,
+    Reconstruction,
+    Tokenizer,
+    TrainableTokenizer,
+)
+from vidssl.interfaces.grids import GridSize
+
+Shapes = Mapping[str, Mapping[str, tuple[GridSize, ...]]]  # stream -> view -> (T, H, W) of each slot
+Given = TypeVar("Given")
+
+_ROWS = 2  # clips of a trial batch
+_FAULTS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
+
+
+def named(part: object) -> str:
+    """A part's class and, where it is not of this package, its file: ``my.py:Mine``."""
+    kind = type(part)
+    if kind.__module__.split(".")[0] == "vidssl":
+        return kind.__name__
+    return f"{Path(inspect.getfile(kind)).name}:{kind.__name__}"
+
+
+def shown(value: object) -> str:
+    """What a part returned, in a few words: ``torch.float32 [2, 8]``, or the name of its type."""
+    return f"{value.dtype} {[*value.shape]}" if isinstance(value, Tensor) else type(value).__name__
+
+
+def _expect(fine: bool, part: object, problem: str) -> None:
+    if not fine:
+        raise ValueError(f"{named(part)}: {problem}")
+
+
+def _tried(part: object, doing: str, call: Callable[[], Given]) -> Given:
+    """``attempted``; what the interface itself refuses gets the part's file."""
+    try:
+        return attempted(named(part), doing, call)
+    except UsageError as error:
+        said = str(error).removeprefix(f"{type(part).__name__}: ")
+        raise ValueError(f"{named(part)}: {said}") from error
+
+
+def attempted(who: str, doing: str, call: Callable[[], Given]) -> Given:
+    """What a call of a user's code gives.
+
+    Raises:
+        ValueError: with its error, and the line of it, if it fails; a ``UsageError`` as it is.
+    """
+    try:
+        return call()
+    except UsageError:
+        raise
+    except _FAULTS as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        last = [frame for frame in frames if "site-packages" not in frame.filename][-1]  # not torch's own
+        where = f"{Path(last.filename).name}:{last.lineno}"
+        said = str(error).strip().split("\n")[0] or "no message"
+        raise ValueError(f"{who}: {doing} failed: {type(error).__name__}: {said} ({where})") from error
+
+
+def _strides(part: Backbone | Tokenizer) -> None:
+    strides = getattr(part, "strides", None)
+    _expect(
+        isinstance(strides, tuple) and len(strides) == 3 and all(type(n) is int and n > 0 for n in strides),
+        part,
+        f"strides is {strides}, expected three whole numbers: the frames, rows and columns of a cell",
+    )
+
+
+# backbones
+
+
+def try_backbone(net: Backbone, size: GridSize) -> None:
+    """A backbone's attributes, and features of clips (or ids) of this size, in eval mode."""
+    net.eval()
+    dim = getattr(net, "embed_dim", None)
+    _expect(
+        type(dim) is int and dim > 0,
+        net,
+        f"embed_dim is {dim}, expected the width D of Features.pooled(): set self.embed_dim in __init__",
+    )
+    _strides(net)
+    generator = torch.Generator().manual_seed(0)
+    if net.input_kind == "tokens":
+        _expect(bool(net.vocab_size), net, "reads ids, and vocab_size is not set: how many there may be")
+        x, other = torch.randint(0, net.vocab_size or 1, (2, _ROWS, *size), generator=generator)
+    else:
+        x, other = torch.rand(2, _ROWS, 3, *size, generator=generator)
+    given = f"forward of {[*x.shape]}"
+    grid = net.grid(*size)
+    features = _tried(net, given, lambda: net(x))
+    _check_features(net, features, grid)
+    if not net.takes_mask or grid == (1, 1, 1):
+        return
+    mask = (torch.arange(grid[0] * grid[1] * grid[2]) % 2 == 0).view(grid).expand(_ROWS, *grid)
+    hidden = _tried(net, f"{given} with a mask {[*mask.shape]}", lambda: net(x, mask))
+    _check_features(net, hidden, grid)
+    # one whose fresh output is constant shows nothing
+    if not torch.equal(features.patches, _tried(net, given, lambda: net(other)).patches):
+        _expect(
+            not torch.equal(features.patches, hidden.patches),
+            net,
+            "with half of its cells hidden it returned the same features as without a mask, expected others: "
+            "hide what mask marks, or set takes_mask = False",
+        )
+
+
+def _check_features(net: Backbone, features: object, grid: GridSize) -> None:
+    dim = net.embed_dim
+    wanted = f"Features(patches=[{_ROWS}, t, h, w, {dim}])"
+    _expect(isinstance(features, Features), net, f"forward returned {shown(features)}, expected {wanted}")
+    assert isinstance(features, Features)
+    patches = features.patches
+    at_grid = () if features.stages else grid  # of several stages, the last is coarser than the grid
+    good = isinstance(patches, Tensor) and patches.dim() == 5 and patches.is_floating_point()
+    good = good and len(patches) == _ROWS and patches.shape[-1] == dim
+    wanted = ", ".join(map(str, (_ROWS, *(at_grid or ("t", "h", "w")), dim)))
+    _expect(
+        good and patches.shape[1 : 1 + len(at_grid)] == at_grid,
+        net,
+        f"patches are {shown(patches)}, expected [{wanted}]: cells of the grid, then embed_dim channels",
+    )
+    cls = features.cls
+    _expect(
+        (cls is not None) == net.gives_cls,
+        net,
+        f"gives_cls is {net.gives_cls}, and Features.cls is {shown(cls)}: set it to whether cls is there",
+    )
+    _expect(
+        cls is None or (isinstance(cls, Tensor) and cls.shape == (_ROWS, dim)),
+        net,
+        f"cls is {shown(cls)}, expected [{_ROWS}, {dim}]",
+    )
+    widths = tuple(stage.shape[-1] for stage in features.stages)
+    _expect(
+        widths == tuple(net.stage_dims) and len(widths) == len(net.stage_strides),
+        net,
+        f"stages are {widths} wide, expected those of stage_dims {net.stage_dims} and as many stage_strides",
+    )
+    _expect(bool(patches.isfinite().all()), net, "patches are not finite (NaN or inf), from fresh weights")
+
+
+# tokenizers and maskers
+
+
+def try_tokenizer(tokenizer: Tokenizer, size: GridSize) -> None:
+    """A tokenizer's attributes, and ids of clips of this size; what it reconstructs, if it can be trained."""
+    tokenizer.eval()
+    vocab: object = getattr(tokenizer, "vocab_size", None)
+    _expect(
+        isinstance(vocab, int) and vocab > 0,
+        tokenizer,
+        f"vocab_size is {vocab}, expected how many ids there are",
+    )
+    _strides(tokenizer)
+    clip = torch.rand(_ROWS, 3, *size, generator=torch.Generator().manual_seed(0))
+    grid = tokenizer.grid(*size)
+    ids = _tried(tokenizer, f"encode of {[*clip.shape]}", lambda: tokenizer.encode(clip))
+    _expect(
+        isinstance(ids, Tensor) and ids.dtype == torch.int64 and ids.shape == (_ROWS, *grid),
+        tokenizer,
+        f"encode returned {shown(ids)}, expected torch.int64 {[_ROWS, *grid]}",
+    )
+    low, high = int(ids.min()), int(ids.max())
+    _expect(
+        low >= 0 and high < tokenizer.vocab_size,
+        tokenizer,
+        f"encode returned ids from {low} to {high}, expected 0 to vocab_size - 1, {tokenizer.vocab_size - 1}",
+    )
+    if isinstance(tokenizer, TrainableTokenizer):
+        made = _tried(tokenizer, f"reconstruct of {[*clip.shape]}", lambda: tokenizer.reconstruct(clip))
+        _expect(
+            isinstance(made, Reconstruction)
+            and made.pixels.shape == clip.shape
+            and made.regulariser.dim() == 0,
+            tokenizer,
+            f"reconstruct returned {shown(made)}, expected Reconstruction({[*clip.shape]}, ids, scalar)",
+        )
+
+
+def try_masker(masker: Masker, grid: GridSize, rows: int = 8) -> None:
+    """Masks on a grid: bool [rows, t, h, w], in each row some hidden and never all.
+
+    Raises:
+        ValueError: as it does, where it cannot draw on such a grid.
+    """
+    mask = masker(rows, grid, torch.Generator().manual_seed(0))
+    _expect(
+        isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.shape == (rows, *grid),
+        masker,
+        f"returned {shown(mask)}, expected torch.bool {[rows, *grid]}, True where hidden",
+    )
+    counts = mask.flatten(1).sum(1)
+    cells = mask[0].numel()
+    for word, count in (("none", 0), ("all", cells)):
+        wrong = int((counts == count).sum())
+        _expect(
+            not wrong,
+            masker,
+            f"hides {word} of the {cells} cells in {wrong} of {rows} masks, expected some and never all",
+        )
+
+
+# objectives
+
+
+def check_declared(objective: Objective) -> None:
+    """What an objective declares before it is run: the views that it reads, and an encoder of its own."""
+    views = getattr(objective, "needs_views", None)
+    _expect(
+        isinstance(views, Mapping) and bool(views) and all(type(count) is int for count in views.values()),
+        objective,
+        f"needs_views is {views}, expected the views that forward reads, e.g. {{'clip': 1}}",
+    )
+    for name, encoder in (("encoder", objective.encoder()), ("trained_encoder", objective.trained_encoder())):
+        _expect(
+            isinstance(encoder, Backbone | Tokenizer),
+            objective,
+            f"{name}() returned {shown(encoder)}, expected the Backbone, or Tokenizer, that is trained",
+        )
+        try:
+            prefix_of(encoder, objective)
+        except ValueError:
+            raise ValueError(
+                f"{named(objective)}: {name}() returned a {named(encoder)} that is not one of its "
+                "sub-modules, so that it would not be trained and saved: keep the part that was given, "
+                "no copy, as an attribute, and return it"
+            ) from None
+
+
+class _AnyLabel(dict[str, Tensor]):
+    """Class 0 under each label that is asked for: which there are is known when the data are opened."""
+
+    def __missing__(self, name: str) -> Tensor:
+        return torch.zeros(_ROWS, dtype=torch.int64)
+
+
+def try_objective(objective: Objective, shapes: Shapes, *, batch_size: int) -> None:
+    """A step on random clips: output, gradient of its encoder, hook, and, in eval mode, its description.
+
+    Args:
+        shapes: of the views of each stream.
+        batch_size: of the recipe, tried where a batch of two is refused.
+    """
+    objective.train()
+    progress, generator = Progress(0, 10), torch.Generator().manual_seed(0)
+    doing = "forward of clips " + ", ".join(
+        f"'{view}' {[_ROWS, 3, *slots[0]]}"
+        for views in shapes.values()
+        for view, slots in views.items()
+        if slots
+    )
+    try:
+        output = objective(_batch(shapes, _ROWS), progress, generator)
+    except _FAULTS:
+        output = _tried(
+            objective, doing, lambda: objective(_batch(shapes, max(_ROWS, batch_size)), progress, generator)
+        )
+    encoder = objective.trained_encoder()
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    _expect(output.loss.requires_grad, objective, "the loss has no gradient, expected one of its parameters")
+    _tried(objective, "backward", lambda: output.loss.backward())
+    _expect(
+        not trained or any(parameter.grad is not None for parameter in trained),
+        objective,
+        f"the gradient of the loss does not reach its encoder {named(encoder)}: is the loss computed with "
+        "a copy, or of detached features?",
+    )
+    _tried(objective, "after_step", lambda: objective.after_step(progress, generator))
+
+
+def _batch(shapes: Shapes, rows: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    views = {
+        view: tuple(torch.rand(rows, 3, *size, generator=generator) for size in slots)
+        for given in shapes.values()
+        for view, slots in given.items()
+    }
+    return Batch(views, {name: torch.arange(rows) for name in shapes}, {name: _AnyLabel() for name in shapes})
+
+
+# evaluators
+
+
+def try_evaluator(evaluator: Evaluator) -> None:
+    """Scores of 16 random vectors after learning from 512 of ten classes."""
+    generator = torch.Generator().manual_seed(0)
+    vectors, test = torch.randn(528, 256, generator=generator).split((512, 16))
+    labels = torch.arange(512) % 10
+    if isinstance(evaluator, PatchEvaluator):
+        learn = LabelledPatches(_tokens(vectors), labels, 10)
+        found = {
+            "": _tried(
+                evaluator, "patch_scores", lambda: evaluator.patch_scores(learn, _tokens(test), generator)
+            )
+        }
+    else:
+        given = LabelledFeatures(vectors, labels, 10)
+        found = dict(
+            _tried(evaluator, "scoring", lambda: evaluator.named_scores(given, test, generator)).items()
+        )
+    for scores in found.values():
+        check_scores(scores, 16, 10, named(evaluator))
+
+
+def _tokens(vectors: Tensor) -> PatchTokens:
+    return PatchTokens((vectors.unflatten(1, (4, -1)),), torch.arange(len(vectors))[:, None])

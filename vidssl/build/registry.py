@@ -1,0 +1,156 @@
+"""The component tables, and how a ``type`` in a spec finds its class."""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+from vidssl.backbones import BACKBONES
+from vidssl.config.schema import PartSpec, keys_of, parts_of
+from vidssl.config.strict_yaml import nearest
+from vidssl.data import AUGMENTS, SOURCES, VIEWS
+from vidssl.engine.optim import OPTIMIZERS, Optim
+from vidssl.engine.schedules import SCHEDULES, Schedule
+from vidssl.evaluators import EVALUATORS
+from vidssl.interfaces import (
+    Augment,
+    Backbone,
+    DataSource,
+    Evaluator,
+    Masker,
+    Objective,
+    Tokenizer,
+    ViewSampler,
+)
+from vidssl.maskers import MASKERS
+from vidssl.objectives import OBJECTIVES
+from vidssl.tokenizers import TOKENIZERS
+
+Component = TypeVar("Component", covariant=True)
+
+
+@dataclass(frozen=True)
+class Kind(Generic[Component]):
+    """A kind of component.
+
+    Attributes:
+        word: what one of them is called.
+        table: name -> class.
+        interface: that every one of them derives from; ``object`` where there is none.
+        parts: positional parameters that their constructors may have.
+    """
+
+    word: str
+    table: Mapping[str, Callable[..., Component]]
+    interface: type
+    parts: tuple[str, ...] = ()
+
+
+OBJECTIVE: Kind[Objective] = Kind(
+    "objective", OBJECTIVES, Objective, parts=("backbone", "tokenizer", "masker")
+)
+BACKBONE: Kind[Backbone] = Kind("backbone", BACKBONES, Backbone)
+TOKENIZER: Kind[Tokenizer] = Kind("tokenizer", TOKENIZERS, Tokenizer)
+MASKER: Kind[Masker] = Kind("masker", MASKERS, Masker)
+EVALUATOR: Kind[Evaluator] = Kind("evaluator", EVALUATORS, Evaluator)
+SOURCE: Kind[DataSource] = Kind("source", SOURCES, DataSource)
+VIEW_SAMPLER: Kind[ViewSampler] = Kind("view sampler", VIEWS, ViewSampler)
+AUGMENT: Kind[Augment] = Kind("augmentation", AUGMENTS, object)
+OPTIMIZER: Kind[Optim] = Kind("optimizer", OPTIMIZERS, Optim)
+SCHEDULE: Kind[Schedule] = Kind("schedule", SCHEDULES, Schedule)
+
+KINDS: Mapping[str, Kind[object]] = {
+    "objectives": OBJECTIVE,
+    "backbones": BACKBONE,
+    "tokenizers": TOKENIZER,
+    "maskers": MASKER,
+    "evaluators": EVALUATOR,
+    "sources": SOURCE,
+    "views": VIEW_SAMPLER,
+    "augments": AUGMENT,
+    "optimizers": OPTIMIZER,
+    "schedules": SCHEDULE,
+}
+
+
+def constructor_of(part: PartSpec, kind: Kind[Component]) -> Callable[..., Component]:
+    """The class that a part's ``type`` names, in the table or as ``my_file.py:MyClass``.
+
+    Raises:
+        UsageError: if there is none, or it is not of that kind.
+    """
+    at = part.node.mapping()["type"]
+    if ".py:" not in part.type:
+        file = Path(part.type.partition(":")[0]).with_suffix(".py")
+        if part.type not in kind.table and file.is_file():
+            raise at.error(f"a class of a file is written FILE.py:CLASS, such as {file}:{_first_class(file)}")
+        if part.type not in kind.table:
+            choices = ", ".join(sorted(kind.table))
+            hint = nearest(part.type, kind.table, "")
+            hint = f"{hint} " if hint.startswith("Did") else ""
+            raise at.error(f"unknown {kind.word} '{part.type}'. {hint}There are: {choices}")
+        return kind.table[part.type]
+    try:
+        found = _class_in_file(part.type)
+        _check_kind(found, part.type, kind)
+    except ValueError as error:
+        raise at.error(str(error)) from error
+    return cast(Callable[..., Component], found)
+
+
+def _first_class(file: Path) -> str:
+    """The name of the first class in a file, without running it; a stand-in if there is none."""
+    found = re.search(r"^class (\w+)", file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    return found[1] if found else "CLASS"
+
+
+def _class_in_file(address: str) -> type:
+    file, _, name = address.rpartition(":")
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise ValueError(f"{file}: no such file (paths are relative to the working folder, {Path.cwd()})")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # a real module, so that data workers can import it again
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(path.stem)
+    except (SyntaxError, ImportError) as error:
+        raise ValueError(f"{file} cannot be imported: {error}") from error
+    if Path(module.__file__ or "").resolve() != path:
+        raise ValueError(f"there is another Python module called '{path.stem}' already: rename {file}")
+    classes = {key: value for key, value in vars(module).items() if inspect.isclass(value)}
+    if name not in classes:
+        own = [key for key, value in classes.items() if value.__module__ == path.stem]
+        raise ValueError(f"{file} has no class '{name}'. {nearest(name, own, 'Its classes')}")
+    return classes[name]
+
+
+def _check_kind(found: type, address: str, kind: Kind[object]) -> None:
+    """Names what a class from outside the package lacks."""
+    if not issubclass(found, kind.interface):
+        raise ValueError(f"{address} does not derive from vidssl.interfaces.{kind.interface.__name__}")
+    lacking = sorted(getattr(found, "__abstractmethods__", ()))
+    if lacking:
+        raise ValueError(f"{address} lacks {', '.join(lacking)}, which every {kind.word} has")
+    stray = [name for name in parts_of(found) if name not in kind.parts]
+    if stray:
+        allowed = f"only {', '.join(kind.parts)} may be" if kind.parts else "none may be"
+        raise ValueError(
+            f"{address}: its parameter '{stray[0]}' is positional, and {allowed}: put '*' before the keys"
+        )
+    keys_of(found)
+
+
+def names_with(kind: Kind[object], ability: str, value: object) -> str:
+    """Names in a table whose classes have an attribute of that value, for messages."""
+    names = sorted(name for name, entry in kind.table.items() if getattr(entry, ability) == value)
+    return ", ".join(names) or "none"
+
+
+def summary(constructor: Callable[..., object]) -> str:
+    """The first line of a component's docstring, the sentence that ``vidssl list`` shows."""
+    return (inspect.getdoc(constructor) or "").split("\n")[0]

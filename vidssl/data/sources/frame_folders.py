@@ -1,0 +1,266 @@
+"""Videos that lie as folders of images, one a frame."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vidssl.data.classes import ordered_classes
+from vidssl.data.decode.images import read_image
+from vidssl.data.sources.listing import (
+    IMAGE_EXTENSIONS,
+    Listed,
+    Listing,
+    Part,
+    labelled_by_folder,
+    refuse_parts,
+    select,
+)
+from vidssl.data.sources.official.listed import DataSet, check_missing_share, tell_found
+from vidssl.data.sources.official.tables import read_text
+from vidssl.data.sources.origins import image_origin
+from vidssl.errors import counted
+from vidssl.interfaces import DataSource, KnowsMissing, KnowsOrigins, Origin, SampleInfo, UnreadableSample
+
+FRAMES = DataSet(
+    "A folder of frames",
+    "root holds VIDEO/img_00001.jpg, VIDEO/img_00002.jpg and so on, or CLASS/VIDEO/img_00001.jpg; a list has "
+    "'VIDEO', 'VIDEO CLASS' or 'VIDEO FRAMES CLASS' on each line",
+    "frame_folders",
+)
+_FRAME = re.compile(rf"(.*?)(\d+)\.(?:{'|'.join(IMAGE_EXTENSIONS)})", re.IGNORECASE | re.DOTALL)
+_LINE = re.compile(r"(\S.*?)(?:\s+(\d+))??(?:\s+(\d+))?")
+_KEPT = 8192  # videos whose frames' names are kept
+
+
+@dataclass(frozen=True)
+class _Video:
+    """Names of its frames in order, or why they cannot be used."""
+
+    names: tuple[str, ...]
+    problem: str = ""
+
+
+class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
+    """Videos that are folders of numbered images, such as img_00001.jpg.
+
+    A video's key is its folder below the root. Without a ``list`` the folders above the videos are their
+    classes, where there are any; the label is called "class". A number that is missing in the row makes a
+    video unreadable.
+
+    Args:
+        root: folder that the videos are in, relative to the working folder.
+        fps: frame rate that the images were taken at; images do not tell.
+        list: "VIDEO", "VIDEO CLASS" or "VIDEO FRAMES CLASS" on each line, with numbers for classes.
+        prefix: what the names of frames begin with, where folders hold others too (optical flow).
+        part: "train" and "test" divide each class by the hash of the key, the same way on every machine.
+        test_share: of each class, on average.
+        max_missing_share: of the folders in ``list``, that may be missing.
+        limit: keep at most this many videos, always the same random sample.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        fps: float,
+        list: str | None = None,
+        prefix: str | None = None,
+        part: Part = "all",
+        test_share: float = 0.25,
+        max_missing_share: float = 0.01,
+        limit: int | None = None,
+    ) -> None:
+        check_missing_share(max_missing_share)
+        if fps <= 0:
+            raise ValueError(f"fps must be above 0, got {fps}")
+        self._root, self._fps, self._prefix = Path(root).absolute(), fps, prefix
+        if not self._root.is_dir():
+            raise FRAMES.error(
+                f"{root}: no such folder (paths are relative to the working folder, {Path.cwd()})"
+            )
+        self._promised: dict[str, int] = {}
+        if list is None:
+            listing, num_missing = self._from_folders(), 0
+        else:
+            listing, num_missing = self._from_list(Path(list), max_missing_share)
+        listing = select(listing, part=part, test_share=test_share, limit=limit, where=root)
+        self._files = listing.files
+        # of a share of the videos none can say how many of the missing would be in it
+        self._num_missing = num_missing if part == "all" and limit is None else 0
+        self.label_classes: Mapping[str, tuple[str, ...]] = listing.label_classes
+        self._videos: OrderedDict[int, _Video] = OrderedDict()
+        if self._look(0).problem.startswith("images of several kinds"):
+            raise FRAMES.error(f"{self._root / self.key(0)}: {self._look(0).problem}")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def num_listed(self) -> int:
+        return len(self._files) + self._num_missing
+
+    def key(self, index: int) -> str:
+        return self._files[index].key
+
+    def labels(self, index: int) -> Mapping[str, int]:
+        return self._files[index].labels
+
+    def info(self, index: int) -> SampleInfo:
+        return SampleInfo(self.key(index), len(self._frames(index)), self._fps, self.labels(index))
+
+    def origin(self, index: int) -> Origin:
+        return image_origin(self._root / self._files[index].path)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        key, names = self.key(index), self._frames(index)
+        folder = self._root / self._files[index].path
+        if min(frames) < 0 or max(frames) >= len(names):
+            raise ValueError(f"{key} has {counted(len(names), 'frame')}, asked for {max(frames)}")
+        pixels = {
+            number: read_image(folder / names[number], f"{key}/{names[number]}")
+            for number in sorted(set(frames))
+        }
+        if len({image.shape for image in pixels.values()}) > 1:
+            raise UnreadableSample(key, "its frames are of different sizes")
+        return torch.cat([pixels[number] for number in frames])
+
+    def _frames(self, index: int) -> tuple[str, ...]:
+        video = self._look(index)
+        if video.problem:
+            raise UnreadableSample(self.key(index), video.problem)
+        return video.names
+
+    def _look(self, index: int) -> _Video:
+        """Names of the frames of a video, looked up once."""
+        if index not in self._videos:
+            path = self._files[index].path
+            video = _frames_in(self._root / path, self._prefix, self._promised.get(path))
+            if video.problem:
+                return video  # looked up again: a folder may be mended while it is in use
+            self._videos[index] = video
+        self._videos.move_to_end(index)
+        if len(self._videos) > _KEPT:
+            self._videos.popitem(last=False)
+        return self._videos[index]
+
+    def _from_folders(self) -> Listing:
+        keys = _find_folders(self._root)
+        if not keys or keys == ["."]:
+            what = "images lie in it and not in a folder for each video" if keys else "no image below it"
+            raise FRAMES.error(f"{self._root}: {what}")
+        flat = [key for key in keys if "/" not in key]
+        if flat and len(flat) < len(keys):
+            raise FRAMES.error(
+                f"{self._root}: {flat[0]} holds frames and lies beside folders that are taken for classes"
+            )
+        if flat:
+            return Listing(tuple(Listed(key, {}) for key in keys), {})
+        refuse_parts(self._root, {key.split("/")[0] for key in keys})
+        return Listing(*labelled_by_folder(keys))
+
+    def _from_list(self, path: Path, max_missing_share: float) -> tuple[Listing, int]:
+        rows = _read_list(path)
+        there = {key: (self._root / key).is_dir() for key in rows}
+        missing = [key for key, exists in there.items() if not exists]
+        if len(missing) == len(rows):
+            raise FRAMES.error(
+                f"{self._root}: none of the {counted(len(rows), 'folder')} of {path} is in it, not even "
+                f"{missing[0]}"
+            )
+        classes = ordered_classes(
+            (str(number) for _, number in rows.values() if number is not None), "class", path
+        )
+        numbers = {name: place for place, name in enumerate(classes)}
+        more = f", {counted(len(classes), 'class', 'classes')}" if classes else ""
+        tell_found(str(path), len(rows) - len(missing), missing, max_missing_share, more)
+        self._promised = {key: count for key, (count, _) in rows.items() if count is not None}
+        files = tuple(
+            Listed(key, {} if number is None else {"class": numbers[str(number)]})
+            for key, (_, number) in rows.items()
+            if there[key]
+        )
+        return Listing(files, {"class": classes} if classes else {}), len(missing)
+
+
+def _read_list(path: Path) -> dict[str, tuple[int | None, int | None]]:
+    """Folder -> number of frames and class, each None where the list does not say."""
+    rows: dict[str, tuple[int | None, int | None]] = {}
+    widths = set()
+    for line, text in enumerate(read_text(FRAMES, path).splitlines(), start=1):
+        match = _LINE.fullmatch(text.strip())
+        if match is None:
+            if text.strip():
+                raise FRAMES.error(f"{path}:{line}: not a line of a list: {text.strip()[:80]!r}")
+            continue
+        key = match[1].rstrip("/")
+        if key in rows:
+            raise FRAMES.error(f"{path}:{line}: {key} is listed twice")
+        rows[key] = tuple(None if word is None else int(word) for word in match.groups()[1:])  # type: ignore[assignment]
+        widths.add(sum(word is not None for word in match.groups()))
+    if len(widths) != 1:
+        what = "the list is empty" if not widths else "its lines have different numbers of columns"
+        raise FRAMES.error(f"{path}: {what}")
+    return rows
+
+
+def _find_folders(root: Path) -> list[str]:
+    """Folders that hold images, sorted; nothing below them is looked at. The root's own key is "."."""
+    keys, seen, left = [], set(), [root]
+    while left:
+        folder = left.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        below = _folders_in(folder)
+        if below is None:
+            keys.append(folder.relative_to(root).as_posix())
+        left += below or []
+    return sorted(keys)
+
+
+def _folders_in(folder: Path) -> list[Path] | None:
+    """The folders in a folder; None once a frame is met, for then it is a video."""
+    below = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    below.append(Path(entry.path))
+                elif _FRAME.fullmatch(entry.name):
+                    return None
+    except OSError as error:
+        raise FRAMES.error(f"{folder}: the folder cannot be read ({error.strerror})") from error
+    return below
+
+
+def _frames_in(folder: Path, prefix: str | None, promised: int | None) -> _Video:
+    """The frames in a folder by their numbers."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        return _Video((), f"the folder cannot be read ({error.strerror})")
+    matches = [match for match in map(_FRAME.fullmatch, names) if match and not match[0].startswith(".")]
+    kinds = sorted({match[1] for match in matches})
+    if prefix is None and len(kinds) > 1:
+        return _Video((), f"images of several kinds ({', '.join(kinds[:4])}): say which by the key 'prefix'")
+    by_number = {int(match[2]): match[0] for match in matches if prefix is None or match[1] == prefix}
+    if not by_number:
+        return _Video((), f"no image {prefix or ''}00001.jpg or the like in it")
+    first, last = min(by_number), max(by_number)
+    gap = next((number for number in range(first, last + 1) if number not in by_number), None)
+    if gap is not None:
+        return _Video((), f"image {gap} is missing between {by_number[first]} and {by_number[last]}")
+    ordered = tuple(by_number[number] for number in range(first, last + 1))
+    if promised is not None and len(ordered) < promised:
+        return _Video((), f"{len(ordered)} frames are there, the list promises {promised}")
+    return _Video(ordered[:promised])

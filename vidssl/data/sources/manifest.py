@@ -1,0 +1,306 @@
+"""What a scan found out about every file of a data set: a text file with one JSON object on each line.
+
+The first line says what the file is; each of the others describes a video (docs/data.md has all fields).
+Written by ``vidssl data check``, read by sources, which then neither open a bad file nor look twice at a
+good one: the timestamps and keyframes that seeking needs are in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, get_args
+
+from vidssl.data.decode.decode import Keyframe, VideoFacts
+from vidssl.data.sources.segments import NamedSegment, parse_segments
+from vidssl.errors import UsageError, counted
+
+Status = Literal["ok", "cut", "damaged", "unreadable"]
+Rate = Literal["constant", "variable", "unknown"]
+USABLE: tuple[Status, ...] = ("ok", "cut")
+VERSION = 1
+_KIND = "vidssl manifest"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file as the scan found it.
+
+    Attributes:
+        key: its path below the root.
+        status: "ok": every frame decodes; "cut": fewer frames are there than the header promises, all of
+            which decode; "damaged": some frames are lost or spoilt; "unreadable": no frame decodes.
+        reason: what is wrong, in words; empty where all is well.
+        bytes: its size; -1 where there is no such file.
+        mtime_ns: when it was last changed, as the file system says.
+        sha256: of its content; empty where it could not be read.
+        labels: label name -> name of the class.
+        segments: start and end in seconds and labels of each segment, where the list gave any; the file as a
+            whole is no sample then.
+        facts: None where unreadable.
+        container: FFmpeg's name of the format of the file.
+        rate: whether frames are evenly spaced in time.
+        gop: largest distance from one keyframe to the next, or to the end, in frames; 0 if unknown.
+        clip_seconds: of a core, that decoding one clip took; 0 where none was timed.
+        interlaced: whether any frame is made of two fields.
+        old: whether a version wrote it that did not look for all of this; a scan then looks again.
+    """
+
+    key: str
+    status: Status
+    reason: str = ""
+    bytes: int = -1
+    mtime_ns: int = 0
+    sha256: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    facts: VideoFacts | None = None
+    container: str = ""
+    rate: Rate = "unknown"
+    gop: int = 0
+    clip_seconds: float = 0.0
+    segments: tuple[NamedSegment, ...] = ()
+    interlaced: bool = False
+    old: bool = False
+
+    @property
+    def usable(self) -> bool:
+        return self.status in USABLE
+
+    def to_line(self) -> str:
+        """The entry as a line of JSON, its end included."""
+        row: dict[str, object] = {
+            "key": self.key,
+            "status": self.status,
+            "reason": self.reason,
+            "bytes": self.bytes,
+            "mtime_ns": self.mtime_ns,
+            "sha256": self.sha256,
+            "labels": dict(self.labels),
+        }
+        if self.segments:
+            row["segments"] = self.segments
+        if self.facts is not None:
+            row |= _facts_row(self.facts)
+            row |= {"container": self.container, "rate": self.rate, "gop": self.gop}
+            row["interlaced"] = self.interlaced
+            row["clip_seconds"] = round(self.clip_seconds, 6)
+        return json.dumps(row, ensure_ascii=True, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, object]) -> Entry:
+        """The entry that a line of JSON describes.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it describes none.
+        """
+        own = {
+            name: row[name] for name in ("key", "status", "reason", "bytes", "mtime_ns", "sha256", "labels")
+        }
+        if own["status"] not in get_args(Status):
+            raise ValueError(f"no status {own['status']!r}")
+        own["segments"] = parse_segments(row.get("segments", ()))
+        if "frames" not in row:
+            return cls(**own)  # type: ignore[arg-type]
+        more = {name: row[name] for name in ("container", "rate", "gop", "clip_seconds")}
+        more |= {"interlaced": bool(row.get("interlaced", False)), "old": "interlaced" not in row}
+        return cls(**own, **more, facts=_facts_of(row))  # type: ignore[arg-type]
+
+
+def _facts_row(facts: VideoFacts) -> dict[str, object]:
+    return {
+        "frames": facts.num_frames,
+        "promised_frames": facts.promised_frames,
+        "fps": facts.fps,
+        "height": facts.height,
+        "width": facts.width,
+        "rotation": facts.rotation,
+        "codec": facts.codec,
+        "no_seeking": facts.no_seeking,
+        "tick_seconds": facts.tick_seconds,
+        "pts": packed(facts.pts),
+        "keyframes": [[keyframe.number, keyframe.pts] for keyframe in facts.keyframes],
+        "mirrored": facts.mirrored,
+        "pixel_aspect": facts.pixel_aspect,
+    }
+
+
+def _facts_of(row: Mapping[str, object]) -> VideoFacts:
+    return VideoFacts(
+        num_frames=whole_number(row["frames"]),
+        promised_frames=whole_number(row["promised_frames"]),
+        fps=float(row["fps"]),  # type: ignore[arg-type]
+        height=whole_number(row["height"]),
+        width=whole_number(row["width"]),
+        rotation=whole_number(row["rotation"]),
+        codec=str(row["codec"]),
+        no_seeking=str(row["no_seeking"]),
+        pts=unpacked(row["pts"], whole_number(row["frames"])),  # type: ignore[arg-type]
+        keyframes=tuple(Keyframe(number, pts) for number, pts in row["keyframes"]),  # type: ignore[attr-defined]
+        tick_seconds=float(row["tick_seconds"]),  # type: ignore[arg-type]
+        mirrored=bool(row.get("mirrored", False)),
+        pixel_aspect=float(row.get("pixel_aspect", 1.0)),  # type: ignore[arg-type]
+    )
+
+
+def whole_number(value: object) -> int:
+    """A value of JSON that has to be an int.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if not isinstance(value, int):
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def packed(pts: Sequence[int]) -> list[int]:
+    """First timestamp, then pairs: a step and how often it is taken. Three numbers for a steady video."""
+    short = list(pts[:1])
+    for earlier, later in pairwise(pts):
+        if len(short) > 1 and short[-2] == later - earlier:
+            short[-1] += 1
+        else:
+            short += [later - earlier, 1]
+    return short
+
+
+def unpacked(short: Sequence[int], num_frames: int) -> array[int]:
+    """The timestamps that ``packed`` made short, none or one for each frame.
+
+    Raises:
+        TypeError, ValueError: if they are not.
+    """
+    if short and 1 + sum(map(whole_number, short[2::2])) != num_frames:
+        raise ValueError(f"its timestamps are not those of {num_frames} frames")
+    pts = array("q", short[:1])
+    for step, count in zip(short[1::2], short[2::2], strict=True):
+        last = pts[-1]
+        pts.extend(last + step * number for number in range(1, count + 1))
+    return pts
+
+
+class Manifest:
+    """The entries of a manifest, parsed when asked for.
+
+    It keeps the text and where each line lies: the workers that decode share both with their parent.
+
+    Args:
+        path: as given, for messages.
+
+    Attributes:
+        root: folder that keys were relative to when it was written, itself relative to the working folder.
+
+    Raises:
+        UsageError: if there is no such file or it is no manifest.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.root = Path()
+        try:
+            self._text = path.read_bytes()
+        except OSError as error:
+            raise UsageError(
+                f"{path}: the manifest cannot be read ({error.strerror}); 'vidssl data check' makes one"
+            ) from error
+        self._spans: dict[str, tuple[int, int]] = {}
+        for start, end in line_spans(self._text):
+            self._add(start, end)
+        if not self._spans:
+            raise UsageError(f"{path}: it describes no file; make it anew with 'vidssl data check'")
+
+    def _add(self, start: int, end: int) -> None:
+        try:
+            row = json.loads(self._text[start:end])
+            if start == 0:
+                _check_header(row)
+                self.root = Path(row["root"])
+            else:
+                self._spans[row["key"]] = (start, end)
+        except (KeyError, TypeError, ValueError) as error:
+            line = self._text.count(b"\n", 0, start) + 1
+            raise UsageError(
+                f"{self.path}:{line}: no line of a manifest ({error}); make it anew with 'vidssl data check'"
+            ) from error
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._spans
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self.entry, self._spans)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def entry(self, key: str) -> Entry:
+        """What was found out about a file.
+
+        Raises:
+            KeyError: if the manifest does not have it.
+            UsageError: if its line is damaged.
+        """
+        start, end = self._spans[key]
+        try:
+            return Entry.from_row(json.loads(self._text[start:end]))
+        except (KeyError, TypeError, ValueError) as error:
+            line = self._text.count(b"\n", 0, start) + 1
+            raise UsageError(f"{self.path}:{line}: a damaged line ({error})") from error
+
+
+def header(root: Path) -> str:
+    """The first line of a manifest."""
+    row = {"kind": _KIND, "version": VERSION, "root": str(root)}
+    return json.dumps(row, separators=(",", ":")) + "\n"
+
+
+def _check_header(row: object) -> None:
+    if not isinstance(row, dict) or row.get("kind") != _KIND:
+        raise ValueError("the first line is not that of a manifest")
+    if row.get("version") != VERSION:
+        raise ValueError(f"version {row.get('version')}, not {VERSION}")
+
+
+def line_spans(text: bytes) -> Iterator[tuple[int, int]]:
+    """Where each line of a text begins and ends, its line break left out."""
+    start = 0
+    while start < len(text):
+        end = text.find(b"\n", start)
+        end = len(text) if end < 0 else end
+        yield start, end
+        start = end + 1
+
+
+def hash_content(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def why_changed(path: Path, entry: Entry, status: os.stat_result) -> str:
+    """What says that a file is no longer the one that was scanned; empty if it is.
+
+    A file of the same size and time is taken for the same. One of another time, as copies have, is the same
+    if its content is.
+    """
+    if status.st_size != entry.bytes:
+        return f"it has {counted(status.st_size, 'byte')}, when it was scanned it had {entry.bytes}"
+    if status.st_mtime_ns == entry.mtime_ns:
+        return ""
+    try:
+        return "" if hash_content(path) == entry.sha256 else "its content has changed since it was scanned"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"

@@ -1,0 +1,271 @@
+"""The embedded data set: moving digits as real video files, written once into the user's cache folder."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vidssl.data.decode.content import Content
+from vidssl.data.decode.decode import read_frames
+from vidssl.data.decode.diagnose import why_not_a_file
+from vidssl.data.sources.digits_world import LABEL_NAMES, World, labels, render
+from vidssl.data.sources.origins import origin_of
+from vidssl.errors import UsageError, counted
+from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo, UnreadableSample
+
+_log = logging.getLogger(__name__)
+
+_FPS = 8
+_MANIFEST = "manifest.csv"
+_CHECKSUMS = "sha256.txt"  # as sha256sum writes and reads them
+_SAY_EVERY_SECONDS = 5.0
+_BYTES_A_FRAME = 1000  # of 64x64 pixels, rounded up; what the disk must have room for
+# crisp, and still small: 41 dB and 5 kB (H.264), 38 dB and 4 kB (MPEG-4) for 8 frames of 48x48; the rest is
+# lost to the halved colour resolution of yuv420p, which users' files have too
+_QUALITY = {"libx264": {"crf": "10", "preset": "veryfast"}, "mpeg4": {"qmin": "2", "qmax": "2"}}
+# with B-frames libx264 writes other bytes each time, decoded up to 7 of 255 apart, even on one thread
+_ENCODING = {"threads": 1, "max_b_frames": 0}
+
+
+class MovingDigits(DataSource, KnowsOrigins):
+    """Short videos of a digit that moves over a photograph, with every factor known as a label.
+
+    Labels: digit, texture, direction, speed and profile, see ``vidssl.data.sources.digits_world``. The videos are
+    files, H.264 or MPEG-4, in ``$VIDSSL_CACHE``, else ``$XDG_CACHE_HOME/vidssl``, else ``~/.cache/vidssl``;
+    they are written when they are first asked for, a few hundred a second.
+
+    Args:
+        split: "train" and "test" share neither a digit sample nor a pixel of a photograph.
+        num_videos: of this split; by default 4000 to train and 1000 to test.
+        limit: use only the first so many of them.
+        seed: of the whole world.
+        mode: what moves: the digit over a still photograph ("object"), or the photograph behind it ("pan").
+        size: side of the square frame in pixels.
+        num_frames: of a video.
+        digit_size: side of the digit's box in pixels.
+        num_directions: evenly spaced.
+        speeds: mean speed of each value of the label "speed", in pixels a frame.
+        ground: brightness of the photograph, 0 (black) to 1.
+        photo_shrink: the photographs (427x640) are reduced by this factor first.
+    """
+
+    def __init__(
+        self,
+        *,
+        split: Literal["train", "test"],
+        num_videos: int | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        mode: Literal["object", "pan"] = World.mode,
+        size: int = World.size,
+        num_frames: int = World.num_frames,
+        digit_size: int = World.digit_size,
+        num_directions: Literal[4, 8] = World.num_directions,
+        speeds: tuple[float, ...] = World.speeds,
+        ground: float = World.ground,
+        photo_shrink: int = World.photo_shrink,
+    ) -> None:
+        if num_videos is None:
+            num_videos = {"train": 4000, "test": 1000}[split]
+        for name, number, least in (("num_videos", num_videos, 1), ("limit", limit, 1), ("seed", seed, 0)):
+            if number is not None and number < least:
+                raise ValueError(f"{name} must be at least {least}, got {number}")
+        world = World(
+            mode=mode,
+            size=size,
+            num_frames=num_frames,
+            digit_size=digit_size,
+            num_directions=num_directions,
+            speeds=speeds,
+            ground=ground,
+            photo_shrink=photo_shrink,
+        )
+        self._folder = prepare(world, seed=seed, split=split, num_videos=num_videos)
+        self._rows = _read_manifest(self._folder)[:limit]
+        self._checksums = _read_checksums(self._folder)
+        self._split = split
+        self._num_frames = num_frames
+        self.label_classes = {
+            name: tuple(str(number) for number in range(total)) for name, total in world.num_classes().items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def key(self, index: int) -> str:
+        return f"{self._split}/{self._rows[index][0]}"
+
+    def labels(self, index: int) -> dict[str, int]:
+        return self._rows[index][1]
+
+    def info(self, index: int) -> SampleInfo:
+        return SampleInfo(self.key(index), self._num_frames, float(_FPS), self.labels(index))
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        path = self._folder / self._rows[index][0]
+        try:
+            content = path.read_bytes()
+        except OSError:
+            raise UnreadableSample(self.key(index), why_not_a_file(path)) from None
+        if hashlib.sha256(content).hexdigest() != self._checksums[path.name]:
+            raise UnreadableSample(
+                self.key(index), f"it is not what was written; remove {self._folder}, which is then made anew"
+            )
+        try:
+            return read_frames(Content(str(path), content), frames)
+        except UnreadableSample as error:
+            raise UnreadableSample(self.key(index), error.reason) from error
+
+    def origin(self, index: int) -> Origin:
+        path = self._folder / self._rows[index][0]
+        checksum = self._checksums[path.name]
+        return replace(origin_of(path), version=checksum, sha256=checksum)
+
+
+def prepare(world: World, *, seed: int, split: str, num_videos: int) -> Path:
+    """The folder of the videos, which are written first if they are not there.
+
+    Its name holds a hash of all that decides what the files show; the first clip's pixels stand for the
+    code that draws, so that a cache never outlives a change of it.
+
+    Two processes may ask at once: one writes, the other waits. A process that is killed leaves a folder
+    which the next one completes.
+
+    Raises:
+        UsageError: if the cache folder cannot be written or the disk is full.
+    """
+    codec = _codec()
+    made_from = {
+        "world": asdict(world),
+        "seed": seed,
+        "first_clip": hashlib.sha256(render(world, seed=seed, split=split, index=0).tobytes()).hexdigest(),
+        "codec": codec,
+        "quality": _QUALITY[codec],
+        "encoding": _ENCODING,
+    }
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+    folder = cache_folder() / "moving_digits" / f"{split}-{num_videos}-{digest}"
+    if (folder / _MANIFEST).is_file():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder.with_suffix(".lock")):
+            if not (folder / _MANIFEST).is_file():
+                _check_room(folder.parent, world, num_videos)
+                _write(folder, world, codec, seed=seed, split=split, num_videos=num_videos)
+                (folder / "made_from.json").write_text(json.dumps(made_from, indent=2) + "\n")
+    except OSError as error:
+        raise UsageError(
+            f"{folder.parent}: the moving digits cannot be written there ({error.strerror or error}). Set "
+            "the environment variable VIDSSL_CACHE to a folder with room that you may write to"
+        ) from error
+    return folder
+
+
+def cache_folder() -> Path:
+    """Where data that the package makes is kept."""
+    if os.environ.get("VIDSSL_CACHE"):
+        return Path(os.environ["VIDSSL_CACHE"]).expanduser().absolute()
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]).absolute() / "vidssl"
+    return Path.home() / ".cache" / "vidssl"
+
+
+@contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Waits until no other process holds this lock. The system frees it when its holder dies."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("Another process is writing %s; waiting for it", path.with_suffix(""))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _check_room(folder: Path, world: World, num_videos: int) -> None:
+    needed = int(num_videos * world.num_frames * _BYTES_A_FRAME * max(1.0, (world.size / 64) ** 2))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"it may need {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free")
+
+
+def _write(folder: Path, world: World, codec: str, *, seed: int, split: str, num_videos: int) -> None:
+    """Fills a folder beside the final one, then renames it; takes up where a killed process left off."""
+    unfinished = folder.with_suffix(".unfinished")
+    unfinished.mkdir(exist_ok=True)
+    _log.info("Writing %d moving digits videos (%s) to %s, once", num_videos, split, folder)
+    said, total_bytes, checksums = time.monotonic(), 0, list[str]()
+    for index in range(num_videos):
+        path = unfinished / f"{index:06d}.mp4"
+        if not path.is_file():
+            pending = path.with_suffix(".pending")
+            pending.write_bytes(encode(render(world, seed=seed, split=split, index=index), codec))
+            pending.rename(path)  # a video that has its name is whole
+        content = path.read_bytes()
+        checksums.append(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+        total_bytes += len(content)
+        if time.monotonic() - said > _SAY_EVERY_SECONDS:
+            said = time.monotonic()
+            _log.info("  %d of %d videos written", index + 1, num_videos)
+    (unfinished / _CHECKSUMS).write_text("".join(checksums))
+    with (unfinished / _MANIFEST).open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", *LABEL_NAMES])
+        for index in range(num_videos):
+            drawn = labels(world, seed=seed, split=split, index=index)
+            writer.writerow([f"{index:06d}.mp4", *(drawn[name] for name in LABEL_NAMES)])
+    unfinished.rename(folder)
+    _log.info("Wrote %s, %.1f MB in all, to %s", counted(num_videos, "video"), total_bytes / 1e6, folder)
+
+
+def _read_manifest(folder: Path) -> list[tuple[str, dict[str, int]]]:
+    with (folder / _MANIFEST).open(newline="") as file:
+        return [(row["path"], {name: int(row[name]) for name in LABEL_NAMES}) for row in csv.DictReader(file)]
+
+
+def _read_checksums(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of what was written."""
+    lines = (folder / _CHECKSUMS).read_text().splitlines()
+    return {name: checksum for checksum, name in (line.split("  ") for line in lines)}
+
+
+def _codec() -> str:
+    """The encoder at hand: FFmpeg may be built without H.264."""
+    return "libx264" if "libx264" in av.codecs_available else "mpeg4"
+
+
+def encode(frames: NDArray[np.uint8], codec: str) -> bytes:
+    """An MP4 file of RGB frames [T, H, W, 3]."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=Fraction(_FPS), options=_QUALITY[codec])
+        assert isinstance(stream, VideoStream), "both are video codecs"
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = _ENCODING["threads"]
+        stream.codec_context.max_b_frames = _ENCODING["max_b_frames"]
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p", threads=1)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

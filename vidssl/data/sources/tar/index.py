@@ -1,0 +1,302 @@
+"""Which sample lies where in tar shards: the text file ``index.jsonl``, one JSON object on each line.
+
+The first line says what the file is and numbers the classes. Then, shard by shard, a line with its name, its
+bytes and the number of its samples, and behind it a line for each of these: the row of a manifest
+(``vidssl.data.sources.manifest.Entry``) and ``start``, where the content begins in the tar. So a sample is read in
+one piece without a look at the tar's own headers, and decoded without a look through it.
+
+Keys are those of the data that the shards were made of, and no two are the same. Files that cannot be used
+stand in the index too, for they count, with ``start`` -1. An image is a row whose container is "image".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidssl.data.sources.manifest import Entry, line_spans, whole_number
+from vidssl.data.sources.segments import NamedSegment, parse_segments
+from vidssl.errors import UsageError, counted
+
+INDEX = "index.jsonl"
+KIND, VERSION = "vidssl tar shards", 1
+IMAGE = "image"  # container of an entry that is one picture
+NOWHERE = -1  # start of what lies in no tar
+BLOCK = 512  # of a tar; what lies in it begins at a whole number of these, behind a header of one or more
+_REMEDY = "make it anew with 'vidssl data shard', or with 'vidssl data index' for shards that are there"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file of the data: what is known of it, and where its ``entry.bytes`` bytes begin in the tar.
+
+    ``start``: -1 for a file that cannot be used and lies in no tar.
+    """
+
+    entry: Entry
+    start: int
+
+    def to_line(self) -> str:
+        """The member as a line of JSON, its end included."""
+        return self.entry.to_line().removesuffix("}\n") + f',"start":{self.start}}}\n'
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, object]) -> Member:
+        """The member that a line of JSON describes.
+
+        Raises:
+            KeyError, TypeError, ValueError: if it describes none.
+        """
+        return cls(Entry.from_row(row), whole_number(row["start"]))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file: its path below the root, its length, and what lies in it, in that order."""
+
+    name: str
+    bytes: int
+    members: tuple[Member, ...]
+
+    def to_lines(self) -> str:
+        """Its part of an index: a line for itself and one for each member."""
+        row = {"shard": self.name, "bytes": self.bytes, "samples": len(self.members)}
+        own = json.dumps(row, separators=(",", ":")) + "\n"
+        return own + "".join(member.to_line() for member in self.members)
+
+
+def parse_shards(text: bytes) -> list[Shard]:
+    """The shards whose ``to_lines`` stand one behind another in a text without the first line of an index.
+
+    Raises:
+        KeyError, TypeError, ValueError: if it is damaged or ends early.
+    """
+    rows = map(json.loads, text.splitlines())
+    shards = []
+    for row in rows:
+        members = tuple(map(Member.from_row, islice(rows, row["samples"])))
+        if len(members) < row["samples"]:
+            raise ValueError(
+                f"{row['shard']} has {counted(row['samples'], 'sample')}, {len(members)} are there"
+            )
+        shards.append(Shard(row["shard"], whole_number(row["bytes"]), members))
+    return shards
+
+
+def write_index(
+    file: BinaryIO, shards: Iterable[Shard], label_classes: Mapping[str, Sequence[str]], plan: str = ""
+) -> None:
+    """Writes an index.
+
+    Args:
+        shards: in the order in which samples are numbered; taken one by one.
+        label_classes: label name -> names of its classes, in number order.
+        plan: digest of how files were divided into shards; empty for shards made elsewhere.
+
+    Raises:
+        ValueError: if a key comes twice.
+    """
+    classes = {name: list(names) for name, names in label_classes.items()}
+    row = {"kind": KIND, "version": VERSION, "label_classes": classes, "plan": plan}
+    file.write((json.dumps(row, separators=(",", ":")) + "\n").encode())
+    keys: set[bytes] = set()
+    for shard in shards:
+        for member in shard.members:
+            digest = _digest(member.entry.key)
+            if digest in keys:
+                raise ValueError(f"{shard.name}: the key {member.entry.key!r} comes twice")
+            keys.add(digest)
+        file.write(shard.to_lines().encode())
+
+
+class ShardIndex:
+    """An index; what it says of a sample is parsed when asked for.
+
+    It keeps the text and a few numbers a sample, which the workers that decode share with their parent.
+    Samples are numbered from 0 as they lie, shard by shard, those that cannot be used among them.
+
+    Args:
+        text: content of the file.
+        where: its address, for messages.
+
+    Attributes:
+        label_classes: label name -> names of its classes, in number order.
+        plan: as ``write_index`` got it.
+        shards: names, in order.
+        shard_bytes: int64 [shards].
+        shard: int32 [samples], number of the shard that each lies in.
+        start: int64 [samples], where its content begins; -1 for one that cannot be used.
+        length: int64 [samples], in bytes.
+        num_frames: int32 [samples], 0 where unknown.
+        labels: label name -> int32 [samples], class number or -1.
+        segments: number of a file -> its segments, where samples are these and not the file.
+
+    Raises:
+        UsageError: if it is no index, is damaged or of another version.
+    """
+
+    def __init__(self, text: bytes, where: str) -> None:
+        self.where = where
+        self._text = text
+        self.label_classes: dict[str, tuple[str, ...]] = {}
+        self.plan = ""
+        columns = _Columns()
+        line, start = 0, 0
+        try:
+            for line, (start, end) in enumerate(line_spans(text), start=1):
+                row = _without_facts(text[start:end])
+                if line == 1:
+                    self._take_header(row)
+                    columns.expect(self.label_classes)
+                else:
+                    columns.add(row, start, end)
+            columns.finish()
+            if line == 0:
+                raise ValueError("the file is empty")
+        except UsageError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise UsageError(f"{where}:{line}: the index is damaged ({what}); {_REMEDY}") from error
+        self.shards = tuple(columns.shards)
+        self.shard_bytes = np.array(columns.shard_bytes, dtype=np.int64)
+        self.shard = np.array(columns.shard, dtype=np.int32)
+        self.start = np.array(columns.start, dtype=np.int64)
+        self.length = np.array(columns.length, dtype=np.int64)
+        self.num_frames = np.array(columns.num_frames, dtype=np.int32)
+        self.labels = {name: np.array(found, np.int32) for name, found in columns.labels.items()}
+        self.segments = columns.segments
+        self._spans = np.array(columns.spans, dtype=np.int64).reshape(-1, 2)
+        digests = np.array(columns.digests, dtype=np.uint64)
+        self._by_digest = np.argsort(digests, kind="stable")
+        self._digests = digests[self._by_digest]
+        self._refuse_twins()
+
+    def _take_header(self, row: object) -> None:
+        if not isinstance(row, dict) or row.get("kind") != KIND:
+            said = f" but of {row['kind']}" if isinstance(row, dict) and "kind" in row else ""
+            raise UsageError(
+                f"{self.where}:1: its first line is not that of an index of tar shards{said}; {_REMEDY}"
+            )
+        if row["version"] != VERSION:
+            raise ValueError(f"it is of version {row['version']}, this program reads version {VERSION}")
+        self.plan = str(row["plan"])
+        self.label_classes = {name: tuple(names) for name, names in row["label_classes"].items()}
+
+    def _refuse_twins(self) -> None:
+        (places,) = np.nonzero(self._digests[1:] == self._digests[:-1])
+        if len(places):
+            key = self.key(int(self._by_digest[places[0]]))
+            raise UsageError(f"{self.where}: the key {key!r} comes twice; {_REMEDY}")
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """bool [samples]: which lie in a shard."""
+        return self.start != NOWHERE
+
+    def member(self, number: int) -> Member:
+        """What is known of a sample.
+
+        Raises:
+            UsageError: if its line is damaged.
+        """
+        start, end = self._spans[number]
+        try:
+            return Member.from_row(json.loads(self._text[start:end]))
+        except (KeyError, TypeError, ValueError) as error:
+            line = self._text.count(b"\n", 0, start) + 1
+            raise UsageError(f"{self.where}:{line}: a damaged line ({error}); {_REMEDY}") from error
+
+    def key(self, number: int) -> str:
+        return self.key_and_checksum(number)[0]
+
+    def key_and_checksum(self, number: int) -> tuple[str, str]:
+        """A sample's key, and the SHA-256 of its content."""
+        start, end = self._spans[number]
+        row = _without_facts(self._text[start:end])
+        return str(row["key"]), str(row["sha256"])
+
+    def number(self, key: str) -> int | None:
+        """Which sample has this key; None if there is none."""
+        digest = np.uint64(int.from_bytes(_digest(key), "big"))
+        place = int(np.searchsorted(self._digests, digest))
+        if place == len(self._digests) or self._digests[place] != digest:
+            return None
+        return int(self._by_digest[place])
+
+    def keys(self) -> Iterator[str]:
+        """All keys, in order."""
+        return (self.key(number) for number in range(len(self)))
+
+
+class _Columns:
+    """The numbers of an index while its lines are read."""
+
+    def __init__(self) -> None:
+        self.shards: list[str] = []
+        self.shard_bytes = array("q")
+        self.shard = array("i")
+        self.start = array("q")
+        self.length = array("q")
+        self.num_frames = array("i")
+        self.spans = array("q")
+        self.digests = array("Q")
+        self.labels: dict[str, array[int]] = {}
+        self.segments: dict[int, tuple[NamedSegment, ...]] = {}
+        self._numbers: dict[str, dict[str, int]] = {}
+        self._awaited = 0  # samples of the last shard that are still to come
+
+    def expect(self, label_classes: Mapping[str, Sequence[str]]) -> None:
+        for label, names in label_classes.items():
+            self.labels[label] = array("i")
+            self._numbers[label] = {name: number for number, name in enumerate(names)}
+
+    def add(self, row: Mapping[str, object], start: int, end: int) -> None:
+        if self._awaited == 0:
+            self.shards.append(str(row["shard"]))
+            self.shard_bytes.append(whole_number(row["bytes"]))
+            self._awaited = whole_number(row["samples"])
+            return
+        self._awaited -= 1
+        self.digests.append(int.from_bytes(_digest(str(row["key"])), "big"))
+        self.shard.append(len(self.shards) - 1)
+        place, length = whole_number(row["start"]), whole_number(row["bytes"])
+        if place != NOWHERE and (place < BLOCK or place % BLOCK or place + length > self.shard_bytes[-1]):
+            raise ValueError(f"{length} bytes from {place} on are no place in {self.shards[-1]}")
+        self.start.append(place)
+        self.length.append(length)
+        self.num_frames.append(whole_number(row.get("frames", 0)))
+        self.spans.extend((start, end))
+        if "segments" in row:
+            self.segments[len(self.start) - 1] = parse_segments(row["segments"])
+        given = row["labels"]
+        for label, numbers in self.labels.items():
+            name = given.get(label)  # type: ignore[attr-defined]
+            if name is not None and name not in self._numbers[label]:
+                raise ValueError(f"{name!r} is no class of the label {label!r}")
+            numbers.append(-1 if name is None else self._numbers[label][name])
+
+    def finish(self) -> None:
+        if self._awaited:
+            raise ValueError(f"it ends early: {self.shards[-1]} lacks {counted(self._awaited, 'sample')}")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
+
+
+def _without_facts(line: bytes) -> dict[str, object]:
+    """A line of JSON, of a member's only what stands before and behind its facts, which are most of it."""
+    before, behind = line.find(b',"promised_frames":'), line.rfind(b',"start":')
+    return json.loads(line[:before] + line[behind:] if 0 <= before < behind else line)

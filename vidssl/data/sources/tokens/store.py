@@ -1,0 +1,327 @@
+"""Token stores: ids of whole videos on disk, so that each video is decoded and tokenized once.
+
+tokens/ucf101/
+  store.json          what it holds: tokenizer, frame rate, transforms, list of videos
+  shards/00000.json   the videos of a shard, and where the ids of each begin
+  shards/00000.ids    their ids, uint16, lowest byte first: of each video [transform, frame, h, w]
+
+A shard holds a fixed stretch of the list. It is there once its json file is, which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vidssl.engine.atomic import write_text
+from vidssl.errors import UsageError
+
+Crop = Literal["top", "middle", "bottom", "far"]  # top left, middle, bottom right, and see ``crop_offset``
+PLACES: tuple[Crop, ...] = get_args(Crop)
+CROPS: tuple[Crop, ...] = ("top", "middle", "bottom")  # VIMPAC's, App. C
+Ids = NDArray[np.uint16]
+
+FORMAT = 1
+DTYPE = np.dtype("<u2")
+HIGHEST_ID = 2**16 - 1
+_MAPS_KEPT = 64  # open files of a process
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What was done to frames before they became ids: the release of VIMPAC keeps a database for each.
+
+    Attributes:
+        short_side: in pixels, that the frames were resized to.
+        crop: place of the square that was cut then.
+        flip: whether that was mirrored.
+    """
+
+    short_side: int
+    crop: Crop
+    flip: bool
+
+    def __str__(self) -> str:
+        return f"{self.short_side} px {self.crop}{' flipped' if self.flip else ''}"
+
+
+def crop_offset(crop: Crop, room: int) -> int:
+    """Where a square begins on a side that exceeds it by ``room`` pixels.
+
+    "far" is twice the rounded middle, where BEVT's code, and ``uniform_clips``, puts the last of three crops:
+    of an odd number one pixel before the edge.
+    """
+    return {"top": 0, "middle": room // 2, "bottom": room, "far": room // 2 * 2}[crop]
+
+
+def transforms_of(
+    size: int, resize: Sequence[float], crops: Sequence[Crop], flips: Sequence[bool]
+) -> tuple[Transform, ...]:
+    """All combinations; the short side is each of ``resize`` times ``size``."""
+    return tuple(
+        Transform(round(ratio * size), crop, flip) for flip in flips for ratio in resize for crop in crops
+    )
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """What a store holds.
+
+    Attributes:
+        tokenizer: sha256 of ``tokenizer_keys``.
+        tokenizer_keys: its type, all of its keys, and the sha256 of its weights.
+        vocab_size: V; ids are below it.
+        size: side of the squares in pixels.
+        grid: rows and columns of ids of a frame.
+        fps: that the videos were thinned out to; None where they kept their own.
+        transforms: in the order in which a video's ids lie.
+        source: the data source that was read, for the reader.
+        videos: sha256 of the keys of its videos, in order.
+        num_videos: listed, readable or not.
+        videos_per_shard: as long a stretch of the list is a shard.
+        label_classes: label name -> names of its classes.
+    """
+
+    tokenizer: str
+    tokenizer_keys: Mapping[str, object]
+    vocab_size: int
+    size: int
+    grid: tuple[int, int]
+    fps: float | None
+    transforms: tuple[Transform, ...]
+    source: Mapping[str, object]
+    videos: str
+    num_videos: int
+    videos_per_shard: int
+    label_classes: Mapping[str, tuple[str, ...]]
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_videos // self.videos_per_shard)
+
+    def videos_of(self, shard: int) -> range:
+        """Places in the list of the videos of a shard."""
+        first = shard * self.videos_per_shard
+        return range(first, min(first + self.videos_per_shard, self.num_videos))
+
+    def ids_of(self, num_frames: int) -> int:
+        """How many ids a video of so many frames has, all transforms together."""
+        return len(self.transforms) * num_frames * self.grid[0] * self.grid[1]
+
+    def changed(self, other: StoreInfo) -> list[str]:
+        """Names of what differs."""
+        return [field.name for field in fields(self) if _plain(self)[field.name] != _plain(other)[field.name]]
+
+
+@dataclass(frozen=True)
+class StoredVideo:
+    """A video of a shard.
+
+    Attributes:
+        num_frames: stored; 0 if it could not be read.
+        fps: of the stored frames; 0 for an image.
+        start: where its ids begin in the shard, in ids.
+        reason: why it could not be read, else empty.
+        origin: the video file, as ``vidssl.data.sources.origins.recorded`` has it; empty where that is not known.
+    """
+
+    key: str
+    labels: Mapping[str, int]
+    num_frames: int
+    fps: float
+    start: int
+    reason: str = ""
+    origin: Mapping[str, object] = field(default_factory=dict)
+
+
+def _plain(info: StoreInfo) -> dict[str, object]:
+    """As JSON gives it back."""
+    tree: dict[str, object] = json.loads(json.dumps(asdict(info)))
+    return tree
+
+
+def write_info(folder: Path, info: StoreInfo) -> None:
+    """Begin a store.
+
+    Raises:
+        UsageError: if the folder cannot be written.
+    """
+    try:
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {folder}: {error.strerror or error}") from error
+    write_text(folder / "store.json", json.dumps({"format": FORMAT, **asdict(info)}, indent=1) + "\n")
+
+
+def read_info(folder: Path) -> StoreInfo:
+    """What a store holds.
+
+    Raises:
+        UsageError: if there is none, or it is damaged or of another format.
+    """
+    path = folder / "store.json"
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"{folder}: no token store: {path.name}: {error.strerror} (vidssl tokenize RECIPE --out FOLDER "
+            "makes one)"
+        ) from None
+    except ValueError as error:
+        raise UsageError(f"{path}: damaged: {error}") from None
+    form = tree.pop("format", None) if isinstance(tree, dict) else None
+    if form != FORMAT:
+        raise UsageError(f"{path}: a token store of format {form}, and this version reads {FORMAT}")
+    try:
+        tree["transforms"] = tuple(Transform(**each) for each in tree["transforms"])
+        tree["grid"] = tuple(tree["grid"])
+        tree["label_classes"] = {name: tuple(names) for name, names in tree["label_classes"].items()}
+        return StoreInfo(**tree)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: damaged: {error}") from None
+
+
+def index_path(folder: Path, shard: int) -> Path:
+    """The file that says which videos a shard holds."""
+    return folder / "shards" / f"{shard:05d}.json"
+
+
+def data_path(folder: Path, shard: int) -> Path:
+    """The file of a shard's ids."""
+    return folder / "shards" / f"{shard:05d}.ids"
+
+
+def read_shard(folder: Path, info: StoreInfo, shard: int) -> list[StoredVideo] | None:
+    """The videos of a finished shard; None if it is not there, or not whole."""
+    try:
+        listed = json.loads(index_path(folder, shard).read_text(encoding="utf-8"))
+        videos = [StoredVideo(**video) for video in listed]
+        size = data_path(folder, shard).stat().st_size
+    except (OSError, ValueError, TypeError):
+        return None
+    whole = len(videos) == len(info.videos_of(shard))
+    wanted = sum(info.ids_of(video.num_frames) for video in videos)
+    return videos if whole and size == wanted * DTYPE.itemsize else None
+
+
+def read_ids(folder: Path, info: StoreInfo, shard: int, video: StoredVideo) -> Ids:
+    """The ids of one video, [transform, frame, h, w], read from disk."""
+    count, offset = info.ids_of(video.num_frames), video.start * DTYPE.itemsize
+    ids = np.fromfile(data_path(folder, shard), DTYPE, count, offset=offset)
+    return ids.reshape(len(info.transforms), video.num_frames, *info.grid)
+
+
+class ShardWriter:
+    """Writes one shard; nothing of it is to be seen before ``finish``.
+
+    Raises:
+        UsageError: from every method, if the disk is full or cannot be written; finished shards stay.
+    """
+
+    def __init__(self, folder: Path, info: StoreInfo, shard: int) -> None:
+        self.folder, self.info, self.shard = folder, info, shard
+        self._temporary = folder / "shards" / f".{shard:05d}.ids.{os.getpid()}.tmp"
+        self._videos: list[StoredVideo] = []
+        self._next = 0
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> ShardWriter:
+        for left in (self.folder / "shards").glob(f".{self.shard:05d}.*.tmp"):
+            left.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            self._file = open(self._temporary, "wb")
+        except OSError as error:
+            raise self._full(error) from error
+        return self
+
+    def add(self, video: StoredVideo, ids: Ids) -> None:
+        """The next video of the list, its ids [transform, frame, h, w]; none for one that is unreadable."""
+        assert self._file is not None, "used as a context"
+        assert ids.size == self.info.ids_of(video.num_frames)
+        try:
+            self._file.write(np.ascontiguousarray(ids, dtype=DTYPE).data)
+        except OSError as error:
+            raise self._full(error) from error
+        self._videos.append(StoredVideo(**(asdict(video) | {"start": self._next})))
+        self._next += ids.size
+
+    def finish(self) -> list[StoredVideo]:
+        """Puts the shard into its place; its videos."""
+        assert self._file is not None, "used as a context"
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, data_path(self.folder, self.shard))
+        except OSError as error:
+            raise self._full(error) from error
+        listed = json.dumps([asdict(video) for video in self._videos])
+        write_text(index_path(self.folder, self.shard), listed)
+        return self._videos
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None and not self._file.closed:
+            with suppress(OSError):  # what it still had to write is thrown away with it
+                self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def _full(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"cannot write {data_path(self.folder, self.shard)}: {error.strerror or error}. Finished shards "
+            "are kept: make room, and the same command goes on from there"
+        )
+
+
+class StoreReader:
+    """The ids of a finished store, mapped into memory.
+
+    Raises:
+        UsageError: if it is not finished.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.info = read_info(folder)
+        self.videos: list[StoredVideo] = []
+        missing = 0
+        for shard in range(self.info.num_shards):
+            found = read_shard(folder, self.info, shard)
+            missing += found is None
+            self.videos += found or []
+        if missing:
+            raise UsageError(
+                f"{folder}: {missing} of {self.info.num_shards} shards are missing or damaged: the command "
+                "'vidssl tokenize' that began this store makes them, and those alone"
+            )
+        self._maps: OrderedDict[int, Ids] = OrderedDict()
+
+    def ids(self, index: int, transform: Transform) -> Ids:
+        """All ids of a readable video, [frame, h, w], mapped: what is not read is not loaded."""
+        return self.all_ids(index)[self.info.transforms.index(transform)]
+
+    def all_ids(self, index: int) -> Ids:
+        """The same under every transform, [transform, frame, h, w]."""
+        video = self.videos[index]
+        ids = self._map(index // self.info.videos_per_shard)
+        part = ids[video.start : video.start + self.info.ids_of(video.num_frames)]
+        return part.reshape(len(self.info.transforms), video.num_frames, *self.info.grid)
+
+    def _map(self, shard: int) -> Ids:
+        if shard not in self._maps:
+            self._maps[shard] = np.memmap(data_path(self.folder, shard), dtype=DTYPE, mode="r")
+            if len(self._maps) > _MAPS_KEPT:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(shard)
+        return self._maps[shard]

@@ -1,0 +1,297 @@
+"""Listed video files as samples: what is known of each, which are left out, and how they are read.
+
+A source of videos holds one ``Videos`` and hands it the keys that all such sources share: ``manifest``,
+``decoder``, ``short``, ``min_frames`` and ``square_pixels``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from vidssl.data.decode.decode import VideoFacts, part_of, probe, read_frames
+from vidssl.data.decode.decoders import DecoderName, PyAV, choose_decoder
+from vidssl.data.decode.diagnose import why_not_a_file
+from vidssl.data.sources.listing import Listed, Listing
+from vidssl.data.sources.manifest import Entry, Manifest, why_changed
+from vidssl.data.sources.origins import origin_of
+from vidssl.errors import UsageError, counted
+from vidssl.interfaces import DataSource, Origin, SampleInfo, UnreadableSample
+
+Short = Literal["loop", "pad", "skip"]
+
+
+@dataclass(frozen=True)
+class ShortVideos:
+    """One rule for all views, instead of each view's own.
+
+    Attributes:
+        rule: "loop" repeats a short video from its first frame on and "pad" holds its last frame, both up to
+            ``min_frames``; "skip" leaves it out. None leaves short videos to the views.
+        min_frames: how many frames make a video not short.
+
+    Raises:
+        ValueError: if one is given without the other.
+    """
+
+    rule: Short | None
+    min_frames: int
+
+    def __post_init__(self) -> None:
+        if self.min_frames < 1:
+            raise ValueError(f"min_frames must be at least 1, got {self.min_frames}")
+        if (self.rule is None) != (self.min_frames == 1):
+            raise ValueError(
+                "'short' (loop, pad or skip) and 'min_frames' (what is short) go together: "
+                f"got short {self.rule or 'null'}, min_frames {self.min_frames}"
+            )
+
+    def leaves_out(self, num_frames: int) -> bool:
+        """Whether a video of so many frames is left out."""
+        return self.rule == "skip" and num_frames < self.min_frames
+
+    def length(self, num_frames: int) -> int:
+        """Frames that a video has as far as views can see."""
+        return max(num_frames, self.min_frames) if self.rule in ("loop", "pad") else num_frames
+
+    def times(self, times: Sequence[float]) -> Sequence[float]:
+        """Times of the frames that views see, for those of the frames that are there, or none."""
+        more = self.length(len(times)) - len(times)
+        if not times or more <= 0:
+            return times
+        gap = times[-1] / max(len(times) - 1, 1)
+        if self.rule == "pad":
+            return [*times, *(times[-1] + gap * (step + 1) for step in range(more))]
+        period = times[-1] + gap
+        rounds = (len(times) + step for step in range(more))
+        return [*times, *(times[n % len(times)] + n // len(times) * period for n in rounds)]
+
+    def within(self, frames: Sequence[int], num_frames: int) -> list[int]:
+        """Frames that are there for frames asked for of a video that was made longer."""
+        if num_frames >= self.length(num_frames):
+            return list(frames)
+        if self.rule == "loop":
+            return [number % num_frames for number in frames]
+        return [min(number, num_frames - 1) for number in frames]
+
+
+_log = logging.getLogger(__name__)
+_FACTS_KEPT = 8192  # videos; the facts of one take about 2 kB for each 300 frames
+
+
+class Videos:
+    """Listed video files, and what was found out about those that were opened last.
+
+    Args:
+        root: folder that keys are relative to, itself relative to the working folder.
+        listing: the files.
+        manifest: path of what ``vidssl data check`` wrote. What it calls damaged or unreadable is left out;
+            a file that has changed since counts as unreadable. Without it each file is looked through when
+            it is first asked for.
+        decoder: "pyav"; "torchcodec" or "torchcodec_cuda", which leave files to PyAV that they cannot read
+            exactly; "auto" is torchcodec on the CPU where that works.
+        short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them from their
+            first frame on and "pad" holds their last frame, both up to ``min_frames``; "skip" leaves them
+            out, which takes a manifest. None leaves short videos to the rule of the views.
+        min_frames: see ``short``.
+        square_pixels: whether frames whose pixels are not square are widened or narrowed to what they show.
+
+    Attributes:
+        files: those that are not left out.
+        left_out: why -> how many.
+        num_listed: files of the listing, those that are left out included.
+
+    Raises:
+        ValueError: for keys that do not go together.
+        UsageError: if a file is not in the manifest, none is left, or the decoder is of no use here.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        listing: Listing,
+        *,
+        manifest: str | None = None,
+        decoder: DecoderName = "pyav",
+        short: Short | None = None,
+        min_frames: int = 1,
+        square_pixels: bool = False,
+    ) -> None:
+        self._short = ShortVideos(short, min_frames)
+        if short == "skip" and manifest is None:
+            raise ValueError(
+                "short: skip needs 'manifest', which knows how long videos are; 'vidssl data check' makes one"
+            )
+        self._root = root.absolute()
+        self._square_pixels = square_pixels
+        self._manifest = None if manifest is None else Manifest(Path(manifest))
+        self._decoder = choose_decoder(decoder)
+        self._facts: OrderedDict[str, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
+        self.left_out: Counter[str] = Counter()
+        self.num_listed = len(listing.files)
+        self.files = listing.files if self._manifest is None else self._usable(listing.files, self._manifest)
+
+    def info(self, index: int) -> SampleInfo:
+        """What a source says of a sample; a short video is as long as ``short`` makes it."""
+        file = self.files[index]
+        facts = self._look(index)
+        own = _frames(file, facts)
+        length, times = self._short.length(len(own)), self._short.times(part_of(facts.uneven_times, own))
+        return SampleInfo(file.key, length, facts.fps, file.labels, times)
+
+    def origin(self, index: int) -> Origin:
+        """The file of a sample, with its checksum where a manifest has that."""
+        file = self.files[index]
+        segment = None if file.segment is None else file.segment.seconds
+        if self._manifest is None:
+            return origin_of(self._root / file.path, segment=segment)
+        entry = self._manifest.entry(file.path)
+        return origin_of(self._root / file.path, entry.sha256, entry.bytes, segment=segment)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        """Frames as a source reads them, uint8 [len(frames), 3, H, W]."""
+        file = self.files[index]
+        key, facts = file.key, self._look(index)
+        own = _frames(file, facts)
+        if max(frames) >= self._short.length(len(own)):
+            reason = f"it shrank while in use: frame {max(frames)} was asked for, {len(own)} are there"
+            raise UnreadableSample(key, reason)
+        wanted = [own[number] for number in self._short.within(frames, len(own))]
+        try:
+            return self._decoder.read(self._root / file.path, wanted, facts)
+        except UnreadableSample as error:
+            raise UnreadableSample(key, error.reason) from error
+
+    def _usable(self, files: Sequence[Listed], manifest: Manifest) -> tuple[Listed, ...]:
+        unknown = [file.path for file in files if file.path not in manifest]
+        if unknown:
+            raise UsageError(
+                f"{manifest.path}: {len(unknown)} of {len(files)} listed videos are not in the manifest, "
+                f"such as {unknown[0]}. Have them scanned with 'vidssl data check'"
+            )
+        kept, by_pyav = [], Counter[str]()
+        for file in files:
+            entry = manifest.entry(file.path)
+            why = self._why_out(file, entry)
+            if why:
+                self.left_out[why] += 1
+            else:
+                kept.append(file)
+                by_pyav[entry.facts.no_seeking if entry.facts else ""] += 1
+        if not kept:
+            raise UsageError(
+                f"{manifest.path}: none of the {len(files)} listed videos can be used "
+                f"({_counted(self.left_out)})"
+            )
+        _tell(manifest, len(files), "left out", self.left_out)
+        del by_pyav[""]
+        if not isinstance(self._decoder, PyAV):
+            _tell(manifest, len(kept), f"read by PyAV, not {self._decoder.name}", by_pyav)
+        return tuple(kept)
+
+    def _why_out(self, file: Listed, entry: Entry) -> str:
+        if not entry.usable or entry.facts is None:
+            return entry.status
+        try:
+            own = _frames(file, entry.facts)
+        except UnreadableSample as error:
+            return f"of no use: {error.reason}"
+        if self._short.leaves_out(len(own)):
+            return f"shorter than {counted(self._short.min_frames, 'frame')}"
+        return ""
+
+    def _look(self, index: int) -> VideoFacts:
+        """Facts of a file, kept until it changes."""
+        file = self.files[index]
+        path = self._root / file.path
+        try:
+            status = os.stat(path)
+        except OSError:
+            raise UnreadableSample(file.key, why_not_a_file(path)) from None
+        version = (status.st_size, status.st_mtime_ns)
+        if file.path not in self._facts or self._facts[file.path][0] != version:
+            facts = self._find_out(file, status)
+            self._facts[file.path] = (version, facts.with_square_pixels() if self._square_pixels else facts)
+        self._facts.move_to_end(file.path)
+        if len(self._facts) > _FACTS_KEPT:
+            self._facts.popitem(last=False)
+        return self._facts[file.path][1]
+
+    def _find_out(self, file: Listed, status: os.stat_result) -> VideoFacts:
+        path, key = self._root / file.path, file.key
+        if self._manifest is None:
+            try:
+                return probe(path)
+            except UnreadableSample as error:
+                raise UnreadableSample(key, error.reason) from error
+        entry = self._manifest.entry(file.path)
+        changed = why_changed(path, entry, status)
+        if changed or entry.facts is None:
+            raise UnreadableSample(
+                key, f"{changed}; have it scanned again: 'vidssl data check' ({self._manifest.path})"
+            )
+        return entry.facts
+
+
+def _frames(file: Listed, facts: VideoFacts) -> range:
+    """Numbers of the frames of a file that belong to a sample; raises UnreadableSample if none does."""
+    if file.segment is None:
+        return range(facts.num_frames)
+    return file.segment.frames_of(file.key, facts)
+
+
+def _tell(manifest: Manifest, total: int, what: str, reasons: Counter[str]) -> None:
+    count = sum(reasons.values())
+    if count:
+        _log.warning("%s: %d of %d videos are %s: %s", manifest.path, count, total, what, _counted(reasons))
+
+
+def _counted(reasons: Counter[str]) -> str:
+    """The commonest with their counts."""
+    shown = [f"{count} {why}" for why, count in reasons.most_common(5)]
+    return ", ".join(shown) + (", ..." if len(reasons) > 5 else "")
+
+
+class VideoFiles(DataSource):
+    """Video files without labels, for a look at a few of them; a video's key is its path.
+
+    Each is looked through once, when it is first asked for.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self._videos = [_Video(Path(path)) for path in paths]
+        self.label_classes: Mapping[str, tuple[str, ...]] = {}
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def key(self, index: int) -> str:
+        return str(self._videos[index].path)
+
+    def labels(self, index: int) -> Mapping[str, int]:
+        return {}
+
+    def info(self, index: int) -> SampleInfo:
+        facts = self._videos[index].facts
+        return SampleInfo(self.key(index), facts.num_frames, facts.fps, {}, facts.uneven_times)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        video = self._videos[index]
+        return read_frames(video.path, frames, video.facts)
+
+
+class _Video:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def facts(self) -> VideoFacts:
+        return probe(self.path)

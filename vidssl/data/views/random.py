@@ -1,0 +1,205 @@
+"""One random clip or frame of a video, for training. Pixels stay uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from vidssl.data.views.checks import check_counts
+from vidssl.data.views.crops import (
+    ASPECT,
+    Interpolation,
+    RandomResizedCrop,
+    random_square,
+    resize_short_side,
+    short_side_range,
+)
+from vidssl.data.views.times import clip_frames, draw, last_start, segments
+from vidssl.interfaces import DataSource, ViewSampler
+
+Shape = tuple[int, int, int]
+
+
+class SingleClip(ViewSampler):
+    """One random clip of a video, resized and cropped at random as in BEVT's published code.
+
+    The start is uniform over all clips that fit; a video too short for one is read round and round from
+    its first frame. The short side becomes a random length, then a square is cut from a random place. A
+    video that already has the wanted size is taken as it is.
+
+    Args:
+        num_frames: of the clip.
+        frame_stride: video frames from one clip frame to the next.
+        size: side of the square in pixels.
+        short_side: smallest and largest length that the short side is resized to. By default the range
+            that BEVT has for 224 pixels, 256 to 320, scaled to ``size``.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int = 16,
+        frame_stride: int = 8,
+        size: int = 224,
+        short_side: tuple[int, int] | None = None,
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
+        check_counts({"num_frames": num_frames, "frame_stride": frame_stride, "size": size})
+        self.num_frames = num_frames
+        self.frame_stride = frame_stride
+        self.size = size
+        self.short_side = short_side_range(short_side, size)
+        self.interpolation = interpolation
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return {"clip": ((self.num_frames, self.size, self.size),)}
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
+        frames = source.read(index, clip)
+        return {"clip": (random_square(frames, self.size, self.short_side, generator, self.interpolation),)}
+
+
+class SingleImage(ViewSampler):
+    """One random frame of a video, or an image, resized and cropped at random as in BEVT's published code.
+
+    Args:
+        size: side of the square in pixels.
+        short_side: smallest and largest length that the short side is resized to. By default the range
+            that BEVT has for 224 pixels, 256 to 320, scaled to ``size``.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 224,
+        short_side: tuple[int, int] | None = None,
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
+        check_counts({"size": size})
+        self.size = size
+        self.short_side = short_side_range(short_side, size)
+        self.interpolation = interpolation
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return {"image": ((1, self.size, self.size),)}
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        frame = draw(generator, 0, source.info(index).num_frames - 1)
+        frames = source.read(index, [frame])
+        return {"image": (random_square(frames, self.size, self.short_side, generator, self.interpolation),)}
+
+
+class RandomResizedClip(ViewSampler):
+    """One random clip in a box of random area and shape: BEVT's view for finetuning on Kinetics.
+
+    Starts are as those of ``single_clip``. One box serves all frames.
+
+    Args:
+        num_frames: of the clip.
+        frame_stride: video frames from one clip frame to the next.
+        size: side of the square in pixels that the box is resized to.
+        area: smallest and largest share of the frame that the box covers.
+        aspect: smallest and largest width / height of the box.
+        short_side: resize the short side to this length before the box is cut, as BEVT's published code
+            does with 256; by default frames are resized only once.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int = 32,
+        frame_stride: int = 2,
+        size: int = 224,
+        area: tuple[float, float] = (0.08, 1.0),
+        aspect: tuple[float, float] = ASPECT,
+        short_side: int | None = None,
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
+        check_counts({"num_frames": num_frames, "frame_stride": frame_stride})
+        self.num_frames = num_frames
+        self.frame_stride = frame_stride
+        self.cut = RandomResizedCrop(size, area, aspect, interpolation=interpolation)
+        self.short_side = _checked_short_side(short_side)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return {"clip": ((self.num_frames, self.cut.size, self.cut.size),)}
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
+        return {"clip": (_cut(source.read(index, clip), self.short_side, self.cut, generator),)}
+
+
+class RandomSegments(ViewSampler):
+    """A clip of one random frame from each of equal parts of the whole video, in a random box.
+
+    BEVT's view for finetuning on Something-Something v2.
+
+    Args:
+        num_frames: parts, and frames of the clip.
+        size: side of the square in pixels that the box is resized to.
+        area: smallest and largest share of the frame that the box covers.
+        aspect: smallest and largest width / height of the box.
+        short_side: resize the short side to this length before the box is cut, as BEVT's published code
+            does with 256; by default frames are resized only once.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int = 32,
+        size: int = 224,
+        area: tuple[float, float] = (0.08, 1.0),
+        aspect: tuple[float, float] = ASPECT,
+        short_side: int | None = None,
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
+        check_counts({"num_frames": num_frames})
+        self.num_frames = num_frames
+        self.cut = RandomResizedCrop(size, area, aspect, interpolation=interpolation)
+        self.short_side = _checked_short_side(short_side)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return {"clip": ((self.num_frames, self.cut.size, self.cut.size),)}
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        parts = segments(source.info(index).num_frames, self.num_frames)
+        clip = [draw(generator, first, last) for first, last in parts]
+        return {"clip": (_cut(source.read(index, clip), self.short_side, self.cut, generator),)}
+
+
+def _random_clip(num_frames: int, length: int, stride: int, generator: torch.Generator) -> list[int]:
+    start = draw(generator, 0, last_start(num_frames, length, stride))
+    return clip_frames(start, num_frames, length=length, stride=stride)
+
+
+def _cut(
+    frames: Tensor, short_side: int | None, cut: RandomResizedCrop, generator: torch.Generator
+) -> Tensor:
+    """[T, 3, H, W] -> [3, T, size, size]."""
+    if short_side is not None:
+        frames = resize_short_side(frames, short_side, cut.interpolation)
+    return cut(frames, generator)
+
+
+def _checked_short_side(short_side: int | None) -> int | None:
+    check_counts({} if short_side is None else {"short_side": short_side})
+    return short_side

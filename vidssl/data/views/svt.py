@@ -1,0 +1,357 @@
+"""SVT's views: two globals and several locals of one video, which is decoded once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vidssl.data.views.checks import check_counts, check_shares
+from vidssl.data.views.crops import (
+    ASPECT,
+    FramesOfClips,
+    Interpolation,
+    RandomResizedCrop,
+    picked,
+    random_square,
+    short_side_range,
+)
+from vidssl.data.views.random import Shape
+from vidssl.data.views.times import (
+    clip_frames,
+    draw,
+    draw_real,
+    held_frames,
+    last_start,
+    spread,
+    svt_fps,
+    svt_window,
+    svt_window_frames,
+)
+from vidssl.data.views.uniform import slow_fast_last_start
+from vidssl.interfaces import DataSource, ViewSampler
+
+Vary = Literal["both", "space", "time"]
+LOCAL_FRAMES = (2, 2, 4, 4, 8, 8, 16, 16)
+
+
+class GlobalLocal(ViewSampler):
+    """Global and local views of one video: SVT, Sec. 3.2.
+
+    Each view takes frames evenly from a random part of the video of its own, first and last frame of the
+    part included, and one random box of the frame. Locals lie anywhere in the video. A part shorter than
+    the view has frames repeats some. The paper draws a local's number of frames from {2, 4, 8, 16}; here
+    every slot has its own, so that slots can be batched, as in the published code.
+
+    Args:
+        num_frames: of each global view.
+        extent: share of the video that a global view covers. The text does not say whether the globals
+            share one part; here each draws its own.
+        size: of a global view, side of the square in pixels.
+        area: of a global view, smallest and largest share of the frame; this and ``local_area`` are the
+            published code's, the paper says "about 40 % of each dimension" for locals.
+        local_frames: of each local view; an empty list gives no local views.
+        local_extent: share of the video that a local view covers.
+        local_size: of a local view, side of the square in pixels.
+        local_area: of a local view, smallest and largest share of the frame.
+        aspect: smallest and largest width / height of a box.
+        vary: what the views' field of view differs in (Table 5). "space": all views take their frames from
+            one part of ``extent``. "time": all views show whole frames, ``size`` pixels wide.
+        box_per_frame: a box for each frame instead of one for all, for the ablation without temporally
+            consistent augmentation (Table 7).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: tuple[int, ...] = (16, 8),
+        extent: float = 0.9,
+        size: int = 224,
+        area: tuple[float, float] = (0.4, 1.0),
+        local_frames: tuple[int, ...] = LOCAL_FRAMES,
+        local_extent: float = 0.125,
+        local_size: int = 96,
+        local_area: tuple[float, float] = (0.05, 0.4),
+        aspect: tuple[float, float] = ASPECT,
+        vary: Vary = "both",
+        box_per_frame: bool = False,
+    ) -> None:
+        _check_frames(num_frames, local_frames)
+        check_shares({"extent": extent, "local_extent": local_extent})
+        self.num_frames = num_frames
+        self.local_frames = local_frames
+        self.extent = extent
+        self.local_extent = local_extent
+        self.vary = vary
+        self.cut = RandomResizedCrop(size, area, aspect, box_per_frame)
+        self.local_cut = RandomResizedCrop(local_size, local_area, aspect, box_per_frame)
+        if vary == "time":
+            self.cut = self.local_cut = RandomResizedCrop(size, None)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return _shapes(self.num_frames, self.cut, self.local_frames, self.local_cut)
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        total = source.info(index).num_frames
+        one = _random_part(total, self.extent, generator)
+
+        def clip(length: int, extent: float) -> list[int]:
+            part = one if self.vary == "space" else _random_part(total, extent, generator)
+            return spread(*part, length, total)
+
+        globals_ = [clip(length, self.extent) for length in self.num_frames]
+        locals_ = [clip(length, self.local_extent) for length in self.local_frames]
+        return _views(source, index, globals_, self.cut, locals_, self.local_cut, generator)
+
+
+class SVTPublished(ViewSampler):
+    """The views of SVT's published code: both globals span one random window, five frames apart.
+
+    The window lasts as long as ``window_frames`` at 30 fps, or the whole of a shorter video; locals cover
+    an eighth of it. Boxes are drawn as that code does, whose few strays reach beyond the range, and
+    resizing is not antialiased. The defaults are the shipped script's; the author says that the paper's
+    numbers come from globals of 8 and 16 frames and locals of 2, 2, 4, 4, 8, 8, 16, 16.
+
+    Args:
+        num_frames: of the two global views.
+        window_frames: of the window, at 30 fps; published: 8 x 32. A video that states no rate counts
+            as 30 fps.
+        size: of a global view, side of the square in pixels.
+        area: of a global view, smallest and largest share of the frame.
+        local_frames: of each local view; an empty list gives no local views.
+        local_size: of a local view, side of the square in pixels.
+        local_area: of a local view, smallest and largest share of the frame.
+        aspect: smallest and largest width / height of a box.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: tuple[int, int] = (8, 8),
+        window_frames: int = 256,
+        size: int = 224,
+        area: tuple[float, float] = (0.4, 1.0),
+        local_frames: tuple[int, ...] = (8,) * 8,
+        local_size: int = 96,
+        local_area: tuple[float, float] = (0.05, 0.4),
+        aspect: tuple[float, float] = ASPECT,
+    ) -> None:
+        _check_frames(num_frames, local_frames)
+        check_counts({"window_frames": window_frames})
+        self.num_frames = num_frames
+        self.local_frames = local_frames
+        self.window_frames = window_frames
+        self.cut = RandomResizedCrop(size, area, aspect, interpolation="bicubic", draw="svt_published")
+        self.local_cut = RandomResizedCrop(
+            local_size, local_area, aspect, interpolation="bicubic", draw="svt_published"
+        )
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return _shapes(self.num_frames, self.cut, self.local_frames, self.local_cut)
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        info = source.info(index)
+        window = svt_window_frames(svt_fps(info), self.window_frames)
+        start = draw_real(generator, 0.0, max(info.num_frames - window, 0.0))
+        first, last = svt_window(start, info.num_frames, window)
+        globals_ = svt_global_frames(first, last, self.num_frames)
+        span = last - first + 1
+        locals_ = [
+            svt_local_frames(first, last, draw(generator, 0, span - span // 8 - 1), length)
+            for length in self.local_frames
+        ]
+        return _views(source, index, globals_, self.cut, locals_, self.local_cut, generator)
+
+
+class IntervalClips(ViewSampler):
+    """SVT's views with temporal interval sampling in place of motion correspondences: SVT, Table 6.
+
+    The two globals are clips at one frame rate, their starts a random interval apart: an interval t out
+    of at most t_max is drawn with a chance that falls as 1 - (t / (t_max + 1)) ** interval_power, then the
+    place of the pair uniformly, then which clip is first (CVRL, Sec. 3.2). A video too short for a clip is
+    read round and round. Locals stay those of ``global_local``; the paper does not mention them.
+
+    Args:
+        num_frames: of each global view; 16 frames two apart are CVRL's, SVT states nothing.
+        frame_stride: video frames from one frame of a global view to the next.
+        interval_power: 1 falls in a straight line, the best in CVRL; larger values fall later.
+        size: of a global view, side of the square in pixels.
+        area: of a global view, smallest and largest share of the frame.
+        local_frames: of each local view; an empty list gives no local views.
+        local_extent: share of the video that a local view covers.
+        local_size: of a local view, side of the square in pixels.
+        local_area: of a local view, smallest and largest share of the frame.
+        aspect: smallest and largest width / height of a box.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int = 16,
+        frame_stride: int = 2,
+        interval_power: float = 1.0,
+        size: int = 224,
+        area: tuple[float, float] = (0.4, 1.0),
+        local_frames: tuple[int, ...] = LOCAL_FRAMES,
+        local_extent: float = 0.125,
+        local_size: int = 96,
+        local_area: tuple[float, float] = (0.05, 0.4),
+        aspect: tuple[float, float] = ASPECT,
+    ) -> None:
+        _check_frames((num_frames,), local_frames)
+        check_counts({"frame_stride": frame_stride})
+        check_shares({"local_extent": local_extent})
+        if interval_power <= 0:
+            raise ValueError(f"interval_power must be above 0, got {interval_power}")
+        self.num_frames = num_frames
+        self.frame_stride = frame_stride
+        self.interval_power = interval_power
+        self.local_frames = local_frames
+        self.local_extent = local_extent
+        self.cut = RandomResizedCrop(size, area, aspect)
+        self.local_cut = RandomResizedCrop(local_size, local_area, aspect)
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return _shapes((self.num_frames,) * 2, self.cut, self.local_frames, self.local_cut)
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        total = source.info(index).num_frames
+        globals_ = [
+            clip_frames(start, total, length=self.num_frames, stride=self.frame_stride)
+            for start in self._starts(last_start(total, self.num_frames, self.frame_stride), generator)
+        ]
+        locals_ = [
+            spread(*_random_part(total, self.local_extent, generator), length, total)
+            for length in self.local_frames
+        ]
+        return _views(source, index, globals_, self.cut, locals_, self.local_cut, generator)
+
+    def _starts(self, last: int, generator: torch.Generator) -> tuple[int, int]:
+        chances = 1 - (torch.arange(last + 1, dtype=torch.float64) / (last + 1)) ** self.interval_power
+        interval = int(torch.multinomial(chances, 1, generator=generator))
+        early = draw(generator, 0, last - interval)
+        late = early + interval
+        return (early, late) if draw(generator, 0, 1) else (late, early)
+
+
+class SlowFastTrain(ViewSampler):
+    """Slow and fast clips for training a classifier on both (SVT, Sec. 4.1), from one random place.
+
+    Time is as in ``slow_fast``, but the start is random; of each clip the short side becomes a random
+    length, then a square is cut from a random place.
+
+    Args:
+        num_frames: of the slow and of the fast clip.
+        frame_strides: of each, video frames from one clip frame to the next.
+        sizes: of each, side of the square in pixels.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: tuple[int, int] = (8, 64),
+        frame_strides: tuple[int, int] = (32, 4),
+        sizes: tuple[int, int] = (224, 96),
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
+        check_counts({"num_frames": num_frames, "frame_strides": frame_strides, "sizes": sizes})
+        self.num_frames = num_frames
+        self.frame_strides = frame_strides
+        self.sizes = sizes
+        self.interpolation = interpolation
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        (slow, fast), (large, small) = self.num_frames, self.sizes
+        return {"slow": ((slow, large, large),), "fast": ((fast, small, small),)}
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        total = source.info(index).num_frames
+        start = draw(generator, 0, slow_fast_last_start(total, self.num_frames, self.frame_strides))
+        clips = [
+            held_frames(start, total, length=length, stride=stride)
+            for length, stride in zip(self.num_frames, self.frame_strides, strict=True)
+        ]
+        frames = FramesOfClips(source, index, clips)
+        slow, fast = (
+            random_square(
+                picked(frames.pixels, rows),
+                size,
+                short_side_range(None, size),
+                generator,
+                self.interpolation,
+            )
+            for rows, size in zip(map(frames.rows, clips), self.sizes, strict=True)
+        )
+        return {"slow": (slow,), "fast": (fast,)}
+
+
+def svt_global_frames(first: int, last: int, lengths: Sequence[int]) -> list[list[int]]:
+    """Frames of the published code's two global views in a decoded window from ``first`` to ``last``."""
+    span = last - first + 1
+    ends = ((0, span - 5), (5, span))
+    return [
+        [first + frame for frame in spread(start, end, length, span)]
+        for (start, end), length in zip(ends, lengths, strict=True)
+    ]
+
+
+def svt_local_frames(first: int, last: int, start: int, length: int) -> list[int]:
+    """Frames of a published local view that starts ``start`` frames into a decoded window."""
+    span = last - first + 1
+    return [first + frame for frame in spread(start, start + span // 8, length, span)]
+
+
+def _random_part(total: int, extent: float, generator: torch.Generator) -> tuple[int, int]:
+    """First and last frame of a random part of a video; each place alike likely, at least one frame."""
+    covered = max(round(extent * total), 1)
+    start = draw(generator, 0, total - covered)
+    return start, start + covered - 1
+
+
+def _views(
+    source: DataSource,
+    index: int,
+    globals_: list[list[int]],
+    cut: RandomResizedCrop,
+    locals_: list[list[int]],
+    local_cut: RandomResizedCrop,
+    generator: torch.Generator,
+) -> dict[str, tuple[Tensor, ...]]:
+    frames = FramesOfClips(source, index, [*globals_, *locals_])
+    views = {"global": tuple(cut(frames.pixels, generator, frames.rows(clip)) for clip in globals_)}
+    if locals_:
+        views["local"] = tuple(local_cut(frames.pixels, generator, frames.rows(clip)) for clip in locals_)
+    return views
+
+
+def _shapes(
+    num_frames: Sequence[int],
+    cut: RandomResizedCrop,
+    local_frames: Sequence[int],
+    local_cut: RandomResizedCrop,
+) -> Mapping[str, tuple[Shape, ...]]:
+    shapes = {"global": tuple((length, cut.size, cut.size) for length in num_frames)}
+    if local_frames:
+        shapes["local"] = tuple((length, local_cut.size, local_cut.size) for length in local_frames)
+    return shapes
+
+
+def _check_frames(num_frames: Sequence[int], local_frames: Sequence[int]) -> None:
+    if not num_frames:
+        raise ValueError("num_frames must list at least one global view")
+    check_counts({"num_frames": num_frames, "local_frames": local_frames})

@@ -1,0 +1,298 @@
+"""Test views: evenly spread over a video, nothing random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vidssl.data.views.checks import check_counts, check_fps, check_num_crops
+from vidssl.data.views.crops import (
+    FramesOfClips,
+    Interpolation,
+    crop,
+    crop_boxes,
+    resize_short_side,
+    svt_crop_boxes,
+    svt_resize_short_side,
+)
+from vidssl.data.views.random import Shape
+from vidssl.data.views.times import (
+    clip_frames,
+    end_to_end_starts,
+    held_frames,
+    kept_frames,
+    last_start,
+    middle_starts,
+    segments,
+    svt_fps,
+    svt_test_frames,
+    vimpac_last_start,
+)
+from vidssl.interfaces import DataSource, ViewSampler
+
+Starts = Literal["middles", "end_to_end"]
+
+
+class UniformClips(ViewSampler):
+    """Clips evenly spread over a video, each in one or three crops: the usual test views, nothing random.
+
+    Crops are the middle of the frame or both ends of its long side and the middle, after its short side
+    became ``size``. Slots are clip by clip, crops inside.
+
+    Args:
+        num_clips: of a video; BEVT tests with 4, VIMPAC with 10.
+        num_crops: 1 or 3; both papers test with 3.
+        num_frames: of a clip.
+        frame_stride: frames from one clip frame to the next, counted at ``fps`` if that is given.
+        fps: frame rate that the video is thinned out to first; None keeps its own.
+        size: side of the square in pixels.
+        starts: "middles" is BEVT's rule, clips start in the middle of equal parts of all possible starts
+            and a video too short for a clip is read round and round. "end_to_end" is VIMPAC's, the first
+            clip starts the video and the last one ends it; a single clip starts it, and a video too short
+            holds its last frame.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_clips: int = 1,
+        num_crops: int = 1,
+        num_frames: int = 16,
+        frame_stride: int = 8,
+        fps: float | None = None,
+        size: int = 224,
+        starts: Starts = "middles",
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
+        check_counts(
+            {"num_clips": num_clips, "num_frames": num_frames, "frame_stride": frame_stride, "size": size}
+        )
+        check_num_crops(num_crops)
+        check_fps(fps)
+        self.num_clips = num_clips
+        self.num_crops = num_crops
+        self.num_frames = num_frames
+        self.frame_stride = frame_stride
+        self.fps = fps
+        self.size = size
+        self.starts = starts
+        self.interpolation = interpolation
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * self.num_crops)}
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        kept = kept_frames(source.info(index), self.fps)
+        clips = [
+            [kept[tick] for tick in ticks]
+            for ticks in uniform_ticks(
+                len(kept),
+                num_clips=self.num_clips,
+                length=self.num_frames,
+                stride=self.frame_stride,
+                starts=self.starts,
+            )
+        ]
+        frames = FramesOfClips(source, index, clips)
+        return {"clip": even_crops(frames, clips, self.size, self.num_crops, self.interpolation)}
+
+
+def uniform_ticks(total: int, *, num_clips: int, length: int, stride: int, starts: Starts) -> list[list[int]]:
+    """Frames of each clip of ``uniform_clips``, of a video that has ``total``."""
+    if starts == "middles":
+        firsts = middle_starts(last_start(total, length, stride), num_clips)
+        return [clip_frames(first, total, length=length, stride=stride) for first in firsts]
+    firsts = end_to_end_starts(vimpac_last_start(total, length, stride), num_clips)
+    return [held_frames(first, total, length=length, stride=stride) for first in firsts]
+
+
+class SegmentMiddles(ViewSampler):
+    """One clip of the middle frames of equal parts of the whole video: BEVT's test view for SSv2.
+
+    Args:
+        num_frames: parts, and frames of the clip.
+        num_crops: 1 or 3, as in ``uniform_clips``; BEVT tests with 3.
+        size: side of the square in pixels.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: int = 32,
+        num_crops: int = 3,
+        size: int = 224,
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
+        check_counts({"num_frames": num_frames, "size": size})
+        check_num_crops(num_crops)
+        self.num_frames = num_frames
+        self.num_crops = num_crops
+        self.size = size
+        self.interpolation = interpolation
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return {"clip": ((self.num_frames, self.size, self.size),) * self.num_crops}
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        parts = segments(source.info(index).num_frames, self.num_frames)
+        clip = [(first + last) // 2 for first, last in parts]
+        frames = FramesOfClips(source, index, [clip])
+        return {"clip": even_crops(frames, [clip], self.size, self.num_crops, self.interpolation)}
+
+
+class SVTPublishedTest(ViewSampler):
+    """The test views of SVT's published code: clips from the start of a video on, its crops and its resizing.
+
+    A clip lasts as long as ``window_frames`` at 30 fps; the i-th of n starts at i/n of the last possible
+    start, so a single clip is the first. A video too short holds its last frame.
+
+    Args:
+        num_clips: of a video.
+        num_crops: 1, the middle, or 3: near end, middle and far end of the long side.
+        num_frames: evenly over the clip, its first and last frame among them.
+        window_frames: of a clip, at 30 fps; published: 8 x 32.
+        size: side of the square in pixels.
+        short_side: length that the short side is resized to; by default ``size``. Published: 256 for one
+            crop, 224 for three.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_clips: int = 1,
+        num_crops: int = 3,
+        num_frames: int = 8,
+        window_frames: int = 256,
+        size: int = 224,
+        short_side: int | None = None,
+    ) -> None:
+        check_counts(
+            {"num_clips": num_clips, "num_frames": num_frames, "window_frames": window_frames, "size": size}
+        )
+        check_num_crops(num_crops)
+        if short_side is not None and short_side < size:
+            raise ValueError(f"short_side must not be below size ({size}), got {short_side}")
+        self.num_clips = num_clips
+        self.num_crops = num_crops
+        self.num_frames = num_frames
+        self.window_frames = window_frames
+        self.size = size
+        self.short_side = size if short_side is None else short_side
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * self.num_crops)}
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        info = source.info(index)
+        clips = [
+            svt_test_frames(
+                info.num_frames,
+                svt_fps(info),
+                clip=clip,
+                num_clips=self.num_clips,
+                length=self.num_frames,
+                window_frames=self.window_frames,
+            )
+            for clip in range(self.num_clips)
+        ]
+        frames = FramesOfClips(source, index, clips)
+        pixels = svt_resize_short_side(frames.pixels, self.short_side)
+        boxes = svt_crop_boxes(pixels.shape[2], pixels.shape[3], self.size, self.num_crops)
+        slots = [crop(pixels, *box, self.size, frames.rows(clip)) for clip in clips for box in boxes]
+        return {"clip": tuple(slots)}
+
+
+class SlowFast(ViewSampler):
+    """Test views of slow-fast inference (SVT, Sec. 3.4): few large frames and many small ones of one clip.
+
+    The i-th slots of the views ``slow`` and ``fast`` are one test view. The paper does not state the
+    frames' spacing; by default both cover 256 frames. Clips start in the middle of equal parts of the
+    possible starts of the longer one; past the end of a video its last frame is held.
+
+    Args:
+        num_frames: of a slow and of a fast clip.
+        frame_strides: of each, video frames from one clip frame to the next.
+        sizes: of each, side of the square in pixels; the short side is resized to it.
+        num_clips: of a video.
+        num_crops: 1 or 3, as in ``uniform_clips``; the paper has 3.
+        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_frames: tuple[int, int] = (8, 64),
+        frame_strides: tuple[int, int] = (32, 4),
+        sizes: tuple[int, int] = (224, 96),
+        num_clips: int = 1,
+        num_crops: int = 3,
+        interpolation: Interpolation = "bicubic_antialiased",
+    ) -> None:
+        check_counts(
+            {
+                "num_frames": num_frames,
+                "frame_strides": frame_strides,
+                "sizes": sizes,
+                "num_clips": num_clips,
+            }
+        )
+        check_num_crops(num_crops)
+        self.num_frames = num_frames
+        self.frame_strides = frame_strides
+        self.sizes = sizes
+        self.num_clips = num_clips
+        self.num_crops = num_crops
+        self.interpolation = interpolation
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+        slots = self.num_clips * self.num_crops
+        slow, fast = ((length, size, size) for length, size in zip(self.num_frames, self.sizes, strict=True))
+        return {"slow": (slow,) * slots, "fast": (fast,) * slots}
+
+    def sample(
+        self, source: DataSource, index: int, generator: torch.Generator
+    ) -> dict[str, tuple[Tensor, ...]]:
+        total = source.info(index).num_frames
+        last = slow_fast_last_start(total, self.num_frames, self.frame_strides)
+        slow, fast = (
+            [
+                held_frames(start, total, length=length, stride=stride)
+                for start in middle_starts(last, self.num_clips)
+            ]
+            for length, stride in zip(self.num_frames, self.frame_strides, strict=True)
+        )
+        frames = FramesOfClips(source, index, [*slow, *fast])
+        return {
+            "slow": even_crops(frames, slow, self.sizes[0], self.num_crops, self.interpolation),
+            "fast": even_crops(frames, fast, self.sizes[1], self.num_crops, self.interpolation),
+        }
+
+
+def slow_fast_last_start(total: int, num_frames: tuple[int, int], strides: tuple[int, int]) -> int:
+    """The last frame that both clips fit behind."""
+    return min(last_start(total, length, stride) for length, stride in zip(num_frames, strides, strict=True))
+
+
+def even_crops(
+    frames: FramesOfClips, clips: list[list[int]], size: int, num_crops: int, interpolation: Interpolation
+) -> tuple[Tensor, ...]:
+    """Each clip in its crops, [3, T, size, size]: the short side resized to ``size``, BEVT's boxes."""
+    pixels, rows_of_clips = frames.only(clips)
+    pixels = resize_short_side(pixels, size, interpolation)
+    boxes = crop_boxes(pixels.shape[2], pixels.shape[3], size, num_crops)
+    return tuple(crop(pixels, *box, size, rows) for rows in rows_of_clips for box in boxes)

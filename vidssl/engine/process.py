@@ -1,0 +1,179 @@
+"""One process at a time in a run's folder."""
+
+import ctypes
+import errno
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from vidssl.errors import UsageError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_ATTEMPTS = 3
+_TRAINS = (
+    "is training in this folder. Let it end or stop it; or start a run of its own, without --resume and "
+    "run.resume"
+)
+_held: set[int] = set()  # descriptors of this process's locks
+
+
+def _let_go_in_child() -> None:
+    """A forked data worker must not keep the lock of a parent that was killed."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if fcntl is not None:
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+@contextmanager
+def sole_process(folder: Path, say: Callable[[str], None], does: str = _TRAINS) -> Iterator[None]:
+    """Keeps every other process that asks for the same from a run's folder, on any host that shares its disk.
+
+    The operating system lets go of the lock when the process ends, however it ends. Where a file system keeps
+    no locks (some network file systems, and Windows), a line says so and the run goes on without.
+
+    Args:
+        folder: the run's, which exists.
+        say: gets that line.
+        does: what the other process does, and what to do about it, for the error.
+
+    Raises:
+        UsageError: if another process has the folder, with its host and number; or if nothing can be
+            written there.
+    """
+    path = folder / ".lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror or error}") from error
+    _held.add(descriptor)
+    try:
+        refusal = _lock(descriptor)
+        if refusal in _TAKEN:
+            raise UsageError(f"{folder}: {_owner(path)} {does}")
+        if refusal is None:
+            _sign(descriptor)
+        else:
+            say(
+                f"{folder}: its file system keeps no locks ({os.strerror(refusal)}). Take care that no "
+                "second process trains in this folder."
+            )
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> int | None:
+    """None once the lock is ours, or the number of the error."""
+    if fcntl is None:
+        return errno.ENOSYS
+    for attempt in range(_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return None
+        except OSError as error:
+            refusal = error.errno or errno.ENOLCK
+        if refusal not in _TAKEN:
+            break
+        if attempt + 1 < _ATTEMPTS:
+            time.sleep(0.05)  # a look at the lock (``trains_in``) takes it for a moment
+    return refusal
+
+
+def trains_in(folder: Path) -> bool:
+    """Whether a process trains in a run's folder now; False where the file system keeps no locks."""
+    if fcntl is None:
+        return False
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:  # nothing ever trained there under a lock
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _TAKEN
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _sign(descriptor: int) -> None:
+    """Says in the file who has the lock; a disk that is too full for that does not end the run."""
+    owner = {"host": platform.node(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+    with suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, (json.dumps(owner) + "\n").encode(), 0)
+
+
+def _owner(path: Path) -> str:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']} (since {owner['since']})"
+    except (OSError, ValueError, KeyError, TypeError):  # it has not signed yet
+        return "another process"
+
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def end_with_launcher() -> None:
+    """Has Linux kill this process when the torchrun that started it is killed; without one does nothing.
+
+    torchrun starts its processes in sessions of their own. Left behind, they would wait half an hour for one
+    another and keep GPUs and the lock of the run's folder, or train on where nobody sees it. A killed
+    process loses nothing but the steps since its last checkpoint.
+    """
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# Windows has no SIGUSR1
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
+
+
+class StopRequest:
+    """Set by the first signal; the loop looks at it between steps."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request to stop after the step.
+
+    A second Ctrl-C ends at once. SIGTERM comes from schedulers that take a machine back, SIGUSR1 from SLURM
+    some time before it does (``--signal``). Works in the main thread only, as Python's signal handlers do.
+    """
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.signal = signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    previous = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

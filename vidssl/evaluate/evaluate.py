@@ -1,0 +1,273 @@
+"""From a run and a protocol to scores."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from vidssl.build import build
+from vidssl.build.registry import TOKENIZER, constructor_of
+from vidssl.config.protocol import FinetuneProtocol, Protocol, finetunes, load_any_protocol
+from vidssl.config.recipe import Recipe, RunSpec
+from vidssl.config.schema import construct
+from vidssl.data.sources.origins import videos_of
+from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
+from vidssl.engine.distributed import World, processes, told_once_a_machine
+from vidssl.engine.logging import shown_messages, terminal
+from vidssl.engine.runfolder import RunFolder, newest_run, no_run
+from vidssl.errors import UsageError, counted
+from vidssl.evaluate.feature_cache import FeatureStore
+from vidssl.evaluate.finetune import finetune_run
+from vidssl.evaluate.networks import (
+    ForeignRequest,
+    Say,
+    foreign_recipe,
+    foreign_subject,
+    is_foreign,
+    recipe_named,
+)
+from vidssl.evaluate.overrides import EvalWords, eval_words
+from vidssl.evaluate.report import NotKept, report, tell_classes
+from vidssl.evaluate.seen import check_seen
+from vidssl.evaluate.subject import Subject, recipe_of, spec_of, subject_of, trained_backbone
+from vidssl.evaluators.extract import ALONE
+from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.scores import probe
+from vidssl.interfaces import Backbone
+from vidssl.train.run import STOPPED
+
+Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]  # network -> features to learn from and to test on
+
+
+def find_checkpoint(target: str | None) -> Path:
+    """The checkpoint that a word names: a file, a run folder's newest, or without a word the newest run's.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    if target is None:
+        run = newest_run(Path("runs"))
+    elif Path(target).is_file() and Path(target).suffix == ".safetensors":
+        return Path(target)
+    else:
+        run = RunFolder(Path(target))
+    newest = run.newest_checkpoint() if target != "" else None
+    if newest is None and target and (run.path / "recipe.yaml").is_file():
+        raise UsageError(f"{run.path}: no checkpoint in it: its run saved none yet")
+    if newest is None:
+        raise no_run(target or "")
+    return newest
+
+
+def evaluate_run(
+    target: str | None,
+    protocols: Sequence[str],
+    overrides: Sequence[str],
+    console: Console | None = None,
+    *,
+    trust: bool = False,
+) -> int:
+    """Score a network, print one table a protocol, keep the scores.
+
+    A run's checkpoint stands beside the same network untrained.
+
+    Args:
+        target: run folder or checkpoint, or a network that is no run's; None for the newest run in ``runs``.
+        protocols: names of files in ``evaluation``, or paths.
+        overrides: ``key=value`` for the protocols; ``data=RECIPE`` for its labelled data; ``weights=FILE``
+            and ``network.key=value`` for a network that is no run's.
+        trust: use code and addresses that the recipe of a run or checkpoint names, whoever trained it.
+
+    Returns:
+        Exit code: 0, or 130 if finetuning was asked to stop before its last step.
+
+    Raises:
+        UsageError: for anything a user can mend.
+    """
+    with told_once_a_machine():
+        words = eval_words(overrides)
+        data = None if words.data is None else _with_probe(recipe_named(words.data, trust=trust), words.data)
+        foreign = target is not None and is_foreign(target)
+        asked = _foreign(str(target), words, data, trust) if foreign else _of_run(target, words, trust)
+    with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
+        console = (console or terminal()) if world.first else terminal(quiet=True)
+        with shown_messages(console):
+            say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+            subject = world.one_first(lambda: asked.make(say))
+            read = [_protocol(name, words, data or asked.recipe) for name in protocols]
+            for protocol in read:
+                build.check_any_protocol(protocol)
+                _check_sizes(subject, protocol)
+            return score_subject(subject, read, console, world)
+
+
+def score_subject(
+    subject: Subject,
+    protocols: Sequence[Protocol | FinetuneProtocol],
+    console: Console,
+    world: World = ALONE,
+) -> int:
+    """Score a network under protocols that were checked; exit code and errors as ``evaluate_run``.
+
+    Args:
+        world: processes that all call this. They share the work of the network; the first one fits probes,
+            prints and writes.
+    """
+    store = FeatureStore(
+        subject.spec, subject.networks, folder=subject.folder / "features", console=console, world=world
+    )
+    notes = [_seen(subject, protocol, store, world) for protocol in protocols]
+    store.encode_patches(each for each in protocols if isinstance(each, Protocol))
+    lost: list[str] = []  # scores that could not be written, which is no reason to leave out the others
+    for protocol, said in zip(protocols, notes, strict=True):
+        if isinstance(protocol, FinetuneProtocol):
+            if not finetune_run(subject, protocol, console, said):
+                return STOPPED
+            continue
+        features = store.tables(protocol)
+        lost += [world.from_first(partial(_scored, subject, protocol, features, said, console))]
+    if any(lost):
+        raise UsageError("; ".join(filter(None, lost)))
+    return 0
+
+
+def _seen(
+    subject: Subject, protocol: Protocol | FinetuneProtocol, store: FeatureStore, world: World
+) -> list[str]:
+    """Notes on test videos that were learned from before; the first process compares."""
+    assert protocol.data is not None, "refused without labelled videos"
+    sources = [store.source(part) for part in (protocol.data.train, protocol.data.test)]
+
+    def compare() -> str:
+        train, test = map(videos_of, sources)
+        return json.dumps(check_seen(train, test, subject.pretraining, protocol.overlap))
+
+    notes: list[str] = json.loads(world.from_first(compare))
+    return notes
+
+
+def _scored(
+    subject: Subject, protocol: Protocol, features: Tables, notes: Sequence[str], console: Console
+) -> str:
+    """Fits the probes and reports; why the scores could not be written, or nothing."""
+    evaluator = build.evaluator(protocol.evaluator)
+    tell_classes(*next(iter(features.values())), console)
+    scores = {
+        name: probe(
+            evaluator,
+            *tables,
+            average=protocol.average,
+            seed=subject.spec.seed,
+            few_labels=protocol.few_labels,
+            overlap=protocol.overlap,
+        )
+        for name, tables in features.items()
+    }
+    videos = dict(zip(("train", "test"), next(iter(features.values())), strict=True))
+    try:
+        report(subject, protocol, scores, videos, console, notes=notes)
+    except NotKept as error:
+        return str(error)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be scored, before it is made.
+
+    Attributes:
+        recipe: whose labelled videos are meant where nothing else names some.
+        run: on what it is run.
+        make: makes it; gets what says what was loaded.
+    """
+
+    recipe: Recipe | None
+    run: RunSpec
+    make: Callable[[Say], Subject]
+
+
+def _of_run(target: str | None, words: EvalWords, trust: bool) -> _Asked:
+    """A checkpoint's encoder beside the same network untrained."""
+    given = [] if words.weights is None else [f"weights={words.weights}"]
+    given += [f"network.{word}" for word in words.network]
+    if given:
+        raise UsageError(
+            f"{given[0]}: is for a network that is no run's, such as torchvision:swin3d_t; a run has its own"
+        )
+    checkpoint = read_checkpoint(find_checkpoint(target))
+    recipe = _network_recipe(checkpoint, trust)
+    run = words.changed(recipe.run)
+
+    def make(say: Say) -> Subject:
+        networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
+        return subject_of(checkpoint, replace(spec_of(recipe), run=run), networks)
+
+    return _Asked(recipe, run, make)
+
+
+def _foreign(target: str, words: EvalWords, data: Recipe | None, trust: bool) -> _Asked:
+    """A network that is no run's."""
+    request = ForeignRequest(target, words.weights, words.network, trust)
+    recipe = foreign_recipe(request)
+    like = recipe or data
+    run = words.changed(RunSpec() if like is None else like.run)
+    return _Asked(recipe, run, lambda say: foreign_subject(request, recipe, run, say))
+
+
+def _with_probe(recipe: Recipe, word: str) -> Recipe:
+    if recipe.data.probe is None:
+        raise UsageError(f"data={word}: this recipe names no labelled videos (data.probe)")
+    return recipe
+
+
+def _check_sizes(subject: Subject, protocol: Protocol | FinetuneProtocol) -> None:
+    """Refuses views of sizes that the network does not take."""
+    assert protocol.data is not None, "refused without labelled videos"
+    network, spec = next(iter(subject.networks.values())), subject.spec
+    part = spec.tokenizer.part if spec.tokenizer is not None and network.input_kind == "tokens" else None
+    with torch.device("meta"):
+        tokenizer = (
+            None if part is None else construct(part.node, constructor_of(part, TOKENIZER), apart=part.apart)
+        )
+    parts = [views for views in (protocol.data.views, protocol.train_views) if views is not None]
+    for views in parts:
+        for size in {size for slots in build.views(views).shapes.values() for size in slots}:
+            try:
+                network.grid(*(size if tokenizer is None else tokenizer.grid(*size)))
+            except ValueError as error:
+                shown = f"a clip of {counted(size[0], 'frame')} at {size[1]}x{size[2]}"
+                raise views.node.error(f"{subject.title} does not take {shown}: {error}") from error
+
+
+def _network_recipe(checkpoint: Checkpoint, trust: bool) -> Recipe:
+    otherwise = "measure it in Python with vidssl.api.extract and vidssl.api.probe"
+    recipe = recipe_of(checkpoint, otherwise, trust=trust)
+    if recipe.backbone is None:
+        raise UsageError(
+            f"{checkpoint.path}: this run trained a tokenizer, which has no features to probe: "
+            "--protocol tokenizer measures it"
+        )
+    return recipe
+
+
+def _protocol(name: str, words: EvalWords, recipe: Recipe | None) -> Protocol | FinetuneProtocol:
+    protocol = load_any_protocol(name, words.for_protocol(finetunes(name)), recipe)
+    if protocol.data is None:
+        raise UsageError(
+            f"{name}: neither the protocol nor a recipe of the network names labelled videos: add those of "
+            "another recipe (data=bevt) or e.g. "
+            "'data.train={type: video_folder, root: FOLDER, part: train}' "
+            "'data.test={type: video_folder, root: FOLDER, part: test}' "
+            "'data.views={type: uniform_clips, num_frames: 16, frame_stride: 4, size: 112}'"
+        )
+    return protocol
+
+
+def _untrained(recipe: Recipe) -> Backbone:
+    """The same network as it was drawn before training, and before any ``backbone.init``."""
+    torch.manual_seed(recipe.seed)
+    return build.backbone(recipe, with_init=False)

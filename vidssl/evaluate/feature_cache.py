@@ -1,0 +1,306 @@
+"""Features of a run's networks, each computed once: kept in memory and, beside the run, on disk.
+
+A file holds the features of one network on one list of videos under one setting. Its name is a hash of all
+that they depend on, which its metadata write out: weights, architecture, videos, views, layers, orders of
+frames, precision, device and the code of this package; of each video its size and time, or its checksum.
+Whatever of it changes, a new file is made. A file that is damaged is made anew. Patch tokens lie in files of
+their own beside it, written for probes that read them, and are never in memory as a whole.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import get_args
+
+import timm
+import torch
+import torchvision
+from rich.console import Console
+from torch import Tensor
+
+import vidssl
+from vidssl.build import build
+from vidssl.build.registry import SOURCE, VIEW_SAMPLER
+from vidssl.build.resolved import patch_type, resolved_part
+from vidssl.build.token_checks import check_reads_ids, check_stored
+from vidssl.config.protocol import FrameOrder, PatchType, Protocol
+from vidssl.config.schema import PartSpec
+from vidssl.config.strict_yaml import dump, plain
+from vidssl.data.classes import numbered_together
+from vidssl.data.sources.origins import versions_hash
+from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.engine.atomic import make_folder
+from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
+from vidssl.engine.distributed import World, take_device
+from vidssl.engine.precision import use_bfloat16
+from vidssl.errors import UsageError
+from vidssl.evaluate.subject import NetworkSpec, state_hash
+from vidssl.evaluators.extract import ALONE, Encoded, encode, table_of
+from vidssl.evaluators.features import FeatureTable, KeepPatches, Layers
+from vidssl.evaluators.patch_tokens import PatchWriter, patch_path, read_patches
+from vidssl.interfaces import Backbone, DataSource, Tokenizer
+
+
+@dataclass(frozen=True)
+class FeatureJob:
+    """Which features are needed of which videos.
+
+    Attributes:
+        part: "train" or "test", for messages.
+        patches: how patch tokens are kept; None where none are needed.
+    """
+
+    part: str
+    source: PartSpec
+    views: PartSpec
+    layers: Layers
+    frames: tuple[FrameOrder, ...] = ("normal",)
+    patches: PatchType | None = None
+
+
+class FeatureStore:
+    """The features that protocols ask for.
+
+    Args:
+        spec: how the networks are made and run.
+        networks: name -> network made so.
+        folder: for the files; made when there is something to keep.
+        world: processes that share the work. All of them get the vectors; the first one keeps them on disk,
+            and it alone gets patch tokens.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        networks: Mapping[str, Backbone],
+        *,
+        folder: Path,
+        console: Console,
+        world: World = ALONE,
+    ) -> None:
+        self.spec = spec
+        self.networks = networks
+        self.folder = folder
+        self.console = console
+        self.world = world
+        self._known: dict[tuple[str, PatchType | None], FeatureTable] = {}
+        self._sources: dict[str, DataSource] = {}
+        self._device = take_device(spec.run.device, world.local_rank)
+        self._autocast = use_bfloat16(spec.run.precision, self._device)
+        self._hashes = {name: state_hash(network) for name, network in networks.items()}
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        assert self.spec.tokenizer is not None, "what reads ids was refused without one"
+        return build.tokenizer(self.spec.tokenizer)
+
+    def _tokenizer_of(self, source: DataSource) -> Tokenizer | None:
+        """What makes ids of a source's pixels; none for stored ids and for networks that read pixels."""
+        of_pixels = all(network.input_kind == "pixels" for network in self.networks.values())
+        return None if of_pixels or isinstance(source, TokenStore) else self._tokenizer
+
+    def encode_patches(self, protocols: Iterable[Protocol]) -> None:
+        """Computes what protocols that read patch tokens need, so that the others find its vectors.
+
+        Raises:
+            UsageError: as ``tables``.
+        """
+        for protocol in protocols:
+            if patch_type(protocol) is not None:
+                self.tables(protocol)
+
+    def tables(self, protocol: Protocol) -> dict[str, tuple[FeatureTable, FeatureTable]]:
+        """Network -> the features of the videos to learn from and of those to test on, numbered together.
+
+        Raises:
+            UsageError: if no video can be read, or features cannot be kept.
+        """
+        data = protocol.data
+        assert data is not None, "protocols without labelled videos are refused before"
+        train_views = protocol.train_views or data.views
+        patches = patch_type(protocol)
+        train = FeatureJob("train", data.train, train_views, protocol.layers, patches=patches)
+        test = FeatureJob("test", data.test, data.views, protocol.layers, protocol.frames, patches)
+        size = protocol.batch_size
+        found = {}
+        for name in self.networks:
+            learn, tested = self._table(name, train, size), self._table(name, test, size)
+            together = numbered_together(learn.classes, tested.classes)
+            found[name] = (learn.renumbered(together), tested.renumbered(together))
+        return found
+
+    def source(self, part: PartSpec) -> DataSource:
+        """The source of a section, opened once; the first process makes what it keeps on disk."""
+        text = dump(resolved_part(part, SOURCE))
+        if text not in self._sources:
+            self._sources[text] = self.world.one_first(lambda: build.source(part))
+        return self._sources[text]
+
+    def _table(self, name: str, job: FeatureJob, batch_size: int) -> FeatureTable:
+        source = self.source(job.source)
+        sampler = build.views(job.views)
+        check_reads_ids(self.networks[name], str(self.spec.keys["type"]), "it", sampler, job.views.node)
+        check_stored(self.spec.tokenizer, job.source, job.views, source, sampler)
+        key = self._key(name, job, source)
+        if (key, job.patches) not in self._known:
+            path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
+            kept = self.world.from_first(lambda: "kept" if self._is_kept(path, job) else "")
+            if kept:
+                found = self._with_patches(read_encoded(path), path, job)
+                missing = f"; remove it to try {len(found.unreadable)} unreadable videos again"
+                self._say(
+                    f"{name} network, {job.part} videos: features read from {path}"
+                    f"{missing if found.unreadable else ''}"
+                )
+            else:
+                if job.patches is not None:
+                    make_folder(self.folder)
+                found = self._encode(name, job, source, batch_size, path)
+            try:
+                table = table_of(source, found, self._device)
+            except UsageError as error:
+                raise UsageError(f"{name} network, {job.part} videos: {error}") from error
+            if self.world.first and not kept:
+                try:
+                    make_folder(self.folder)
+                    write_encoded(path, found, key, source)
+                except UsageError as error:
+                    self._say(f"{error}. These features are not kept, and the next probe computes them again")
+            self._known[key, job.patches] = table
+        return self._known[key, job.patches]
+
+    def _is_kept(self, path: Path, job: FeatureJob) -> bool:
+        """Whether all files of a job are there and sound; says which is not."""
+        if not all(file.is_file() for file in (path, *patch_paths(path, job))):
+            return False
+        try:
+            self._with_patches(read_encoded(path), path, job)
+        except UsageError as error:
+            self._say(f"{error}. The features are made anew.")
+            return False
+        return True
+
+    def _encode(self, name: str, job: FeatureJob, source: DataSource, batch_size: int, path: Path) -> Encoded:
+        """Features of a source; patch tokens, where needed, are written beside ``path``."""
+        with ExitStack() as stack:
+            keep: KeepPatches | None = None if job.patches is None else _kept_elsewhere
+            if job.patches is not None and self.world.first:
+                writer = PatchWriter(path, job.frames, job.patches, num_videos=len(source), say=self._say)
+                keep = stack.enter_context(writer)
+            found = encode(
+                self.networks[name],
+                source,
+                build.views(job.views),
+                tokenizer=self._tokenizer_of(source),
+                layers=job.layers,
+                frames=job.frames,
+                batch_size=batch_size,
+                workers=self.spec.run.workers,
+                device=self._device,
+                autocast=self._autocast,
+                console=self.console,
+                title=f"{name} network, {job.part} videos",
+                keep_patches=keep,
+                world=self.world,
+            )
+        return self._with_patches(found, path, job)
+
+    def _with_patches(self, found: Encoded, path: Path, job: FeatureJob) -> Encoded:
+        return with_patches(found, path, job) if self.world.first else found
+
+    def _key(self, name: str, job: FeatureJob, source: DataSource) -> str:
+        """All that the features depend on, as text."""
+        tokenizer = self._tokenizer_of(source)
+        spec = None if tokenizer is None else self.spec.tokenizer
+        made = (self.spec.backbone, None if spec is None else spec.part, job.source, job.views)
+        parts = [part for part in made if part is not None]
+        return dump(
+            {
+                "weights": self._hashes[name],
+                "backbone": self.spec.keys,
+                "tokenizer": None if spec is None else plain(spec.part.node),
+                "tokenizer_weights": None if tokenizer is None else state_hash(tokenizer),
+                "stored_ids": source.stored.tokenizer if isinstance(source, TokenStore) else None,
+                "source": resolved_part(job.source, SOURCE),
+                "videos": versions_hash(source),
+                "views": resolved_part(job.views, VIEW_SAMPLER),
+                "layers": job.layers,
+                "frames": job.frames,
+                "precision": "bf16" if self._autocast else "fp32",
+                "device": self._device.type,
+                "code": code_hash(),
+                "own_code": {part.type: file_hash(part.type) for part in parts if ".py:" in part.type},
+            }
+        )
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _kept_elsewhere(order: FrameOrder, patches: Tensor) -> None:
+    """Of what goes to the first process, others keep nothing."""
+
+
+def patch_paths(path: Path, job: FeatureJob) -> list[Path]:
+    """The files of patch tokens that a job needs beside its vectors."""
+    kind = job.patches
+    return [] if kind is None else [patch_path(path, order, kind) for order in job.frames]
+
+
+def with_patches(found: Encoded, path: Path, job: FeatureJob) -> Encoded:
+    """The same with its patch tokens, mapped from their files, where a job needs them."""
+    if job.patches is None:
+        return found
+    return replace(found, patches=read_patches(path, job.frames, job.patches, len(found.numbers)))
+
+
+def write_encoded(path: Path, found: Encoded, key: str, source: DataSource) -> None:
+    """Keep features in a file, in one piece.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    tensors = {f"vectors.{order}": part.contiguous().cpu() for order, part in found.vectors.items()}
+    tensors["numbers"] = found.numbers
+    keys = [source.key(number) for number in found.numbers.tolist()]
+    metadata = {"key": key, "videos": json.dumps(keys), "unreadable": json.dumps(found.unreadable)}
+    metadata["digest"] = tensors_digest(tensors, metadata)
+    save_tensors(path, tensors, metadata)
+
+
+def read_encoded(path: Path) -> Encoded:
+    """Features out of a file, mapped into memory.
+
+    Raises:
+        UsageError: if it is damaged.
+    """
+    metadata, tensors = read_tensors(path)
+    if metadata.pop("digest", "") != tensors_digest(tensors, metadata):
+        raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
+    orders: tuple[FrameOrder, ...] = get_args(FrameOrder)
+    vectors = {order: tensors[f"vectors.{order}"] for order in orders if f"vectors.{order}" in tensors}
+    return Encoded(vectors, tensors["numbers"], tuple(json.loads(metadata["unreadable"])))
+
+
+@cache
+def code_hash() -> str:
+    """Of every Python file of the package: a change to a network or to a loader is a change of features.
+
+    Of the libraries whose networks there are, the versions.
+    """
+    root = Path(vidssl.__file__).parent
+    digest = hashlib.sha256(
+        " ".join(map(str, (torch.__version__, torchvision.__version__, timm.__version__))).encode()
+    )
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def file_hash(address: str) -> str:
+    """Of the file of a component from outside the package, ``my_file.py:MyClass``."""
+    return hashlib.sha256(Path(address.rpartition(":")[0]).read_bytes()).hexdigest()

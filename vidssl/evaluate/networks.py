@@ -1,0 +1,225 @@
+"""Networks that are no run's: those of other projects, untrained ones, and the pixels themselves.
+
+A user names them where a run would stand: ``torchvision:swin3d_t``, ``timm:resnet50``,
+``pytorchvideo:slow_r50``, ``untrained:`` before one of these, a recipe or a run, or ``pixels``.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from vidssl.backbones.pixels import Pixels
+from vidssl.build import build
+from vidssl.build.registry import BACKBONE
+from vidssl.build.resolved import resolved_part, resolved_text
+from vidssl.config.recipe import Recipe, RunSpec, load_recipe
+from vidssl.config.schema import PartSpec, bind, construct, read_count
+from vidssl.config.strict_yaml import Node, dump, dump_flow, override, plain, read_file
+from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.runfolder import RunFolder, no_run
+from vidssl.errors import UsageError, counted
+from vidssl.evaluate.seen import Pretraining
+from vidssl.evaluate.subject import NetworkSpec, Subject, recipe_of, spec_of, state_hash, stored_recipe
+from vidssl.interfaces import Backbone
+from vidssl.weights.load import LoadReport, load_init
+
+LIBRARIES = ("torchvision", "timm", "pytorchvideo")
+PIXELS, UNTRAINED = "pixels", "untrained"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ForeignRequest:
+    """A network that is no run's, as a user asks for it.
+
+    Attributes:
+        name: ``torchvision:swin3d_t``, ``untrained:bevt`` and so on.
+        weights: a file, or "pretrained" for those that the library fetches; None where there are none.
+        keys: ``key=value`` for the network's constructor, and ``seed=NUMBER`` for random weights.
+        trust: whether code and addresses that a run's recipe names are used, whoever trained it.
+    """
+
+    name: str
+    weights: str | None = None
+    keys: tuple[str, ...] = ()
+    trust: bool = False
+
+    @property
+    def shown(self) -> str:
+        """In one word or a few, for tables: the name, the file of weights without its folder, the keys."""
+        file = "" if self.weights in (None, "pretrained") else Path(str(self.weights)).name
+        return " ".join(word for word in (self.name, file, *self.keys) if word)
+
+    @property
+    def folder(self) -> RunFolder:
+        """Where its features, scores and finetuned runs go: beside the runs of 'vidssl train'."""
+        return RunFolder(Path("runs") / re.sub(r"[^\w.]+", "-", self.shown).strip("-"))
+
+
+def is_foreign(word: str) -> bool:
+    """Whether a word names a network that is no run's; a file or folder of that name goes first."""
+    kind, colon, _ = word.partition(":")
+    named = kind in (*LIBRARIES, UNTRAINED) if colon else word == PIXELS
+    return named and not Path(word).exists()
+
+
+def foreign_recipe(request: ForeignRequest) -> Recipe | None:
+    """The recipe of a network that is asked for as ``untrained:`` recipe or run; None for others.
+
+    Raises:
+        UsageError: if there is no such recipe, or its network has no features.
+    """
+    kind, _, name = request.name.partition(":")
+    if kind != UNTRAINED or name.partition(":")[0] in LIBRARIES:
+        return None
+    seed, others = _seed(request)
+    words = [f"backbone.{key}" for key in others] + ([] if seed is None else [f"seed={seed}"])
+    recipe = recipe_named(name, words, trust=request.trust)
+    if recipe.backbone is None:
+        raise UsageError(f"{request.name}: trained a tokenizer, which has no features to probe")
+    return recipe
+
+
+def foreign_subject(request: ForeignRequest, recipe: Recipe | None, run: RunSpec, say: Say) -> Subject:
+    """The network that a request names, with its weights.
+
+    Args:
+        recipe: of ``foreign_recipe``.
+        run: on what it is run.
+        say: gets the report of what was loaded.
+
+    Raises:
+        UsageError: if there is no such network, or nobody said which weights.
+    """
+    library = request.name.partition(":")[0]
+    if request.weights is not None and library not in LIBRARIES:
+        raise UsageError(f"{request.name}: has no use for weights={request.weights}")
+    if recipe is not None:
+        # as it is before training, and before any ``backbone.init``
+        torch.manual_seed(recipe.seed)
+        networks = {"untrained": build.backbone(recipe, with_init=False)}
+        return _subject(request, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, None)
+    made = _pixels(request, run) if library == PIXELS else _of_library(request, run, say)
+    spec, networks, init = made
+    start = {} if init is None else {"init": init}
+    text = dump({"name": request.shown, "seed": spec.seed, "backbone": {**spec.keys, **start}})
+    return _subject(request, text, spec, networks, init)
+
+
+def _subject(
+    request: ForeignRequest,
+    recipe: str,
+    spec: NetworkSpec,
+    networks: Mapping[str, Backbone],
+    init: str | None,
+) -> Subject:
+    trained = {} if init is None else {"finetuned": init}
+    return Subject(
+        title=request.shown,
+        source=request.shown,
+        step=0,
+        recipe=recipe,
+        weights=state_hash(next(iter(networks.values()))),
+        spec=spec,
+        networks=networks,
+        starts={**trained, "from scratch": None},
+        folder=request.folder.path,
+        scores=request.folder.scores,
+        stem=request.folder.checkpoint_path(0).stem,
+        pretraining=Pretraining(unknown="" if init is None else f"what {init} was trained on is not known"),
+    )
+
+
+def _pixels(request: ForeignRequest, run: RunSpec) -> tuple[NetworkSpec, dict[str, Backbone], None]:
+    node = _node(request, {"type": PIXELS})
+    keys = {"type": PIXELS, **bind(node, Pixels, ("type",))}
+    return NetworkSpec(keys, None, run=run), {"no weights": construct(node, Pixels, apart=("type",))}, None
+
+
+def _of_library(
+    request: ForeignRequest, run: RunSpec, say: Say
+) -> tuple[NetworkSpec, dict[str, Backbone], str | None]:
+    """A network of torchvision, timm or PyTorchVideo: with weights beside without, or only without."""
+    library, _, name = request.name.removeprefix(f"{UNTRAINED}:").partition(":")
+    untrained = request.name.startswith(f"{UNTRAINED}:")
+    if not untrained and request.weights is None:
+        raise UsageError(
+            f"{request.name}: which weights? weights=FILE for a file of them, weights=pretrained for those "
+            f"that {library} fetches from its site, or {UNTRAINED}:{request.name} for random ones"
+        )
+    if request.weights == "random":
+        raise UsageError(f"{request.name}: random weights are asked for as {UNTRAINED}:{request.name}")
+    given, others = _seed(request)
+    seed = given or 0
+    node = _node(ForeignRequest(request.name, keys=others), {"type": library, "name": name})
+    part = PartSpec(library, node)
+    spec = NetworkSpec(resolved_part(part, BACKBONE), part, seed=seed, run=run)
+    torch.manual_seed(seed)
+    fresh = build.network(part)
+    if untrained:
+        return spec, {"untrained": fresh}, None
+    init = f"{library}:{name}" if request.weights == "pretrained" else str(request.weights)
+    trained = build.network(part)
+    report = load_init(trained, init, min_matched=0.0)  # ``_check_whole`` asks for more
+    say(str(report))
+    _check_whole(report, request)
+    return spec, {"trained": trained, "untrained": fresh}, init
+
+
+def _check_whole(report: LoadReport, request: ForeignRequest) -> None:
+    """Refuses weights that leave a part of the network random."""
+    # counts of batches, which older files lack, do nothing when a network is measured
+    random = [key for key in report.new if not key.endswith("num_batches_tracked")]
+    if random:
+        raise UsageError(
+            f"{report.source}: lacks {counted(len(random), 'tensor')} of {request.name} "
+            f"({', '.join(random[:4])}"
+            f"{', ...' if len(random) > 4 else ''}), which would stay random: these are not its weights"
+        )
+
+
+def recipe_named(word: str, overrides: Sequence[str] = (), *, trust: bool = False) -> Recipe:
+    """The recipe of a name or file, or that of a run or checkpoint.
+
+    Args:
+        trust: as for ``stored_recipe``, of a run or checkpoint.
+
+    Raises:
+        UsageError: if there is none, or as ``stored_recipe``.
+    """
+    path = Path(word)
+    if not word or (path.suffix != ".safetensors" and not path.is_dir()):
+        return load_recipe(word, overrides)
+    file = path / "recipe.yaml"
+    if path.is_dir() and file.is_file():
+        text = read_file(file)
+        return stored_recipe(text, file, path, trust=trust, overrides=overrides, folder=path)
+    if path.is_dir():
+        raise no_run(word)
+    return recipe_of(read_checkpoint(path), "name a recipe", trust=trust, overrides=overrides)
+
+
+def _seed(request: ForeignRequest) -> tuple[int | None, tuple[str, ...]]:
+    """The seed of random weights, None if none is given, and the keys that are left."""
+    given = [key for key in request.keys if key.partition("=")[0] == "seed"]
+    root = Node({"network": Node({}, request.name, "network")}, request.name, "")
+    for word in given:
+        root = override(root, f"network.{word}")
+    seed = read_count(root.mapping()["network"].mapping(), "seed", default=0, lowest=0)
+    return seed if given else None, tuple(key for key in request.keys if key not in given)
+
+
+def _node(request: ForeignRequest, first: Mapping[str, str]) -> Node:
+    """The section that makes the network."""
+    entries = {key: Node(value, request.name, f"network.{key}") for key, value in first.items()}
+    root = Node({"network": Node(entries, request.name, "network")}, request.name, "")
+    for word in request.keys:
+        root = override(root, f"network.{word}")
+    node = root.mapping()["network"]
+    stray = [key for key in first if plain(node.mapping()[key]) != first[key]]
+    if stray:
+        raise UsageError(f"network.{stray[0]}: {request.name} says it already ({dump_flow(first[stray[0]])})")
+    return node

@@ -1,0 +1,334 @@
+"""Scores as a table on the console and as a file beside the run."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from vidssl.build.resolved import protocol_text
+from vidssl.config.protocol import FinetuneProtocol, Protocol
+from vidssl.data.classes import class_counts
+from vidssl.engine.atomic import make_folder, write_text
+from vidssl.errors import UsageError, counted
+from vidssl.evaluate.score_file import Scores, score_record
+from vidssl.evaluate.subject import Subject
+from vidssl.evaluators.confusion import best_and_worst
+from vidssl.evaluators.differences import (
+    LabelledVideos,
+    NetworkDifference,
+    What,
+    network_differences,
+    tested_videos,
+    what,
+)
+from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.scores import Score
+from vidssl.evaluators.statistics import Difference
+
+NOTABLE = 0.02
+_SPREAD = "; ±: standard deviation over draws of the labelled videos"
+
+
+class NotKept(UsageError):
+    """Scores that were shown and could not be written."""
+
+
+def report(
+    subject: Subject,
+    protocol: Protocol | FinetuneProtocol,
+    scores: Scores,
+    videos: Mapping[str, FeatureTable],
+    console: Console,
+    *,
+    notes: Sequence[str] = (),
+) -> None:
+    """Print a table of scores and what was left out, and keep them in a file.
+
+    Args:
+        videos: those to learn from ("train") and to test on ("test"), as they were found.
+        notes: on test videos that were learned from before.
+
+    Raises:
+        NotKept: if the file cannot be written, when all is shown.
+    """
+    tested = tested_videos(videos["test"])
+    differences = network_differences(scores, tested)
+    for table in fitting(scores, f"{protocol.name} of {subject.title}", differences, console):
+        console.print(table)
+    if differences:
+        console.print(difference_table(differences, list(scores), tested))
+    for line in [*probe_lines(scores), *class_lines(scores, videos["test"])]:
+        _say(console, line)
+    for note in notes:
+        _say(console, note)
+    for name, part in videos.items():
+        # finetuning encodes no train videos; it says of each that it cannot read when it comes to it
+        found = f"{counted(len(part.keys), 'video')} found of " if part.vectors.numel() else ""
+        _say(console, f"{name}: {found}{part.num_listed} listed")
+        for problem in part.unreadable:
+            _say(console, f"  left out: {problem}")
+    record = score_record(subject, protocol_text(protocol), scores, videos, notes)
+    path = subject.scores / f"{protocol.name}-{subject.stem}.json"
+    try:
+        make_folder(subject.scores)
+        earlier = _set_aside(path, record["card_sha256"])
+        write_text(path, json.dumps(record, indent=2) + "\n")
+    except (UsageError, OSError) as error:
+        raise NotKept(
+            f"{error}. The scores of '{protocol.name}' are shown above and not kept: make room, or copy "
+            f"{subject.source} to a folder that can be written and score it there"
+        ) from error
+    if earlier is not None:
+        _say(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
+    _say(console, f"Scores: {path}")
+
+
+def tell_classes(train: FeatureTable, test: FeatureTable, console: Console) -> None:
+    """Print the classes that are learned and tested, numbered together, and how many videos each has."""
+    learned, tested = (
+        {name: found.tolist() for name, found in part.labels.items()} for part in (train, test)
+    )
+    for line in class_counts(learned, tested, train.classes):
+        _say(console, line)
+
+
+def fitting(
+    scores: Scores, title: str, differences: Sequence[NetworkDifference], console: Console
+) -> list[Table]:
+    """Tables whose numbers the console need not break."""
+    tables = score_tables(scores, title, differences)
+    wide = console.options.update(width=10_000)
+    if all(console.measure(table, options=wide).maximum <= console.width for table in tables):
+        return tables
+    return score_tables(scores, title, differences, apart="\n")
+
+
+def score_tables(
+    scores: Scores, title: str, differences: Sequence[NetworkDifference] = (), *, apart: str = " "
+) -> list[Table]:
+    """One table of all networks side by side, or, where clips in other orders were scored, one of each.
+
+    Args:
+        differences: of the networks, for marks beside the first one's numbers.
+        apart: what stands between a number and its interval; a line feed makes narrow columns.
+    """
+    marks = {what(each.row): each.mark for each in differences}
+    if all(score.frames == "normal" for rows in scores.values() for score in rows):
+        return [_by_network(scores, title, marks, apart)]
+    return [
+        _by_order(rows, f"{title}: {name} network", {} if place else marks, apart)
+        for place, (name, rows) in enumerate(scores.items())
+    ]
+
+
+def difference_table(
+    differences: Sequence[NetworkDifference], names: Sequence[str], tested: Mapping[str, LabelledVideos]
+) -> Table:
+    """How the first network differs from the second, a row for each label, setting and order of frames."""
+    count = counted(len(differences), "test")
+    table = Table(
+        title=f"{names[0]} minus {names[1]}, in percentage points, on the same videos",
+        title_justify="left",
+        title_style="bold",
+        caption=f"p and interval: permutation test over the test videos; p adjusted for {count} (Holm)",
+        caption_justify="left",
+    )
+    table.add_column("label")
+    for head in ("difference", "95 % interval", "p", "p adjusted"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("test videos", justify="right")
+    for each in differences:
+        row, found = each.row, each.found
+        name = f"{_name(row)}, {row.frames}" if row.frames != "normal" else _name(row)
+        name += ", mean over classes" if row.unbalanced else ""
+        cells = (*difference_cells(found), p_cell(found.p), p_cell(each.p_holm), tested[row.label].shown())
+        table.add_row(name, *cells)
+    return table
+
+
+def difference_cells(found: Difference) -> tuple[str, str]:
+    """A difference and its interval, in points."""
+    return f"{100 * found.mean:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
+
+
+def p_cell(p: float) -> str:
+    """Three digits of a p-value; below 0.0001 that alone."""
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
+
+
+def _by_network(scores: Scores, title: str, marks: Mapping[What, str], apart: str) -> Table:
+    """A row for each label and setting, below it what else there is of it: top-5, mean over classes."""
+    table = _table(title, list(chain.from_iterable(scores.values())), marks.values())
+    for name in scores:
+        table.add_column(Text(f"{name} %"), justify="right", no_wrap=True)
+    table.add_column("chance %", justify="right")
+    table.add_column("test videos", justify="right")
+    for row in zip(*scores.values(), strict=True):
+        lead, *more = lines_of(row, marks.get(what(row[0]), ""), apart)
+        name = ", ".join(word for word in (_name(row[0]), lead.name) if word)
+        table.add_row(name, *lead.cells, lead.chance, _videos(row[0]))
+        for line in more:
+            table.add_row(f"  {line.name}", *line.cells, line.chance, "")
+    return table
+
+
+def _videos(score: Score) -> str:
+    groups = "" if score.num_groups is None else f" in {counted(score.num_groups, 'group')}"
+    return f"{score.num_test:,}{groups}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a table: what is measured, a cell for each network, and chance."""
+
+    name: str
+    cells: tuple[str, ...]
+    chance: str
+
+
+def lines_of(row: Sequence[Score], mark: str = "", apart: str = " ") -> list[Line]:
+    """The lines of a row of networks: top-1, top-5, and the mean over classes where it is another.
+
+    Where the classes of the test videos are unbalanced the mean over classes leads; else it stands last,
+    where it is two points or more away from any top-1. The mark is the first network's, in the first line.
+    """
+    by_class = row[0].unbalanced
+    marks = [f" {mark}" if mark else "", *[""] * (len(row) - 1)]
+    ends = [f"{'' if by_class else one}{apart}" for one in marks]
+    cells = tuple(with_interval(each, end) for each, end in zip(row, ends, strict=True))
+    found = [Line("top-1" if by_class else "", cells, percent(row[0].chance))]
+    if row[0].top5 is not None:
+        found.append(Line("top-5", tuple(_spanned(each.top5, each.top5_interval, apart) for each in row), ""))
+    if by_class or class_mean_matters(row):
+        ends = [f"{one if by_class else ''}{apart}" for one in marks]
+        cells = tuple(
+            _spanned(each.class_mean, each.class_interval, end) for each, end in zip(row, ends, strict=True)
+        )
+        found.insert(0 if by_class else 2, Line("mean over classes", cells, percent(row[0].class_chance)))
+    return found
+
+
+def class_mean_matters(row: Sequence[Score]) -> bool:
+    """Whether the mean over classes is two points or more away from the top-1 of any of these.
+
+    With classes of about as many videos the two are nearly the same, and one of them is enough.
+    """
+    return any(score.names_classes and abs(score.class_mean - score.top1) >= NOTABLE for score in row)
+
+
+def probe_lines(scores: Scores) -> list[str]:
+    """What probes chose on training videos, and which of them named one class for all test videos."""
+    lines = []
+    for label in dict.fromkeys(score.label for rows in scores.values() for score in rows):
+        chosen: dict[str, list[str]] = {}
+        for network, rows in scores.items():
+            for score in rows:
+                if score.label == label and score.frames == "normal" and score.chosen:
+                    where = f"{network}, {score.setting}" if score.setting else network
+                    chosen.setdefault(score.chosen, []).append(where)
+        if chosen:
+            words = "; ".join(f"{choice}: {' and '.join(where)}" for choice, where in chosen.items())
+            lines.append(f"{label}, chosen on training videos: {words}")
+    for network, rows in scores.items():
+        for score in rows:
+            if score.names_one_class:
+                lines.append(
+                    f"{_name(score)}: the {network} network's probe names one class for all "
+                    f"{counted(score.num_test, 'test video')}"
+                )
+    return list(dict.fromkeys(lines))
+
+
+def class_lines(scores: Scores, test: FeatureTable) -> list[str]:
+    """Best and worst classes of the first network, a line for each label of three classes or more.
+
+    Of several settings the first, and clips whose frames are in order.
+    """
+    first: dict[str, Score] = {}
+    for score in next(iter(scores.values())):
+        if len(set(test.labels[score.label].tolist()) - {-1}) > 2:
+            first.setdefault(score.label, score)
+    return [
+        best_and_worst(score, [n for n in test.labels[label].tolist() if n >= 0], tuple(test.classes[label]))
+        for label, score in first.items()
+    ]
+
+
+def _by_order(rows: Sequence[Score], title: str, marks: Mapping[What, str], apart: str) -> Table:
+    """A row for each label and setting, a column for each order of frames."""
+    orders = list(dict.fromkeys(score.frames for score in rows))
+    found = {(_name(score), score.frames): score for score in rows}
+    table = _table(title, rows, marks.values())
+    for order in orders:
+        table.add_column(f"{order} %", justify="right", no_wrap=True)
+    table.add_column("chance %", justify="right")
+    table.add_column("test videos", justify="right")
+    for score in rows:
+        if score.frames == "normal":
+            mark = marks.get(what(score), "")
+            others = (percent(found[_name(score), order].top1) for order in orders if order != "normal")
+            cell = with_interval(score, f" {mark}{apart}" if mark else apart)
+            table.add_row(_name(score), cell, *others, percent(score.chance), _videos(score))
+    return table
+
+
+def _table(title: str, rows: Sequence[Score], marks: Iterable[str]) -> Table:
+    caption = "in brackets: 95 % interval"
+    if any(score.num_groups is not None for score in rows):
+        caption += ", by groups of clips cut from one source"
+    if any(score.spread is not None for score in rows):
+        caption += _SPREAD
+    if any(marks):
+        caption += "; +, -: better, worse than the other network beyond chance (adjusted p below 0.05)"
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption=caption, caption_justify="left"
+    )
+    table.add_column("label")
+    return table
+
+
+def _name(score: Score) -> str:
+    return f"{score.label}, {score.setting}" if score.setting else score.label
+
+
+def with_interval(score: Score, apart: str = " ") -> str:
+    """Top-1 in percent with its interval, or with its spread over draws of labelled videos."""
+    if score.spread is not None:
+        return f"{percent(score.top1)} ± {percent(score.spread)}"
+    return _spanned(score.top1, (score.low, score.high), apart)
+
+
+def _spanned(value: float | None, interval: tuple[float, float] | None, apart: str) -> str:
+    if interval is None:
+        return percent(value)
+    return f"{percent(value)}{apart}({percent(interval[0])} to {percent(interval[1])})"
+
+
+def percent(share: float | None) -> str:
+    """``12.3``, or a dash for what there is not."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _set_aside(path: Path, card: object) -> Path | None:
+    """Moves scores made otherwise under the same name into the folder ``earlier``; None if there are none.
+
+    So the newest stand where ``vidssl compare`` looks, and no others are written over.
+    """
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there are none, or nothing that could be lost
+        return None
+    if not isinstance(old, dict) or old.get("card_sha256") == card:
+        return None
+    aside = path.parent / "earlier" / f"{path.stem}-{str(old.get('card_sha256'))[:8]}.json"
+    aside.parent.mkdir(exist_ok=True)
+    return path.replace(aside)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,234 @@
+"""What is scored: a network with its weights, how it is run, and where its scores go."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vidssl.build import build
+from vidssl.build.registry import BACKBONE
+from vidssl.build.resolved import resolved_part
+from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec, overridden, read_recipe
+from vidssl.config.schema import PartSpec
+from vidssl.config.strict_yaml import parse
+from vidssl.engine.checkpoint import Checkpoint, load_objective
+from vidssl.engine.own_code import addresses_in, code_in, kept_code, own_run, with_kept_code
+from vidssl.engine.runfolder import RunFolder
+from vidssl.errors import UsageError
+from vidssl.evaluate.seen import Pretraining, pretraining_of
+from vidssl.interfaces import Backbone, Objective, Tokenizer
+from vidssl.weights.load import check_whole, load_whole
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """How a network is made and run: what of a recipe concerns scoring.
+
+    Attributes:
+        keys: its type and all of its keys, defaults too.
+        backbone: the section that makes it; None for what no recipe can name.
+        tokenizer: of a network that reads ids; others may have one too.
+        seed: of random weights, and of probes.
+        run: device, precision and workers.
+        max_unreadable_share: of the videos that are finetuned on.
+    """
+
+    keys: Mapping[str, object]
+    backbone: PartSpec | None
+    tokenizer: TokenizerSpec | None = None
+    seed: int = 0
+    run: RunSpec = field(default_factory=RunSpec)
+    max_unreadable_share: float = 0.01
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network that is scored.
+
+    Attributes:
+        title: what tables are headed with.
+        source: path of the checkpoint, or the name that a user gave.
+        step: of the training; 0 for networks that were trained elsewhere or not at all.
+        recipe: text that says what it is: a run's resolved recipe, or the network's own keys.
+        weights: sha256 of them.
+        spec: how it is made and run.
+        networks: column of a table -> the network with the weights that stand there.
+        starts: column of a table of finetuning -> its ``backbone.init``, None for random weights.
+        folder: where features and finetuned runs go.
+        scores: where scores go.
+        stem: that names of files of scores end in.
+        pretraining: what it was trained on.
+    """
+
+    title: str
+    source: str
+    step: int
+    recipe: str
+    weights: str
+    spec: NetworkSpec
+    networks: Mapping[str, Backbone]
+    starts: Mapping[str, str | None]
+    folder: Path
+    scores: Path
+    stem: str
+    pretraining: Pretraining = field(default_factory=Pretraining)
+
+
+def spec_of(recipe: Recipe) -> NetworkSpec:
+    """What of a recipe with a backbone concerns scoring."""
+    assert recipe.backbone is not None, "a run without a backbone is refused"
+    return NetworkSpec(
+        keys=resolved_part(recipe.backbone, BACKBONE),
+        backbone=recipe.backbone,
+        tokenizer=recipe.tokenizer,
+        seed=recipe.seed,
+        run=recipe.run,
+        max_unreadable_share=recipe.data.max_unreadable_share,
+    )
+
+
+def home(checkpoint: Checkpoint) -> Path:
+    """The run's folder, or for a checkpoint that lies elsewhere its own."""
+    run = RunFolder(checkpoint.path.parent.parent)
+    return run.path if run.scores.is_dir() else checkpoint.path.parent
+
+
+def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str, Backbone]) -> Subject:
+    """A checkpoint's encoder; scores go into its run's folder, or beside a checkpoint that lies elsewhere."""
+    run = RunFolder(checkpoint.path.parent.parent)
+    return Subject(
+        title=f"{checkpoint.path}, step {checkpoint.step}",
+        source=str(checkpoint.path),
+        step=checkpoint.step,
+        recipe=checkpoint.recipe,
+        weights=_file_hash(checkpoint.path),
+        spec=spec,
+        networks=networks,
+        starts={"finetuned": str(checkpoint.path), "from scratch": None},
+        folder=home(checkpoint),
+        scores=run.scores if run.scores.is_dir() else checkpoint.path.parent,
+        stem=checkpoint.path.stem,
+        pretraining=pretraining_of(checkpoint),
+    )
+
+
+def state_hash(network: nn.Module) -> str:
+    """Of all weights and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def recipe_of(
+    checkpoint: Checkpoint, otherwise: str, *, trust: bool = False, overrides: Sequence[str] = ()
+) -> Recipe:
+    """The recipe that a checkpoint carries.
+
+    Args:
+        otherwise: what can be done with a checkpoint that was trained without one, for the message.
+        trust: as for ``stored_recipe``.
+        overrides: the user's own, applied afterwards.
+
+    Raises:
+        UsageError: if it carries none, or as ``stored_recipe``.
+    """
+    if not checkpoint.recipe:
+        raise UsageError(f"{checkpoint.path}: was trained without a recipe; {otherwise}")
+    run = checkpoint.path.absolute().parent.parent
+    return stored_recipe(checkpoint.recipe, checkpoint.path, run, trust=trust, overrides=overrides)
+
+
+def stored_recipe(
+    text: str,
+    file: Path,
+    run: Path,
+    *,
+    trust: bool,
+    overrides: Sequence[str] = (),
+    folder: Path | None = None,
+) -> Recipe:
+    """The recipe in a text that a run has left, which may come from anywhere.
+
+    Code and addresses in it are used where this user trained that recipe with those files of parts; parts
+    are then taken from the run's copies if the original files are gone or changed.
+
+    Args:
+        file: that holds the text, for messages.
+        run: folder of the run, if it lies in one.
+        trust: use what it names, whoever trained it.
+        overrides: the user's own.
+        folder: that paths of tokenizer weights are relative to; default: the working folder.
+
+    Raises:
+        UsageError: if the recipe is wrong, or names code or addresses and is not trusted.
+    """
+    folder = folder or Path.cwd()
+    node = parse(text, lambda line: f"{file}:{line}")
+    recipe = read_recipe(node, folder)
+    code = [leaf for tree in recipe.trees for leaf in code_in(tree)]
+    addresses = [leaf for tree in recipe.trees for leaf in addresses_in(tree)]
+    named = {(leaf.path, str(leaf.value)) for leaf in (*code, *addresses)}
+    if not named:
+        return read_recipe(overridden(node, overrides), folder)
+    own = own_run(text, run)
+    if own is None and not trust:
+        shown = ", ".join(f"{path}: {value}" for path, value in sorted(named))
+        copies = f" Its copies of them lie in {run / 'code'}." if kept_code(run) else ""
+        raise UsageError(
+            f"{file}: its recipe runs code or fetches from elsewhere ({shown}), and is not one that you "
+            f"trained here with these very files; nothing was imported or fetched.{copies} Read what it "
+            "names, and add --trust if you trust it"
+        )
+    return read_recipe(overridden(with_kept_code(node, own or run), overrides), folder)
+
+
+def trained_backbone(recipe: Recipe, checkpoint: Checkpoint) -> Backbone:
+    """The backbone with its trained weights, on the CPU.
+
+    Raises:
+        UsageError: if the weights are of another architecture, which is looked at before memory is taken.
+    """
+    try:
+        with torch.device("meta"):
+            bare = build.backbone(recipe, with_init=False)
+    except (RuntimeError, OverflowError) as error:
+        raise UsageError(
+            f"{checkpoint.path}: the network of its recipe cannot be built: {' '.join(str(error).split())}"
+        ) from error
+    check_whole(bare, checkpoint.encoder, checkpoint.path)
+    backbone = build.backbone(recipe, with_init=False)
+    load_whole(backbone, checkpoint.encoder, checkpoint.path)
+    return backbone
+
+
+def trained_tokenizer(recipe: Recipe, checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer of a recipe that trained it, frozen and in eval mode."""
+    assert recipe.tokenizer is not None, "a recipe that trains a tokenizer has one"
+    tokenizer = build.tokenizer(recipe.tokenizer)
+    load_whole(tokenizer, checkpoint.encoder, checkpoint.path)
+    return tokenizer.requires_grad_(False).eval()
+
+
+def trained_objective(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str], None]) -> Objective:
+    """The whole objective, heads and all, as it was when the checkpoint was written; on the CPU.
+
+    Raises:
+        UsageError: if weights that the recipe names are missing or altered, or those of the checkpoint are
+            of another objective.
+    """
+    objective = build.objective(recipe, say, with_init=False)
+    load_objective(objective, checkpoint)
+    return objective

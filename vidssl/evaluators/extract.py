@@ -1,0 +1,288 @@
+"""Features of the videos of a source."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import get_args
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from vidssl.config.protocol import FrameOrder, PatchType
+from vidssl.data.loader import iterate_once
+from vidssl.data.samples import InOrder, Parcel, parcels
+from vidssl.data.sources.official.groups import groups_of
+from vidssl.data.sources.origins import video_of
+from vidssl.engine.distributed import World
+from vidssl.engine.precision import pick_device
+from vidssl.errors import UsageError, counted
+from vidssl.evaluators.features import FeatureTable, KeepPatches, Layers, encode_views
+from vidssl.evaluators.patch_tokens import in_memory, joined
+from vidssl.interfaces import Backbone, DataSource, Tokenizer, ViewSampler, num_listed
+
+TIMEOUT_SECONDS = 900.0  # that a batch of videos may take
+_ORDERS: tuple[FrameOrder, ...] = get_args(FrameOrder)
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """What an encoder makes of a batch of videos, of which some could not be read, or all.
+
+    Attributes:
+        vectors: order of frames -> float32 [B, V, D]; empty where nothing could be read.
+        numbers: int64 [B], places in the source.
+        unreadable: what was wrong with each of the others.
+        patches: order of frames -> [B, V, n, D]; empty where they are not kept.
+    """
+
+    vectors: Mapping[FrameOrder, Tensor]
+    numbers: Tensor
+    unreadable: tuple[str, ...]
+    patches: Mapping[FrameOrder, Tensor]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As tensors by name, for the way to other processes."""
+        text = json.dumps(self.unreadable).encode()
+        found = {"numbers": self.numbers, "unreadable": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+        found |= {f"vectors.{order}": part for order, part in self.vectors.items()}
+        return found | {f"patches.{order}": part for order, part in self.patches.items()}
+
+
+def encoded_batch(tensors: Mapping[str, Tensor]) -> EncodedBatch:
+    """What ``EncodedBatch.tensors`` was made of."""
+    return EncodedBatch(
+        vectors={order: tensors[f"vectors.{order}"] for order in _ORDERS if f"vectors.{order}" in tensors},
+        numbers=tensors["numbers"],
+        unreadable=tuple(json.loads(tensors["unreadable"].numpy().tobytes())),
+        patches={order: tensors[f"patches.{order}"] for order in _ORDERS if f"patches.{order}" in tensors},
+    )
+
+
+def encode_together(
+    source: DataSource,
+    views: ViewSampler,
+    encode: Callable[[Parcel], EncodedBatch],
+    world: World,
+    *,
+    batch_size: int,
+    workers: int,
+    keep_patches: KeepPatches | None,
+) -> tuple[dict[FrameOrder, Tensor], Tensor, tuple[str, ...]]:
+    """Features of a source in all processes, as one of them would have found them.
+
+    Args:
+        encode: what each process does with its batches; called for those with readable videos.
+        keep_patches: gets the patch tokens of all batches in their order; None in processes that keep none.
+
+    Returns:
+        Order of frames -> float32 [N, V, D] on the CPU; int64 [N], places in the source; what was wrong with
+        each of the other videos.
+
+    Raises:
+        UsageError: if no video can be read.
+    """
+    vectors: dict[FrameOrder, list[Tensor]] = {}
+    numbers: list[Tensor] = []
+    unreadable: list[str] = []
+    for batch in _gathered(source, views, encode, world, batch_size, workers):
+        unreadable += batch.unreadable
+        numbers.append(batch.numbers)
+        for order, part in batch.vectors.items():
+            vectors.setdefault(order, []).append(part)
+            if keep_patches is not None:
+                keep_patches(order, batch.patches[order])
+    if not vectors:
+        named = "".join(f"\n  {line}" for line in unreadable[:20])
+        raise UsageError(f"none of the {counted(len(source), 'sample')} can be read.{named}")
+    return (
+        {order: torch.cat(parts) for order, parts in vectors.items()},
+        torch.cat(numbers),
+        tuple(unreadable),
+    )
+
+
+def _gathered(
+    source: DataSource,
+    views: ViewSampler,
+    encode: Callable[[Parcel], EncodedBatch],
+    world: World,
+    batch_size: int,
+    workers: int,
+) -> Iterator[EncodedBatch]:
+    """All batches in their order, in every process, a round of one for each process at a time."""
+    batches = [
+        list(range(len(source)))[start : start + batch_size] for start in range(0, len(source), batch_size)
+    ]
+    own = parcels(
+        InOrder(source, views),
+        batches[world.rank :: world.size],
+        workers=workers,
+        timeout_seconds=TIMEOUT_SECONDS,
+    )
+    for _ in range(0, len(batches), world.size):
+        parcel = next(own, None)  # in the last round some have nothing
+        given = {} if parcel is None else _encoded(parcel, encode).tensors()
+        yield from (encoded_batch(tensors) for tensors in world.gather_tensors(given) if tensors)
+
+
+def _encoded(parcel: Parcel, encode: Callable[[Parcel], EncodedBatch]) -> EncodedBatch:
+    if len(parcel.indices):
+        return encode(parcel)
+    return EncodedBatch({}, parcel.indices, tuple(map(str, parcel.failures)), {})
+
+
+ALONE = World()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder makes of the videos of a source.
+
+    Attributes:
+        vectors: order of frames, "normal" among them -> float32 [N, V, D].
+        numbers: int64 [N], their places in the source.
+        unreadable: what was wrong with each of the others.
+        patches: order of frames -> [N, V, n, D] in half precision, on the CPU; empty where not asked for.
+    """
+
+    vectors: Mapping[FrameOrder, Tensor]
+    numbers: Tensor
+    unreadable: tuple[str, ...]
+    patches: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
+
+
+def extract(
+    backbone: Backbone,
+    source: DataSource,
+    views: ViewSampler,
+    *,
+    tokenizer: Tokenizer | None = None,
+    layers: Layers = "last",
+    frames: Sequence[FrameOrder] = ("normal",),
+    patches: PatchType | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    device: torch.device | None = None,
+    autocast: bool = False,
+    console: Console | None = None,
+    title: str = "features",
+    world: World = ALONE,
+) -> FeatureTable:
+    """Features of every view of every readable video of a source, with the videos' labels.
+
+    Args:
+        layers: the last layer's vector (``Features.pooled``), or the means of all stages side by side.
+        frames: orders of a clip's frames, "normal" among them; the others become ``FeatureTable.reordered``.
+        patches: keep patch tokens too, for an attentive probe, in memory and in this precision.
+        world: processes that all call this and share the work; all get the features, the first one patch
+            tokens.
+
+    Raises:
+        UsageError: if no video can be read.
+    """
+    device = device or pick_device("auto")
+    kept: dict[FrameOrder, list[Tensor]] = {}
+    found = encode(
+        backbone,
+        source,
+        views,
+        tokenizer=tokenizer,
+        layers=layers,
+        frames=frames,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        autocast=autocast,
+        console=console,
+        title=title,
+        keep_patches=None if patches is None else in_memory(kept, patches),
+        world=world,
+    )
+    return table_of(source, replace(found, patches=joined(kept)), device)
+
+
+def encode(
+    backbone: Backbone,
+    source: DataSource,
+    views: ViewSampler,
+    *,
+    tokenizer: Tokenizer | None,
+    layers: Layers,
+    frames: Sequence[FrameOrder],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    autocast: bool,
+    console: Console | None,
+    title: str,
+    keep_patches: KeepPatches | None = None,
+    world: World = ALONE,
+) -> Encoded:
+    """``extract`` without the labels; patch tokens go to ``keep_patches``, batch by batch.
+
+    Args:
+        world: processes that all call this and share the work. All get the features, and bit for bit those
+            that one would have found; ``keep_patches`` is called in the first.
+    """
+    backbone = backbone.to(device).eval()
+    tokenizer = tokenizer.to(device).eval() if tokenizer is not None else None
+    one_pass = partial(
+        encode_views, backbone, tokenizer, layers=layers, orders=frames, device=device, autocast=autocast
+    )
+    if world.size > 1:
+        vectors, numbers, unreadable = encode_together(
+            source,
+            views,
+            partial(_encoded_batch, one_pass, keep_patches is not None),
+            world,
+            batch_size=batch_size,
+            workers=workers,
+            keep_patches=keep_patches if world.first else None,
+        )
+        return Encoded(vectors, numbers, unreadable)
+    problems: list[str] = []
+    batches = iterate_once(
+        source, views, batch_size=batch_size, workers=workers, unreadable=lambda e: problems.append(str(e))
+    )
+    if console is not None and console.is_terminal:
+        total = -(-len(source) // batch_size)
+        batches = iter(track(batches, description=title, total=total, console=console, transient=True))
+    vectors, numbers = one_pass(batches, keep_patches=keep_patches)
+    return Encoded(vectors, numbers, tuple(problems))
+
+
+def _encoded_batch(
+    one_pass: Callable[..., tuple[dict[FrameOrder, Tensor], Tensor]], with_patches: bool, parcel: Parcel
+) -> EncodedBatch:
+    """A batch of its own as ``encode_together`` wants it."""
+    kept: dict[FrameOrder, Tensor] = {}
+    vectors, numbers = one_pass(
+        iter([(parcel.indices, parcel.views)]), keep_patches=kept.__setitem__ if with_patches else None
+    )
+    unreadable = tuple(map(str, parcel.failures))
+    return EncodedBatch({order: part.cpu() for order, part in vectors.items()}, numbers, unreadable, kept)
+
+
+def table_of(source: DataSource, found: Encoded, device: torch.device) -> FeatureTable:
+    """Features with the keys and labels that the source has for them."""
+    numbers = found.numbers.tolist()
+    labels = {
+        name: torch.tensor([source.labels(number).get(name, -1) for number in numbers], device=device)
+        for name in source.label_classes
+    }
+    vectors = {order: part.to(device) for order, part in found.vectors.items()}
+    return FeatureTable(
+        vectors=vectors.pop("normal"),
+        labels=labels,
+        classes=source.label_classes,
+        keys=tuple(map(source.key, numbers)),
+        num_listed=num_listed(source),
+        unreadable=found.unreadable,
+        reordered=vectors,
+        patches=found.patches,
+        groups=groups_of(source, numbers),
+        origins=tuple(video_of(source, number).origin for number in numbers),
+    )

@@ -1,0 +1,417 @@
+"""From features, or from scores of classes, to accuracies."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+
+from vidssl.config.few_labels import Amount, FewLabels, drawn
+from vidssl.config.protocol import Average, FrameOrder, OverlapRule
+from vidssl.data.classes import LabelClasses, numbered_together
+from vidssl.data.sources.official.groups import group_numbers
+from vidssl.data.sources.origins import Video, shared_videos
+from vidssl.errors import UsageError
+from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.scoring import average_views, check_scores, in_top, predict
+from vidssl.evaluators.statistics import Estimate, accuracy
+from vidssl.interfaces import Evaluator, LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
+from vidssl.interfaces.evaluator import ScoreKind
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some videos of a table, with one of their labels.
+
+    Attributes:
+        numbers: int64 [N], their rows, on the device of the features.
+    """
+
+    table: FeatureTable
+    label: str
+    numbers: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N], their classes."""
+        return self.table.labels[self.label][self.numbers]
+
+    @property
+    def groups(self) -> Tensor | None:
+        """int64 [N], the group of each, videos without one by themselves; None where there are none."""
+        names = [self.table.groups[number] for number in self.numbers.tolist()] if self.table.groups else []
+        numbers = group_numbers(names)
+        return None if numbers is None else torch.tensor(numbers, device=self.numbers.device)
+
+
+def labelled_rows(table: FeatureTable, label: str) -> Rows:
+    """The videos that have a label, by key, so that the order of a list changes nothing that is learned."""
+    known = table.labels[label].tolist()
+    numbers = [number for number in range(len(known)) if known[number] >= 0]
+    numbers.sort(key=table.keys.__getitem__)
+    return Rows(table, label, torch.tensor(numbers, dtype=torch.long, device=table.vectors.device))
+
+
+def tested_rows(table: FeatureTable, label: str) -> Rows:
+    """The videos that have a label, in the table's order."""
+    return Rows(table, label, (table.labels[label] >= 0).nonzero()[:, 0])
+
+
+def scores_of_videos(
+    evaluator: Evaluator, learn: Rows, test: Rows, average: Average, generator: torch.Generator
+) -> tuple[dict[str, Tensor], str]:
+    """Setting of the evaluator -> scores [orders, M, K] of test videos, their views averaged; what it chose.
+
+    The probe is fitted once and scores all orders of frames, "normal" first, together.
+
+    Raises:
+        UsageError: if its scores are of another shape than promised, or not finite.
+    """
+    who, classes = f"evaluator {type(evaluator).__name__}", len(learn.table.classes[learn.label])
+    orders = 1 + len(test.table.reordered)
+    named: Mapping[str, Tensor]
+    if isinstance(evaluator, PatchEvaluator):
+        patches, tokens = _labelled_patches(learn, average), _patches(test, average)
+        settled, chosen = evaluator.settled(patches, generator)
+        assert isinstance(settled, PatchEvaluator), "settling changes no kind"
+        rows, named = len(tokens), {"": settled.patch_scores(patches, tokens, generator)}
+    else:
+        features, vectors = _features(learn, average), _vectors(test, average)
+        settled, chosen = evaluator.settled(features, generator)
+        rows, named = len(vectors), settled.named_scores(features, vectors, generator)
+    found = {}
+    for setting, scores in named.items():
+        check_scores(scores, rows, classes, f"{who} ({setting})" if setting else who)
+        by_view = scores.unflatten(0, (orders, len(test.numbers), -1))
+        found[setting] = (
+            by_view[:, :, 0]
+            if average == "features"
+            else torch.stack([average_views(part, average, evaluator.score_kind) for part in by_view])
+        )
+    return found, chosen
+
+
+def _features(rows: Rows, average: Average) -> LabelledFeatures:
+    """A mean vector a video, or its views, each with the video's label."""
+    vectors, classes = rows.table.vectors[rows.numbers], len(rows.table.classes[rows.label])
+    num_videos, num_views, _ = vectors.shape
+    if average == "features" or num_views == 1:
+        return LabelledFeatures(vectors.mean(1), rows.labels, classes, rows.groups)
+    videos = torch.arange(num_videos, device=vectors.device).repeat_interleave(num_views)
+    groups = videos if rows.groups is None else rows.groups[videos]
+    return LabelledFeatures(vectors.flatten(0, 1), rows.labels[videos], classes, groups)
+
+
+def _vectors(rows: Rows, average: Average) -> Tensor:
+    """[orders * M, D], or [orders * M * V, D] where each view is scored."""
+    given = (rows.table.vectors, *rows.table.reordered.values())
+    views = torch.stack([vectors[rows.numbers] for vectors in given])  # [orders, M, V, D]
+    return views.mean(2).flatten(0, 1) if average == "features" else views.flatten(0, 2)
+
+
+def _labelled_patches(rows: Rows, average: Average) -> LabelledPatches:
+    """A sample a video, or a view, as ``_features``."""
+    tokens, classes = _patches(rows, average), len(rows.table.classes[rows.label])
+    num_views = len(tokens) // len(rows.numbers)
+    if num_views == 1:
+        return LabelledPatches(tokens, rows.labels, classes, rows.groups)
+    videos = torch.arange(len(rows.numbers), device=rows.numbers.device).repeat_interleave(num_views)
+    groups = videos if rows.groups is None else rows.groups[videos]
+    return LabelledPatches(tokens, rows.labels[videos], classes, groups)
+
+
+def _patches(rows: Rows, average: Average) -> PatchTokens:
+    """Tokens of all views of a video together, to be attended to as one, or of each view; in every order."""
+    if not rows.table.patches:
+        raise ValueError("these features hold no patch tokens: extract them with patches='float16'")
+    tables = [rows.table.patches[order] for order in ("normal", *rows.table.reordered)]
+    num_videos, num_views = tables[0].shape[:2]
+    starts = torch.arange(len(tables))[:, None] * num_videos + rows.numbers.cpu()  # [orders, M]
+    places = starts[..., None] * num_views + torch.arange(num_views)
+    places = places.flatten(0, 1) if average == "features" else places.flatten()[:, None]
+    return PatchTokens(tuple(table.flatten(0, 1) for table in tables), places)
+
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One label's accuracy.
+
+    Attributes:
+        label: its name.
+        setting: of an evaluator that has several, "k=20" for one, and how many labels were learned from where
+            not all were; empty for one that has a single one.
+        frames: order of the test clips' frames; the probe learned on normal ones.
+        top1: share of test videos whose best class is the right one; for retrieval, that were found.
+        low, high: 95 % interval of ``top1``; by groups, where videos have them.
+        top5: share of test videos whose right class is among the best five; None for five classes or fewer.
+        class_mean: mean over classes of the share of a class's test videos that are right; equal to ``top1``
+            where all classes have as many videos.
+        top5_interval, class_interval: 95 % intervals of these two; None where unknown.
+        chance: share of test videos right when guessing evenly or when always naming the commonest class of
+            train, whichever is larger; None for retrieval.
+        class_chance: the same of the mean over classes.
+        unbalanced: whether the commonest class of the test videos has over 1.5 times as many as the mean one,
+            and more than drawing at random makes, so that the mean over classes leads.
+        num_groups: of the test videos, where clips were cut from one source; None where none are known.
+        chosen: the setting that the training videos chose, in words; empty where there was nothing to choose.
+        num_train, num_test: videos with this label.
+        predicted: class named for each test video with this label, in the table's order.
+        draws: ``top1`` of each draw of labelled videos; all other numbers are means over them, and
+            ``predicted`` is the first's. Empty where all labels were learned from.
+        spread: standard deviation of ``draws``; None for fewer than two.
+    """
+
+    label: str
+    setting: str = ""
+    frames: FrameOrder = "normal"
+    top1: float
+    low: float
+    high: float
+    top5: float | None = None
+    class_mean: float
+    chance: float | None
+    num_train: int
+    num_test: int
+    predicted: tuple[int, ...] = field(default=(), repr=False)
+    draws: tuple[float, ...] = ()
+    spread: float | None = None
+    top5_interval: Interval | None = None
+    class_interval: Interval | None = None
+    class_chance: float | None = None
+    unbalanced: bool = False
+    num_groups: int | None = None
+    chosen: str = ""
+
+    @property
+    def names_one_class(self) -> bool:
+        """Whether every test video was given the same class, of several that there are."""
+        return self.names_classes and len(set(self.predicted)) == 1 and self.class_mean < 1
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether each video was given one class; retrieval tells only whether the right one was found."""
+        return self.chance is not None
+
+
+def score(
+    scores: Tensor,
+    truth: Tensor,
+    train_labels: Tensor,
+    *,
+    kind: ScoreKind,
+    label: str,
+    setting: str = "",
+    frames: FrameOrder = "normal",
+    groups: Tensor | None = None,
+    chosen: str = "",
+) -> Score:
+    """What scores of classes are worth.
+
+    Args:
+        scores: [M, K] of the test videos, views averaged.
+        truth: int64 [M], their classes.
+        train_labels: int64 [N], classes of the videos that were learned from, a number a video.
+        groups: int64 [M], the groups of the test videos; None where there are none.
+        chosen: what the probe chose, in words.
+    """
+    num_classes = scores.shape[1]
+    predicted = predict(scores, truth, kind)
+    right = predicted == truth
+    counts_five = num_classes > 5 and kind != "found"
+    five = _estimate(in_top(scores, truth, 5, kind), None, groups) if counts_five else None
+    top1, by_class = (_estimate(right, classes, groups) for classes in (None, truth))
+    videos = train_labels.bincount(minlength=num_classes)
+    by_name = (truth == videos.argmax()).double().mean().item()
+    return Score(
+        label=label,
+        setting=setting,
+        frames=frames,
+        top1=top1.mean,
+        low=top1.low,
+        high=top1.high,
+        top5=None if five is None else five.mean,
+        top5_interval=None if five is None else (five.low, five.high),
+        class_mean=by_class.mean,
+        class_interval=(by_class.low, by_class.high),
+        chance=None if kind == "found" else max(by_name, 1 / int((videos > 0).sum())),
+        class_chance=None if kind == "found" else 1 / len(truth.unique()),
+        unbalanced=kind != "found" and unbalanced(truth),
+        num_train=len(train_labels),
+        num_test=len(truth),
+        num_groups=None if groups is None else len(groups.unique()),
+        predicted=tuple(predicted.tolist()),
+        chosen=chosen,
+    )
+
+
+def _estimate(right: Tensor, classes: Tensor | None, groups: Tensor | None) -> Estimate:
+    given = [None if part is None else part.cpu().numpy() for part in (classes, groups)]
+    return accuracy(right.cpu().numpy(), given[0], given[1])
+
+
+def unbalanced(truth: Tensor) -> bool:
+    """Whether the commonest class has over 1.5 times as many videos as the mean one, and not by chance."""
+    counts = truth.bincount().double()
+    mean = float(counts[counts > 0].mean())
+    return bool(counts.max() > 1.5 * mean and counts.max() - mean > 3 * mean**0.5)
+
+
+def probe(
+    evaluator: Evaluator,
+    train: FeatureTable,
+    test: FeatureTable,
+    *,
+    average: Average = "features",
+    seed: int = 0,
+    few_labels: FewLabels | None = None,
+    overlap: OverlapRule = "error",
+) -> list[Score]:
+    """Scores of each label that train and test share, a row for each setting and order of frames.
+
+    Videos without the label are left out of its rows. Those of train are learned from in the order of their
+    keys, so that the order of a list changes nothing. Classes are numbered together, by name.
+
+    Args:
+        average: what is averaged over the views of a video. Where it is not the features, each view of
+            train is a sample of its own. To a probe that reads patches, "features" means that it attends
+            to those of all views of a video together.
+        few_labels: amounts of labelled videos to learn from, a row each; None for all.
+        overlap: whether test videos that are in train too are an error.
+
+    Raises:
+        UsageError: if there are such videos, or train and test share no label, or have no video with it.
+    """
+    both = shared_videos(_videos(train), _videos(test))
+    if both.keys and overlap == "error":
+        raise UsageError(both.refusal())
+    shared = shared_labels(train.classes, test.classes)
+    train, test = train.renumbered(shared), test.renumbered(shared)
+    return [
+        row
+        for label in shared
+        for row in _of_label(evaluator, train, test, label, average=average, seed=seed, few_labels=few_labels)
+    ]
+
+
+def _videos(table: FeatureTable) -> list[Video]:
+    return [Video(key, origin) for key, origin in zip(table.keys, table.origins, strict=False)]
+
+
+def shared_labels(train: LabelClasses, test: LabelClasses) -> LabelClasses:
+    """Labels that the videos to learn from and those to test on have both, their classes numbered together.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    shared = numbered_together(train, test)
+    if not shared:
+        raise UsageError(
+            f"the videos to learn from and those to test on share no label (learn: "
+            f"{', '.join(train) or 'none'}; test: {', '.join(test) or 'none'}). A list's header names its "
+            "labels; of folders and of a single label without a name it is 'class'"
+        )
+    return shared
+
+
+def _of_label(
+    evaluator: Evaluator,
+    train: FeatureTable,
+    test: FeatureTable,
+    label: str,
+    *,
+    average: Average,
+    seed: int,
+    few_labels: FewLabels | None,
+) -> list[Score]:
+    learn, tested = labelled_rows(train, label), tested_rows(test, label)
+    for name, rows in (("to learn from", learn), ("to test on", tested)):
+        if not len(rows.numbers):
+            raise UsageError(f"none of the videos {name} has the label '{label}'")
+
+    def scored(some: Rows) -> list[Score]:
+        generator = torch.Generator().manual_seed(seed)
+        return _scored(evaluator, some, tested, average, generator)
+
+    if few_labels is None:
+        return scored(learn)
+    return [
+        row
+        for amount in few_labels.amounts
+        for row in mean_over_draws(
+            [scored(_drawn(learn, amount, draw, few_labels.seed)) for draw in few_labels.draws_of(amount)],
+            amount,
+        )
+    ]
+
+
+def _drawn(rows: Rows, amount: Amount, draw: int, seed: int) -> Rows:
+    """The videos of one draw."""
+    keys = [rows.table.keys[number] for number in rows.numbers.tolist()]
+    classes = rows.table.classes[rows.label]
+    groups = [rows.table.groups[number] for number in rows.numbers.tolist()] if rows.table.groups else ()
+    places = drawn(keys, rows.labels.tolist(), amount, draw=draw, seed=seed, classes=classes, groups=groups)
+    return replace(rows, numbers=rows.numbers[torch.tensor(places, device=rows.numbers.device)])
+
+
+def _scored(
+    evaluator: Evaluator, learn: Rows, test: Rows, average: Average, generator: torch.Generator
+) -> list[Score]:
+    """A row for each setting and order of frames."""
+    found, chosen = scores_of_videos(evaluator, learn, test, average, generator)
+    orders: tuple[FrameOrder, ...] = ("normal", *test.table.reordered)
+    return [
+        score(
+            part,
+            test.labels,
+            learn.labels,
+            kind=evaluator.score_kind,
+            label=test.label,
+            setting=setting,
+            frames=frames,
+            groups=test.groups,
+            chosen=chosen,
+        )
+        for setting, scores in found.items()
+        for frames, part in zip(orders, scores, strict=True)
+    ]
+
+
+def mean_over_draws(draws: Sequence[Sequence[Score]], amount: Amount) -> list[Score]:
+    """One row for the same row of every draw: means of all numbers, the first draw's predictions.
+
+    Args:
+        draws: the rows of each, in the same order.
+    """
+    return [_mean_of(same, amount) for same in zip(*draws, strict=True)]
+
+
+def _mean_of(same: Sequence[Score], amount: Amount) -> Score:
+    first, draws = same[0], tuple(row.top1 for row in same)
+    choices = Counter(row.chosen for row in same if row.chosen)
+    return replace(
+        first,
+        setting=f"{first.setting}, {amount}" if first.setting else str(amount),
+        top1=fmean(draws),
+        low=fmean(row.low for row in same),
+        high=fmean(row.high for row in same),
+        top5=None if first.top5 is None else fmean(row.top5 or 0.0 for row in same),
+        top5_interval=_mean_interval([row.top5_interval for row in same]),
+        class_mean=fmean(row.class_mean for row in same),
+        class_interval=_mean_interval([row.class_interval for row in same]),
+        chance=None if first.chance is None else fmean(row.chance or 0.0 for row in same),
+        draws=draws,
+        spread=stdev(draws) if len(draws) > 1 else None,
+        chosen="; ".join(f"{words} in {n} of {len(same)}" for words, n in choices.items())
+        if len(choices) > 1
+        else first.chosen,
+    )
+
+
+def _mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
+    known = [each for each in intervals if each is not None]
+    return (fmean(low for low, _ in known), fmean(high for _, high in known)) if known else None

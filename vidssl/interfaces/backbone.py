@@ -1,0 +1,224 @@
+"""Networks from clips to features."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from vidssl.errors import UsageError
+from vidssl.interfaces.grids import GridSize, divide_exactly
+
+InputKind = Literal["pixels", "tokens"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone says of a batch.
+
+    Attributes:
+        patches: [B, t, h, w, D], the last stage.
+        cls: [B, D], or None for a backbone without a class token.
+        stages: one [B, t, h, w, D_i] a stage, finest first; empty for a backbone of one scale.
+    """
+
+    patches: Tensor
+    cls: Tensor | None = None
+    stages: tuple[Tensor, ...] = ()
+
+    def pooled(self) -> Tensor:
+        """One vector a clip, [B, D]: the class token, or the mean over patches where there is none."""
+        return self.patches.mean(dim=(1, 2, 3)) if self.cls is None else self.cls
+
+    def pooled_stages(self) -> Tensor:
+        """The means of all stages side by side, [B, sum of D_i]; ``pooled()`` where there are no stages."""
+        if not self.stages:
+            return self.pooled()
+        return torch.cat([stage.mean(dim=(1, 2, 3)) for stage in self.stages], dim=1)
+
+
+_BRIGHTEST = 16.0  # far above what augmentations make of 1; any but a black clip in [0, 255] exceeds it
+
+
+_SEEN_ON_GPU: WeakSet[nn.Module] = WeakSet()
+
+
+def check_clip(x: Tensor, reader: nn.Module) -> None:
+    """Refuse what is no clip in [0, 1].
+
+    Values are looked at on a CPU; on a GPU, where that would wait for it, at a reader's first clips alone.
+
+    Raises:
+        UsageError: if it is not floating point [B, 3, T, H, W], or lies in [0, 255].
+    """
+    owner = type(reader).__name__
+    if not isinstance(x, Tensor) or x.ndim != 5 or x.shape[1] != 3 or not x.is_floating_point():
+        given = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise UsageError(
+            f"{owner} takes clips, float32 [B, 3, T, H, W] in [0, 1], got {given}. Images are clips of one "
+            "frame, x.unsqueeze(2); bytes of a loader are divided by 255, batch.to(device)"
+        )
+    if x.device.type == "meta" or not x.numel():
+        return
+    if x.device.type != "cpu":
+        if reader in _SEEN_ON_GPU:
+            return
+        _SEEN_ON_GPU.add(reader)
+    high = float(x.detach().max())
+    if high > _BRIGHTEST:
+        raise UsageError(f"{owner} takes clips in [0, 1], got values up to {high:.4g}: divide pixels by 255")
+
+
+@dataclass(frozen=True)
+class Translated:
+    """Weights of another project under a backbone's own keys.
+
+    Attributes:
+        state: own key -> tensor of the own shape.
+        layout: whose layout it was, e.g. "SVT, published".
+        reshaped: own keys whose tensors were resized, inflated, copied or zeroed.
+        dropped: keys of the source that the backbone has no use for (heads, decoders, tokenizers).
+    """
+
+    state: Mapping[str, Tensor]
+    layout: str
+    reshaped: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class Backbone(nn.Module, ABC):
+    """A network from clips (or token ids) to features. It never learns which paper it serves.
+
+    A constructor sets ``embed_dim`` (D of ``Features.pooled()``), ``strides`` (frames, rows and columns
+    of pixels that one cell of ``grid`` spans; of ids where it reads those) and, if it has stages,
+    ``stage_dims`` and ``stage_strides``, finest first. ``gives_cls`` says whether ``Features.cls`` is there.
+    One that reads ids also sets ``vocab_size``, how many different ones a tokenizer may give it.
+    """
+
+    input_kind: ClassVar[InputKind] = "pixels"
+    takes_mask: ClassVar[bool] = True
+    embed_dim: int
+    strides: GridSize
+    vocab_size: int | None = None
+    gives_cls: bool = False
+    stage_dims: tuple[int, ...] = ()
+    stage_strides: tuple[GridSize, ...] = ()
+
+    def grid(self, num_frames: int, height: int, width: int) -> GridSize:
+        """Cells of the input of this size; masks are drawn on them.
+
+        An image (one frame) is one cell deep whatever the temporal stride.
+
+        Raises:
+            ValueError: if the backbone does not take this size.
+        """
+        temporal = 1 if num_frames == 1 else self.strides[0]
+        return divide_exactly((num_frames, height, width), (temporal, *self.strides[1:]), type(self).__name__)
+
+    def final_norm(self) -> nn.Module | None:
+        """The norm that makes ``Features.patches`` of the last stage, None where there is none of its own.
+
+        BEVT's decoder ends in the encoder's own norm, which is thereby trained.
+        """
+        return None
+
+    def token_embedding(self) -> Tensor | None:
+        """Vectors [V or more, D] of the ids that are read, a row an id; None where there are none.
+
+        VIMPAC's token head predicts with the same matrix.
+        """
+        return None
+
+    def layer_names(self) -> tuple[tuple[str, ...], ...]:
+        """Modules and parameters by layer, the input's embeddings first, for rates that fall with depth.
+
+        Every parameter lies in one of them, the last norm in the last layer. Empty for a network that does
+        not know its layers.
+        """
+        return ()
+
+    def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
+        """Weights in a published layout, as this network's own; None if it is no layout that it knows.
+
+        What the source lacks stays out of ``Translated.state`` and keeps its fresh values. Nothing of the
+        network is changed.
+        """
+        return None
+
+    def __call__(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """``forward``, and the contract of its input and output.
+
+        Raises:
+            UsageError: for clips that are not float in [0, 1], or if no ``Features`` come back.
+        """
+        if self.input_kind == "pixels":
+            check_clip(x, self)
+        made = super().__call__(x) if mask is None else super().__call__(x, mask)
+        if not isinstance(made, Features):
+            raise UsageError(
+                f"{type(self).__name__}: forward returned {type(made).__name__}, expected Features"
+            )
+        return made
+
+    @abstractmethod
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        """Features of a batch.
+
+        Args:
+            x: [B, 3, T, H, W] in [0, 1], or int64 ids [B, t, h, w] where ``input_kind`` is "tokens".
+                T = 1 is an image.
+            mask: bool [B, *grid], True where the input is hidden.
+        """
+
+
+class ResizesWindows(ABC):
+    """A backbone whose attention is in windows, and that takes weights of other windows.
+
+    Attributes:
+        window: its own, in cells.
+    """
+
+    window: GridSize
+
+    @abstractmethod
+    def translate_windows(self, state: Mapping[str, Tensor], window: GridSize | None) -> Translated | None:
+        """``Backbone.translate`` for weights of which the window is known.
+
+        Args:
+            window: cells that they were trained with; None where only the weights can tell.
+
+        Raises:
+            UsageError: if their tables are not of that window, or of several possible ones.
+        """
+
+
+class ClassAttention(ABC):
+    """A backbone that can say what its class token attends to."""
+
+    @abstractmethod
+    def class_attention(self, x: Tensor) -> Tensor:
+        """How much of each patch the class token takes in the last block, [B, heads, t, h, w].
+
+        Softmax weights; the one of the class token over its own value is left out.
+
+        Args:
+            x: as for ``forward``.
+
+        Raises:
+            ValueError: if this one was made without a class token.
+        """
+
+
+class Blockwise(ABC):
+    """A backbone of blocks that follow one another, for what is done block by block."""
+
+    @abstractmethod
+    def blocks_in_order(self) -> tuple[nn.Module, ...]:
+        """The blocks, each run once in a forward pass; empty for a network whose blocks are not known.
+
+        A block's output depends on its arguments, its parameters and torch's global random generators
+        alone, and it changes nothing but statistics of batch norms.
+        """

@@ -1,0 +1,346 @@
+"""The command ``vidssl data index``: shards that are there already, looked through once and described."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vidssl.data.classes import ordered_classes
+from vidssl.data.decode.limits import LIMITS
+from vidssl.data.pool import Lost, work
+from vidssl.data.sources.tar.index import INDEX, Member, Shard, ShardIndex, parse_shards, write_index
+from vidssl.data.sources.tar.storage import Address
+from vidssl.engine.atomic import write_atomically
+from vidssl.engine.logging import terminal
+from vidssl.errors import UsageError, counted
+from vidssl.tools.data.look import CannotRead, SeenShard, ShardToLookAt, look_at
+from vidssl.tools.data.report import say, shard_report
+from vidssl.tools.data.shard import CLEAN, FLAWED, cores
+
+
+class Seen:
+    """Shards that were looked through.
+
+    A line that a kill left unfinished is passed over, and so is what is said of a shard that has changed.
+
+    Args:
+        path: of the file; made when the first shard is added.
+
+    Raises:
+        UsageError: if it cannot be read.
+    """
+
+    def __init__(self, path: Path, address: Address) -> None:
+        self.path = path
+        self._address = address
+        self._spans: dict[str, tuple[int, int]] = {}  # name of a shard -> where its line lies
+        try:
+            lines = path.read_bytes().split(b"\n") if path.exists() else []
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror})") from error
+        start = 0
+        for line in lines:
+            self._take(line, start)
+            start += len(line) + 1
+
+    def _take(self, line: bytes, start: int) -> None:
+        try:
+            row = json.loads(line)
+            parse_shards(row["lines"].encode())
+            if row["address"] == str(self._address):
+                self._spans[row["shard"]] = (start, len(line))
+        except (KeyError, TypeError, ValueError):  # the last line before a kill, or an empty one
+            return
+
+    def has(self, name: str) -> bool:
+        """Whether a shard was looked through and is the same still.
+
+        Raises:
+            OSError: if it cannot be reached.
+        """
+        if name not in self._spans:
+            return False
+        row = self._row(name)
+        return (row["bytes"], row["mtime_ns"]) == (self._address.size(name), self._mtime_ns(name))
+
+    def _mtime_ns(self, name: str) -> int:
+        local = self._address.local
+        return 0 if local is None else os.stat(local / name).st_mtime_ns
+
+    def add(self, seen: SeenShard) -> None:
+        """Notes what is in a shard.
+
+        Raises:
+            OSError: if the disk is full.
+        """
+        row = {
+            "address": str(self._address),
+            "shard": seen.shard.name,
+            "bytes": seen.shard.bytes,
+            "mtime_ns": self._mtime_ns(seen.shard.name),
+            "flaw": seen.flaw,
+            "videos": seen.videos,
+            "samples": len(seen.shard.members),
+            "left_out": seen.left_out,
+            "class_names": list(seen.class_names.items()),
+            "lines": seen.shard.to_lines(),
+        }
+        line = json.dumps(row).encode()
+        with self.path.open("ab") as file:
+            file.write(b"\n")  # ends a line that a kill left unfinished
+            start = file.tell()
+            file.write(line + b"\n")
+        self._spans[seen.shard.name] = (start, len(line))
+
+    def _row(self, name: str) -> dict:
+        start, length = self._spans[name]
+        with self.path.open("rb") as file:
+            file.seek(start)
+            return json.loads(file.read(length))
+
+    def _shard(self, name: str) -> Shard:
+        (shard,) = parse_shards(self._row(name)["lines"].encode())
+        return shard
+
+    def classes(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        """Label name -> names of its classes, in number order, over these shards."""
+        found: dict[str, set[str]] = {}
+        stated: dict[int, set[str]] = {}
+        for name in names:
+            for number, given in self._row(name)["class_names"]:
+                stated.setdefault(number, set()).add(given)
+            for member in self._shard(name).members:
+                for given in (member.entry.labels, *(own for _, _, own in member.entry.segments)):
+                    for label, value in given.items():
+                        found.setdefault(label, set()).add(value)
+        classes = {
+            label: ordered_classes(values, label, self._address) for label, values in sorted(found.items())
+        }
+        if "class" in classes:
+            classes["class"] = _as_stated(stated, classes["class"])
+        return classes
+
+    def flaws(self, names: Sequence[str]) -> list[str]:
+        """What is wrong with shards as such, in words."""
+        flaws = []
+        for name in names:
+            row = self._row(name)
+            if row["flaw"]:
+                flaws.append(
+                    f"{name}: {row['flaw']}, after {counted(len(self._shard(name).members), 'sample')}"
+                )
+        return flaws
+
+    def left_out(self, names: Sequence[str]) -> int:
+        """How many samples hold no video, or no image where no shard has videos."""
+        rows = [self._row(name) for name in names]
+        videos = any(row["videos"] for row in rows)
+        images = sum(row["samples"] for row in rows if videos and not row["videos"])
+        return sum(row["left_out"] for row in rows) + images
+
+    def shards(self, names: Sequence[str]) -> Iterator[Shard]:
+        """The shards, such that no key comes twice and images of videos are no samples of their own."""
+        videos = any(self._row(name)["videos"] for name in names)
+        keys: set[str] = set()
+        twice = False
+        for shard in self._used(names, videos):
+            own = {member.entry.key for member in shard.members}
+            twice = twice or not keys.isdisjoint(own)
+            keys |= own
+        for shard in self._used(names, videos):
+            if twice:  # then all, so that a key says nothing of which shard came first
+                stem = shard.name.removesuffix(".tar")
+                shard = replace(shard, members=tuple(_prefixed(member, stem) for member in shard.members))
+            yield shard
+
+    def _used(self, names: Sequence[str], videos: bool) -> Iterator[Shard]:
+        for name in names:
+            shard = self._shard(name)
+            yield shard if self._row(name)["videos"] or not videos else replace(shard, members=())
+
+    def remove(self) -> None:
+        """Removes the file, once an index says it all."""
+        self.path.unlink(missing_ok=True)
+
+
+def _prefixed(member: Member, shard: str) -> Member:
+    return replace(member, entry=replace(member.entry, key=f"{shard}/{member.entry.key}"))
+
+
+def _as_stated(stated: dict[int, set[str]], names: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names under the numbers that samples state, where they do so for each and agree."""
+    by_number = {number: min(given) for number, given in stated.items() if len(given) == 1}
+    if len(by_number) < len(stated) or sorted(by_number.values()) != sorted(names):
+        return names
+    return tuple(by_number[number] for number in sorted(by_number))
+
+
+_SLOWEST = 10**5  # bytes of video a second that a process looks through, or it is taken for hung
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tar.Z")
+
+
+@dataclass(frozen=True)
+class IndexRequest:
+    """Which shards.
+
+    Attributes:
+        address: of the shards.
+        out: where the index goes; by default into the folder of the shards.
+        processes: that look through shards; by default one for each core.
+        show_all: name every bad file, not only the first few.
+    """
+
+    address: str
+    out: Path | None = None
+    processes: int | None = None
+    show_all: bool = False
+
+
+def index_data(request: IndexRequest, console: Console | None = None) -> int:
+    """Look through all shards and write their index; shards that an earlier call noted are passed over.
+
+    Returns:
+        Exit code: 0 if all is well, 1 if the index names bad files, or shards are damaged.
+
+    Raises:
+        UsageError: if there are no shards, they cannot be read, or the index cannot be written.
+    """
+    console = console or terminal()
+    address = Address(request.address)
+    out = _out(request, address)
+    seen = Seen(out.with_name(out.name + ".part"), address)
+    names = _shards(address)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _look(request, address, names, seen, console)
+        classes, flaws, left_out = seen.classes(names), seen.flaws(names), seen.left_out(names)
+        write_atomically(out, lambda path: _write(path, seen, names, classes))
+        text = out.read_bytes()
+        seen.remove()
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename or address}: {error.strerror or error}. Once that is mended the same command "
+            "goes on from there; '--out' puts the index elsewhere"
+        ) from error
+    if left_out:
+        say(console, f"Samples without video or image, left out: {left_out}")
+    at = str(out) if request.out is not None else ""
+    index = ShardIndex(text, str(out))
+    clean = shard_report(index, request.address, at, console, flaws=flaws, show_all=request.show_all)
+    return CLEAN if clean else FLAWED
+
+
+def _out(request: IndexRequest, address: Address) -> Path:
+    """Where the index goes.
+
+    Raises:
+        UsageError: if that is not said, or an index is there that knows more than this one would.
+    """
+    if request.out is None and address.local is None:
+        raise UsageError(
+            f"{address}: say with --out where its index goes, such as --out k400.index.jsonl (sources read "
+            "it with the key 'index')"
+        )
+    # a path as it was given, for messages
+    out = request.out or Path(request.address.removeprefix("file://")) / INDEX
+    try:
+        with out.open("rb") as file:
+            head = json.loads(file.readline())
+    except (OSError, ValueError):
+        return out
+    if isinstance(head, dict) and head.get("plan"):
+        raise UsageError(
+            f"{out} was written by 'data shard' and knows of bad files too. Use it as it is, remove it "
+            "first, or name another file with --out"
+        )
+    return out
+
+
+def _shards(address: Address) -> list[str]:
+    """Names of the tars.
+
+    Raises:
+        UsageError: if there is none, or some are compressed.
+    """
+    if address.local is not None and address.local.is_file():
+        raise UsageError(f"{address} is a file; give the folder that it lies in")
+    try:
+        names = address.names("")
+    except OSError as error:
+        raise UsageError(f"{address}: {error.strerror or error}") from error
+    packed = [name for name in names if name.endswith(_COMPRESSED)]
+    if packed:
+        raise UsageError(
+            f"{address}: compressed, {counted(len(packed), 'shard')} such as {packed[0]}. Samples are read "
+            "in place, which a compressed tar does not allow: unpack them to plain .tar files (gunzip, unxz, "
+            "zstd -d); videos take up no more room there"
+        )
+    tars = [name for name in names if name.endswith(".tar")]
+    if not tars:
+        raise UsageError(f"{address}: no .tar in it, nor in the folders below")
+    return tars
+
+
+def _look(
+    request: IndexRequest, address: Address, names: Sequence[str], seen: Seen, console: Console
+) -> None:
+    processes = request.processes or cores()
+    left = [name for name in names if not seen.has(name)]
+    done = f"; {len(names) - len(left)} are looked through already" if len(left) < len(names) else ""
+    say(console, f"{counted(len(left), 'shard')} at {address} to look through, {processes} at a time{done}")
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+    bar = Progress(
+        TextColumn("index"), *columns, console=console, transient=True, disable=not console.is_terminal
+    )
+    unread: list[CannotRead] = []
+    with bar, tempfile.TemporaryDirectory(prefix="vidssl-") as notes:
+        shown = bar.add_task("", total=len(left))
+        tasks = [ShardToLookAt(address, name, Path(notes) / str(n)) for n, name in enumerate(left)]
+        for found in _see(tasks, processes):
+            if isinstance(found, CannotRead):
+                unread.append(found)
+            else:
+                seen.add(found)
+            bar.advance(shown)
+    if unread:
+        raise UsageError(
+            f"{unread[0].reason}. {len(unread)} of {counted(len(names), 'shard')} could not be read; the "
+            "others are "
+            f"noted in {seen.path}, and the same command tries these again"
+        )
+
+
+def _see(tasks: Sequence[ShardToLookAt], processes: int) -> Iterator[SeenShard | CannotRead]:
+    """What is in shards. One with a file that takes its process down is gone through again without that."""
+    while tasks:
+        again = []
+        largest = max(_size(task) for task in tasks)
+        patience = LIMITS.max_seconds + largest / _SLOWEST
+        for task, result in work(tasks, look_at, processes=processes, patience_seconds=patience):
+            if not isinstance(result, Lost):
+                yield result
+            elif task.note.exists() and (name := json.loads(task.note.read_text())) not in task.fatal:
+                reason = f"it could not be looked at: {result.reason}"
+                again.append(replace(task, fatal={**task.fatal, name: reason}))
+            else:
+                yield CannotRead(f"{task.address.file(task.name)}: {result.reason}")
+        tasks = again
+
+
+def _size(task: ShardToLookAt) -> int:
+    try:
+        return task.address.size(task.name)
+    except OSError:  # why, its turn will show
+        return 0
+
+
+def _write(path: Path, seen: Seen, names: Sequence[str], classes: dict[str, tuple[str, ...]]) -> None:
+    with path.open("wb") as file:
+        write_index(file, seen.shards(names), classes)

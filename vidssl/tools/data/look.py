@@ -1,0 +1,250 @@
+"""One tar that others made, looked through by one process: its videos or images and their labels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+import time
+from array import array
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from vidssl.data.decode.animations import is_animated
+from vidssl.data.decode.content import Content
+from vidssl.data.decode.decode import VideoFacts
+from vidssl.data.decode.diagnose import why_not_a_file
+from vidssl.data.decode.examine import FileToExamine, examine_content
+from vidssl.data.decode.images import read_image
+from vidssl.data.sources.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from vidssl.data.sources.manifest import Entry
+from vidssl.data.sources.segments import NamedSegment, parse_segments
+from vidssl.data.sources.tar.index import IMAGE, Member, Shard
+from vidssl.data.sources.tar.storage import PAUSES_SECONDS, Address
+from vidssl.interfaces import UnreadableSample
+from vidssl.tools.data.pack import DamagedTar, split_name, walk_tar
+
+
+def examine_image(file: FileToExamine) -> Entry:
+    """What there is to say of an image: a clip of one frame. Never raises for what is wrong with it."""
+    path = file.root / file.key
+    reason = why_not_a_file(path)
+    if reason:
+        return Entry(file.key, "unreadable", reason, labels=file.labels)
+    try:
+        content = Content(file.key, path.read_bytes())
+        mtime_ns = os.stat(path).st_mtime_ns
+    except OSError as error:
+        return Entry(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
+    return replace(examine_image_content(content), mtime_ns=mtime_ns, labels=file.labels)
+
+
+def examine_image_content(content: Content) -> Entry:
+    """The same of an image that lies in memory, under its name."""
+    about = {"bytes": len(content.data), "sha256": hashlib.sha256(content.data).hexdigest()}
+    try:
+        _, _, height, width = read_image(content, content.name).shape
+        with Image.open(BytesIO(content.data)) as image:
+            codec = (image.format or "").lower()
+    except UnreadableSample as error:
+        return Entry(content.name, "unreadable", error.reason, **about)  # type: ignore[arg-type]
+    facts = VideoFacts(
+        num_frames=1,
+        promised_frames=1,
+        fps=0.0,
+        height=height,
+        width=width,
+        rotation=0,
+        codec=codec,
+        no_seeking="",
+        pts=array("q"),
+        keyframes=(),
+        tick_seconds=0.0,
+    )
+    return Entry(content.name, "ok", facts=facts, container=IMAGE, **about)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class ShardToLookAt:
+    """A tar to look through.
+
+    Attributes:
+        name: below the address.
+        note: a file that keeps the name of what is being decoded, in case that ends the process.
+        fatal: name of a file in the tar -> why it is not to be decoded again.
+    """
+
+    address: Address
+    name: str
+    note: Path
+    fatal: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SeenShard:
+    """What a tar holds.
+
+    Attributes:
+        shard: its videos or images, whose keys are unique in it.
+        flaw: why it could not be read to its end; empty if it could.
+        videos: whether its samples are videos; if any is, images are no samples of their own.
+        left_out: samples without video or image.
+        class_names: class number -> its name, where samples state both.
+    """
+
+    shard: Shard
+    flaw: str = ""
+    videos: bool = True
+    left_out: int = 0
+    class_names: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CannotRead:
+    """The tar could not be reached; ``reason`` in words."""
+
+    reason: str
+
+
+def look_at(task: ShardToLookAt) -> SeenShard | CannotRead:
+    """Looks through a tar. Never raises for what is wrong with it."""
+    for pause in (*PAUSES_SECONDS, None):
+        try:
+            return _look(task)
+        except OSError as error:
+            if pause is None or task.address.local is not None:
+                return CannotRead(f"{task.address.file(task.name)}: {error.strerror or error}")
+            time.sleep(pause)  # a connection that broke in the middle of a tar
+    raise AssertionError
+
+
+def _look(task: ShardToLookAt) -> SeenShard:
+    seen, flaw = _Seen(task), ""
+    size = task.address.size(task.name)
+    with task.address.open(task.name) as file:
+        try:
+            for tar, info in walk_tar(file):
+                seen.take(tar, info)
+        except DamagedTar as error:
+            flaw = error.reason
+    return seen.as_shard(size, flaw)
+
+
+class _Seen:
+    """What has come of a tar so far."""
+
+    def __init__(self, task: ShardToLookAt) -> None:
+        self._task = task
+        self._members: dict[str, Member] = {}  # by name in the tar
+        self._samples: dict[str, list[str]] = {}  # key of a sample -> names of its videos or images
+        self._about: dict[str, Mapping[str, object]] = {}  # key of a sample -> what its .json says
+        self._classes: dict[str, str] = {}  # key of a sample -> what its .cls says
+        self._videos = False
+
+    def take(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
+        key, ending = split_name(info.name)
+        if not ending or info.isdir():
+            return
+        self._samples.setdefault(key, [])
+        kind = ending.rpartition(".")[2]
+        # GIF and WebP may be either: their content says which
+        video = kind in VIDEO_EXTENSIONS and kind not in IMAGE_EXTENSIONS
+        if video and not self._videos:
+            self._videos = True  # images beside videos show them
+            self._forget_images()
+        if video or (kind in IMAGE_EXTENSIONS and not self._videos):
+            name = info.name.removeprefix("./")
+            if name not in self._members:
+                self._samples[key].append(name)
+            self._members.pop(name, None)  # of two files of a name the later one counts, as in unpacking
+            self._members[name] = self._member(tar, info, name, kind)
+        elif ending in ("json", "cls") and info.isreg():
+            self._take_labels(key, ending, _content(tar, info))
+
+    def _forget_images(self) -> None:
+        self._members.clear()
+        for names in self._samples.values():
+            names.clear()
+
+    def _take_labels(self, key: str, ending: str, content: bytes | None) -> None:
+        text = (content or b"").decode(errors="replace").strip()
+        if ending == "cls":
+            if text:
+                self._classes[key] = str(int(text)) if text.isdecimal() else text
+            return
+        with suppress(ValueError):  # captions and the like are nobody's business here
+            about = json.loads(text)
+            if isinstance(about, dict):
+                self._about[key] = about
+
+    def _member(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, kind: str) -> Member:
+        if not info.isreg() or info.issparse():
+            return Member(Entry(name, "unreadable", "it is a link, or no regular file, inside its tar"), -1)
+        content = _content(tar, info)
+        if content is None:
+            return Member(Entry(name, "unreadable", "it is cut off with its tar"), -1)
+        if name in self._task.fatal:
+            return Member(Entry(name, "unreadable", self._task.fatal[name]), -1)
+        self._task.note.write_text(json.dumps(name))
+        image = kind in IMAGE_EXTENSIONS and not is_animated(Content(name, content))
+        entry = (examine_image_content if image else examine_content)(Content(name, content))
+        return Member(entry, info.offset_data if entry.usable else -1)
+
+    def as_shard(self, size: int, flaw: str) -> SeenShard:
+        entries, names_of_classes = {}, {}
+        for sample, names in self._samples.items():
+            labels, number = self._labels(sample)
+            if number is not None:
+                names_of_classes[number] = labels["class"]
+            for name in names:
+                key = self._own_key(sample) if len(names) == 1 else ""
+                entry = self._members[name].entry
+                entries[name] = replace(
+                    entry, key=key or entry.key, labels=labels, segments=self._segments(sample)
+                )
+        members = tuple(Member(entries[name], member.start) for name, member in self._members.items())
+        if len({member.entry.key for member in members}) < len(members):
+            members = tuple(Member(replace(m.entry, key=name), m.start) for name, m in self._members.items())
+        left_out = sum(not names for names in self._samples.values())
+        return SeenShard(
+            Shard(self._task.name, size, members), flaw, self._videos, left_out, names_of_classes
+        )
+
+    def _labels(self, sample: str) -> tuple[dict[str, str], int | None]:
+        """Names of a sample's classes, and the number of its "class" where both are stated."""
+        given = self._about.get(sample, {}).get("labels")
+        number = self._classes.get(sample)
+        if isinstance(given, dict):
+            labels = {str(name): str(value) for name, value in given.items() if isinstance(value, (str, int))}
+            both = "class" in labels and number is not None and number.isdecimal()
+            return labels, int(number) if both and number is not None else None
+        return ({} if number is None else {"class": number}), None
+
+    def _segments(self, sample: str) -> tuple[NamedSegment, ...]:
+        """The segments that 'data shard' wrote beside a sample; none if it is no list of such."""
+        try:
+            return parse_segments(self._about.get(sample, {}).get("segments", ()))
+        except (TypeError, ValueError):
+            return ()
+
+    def _own_key(self, sample: str) -> str:
+        """The key that a file had before 'data shard' packed it; empty if it was packed by others."""
+        about = self._about.get(sample, {})
+        key = about.get("key")
+        return key if isinstance(key, str) and "labels" in about and "sha256" in about else ""
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
+    """What a regular file holds; None if the tar ends in it."""
+    file = tar.extractfile(info)
+    assert file is not None
+    try:
+        return file.read()
+    except tarfile.ReadError:
+        return None

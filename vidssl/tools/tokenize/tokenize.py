@@ -1,0 +1,296 @@
+"""Videos into ids, once: ``vidssl tokenize``."""
+
+import hashlib
+import os
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from vidssl.build import build
+from vidssl.build.registry import SOURCE
+from vidssl.build.resolved import resolved_part
+from vidssl.build.token_checks import keys_hash, tokenizer_keys
+from vidssl.config.recipe import Recipe
+from vidssl.config.schema import PartSpec
+from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.tokens.store import (
+    DTYPE,
+    HIGHEST_ID,
+    ShardWriter,
+    StoredVideo,
+    StoreInfo,
+    index_path,
+    read_ids,
+    read_info,
+    read_shard,
+    transforms_of,
+    write_info,
+)
+from vidssl.engine.logging import format_duration, shown_messages, terminal
+from vidssl.engine.precision import pick_device
+from vidssl.errors import UsageError, counted
+from vidssl.interfaces import DataSource, Tokenizer, UnreadableSample
+from vidssl.tools.tokenize.request import TokenizeRequest, videos_and_views
+from vidssl.tools.tokenize.video_tokenizer import VideoTokenizer
+
+Say = Callable[[str], None]
+
+_LOOKED_AT, _TRIED = 16, 3  # videos that an estimate opens, and tokenizes
+# a GPU may round otherwise for other batches; on a CPU ids are the same whatever stands beside them
+_MAY_DIFFER = {"cpu": 0.0, "cuda": 0.001}
+
+
+def tokenize(recipe: Recipe, request: TokenizeRequest, console: Console | None = None) -> int:
+    """Fill a store with the ids of the videos of a recipe; goes on where an earlier call was ended.
+
+    Several processes share the shards by the variables RANK and WORLD_SIZE, which torchrun sets; they
+    need not speak to each other.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UsageError: for what a user can mend; finished shards stay.
+    """
+    console = console or terminal()
+    say: Say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    build.check(recipe)
+    with shown_messages(console):
+        device = pick_device(recipe.run.device)
+        if device.type == "cuda" and "LOCAL_RANK" in os.environ:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        part, views = videos_and_views(recipe, request.videos)
+        source = build.source(part)
+        tokenizer, info = _described(recipe, part, views, source, request, say)
+        _begin(request.out, info)
+        maker = VideoTokenizer(tokenizer.to(device), source, info, device=device, workers=recipe.run.workers)
+        _fill(maker, request, recipe.data.max_unreadable_share, say)
+        checked = _spot_check(maker, request)
+    say(f"Tokenized again: {counted(checked, 'video')}, with the same ids as stored.")
+    _conclude(request, info, recipe.data.max_unreadable_share, say)
+    return 0
+
+
+def _described(
+    recipe: Recipe,
+    part: PartSpec,
+    views: PartSpec,
+    source: DataSource,
+    request: TokenizeRequest,
+    say: Say,
+) -> tuple[Tokenizer, StoreInfo]:
+    """The tokenizer, and what the store will hold."""
+    if recipe.tokenizer is None or recipe.tokenizer.weights is None:
+        raise recipe.node.error("tokenize needs a 'tokenizer' section with trained weights")
+    if isinstance(source, TokenStore):
+        raise part.node.error("holds ids already: name the videos that they are to be made of")
+    size = _size(views)
+    tokenizer = build.tokenizer(recipe.tokenizer, say=say)
+    _, *grid = tokenizer.grid(1, size, size)
+    if tokenizer.strides[0] != 1:
+        raise recipe.tokenizer.node.error(
+            f"an id stands for {counted(tokenizer.strides[0], 'frame')}, and a store keeps ids of single "
+            "frames"
+        )
+    if tokenizer.vocab_size > HIGHEST_ID:
+        raise recipe.tokenizer.node.error(f"ids of {tokenizer.vocab_size} codes do not fit into 16 bits")
+    keys = tokenizer_keys(recipe.tokenizer)
+    names = "\n".join(_key(source, index) for index in range(len(source)))
+    return tokenizer, StoreInfo(
+        tokenizer=keys_hash(keys),
+        tokenizer_keys=keys,
+        vocab_size=tokenizer.vocab_size,
+        size=size,
+        grid=(grid[0], grid[1]),
+        fps=request.fps,
+        transforms=transforms_of(size, request.resize, request.crops, request.flips),
+        source=resolved_part(part, SOURCE),
+        videos=hashlib.sha256(names.encode()).hexdigest(),
+        num_videos=len(source),
+        videos_per_shard=request.videos_per_shard,
+        label_classes=source.label_classes,
+    )
+
+
+def _size(views: PartSpec) -> int:
+    shapes = {shape for slots in build.views(views).shapes.values() for shape in slots}
+    sides = {side for _, *rows_and_columns in shapes for side in rows_and_columns}
+    if len(sides) != 1:
+        raise views.node.error(f"views of one size are stored, and these have {sorted(sides)} pixels")
+    return sides.pop()
+
+
+def _key(source: DataSource, index: int) -> str:
+    try:
+        return source.key(index)
+    except UnreadableSample as error:
+        return error.key
+
+
+def _begin(folder: Path, info: StoreInfo) -> None:
+    """Every process writes the same, or finds the same there."""
+    if not (folder / "store.json").exists():
+        write_info(folder, info)
+        return
+    changed = read_info(folder).changed(info)
+    if changed:
+        raise UsageError(
+            f"{folder}: a store with another {', '.join(changed)} was begun there: give the settings that it "
+            "was begun with, or another --out"
+        )
+
+
+def _fill(maker: VideoTokenizer, request: TokenizeRequest, share: float, say: Say) -> None:
+    """This process's shards that are not there yet."""
+    info, folder = maker.info, request.out
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if request.retry_unreadable:
+        _forget_unreadable(folder, info, _share(info, rank, world))
+    done = {shard: read_shard(folder, info, shard) for shard in _share(info, rank, world)}
+    todo = [shard for shard, videos in done.items() if videos is None]
+    failed = [video for videos in done.values() for video in videos or () if video.reason]
+    who = f"process {rank} of {world}: " if world > 1 else ""
+    if not todo:
+        say(f"{who}nothing is left to do: {counted(len(done), 'shard')} done.")
+        return
+    if len(todo) < len(done):
+        say(f"{who}goes on: {len(done) - len(todo)} of {len(done)} shards are there.")
+    _estimate(maker, todo, folder, who, say)
+
+    def note(video: StoredVideo) -> None:
+        failed.append(video)
+        say(f"unreadable, left out: {video.key}: {video.reason}")
+        _check_share(failed, info, share)
+
+    started = time.monotonic()
+    # closing ends the workers at once, whatever went wrong
+    with closing(maker.videos([index for shard in todo for index in info.videos_of(shard)])) as found:
+        for number, shard in enumerate(todo, 1):
+            with ShardWriter(folder, info, shard) as writer:
+                for video, ids in islice(found, len(info.videos_of(shard))):
+                    if video.reason:
+                        note(video)
+                    writer.add(video, ids)
+                writer.finish()
+            left = (time.monotonic() - started) / number * (len(todo) - number)
+            say(f"{who}shard {number}/{len(todo)}  {format_duration(left)} left")
+
+
+def _share(info: StoreInfo, rank: int, world: int) -> range:
+    return range(rank, info.num_shards, world)
+
+
+def _forget_unreadable(folder: Path, info: StoreInfo, shards: Sequence[int]) -> None:
+    for shard in shards:
+        if any(video.reason for video in read_shard(folder, info, shard) or ()):
+            index_path(folder, shard).unlink(missing_ok=True)
+
+
+def _check_share(failed: Sequence[StoredVideo], info: StoreInfo, share: float) -> None:
+    allowed = int(share * info.num_videos)
+    if len(failed) > allowed:
+        listed = "".join(f"\n  {video.key}: {video.reason}" for video in failed[:20])
+        raise UsageError(
+            f"{len(failed)} of {counted(info.num_videos, 'video')} cannot be read, and "
+            "data.max_unreadable_share "
+            f"({share:g}) allows {allowed}. Raise that share, or mend them and give --retry-unreadable. "
+            f"Finished shards are kept.{listed}"
+        )
+
+
+def _estimate(maker: VideoTokenizer, todo: Sequence[int], folder: Path, who: str, say: Say) -> None:
+    """Says how large the shards will be and how long they will take, measured on a few of their videos."""
+    info = maker.info
+    indices = [index for shard in todo for index in info.videos_of(shard)]
+    some = [indices[place * len(indices) // _LOOKED_AT] for place in range(_LOOKED_AT)]
+    counts = {index: maker.plan(index).video.num_frames for index in some}
+    frames = sum(counts.values()) / len(counts) * len(indices)
+    size = info.ids_of(1) * frames * DTYPE.itemsize
+    free = shutil.disk_usage(folder).free
+    say(
+        f"{who}{counted(len(indices), 'video')}, about {frames:.0f} frames, "
+        f"{counted(len(info.transforms), 'transform')} "
+        f"({', '.join(map(str, info.transforms))}): {_bytes(size)}; {_bytes(free)} are free"
+        + (". THAT IS TOO LITTLE." if free < size else ".")
+    )
+    tried = [index for index in counts if counts[index]][:_TRIED]
+    if tried:
+        list(maker.alone().videos(tried[:1]))  # the first costs more than others
+        started = time.monotonic()
+        list(maker.alone().videos(tried))
+        seconds = (time.monotonic() - started) / sum(counts[index] for index in tried)
+        say(
+            f"{who}about {format_duration(seconds * frames)} at {1 / seconds:.0f} frames a second, measured "
+            f"on {counted(len(tried), 'video')} decoded in this process; run.workers decode ahead of it."
+        )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _spot_check(maker: VideoTokenizer, request: TokenizeRequest) -> int:
+    """Tokenizes some stored videos of this process again.
+
+    Raises:
+        UsageError: if their ids are not those that are stored.
+    """
+    info, folder = maker.info, request.out
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    shards = list(_share(info, rank, world))
+    draw = random.Random(rank)
+    chosen = [draw.choice(list(info.videos_of(shard))) for shard in draw.sample(shards, min(len(shards), 99))]
+    return sum(_same(maker, folder, index) for index in chosen[: request.spot_checks])
+
+
+def _same(maker: VideoTokenizer, folder: Path, index: int) -> bool:
+    """Whether a video could be compared; one that is unreadable cannot."""
+    info, shard = maker.info, index // maker.info.videos_per_shard
+    videos = read_shard(folder, info, shard)
+    assert videos is not None, "this process has just filled its shards"
+    stored = videos[index - info.videos_of(shard).start]
+    if stored.reason:
+        return False
+    ids = read_ids(folder, info, shard, stored)
+    ((_, again),) = maker.alone().videos([index])
+    differ = 1.0 if again.shape != ids.shape else float((again != ids).mean())
+    if differ > _MAY_DIFFER[maker.device.type]:
+        raise UsageError(
+            f"{stored.key}: tokenized again, {differ:.2%} of its ids differ from the stored ones: the video, "
+            f"the software or the disk is no longer what it was. Remove {index_path(folder, shard)} to make "
+            "that shard anew"
+        )
+    return True
+
+
+def _conclude(request: TokenizeRequest, info: StoreInfo, share: float, say: Say) -> None:
+    folder = request.out
+    shards = [read_shard(folder, info, shard) for shard in range(info.num_shards)]
+    unfinished = sum(videos is None for videos in shards)
+    if unfinished:
+        say(f"{folder}: {unfinished} of {info.num_shards} shards are left to other processes.")
+        return
+    failed = [video for videos in shards for video in videos or () if video.reason]
+    _check_share(failed, info, share)
+    size = sum(info.ids_of(video.num_frames) for videos in shards for video in videos or ())
+    views = {
+        "data.probe": "data.probe.views.type=stored_uniform_clips",
+        "data.video": "data.video.views.type=stored_clip_pair or stored_clip",
+    }
+    say(
+        f"{folder}: {info.num_videos - len(failed)} of {counted(info.num_videos, 'video')}, "
+        f"{_bytes(size * DTYPE.itemsize)}. To read it, set {request.videos}="
+        f"'{{type: token_store, root: {folder}}}' and {views[request.videos[:10]]}."
+    )

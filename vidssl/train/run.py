@@ -1,0 +1,245 @@
+"""A recipe trained from end to end: built, run or gone on with, and what came of it said."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from vidssl.build import build
+from vidssl.build.registry import OBJECTIVE, constructor_of
+from vidssl.build.resolved import resolved_text
+from vidssl.config.recipe import Recipe, overridden, read_recipe
+from vidssl.config.strict_yaml import load
+from vidssl.engine.atomic import check_writable, write_text
+from vidssl.engine.distributed import here, processes, told_once_a_machine
+from vidssl.engine.logging import format_duration, shown_messages, terminal
+from vidssl.engine.own_code import code_in, files_of
+from vidssl.engine.process import sole_process
+from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
+from vidssl.engine.runfolder import RunFolder, check_name, named_run
+from vidssl.errors import UsageError, counted
+from vidssl.interfaces import Backbone, Objective
+from vidssl.train.loop import Monitor, TrainResult, train
+from vidssl.train.monitors import KnnMonitor
+
+STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can go on
+
+
+def run_recipe(recipe: Recipe, console: Console | None = None, resume: Path | None = None) -> int:
+    """Train what a recipe describes, say what came of it and what to do next.
+
+    Where a launcher has started several processes, they train together and the first one speaks.
+
+    Args:
+        resume: as for ``train_recipe``.
+
+    Returns:
+        Exit code: 0, or 130 if the run was asked to stop before its last step.
+    """
+    started = time.monotonic()
+    with processes(recipe.run.device, timeout_minutes=recipe.run.timeout_minutes) as world:
+        console = (console or terminal()) if world.first else terminal(quiet=True)
+        with shown_messages(console):
+            objective, result = train_recipe(recipe, console, resume)
+        _conclude(result, objective, time.monotonic() - started, console)
+    return 0 if result.steps == result.total_steps else STOPPED
+
+
+def train_recipe(
+    recipe: Recipe, console: Console, resume: Path | None = None, stop_after: int | None = None
+) -> tuple[Objective, TrainResult]:
+    """Build what a recipe describes, train it, and hand it over as it is then.
+
+    Args:
+        resume: folder of a run of this recipe to go on with; otherwise ``run.resume`` decides.
+        stop_after: steps of the run after which to stop.
+    """
+    build.check(recipe)
+    build.check_ready(recipe, with_init=resume is None)
+    if resume is None:
+        check_name(recipe.name)
+        check_writable(Path(recipe.run.out) / recipe.name, "name one you can write with run.out=FOLDER")
+    world = here()
+    say, text = logging.getLogger(__name__).info, resolved_text(recipe)
+    if resume is None and recipe.run.resume == "auto":
+        found = world.from_first(lambda: _found(recipe, text, say))
+        resume = Path(found) if found else None
+    longer = None if resume is None else _longer(recipe, RunFolder(resume))
+    counted = build.schedule(recipe).length.counts_epochs
+    if longer is not None and not counted:
+        _check_longer(longer, recipe, dict.fromkeys(recipe.data.streams, 1.0))
+    streams, test_streams = world.one_first(lambda: (build.streams(recipe), build.test_streams(recipe)))
+    if longer is not None:
+        if counted:
+            _check_longer(longer, recipe, {name: len(s) / s.batch_size for name, s in streams.items()})
+        world.from_first(partial(_note_longer, longer, recipe, say))
+    torch.manual_seed(recipe.seed)
+    objective = build.objective(recipe, say=say, with_init=resume is None)
+    result = train(
+        objective,
+        streams,
+        optim=build.optim(recipe),
+        schedule=build.schedule(recipe),
+        name=recipe.name,
+        seed=recipe.seed,
+        run=recipe.run,
+        augment=build.augment(recipe),
+        test_streams=test_streams,
+        recipe_text=text,
+        code=files_of(str(leaf.value) for tree in recipe.trees for leaf in code_in(tree)),
+        resume=resume,
+        stop_after=stop_after,
+        monitor=_monitor(recipe, objective),
+        console=console,
+        world=world,
+    )
+    return objective, result
+
+
+@dataclass(frozen=True)
+class _Longer:
+    """A run that is to have another length: its folder, the recipe it was trained by, and steps done."""
+
+    folder: RunFolder
+    before: Recipe
+    done: int
+
+
+def _longer(recipe: Recipe, folder: RunFolder) -> _Longer | None:
+    """Refuse another recipe than the run's own; None where not even its length differs.
+
+    Raises:
+        UsageError: naming the keys that differ, or if there is no state to resume from.
+    """
+    path = folder.path / "recipe.yaml"
+    before = read_recipe(load(path), path.parent)
+    changed = changed_keys(resolved_text(before), resolved_text(recipe))
+    others = [key for key in changed if key not in LENGTH]
+    if others:
+        raise UsageError(
+            f"{folder.path} was begun with another recipe: {', '.join(others)} "
+            f"{'differs' if len(others) == 1 else 'differ'}. A run goes on with its own; only keys of "
+            f"{', '.join(FREE)} may change, and {' or '.join(LENGTH)} under a constant learning rate. For "
+            f"another recipe start a new run, from these weights with backbone.init={folder.path}"
+        )
+    if not folder.states():
+        raise no_state(folder)
+    return _Longer(folder, before, folder.step_of(folder.states()[-1])) if changed else None
+
+
+def _check_longer(longer: _Longer, recipe: Recipe, steps_per_epoch: Mapping[str, float]) -> None:
+    """Refuse another length if a run of that length would have taken other steps up to here.
+
+    Raises:
+        UsageError: with the reason, and what to do instead.
+    """
+    update, done = build.optim(recipe).update, longer.done
+    objective = constructor_of(recipe.objective, OBJECTIVE)
+    try:
+        old, new = (build.schedule(each).plan(steps_per_epoch) for each in (longer.before, recipe))
+    except ValueError as error:
+        raise recipe.schedule.node.error(str(error)) from error
+    steps = {*range(0, done, max(1, done // 10_000)), max(0, done - 1)}
+    why = ""
+    if new.total_steps < done:
+        why = f"the run has taken {counted(done, 'step')} and would have {new.total_steps}"
+    elif isinstance(objective, type) and issubclass(objective, Objective) and objective.follows_length:
+        why = f"objective '{recipe.objective.type}' moves its teacher's momentum along the whole run"
+    elif any(update.weight_decay_at(old, step) != update.weight_decay_at(new, step) for step in steps):
+        why = "optim.final_weight_decay moves the weight decay along the whole run"
+    elif any(old.factor(step) != new.factor(step) for step in steps):
+        taken = counted(done, "step")
+        why = f"schedule '{recipe.schedule.type}' would have given the {taken} other learning rates"
+    if why:
+        raise UsageError(
+            f"{longer.folder.path}: cannot get another length: {why}. Start a new run from its weights "
+            f"(vidssl train RECIPE backbone.init={longer.folder.path}); a run can be made longer before the "
+            "cool-down of 'schedule={type: linear, steps: N, cooldown_steps: M}', at any time with final: 1"
+        )
+
+
+def _note_longer(longer: _Longer, recipe: Recipe, say: Callable[[str], None]) -> str:
+    """Writes the new length into the run's recipe; keys of ``run`` stay as they were."""
+    with sole_process(longer.folder.path, say):
+        text = resolved_text(replace(longer.before, schedule=recipe.schedule))
+        write_text(longer.folder.path / "recipe.yaml", text)
+    return ""
+
+
+def _found(recipe: Recipe, text: str, say: Callable[[str], None]) -> str:
+    """The run that ``run.resume`` goes on with; nothing if there is none."""
+    found = find_run(Path(recipe.run.out), recipe.name, text, say)
+    return "" if found is None else str(found.path)
+
+
+def _monitor(recipe: Recipe, objective: Objective) -> Monitor | None:
+    encoder = objective.encoder()
+    wanted = recipe.run.knn_every_steps is not None and isinstance(encoder, Backbone)
+    return KnnMonitor(recipe, encoder) if wanted and isinstance(encoder, Backbone) else None
+
+
+def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None = None) -> int:
+    """Go on with a run at the very step of its newest checkpoint, under the recipe in its folder.
+
+    Args:
+        run: its folder.
+        overrides: of keys of ``run``, for the time that is left; others are refused.
+
+    Returns:
+        As ``run_recipe``.
+
+    Raises:
+        UsageError: if it is no run's folder, or the recipe is changed.
+    """
+    with told_once_a_machine():
+        path = named_run(run).path / "recipe.yaml"
+        moved = [word for word in overrides if word.split("=")[0] in ("run.out", "run.resume")]
+        if moved:
+            raise UsageError(f"{moved[0]}: a run that goes on stays in its folder, {run}")
+        recipe = read_recipe(overridden(load(path), overrides), path.parent)
+    return run_recipe(recipe, console, resume=Path(run))
+
+
+def _conclude(result: TrainResult, objective: Objective, seconds: float, console: Console) -> None:
+    if result.steps < result.total_steps:
+        lines = [
+            f"Stopped after {result.steps} of {counted(result.total_steps, 'step')}; the network so far "
+            "is saved.",
+            f"To go on: vidssl train --resume {result.folder}",
+        ]
+    elif result.steps_before == result.steps:
+        lines = [f"All {result.steps} steps were done before."]
+    else:
+        which = f"steps {result.steps_before + 1} to {result.steps}"
+        what = which if result.steps_before else counted(result.steps, "step")
+        skipped = f"; skipped as not finite: {result.skipped}" if result.skipped else ""
+        lines = [f"Trained {what} in {format_duration(seconds)}{skipped}."]
+    if result.skipped_last:
+        last = result.steps - result.skipped_last
+        lines += [
+            f"NOT FINITE: loss or gradient of the last {counted(result.skipped_last, 'step')}. The "
+            "weights since "
+            f"step {last} gave no finite loss: of the checkpoints use one before that."
+        ]
+    lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]
+    if result.test_metrics:
+        lines += [f"{_on_test(result)}: {objective.describe(result.test_metrics)}"]
+    if isinstance(objective.encoder(), Backbone):
+        lines += [f"Next: vidssl eval {result.folder} --protocol linear"]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _on_test(result: TrainResult) -> str:
+    """Which videos the objective's metrics were measured on."""
+    found = result.test_overlap
+    if found.keys:
+        return f"On {found.total} test videos, of which {len(found.keys)} were trained on"
+    if found.unknown:
+        return "On test videos, of which it is not known whether they were trained on"
+    return "On test videos, never trained on"

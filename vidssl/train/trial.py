@@ -1,0 +1,114 @@
+"""A recipe's training step, tried outside a run: nothing is kept, and random states are put back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vidssl.build import build
+from vidssl.config.recipe import Recipe
+from vidssl.engine.capture import Attempt
+from vidssl.engine.distributed import World
+from vidssl.engine.gather import in_parts
+from vidssl.engine.guard import Guard
+from vidssl.engine.logging import Window
+from vidssl.engine.parallel import Parallel
+from vidssl.engine.precision import autocast_dtype, load_scaler, loss_scaler, pick_device
+from vidssl.engine.resume import Moving
+from vidssl.engine.schedules import StepPlan
+from vidssl.engine.speed import prepare
+from vidssl.engine.step import Stepper
+from vidssl.errors import UsageError
+from vidssl.interfaces import Batch, Objective, Progress
+
+R = TypeVar("R")
+
+
+class Trial:
+    """Takes steps as a run of the recipe would, whose objective it moves to the device and trains.
+
+    Attributes:
+        device: of the recipe.
+        moving: what steps change.
+    """
+
+    def __init__(self, recipe: Recipe, objective: Objective, plan: StepPlan) -> None:
+        run, self.device = recipe.run, pick_device(recipe.run.device)
+        objective.to(self.device).train()
+        prepare(objective, run)
+        optim, dtype = build.optim(recipe), autocast_dtype(run.precision, self.device)
+        generator = torch.Generator(self.device).manual_seed(recipe.seed)
+        scaler = _unscaled(dtype, self.device)
+        self.moving = Moving(objective, optim.build(objective), generator, Window(), scaler=scaler)
+        self._plan, self._update, self._parts = plan, optim.update, run.accumulate
+        self._augment = build.augment(recipe)
+        parallel = Parallel(objective, World(), run.parallel, self.device)
+        self._stepper = Stepper(parallel, optim.update, self.device, dtype, None, run.accumulate)
+        self._guard = Guard(
+            objective, generator, self.moving.skips, most_in_a_row=1, say=_no_line, capture=_refuse
+        )
+
+    def augment(self, batch: Batch) -> Batch:
+        """A batch on the device as the recipe's ``augment`` makes it."""
+        if self._augment is None:
+            return batch
+        with in_parts(self._parts):
+            return self._augment(batch, self.moving.generator)
+
+    def descend(self, step: int, batch: Batch) -> Mapping[str, Tensor]:
+        """Forward pass, backward pass and update with a batch that is on the device and augmented.
+
+        Raises:
+            UsageError: if loss or gradient is no number.
+        """
+        self._update.set_rates(self.moving.optimizer, self._plan, step)
+        progress = Progress(step, self._plan.total_steps, self._plan.steps_per_epoch)
+        return self._stepper.take(self.moving, self._guard, batch, progress)[0]
+
+    def take(self, step: int, batch: Batch) -> Mapping[str, Tensor]:
+        """A whole step with a batch of the loader; its metrics. Raises as ``descend``."""
+        return self.descend(step, self.augment(batch.to(self.device)))
+
+    def timed(self, do: Callable[[], R]) -> tuple[R, float]:
+        """What ``do`` gives, and the seconds until the device was done with it."""
+        self._wait()
+        started = time.perf_counter()
+        done = do()
+        self._wait()
+        return done, time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Puts the random states of all devices back."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
+
+
+def _unscaled(dtype: torch.dtype | None, device: torch.device) -> torch.amp.GradScaler:
+    """A scaler that has settled: the first steps of a run under float16 are spent on finding its scale."""
+    scaler = loss_scaler(dtype, device)
+    load_scaler(scaler, {"scale": torch.tensor(1.0), "steps": torch.tensor(0)})
+    return scaler
+
+
+def _no_line(step: int, text: str) -> None:
+    """A step that is not taken ends the trial, so that there is nothing to go on and say."""
+
+
+def _refuse(attempt: Attempt) -> Path:
+    raise UsageError(
+        f"step {attempt.progress.step + 1}: the loss is {attempt.loss:.4g}, the gradient norm "
+        f"{attempt.grad_norm:.4g}: lower optim.lr, or set run.precision=fp32"
+    )
