@@ -3,7 +3,7 @@
     python docs/measure_decoding.py --kinds --cuts 64 --noise 20 [FOLDER ...]
 
 A frame agrees if it is, byte for byte, the one that comes out at that place when PyAV decodes the file from
-its start. ``--kinds`` makes the small files of ``tests/test_data_kinds.py``. ``--cuts N`` cuts sound files of
+its start. ``--kinds`` makes the small files of ``test_data_kinds.py``. ``--cuts N`` cuts sound files of
 them (Matroska, WebM, MP4, AVI) at N places evenly over their length; ``--noise N`` overwrites a piece of
 up to a tenth of every file, N times. A minute for all of it on one core.
 """
@@ -84,7 +84,7 @@ def look(path: Path, tally: Tally) -> None:
 
 
 def make_kinds(folder: Path) -> list[Path]:
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "data"))
     from test_data_kinds import KINDS
 
     for name, kind in KINDS.items():

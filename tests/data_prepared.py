@@ -7,6 +7,7 @@ import torch
 from data_clips import number_shown, turn_clip, write_clip
 from rich.console import Console
 
+from vidssl.tools.data.check import CheckRequest, check_data
 from vidssl.tools.data.encode import H264, Form
 from vidssl.tools.data.prepare import PrepareRequest, prepare_data
 
@@ -30,3 +31,12 @@ def run(path: Path, out: Path, form: Form = SMALL, **how: object) -> tuple[int, 
 
 def numbers(clip: torch.Tensor, turned: bool = False) -> list[int]:
     return [number_shown(frame.rot90(1, (1, 2)) if turned else frame) for frame in clip]
+
+
+def check(path: Path, **how: object) -> tuple[int, str]:
+    text = StringIO()
+    code = check_data(
+        CheckRequest(path, **{"processes": 2, **how}),  # type: ignore[arg-type]
+        Console(file=text, width=300, force_terminal=False),
+    )
+    return code, text.getvalue()

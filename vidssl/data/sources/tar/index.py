@@ -2,7 +2,7 @@
 
 The first line says what the file is and numbers the classes. Then, shard by shard, a line with its name, its
 bytes and the number of its samples, and behind it a line for each of these: the row of a manifest
-(``vidssl.data.sources.manifest.Entry``) and ``start``, where the content begins in the tar. So a sample is read in
+(``manifest.Entry``) and ``start``, where the content begins in the tar. So a sample is read in
 one piece without a look at the tar's own headers, and decoded without a look through it.
 
 Keys are those of the data that the shards were made of, and no two are the same. Files that cannot be used

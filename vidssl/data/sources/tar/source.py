@@ -1,6 +1,6 @@
 """Tar shards as a source: any number of videos and images in large files, on a disk or behind an address.
 
-A shard is a tar file of the WebDataset convention. Its index (``vidssl.data.sources.tar.index``) says where each
+A shard is a tar file of the WebDataset convention. Its index (``tar.index``) says where each
 sample lies, so that one is read in one piece and decoded from memory, at once or in any order.
 """
 

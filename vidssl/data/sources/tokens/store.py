@@ -132,7 +132,7 @@ class StoredVideo:
         fps: of the stored frames; 0 for an image.
         start: where its ids begin in the shard, in ids.
         reason: why it could not be read, else empty.
-        origin: the video file, as ``vidssl.data.sources.origins.recorded`` has it; empty where that is not known.
+        origin: the video file, as ``origins.recorded`` has it; empty where that is not known.
     """
 
     key: str

@@ -24,7 +24,7 @@ from vidssl.maskers import MASKERS
 from vidssl.objectives import OBJECTIVES
 from vidssl.tokenizers import TOKENIZERS
 
-PAGE_PATH = Path(__file__).parent.parent / "docs" / "compatibility.md"
+PAGE_PATH = Path(__file__).parents[2] / "docs" / "compatibility.md"
 PAGE = PAGE_PATH.read_text()
 ROW = re.compile(r"^\| (.*) \|$", re.MULTILINE)
 objectives = pytest.mark.parametrize("objective", sorted(OBJECTIVES))

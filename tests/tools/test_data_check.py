@@ -9,13 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from io import StringIO
 from pathlib import Path
 from typing import get_args
 
 import pytest
 from data_clips import cut_off, damage_middle, write_clip
-from rich.console import Console
+from data_prepared import check
 
 from vidssl.cli.main import main
 from vidssl.data.decode import examine
@@ -25,7 +24,6 @@ from vidssl.data.sources.manifest import Entry, Manifest, Status
 from vidssl.data.sources.official.groups import group_of
 from vidssl.errors import UsageError
 from vidssl.tools.data import check as scan
-from vidssl.tools.data.check import CheckRequest, check_data
 from vidssl.tools.data.leaks import duplicates, same_content, same_group
 
 CLIPS = os.environ.get("VIDSSL_CLIPS")
@@ -45,15 +43,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(made: Path, tmp_path: Path) -> Path:
     """Two classes, four good videos."""
     return Path(shutil.copytree(made, tmp_path / "videos"))
-
-
-def check(path: Path, **how: object) -> tuple[int, str]:
-    text = StringIO()
-    code = check_data(
-        CheckRequest(path, **{"processes": 2, **how}),  # type: ignore[arg-type]
-        Console(file=text, width=300, force_terminal=False),
-    )
-    return code, text.getvalue()
 
 
 def test_a_folder_in_order_is_scanned_and_summed_up(root: Path) -> None:
@@ -184,7 +173,7 @@ def test_a_killed_scan_leaves_no_process_and_goes_on(root: Path) -> None:
         shutil.copy(root / "run" / "a.mp4", root / "run" / f"copy{number}.mp4")
     command = [sys.executable, "-m", "vidssl", "data", "check", str(root), "--processes", "2"]
     part = root.parent / "videos.manifest.jsonl.part"
-    slow = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    slow = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=slow, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (part.exists() and part.read_bytes().count(b"\n") > 5):
@@ -371,7 +360,7 @@ def test_every_real_good_clip_is_sound(tmp_path: Path) -> None:
 
 def test_the_page_on_data_explains_every_field_and_status(root: Path) -> None:
     check(root)
-    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     lines = (root.parent / "videos.manifest.jsonl").read_text().splitlines()
     fields = {field for line in lines[1:] for field in json.loads(line)}
     assert len(fields) == 25

@@ -23,7 +23,7 @@ from vidssl.errors import UsageError
 from vidssl.weights.inflate import resize_bias_table
 from vidssl.weights.load import load_init, load_state
 
-GOLDEN = Path(__file__).parent / "golden" / "bevt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "bevt"
 NONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 

@@ -24,7 +24,7 @@ from vidssl.engine.schedules import Cosine, cosine_factor
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
 
-GOLDEN = Path(__file__).parent / "golden" / "bevt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "bevt"
 
 
 class Toy(Objective):

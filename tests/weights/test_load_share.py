@@ -17,7 +17,7 @@ from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
 from vidssl.weights.load import load_init, load_state
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STARTS_FROM = "\n  init: timm:vit_base_patch16_224.dino"
 RECIPE = """\
 name: share

@@ -21,8 +21,8 @@ from data_clips import (
     write_clip,
     write_sound,
 )
+from data_prepared import check
 from PIL import Image
-from test_data_check import check
 
 from vidssl.data.decode import decode
 from vidssl.data.decode.decode import OUT_OF_ORDER, probe, read_frames

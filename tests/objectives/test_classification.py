@@ -6,29 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from toy_parts import Means
 
 from vidssl.backbones.vit import ViT
 from vidssl.engine.optim import AdamW
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Batch, Features, Progress, Tokenizer
+from vidssl.interfaces import Batch, Progress, Tokenizer
 from vidssl.objectives.classification import Classification
 from vidssl.objectives.parts.mixup import mix
 
 HERE = Progress(0, 1)
-
-
-class Means(Backbone):
-    """One number a clip: the mean of its pixels, times a weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed_dim = 1
-        self.strides = (1, 1, 1)
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
-        mean = x.float().mean(dim=tuple(range(1, x.dim())))
-        return Features(patches=x[:, :1].movedim(1, -1), cls=mean[:, None] * self.scale)
 
 
 class IdMeans(Means):

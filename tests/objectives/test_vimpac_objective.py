@@ -373,7 +373,7 @@ def test_parts_of_a_batch_are_batches_of_their_own_where_that_is_asked_for(name:
         return VIMPAC(reads_ids(), Brightness(), Block3D(num_blocks=2), **HEAD, **keys)
 
     assert not made().splits_batch
-    assert not made(negatives=3).splits_batch  # all videos of a batch are negatives: tests/test_grad_cache.py
+    assert not made(negatives=3).splits_batch  # all videos of a batch are negatives: test_grad_cache.py
     objective = made(negatives=3, negatives_from="part")
     assert objective.splits_batch
     for part_of in split_batch(clips(videos=8), 2):
@@ -385,7 +385,7 @@ def test_parts_of_a_batch_are_batches_of_their_own_where_that_is_asked_for(name:
 
 
 def test_recipes_state_the_negatives_that_their_batches_give() -> None:
-    folder = Path(__file__).parent.parent / "recipes"
+    folder = Path(__file__).parents[2] / "recipes"
     stated = {}
     for path in sorted(folder.rglob("*.yaml")):
         recipe = load_recipe(str(path))

@@ -19,7 +19,7 @@ from vidssl.errors import UsageError
 from vidssl.evaluators.extract import Encoded, table_of
 from vidssl.tools.data.check import CheckRequest, check_data
 
-PAGES = Path(__file__).parent.parent / "docs" / "data"
+PAGES = Path(__file__).parents[2] / "docs" / "data"
 
 
 @pytest.fixture(scope="module")

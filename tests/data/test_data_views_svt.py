@@ -25,7 +25,7 @@ from vidssl.data.views.times import svt_test_frames
 from vidssl.data.views.uniform import SlowFast, SVTPublishedTest
 from vidssl.interfaces import DataSource, SampleInfo
 
-GOLDEN = Path(__file__).parent / "golden" / "svt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "svt"
 VIEWS = json.loads((GOLDEN / "views.json").read_text())
 
 

@@ -48,7 +48,7 @@ NETWORKS = {  # narrow, but as many layers where rates are counted by layer
     "height: 16, width: 16}",
     "videomae": "{type: vit, embed_dim: 24, depth: 12, num_heads: 2}",
 }
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LAPTOP = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 NAMES = sorted(
     path.stem for paper in NETWORKS for path in (ROOT / "evaluation").glob(f"{paper}_finetune*.yaml")

@@ -13,7 +13,7 @@ from vidssl.evaluators.scores import probe, score
 from vidssl.evaluators.scoring import average_views, in_top
 from vidssl.interfaces import Evaluator, LabelledFeatures
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.fixture(scope="module")

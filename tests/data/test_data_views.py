@@ -19,7 +19,7 @@ from vidssl.data.views.uniform import SegmentMiddles, SlowFast, UniformClips
 from vidssl.data.views.vimpac import ClipPair, CornerClip
 from vidssl.interfaces import Batch
 
-GOLDEN = Path(__file__).parent / "golden" / "bevt"
+GOLDEN = Path(__file__).parents[1] / "golden" / "bevt"
 SAMPLING = json.loads((GOLDEN / "sampling.json").read_text())
 
 

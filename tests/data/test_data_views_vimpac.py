@@ -16,7 +16,7 @@ from vidssl.data.views.uniform import UniformClips
 from vidssl.data.views.vimpac import ClipPair, CornerClip
 from vidssl.interfaces import SampleInfo, UnreadableSample
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "vimpac" / "clip_sampling.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vimpac" / "clip_sampling.json").read_text())
 
 
 def test_test_clips_are_those_of_the_published_sampler() -> None:

@@ -3,19 +3,21 @@
 import pytest
 import torch
 from rich.console import Console
-from test_classification import Means
-from test_data_loader import CLIP
 from torch import Tensor
+from toy_parts import Means
 
 from vidssl import api as v
 from vidssl.data.classes import class_counts, counted_classes, numbered_together, ordered_classes
 from vidssl.data.loader import Loader, Stream, numbered_alike
+from vidssl.data.views.random import SingleClip
 from vidssl.errors import UsageError
 from vidssl.evaluate.report import tell_classes
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.scores import probe
 from vidssl.interfaces import DataSource, SampleInfo
+
+CLIP = SingleClip(num_frames=2, frame_stride=1, size=4)
 
 
 class Named(DataSource):

@@ -22,7 +22,7 @@ from vidssl.engine.schedules import Cosine, LinearDecay
 from vidssl.interfaces import LossOutput, Objective
 from vidssl.weights.swin_keys import published_key
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 SWIN_B = json.loads((GOLDEN / "bevt" / "param_groups_swin_b.json").read_text())
 VIMPAC = json.loads((GOLDEN / "vimpac" / "param_groups.json").read_text())
 

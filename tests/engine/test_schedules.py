@@ -16,7 +16,7 @@ from vidssl.engine.schedules import (
 )
 from vidssl.interfaces import Progress
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 BEVT = json.loads((GOLDEN / "bevt" / "schedule.json").read_text())
 SVT = json.loads((GOLDEN / "svt" / "schedules.json").read_text())
 VIMPAC = json.loads((GOLDEN / "vimpac" / "schedule.json").read_text())

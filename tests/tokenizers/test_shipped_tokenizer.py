@@ -13,7 +13,7 @@ from vidssl.data.sources.digits_world import World, render
 from vidssl.errors import UsageError
 from vidssl.tokenizers.measure import measure
 
-WEIGHTS = Path(__file__).parents[1] / "tokenizers" / "weights"
+WEIGHTS = Path(__file__).parents[2] / "tokenizers" / "weights"
 
 
 def test_weights_that_ship_are_small() -> None:

@@ -283,7 +283,7 @@ def test_on_a_gpu_features_are_made_under_bfloat16_unless_asked_otherwise(folder
 @pytest.mark.skipif("VIDSSL_CLIPS" not in os.environ, reason="VIDSSL_CLIPS names no folder of real clips")
 def test_real_clips_are_scored_one_half_against_the_other(folder):
     clips = Path(os.environ["VIDSSL_CLIPS"]) / "good"
-    script = Path(__file__).parent.parent / "docs" / "measure_comparison.py"
+    script = Path(__file__).parents[2] / "docs" / "measure_comparison.py"
     words = ("runs/toy", "pixels", "--clips", str(clips), "--leave-out", "mixed")
     done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

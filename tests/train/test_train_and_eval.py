@@ -340,7 +340,7 @@ def test_interrupt_leaves_a_checkpoint_that_loads():
 
 
 def test_readme_code_runs(monkeypatch, tmp_path, capsys):
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     small = code.replace('split="train"', 'split="train", num_videos=40').replace(
