@@ -49,7 +49,8 @@ _ENCODING = {"threads": 1, "max_b_frames": 0}
 class MovingDigits(DataSource, KnowsOrigins):
     """Short videos of a digit that moves over a photograph, with every factor known as a label.
 
-    Labels: digit, texture, direction, speed and profile, see ``digits_world``. The videos are files, H.264 or MPEG-4, in ``$VIDSSL_CACHE``, else ``$XDG_CACHE_HOME/vidssl``, else ``~/.cache/vidssl``;
+    Labels: digit, texture, direction, speed and profile, see ``digits_world``. The videos are files, H.264 or
+    MPEG-4, in ``$VIDSSL_CACHE``, else ``$XDG_CACHE_HOME/vidssl``, else ``~/.cache/vidssl``;
     they are written when they are first asked for, a few hundred a second.
 
     Args:
