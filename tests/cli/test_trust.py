@@ -25,7 +25,7 @@ data:
     source: {SOURCE}
     views: {{type: clip_pair, num_frames: 4, fps: null, size: 16}}
     batch_size: 4
-  probe: {{train: {SOURCE}, test: {SOURCE}, views: {CLIP}}}
+  probe: {{train: {SOURCE}, test: {SOURCE.replace("train", "test")}, views: {CLIP}}}
 optim: {{type: adamw, lr: 1e-3}}
 schedule: {{type: cosine, steps: 1}}
 run: {{workers: 0, device: cpu}}

@@ -288,9 +288,9 @@ def test_compare_counts_videos_that_only_one_gets_right(folder, capsys):
     ("words", "says"),
     [
         ((), "got none"),
-        (("runs",), "no scores in it"),
+        (("runs",), "a folder, but not that of a run"),
         (("nothing.json",), "nothing.json: No such file"),
-        (("runs/a/checkpoints/step-000005.safetensors",), "no file of scores"),
+        (("runs/a/checkpoints/step-000005.safetensors",), "not the folder of a run"),
     ],
 )
 def test_mistakes_of_compare_are_one_line(words, says, folder, capsys):

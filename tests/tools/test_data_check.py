@@ -270,7 +270,7 @@ def test_a_manifest_goes_where_it_is_told_to(root: Path, tmp_path: Path) -> None
     check(root, out=tmp_path / "new" / "m.jsonl")
     assert len(Manifest(tmp_path / "new" / "m.jsonl")) == 4
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match=r"the manifest cannot be written .*'--out' puts it elsewhere"):
+    with pytest.raises(UsageError, match=r"cannot write .*'--out' puts the manifest elsewhere"):
         check(root, out=tmp_path / "file" / "m.jsonl")
     with pytest.raises(UsageError, match="it describes no file"):
         check(root, out=tmp_path / "file")

@@ -157,7 +157,7 @@ def test_a_disk_that_may_fill_up_is_said_before(made: Path, tmp_path: Path, monk
     monkeypatch.setattr(
         "vidssl.tools.data.shard.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
     )
-    assert "The disk may fill up: 1 bytes are free" in pack(made, tmp_path / "out")[1]
+    assert "The disk may fill up: free are 1 byte" in pack(made, tmp_path / "out")[1]
 
 
 def killer(file: FileToExamine):

@@ -125,7 +125,7 @@ def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(tmp_
 
 def test_a_run_that_logged_nothing_and_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert "nothing logged yet" in shown(a_run(tmp_path / "run", []))
-    with pytest.raises(UsageError, match=r"no run to watch: there is no recipe.yaml in it"):
+    with pytest.raises(UsageError, match=r"a folder, but not that of a run: there is no recipe.yaml in it"):
         shown(tmp_path)
 
 

@@ -291,8 +291,11 @@ def test_a_checkpoint_of_another_architecture_is_refused(capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("eval", "runs/nothing.safetensors", "--protocol", "knn"), "runs/nothing.safetensors: no such file"),
-        (("eval", "cache", "--protocol", "knn"), "no checkpoint in it"),
+        (
+            ("eval", "runs/nothing.safetensors", "--protocol", "knn"),
+            "nothing.safetensors: no such run or file",
+        ),
+        (("eval", "cache", "--protocol", "knn"), "a folder, but not that of a run"),
         (("eval", "runs/bevt", "--protocol", "knnn"), "Did you mean 'knn'?"),
         (("eval", "runs/tokenizer", "--protocol", "knn"), "trained a tokenizer"),
         (("eval", "runs/bevt", "--protocol", "knn", "evaluator.kk=3"), "unknown key. Did you mean 'k'?"),

@@ -14,3 +14,7 @@ BACKBONES: Table[Backbone] = Table(
         "vit": "vidssl.backbones.vit:ViT",
     }
 )
+
+
+def __getattr__(name: str) -> object:
+    return BACKBONES.constructor(name, __name__)

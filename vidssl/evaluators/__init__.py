@@ -12,3 +12,7 @@ EVALUATORS: Table[Evaluator] = Table(
         "retrieval": "vidssl.evaluators.retrieval:Retrieval",
     }
 )
+
+
+def __getattr__(name: str) -> object:
+    return EVALUATORS.constructor(name, __name__)

@@ -27,6 +27,17 @@ class Table(MutableMapping[str, Callable[..., Made]], Generic[Made]):
         module, _, constructor = entry.partition(":")
         return cast(Callable[..., Made], getattr(importlib.import_module(module), constructor))
 
+    def constructor(self, name: str, package: str) -> Callable[..., Made]:
+        """The constructor of this name, for ``from vidssl.backbones import ViT``.
+
+        Raises:
+            AttributeError: if the table has none, naming the package.
+        """
+        for key, entry in self._entries.items():
+            if isinstance(entry, str) and entry.endswith(f":{name}"):
+                return self[key]
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
     def __setitem__(self, name: str, constructor: Callable[..., Made]) -> None:
         self._entries[name] = constructor
 

@@ -13,3 +13,7 @@ MASKERS: Table[Masker] = Table(
         "tube": "vidssl.maskers.tube:Tube",
     }
 )
+
+
+def __getattr__(name: str) -> object:
+    return MASKERS.constructor(name, __name__)

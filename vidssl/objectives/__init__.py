@@ -16,3 +16,7 @@ OBJECTIVES: Table[Objective] = Table(
         "vimpac_predict": "vidssl.objectives.vimpac:VIMPACPredict",
     }
 )
+
+
+def __getattr__(name: str) -> object:
+    return OBJECTIVES.constructor(name, __name__)

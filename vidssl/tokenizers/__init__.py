@@ -10,3 +10,7 @@ TOKENIZERS: Table[Tokenizer] = Table(
         "vqvae": "vidssl.tokenizers.vqvae:VQVAE",
     }
 )
+
+
+def __getattr__(name: str) -> object:
+    return TOKENIZERS.constructor(name, __name__)

@@ -349,7 +349,9 @@ def _encode(
     times, tick, rate = timing
     reformatter = VideoReformatter()
     lasts = (later - earlier for earlier, later in pairwise([*times, _end(times, tick, rate)]))
-    options = {"crf": str(form.crf), "preset": "fast", "sc_threshold": "0"}  # groups of the stated length
+    # groups of the stated length; without a lookahead the same frames give the same bytes (see MovingDigits)
+    options = {"crf": str(form.crf), "preset": "fast", "sc_threshold": "0"}
+    options["x264-params"] = "mbtree=0:rc-lookahead=0"
     with av.open(str(target.absolute()), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=rate, options=options)
         assert isinstance(stream, VideoStream)

@@ -141,7 +141,7 @@ class _Job:
             if sum(max(file.bytes, 0) for shard in left for file in shard.files) > free:
                 say(
                     self.console,
-                    f"The disk may fill up: {format_size(free)} are free. What is finished stays",
+                    f"The disk may fill up: free are {format_size(free)}. What is finished stays",
                 )
 
     def _bar(self) -> Progress:
