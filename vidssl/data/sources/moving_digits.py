@@ -45,8 +45,8 @@ _QUALITY = {
     "libx264": {"crf": "10", "preset": "veryfast", "x264-params": "mbtree=0:rc-lookahead=0"},
     "mpeg4": {"qmin": "2", "qmax": "2"},
 }
-# with B-frames or its lookahead libx264 writes other bytes now and then, decoded up to 7 of 255 apart, even on
-# one thread: in 28 of 1,000 encodings in one process with the lookahead alone, in none of 1,000 without
+# with B-frames or its lookahead libx264 writes other bytes now and then, decoded up to 7 of 255 apart, even
+# on one thread: in 28 of 1,000 encodings in one process with the lookahead alone, in none of 1,000 without
 _ENCODING = {"threads": 1, "max_b_frames": 0}
 
 
