@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -73,7 +73,7 @@ from vidssl.config.strict_yaml import Node
 from vidssl.data.loader import Stream
 from vidssl.data.sources.subset import LabelledSubset
 from vidssl.data.views.stored import StoredViews
-from vidssl.engine.logging import check_trackers
+from vidssl.engine.logging import Say, check_trackers
 from vidssl.engine.optim import Optim
 from vidssl.engine.precision import pick_device
 from vidssl.engine.runfolder import check_name
@@ -93,7 +93,6 @@ from vidssl.interfaces.grids import GridSize
 from vidssl.weights.load import check_init, load_init, load_whole, read_weights
 
 Component = TypeVar("Component")
-Say = Callable[[str], None]
 
 
 def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Objective:

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +72,28 @@ class _Terminal(Console):
 def terminal(*, quiet: bool = False) -> Console:
     """The console that commands print on. Names of files and classes cannot steer the terminal."""
     return _Terminal(quiet=quiet)
+
+
+Say = Callable[[str], None]  # prints or logs a line
+
+
+def print_line(console: Console, text: str) -> None:
+    """Print a text as it stands: not wrapped, nothing in it highlighted or taken for markup."""
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextmanager
+def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show a bar on a terminal, and nothing elsewhere; gives the function that moves it by one."""
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield partial(bar.advance, bar.add_task("", total=total))
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
@@ -144,7 +167,7 @@ class TrainDisplay:
 
     def say(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        print_line(self.console, text)
 
 
 class _Messages(logging.Handler):
@@ -155,7 +178,7 @@ class _Messages(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(record.getMessage(), soft_wrap=True, highlight=False, markup=False)
+        print_line(self.console, record.getMessage())
 
 
 @contextmanager

@@ -17,14 +17,13 @@ from vidssl.config.schema import construct
 from vidssl.data.sources.origins import videos_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.distributed import World, processes, told_once_a_machine
-from vidssl.engine.logging import shown_messages, terminal
+from vidssl.engine.logging import Say, print_line, shown_messages, terminal
 from vidssl.engine.runfolder import RunFolder, newest_run, no_run
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.feature_cache import FeatureStore
 from vidssl.evaluate.finetune import finetune_run
 from vidssl.evaluate.networks import (
     ForeignRequest,
-    Say,
     foreign_recipe,
     foreign_subject,
     is_foreign,
@@ -96,7 +95,7 @@ def evaluate_run(
     with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
         console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
-            say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+            say = partial(print_line, console)
             subject = world.one_first(lambda: asked.make(say))
             read = [_protocol(name, words, data or asked.recipe) for name in protocols]
             for protocol in read:

@@ -36,6 +36,7 @@ from vidssl.data.sources.tokens.source import TokenStore
 from vidssl.engine.atomic import make_folder
 from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
 from vidssl.engine.distributed import World, take_device
+from vidssl.engine.logging import print_line
 from vidssl.engine.precision import use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluate.subject import NetworkSpec, state_hash
@@ -238,7 +239,7 @@ class FeatureStore:
         )
 
     def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        print_line(self.console, text)
 
 
 def _kept_elsewhere(order: FrameOrder, patches: Tensor) -> None:

@@ -18,6 +18,7 @@ from vidssl.config.strict_yaml import Node
 from vidssl.data.sources.official.groups import groups_of
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.distributed import here, take_device
+from vidssl.engine.logging import print_line
 from vidssl.engine.precision import use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import report, tell_classes
@@ -73,7 +74,7 @@ def finetune_run(
     try:
         found = finetune(subject, protocol, console, out=subject.folder / "finetune")
     except FinetuningStopped as stopped:
-        console.print(str(stopped), soft_wrap=True, highlight=False, markup=False)
+        print_line(console, str(stopped))
         return False
 
     def tell() -> str:

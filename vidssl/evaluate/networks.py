@@ -5,7 +5,7 @@ A user names them where a run would stand: ``torchvision:swin3d_t``, ``timm:resn
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from vidssl.config.recipe import Recipe, RunSpec, load_recipe
 from vidssl.config.schema import PartSpec, bind, construct, read_count
 from vidssl.config.strict_yaml import Node, dump, dump_flow, override, plain, read_file
 from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.logging import Say
 from vidssl.engine.runfolder import RunFolder, no_run
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.seen import Pretraining
@@ -28,7 +29,6 @@ from vidssl.weights.load import LoadReport, load_init
 
 LIBRARIES = ("torchvision", "timm", "pytorchvideo")
 PIXELS, UNTRAINED = "pixels", "untrained"
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

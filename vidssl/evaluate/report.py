@@ -14,6 +14,7 @@ from vidssl.build.resolved import protocol_text
 from vidssl.config.protocol import FinetuneProtocol, Protocol
 from vidssl.data.classes import class_counts
 from vidssl.engine.atomic import make_folder, write_text
+from vidssl.engine.logging import print_line
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.score_file import Scores, score_record
 from vidssl.evaluate.subject import Subject
@@ -63,15 +64,15 @@ def report(
     if differences:
         console.print(difference_table(differences, list(scores), tested))
     for line in [*probe_lines(scores), *class_lines(scores, videos["test"])]:
-        _say(console, line)
+        print_line(console, line)
     for note in notes:
-        _say(console, note)
+        print_line(console, note)
     for name, part in videos.items():
         # finetuning encodes no train videos; it says of each that it cannot read when it comes to it
         found = f"{counted(len(part.keys), 'video')} found of " if part.vectors.numel() else ""
-        _say(console, f"{name}: {found}{part.num_listed} listed")
+        print_line(console, f"{name}: {found}{part.num_listed} listed")
         for problem in part.unreadable:
-            _say(console, f"  left out: {problem}")
+            print_line(console, f"  left out: {problem}")
     record = score_record(subject, protocol_text(protocol), scores, videos, notes)
     path = subject.scores / f"{protocol.name}-{subject.stem}.json"
     try:
@@ -84,8 +85,8 @@ def report(
             f"{subject.source} to a folder that can be written and score it there"
         ) from error
     if earlier is not None:
-        _say(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
-    _say(console, f"Scores: {path}")
+        print_line(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
+    print_line(console, f"Scores: {path}")
 
 
 def tell_classes(train: FeatureTable, test: FeatureTable, console: Console) -> None:
@@ -94,7 +95,7 @@ def tell_classes(train: FeatureTable, test: FeatureTable, console: Console) -> N
         {name: found.tolist() for name, found in part.labels.items()} for part in (train, test)
     )
     for line in class_counts(learned, tested, train.classes):
-        _say(console, line)
+        print_line(console, line)
 
 
 def fitting(
@@ -328,7 +329,3 @@ def _set_aside(path: Path, card: object) -> Path | None:
     aside = path.parent / "earlier" / f"{path.stem}-{str(old.get('card_sha256'))[:8]}.json"
     aside.parent.mkdir(exist_ok=True)
     return path.replace(aside)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, soft_wrap=True, highlight=False, markup=False)

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl.config.strict_yaml import nearest
-from vidssl.engine.logging import terminal
+from vidssl.engine.logging import print_line, terminal
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import percent
 from vidssl.evaluate.score_file import ScoreFile, find_scores
@@ -81,7 +81,7 @@ def show_confusion(target: str, request: ConfusionRequest, console: Console | No
         name = "-".join(word for word in words if word).replace("/", "_").replace(" ", "_")
         path = folder / f"confusion-{name}.png"
         save_png(confusion_page(file, network, row), path)
-        console.print(f"Picture: {path}", soft_wrap=True, highlight=False, markup=False)
+        print_line(console, f"Picture: {path}")
     return 0
 
 

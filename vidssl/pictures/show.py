@@ -1,7 +1,8 @@
 """Pictures of what a run learned: where its class token looks, and what it predicts where it sees nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from vidssl.config.files import find, read, spec_files
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
-from vidssl.engine.logging import shown_messages, terminal
+from vidssl.engine.logging import Say, print_line, shown_messages, terminal
 from vidssl.engine.precision import pick_device
 from vidssl.engine.runfolder import no_run
 from vidssl.errors import UsageError
@@ -23,8 +24,6 @@ from vidssl.interfaces import ClassAttention, MaskedPrediction, Tokenizer
 from vidssl.pictures.clips import PictureRequest, clips_to_show
 from vidssl.pictures.drawings import Drawing, attention_drawing, prediction_drawing, tokenizer_drawing
 from vidssl.pictures.pages import animation, save_gif, save_png, sheet
-
-Say = Callable[[str], None]
 
 
 def show(target: str | None, request: PictureRequest, console: Console | None = None) -> int:
@@ -41,8 +40,7 @@ def show(target: str | None, request: PictureRequest, console: Console | None = 
     """
     console = console or terminal()
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+    say = partial(print_line, console)
 
     with shown_messages(console), torch.no_grad():
         if target is not None and _names_tokenizer(target):

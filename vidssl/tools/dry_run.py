@@ -25,7 +25,7 @@ from vidssl.build.registry import MASKER, constructor_of
 from vidssl.config.recipe import Recipe, RunSpec
 from vidssl.config.schema import construct
 from vidssl.data.loader import Loader, Stream
-from vidssl.engine.logging import format_duration, shown_messages, terminal
+from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
 from vidssl.engine.precision import peak_memory, pick_device
 from vidssl.engine.resume import optimizer_tensors
 from vidssl.engine.schedules import StepPlan
@@ -105,7 +105,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
         torch.manual_seed(recipe.seed)
         objective = build.objective(recipe, say=logging.getLogger(__name__).info)
         for line in check_repeats(objective, streams):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
+            print_line(console, line)
         plan = build.schedule(recipe).plan({name: len(s) / s.batch_size for name, s in streams.items()})
         parts, views = part_sizes(objective), view_sizes(recipe, objective)
         cost = two_steps(recipe, objective, streams, plan)

@@ -18,7 +18,7 @@ from vidssl.data.loader import Loader, slices
 from vidssl.engine.accumulate import JointLoss, backward_in_parts, split_batch
 from vidssl.engine.capture import Attempt, Capture, read_capture
 from vidssl.engine.gather import drawing_as, in_parts
-from vidssl.engine.logging import terminal
+from vidssl.engine.logging import print_line, terminal
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.subject import stored_recipe
 from vidssl.interfaces import Batch, Objective
@@ -87,8 +87,7 @@ def replay(
     """
     console = console or terminal()
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+    say = partial(print_line, console)
 
     capture = read_capture(Path(name))
     if not capture.conditions.recipe:

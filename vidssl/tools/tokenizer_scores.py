@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from vidssl.config.recipe import load_tokenizer_spec
 from vidssl.config.strict_yaml import dump
 from vidssl.engine.atomic import write_text
 from vidssl.engine.checkpoint import read_checkpoint
-from vidssl.engine.logging import shown_messages, terminal
+from vidssl.engine.logging import Say, print_line, shown_messages, terminal
 from vidssl.engine.precision import pick_device
 from vidssl.engine.runfolder import describe_environment
 from vidssl.errors import UsageError, counted
@@ -91,8 +92,7 @@ def score_tokenizers(
     """
     console = console or terminal()
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+    say = partial(print_line, console)
 
     protocol = _only_protocol(protocols, overrides)
     build.check_tokenizer_protocol(protocol)
@@ -124,7 +124,7 @@ def _only_protocol(protocols: Sequence[str], overrides: Sequence[str]) -> Tokeni
     return load_tokenizer_protocol(protocols[0], overrides)
 
 
-def _candidates(targets: Sequence[str], say: build.Say, trust: bool) -> tuple[list[Candidate], list[str]]:
+def _candidates(targets: Sequence[str], say: Say, trust: bool) -> tuple[list[Candidate], list[str]]:
     """The tokenizers to measure, and a line on each that has no weights, where none was named."""
     if targets:
         found = [_named(target, say, trust) for target in targets]
@@ -147,7 +147,7 @@ def _candidates(targets: Sequence[str], say: build.Say, trust: bool) -> tuple[li
     return ready, missing
 
 
-def _named(target: str, say: build.Say, trust: bool) -> Candidate:
+def _named(target: str, say: Say, trust: bool) -> Candidate:
     path = Path(target)
     if not path.is_dir() and path.suffix != ".safetensors":
         spec = load_tokenizer_spec(target)

@@ -35,6 +35,7 @@ from vidssl.engine.logging import (
     check_trackers,
     open_trackers,
     over_processes,
+    print_line,
     terminal,
 )
 from vidssl.engine.nonfinite import broken_weights, listed
@@ -154,7 +155,7 @@ def train(
     objective.to(device).train()
     prepare(objective, run)
     check_whole(objective, run, world.size)
-    say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    say = partial(print_line, console)
     for line in check_repeats(objective, streams):
         say(line)
     distinct = isinstance(objective, ComparesVideos)

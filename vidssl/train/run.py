@@ -17,7 +17,7 @@ from vidssl.config.recipe import Recipe, overridden, read_recipe
 from vidssl.config.strict_yaml import load
 from vidssl.engine.atomic import check_writable, write_text
 from vidssl.engine.distributed import here, processes, told_once_a_machine
-from vidssl.engine.logging import format_duration, shown_messages, terminal
+from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
 from vidssl.engine.own_code import code_in, files_of
 from vidssl.engine.process import sole_process
 from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
@@ -232,7 +232,7 @@ def _conclude(result: TrainResult, objective: Objective, seconds: float, console
     if isinstance(objective.encoder(), Backbone):
         lines += [f"Next: vidssl eval {result.folder} --protocol linear"]
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        print_line(console, line)
 
 
 def _on_test(result: TrainResult) -> str:

@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -34,14 +34,12 @@ from vidssl.data.sources.tokens.store import (
     transforms_of,
     write_info,
 )
-from vidssl.engine.logging import format_duration, shown_messages, terminal
+from vidssl.engine.logging import Say, format_duration, print_line, shown_messages, terminal
 from vidssl.engine.precision import pick_device
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, Tokenizer, UnreadableSample
 from vidssl.tools.tokenize.request import TokenizeRequest, videos_and_views
 from vidssl.tools.tokenize.video_tokenizer import VideoTokenizer
-
-Say = Callable[[str], None]
 
 _LOOKED_AT, _TRIED = 16, 3  # videos that an estimate opens, and tokenizes
 # a GPU may round otherwise for other batches; on a CPU ids are the same whatever stands beside them
@@ -61,7 +59,7 @@ def tokenize(recipe: Recipe, request: TokenizeRequest, console: Console | None =
         UsageError: for what a user can mend; finished shards stay.
     """
     console = console or terminal()
-    say: Say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    say: Say = partial(print_line, console)
     build.check(recipe)
     with shown_messages(console):
         device = pick_device(recipe.run.device)
