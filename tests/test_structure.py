@@ -21,7 +21,7 @@ FLOORS = (
     {"__init__", "errors", "interfaces"},
     {"config"},
     {"engine"},
-    {"weights"},
+    {"weights", "layers"},
     {"objectives", "backbones", "tokenizers", "maskers", "data"},
     {"evaluators"},
     {"build"},

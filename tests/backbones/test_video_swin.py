@@ -2,9 +2,9 @@ import pytest
 import torch
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
-from vidssl.backbones.blocks import DropPath, drop_path_rates
 from vidssl.backbones.video_swin import VideoSwin
 from vidssl.backbones.windows import plan_windows
+from vidssl.layers.transformer import DropPath, drop_path_rates
 from vidssl.weights.inflate import inflate_image_stage
 from vidssl.weights.swin_keys import from_torchvision
 

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.backbones.blocks import Mlp, check_heads
 from vidssl.interfaces.grids import GridSize
+from vidssl.layers.transformer import Mlp, check_heads
 
 NormOrder = Literal["post", "pre", "pre_published"]
 Axes = tuple[str, ...]  # attended to jointly: ("T",), or ("H", "W") for HxW

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.backbones.blocks import Attention, DropPath, Mlp
+from vidssl.layers.transformer import Attention, DropPath, Mlp
 
 # Tokens of a clip, [B, 1 + h*w*t, D]: the class token, then the patches, row by row, time fastest. So the
 # frames of one place lie side by side, and attention along time needs no copy.

@@ -10,19 +10,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.backbones.blocks import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Block,
-    Normalise,
-    drop_path_rates,
-    hide,
-    init_linear,
-)
+from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, hide
 from vidssl.backbones.divided import DividedBlock, first_token_attention, from_frames, to_frames
 from vidssl.backbones.positions import PositionResize, resize_positions
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Blockwise, ClassAttention, Features, Translated
+from vidssl.layers.transformer import Block, drop_path_rates, init_linear
 from vidssl.weights.vit_keys import to_timesformer
 
 

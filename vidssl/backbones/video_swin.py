@@ -7,20 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vidssl.backbones.blocks import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    DropPath,
-    Mlp,
-    Normalise,
-    PatchEmbed,
-    drop_path_rates,
-    hide,
-    init_linear,
-)
+from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, PatchEmbed, hide
 from vidssl.backbones.windows import WindowAttention, WindowPlan, plan_windows
 from vidssl.interfaces import Backbone, Blockwise, Features, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize
+from vidssl.layers.transformer import DropPath, Mlp, drop_path_rates, init_linear
 from vidssl.weights.swin_layouts import read_swin
 
 # width of the first stage, blocks and heads of each stage: Video Swin, Sec. 3.3

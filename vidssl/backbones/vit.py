@@ -7,19 +7,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.backbones.blocks import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Block,
-    Normalise,
-    PatchEmbed,
-    drop_path_rates,
-    hide,
-    init_linear,
-)
+from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, PatchEmbed, hide
 from vidssl.backbones.divided import first_token_attention
 from vidssl.backbones.positions import sincos_positions
 from vidssl.interfaces import Backbone, Blockwise, ClassAttention, Features, Translated
+from vidssl.layers.transformer import Block, drop_path_rates, init_linear
 from vidssl.weights.vit_keys import to_vit
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.backbones.blocks import check_heads
 from vidssl.interfaces.grids import GridSize
+from vidssl.layers.transformer import check_heads
 
 BLOCKED = -100.0  # added to attention between cells that only the cyclic shift made neighbours; as published
 
