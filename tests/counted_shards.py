@@ -13,11 +13,12 @@ from PIL import Image
 
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import FileToExamine, examine
-from vidssl.data.sources.manifest import Entry, hash_content
+from vidssl.data.sources.manifest import Entry
 from vidssl.data.sources.tar import storage as places
 from vidssl.data.sources.tar.index import IMAGE, INDEX, Member, Shard, write_index
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.sources.tar.storage import Address
+from vidssl.engine.atomic import file_sha256
 from vidssl.interfaces import UnreadableSample
 
 CLASSES = {"class": ("run", "walk")}
@@ -40,7 +41,7 @@ def entry_of(root: Path, key: str) -> Entry:
         return examine(FileToExamine(root, key, labels))
     facts = VideoFacts(1, 1, 0.0, 20, 30, 0, "png", "", (), (), 0.0)
     size = path.stat().st_size
-    return Entry(key, "ok", "", size, 0, hash_content(path), labels, facts, IMAGE, "unknown", 1)
+    return Entry(key, "ok", "", size, 0, file_sha256(path), labels, facts, IMAGE, "unknown", 1)
 
 
 def pack(root: Path, name: str, keys: list[str]) -> tuple[bytes, Shard]:

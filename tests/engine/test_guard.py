@@ -25,13 +25,13 @@ from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.data.loader import Loader
+from vidssl.engine.atomic import file_sha256
 from vidssl.engine.capture import Attempt, Conditions, read_capture, save_capture
 from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
 from vidssl.engine.distributed import end_group
 from vidssl.engine.distributed import here as processes_here
 from vidssl.engine.guard import Guard, Skips
 from vidssl.engine.process import sole_process
-from vidssl.engine.resume import file_digest
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
@@ -327,7 +327,7 @@ def test_a_run_resumes_from_its_last_finite_state() -> None:
     tensors["objective.head.bias"][0] = math.inf
     save_tensors(run.checkpoint_path(6), tensors, metadata)
     state, kept = read_tensors(run.state_path(6))
-    state["weights_sha256"] = file_digest(run.checkpoint_path(6))
+    state["weights_sha256"] = file_sha256(run.checkpoint_path(6))
     state["digest"] = tensors_digest(kept, {key: text for key, text in state.items() if key != "digest"})
     save_tensors(run.state_path(6), kept, state)
     said = io.StringIO()

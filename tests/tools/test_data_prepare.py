@@ -23,7 +23,8 @@ from vidssl.cli.main import main
 from vidssl.data.decode.decode import probe, read_frames
 from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.jpeg_shards import JpegShards
-from vidssl.data.sources.manifest import Manifest, hash_content
+from vidssl.data.sources.manifest import Manifest
+from vidssl.engine.atomic import file_sha256
 from vidssl.engine.process import sole_process
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
@@ -228,7 +229,7 @@ def test_what_is_finished_is_not_made_again(root: Path, tmp_path: Path, form: Fo
 
 def contents(out: Path) -> dict[str, str]:
     return {
-        path.name: hash_content(path)
+        path.name: file_sha256(path)
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.name not in ("prepared.jsonl", ".lock")
     }

@@ -10,6 +10,7 @@ from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import Node
 from vidssl.data.sources.tokens.source import TokenStore
 from vidssl.data.views.stored import StoredViews
+from vidssl.engine.atomic import file_sha256
 from vidssl.interfaces import Backbone, DataSource, ViewSampler
 
 
@@ -33,7 +34,7 @@ def _weights_hash(weights: WeightsSpec) -> str:
     if weights.sha256 != UNKNOWN_SHA256:
         return weights.sha256  # the file is checked against it wherever it is loaded
     try:
-        return hashlib.sha256(weights.path.read_bytes()).hexdigest()
+        return file_sha256(weights.path)
     except OSError as error:
         raise weights.node.error(f"{weights.path}: {error.strerror}") from None
 

@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""This process among others: its CPUs, locks of files, one process at a time in a run's folder."""
 
 import ctypes
 import errno
@@ -38,6 +38,65 @@ def _let_go_in_child() -> None:
 
 if fcntl is not None:
     os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def can_lock() -> bool:
+    """Whether this operating system has the locks that ``locked`` needs; Windows has not."""
+    return fcntl is not None
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Keeps a file, made if need be, from others that lock it; the system frees it when its holder dies.
+
+    The file may be renamed or removed under the lock: who waited for it then locks the one of that name.
+
+    Args:
+        waiting: called once another process is found to hold the lock.
+
+    Raises:
+        OSError: if the file cannot be opened, or its file system keeps no locks.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, path):
+                yield
+                return
+        finally:
+            os.close(descriptor)
+
+
+def remove_unlocked(path: Path) -> bool:
+    """Removes a file unless a process has it ``locked``; False if one has."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_at(descriptor, path):
+            path.unlink()
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -5,7 +5,6 @@ optimizer's tensors, the random states, and what was measured since the last log
 functions of the step and batches are functions of their place, so nothing of them is kept.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from vidssl.config.strict_yaml import Node, parse
+from vidssl.engine.atomic import file_sha256
 from vidssl.engine.capture import check_random_states, random_states
 from vidssl.engine.checkpoint import (
     Checkpoint,
@@ -95,7 +95,7 @@ def save_state(
         "step": json.dumps(step),
         "seconds": json.dumps(seconds),
         "processes": json.dumps(world.size),
-        "weights_sha256": file_digest(folder.checkpoint_path(step)),
+        "weights_sha256": file_sha256(folder.checkpoint_path(step)),
     }
     save_tensors(folder.state_path(step), tensors, {**metadata, "digest": tensors_digest(tensors, metadata)})
 
@@ -188,7 +188,7 @@ def _read_whole(folder: RunFolder, path: Path) -> _Whole:
     facts, tensors = _read_state(path)
     step = facts.count("step")
     checkpoint = read_checkpoint(folder.checkpoint_path(step))
-    if file_digest(checkpoint.path) != facts.text("weights_sha256"):
+    if file_sha256(checkpoint.path) != facts.text("weights_sha256"):
         raise UsageError(f"{checkpoint.path}: damaged, its checksum is not that of what was written")
     check_random_states(_below(tensors, "random."), path)
     return _Whole(step, checkpoint, facts, tensors)
@@ -331,15 +331,6 @@ def _read_state(path: Path) -> tuple[Facts, dict[str, Tensor]]:
     if metadata.pop("digest", "") != tensors_digest(tensors, metadata):
         raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
     return Facts(path, {"processes": "1", **metadata}), tensors  # older files lack it
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    made = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            made.update(chunk)
-    return made.hexdigest()
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from vidssl.config.strict_yaml import dump, plain
 from vidssl.data.classes import numbered_together
 from vidssl.data.sources.origins import versions_hash
 from vidssl.data.sources.tokens.source import TokenStore
-from vidssl.engine.atomic import make_folder
+from vidssl.engine.atomic import file_sha256, make_folder
 from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
 from vidssl.engine.distributed import World, take_device
 from vidssl.engine.logging import print_line
@@ -304,4 +304,4 @@ def code_hash() -> str:
 
 def file_hash(address: str) -> str:
     """Of the file of a component from outside the package, ``my_file.py:MyClass``."""
-    return hashlib.sha256(Path(address.rpartition(":")[0]).read_bytes()).hexdigest()
+    return file_sha256(Path(address.rpartition(":")[0]))

@@ -14,6 +14,7 @@ from vidssl.build.resolved import resolved_part
 from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec, overridden, read_recipe
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import parse
+from vidssl.engine.atomic import file_sha256
 from vidssl.engine.checkpoint import Checkpoint, load_objective
 from vidssl.engine.own_code import addresses_in, code_in, kept_code, own_run, with_kept_code
 from vidssl.engine.runfolder import RunFolder
@@ -104,7 +105,7 @@ def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str,
         source=str(checkpoint.path),
         step=checkpoint.step,
         recipe=checkpoint.recipe,
-        weights=_file_hash(checkpoint.path),
+        weights=file_sha256(checkpoint.path),
         spec=spec,
         networks=networks,
         starts={"finetuned": str(checkpoint.path), "from scratch": None},
@@ -121,14 +122,6 @@ def state_hash(network: nn.Module) -> str:
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
     return digest.hexdigest()
 
 

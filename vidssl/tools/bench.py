@@ -11,7 +11,6 @@ import logging
 import math
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from vidssl.data.loader import Loader, Stream, merged, slices
 from vidssl.data.samples import Endless, Parcel, Sample, collate
 from vidssl.data.sources.tokens.source import TokenStore
 from vidssl.engine.logging import shown_messages, terminal
+from vidssl.engine.process import num_cpus
 from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource
@@ -252,14 +252,9 @@ def measure_parts(recipe: Recipe, streams: Mapping[str, Stream], trial: Trial, s
         descend,
         loader=_loader_seconds(streams, recipe.run.workers, seconds / 3),
         workers=recipe.run.workers,
-        cores=_cores(),
+        cores=num_cpus(),
         step_cores=1 if on_gpu else torch.get_num_threads(),
     )
-
-
-def _cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _device_times(trial: Trial, turn: int, parcels: Mapping[str, Parcel]) -> list[float]:

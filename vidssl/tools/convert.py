@@ -1,6 +1,5 @@
 """``vidssl convert``: the published DALL-E dVAE as safetensors, with nothing in its files executed."""
 
-import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vidssl.engine.atomic import write_atomically
+from vidssl.engine.atomic import file_sha256, write_atomically
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.errors import UsageError, counted
 from vidssl.tokenizers.dalle import DALLE
@@ -143,7 +142,9 @@ def _psnr(made: Tensor, clip: Tensor) -> float:
 
 
 def _described(sources: Sequence[Path], networks: _Networks, keys: dict[str, int | bool]) -> list[str]:
-    lines = [f"read           {path}, sha256 {_sha256(path)}; nothing in it was executed" for path in sources]
+    lines = [
+        f"read           {path}, sha256 {file_sha256(path)}; nothing in it was executed" for path in sources
+    ]
     for name, network in networks.items():
         count = sum(tensor.numel() for tensor in network.values())
         first, last = (tuple(network[f"{end}.weight"].shape) for end in ("input", "output"))
@@ -165,13 +166,5 @@ def _to_paste(keys: dict[str, int | bool], out: Path) -> list[str]:
     relative = f"weights/{out.name}" if out.absolute().parent.name == "weights" else str(out.absolute())
     default = {**_PUBLISHED, "decoder_width": 128}
     own = [f"{key}: {str(value).lower()}" for key, value in keys.items() if default.get(key) != value]
-    lines = ["type: dalle", *own, f"weights: {relative}", f"sha256: {_sha256(out)}"]
+    lines = ["type: dalle", *own, f"weights: {relative}", f"sha256: {file_sha256(out)}"]
     return [f"wrote          {out}; in the tokenizer file (tokenizers/dalle_stride16.yaml) write", *lines]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

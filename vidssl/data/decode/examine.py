@@ -16,7 +16,8 @@ from vidssl.data.decode.content import Content, File
 from vidssl.data.decode.decode import OUT_OF_ORDER, VideoFacts, probe, read_frames, rising
 from vidssl.data.decode.diagnose import bytes_missing, why_not_a_file
 from vidssl.data.decode.limits import LIMITS, Limits
-from vidssl.data.sources.manifest import Entry, Rate, Status, hash_content, why_changed
+from vidssl.data.sources.manifest import Entry, Rate, Status, why_changed
+from vidssl.engine.atomic import file_sha256
 from vidssl.interfaces import UnreadableSample
 
 CLIP_FRAMES, CLIP_STRIDE = 16, 4  # the clip that is timed
@@ -53,7 +54,7 @@ def examine(file: FileToExamine) -> Entry:
         status = os.stat(path)
         if file.known is not None and not why_changed(path, file.known, status):
             return replace(file.known, mtime_ns=status.st_mtime_ns, labels=file.labels)
-        sha256 = hash_content(path)
+        sha256 = file_sha256(path)
     except OSError as error:
         return Entry(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
     about = {

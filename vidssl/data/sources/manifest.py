@@ -7,7 +7,6 @@ good one: the timestamps and keyframes that seeking needs are in it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from array import array
@@ -19,6 +18,7 @@ from typing import Literal, get_args
 
 from vidssl.data.decode.decode import Keyframe, VideoFacts
 from vidssl.data.sources.segments import NamedSegment, parse_segments
+from vidssl.engine.atomic import file_sha256
 from vidssl.errors import UsageError, counted
 
 Status = Literal["ok", "cut", "damaged", "unreadable"]
@@ -26,7 +26,6 @@ Rate = Literal["constant", "variable", "unknown"]
 USABLE: tuple[Status, ...] = ("ok", "cut")
 VERSION = 1
 _KIND = "vidssl manifest"
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -277,19 +276,6 @@ def line_spans(text: bytes) -> Iterator[tuple[int, int]]:
         start = end + 1
 
 
-def hash_content(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal.
-
-    Raises:
-        OSError: if it cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def why_changed(path: Path, entry: Entry, status: os.stat_result) -> str:
     """What says that a file is no longer the one that was scanned; empty if it is.
 
@@ -301,6 +287,6 @@ def why_changed(path: Path, entry: Entry, status: os.stat_result) -> str:
     if status.st_mtime_ns == entry.mtime_ns:
         return ""
     try:
-        return "" if hash_content(path) == entry.sha256 else "its content has changed since it was scanned"
+        return "" if file_sha256(path) == entry.sha256 else "its content has changed since it was scanned"
     except OSError as error:
         return f"it cannot be read ({error.strerror})"

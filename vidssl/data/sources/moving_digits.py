@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -11,10 +10,10 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +28,7 @@ from vidssl.data.decode.decode import read_frames
 from vidssl.data.decode.diagnose import why_not_a_file
 from vidssl.data.sources.digits_world import LABEL_NAMES, World, labels, render
 from vidssl.data.sources.origins import origin_of
+from vidssl.engine.process import locked
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
@@ -172,7 +172,8 @@ def prepare(world: World, *, seed: int, split: str, num_videos: int) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(folder.with_suffix(".lock")):
+        waiting = partial(_log.info, "Another process is writing %s; waiting for it", folder)
+        with locked(folder.with_suffix(".lock"), waiting):
             if not (folder / _MANIFEST).is_file():
                 _check_room(folder.parent, world, num_videos)
                 _write(folder, world, codec, seed=seed, split=split, num_videos=num_videos)
@@ -192,18 +193,6 @@ def cache_folder() -> Path:
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]).absolute() / "vidssl"
     return Path.home() / ".cache" / "vidssl"
-
-
-@contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Waits until no other process holds this lock. The system frees it when its holder dies."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("Another process is writing %s; waiting for it", path.with_suffix(""))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _check_room(folder: Path, world: World, num_videos: int) -> None:

@@ -14,8 +14,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from vidssl.data.sources.manifest import hash_content
-from vidssl.engine.atomic import write_atomically
+from vidssl.engine.atomic import file_sha256, write_atomically
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin
 
@@ -137,7 +136,7 @@ def _same_content(one: Origin, other: Origin) -> bool:
 
 @cache
 def _checksum(origin: Origin) -> str:
-    return hash_content(Path(origin.file))
+    return file_sha256(Path(origin.file))
 
 
 def origin_of(

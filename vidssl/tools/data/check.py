@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from vidssl.data.sources.lists import read_lists
 from vidssl.data.sources.manifest import Entry, Manifest, header
 from vidssl.engine.atomic import check_writable, write_atomically
 from vidssl.engine.logging import terminal
+from vidssl.engine.process import num_cpus
 from vidssl.errors import UsageError, counted
 from vidssl.tools.data.inputs import refuse_missing
 from vidssl.tools.data.leaks import same_content, same_group
@@ -207,12 +206,8 @@ def _beside(path: Path) -> Path:
     return whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}.manifest.jsonl")
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def _scan(root: Path, listing: Listing, out: Path, request: CheckRequest, console: Console) -> Manifest:
-    processes = request.processes or _cores()
+    processes = request.processes or num_cpus()
     console.print(
         f"Looking at {counted(len(listing.files), 'file')} below {root}, {processes} at a time",
         soft_wrap=True,

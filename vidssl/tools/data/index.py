@@ -19,10 +19,11 @@ from vidssl.data.sources.tar.index import INDEX, Member, Shard, ShardIndex, pars
 from vidssl.data.sources.tar.storage import Address
 from vidssl.engine.atomic import write_atomically
 from vidssl.engine.logging import terminal
+from vidssl.engine.process import num_cpus
 from vidssl.errors import UsageError, counted
 from vidssl.tools.data.look import CannotRead, SeenShard, ShardToLookAt, look_at
 from vidssl.tools.data.report import say, shard_report
-from vidssl.tools.data.shard import CLEAN, FLAWED, cores
+from vidssl.tools.data.shard import CLEAN, FLAWED
 
 
 class Seen:
@@ -291,7 +292,7 @@ def _shards(address: Address) -> list[str]:
 def _look(
     request: IndexRequest, address: Address, names: Sequence[str], seen: Seen, console: Console
 ) -> None:
-    processes = request.processes or cores()
+    processes = request.processes or num_cpus()
     left = [name for name in names if not seen.has(name)]
     done = f"; {len(names) - len(left)} are looked through already" if len(left) < len(names) else ""
     say(console, f"{counted(len(left), 'shard')} at {address} to look through, {processes} at a time{done}")

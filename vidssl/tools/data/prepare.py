@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ from vidssl.data.pool import Lost, work
 from vidssl.data.sources.listing import Listed, Listing
 from vidssl.engine.atomic import make_folder
 from vidssl.engine.logging import terminal
-from vidssl.engine.process import sole_process
+from vidssl.engine.process import num_cpus, sole_process
 from vidssl.errors import UsageError, counted
 from vidssl.tools.data.encode import (
     H264,
@@ -143,7 +142,7 @@ class _Job:
 
     @property
     def _processes(self) -> int:
-        return self.request.processes or _cores()
+        return self.request.processes or num_cpus()
 
     def _sizes(self) -> dict[str, tuple[int, int]]:
         """Key -> size in bytes and modification time of each source; -1 and 0 where there is none."""
@@ -223,7 +222,3 @@ def _check_places(root: Path, listing: Listing, out: Path) -> None:
             raise UsageError(
                 f"{file.path} leads out of {root}, and so its result out of {out}: list paths below --root"
             )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

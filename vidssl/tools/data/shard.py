@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from vidssl.data.sources.tar.index import ShardIndex
 from vidssl.data.sources.tar.storage import Address
 from vidssl.engine.atomic import make_folder
 from vidssl.engine.logging import terminal
-from vidssl.engine.process import sole_process
+from vidssl.engine.process import num_cpus, sole_process
 from vidssl.errors import UsageError, counted
 from vidssl.tools.data.inputs import Operand, read_operand
 from vidssl.tools.data.journal import Parts
@@ -88,10 +87,6 @@ def shard_data(request: ShardRequest, console: Console | None = None) -> int:
     return CLEAN if clean else FLAWED
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 @dataclass(frozen=True)
 class _Job:
     """Files on their way into the shards of a plan."""
@@ -124,7 +119,7 @@ class _Job:
 
     @property
     def _processes(self) -> int:
-        return self.request.processes or cores()
+        return self.request.processes or num_cpus()
 
     def _announce(self, left: Sequence[PlannedShard]) -> None:
         shards, files = self.plan.shards, self.plan.num_files

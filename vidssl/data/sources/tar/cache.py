@@ -14,17 +14,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from vidssl.data.sources.tar.storage import OWN_DISK, Address
+from vidssl.engine.process import can_lock, locked, remove_unlocked
 from vidssl.errors import UsageError, counted
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _log = logging.getLogger(__name__)
 IN_USE_SECONDS = 60.0
@@ -47,7 +42,7 @@ class ShardCache:
     """
 
     def __init__(self, folder: Path, *, gib: float, source: Address, largest: int) -> None:
-        if fcntl is None:
+        if not can_lock():
             raise ValueError("'cache' needs locks of files, which Windows has not; leave it out")
         if gib * _GIB < largest:
             raise ValueError(
@@ -60,7 +55,7 @@ class ShardCache:
         self._told = False
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with _locked(self._folder / ".lock"):
+            with locked(self._folder / ".lock"):
                 pass
         except OSError as error:
             raise UsageError(
@@ -103,7 +98,7 @@ class ShardCache:
     def _fetch(self, name: str, size: int, path: Path) -> bool:
         """Whether the shard could be fetched, by this process or another while this one waited."""
         partial = path.with_name(f".{path.name}.{size}.part")
-        with _locked(partial):
+        with locked(partial):
             if path.exists():
                 partial.unlink(missing_ok=True)
                 return True
@@ -129,7 +124,7 @@ class ShardCache:
 
     def _make_room(self, size: int, own: Path) -> bool:
         """Removes what was not read for the longest time until a shard fits; whether it does."""
-        with _locked(self._folder / ".lock"):
+        with locked(self._folder / ".lock"):
             kept = []
             taken = size
             for file in self._folder.iterdir():
@@ -138,7 +133,7 @@ class ShardCache:
                     continue
                 with suppress(FileNotFoundError):  # another process has removed it
                     if ours[1]:
-                        taken += 0 if _drop_orphan(file) else int(ours[2])
+                        taken += 0 if remove_unlocked(file) else int(ours[2])
                     else:
                         status = file.stat()
                         kept.append((status.st_mtime, status.st_size, file))
@@ -160,42 +155,6 @@ class ShardCache:
                 why,
                 self._source,
             )
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps a file, which is made if need be, from others that lock it; waits for them."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_at(descriptor, path):
-                yield
-                return
-        finally:
-            os.close(descriptor)
-
-
-def _drop_orphan(partial: Path) -> bool:
-    """Removes what a process that ended has left behind; False if one is still at it."""
-    descriptor = os.open(partial, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_at(descriptor, partial):
-            partial.unlink()
-        return True
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of this name: it may have been renamed before it was locked."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
 
 
 def _sync(partial: Path, size: int) -> None:
