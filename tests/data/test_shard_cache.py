@@ -14,6 +14,7 @@ from vidssl.data.sources.tar import cache as shard_cache
 from vidssl.data.sources.tar.index import INDEX
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.sources.tar.storage import Address
+from vidssl.engine.process import locked
 from vidssl.errors import UsageError
 
 
@@ -115,7 +116,7 @@ def test_shards_being_fetched_take_room(elsewhere: str, tmp_path: Path, packed, 
     size = max(len(content) for content in packed.values())
     cache = tmp_path / "cache"
     source = TarShards(root=elsewhere, cache=str(cache), cache_gib=2 * size / 2**30)
-    with shard_cache._locked(cache / f".{'0' * 16}-00009.tar.{size}.part"):
+    with locked(cache / f".{'0' * 16}-00009.tar.{size}.part"):
         assert not reasons(source)
     assert fetched() == ["00000.tar", *["range"] * 3]
 
@@ -140,11 +141,11 @@ def test_a_lock_is_of_the_file_that_has_the_name(tmp_path: Path) -> None:
     path, there = tmp_path / "lock", []
 
     def wait() -> None:
-        with shard_cache._locked(path):
+        with locked(path):
             there.append(path.exists())
 
     thread = threading.Thread(target=wait)
-    with shard_cache._locked(path):
+    with locked(path):
         thread.start()
         time.sleep(0.1)  # for it to wait for the file that goes away
         path.rename(tmp_path / "whole")
