@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +123,35 @@ def test_nothing_broad_is_caught_and_nothing_is_probed(path: Path) -> None:
             )
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id != "hasattr", f"{path.name}:{node.lineno}: hasattr"
+
+
+# a second of import each; a command imports them when a part asks for them
+HEAVY = {"faiss", "pytorchvideo", "sklearn", "timm", "torchvision", "torch.distributed.fsdp", "torch._dynamo"}
+
+
+def at_the_top(path: Path) -> Iterator[str]:
+    """Modules that a file imports when it is imported; not those for a type checker."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
+    found = [name for name in at_the_top(path) for heavy in HEAVY if f"{name}.".startswith(f"{heavy}.")]
+    assert found == [], "import it inside the function that uses it"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["check", "recipes/bevt.yaml"], ["list"]], ids=lambda words: words[0])
+def test_a_command_imports_no_heavy_library(command: list[str]) -> None:
+    code = "import sys; from vidssl.cli.main import main; main(sys.argv[1:]); print(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True)
+    loaded = set(done.stdout.splitlines())
+    assert "torch.nn" in loaded
+    assert loaded & {*HEAVY, "sympy", "torch.distributed.tensor"} == set()
 
 
 def test_there_is_no_any_in_the_interfaces() -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import timm
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -96,9 +95,12 @@ class TimmNet(Backbone, Blockwise):
 
 
 def _create(name: str, size: int | None) -> Any:  # timm's networks share names, not a class
+    import timm  # here: importing takes a second
+    from timm.models.vision_transformer import VisionTransformer
+
     if size is not None:
         return timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
     net = timm.create_model(name, pretrained=False, num_classes=0)
-    if isinstance(net, timm.models.vision_transformer.VisionTransformer):
+    if isinstance(net, VisionTransformer):
         return timm.create_model(name, pretrained=False, num_classes=0, dynamic_img_size=True)
     return net

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
-import torchvision
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -29,6 +28,8 @@ class TorchvisionNet(Backbone, Blockwise):
     takes_mask: ClassVar[bool] = False
 
     def __init__(self, *, name: Name) -> None:
+        import torchvision  # here: importing takes a second
+
         super().__init__()
         self.net = getattr(torchvision.models.video, name)(weights=None)
         family = _FAMILIES[name.split("_")[0]]

@@ -75,7 +75,7 @@ from vidssl.data.sources.subset import LabelledSubset
 from vidssl.data.views.stored import StoredViews
 from vidssl.engine.logging import Say, check_trackers
 from vidssl.engine.optim import Optim
-from vidssl.engine.precision import pick_device
+from vidssl.engine.precision import on_meta, pick_device
 from vidssl.engine.runfolder import check_name
 from vidssl.engine.schedules import Schedule
 from vidssl.errors import UsageError
@@ -320,7 +320,7 @@ def check(recipe: Recipe) -> None:
     _check_augment(recipe, shapes)
     masker = _masker(recipe)
     _try_parts(recipe, shapes)
-    with torch.device("meta"):
+    with on_meta():
         bare_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
         bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
@@ -486,7 +486,7 @@ def check_tokenizer_file(name: str) -> None:
     Raises:
         UsageError: at the first thing that is wrong, with its place.
     """
-    with torch.device("meta"):
+    with on_meta():
         _construct(load_tokenizer_spec(name).part, TOKENIZER)
 
 

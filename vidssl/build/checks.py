@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from vidssl.build.part_checks import try_masker
@@ -27,6 +26,7 @@ from vidssl.data.loader import Stream
 from vidssl.engine.accumulate import JointLoss
 from vidssl.engine.distributed import launched
 from vidssl.engine.optim import Update
+from vidssl.engine.precision import on_meta
 from vidssl.engine.schedules import Schedule
 from vidssl.engine.speed import refusal
 from vidssl.errors import UsageError, counted
@@ -398,7 +398,7 @@ def _objective(protocol: FinetuneProtocol) -> Objective:
     for key in _ABOUT_DATA:
         if key in entries:
             raise entries[key].error("the videos decide it: leave it out (labels are chosen by 'labels')")
-    with torch.device("meta"):
+    with on_meta():
         backbone = BACKBONE.table["vit"](embed_dim=6, depth=1, num_heads=1)
         return construct(_with_stand_ins(part), Classification, backbone, apart=part.apart)
 

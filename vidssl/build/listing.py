@@ -4,14 +4,13 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, get_args, get_origin
 
-import timm
-import torch
 from rich.table import Table
 from rich.text import Text
 
 from vidssl.build.registry import BACKBONE, KINDS, summary
 from vidssl.config.schema import Key, describe, keys_of
 from vidssl.config.strict_yaml import dump_flow
+from vidssl.engine.precision import on_meta
 from vidssl.errors import counted
 from vidssl.interfaces import Backbone
 from vidssl.interfaces.grids import GridSize
@@ -37,9 +36,11 @@ def network_table() -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     for head in ("has", "frames", "side"):
         table.add_column(head, min_width=len("multiples"))  # with it all fits into 80 columns
+    import timm  # here: importing takes a second
+
     last = ""
     for kind, keys in _networks():
-        with torch.device("meta"):
+        with on_meta():
             made = BACKBONE.table[kind](**_REQUIRED.get(kind, {}), **keys)
         if kind != last:
             table.add_section()

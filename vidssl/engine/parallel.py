@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from inspect import signature
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vidssl.engine.distributed import World
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Blockwise, LossOutput, Objective, Progress
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 Kind = Literal["ddp", "fsdp"]
 
@@ -62,6 +64,8 @@ class Parallel:
             UsageError: if parameters get no gradient any more that had one in the first step, under ``ddp``.
         """
         if self._shards is not None:
+            from torch.distributed.fsdp import FSDPModule
+
             assert isinstance(self._shards, FSDPModule)
             self._shards.set_requires_gradient_sync(self._now)
             return LossOutput(*self._shards(batch, progress, generator))
@@ -183,6 +187,9 @@ def unsynchronised(module: nn.Module, *, find_unused: bool) -> DistributedDataPa
 
 
 def _sharded(objective: Objective, device: torch.device) -> _Called:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     called = _Called(objective)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in list(objective.modules()):
@@ -219,7 +226,7 @@ def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tens
     """
     found = {}
     for key, value in tensors.items():
-        if isinstance(value, DTensor):
+        if _is_sharded(value):
             value = value.full_tensor().detach().cpu()  # one after another: memory for one that is not kept
         if keep:
             found[key] = value
@@ -228,8 +235,10 @@ def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tens
 
 def spread_like(tensor: Tensor, example: Tensor | None) -> Tensor:
     """A whole tensor, the same in all processes, in shards as the example is."""
-    if not isinstance(example, DTensor) or tensor.shape != example.shape:
+    if example is None or not _is_sharded(example) or tensor.shape != example.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     placed = tensor.to(example.device)
     return distribute_tensor(placed, example.device_mesh, example.placements)
 
@@ -242,12 +251,18 @@ def spread_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
 
 def in_shards(tensors: Sequence[Tensor]) -> bool:
     """Whether any of them is."""
-    return any(isinstance(tensor, DTensor) for tensor in tensors)
+    return any(map(_is_sharded, tensors))
+
+
+def _is_sharded(tensor: Tensor) -> TypeIs[DTensor]:
+    """Whether it is a ``DTensor``; none exists before their module is imported, which takes a second."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def own_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
     """What this process holds of them, not copied."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return [tensor.to_local() if _is_sharded(tensor) else tensor for tensor in tensors]
 
 
 @torch.no_grad()

@@ -2,12 +2,14 @@
 
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
+from torch.overrides import TorchFunctionMode
 
 from vidssl.errors import UsageError
 
@@ -26,6 +28,37 @@ def pick_device(name: Device) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
+
+
+_NORMAL = (
+    Tensor.normal_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_normal_, nn.init.xavier_normal_,
+)  # fmt: skip
+
+
+class _NoDraws(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        tensor = args[0] if args else (kwargs or {}).get("tensor")
+        if func in _NORMAL and isinstance(tensor, Tensor) and tensor.is_meta:
+            return tensor
+        if func is torch.randn and not kwargs:  # neither another device nor a generator
+            func = torch.empty
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """``torch.device("meta")``, on which networks have shapes and no memory, without normal draws.
+
+    There is nothing to draw, and PyTorch would import its compiler for it, which takes a second or two.
+    """
+    with torch.device("meta"), _NoDraws():
+        yield
 
 
 def full_precision(x: torch.Tensor) -> torch.Tensor:

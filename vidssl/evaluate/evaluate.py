@@ -18,6 +18,7 @@ from vidssl.data.sources.origins import videos_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.distributed import World, processes, told_once_a_machine
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
+from vidssl.engine.precision import on_meta
 from vidssl.engine.runfolder import RunFolder, newest_run, no_run
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.feature_cache import FeatureStore
@@ -228,7 +229,7 @@ def _check_sizes(subject: Subject, protocol: Protocol | FinetuneProtocol) -> Non
     assert protocol.data is not None, "refused without labelled videos"
     network, spec = next(iter(subject.networks.values())), subject.spec
     part = spec.tokenizer.part if spec.tokenizer is not None and network.input_kind == "tokens" else None
-    with torch.device("meta"):
+    with on_meta():
         tokenizer = (
             None if part is None else construct(part.node, constructor_of(part, TOKENIZER), apart=part.apart)
         )

@@ -13,12 +13,10 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
-import timm
-import torch
-import torchvision
 from rich.console import Console
 from torch import Tensor
 
@@ -294,9 +292,7 @@ def code_hash() -> str:
     Of the libraries whose networks there are, the versions.
     """
     root = Path(vidssl.__file__).parent
-    digest = hashlib.sha256(
-        " ".join(map(str, (torch.__version__, torchvision.__version__, timm.__version__))).encode()
-    )
+    digest = hashlib.sha256(" ".join(map(version, ("torch", "torchvision", "timm"))).encode())
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from vidssl.data.sources.official.groups import groups_of
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.distributed import here, take_device
 from vidssl.engine.logging import print_line
-from vidssl.engine.precision import use_bfloat16
+from vidssl.engine.precision import on_meta, use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import report, tell_classes
 from vidssl.evaluate.subject import NetworkSpec, Subject, trained_objective
@@ -273,7 +273,7 @@ def _draw_name(subset: Subset | None) -> str:
 
 
 def _reads_ids(part: PartSpec) -> bool:
-    with torch.device("meta"):
+    with on_meta():
         return build.network(part).input_kind == "tokens"
 
 

@@ -17,6 +17,7 @@ from vidssl.config.strict_yaml import parse
 from vidssl.engine.atomic import file_sha256
 from vidssl.engine.checkpoint import Checkpoint, load_objective
 from vidssl.engine.own_code import addresses_in, code_in, kept_code, own_run, with_kept_code
+from vidssl.engine.precision import on_meta
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.evaluate.seen import Pretraining, pretraining_of
@@ -195,7 +196,7 @@ def trained_backbone(recipe: Recipe, checkpoint: Checkpoint) -> Backbone:
         UsageError: if the weights are of another architecture, which is looked at before memory is taken.
     """
     try:
-        with torch.device("meta"):
+        with on_meta():
             bare = build.backbone(recipe, with_init=False)
     except (RuntimeError, OverflowError) as error:
         raise UsageError(

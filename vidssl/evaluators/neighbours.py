@@ -1,7 +1,7 @@
 """Exact nearest neighbours: by faiss on a GPU, by faiss on the CPU, and in plain torch as the reference."""
 
 from importlib.util import find_spec
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from vidssl.errors import UsageError
 
-INSTALLED = find_spec("faiss") is not None
-if INSTALLED:
+if TYPE_CHECKING:
     import faiss
 
+INSTALLED = find_spec("faiss") is not None
 Backend = Literal["auto", "faiss", "torch"]
 CHUNK_BYTES = 1 << 28  # of similarities that plain torch holds at once
 MOST_ON_GPU = 2048  # neighbours that faiss can name on a GPU
@@ -53,6 +53,8 @@ def nearest(train: Tensor, test: Tensor, k: int, backend: Backend = "auto") -> t
             "backend: faiss is not installed: install 'faiss-gpu' (without a CUDA GPU 'faiss-cpu'), or take "
             "'torch' or 'auto', which find the same neighbours"
         )
+    import faiss  # here: importing takes half a second
+
     if test.device.type == "cpu":
         return _by_faiss(faiss.IndexFlatIP(train.shape[1]), train, test, k)
     usable = faiss.get_num_gpus() > 0
@@ -78,6 +80,8 @@ def _by_faiss(index: "faiss.Index", train: Tensor, test: Tensor, k: int) -> tupl
 
 
 def _gpu_index(width: int, device: torch.device) -> "faiss.Index":
+    import faiss
+
     config = faiss.GpuIndexFlatConfig()
     config.device = device.index or 0
     return faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), width, config)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vidssl.engine.atomic import file_sha256, write_atomically
 from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.precision import on_meta
 from vidssl.errors import UsageError, counted
 from vidssl.tokenizers.dalle import DALLE
 from vidssl.weights.dalle_keys import networks_in
@@ -101,7 +102,7 @@ def _keys(networks: _Networks, where: Path) -> dict[str, int | bool]:
 def _model(keys: dict[str, int | bool], networks: _Networks, where: Path) -> DALLE:
     """The tokenizer of these keys with the tensors in it, each of which must find its place."""
     try:
-        with torch.device("meta"):
+        with on_meta():
             model = DALLE(**keys)  # type: ignore[arg-type]
     except ValueError as error:
         raise UsageError(f"{where}: no whole DALL-E dVAE ({error})") from error

@@ -13,9 +13,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
-import timm
 import torch
-import torchvision
 from torch import Tensor
 
 from vidssl.engine.checkpoint import read_tensors
@@ -113,9 +111,13 @@ def pytorchvideo_hub() -> ModuleType:
 
 def _fetched(library: str, name: str) -> Mapping[str, Tensor]:
     if library == "timm":
+        import timm  # here: importing takes a second
+
         return timm.create_model(name, pretrained=True).state_dict()
     if library == "pytorchvideo":
         return getattr(pytorchvideo_hub(), name)(pretrained=True).state_dict()
+    import torchvision
+
     return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
 
 

@@ -9,8 +9,6 @@ from math import floor
 from pathlib import Path
 from typing import cast
 
-import timm
-import torchvision
 from torch import Tensor, nn
 
 from vidssl.config.recipe import MIN_MATCHED
@@ -25,8 +23,6 @@ from vidssl.interfaces.grids import GridSize
 from vidssl.weights.foreign import read_foreign
 from vidssl.weights.inflate import inflate_image_stage
 from vidssl.weights.stated import Stated, check_stated, check_unstated, stated_by_library
-
-NAMED = {"timm": timm.list_models, "torchvision": torchvision.models.list_models}
 
 
 @dataclass(frozen=True)
@@ -133,8 +129,8 @@ def check_init(init: str) -> None:
         UsageError: with the nearest name there is.
     """
     library, colon, name = init.partition(":")
-    if colon and library in NAMED and not Path(init).exists():
-        known = NAMED[library]()
+    if colon and library in ("timm", "torchvision") and not Path(init).exists():
+        known = _networks_of(library)
         if name not in known and ":" not in name and "." not in name:  # of a hub; with a tag of its weights
             close = difflib.get_close_matches(name, known, n=1)
             hint = f". Did you mean '{library}:{close[0]}'?" if close else ""
@@ -145,6 +141,17 @@ def check_init(init: str) -> None:
         raise UsageError(f"{path}: no checkpoint in it; is it the folder of a training run?")
     if not path.exists():
         raise no_run(init)
+
+
+def _networks_of(library: str) -> list[str]:
+    """The names that a library knows; imported here, since importing takes a second."""
+    if library == "timm":
+        import timm
+
+        return timm.list_models()
+    import torchvision
+
+    return torchvision.models.list_models()
 
 
 def _translated(

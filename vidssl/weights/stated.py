@@ -7,11 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import timm
-import torch
-import torchvision
 from torch import nn
 
+from vidssl.engine.precision import on_meta
 from vidssl.errors import UsageError
 from vidssl.weights.foreign import PYTORCHVIDEO_PIXELS, library_of, of_library
 from vidssl.weights.vit_keys import IMAGE_VIT, VIDEO_MAE
@@ -48,13 +46,17 @@ def stated_by_library(init: str) -> Stated | None:
         return Stated(*PYTORCHVIDEO_PIXELS)
 
     def look() -> Stated:
-        with torch.device("meta"):
+        with on_meta():
             if library == "timm":
+                import timm  # here: importing takes a second
+
                 net: Any = timm.create_model(
                     name, pretrained=False
                 )  # timm's networks share names, not a class
                 pixels = net.pretrained_cfg["mean"], net.pretrained_cfg["std"]
             else:
+                import torchvision
+
                 net = torchvision.models.get_model(name, weights=None)
                 preset = torchvision.models.get_model_weights(name).DEFAULT.transforms()
                 pixels = preset.mean, preset.std

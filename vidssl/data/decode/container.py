@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import av
-import torchvision  # noqa: F401  (before libav's log is turned off: some of its versions turn it on)
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.frame import VideoFrame
@@ -21,9 +20,6 @@ from vidssl.data.decode.content import File, opened
 from vidssl.data.decode.diagnose import why_not_a_file, why_unreadable
 from vidssl.data.decode.limits import LIMITS, Limits
 from vidssl.interfaces import UnreadableSample
-
-av.logging.set_level(None)  # damage is counted here; libav has several lines to say of each piece
-
 
 _STATE_DURATION = (
     "mov",
@@ -160,6 +156,9 @@ def open_video(file: File, limits: Limits = LIMITS) -> Iterator[OpenVideo | Open
         with opened(file) as content:
             yield OpenWebP(file, content, limits)
         return
+    # damage is counted here, of which libav would log several lines a piece; at every file, since importing
+    # some versions of torchvision turns the log on
+    av.logging.set_level(None)
     try:
         # absolute: a relative name such as "concat:a" would be read as a protocol
         container = av.open(

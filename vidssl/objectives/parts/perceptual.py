@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -128,6 +127,8 @@ def perceptual_distance(
 
 
 def _create(name: str) -> Any:  # timm's networks share names, not a class
+    import timm  # here: importing takes a second
+
     try:
         net = timm.create_model(name, pretrained=False, num_classes=0)
         if isinstance(net, timm.models.vision_transformer.VisionTransformer):
@@ -159,5 +160,7 @@ def _load(net: nn.Module, network: str, init: str) -> Stated:
 
 def _fixed(net: Any) -> bool:
     """Whether a network takes pictures of one size alone."""
-    dynamic = isinstance(net, timm.models.vision_transformer.VisionTransformer)
+    from timm.models.vision_transformer import VisionTransformer
+
+    dynamic = isinstance(net, VisionTransformer)
     return bool(net.pretrained_cfg.get("fixed_input_size")) and not dynamic
