@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -116,11 +116,22 @@ def _assemble(part: Path, root: Path, listing: Listing, path: Path) -> None:
 CLEAN, FLAWED = 0, 1
 
 
-@dataclass(frozen=True)
-class CheckRequest:
-    """What to look at.
+def check_data(
+    path: Path,
+    *,
+    root: Path | None = None,
+    test_list: Path | None = None,
+    against: Sequence[Path] = (),
+    out: Path | None = None,
+    processes: int | None = None,
+    test_share: float = 0.25,
+    show_all: bool = False,
+    limits: Limits = LIMITS,
+    console: Console | None = None,
+) -> int:
+    """Scan, write the manifest and print what was found.
 
-    Attributes:
+    Args:
         path: a folder of videos, or a list of them.
         root: folder that the paths of a list are relative to; by default the list's own.
         test_list: held-out videos of a list; it may lack the labels, as UCF101's do.
@@ -130,21 +141,6 @@ class CheckRequest:
         test_share: as ``video_folder`` and ``video_list`` have it, where there is no ``test_list``.
         show_all: name every file that something is wrong with, not only the first few.
         limits: that each file has to keep.
-    """
-
-    path: Path
-    root: Path | None = None
-    test_list: Path | None = None
-    against: Sequence[Path] = ()
-    out: Path | None = None
-    processes: int | None = None
-    test_share: float = 0.25
-    show_all: bool = False
-    limits: Limits = LIMITS
-
-
-def check_data(request: CheckRequest, console: Console | None = None) -> int:
-    """Scan, write the manifest and print what was found.
 
     Returns:
         Exit code: 0 if every file can be used and none leaks, 1 if the manifest names damaged or unreadable
@@ -154,49 +150,47 @@ def check_data(request: CheckRequest, console: Console | None = None) -> int:
         UsageError: if there is nothing to look at or the manifest cannot be written.
     """
     console = console or terminal()
-    root, listing, parts = _what(request)
-    others = [(path, Manifest(path)) for path in request.against]
-    out = request.out or _beside(request.path)
+    root, listing, parts = _what(path, root, test_list, test_share)
+    others = [(other, Manifest(other)) for other in against]
+    out = out or _beside(path)
     check_writable(out, "'--out' puts the manifest elsewhere")
-    manifest = _scan(root, listing, out, request, console)
-    given = request.test_list is not None
+    manifest = _scan(root, listing, out, processes or num_cpus(), limits, console)
     train, test = ([manifest.entry(path) for path in part] for part in parts)
-    where = "train and " + (
-        str(request.test_list)
-        if given
-        else f"test as 'part' divides them (test_share {request.test_share:g})"
-    )
+    divided = f"test as 'part' divides them (test_share {test_share:g})"
+    where = f"train and {test_list or divided}"
+    given = test_list is not None
     overlaps = [Overlap(where, same_content(train, test), same_group(train, test), chosen=given)]
-    for path, other in others:
+    for other_path, other in others:
         content, group = (find(other, manifest) for find in (same_content, same_group))
-        overlaps.append(Overlap(f"this and {path}", content, group, chosen=True))
+        overlaps.append(Overlap(f"this and {other_path}", content, group, chosen=True))
     found = Found(manifest, out, tuple(overlaps), listing)
-    report(found, console, show_all=request.show_all)
+    report(found, console, show_all=show_all)
     return FLAWED if found.flawed else CLEAN
 
 
-def _what(request: CheckRequest) -> tuple[Path, Listing, tuple[list[str], list[str]]]:
+def _what(
+    path: Path, root: Path | None, test_list: Path | None, test_share: float
+) -> tuple[Path, Listing, tuple[list[str], list[str]]]:
     """Root, files, and the paths of the training and of the test part."""
-    refuse_missing(request.path, "folder or list")
-    if request.path.is_dir():
-        if request.test_list is not None or request.root is not None:
-            raise UsageError(f"{request.path}: --test-list and --root go with a list, not with a folder")
-        listing = list_folder(request.path, VIDEO_EXTENSIONS, "video")
-        return request.path, listing, _parts(listing, request)
-    root = request.root or request.path.parent
-    paths = (path for path in (request.path, request.test_list) if path is not None)
+    refuse_missing(path, "folder or list")
+    if path.is_dir():
+        if test_list is not None or root is not None:
+            raise UsageError(f"{path}: --test-list and --root go with a list, not with a folder")
+        listing = list_folder(path, VIDEO_EXTENSIONS, "video")
+        return path, listing, _parts(listing, test_share, str(path))
+    root = root or path.parent
+    paths = (each for each in (path, test_list) if each is not None)
     train, *others = read_lists(*paths, exists=lambda key: (root / key).is_file(), labels_needed=False)
     if not others:
-        return root, train, _parts(train, request)
+        return root, train, _parts(train, test_share, str(path))
     (test,) = others
     once = {file.key: file for file in (*train.files, *test.files)}
     return root, Listing(tuple(once.values()), train.label_classes), ([*train.by_file()], [*test.by_file()])
 
 
-def _parts(listing: Listing, request: CheckRequest) -> tuple[list[str], list[str]]:
+def _parts(listing: Listing, test_share: float, where: str) -> tuple[list[str], list[str]]:
     """Paths of the training and of the test part; the latter is empty where no class has two files."""
-    where = str(request.path)
-    train = select(listing, part="train", test_share=request.test_share, limit=None, where=where)
+    train = select(listing, part="train", test_share=test_share, limit=None, where=where)
     paths = set(train.by_file())
     return sorted(paths), sorted(listing.by_file().keys() - paths)
 
@@ -206,8 +200,9 @@ def _beside(path: Path) -> Path:
     return whole.with_name(f"{whole.name if whole.is_dir() else whole.stem}.manifest.jsonl")
 
 
-def _scan(root: Path, listing: Listing, out: Path, request: CheckRequest, console: Console) -> Manifest:
-    processes = request.processes or num_cpus()
+def _scan(
+    root: Path, listing: Listing, out: Path, processes: int, limits: Limits, console: Console
+) -> Manifest:
     console.print(
         f"Looking at {counted(len(listing.files), 'file')} below {root}, {processes} at a time",
         soft_wrap=True,
@@ -223,6 +218,6 @@ def _scan(root: Path, listing: Listing, out: Path, request: CheckRequest, consol
             listing,
             out,
             processes=processes,
-            limits=request.limits,
+            limits=limits,
             seen=lambda entry: bar.advance(task),
         )

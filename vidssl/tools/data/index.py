@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -187,25 +187,21 @@ _SLOWEST = 10**5  # bytes of video a second that a process looks through, or it 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tar.Z")
 
 
-@dataclass(frozen=True)
-class IndexRequest:
-    """Which shards.
+def index_data(
+    address: str,
+    *,
+    out: Path | None = None,
+    processes: int | None = None,
+    show_all: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Look through all shards and write their index; shards that an earlier call noted are passed over.
 
-    Attributes:
+    Args:
         address: of the shards.
         out: where the index goes; by default into the folder of the shards.
         processes: that look through shards; by default one for each core.
         show_all: name every bad file, not only the first few.
-    """
-
-    address: str
-    out: Path | None = None
-    processes: int | None = None
-    show_all: bool = False
-
-
-def index_data(request: IndexRequest, console: Console | None = None) -> int:
-    """Look through all shards and write their index; shards that an earlier call noted are passed over.
 
     Returns:
         Exit code: 0 if all is well, 1 if the index names bad files, or shards are damaged.
@@ -214,43 +210,43 @@ def index_data(request: IndexRequest, console: Console | None = None) -> int:
         UsageError: if there are no shards, they cannot be read, or the index cannot be written.
     """
     console = console or terminal()
-    address = Address(request.address)
-    out = _out(request, address)
-    seen = Seen(out.with_name(out.name + ".part"), address)
-    names = _shards(address)
+    place = Address(address)
+    index_path = _index_path(out, address, place)
+    seen = Seen(index_path.with_name(index_path.name + ".part"), place)
+    names = _shards(place)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _look(request, address, names, seen, console)
+        index_path.parent.mkdir(parents=True, exist_ok=True)
+        _look(place, names, seen, processes or num_cpus(), console)
         classes, flaws, left_out = seen.classes(names), seen.flaws(names), seen.left_out(names)
-        write_atomically(out, lambda path: _write(path, seen, names, classes))
-        text = out.read_bytes()
+        write_atomically(index_path, lambda path: _write(path, seen, names, classes))
+        text = index_path.read_bytes()
         seen.remove()
     except OSError as error:
         raise UsageError(
-            f"{error.filename or address}: {error.strerror or error}. Once that is mended the same command "
+            f"{error.filename or place}: {error.strerror or error}. Once that is mended the same command "
             "goes on from there; '--out' puts the index elsewhere"
         ) from error
     if left_out:
         say(console, f"Samples without video or image, left out: {left_out}")
-    at = str(out) if request.out is not None else ""
-    index = ShardIndex(text, str(out))
-    clean = shard_report(index, request.address, at, console, flaws=flaws, show_all=request.show_all)
+    at = "" if out is None else str(out)
+    index = ShardIndex(text, str(index_path))
+    clean = shard_report(index, address, at, console, flaws=flaws, show_all=show_all)
     return CLEAN if clean else FLAWED
 
 
-def _out(request: IndexRequest, address: Address) -> Path:
+def _index_path(out: Path | None, given: str, address: Address) -> Path:
     """Where the index goes.
 
     Raises:
         UsageError: if that is not said, or an index is there that knows more than this one would.
     """
-    if request.out is None and address.local is None:
+    if out is None and address.local is None:
         raise UsageError(
             f"{address}: say with --out where its index goes, such as --out k400.index.jsonl (sources read "
             "it with the key 'index')"
         )
     # a path as it was given, for messages
-    out = request.out or Path(request.address.removeprefix("file://")) / INDEX
+    out = out or Path(given.removeprefix("file://")) / INDEX
     try:
         with out.open("rb") as file:
             head = json.loads(file.readline())
@@ -289,10 +285,7 @@ def _shards(address: Address) -> list[str]:
     return tars
 
 
-def _look(
-    request: IndexRequest, address: Address, names: Sequence[str], seen: Seen, console: Console
-) -> None:
-    processes = request.processes or num_cpus()
+def _look(address: Address, names: Sequence[str], seen: Seen, processes: int, console: Console) -> None:
     left = [name for name in names if not seen.has(name)]
     done = f"; {len(names) - len(left)} are looked through already" if len(left) < len(names) else ""
     say(console, f"{counted(len(left), 'shard')} at {address} to look through, {processes} at a time{done}")

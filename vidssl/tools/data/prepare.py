@@ -38,29 +38,25 @@ _SAMPLE = 8  # videos that the prediction is made from
 _TIMED = 100  # videos that a clip is read from against the clock
 
 
-@dataclass(frozen=True)
-class PrepareRequest:
-    """What to prepare.
+def prepare_data(
+    path: Path,
+    out: Path,
+    form: Form,
+    *,
+    root: Path | None = None,
+    processes: int | None = None,
+    show_all: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Make, verify and describe the results; what an earlier call finished stays as it is.
 
-    Attributes:
+    Args:
         path: a folder of videos, a list of them, or a manifest.
         out: folder of the results, apart from that of the videos.
         form: what they become.
-        root: folder that paths are relative to; by default the list's own, or what the manifest says.
+        root: folder that paths are relative to; by default the list's own, or the manifest's.
         processes: that encode; by default one for each core.
         show_all: name every file that was skipped, not only the first few.
-    """
-
-    path: Path
-    out: Path
-    form: Form
-    root: Path | None = None
-    processes: int | None = None
-    show_all: bool = False
-
-
-def prepare_data(request: PrepareRequest, console: Console | None = None) -> int:
-    """Make, verify and describe the results; what an earlier call finished stays as it is.
 
     Returns:
         Exit code: 0 if all videos were prepared, 1 if some were skipped.
@@ -70,22 +66,22 @@ def prepare_data(request: PrepareRequest, console: Console | None = None) -> int
             is finished stays, and the same command goes on from there.
     """
     console = console or terminal()
-    operand = read_operand(request.path, request.root)
+    operand = read_operand(path, root)
     root, listing = operand.root, operand.listing.whole()
     bad = {e.key: f"{e.status}: {e.reason}" for e in operand.manifest or () if not e.usable}
-    _check_places(root, listing, request.out)
-    make_folder(request.out)
+    _check_places(root, listing, out)
+    make_folder(out)
     busy = "is preparing videos in this folder. Let it end or stop it, or take another folder"
     with (
-        sole_process(request.out, lambda line: say(console, line), busy),
-        Journal(request.out, settings(request.form)) as journal,
+        sole_process(out, lambda line: say(console, line), busy),
+        Journal(out, settings(form)) as journal,
     ):
-        h264 = isinstance(request.form, H264)
-        output: Output = Files(request.out) if h264 else Shards(request.out, journal)
-        prediction = _Job(request, operand, journal, output, console).do_all(bad)
+        h264 = isinstance(form, H264)
+        output: Output = Files(out) if h264 else Shards(out, journal)
+        prediction = _Job(operand, out, form, journal, output, processes or num_cpus(), console).do_all(bad)
         where = output.describe(operand.listing, journal, root)
         rows = [journal.latest[file.path] for file in listing.files]
-    prepare_report(rows, where, prediction, request.out, console, show_all=request.show_all)
+    prepare_report(rows, where, prediction, out, console, show_all=show_all)
     return FLAWED if any(row.reason for row in rows) else CLEAN
 
 
@@ -93,10 +89,12 @@ def prepare_data(request: PrepareRequest, console: Console | None = None) -> int
 class _Job:
     """Videos on their way into one folder."""
 
-    request: PrepareRequest
     operand: Operand
+    out: Path
+    form: Form
     journal: Journal
     output: Output
+    processes: int
     console: Console
 
     @property
@@ -121,7 +119,7 @@ class _Job:
             self._finish(Prepared(key, reason=reason))
         say(
             self.console,
-            f"{counted(len(left), 'video')} below {self.root} to prepare, {self._processes} at a time"
+            f"{counted(len(left), 'video')} below {self.root} to prepare, {self.processes} at a time"
             + (f"; {len(finished)} are done already" if finished else "")
             + (f"; {len(bad)} are bad by the manifest" if bad else ""),
         )
@@ -136,13 +134,9 @@ class _Job:
         )
         rest = [file for file in left if file not in sample]
         if rest:
-            tell_prediction(prediction, self.request.out, self._processes, self.console)
+            tell_prediction(prediction, self.out, self.processes, self.console)
             self._make(rest, timed_every=max(len(rest) // _TIMED, 1))
         return prediction
-
-    @property
-    def _processes(self) -> int:
-        return self.request.processes or num_cpus()
 
     def _sizes(self) -> dict[str, tuple[int, int]]:
         """Key -> size in bytes and modification time of each source; -1 and 0 where there is none."""
@@ -167,9 +161,7 @@ class _Job:
         with bar:
             shown = bar.add_task("", total=len(files))
             tasks = self._tasks(files, timed_every)
-            found = work(
-                tasks, prepare_file, processes=self._processes, patience_seconds=2 * PATIENCE_SECONDS
-            )
+            found = work(tasks, prepare_file, processes=self.processes, patience_seconds=2 * PATIENCE_SECONDS)
             for task, result in found:
                 if isinstance(result, CannotWrite):
                     raise self._full(result.reason)
@@ -188,7 +180,7 @@ class _Job:
                 file.path,
                 self.listing.class_names(file),
                 self.output.target(file.path),
-                self.request.form,
+                self.form,
                 timed=place % timed_every == 0,
                 limits=limits_of(facts),
             )
@@ -197,7 +189,7 @@ class _Job:
         try:
             self.journal.add(result if result.reason else self.output.keep(result))
         except OSError as error:
-            raise self._full(f"cannot write to {self.request.out}: {error.strerror or error}") from error
+            raise self._full(f"cannot write to {self.out}: {error.strerror or error}") from error
 
     def _full(self, reason: str) -> UsageError:
         done = sum(not row.reason for row in self.journal.latest.values())

@@ -35,33 +35,29 @@ _SLOWEST = 10**5  # bytes a second that a place takes, or it is taken for hung
 _BUSY = "is packing shards in this folder. Let it end or stop it, or take another folder"
 
 
-@dataclass(frozen=True)
-class ShardRequest:
-    """What to pack.
+def shard_data(
+    path: Path,
+    out: str,
+    *,
+    root: Path | None = None,
+    images: bool = False,
+    shard_bytes: int = 256 * 10**6,
+    seed: int = 0,
+    processes: int | None = None,
+    show_all: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Examine, pack, verify and index; what an earlier call finished stays as it is.
 
-    Attributes:
+    Args:
         path: a folder of videos or images, a list of videos, or a manifest.
         out: address of the shards.
-        root: folder that paths are relative to; by default the list's own, or what the manifest says.
+        root: folder that paths are relative to; by default the list's own, or the manifest's.
         images: pack the images of a folder, not its videos.
         shard_bytes: of a shard, about.
         seed: decides the order of the files.
         processes: that examine and pack; by default one for each core.
         show_all: name every bad file, not only the first few.
-    """
-
-    path: Path
-    out: str
-    root: Path | None = None
-    images: bool = False
-    shard_bytes: int = 256 * 10**6
-    seed: int = 0
-    processes: int | None = None
-    show_all: bool = False
-
-
-def shard_data(request: ShardRequest, console: Console | None = None) -> int:
-    """Examine, pack, verify and index; what an earlier call finished stays as it is.
 
     Returns:
         Exit code: 0 if every file lies in a shard, 1 if some are bad.
@@ -71,19 +67,19 @@ def shard_data(request: ShardRequest, console: Console | None = None) -> int:
             finished stays, and the same command goes on from there.
     """
     console = console or terminal()
-    operand = read_operand(request.path, request.root, images=request.images)
-    out = Address(request.out)
-    _check_place(operand.root, out)
-    plan = _plan(operand, request)
-    with _sole(out, console):
+    operand = read_operand(path, root, images=images)
+    place = Address(out)
+    _check_place(operand.root, place)
+    plan = _plan(operand, seed=seed, shard_bytes=shard_bytes, images=images)
+    with _sole(place, console):
         try:
-            index = _Job(request, operand, plan, out, console).do_all()
+            index = _Job(operand, plan, place, processes or num_cpus(), images, console).do_all()
         except OSError as error:
             raise UsageError(
-                f"{error.filename or out}: {error.strerror or error}. What is finished stays; once that is "
+                f"{error.filename or place}: {error.strerror or error}. What is finished stays; once that is "
                 "mended the same command goes on from there"
             ) from error
-    clean = shard_report(index, request.out, "", console, show_all=request.show_all)
+    clean = shard_report(index, out, "", console, show_all=show_all)
     return CLEAN if clean else FLAWED
 
 
@@ -91,10 +87,11 @@ def shard_data(request: ShardRequest, console: Console | None = None) -> int:
 class _Job:
     """Files on their way into the shards of a plan."""
 
-    request: ShardRequest
     operand: Operand
     plan: Plan
     out: Address
+    processes: int
+    images: bool
     console: Console
 
     def do_all(self) -> ShardIndex:
@@ -107,8 +104,8 @@ class _Job:
         self._announce(left)
         with self._bar() as bar:
             shown = bar.add_task("", total=sum(len(shard.files) for shard in left))
-            for place in range(0, len(left), self._processes):
-                batch = left[place : place + self._processes]
+            for place in range(0, len(left), self.processes):
+                batch = left[place : place + self.processes]
                 entries: dict[str, Entry] = {}
                 files = {file.key: file for shard in batch for file in shard.files}
                 for entry in self._examine([*files.values()]):
@@ -116,10 +113,6 @@ class _Job:
                     bar.advance(shown)
                 self._pack(batch, entries, parts)
         return parts.finish()
-
-    @property
-    def _processes(self) -> int:
-        return self.request.processes or num_cpus()
 
     def _announce(self, left: Sequence[PlannedShard]) -> None:
         shards, files = self.plan.shards, self.plan.num_files
@@ -129,7 +122,7 @@ class _Job:
         say(
             self.console,
             f"{counted(files, 'file')} below {self.operand.root}, {format_size(self.plan.bytes)}, into "
-            f"{counted(len(shards), 'shard')} at {self.out}, {self._processes} at a time{done}",
+            f"{counted(len(shards), 'shard')} at {self.out}, {self.processes} at a time{done}",
         )
         if self.out.local is not None:
             free = shutil.disk_usage(self.out.local).free
@@ -150,9 +143,9 @@ class _Job:
             FileToExamine(self.operand.root, file.key, file.labels, _known(self.operand.manifest, file.key))
             for file in files
         )
-        job = examine_image if self.request.images else examine
+        job = examine_image if self.images else examine
         patience = LIMITS.max_seconds * _TRIES
-        for task, result in work(tasks, job, processes=self._processes, patience_seconds=patience):
+        for task, result in work(tasks, job, processes=self.processes, patience_seconds=patience):
             if isinstance(result, Lost):
                 reason = f"it could not be looked at: {result.reason}"
                 yield Entry(task.key, "unreadable", reason, labels=task.labels)
@@ -176,7 +169,7 @@ class _Job:
         ]
         largest = max(sum(max(entry.bytes, 0) for entry in task.entries) for task in tasks)
         patience = LIMITS.max_seconds + largest / _SLOWEST
-        for task, result in work(tasks, pack_shard, processes=self._processes, patience_seconds=patience):
+        for task, result in work(tasks, pack_shard, processes=self.processes, patience_seconds=patience):
             if isinstance(result, (Lost, CannotWrite)):
                 lost = f"{task.name} could not be packed: " if isinstance(result, Lost) else ""
                 raise UsageError(
@@ -190,7 +183,7 @@ def _known(manifest: Manifest | None, key: str) -> Entry | None:
     return None if manifest is None else manifest.entry(key)
 
 
-def _plan(operand: Operand, request: ShardRequest) -> Plan:
+def _plan(operand: Operand, *, seed: int, shard_bytes: int, images: bool) -> Plan:
     classes, segments = operand.listing.label_classes, operand.listing.segments()
     files = []
     for file in operand.listing.whole().files:
@@ -200,9 +193,7 @@ def _plan(operand: Operand, request: ShardRequest) -> Plan:
             size, mtime_ns = status.st_size, status.st_mtime_ns
         labels = operand.listing.class_names(file)
         files.append(PlannedFile(file.path, labels, size, mtime_ns, segments.get(file.path, ())))
-    return make_plan(
-        files, classes, seed=request.seed, shard_bytes=request.shard_bytes, images=request.images
-    )
+    return make_plan(files, classes, seed=seed, shard_bytes=shard_bytes, images=images)
 
 
 def _check_place(root: Path, out: Address) -> None:

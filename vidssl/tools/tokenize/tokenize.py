@@ -10,6 +10,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
@@ -24,6 +25,8 @@ from vidssl.data.sources.tokens.source import TokenStore
 from vidssl.data.sources.tokens.store import (
     DTYPE,
     HIGHEST_ID,
+    PLACES,
+    Crop,
     ShardWriter,
     StoredVideo,
     StoreInfo,
@@ -38,7 +41,13 @@ from vidssl.engine.logging import Say, format_duration, print_line, shown_messag
 from vidssl.engine.precision import pick_device
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, Tokenizer, UnreadableSample
-from vidssl.tools.tokenize.request import TokenizeRequest, videos_and_views
+from vidssl.tools.tokenize.request import (
+    Purpose,
+    StoreSettings,
+    Videos,
+    purpose_settings,
+    videos_and_views,
+)
 from vidssl.tools.tokenize.video_tokenizer import VideoTokenizer
 
 _LOOKED_AT, _TRIED = 16, 3  # videos that an estimate opens, and tokenizes
@@ -46,11 +55,38 @@ _LOOKED_AT, _TRIED = 16, 3  # videos that an estimate opens, and tokenizes
 _MAY_DIFFER = {"cpu": 0.0, "cuda": 0.001}
 
 
-def tokenize(recipe: Recipe, request: TokenizeRequest, console: Console | None = None) -> int:
-    """Fill a store with the ids of the videos of a recipe; goes on where an earlier call was ended.
+def tokenize(
+    recipe: Recipe,
+    out: Path,
+    *,
+    videos: Videos = "data.video.source",
+    purpose: Purpose | None = None,
+    fps: float | Literal["own"] | None = None,
+    resize: tuple[float, ...] | None = None,
+    crops: tuple[Crop, ...] | None = None,
+    flip: Literal["no", "both"] | None = None,
+    spot_checks: int = 3,
+    videos_per_shard: int = 128,
+    retry_unreadable: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Fill a store with the ids of the videos of a recipe; resumes where an earlier call was ended.
 
     Several processes share the shards by the variables RANK and WORLD_SIZE, which torchrun sets; they
-    need not speak to each other.
+    need not communicate.
+
+    Args:
+        out: the store's folder.
+        videos: which of the recipe's.
+        purpose: whose settings hold where none are given (``purpose_settings``); default: testing for the
+            videos of ``data.probe``, else pretraining.
+        fps: that videos are thinned out to, above 0; "own" keeps their own.
+        resize: short sides, as multiples of the size of the views of these videos, at least 1.
+        crops: places of the square.
+        flip: whether mirrored squares are stored too.
+        spot_checks: videos that are tokenized again afterwards and compared.
+        videos_per_shard: a process that is killed loses at most as many.
+        retry_unreadable: make shards anew in which a video could not be read.
 
     Returns:
         Exit code 0.
@@ -61,19 +97,28 @@ def tokenize(recipe: Recipe, request: TokenizeRequest, console: Console | None =
     console = console or terminal()
     say: Say = partial(print_line, console)
     build.check(recipe)
+    usual = purpose_settings(recipe, purpose or ("testing" if "probe" in videos else "pretraining"))
+    settings = StoreSettings(
+        fps=usual.fps if fps is None else None if fps == "own" else fps,
+        resize=resize or usual.resize,
+        crops=tuple(crop for crop in PLACES if crop in crops) if crops else usual.crops,
+        flips=usual.flips if flip is None else (False, True) if flip == "both" else (False,),
+    )
     with shown_messages(console):
         device = pick_device(recipe.run.device)
         if device.type == "cuda" and "LOCAL_RANK" in os.environ:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        part, views = videos_and_views(recipe, request.videos)
+        part, views = videos_and_views(recipe, videos)
         source = build.source(part)
-        tokenizer, info = _described(recipe, part, views, source, request, say)
-        _begin(request.out, info)
+        tokenizer, info = _described(recipe, part, views, source, settings, videos_per_shard, say)
+        _begin(out, info)
         maker = VideoTokenizer(tokenizer.to(device), source, info, device=device, workers=recipe.run.workers)
-        _fill(maker, request, recipe.data.max_unreadable_share, say)
-        checked = _spot_check(maker, request)
+        if retry_unreadable:
+            _forget_unreadable(out, info)
+        _fill(maker, out, recipe.data.max_unreadable_share, say)
+        checked = _spot_check(maker, out, spot_checks)
     say(f"Tokenized again: {counted(checked, 'video')}, with the same ids as stored.")
-    _conclude(request, info, recipe.data.max_unreadable_share, say)
+    _conclude(out, info, videos, recipe.data.max_unreadable_share, say)
     return 0
 
 
@@ -82,7 +127,8 @@ def _described(
     part: PartSpec,
     views: PartSpec,
     source: DataSource,
-    request: TokenizeRequest,
+    settings: StoreSettings,
+    videos_per_shard: int,
     say: Say,
 ) -> tuple[Tokenizer, StoreInfo]:
     """The tokenizer, and what the store will hold."""
@@ -108,12 +154,12 @@ def _described(
         vocab_size=tokenizer.vocab_size,
         size=size,
         grid=(grid[0], grid[1]),
-        fps=request.fps,
-        transforms=transforms_of(size, request.resize, request.crops, request.flips),
+        fps=settings.fps,
+        transforms=transforms_of(size, settings.resize, settings.crops, settings.flips),
         source=resolved_part(part, SOURCE),
         videos=hashlib.sha256(names.encode()).hexdigest(),
         num_videos=len(source),
-        videos_per_shard=request.videos_per_shard,
+        videos_per_shard=videos_per_shard,
         label_classes=source.label_classes,
     )
 
@@ -146,13 +192,10 @@ def _begin(folder: Path, info: StoreInfo) -> None:
         )
 
 
-def _fill(maker: VideoTokenizer, request: TokenizeRequest, share: float, say: Say) -> None:
+def _fill(maker: VideoTokenizer, folder: Path, share: float, say: Say) -> None:
     """This process's shards that are not there yet."""
-    info, folder = maker.info, request.out
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if request.retry_unreadable:
-        _forget_unreadable(folder, info, _share(info, rank, world))
-    done = {shard: read_shard(folder, info, shard) for shard in _share(info, rank, world)}
+    info, (rank, world) = maker.info, _rank_and_world()
+    done = {shard: read_shard(folder, info, shard) for shard in _share(info)}
     todo = [shard for shard, videos in done.items() if videos is None]
     failed = [video for videos in done.values() for video in videos or () if video.reason]
     who = f"process {rank} of {world}: " if world > 1 else ""
@@ -182,12 +225,18 @@ def _fill(maker: VideoTokenizer, request: TokenizeRequest, share: float, say: Sa
             say(f"{who}shard {number}/{len(todo)}  {format_duration(left)} left")
 
 
-def _share(info: StoreInfo, rank: int, world: int) -> range:
+def _rank_and_world() -> tuple[int, int]:
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _share(info: StoreInfo) -> range:
+    """The shards of this process."""
+    rank, world = _rank_and_world()
     return range(rank, info.num_shards, world)
 
 
-def _forget_unreadable(folder: Path, info: StoreInfo, shards: Sequence[int]) -> None:
-    for shard in shards:
+def _forget_unreadable(folder: Path, info: StoreInfo) -> None:
+    for shard in _share(info):
         if any(video.reason for video in read_shard(folder, info, shard) or ()):
             index_path(folder, shard).unlink(missing_ok=True)
 
@@ -239,18 +288,17 @@ def _bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _spot_check(maker: VideoTokenizer, request: TokenizeRequest) -> int:
+def _spot_check(maker: VideoTokenizer, folder: Path, count: int) -> int:
     """Tokenizes some stored videos of this process again.
 
     Raises:
         UsageError: if their ids are not those that are stored.
     """
-    info, folder = maker.info, request.out
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    shards = list(_share(info, rank, world))
-    draw = random.Random(rank)
+    info = maker.info
+    shards = list(_share(info))
+    draw = random.Random(_rank_and_world()[0])
     chosen = [draw.choice(list(info.videos_of(shard))) for shard in draw.sample(shards, min(len(shards), 99))]
-    return sum(_same(maker, folder, index) for index in chosen[: request.spot_checks])
+    return sum(_same(maker, folder, index) for index in chosen[:count])
 
 
 def _same(maker: VideoTokenizer, folder: Path, index: int) -> bool:
@@ -273,8 +321,7 @@ def _same(maker: VideoTokenizer, folder: Path, index: int) -> bool:
     return True
 
 
-def _conclude(request: TokenizeRequest, info: StoreInfo, share: float, say: Say) -> None:
-    folder = request.out
+def _conclude(folder: Path, info: StoreInfo, which: Videos, share: float, say: Say) -> None:
     shards = [read_shard(folder, info, shard) for shard in range(info.num_shards)]
     unfinished = sum(videos is None for videos in shards)
     if unfinished:
@@ -289,6 +336,6 @@ def _conclude(request: TokenizeRequest, info: StoreInfo, share: float, say: Say)
     }
     say(
         f"{folder}: {info.num_videos - len(failed)} of {counted(info.num_videos, 'video')}, "
-        f"{_bytes(size * DTYPE.itemsize)}. To read it, set {request.videos}="
-        f"'{{type: token_store, root: {folder}}}' and {views[request.videos[:10]]}."
+        f"{_bytes(size * DTYPE.itemsize)}. To read it, set {which}="
+        f"'{{type: token_store, root: {folder}}}' and {views[which[:10]]}."
     )

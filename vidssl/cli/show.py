@@ -1,0 +1,86 @@
+"""Commands that draw: show and watch."""
+
+from typing import Any
+
+from vidssl.cli.operands import Commands, Parser, add, add_trust, at_least, split
+from vidssl.errors import UsageError
+
+
+def add_commands(commands: "Commands[Parser]") -> None:
+    show = add(
+        commands,
+        "show",
+        _show,
+        "draw what a run learned, or what a tokenizer keeps",
+        (
+            "[RUN_OR_CHECKPOINT_OR_TOKENIZER_OR_SCORES] [data={...}] [views={...}]",
+            "what to draw, the newest run if nothing is named; videos and views other than its recipe's",
+        ),
+    )
+    show.add_argument(
+        "--what",
+        choices=("attention", "reconstruction", "confusion"),
+        required=True,
+        help="where the class token looks; or hidden parts as they were predicted; or which classes a "
+        "run's scores take for which",
+    )
+    for name, describe in (
+        ("protocol", "whose scores"),
+        ("label", "of the scores; default: a picture for each"),
+        ("setting", "of the scores, such as k=5; default: the first"),
+        ("network", "of the scores; default: the first"),
+    ):
+        show.add_argument(f"--{name}", metavar="NAME", help=f"confusion: {describe}")
+    show.add_argument(
+        "--videos", type=at_least(1), metavar="N", help="how many videos; default 4, or 8 images"
+    )
+    show.add_argument(
+        "--video", dest="files", action="append", metavar="FILE", help="show this video; may be repeated"
+    )
+    show.add_argument("--out", metavar="FOLDER", help="where pictures go; default: pictures/ in the run")
+    add_trust(show)
+
+    watch = add(
+        commands,
+        "watch",
+        _watch,
+        "draw a run's curves in the terminal",
+        ("[RUN]", "its folder; default: the newest run"),
+    )
+    watch.add_argument(
+        "--metric",
+        dest="patterns",
+        action="append",
+        metavar="NAME",
+        help="or a pattern (loss*); may be repeated",
+    )
+    watch.add_argument("--once", action="store_true", help="draw once, though the run trains on")
+
+
+def _show(words: list[str], *, what: str, **options: Any) -> int:
+    names, overrides = split(words)
+    if len(names) > 1:
+        raise UsageError(f"show takes one run, checkpoint or tokenizer, got {' '.join(names)}")
+    if what == "confusion":
+        if not names:
+            raise UsageError("--what confusion takes a run or a file of scores, got none")
+        if overrides or options.keys() & {"files", "videos"}:
+            raise UsageError("--what confusion is drawn of scores: leave out videos, data and views")
+        options.pop("trust", None)
+        from vidssl.pictures.confusion import show_confusion
+
+        return show_confusion(names[0], **options)
+    for option in ("protocol", "label", "setting", "network"):
+        if option in options:
+            raise UsageError(f"--{option} is for --what confusion")
+    from vidssl.pictures.show import show
+
+    return show(names[0] if names else None, what, overrides=overrides, **options)  # type: ignore[arg-type]
+
+
+def _watch(words: list[str], *, patterns: list[str] | None = None, once: bool = False) -> int:
+    if len(words) > 1:
+        raise UsageError(f"watch takes one run, got {' '.join(words)}")
+    from vidssl.tools.watch import watch_run
+
+    return watch_run(words[0] if words else None, patterns or [], once=once)

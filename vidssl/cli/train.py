@@ -1,0 +1,101 @@
+"""Commands on recipes and their runs: train, bench, selftest, and replay of a step."""
+
+from vidssl.cli.operands import RECIPE, Commands, Parser, add, add_trust, at_least, only, positive, split
+from vidssl.errors import UsageError
+
+
+def add_commands(commands: "Commands[Parser]") -> None:
+    files = (RECIPE, "file or name, overrides")
+    train = add(commands, "train", _train, "train what a recipe describes", files)
+    train.add_argument(
+        "--resume", metavar="RUN", help="resume a run at the very step of its newest checkpoint"
+    )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="take two steps and show parameters, tokens, FLOPs, memory, time and disk; nothing is kept",
+    )
+    train.add_argument(
+        "--deterministic", action="store_true", help="the same numbers in every run; run.deterministic=true"
+    )
+    bench = add(
+        commands, "bench", _bench, "measure whether a recipe's runs wait for data on this machine", files
+    )
+    bench.add_argument("--seconds", type=positive, metavar="N", help="that it takes, about; default: 20")
+    selftest = add(
+        commands,
+        "selftest",
+        _selftest,
+        "try a promise of the package on your recipe and machine",
+        (f"resume {RECIPE}", "on which"),
+    )
+    selftest.add_argument(
+        "--steps", type=at_least(1), metavar="N", help="of each half of the run; default: 5"
+    )
+    replay = add(
+        commands,
+        "replay",
+        _replay,
+        "repeat a step whose loss was not finite, on a CPU",
+        ("CAPTURE", "a file in captures/ of a run"),
+    )
+    replay.add_argument("--precision", choices=("fp32", "run"), help="fp32 (default), or as in the run")
+    add_trust(replay)
+
+
+def _train(
+    words: list[str], *, resume: str | None = None, dry_run: bool = False, deterministic: bool = False
+) -> int:
+    names, overrides = split(words)
+    hint = "put overrides that hold spaces in quotes" if overrides else "vidssl train recipes/bevt.yaml"
+    if deterministic:
+        overrides.append("run.deterministic=true")
+    if resume is not None:
+        if dry_run:
+            raise UsageError("--dry-run tries a recipe, and --resume resumes a run: give one of them")
+        if names:
+            raise UsageError(f"a run resumes with its own recipe: leave out {names[0]}")
+        from vidssl.train.run import resume_run
+
+        return resume_run(resume, overrides)
+    name = only(names, "train takes one recipe", hint if names else "vidssl train recipes/bevt.yaml")
+    from vidssl.config.recipe import load_recipe
+    from vidssl.engine.distributed import told_once_a_machine
+
+    with told_once_a_machine():
+        recipe = load_recipe(name, overrides)
+    if dry_run:
+        from vidssl.tools.dry_run import dry_run as try_out
+
+        try_out(recipe)
+        return 0
+    from vidssl.train.run import run_recipe
+
+    return run_recipe(recipe)
+
+
+def _bench(words: list[str], **options: float) -> int:
+    names, overrides = split(words)
+    name = only(names, "bench takes one recipe", "vidssl bench bevt")
+    from vidssl.config.recipe import load_recipe
+    from vidssl.tools.bench import bench
+
+    bench(load_recipe(name, overrides), **options)
+    return 0
+
+
+def _selftest(words: list[str], **options: int) -> int:
+    names, overrides = split(words)
+    if len(names) != 2 or names[0] != "resume":
+        given = " ".join(names) or "nothing"
+        raise UsageError(f"selftest takes 'resume' and a recipe, got {given} (vidssl selftest resume bevt)")
+    from vidssl.tools.selftest import selftest_resume
+
+    return selftest_resume(names[1], overrides, **options)
+
+
+def _replay(words: list[str], **options: object) -> int:
+    name = only(words, "replay takes one capture", "vidssl replay RUN/captures/STEP")
+    from vidssl.tools.replay import replay
+
+    return replay(name, **options)  # type: ignore[arg-type]
