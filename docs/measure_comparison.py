@@ -23,7 +23,7 @@ from rich.console import Console
 from vidssl.config.strict_yaml import dump_flow
 from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import evaluate_run, find_checkpoint
-from vidssl.evaluate.networks import ForeignRequest, is_foreign
+from vidssl.evaluate.networks import ExternalNetwork, is_external
 from vidssl.evaluate.overrides import eval_words
 from vidssl.evaluate.score_file import ScoreFile, read_scores
 from vidssl.evaluators.statistics import wilson_interval
@@ -53,9 +53,9 @@ def scored(network: str, protocol: str, words: Sequence[str], console: Console) 
     target, *own = network.split()
     evaluate_run(target, [protocol], [*own, *words], console)
     name = next(word for word in words if word.startswith("name=")).removeprefix("name=")
-    if is_foreign(target):
+    if is_external(target):
         sorted_words = eval_words(own)
-        request = ForeignRequest(target, sorted_words.weights, sorted_words.network)
+        request = ExternalNetwork(target, sorted_words.weights, sorted_words.network)
         return read_scores(request.folder.scores / f"{name}-step-000000.json")
     checkpoint = find_checkpoint(target)
     return read_scores(checkpoint.parent.parent / "scores" / f"{name}-{checkpoint.stem}.json")

@@ -44,10 +44,10 @@ from vidssl.data.views.stored import StoredClipPair
 from vidssl.data.views.svt import GlobalLocal
 from vidssl.data.views.vimpac import ClipPair
 from vidssl.interfaces import DataSource, SampleInfo, ViewSampler
-from vidssl.tools.data.check import CheckRequest, check_data
+from vidssl.tools.data.check import check_data
 from vidssl.tools.data.encode import H264, Jpegs
-from vidssl.tools.data.prepare import PrepareRequest, prepare_data
-from vidssl.tools.data.shard import ShardRequest, shard_data
+from vidssl.tools.data.prepare import prepare_data
+from vidssl.tools.data.shard import shard_data
 
 SAMPLERS: dict[
     str, ViewSampler
@@ -96,12 +96,10 @@ def made_forms(originals: Path, work: Path) -> Forms:
     work.mkdir()
     manifest, files, jpegs, tars = (work / name for name in ("manifest.jsonl", "h264", "jpegs", "tars"))
     with Console(quiet=True) as console:
-        check_data(CheckRequest(originals, out=manifest, processes=1), console)
-        prepare_data(PrepareRequest(originals, files, H264(short_side=256), processes=1), console)
-        prepare_data(
-            PrepareRequest(originals, jpegs, Jpegs(short_side=256, quality=90), processes=1), console
-        )
-        shard_data(ShardRequest(originals, str(tars), processes=1), console)
+        check_data(originals, out=manifest, processes=1, console=console)
+        prepare_data(originals, files, H264(short_side=256), processes=1, console=console)
+        prepare_data(originals, jpegs, Jpegs(short_side=256, quality=90), processes=1, console=console)
+        shard_data(originals, str(tars), processes=1, console=console)
     folder = partial(VideoFolder, root=str(originals))
     source = folder(manifest=str(manifest))
     make_token_store(work / "tokens", source)

@@ -22,7 +22,6 @@ from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.data.loader import Loader
 from vidssl.data.sources.tokens.source import TokenStore
 from vidssl.interfaces import Progress
-from vidssl.tools.tokenize.request import TokenizeRequest
 from vidssl.tools.tokenize.tokenize import tokenize
 
 ALONE = ("run.workers=0", "run.device=cpu", "run.precision=fp32")
@@ -51,7 +50,7 @@ def stored_in(folder: str, recipe: Recipe) -> tuple[str, ...]:
     fps = views.node.mapping()["fps"].value if "fps" in views.node.mapping() else 2.0
     started = time.process_time()
     with Console(quiet=True) as console:
-        tokenize(recipe, TokenizeRequest(Path(folder), fps=fps), console)
+        tokenize(recipe, Path(folder), fps=fps or "own", console=console)
     videos = len(TokenStore(root=folder))
     print(f"{videos} videos tokenized in {time.process_time() - started:.0f} s of processor time")
     store = f"{{type: token_store, root: {folder}}}"

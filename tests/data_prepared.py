@@ -7,9 +7,9 @@ import torch
 from data_clips import number_shown, turn_clip, write_clip
 from rich.console import Console
 
-from vidssl.tools.data.check import CheckRequest, check_data
+from vidssl.tools.data.check import check_data
 from vidssl.tools.data.encode import H264, Form
-from vidssl.tools.data.prepare import PrepareRequest, prepare_data
+from vidssl.tools.data.prepare import prepare_data
 
 UNEVEN = [0, 1, 2, 5, 6, 7, 11, 12, 13, 14, 20, 21, 22, 23]  # times of frames
 SMALL = H264(short_side=24, gop=4)
@@ -25,8 +25,9 @@ def write_three(root: Path) -> Path:
 
 def run(path: Path, out: Path, form: Form = SMALL, **how: object) -> tuple[int, str]:
     text = StringIO()
-    request = PrepareRequest(path, out, form, **{"processes": 2, **how})  # type: ignore[arg-type]
-    return prepare_data(request, Console(file=text, width=300, force_terminal=False)), text.getvalue()
+    console = Console(file=text, width=300, force_terminal=False)
+    code = prepare_data(path, out, form, console=console, **{"processes": 2, **how})  # type: ignore[arg-type]
+    return code, text.getvalue()
 
 
 def numbers(clip: torch.Tensor, turned: bool = False) -> list[int]:
@@ -35,8 +36,6 @@ def numbers(clip: torch.Tensor, turned: bool = False) -> list[int]:
 
 def check(path: Path, **how: object) -> tuple[int, str]:
     text = StringIO()
-    code = check_data(
-        CheckRequest(path, **{"processes": 2, **how}),  # type: ignore[arg-type]
-        Console(file=text, width=300, force_terminal=False),
-    )
+    console = Console(file=text, width=300, force_terminal=False)
+    code = check_data(path, console=console, **{"processes": 2, **how})  # type: ignore[arg-type]
     return code, text.getvalue()

@@ -14,8 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 
 from vidssl.data.sources.tar.index import ShardIndex
-from vidssl.tools.data.index import IndexRequest, index_data
-from vidssl.tools.data.shard import ShardRequest, shard_data
+from vidssl.tools.data.index import index_data
+from vidssl.tools.data.shard import shard_data
 
 KEYS = ["run/a.mp4", "run/b.c.MP4", "run/ü 1.mp4", "walk/d.avi", "walk/e.mp4"]
 TWO = 4500 + 2 * 2048  # bytes of a shard that holds two or three of them
@@ -43,14 +43,14 @@ def console(text: StringIO) -> Console:
 
 def pack(path: Path, out: object, **how: object) -> tuple[int, str]:
     text = StringIO()
-    request = ShardRequest(path, str(out), **{"processes": 2, **how})  # type: ignore[arg-type]
-    return shard_data(request, console(text)), text.getvalue()
+    code = shard_data(path, str(out), console=console(text), **{"processes": 2, **how})  # type: ignore[arg-type]
+    return code, text.getvalue()
 
 
 def look(address: object, **how: object) -> tuple[int, str]:
     text = StringIO()
-    request = IndexRequest(str(address), **{"processes": 2, **how})  # type: ignore[arg-type]
-    return index_data(request, console(text)), text.getvalue()
+    code = index_data(str(address), console=console(text), **{"processes": 2, **how})  # type: ignore[arg-type]
+    return code, text.getvalue()
 
 
 def read_index(path: Path) -> ShardIndex:

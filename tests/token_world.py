@@ -18,7 +18,6 @@ from vidssl.data.sources.tokens.store import CROPS
 from vidssl.errors import UsageError
 from vidssl.tokenizers.vqvae import VQVAE
 from vidssl.tools.tokenize import tokenize
-from vidssl.tools.tokenize.request import TokenizeRequest
 from vidssl.train.run import train_recipe
 
 LENGTHS = {"a/0.mp4": 60, "a/1.mp4": 45, "a/2.mp4": 70, "b/0.mp4": 50, "b/1.mp4": 6}
@@ -72,7 +71,7 @@ def token_world(base: Path) -> Path:
         fill("store")
         fill("held_store", "data.video.source.root=held")
         fill("three", crops=("top", "middle", "far"))
-        fill("twelve", resize=(1.0, 1.25), crops=CROPS, flips=(False, True))
+        fill("twelve", resize=(1.0, 1.25), crops=CROPS, flip="both")
     return folder
 
 
@@ -81,7 +80,7 @@ def fill(out: str, *overrides: str, **asked: object) -> str:
     console = Console(record=True, width=500, file=open(os.devnull, "w"))  # noqa: SIM115
     given = {"fps": FPS, "videos_per_shard": 2, **asked}
     with console.file:
-        tokenize.tokenize(load_recipe("toy.yaml", overrides), TokenizeRequest(Path(out), **given), console)
+        tokenize.tokenize(load_recipe("toy.yaml", overrides), Path(out), **given, console=console)
     return console.export_text()
 
 

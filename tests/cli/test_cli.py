@@ -12,7 +12,7 @@ from toy_parts import RECIPE, set_up
 
 from vidssl.build.registry import KINDS
 from vidssl.cli import main as cli
-from vidssl.cli import operands as commands
+from vidssl.cli.check import LISTED
 
 
 @pytest.fixture(autouse=True)
@@ -298,11 +298,11 @@ def test_list_shows_names_sentences_and_keys(capsys: pytest.CaptureFixture[str])
     assert "name (text)" in capsys.readouterr().out
     assert cli.main(["list"]) == 0
     said = capsys.readouterr().out
-    assert all(kind in said for kind in commands.LISTED)
+    assert all(kind in said for kind in LISTED)
 
 
 def test_every_kind_of_component_can_be_listed() -> None:
-    assert tuple(KINDS) == commands.LISTED
+    assert tuple(KINDS) == LISTED
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from vidssl.data.sources.origins import Overlap, shared_videos, videos_of
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data import outputs
-from vidssl.tools.data.check import CheckRequest, check_data
+from vidssl.tools.data.check import check_data
 from vidssl.tools.data.encode import Jpegs
 
 
@@ -81,7 +81,7 @@ def test_lists_and_manifests_are_read_too(root: Path, tmp_path: Path) -> None:
         "speed": "3",
     }
     (root / "run" / "b.mp4").write_bytes(b"")
-    check_data(CheckRequest(root, processes=1, out=tmp_path / "m.jsonl"), Console(file=StringIO()))
+    check_data(root, processes=1, out=tmp_path / "m.jsonl", console=Console(file=StringIO()))
     code, text = run(tmp_path / "m.jsonl", tmp_path / "shards", Jpegs(short_side=24))
     assert code == 1
     assert "1 are bad by the manifest" in text

@@ -36,7 +36,7 @@ from vidssl.data.views.times import kept_frames, svt_fps
 from vidssl.errors import UsageError
 from vidssl.interfaces import SampleInfo, UnreadableSample
 from vidssl.tools.data.encode import H264, Jpegs
-from vidssl.tools.data.prepare import PrepareRequest, prepare_data
+from vidssl.tools.data.prepare import prepare_data
 
 FRAMES = 24
 UNEVEN = [n + 5 * max(n - 12, 0) for n in range(FRAMES)]  # in 1/30 s: half at 30 frames a second, half at 5
@@ -279,8 +279,7 @@ def test_prepare_takes_what_a_manifest_let_in(made: Path, tmp_path: Path, monkey
     monkeypatch.setattr(decode, "LIMITS", Limits(max_frames=5))
     manifest = tmp_path / "videos.manifest.jsonl"
     for path, code in ((root, 1), (manifest, 0)):
-        request = PrepareRequest(path, tmp_path / str(code), Jpegs(), processes=1)
-        assert prepare_data(request) == code
+        assert prepare_data(path, tmp_path / str(code), Jpegs(), processes=1) == code
 
 
 def test_other_limits_have_refused_files_looked_at_again(made: Path, tmp_path: Path) -> None:
@@ -374,7 +373,7 @@ def test_prepared_videos_keep_times_and_the_shape_of_pixels(made: Path, tmp_path
     (tmp_path / "in").mkdir()
     for name in ("uneven.ts", "wide.mp4"):
         shutil.copy(made / name, tmp_path / "in")
-    assert prepare_data(PrepareRequest(tmp_path / "in", tmp_path / "out", form, processes=1)) == 0
+    assert prepare_data(tmp_path / "in", tmp_path / "out", form, processes=1) == 0
     root = str(tmp_path / "out")
     source = JpegShards(root=root) if isinstance(form, Jpegs) else VideoFolder(root=root)
     assert np.allclose(source.info(0).times, np.array(UNEVEN) / 30, atol=1e-3)

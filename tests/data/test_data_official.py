@@ -17,7 +17,7 @@ from vidssl.data.sources.official.hmdb51 import hmdb51
 from vidssl.data.sources.official.ucf101 import ucf101
 from vidssl.errors import UsageError
 from vidssl.evaluators.extract import Encoded, table_of
-from vidssl.tools.data.check import CheckRequest, check_data
+from vidssl.tools.data.check import check_data
 
 PAGES = Path(__file__).parents[2] / "docs" / "data"
 
@@ -180,7 +180,7 @@ def test_official_videos_are_read_and_know_manifests_limits_and_short_videos(
     assert info.labels == {"class": 2}
     assert [number_shown(frame) for frame in source.read(1, [7, 9])] == [7, 1]
     out = tmp_path / "m.jsonl"
-    check_data(CheckRequest(tmp_path / "UCF-101", out=out, processes=1))
+    check_data(tmp_path / "UCF-101", out=out, processes=1)
     assert UCF_FILES[0] not in keys(ucf101(**given, part="train", manifest=str(out)))
     limited = ucf101(**given, part="train", limit=2)
     assert (len(limited), limited.num_listed()) == (2, 2)

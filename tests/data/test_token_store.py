@@ -20,13 +20,13 @@ from vidssl.config.recipe import load_recipe
 from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.origins import Overlap, shared_videos, videos_of
 from vidssl.data.sources.tokens.source import TokenStore
-from vidssl.data.sources.tokens.store import CROPS, StoreReader, Transform, transforms_of
+from vidssl.data.sources.tokens.store import CROPS, StoreReader, Transform, read_info, transforms_of
 from vidssl.data.views.crops import resize_short_side
 from vidssl.data.views.stored import StoredClip
 from vidssl.data.views.times import kept_frames
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.tokenize import video_tokenizer, whole_videos
-from vidssl.tools.tokenize.request import TokenizeRequest, read_request
+from vidssl.tools.tokenize.settings import StoreSettings, purpose_settings
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_finished_shards_stay_and_missing_ones_are_made() -> None:
     ("overrides", "asked", "names"),
     [
         ((), {"fps": 5.0}, "fps"),
-        ((), {"flips": (False, True)}, "transforms"),
+        ((), {"flip": "both"}, "transforms"),
         ((), {"videos_per_shard": 3}, "videos_per_shard"),
         (("tokenizer=other",), {}, "tokenizer, tokenizer_keys"),
         (("data.video.source.limit=4",), {}, "source, videos, num_videos"),
@@ -228,35 +228,35 @@ def test_what_is_no_store_is_named(text: str | None, says: str, tmp_path: Path) 
     assert says in message(lambda: TokenStore(root=str(tmp_path)))
 
 
-def asked(**given: str) -> TokenizeRequest:
-    words: dict[str, str | None] = {"purpose": None, "fps": None, "resize": None, "crops": None}
-    return read_request(
-        load_recipe("toy.yaml"),
-        out="x",
-        videos="data.video.source",
-        spot_checks=3,
-        videos_per_shard=128,
-        retry_unreadable=False,
-        **{**words, "flip": None, **given},
-    )
-
-
 def test_the_papers_settings_are_the_defaults() -> None:
-    assert asked() == asked(purpose="pretraining")
-    assert asked() == TokenizeRequest(Path("x"), fps=2.0, resize=(1.0,), crops=("middle",), flips=(False,))
-    tuning = asked(purpose="finetuning")
-    assert (tuning.fps, tuning.resize, tuning.crops, tuning.flips) == (
-        16.0,
-        (1.0, 1.25),
-        CROPS,
-        (False, True),
-    )
-    directed = asked(purpose="finetuning", flip="no", fps="own", crops="bottom,top", resize="1.5")
-    assert (directed.fps, directed.resize, directed.crops, directed.flips) == (
-        None, (1.5,), ("top", "bottom"), (False,),
-    )  # fmt: skip
-    for wrong in ({"fps": "fast"}, {"fps": "0"}, {"crops": "centre"}, {"resize": "0.5"}):
-        message(lambda wrong=wrong: asked(**wrong))
+    recipe = load_recipe("toy.yaml")
+    assert purpose_settings(recipe, "pretraining") == StoreSettings(2.0, ("middle",), (1.0,), (False,))
+    assert purpose_settings(recipe, "finetuning") == StoreSettings(16.0, CROPS, (1.0, 1.25), (False, True))
+
+
+def test_options_go_before_the_settings_of_a_purpose() -> None:
+    words = "--for finetuning --flip no --fps own --crops bottom,top --resize 1.5 --spot-checks 0"
+    assert main(["tokenize", "toy.yaml", "--out", "directed", *words.split()]) == 0
+    info = read_info(Path("directed"))
+    assert (info.fps, info.transforms) == (None, transforms_of(16, (1.5,), ("top", "bottom"), (False,)))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--fps", "0", "expected a finite number above 0, got 0"),
+        ("--fps", "fast", "expected a finite number above 0, got fast"),
+        ("--crops", "centre", "expected some of top,middle,bottom,far"),
+        ("--resize", "0.5", "expected numbers of at least 1"),
+        ("--spot-checks", "-1", "expected a whole number of at least 0"),
+    ],
+)
+def test_wrong_settings_are_one_line(
+    option: str, value: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tokenize", "toy.yaml", "--out", "x", f"{option}={value}"]) == 2
+    printed = capsys.readouterr().err
+    assert (f"vidssl: {option}: " in printed, says in printed, printed.count("\n")) == (True, True, 1)
 
 
 def test_the_command_makes_a_store(capsys: pytest.CaptureFixture[str]) -> None:

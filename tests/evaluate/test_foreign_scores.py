@@ -19,7 +19,7 @@ from working_folder import work_in
 
 from vidssl.backbones.pixels import Pixels
 from vidssl.cli.main import main
-from vidssl.evaluate.networks import ForeignRequest, is_foreign
+from vidssl.evaluate.networks import ExternalNetwork, is_external
 from vidssl.evaluate.overrides import eval_words
 from vidssl.evaluate.score_file import read_scores
 
@@ -185,7 +185,7 @@ def test_features_are_kept_for_each_network_and_its_keys(folder, monkeypatch):
         (("torchvision:mc3_19", "weights=x.pth"), "network.name: expected"),
         (("timm:nothing", "weights=x.pth"), "timm cannot make 'nothing'"),
         (("torchvision:mc3_18", "weights=x.pth"), "x.pth: no such file"),
-        (("torchvision:mc3_18", "weights=x.pth", "network.name=s3d"), "says it already"),
+        (("torchvision:mc3_18", "weights=x.pth", "network.name=s3d"), "names it already"),
         (("untrained:torchvision:mc3_18", "weights=x.pth"), "has no use for weights=x.pth"),
         (("untrained:timm:test_vit", "data.views.size=20"), "does not take a clip of 4 frames at 20x20"),
         (("untrained:nothing",), "nothing: no such recipe"),
@@ -215,14 +215,14 @@ def test_a_network_without_a_recipe_needs_data(folder, capsys):
 
 
 def test_a_file_or_folder_of_that_name_goes_first(folder):
-    assert is_foreign("pixels")
-    assert is_foreign("timm:x")
-    assert is_foreign("untrained:runs/toy")
-    assert not is_foreign("runs/toy")
-    assert not is_foreign("torchvision")
-    assert not is_foreign("pixels:3")
+    assert is_external("pixels")
+    assert is_external("timm:x")
+    assert is_external("untrained:runs/toy")
+    assert not is_external("runs/toy")
+    assert not is_external("torchvision")
+    assert not is_external("pixels:3")
     Path("pixels").mkdir()
-    assert not is_foreign("pixels")
+    assert not is_external("pixels")
     Path("pixels").rmdir()
 
 
@@ -243,7 +243,7 @@ def test_words_are_sorted_by_what_they_are_for():
     written = eval_words(("data={train: {type: x}}",))
     assert written.data is None
     assert written.rest == ("data={train: {type: x}}",)
-    assert ForeignRequest("timm:a", "x/y.pth", ("size=4",)).shown == "timm:a y.pth size=4"
+    assert ExternalNetwork("timm:a", "x/y.pth", ("size=4",)).shown == "timm:a y.pth size=4"
 
 
 def test_the_score_file_of_a_network_without_a_run_is_a_whole_card(folder):

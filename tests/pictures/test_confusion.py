@@ -14,7 +14,6 @@ from vidssl.errors import UsageError
 from vidssl.pictures.confusion import (
     MOST_COUNTED,
     MOST_NAMED,
-    ConfusionRequest,
     matrix_picture,
     most_frequent_mistakes,
     show_confusion,
@@ -73,7 +72,7 @@ def test_pictures_of_any_number_of_classes_stay_on_a_screen(count):
 
 def show(target: str = "a", **keys: str) -> list[Path]:
     console = Console(record=True, width=300, file=io.StringIO())
-    assert show_confusion(target, ConfusionRequest(**keys), console) == 0
+    assert show_confusion(target, **keys, console=console) == 0
     return [Path(line.removeprefix("Picture: ")) for line in console.export_text().splitlines()]
 
 

@@ -194,7 +194,7 @@ def test_pictures_follow_from_the_run_alone() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("runs/swin", "'video_swin' cannot say what a class token attends to; these do: timesformer, vit"),
+        ("runs/swin", "'video_swin' does not expose its class token's attention; these do: timesformer, vit"),
         ("runs/no_token", "class_token: false"),
         ("runs/tokenizer", "trained a tokenizer, which has no class token"),
         ("mine.yaml", "has no class token: --what reconstruction"),
@@ -208,7 +208,7 @@ def test_pictures_follow_from_the_run_alone() -> None:
         ("runs/looks views.type=uniform_clips views.size=30", "whole multiples of (2, 8, 8)"),
         ("runs/looks views.type=stored_clip", "learned from stored ids, and pictures are drawn of pixels"),
         ("runs/looks runs/bevt", "show takes one run"),
-        ("runs/looks --videos 0", "--videos must be at least 1"),
+        ("runs/looks --videos 0", "--videos: expected a whole number of at least 1"),
         ("runs/looks --videos 1 --out bevt.yaml/x", "name another with --out"),
     ],
 )

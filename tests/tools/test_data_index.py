@@ -364,7 +364,7 @@ def test_the_command_line(three: Path, tmp_path: Path, capsys) -> None:
     assert "index: " in capsys.readouterr().out
     for arguments, error in {
         ("a", "b"): "data index takes the address of shards, got a b",
-        (str(three), "--processes", "0"): "--processes must be at least 1, got 0",
+        (str(three), "--processes", "0"): "--processes: expected a whole number of at least 1, got 0",
         (str(tmp_path / "gone"),): "no such folder",
     }.items():
         assert main(["data", "index", *arguments]) == 2

@@ -35,7 +35,7 @@ from vidssl.data.sources.tar.storage import Address, Folder, Remote
 from vidssl.engine.process import sole_process
 from vidssl.errors import UsageError
 from vidssl.tools.data import shard
-from vidssl.tools.data.check import CheckRequest, check_data
+from vidssl.tools.data.check import check_data
 from vidssl.tools.data.pack import CannotWrite, ShardToPack, pack_shard
 from vidssl.tools.data.report import flow
 
@@ -163,7 +163,7 @@ def test_files_without_labels_have_no_cls(made: Path, tmp_path: Path) -> None:
 def test_a_manifest_spares_the_decoding(root: Path, tmp_path: Path, monkeypatch) -> None:
     (root / "run" / "empty.mp4").touch()
     manifest = tmp_path / "videos.manifest.jsonl"
-    check_data(CheckRequest(root, processes=2))
+    check_data(root, processes=2)
     write_clip(root / "walk" / "e.mp4", 12)  # changed since: looked at again
     decoded = tmp_path / "decoded"
     decoded.mkdir()
@@ -315,8 +315,20 @@ def test_the_command_line(root: Path, tmp_path: Path, capsys) -> None:
     (root / "run" / "empty.mp4").touch()
     assert main(["data", "shard", str(root), "--out", f"{out}2"]) == 1
     for arguments, said in {
-        (str(root), "--out", out, "--shard-mb", "0"): "--shard-mb must be at least 1, got 0",
-        (str(root), "--out", out, "--processes", "0"): "--processes must be at least 1, got 0",
+        (
+            str(root),
+            "--out",
+            out,
+            "--shard-mb",
+            "0",
+        ): "--shard-mb: expected a whole number of at least 1, got 0",
+        (
+            str(root),
+            "--out",
+            out,
+            "--processes",
+            "0",
+        ): "--processes: expected a whole number of at least 1, got 0",
         ("a", "b", "--out", out): "data shard takes one folder, list or manifest, got a b",
         (str(root), "--out", "nosuch://a"): "no kind of address begins with nosuch://",
     }.items():

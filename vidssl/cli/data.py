@@ -1,10 +1,9 @@
 """The command ``vidssl data`` and those below it."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
-from vidssl.cli.operands import Commands, Parser, add, at_least, only, positive, taken
+from vidssl.cli.operands import Commands, Parser, add, at_least, number, only, positive, taken
 from vidssl.errors import UsageError
 
 _VIDEOS = "videos in folders, a text or CSV list of them, or what 'data check' wrote (.jsonl)"
@@ -68,9 +67,7 @@ def _add_check(commands: "Commands[Parser]") -> None:
 
 
 def _fraction(text: str) -> float:
-    if not 0.0 < float(text) < 1.0:
-        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, got {text}")
-    return float(text)
+    return number(text, float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
 def _check(words: list[str], **options: Any) -> int:

@@ -58,7 +58,7 @@ def add_commands(commands: "Commands[Parser]") -> None:
         )
 
 
-def _evaluate(words: list[str], *, protocols: list[str], **options: bool) -> int:
+def _evaluate(words: list[str], *, protocols: list[str], **options: Any) -> int:
     names, overrides = split(words)
     from vidssl.config.protocol import measures_tokenizers
     from vidssl.engine.distributed import launched, told_once_a_machine

@@ -4,6 +4,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from vidssl.errors import UsageError
@@ -66,22 +67,22 @@ def only(names: Sequence[str], takes: str, hint: str) -> str:
     return names[0]
 
 
+def number(text: str, kind: type[int] | type[float], valid: Callable[[float], bool], words: str) -> Any:
+    """Reads the number of an option."""
+    with suppress(ValueError):
+        if valid(kind(text)):
+            return kind(text)
+    raise argparse.ArgumentTypeError(f"expected {words}, got {text}")
+
+
 def at_least(lowest: int) -> Callable[[str], int]:
-    """Reads the whole number of an option."""
-
-    def whole_number(text: str) -> int:
-        if int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"must be at least {lowest}, got {text}")
-        return int(text)
-
-    return whole_number
+    """Reads whole numbers."""
+    return lambda text: number(text, int, lambda n: n >= lowest, f"a whole number of at least {lowest}")
 
 
 def positive(text: str) -> float:
-    """Reads the number of an option."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"must be finite and above 0, got {text}")
-    return float(text)
+    """Reads a number above 0."""
+    return number(text, float, lambda x: 0 < x < math.inf, "a finite number above 0")
 
 
 def taken(options: dict[str, Any], *names: str) -> dict[str, Any]:

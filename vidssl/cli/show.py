@@ -57,7 +57,7 @@ def add_commands(commands: "Commands[Parser]") -> None:
     watch.add_argument("--once", action="store_true", help="draw once, though the run trains on")
 
 
-def _show(words: list[str], *, what: str, **options: Any) -> int:
+def _show(words: list[str], *, what: Any, **options: Any) -> int:
     names, overrides = split(words)
     if len(names) > 1:
         raise UsageError(f"show takes one run, checkpoint or tokenizer, got {' '.join(names)}")
@@ -75,7 +75,7 @@ def _show(words: list[str], *, what: str, **options: Any) -> int:
             raise UsageError(f"--{option} is for --what confusion")
     from vidssl.pictures.show import show
 
-    return show(names[0] if names else None, what, overrides=overrides, **options)  # type: ignore[arg-type]
+    return show(names[0] if names else None, what, overrides=overrides, **options)
 
 
 def _watch(words: list[str], *, patterns: list[str] | None = None, once: bool = False) -> int:

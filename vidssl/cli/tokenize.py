@@ -1,10 +1,11 @@
 """Commands on tokenizers: tokenize and convert."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from vidssl.cli.operands import RECIPE, Commands, Parser, add, at_least, only, positive, split
+from vidssl.cli.operands import RECIPE, Commands, Parser, add, at_least, number, only, positive, split
 
 _PLACES = ("top", "middle", "bottom", "far")
 
@@ -65,15 +66,13 @@ def _fps(text: str) -> float | Literal["own"]:
 
 
 def _resize(text: str) -> tuple[float, ...]:
-    sides = tuple(map(positive, text.split(",")))
-    if min(sides) < 1:
-        raise argparse.ArgumentTypeError(f"must list numbers of at least 1, got {text}")
-    return sides
+    words = "numbers of at least 1, such as 1,1.25"
+    return tuple(number(side, float, lambda x: 1 <= x < math.inf, words) for side in text.split(","))
 
 
 def _crops(text: str) -> tuple[str, ...]:
     if set(text.split(",")) - set(_PLACES):
-        raise argparse.ArgumentTypeError(f"must be among {','.join(_PLACES)}, got {text}")
+        raise argparse.ArgumentTypeError(f"expected some of {','.join(_PLACES)}, got {text}")
     return tuple(text.split(","))
 
 

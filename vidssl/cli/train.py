@@ -1,5 +1,7 @@
 """Commands on recipes and their runs: train, bench, selftest, and replay of a step."""
 
+from typing import Any
+
 from vidssl.cli.operands import RECIPE, Commands, Parser, add, add_trust, at_least, only, positive, split
 from vidssl.errors import UsageError
 
@@ -74,7 +76,7 @@ def _train(
     return run_recipe(recipe)
 
 
-def _bench(words: list[str], **options: float) -> int:
+def _bench(words: list[str], **options: Any) -> int:
     names, overrides = split(words)
     name = only(names, "bench takes one recipe", "vidssl bench bevt")
     from vidssl.config.recipe import load_recipe
@@ -84,7 +86,7 @@ def _bench(words: list[str], **options: float) -> int:
     return 0
 
 
-def _selftest(words: list[str], **options: int) -> int:
+def _selftest(words: list[str], **options: Any) -> int:
     names, overrides = split(words)
     if len(names) != 2 or names[0] != "resume":
         given = " ".join(names) or "nothing"
@@ -94,8 +96,8 @@ def _selftest(words: list[str], **options: int) -> int:
     return selftest_resume(names[1], overrides, **options)
 
 
-def _replay(words: list[str], **options: object) -> int:
+def _replay(words: list[str], **options: Any) -> int:
     name = only(words, "replay takes one capture", "vidssl replay RUN/captures/STEP")
     from vidssl.tools.replay import replay
 
-    return replay(name, **options)  # type: ignore[arg-type]
+    return replay(name, **options)

@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -34,29 +33,25 @@ _NUMBERS = (
 )
 
 
-@dataclass(frozen=True)
-class CompareRequest:
-    """What is to be shown.
+def compare(
+    targets: Sequence[str],
+    *,
+    output: Output = "table",
+    each: bool = False,
+    published: bool = False,
+    papers: Sequence[str] = (),
+    data_sets: Sequence[str] = (),
+    console: Console | None = None,
+) -> int:
+    """Print the scores of runs side by side, and what papers report in tables of their own.
 
-    Attributes:
+    Args:
         targets: run folders, whose newest scores under each protocol are taken, or files of scores.
         output: "table", "markdown" and "latex" hold scores, differences from the first run and what differs
             between the recipes; "csv" holds a line for every number.
         each: shows runs by themselves that differ only in their seed.
         published: adds what papers report.
         papers, data_sets: which of that; all where none is named.
-    """
-
-    targets: tuple[str, ...] = ()
-    output: Output = "table"
-    each: bool = False
-    published: bool = False
-    papers: tuple[str, ...] = ()
-    data_sets: tuple[str, ...] = ()
-
-
-def compare(request: CompareRequest, console: Console | None = None) -> int:
-    """Print the scores of runs side by side, and what papers report in tables of their own.
 
     Returns:
         Exit code 0.
@@ -65,33 +60,31 @@ def compare(request: CompareRequest, console: Console | None = None) -> int:
         UsageError: if there are no scores, two were made under different protocols of one name, or nothing
             is asked for.
     """
-    console = console or terminal()
-    _check(request)
-    files = [file for target in request.targets for file in find_scores(Path(target))]
-    quoted = load_published() if request.published else None
-    tables = () if quoted is None else quoted.chosen(request.papers, request.data_sets)
-    if request.output == "csv":
-        by_protocol(files)
-        print(printable(csv_text(files) if files else quoted_csv(tables)), end="")
-        return 0
-    grids = run_grids(files, each=request.each)
-    if quoted is not None:
-        grids += [quoted_grid(table, quoted.papers[table.paper]) for table in tables]
-    for grid in grids:
-        _show(grid, request.output, console)
-    return 0
-
-
-def _check(request: CompareRequest) -> None:
-    if not request.targets and not request.published:
+    if not targets and not published:
         raise UsageError("compare takes runs or files of scores, got none (vidssl compare runs/a runs/b)")
-    for option, given in (("--paper", request.papers), ("--data-set", request.data_sets)):
-        if given and not request.published:
+    for option, given in (("--paper", papers), ("--data-set", data_sets)):
+        if given and not published:
             raise UsageError(f"{option} chooses among what papers report: add --published")
-    if request.targets and request.published and request.output == "csv":
+    if targets and published and output == "csv":
         raise UsageError(
             "measured and quoted numbers do not go into one CSV: leave out the runs or --published"
         )
+    files = [file for target in targets for file in find_scores(Path(target))]
+    quoted = load_published() if published else None
+    tables = () if quoted is None else quoted.chosen(papers, data_sets)
+    if output == "csv":
+        by_protocol(files)
+        print(printable(csv_text(files) if files else quoted_csv(tables)), end="")
+        return 0
+    grids = run_grids(files, each=each)
+    if quoted is not None:
+        grids += [quoted_grid(table, quoted.papers[table.paper]) for table in tables]
+    for grid in grids:
+        if output == "table":
+            (console or terminal()).print(drawn(grid))
+        else:
+            print(printable((markdown if output == "markdown" else latex)(grid)))
+    return 0
 
 
 def run_grids(files: Sequence[ScoreFile], *, each: bool) -> list[Grid]:
@@ -150,15 +143,6 @@ def _shown(value: object) -> str:
     if isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef"):
         return value[:8]
     return "missing" if value is None else str(value)
-
-
-def _show(grid: Grid, output: Output, console: Console) -> None:
-    if output == "markdown":
-        print(printable(markdown(grid)))
-    elif output == "latex":
-        print(printable(latex(grid)))
-    else:
-        console.print(drawn(grid))
 
 
 def csv_text(files: Sequence[ScoreFile]) -> str:

@@ -77,8 +77,11 @@ def _failed(path: Path, error: OSError) -> str:
     return f"cannot write {path}: {error.strerror or error}; what stood there before is untouched"
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, otherwise: str = "") -> None:
     """A folder and those above it, unless it is there.
+
+    Args:
+        otherwise: how to name another, for the message.
 
     Raises:
         UsageError: if it cannot be made.
@@ -86,7 +89,8 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"cannot make the folder {path}: {error.strerror or error}") from error
+        hint = otherwise and f"; {otherwise}"
+        raise UsageError(f"cannot make the folder {path}: {error.strerror or error}{hint}") from error
 
 
 def check_writable(path: Path, otherwise: str) -> None:

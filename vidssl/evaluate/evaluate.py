@@ -24,10 +24,10 @@ from vidssl.errors import UsageError, counted
 from vidssl.evaluate.feature_cache import FeatureStore
 from vidssl.evaluate.finetune import finetune_run
 from vidssl.evaluate.networks import (
-    ForeignRequest,
-    foreign_recipe,
-    foreign_subject,
-    is_foreign,
+    ExternalNetwork,
+    external_recipe,
+    external_subject,
+    is_external,
     recipe_named,
 )
 from vidssl.evaluate.overrides import EvalWords, eval_words
@@ -91,8 +91,8 @@ def evaluate_run(
     with told_once_a_machine():
         words = eval_words(overrides)
         data = None if words.data is None else _with_probe(recipe_named(words.data, trust=trust), words.data)
-        foreign = target is not None and is_foreign(target)
-        asked = _foreign(str(target), words, data, trust) if foreign else _of_run(target, words, trust)
+        external = target is not None and is_external(target)
+        asked = _external(str(target), words, data, trust) if external else _of_run(target, words, trust)
     with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
         console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
@@ -209,13 +209,13 @@ def _of_run(target: str | None, words: EvalWords, trust: bool) -> _Asked:
     return _Asked(recipe, run, make)
 
 
-def _foreign(target: str, words: EvalWords, data: Recipe | None, trust: bool) -> _Asked:
+def _external(target: str, words: EvalWords, data: Recipe | None, trust: bool) -> _Asked:
     """A network that is no run's."""
-    request = ForeignRequest(target, words.weights, words.network, trust)
-    recipe = foreign_recipe(request)
+    network = ExternalNetwork(target, words.weights, words.network, trust)
+    recipe = external_recipe(network)
     like = recipe or data
     run = words.changed(RunSpec() if like is None else like.run)
-    return _Asked(recipe, run, lambda say: foreign_subject(request, recipe, run, say))
+    return _Asked(recipe, run, lambda say: external_subject(network, recipe, run, say))
 
 
 def _with_probe(recipe: Recipe, word: str) -> Recipe:

@@ -32,7 +32,7 @@ PIXELS, UNTRAINED = "pixels", "untrained"
 
 
 @dataclass(frozen=True)
-class ForeignRequest:
+class ExternalNetwork:
     """A network that is no run's, as a user asks for it.
 
     Attributes:
@@ -59,58 +59,58 @@ class ForeignRequest:
         return RunFolder(Path("runs") / re.sub(r"[^\w.]+", "-", self.shown).strip("-"))
 
 
-def is_foreign(word: str) -> bool:
+def is_external(word: str) -> bool:
     """Whether a word names a network that is no run's; a file or folder of that name goes first."""
     kind, colon, _ = word.partition(":")
     named = kind in (*LIBRARIES, UNTRAINED) if colon else word == PIXELS
     return named and not Path(word).exists()
 
 
-def foreign_recipe(request: ForeignRequest) -> Recipe | None:
+def external_recipe(asked: ExternalNetwork) -> Recipe | None:
     """The recipe of a network that is asked for as ``untrained:`` recipe or run; None for others.
 
     Raises:
         UsageError: if there is no such recipe, or its network has no features.
     """
-    kind, _, name = request.name.partition(":")
+    kind, _, name = asked.name.partition(":")
     if kind != UNTRAINED or name.partition(":")[0] in LIBRARIES:
         return None
-    seed, others = _seed(request)
+    seed, others = _seed(asked)
     words = [f"backbone.{key}" for key in others] + ([] if seed is None else [f"seed={seed}"])
-    recipe = recipe_named(name, words, trust=request.trust)
+    recipe = recipe_named(name, words, trust=asked.trust)
     if recipe.backbone is None:
-        raise UsageError(f"{request.name}: trained a tokenizer, which has no features to probe")
+        raise UsageError(f"{asked.name}: trained a tokenizer, which has no features to probe")
     return recipe
 
 
-def foreign_subject(request: ForeignRequest, recipe: Recipe | None, run: RunSpec, say: Say) -> Subject:
-    """The network that a request names, with its weights.
+def external_subject(asked: ExternalNetwork, recipe: Recipe | None, run: RunSpec, say: Say) -> Subject:
+    """An external network with its weights.
 
     Args:
-        recipe: of ``foreign_recipe``.
+        recipe: of ``external_recipe``.
         run: on what it is run.
         say: gets the report of what was loaded.
 
     Raises:
         UsageError: if there is no such network, or nobody said which weights.
     """
-    library = request.name.partition(":")[0]
-    if request.weights is not None and library not in LIBRARIES:
-        raise UsageError(f"{request.name}: has no use for weights={request.weights}")
+    library = asked.name.partition(":")[0]
+    if asked.weights is not None and library not in LIBRARIES:
+        raise UsageError(f"{asked.name}: has no use for weights={asked.weights}")
     if recipe is not None:
         # as it is before training, and before any ``backbone.init``
         torch.manual_seed(recipe.seed)
         networks = {"untrained": build.backbone(recipe, with_init=False)}
-        return _subject(request, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, None)
-    made = _pixels(request, run) if library == PIXELS else _of_library(request, run, say)
+        return _subject(asked, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, None)
+    made = _pixels(asked, run) if library == PIXELS else _of_library(asked, run, say)
     spec, networks, init = made
     start = {} if init is None else {"init": init}
-    text = dump({"name": request.shown, "seed": spec.seed, "backbone": {**spec.keys, **start}})
-    return _subject(request, text, spec, networks, init)
+    text = dump({"name": asked.shown, "seed": spec.seed, "backbone": {**spec.keys, **start}})
+    return _subject(asked, text, spec, networks, init)
 
 
 def _subject(
-    request: ForeignRequest,
+    asked: ExternalNetwork,
     recipe: str,
     spec: NetworkSpec,
     networks: Mapping[str, Backbone],
@@ -118,64 +118,64 @@ def _subject(
 ) -> Subject:
     trained = {} if init is None else {"finetuned": init}
     return Subject(
-        title=request.shown,
-        source=request.shown,
+        title=asked.shown,
+        source=asked.shown,
         step=0,
         recipe=recipe,
         weights=state_hash(next(iter(networks.values()))),
         spec=spec,
         networks=networks,
         starts={**trained, "from scratch": None},
-        folder=request.folder.path,
-        scores=request.folder.scores,
-        stem=request.folder.checkpoint_path(0).stem,
+        folder=asked.folder.path,
+        scores=asked.folder.scores,
+        stem=asked.folder.checkpoint_path(0).stem,
         pretraining=Pretraining(unknown="" if init is None else f"what {init} was trained on is not known"),
     )
 
 
-def _pixels(request: ForeignRequest, run: RunSpec) -> tuple[NetworkSpec, dict[str, Backbone], None]:
-    node = _node(request, {"type": PIXELS})
+def _pixels(asked: ExternalNetwork, run: RunSpec) -> tuple[NetworkSpec, dict[str, Backbone], None]:
+    node = _node(asked, {"type": PIXELS})
     keys = {"type": PIXELS, **bind(node, Pixels, ("type",))}
     return NetworkSpec(keys, None, run=run), {"no weights": construct(node, Pixels, apart=("type",))}, None
 
 
 def _of_library(
-    request: ForeignRequest, run: RunSpec, say: Say
+    asked: ExternalNetwork, run: RunSpec, say: Say
 ) -> tuple[NetworkSpec, dict[str, Backbone], str | None]:
     """A network of torchvision, timm or PyTorchVideo: with weights beside without, or only without."""
-    library, _, name = request.name.removeprefix(f"{UNTRAINED}:").partition(":")
-    untrained = request.name.startswith(f"{UNTRAINED}:")
-    if not untrained and request.weights is None:
+    library, _, name = asked.name.removeprefix(f"{UNTRAINED}:").partition(":")
+    untrained = asked.name.startswith(f"{UNTRAINED}:")
+    if not untrained and asked.weights is None:
         raise UsageError(
-            f"{request.name}: which weights? weights=FILE for a file of them, weights=pretrained for those "
-            f"that {library} fetches from its site, or {UNTRAINED}:{request.name} for random ones"
+            f"{asked.name}: which weights? weights=FILE for a file of them, weights=pretrained for those "
+            f"that {library} fetches from its site, or {UNTRAINED}:{asked.name} for random ones"
         )
-    if request.weights == "random":
-        raise UsageError(f"{request.name}: random weights are asked for as {UNTRAINED}:{request.name}")
-    given, others = _seed(request)
+    if asked.weights == "random":
+        raise UsageError(f"{asked.name}: random weights are asked for as {UNTRAINED}:{asked.name}")
+    given, others = _seed(asked)
     seed = given or 0
-    node = _node(ForeignRequest(request.name, keys=others), {"type": library, "name": name})
+    node = _node(ExternalNetwork(asked.name, keys=others), {"type": library, "name": name})
     part = PartSpec(library, node)
     spec = NetworkSpec(resolved_part(part, BACKBONE), part, seed=seed, run=run)
     torch.manual_seed(seed)
     fresh = build.network(part)
     if untrained:
         return spec, {"untrained": fresh}, None
-    init = f"{library}:{name}" if request.weights == "pretrained" else str(request.weights)
+    init = f"{library}:{name}" if asked.weights == "pretrained" else str(asked.weights)
     trained = build.network(part)
     report = load_init(trained, init, min_matched=0.0)  # ``_check_whole`` asks for more
     say(str(report))
-    _check_whole(report, request)
+    _check_whole(report, asked)
     return spec, {"trained": trained, "untrained": fresh}, init
 
 
-def _check_whole(report: LoadReport, request: ForeignRequest) -> None:
+def _check_whole(report: LoadReport, asked: ExternalNetwork) -> None:
     """Refuses weights that leave a part of the network random."""
     # counts of batches, which older files lack, do nothing when a network is measured
     random = [key for key in report.new if not key.endswith("num_batches_tracked")]
     if random:
         raise UsageError(
-            f"{report.source}: lacks {counted(len(random), 'tensor')} of {request.name} "
+            f"{report.source}: lacks {counted(len(random), 'tensor')} of {asked.name} "
             f"({', '.join(random[:4])}"
             f"{', ...' if len(random) > 4 else ''}), which would stay random: these are not its weights"
         )
@@ -202,24 +202,24 @@ def recipe_named(word: str, overrides: Sequence[str] = (), *, trust: bool = Fals
     return recipe_of(read_checkpoint(path), "name a recipe", trust=trust, overrides=overrides)
 
 
-def _seed(request: ForeignRequest) -> tuple[int | None, tuple[str, ...]]:
+def _seed(asked: ExternalNetwork) -> tuple[int | None, tuple[str, ...]]:
     """The seed of random weights, None if none is given, and the keys that are left."""
-    given = [key for key in request.keys if key.partition("=")[0] == "seed"]
-    root = Node({"network": Node({}, request.name, "network")}, request.name, "")
+    given = [key for key in asked.keys if key.partition("=")[0] == "seed"]
+    root = Node({"network": Node({}, asked.name, "network")}, asked.name, "")
     for word in given:
         root = override(root, f"network.{word}")
     seed = read_count(root.mapping()["network"].mapping(), "seed", default=0, lowest=0)
-    return seed if given else None, tuple(key for key in request.keys if key not in given)
+    return seed if given else None, tuple(key for key in asked.keys if key not in given)
 
 
-def _node(request: ForeignRequest, first: Mapping[str, str]) -> Node:
+def _node(asked: ExternalNetwork, first: Mapping[str, str]) -> Node:
     """The section that makes the network."""
-    entries = {key: Node(value, request.name, f"network.{key}") for key, value in first.items()}
-    root = Node({"network": Node(entries, request.name, "network")}, request.name, "")
-    for word in request.keys:
+    entries = {key: Node(value, asked.name, f"network.{key}") for key, value in first.items()}
+    root = Node({"network": Node(entries, asked.name, "network")}, asked.name, "")
+    for word in asked.keys:
         root = override(root, f"network.{word}")
     node = root.mapping()["network"]
     stray = [key for key in first if plain(node.mapping()[key]) != first[key]]
     if stray:
-        raise UsageError(f"network.{stray[0]}: {request.name} says it already ({dump_flow(first[stray[0]])})")
+        raise UsageError(f"network.{stray[0]}: {asked.name} names it already ({dump_flow(first[stray[0]])})")
     return node

@@ -1,6 +1,6 @@
 """Which clips pictures are drawn of."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,33 +16,13 @@ from vidssl.data.sources.moving_digits import MovingDigits
 from vidssl.data.sources.video_files import VideoFiles
 from vidssl.data.views.stored import StoredViews
 from vidssl.data.views.uniform import UniformClips
+from vidssl.engine.logging import Say
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, ViewSampler, as_clip
 
-What = Literal["attention", "reconstruction"]
+Picture = Literal["attention", "reconstruction"]
 NUM_CLIPS, NUM_IMAGES = 4, 8  # that are shown where no number is asked for
 _EXAMPLE = "data='{type: video_folder, root: FOLDER}' or --video FILE"
-
-
-@dataclass(frozen=True)
-class PictureRequest:
-    """Which pictures are wanted, and of what.
-
-    Attributes:
-        what: "attention" or "reconstruction".
-        videos: how many; None for 4 clips or 8 images.
-        files: video files to show instead of the recipe's held-out videos.
-        out: folder for the pictures; None for ``pictures`` in the run's own.
-        overrides: ``data={...}``, a source to show instead, and ``views={...}``, how clips are cut from it.
-        trust: use code and addresses that the run's recipe names, whoever trained it.
-    """
-
-    what: What
-    videos: int | None = None
-    files: tuple[str, ...] = ()
-    out: str | None = None
-    overrides: tuple[str, ...] = ()
-    trust: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,8 +38,16 @@ class Clips:
         return self.pixels.shape[2] > 1
 
 
-def clips_to_show(recipe: Recipe | None, request: PictureRequest, say: Callable[[str], None]) -> Clips:
-    """The clips that a request asks for: held-out videos of the run unless it names others.
+def clips_to_show(
+    recipe: Recipe | None,
+    what: Picture,
+    say: Say,
+    *,
+    videos: int | None = None,
+    files: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+) -> Clips:
+    """Clips to draw: of held-out videos of the run unless others are named.
 
     Attention is shown on the views that features are measured on, reconstruction on those that the
     objective learned from. A tokenizer file, which has no recipe, is shown on moving digits and on clips of
@@ -67,26 +55,29 @@ def clips_to_show(recipe: Recipe | None, request: PictureRequest, say: Callable[
 
     Args:
         say: gets a line for each video that cannot be read.
+        videos: how many; None for 4 clips or 8 images.
+        files: video files to show instead of the recipe's held-out videos.
+        overrides: ``data={...}``, a source to show instead, and ``views={...}``, how clips are cut from it.
 
     Raises:
         UsageError: if there are no such videos, or none can be read.
     """
-    root = overridden(Node({}, "overrides", ""), request.overrides)
+    root = overridden(Node({}, "overrides", ""), overrides)
     entries = root.entries((), ("data", "views"))
     given = {key: read_part(entry) for key, entry in entries.items()}
-    if request.files and "data" in given:
+    if files and "data" in given:
         raise given["data"].node.error("--video names the videos already: leave out one of the two")
-    views = build.views(given["views"]) if "views" in given else _views(recipe, request.what)
+    views = build.views(given["views"]) if "views" in given else _views(recipe, what)
     if isinstance(views, StoredViews):
         raise UsageError(
             "this run learned from stored ids, and pictures are drawn of pixels: name videos, "
             f"{_EXAMPLE}, and how to cut them, e.g. views='{{type: uniform_clips, num_frames: 5}}'"
         )
-    if request.files:
-        source: DataSource = VideoFiles(request.files)
+    if files:
+        source: DataSource = VideoFiles(files)
     else:
         source = build.source(given["data"]) if "data" in given else _held_out(recipe)
-    return draw_clips(source, views, request.videos, say)
+    return draw_clips(source, views, videos, say)
 
 
 def _held_out(recipe: Recipe | None) -> DataSource:
@@ -100,7 +91,7 @@ def _held_out(recipe: Recipe | None) -> DataSource:
     return build.source(held_out)
 
 
-def _views(recipe: Recipe | None, what: What) -> ViewSampler:
+def _views(recipe: Recipe | None, what: Picture) -> ViewSampler:
     if recipe is None:
         return UniformClips(num_frames=8, frame_stride=1, size=48)
     if what == "attention" and recipe.data.probe is not None:
@@ -113,9 +104,7 @@ def _stream(recipe: Recipe) -> StreamSpec:
     return recipe.data.streams.get("video") or recipe.data.streams["image"]
 
 
-def draw_clips(
-    source: DataSource, views: ViewSampler, count: int | None, say: Callable[[str], None]
-) -> Clips:
+def draw_clips(source: DataSource, views: ViewSampler, count: int | None, say: Say) -> Clips:
     """The first view of videos that lie evenly over a source, the same ones at every call.
 
     Args:

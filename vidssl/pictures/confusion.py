@@ -1,7 +1,6 @@
 """Confusion matrices as pictures: what the videos of each class are taken for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl.config.strict_yaml import nearest
+from vidssl.engine.atomic import make_folder
 from vidssl.engine.logging import print_line, terminal
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import percent
@@ -40,30 +40,25 @@ _BRIGHT = 0.55  # share of a row from which on a count is written in dark ink
 _PALE = (235, 235, 235)
 
 
-@dataclass(frozen=True)
-class ConfusionRequest:
-    """Which matrices are wanted.
+def show_confusion(
+    target: str,
+    *,
+    protocol: str | None = None,
+    label: str | None = None,
+    setting: str | None = None,
+    network: str | None = None,
+    out: str | None = None,
+    console: Console | None = None,
+) -> int:
+    """Draw the confusion matrices of a run's scores, as PNG files.
 
-    Attributes:
+    Args:
+        target: run folder or file of scores.
         protocol: whose scores; may be left out where there are those of one.
         label: of one label alone, instead of a picture for each.
         setting: of an evaluator that has several, "k=5" for one; the first where none is named.
         network: column of the scores' table; the first where none is named.
         out: folder for the pictures; None for ``pictures`` in the run's own.
-    """
-
-    protocol: str | None = None
-    label: str | None = None
-    setting: str | None = None
-    network: str | None = None
-    out: str | None = None
-
-
-def show_confusion(target: str, request: ConfusionRequest, console: Console | None = None) -> int:
-    """Draw the confusion matrices of a run's scores, as PNG files.
-
-    Args:
-        target: run folder or file of scores.
 
     Returns:
         Exit code 0.
@@ -72,29 +67,26 @@ def show_confusion(target: str, request: ConfusionRequest, console: Console | No
         UsageError: if there are no such scores, or they name no classes.
     """
     console = console or terminal()
-    file = _chosen(find_scores(Path(target)), request.protocol, target)
-    network = _known(request.network, list(file.scores), "network", file)
-    rows = _rows(file, network, request)
-    folder = _folder(target, file, request.out)
-    for row in rows:
-        words = (file.path.stem, row.label, row.setting, network)
-        name = "-".join(word for word in words if word).replace("/", "_").replace(" ", "_")
-        path = folder / f"confusion-{name}.png"
-        save_png(confusion_page(file, network, row), path)
-        print_line(console, f"Picture: {path}")
-    return 0
-
-
-def _folder(target: str, file: ScoreFile, out: str | None) -> Path:
+    file = _chosen(find_scores(Path(target)), protocol, target)
+    network = _known(network, list(file.scores), "network", file)
+    rows = [score for score in file.scores[network] if score.frames == "normal"]
+    if not rows[0].names_classes:
+        raise UsageError(f"{file.path}: retrieval finds videos and names no classes")
+    if label is not None:
+        label = _known(label, [row.label for row in rows], "label", file)
+        rows = [row for row in rows if row.label == label]
+    setting = _known(setting, [row.setting for row in rows], "setting", file)
     own = Path(target) / "pictures" if Path(target).is_dir() else file.path.parent
     folder = own if out is None else Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot make the folder {folder}: {error.strerror}; name another with --out"
-        ) from error
-    return folder
+    make_folder(folder, "name another with --out")
+    for row in rows:
+        if row.setting == setting:
+            words = (file.path.stem, row.label, row.setting, network)
+            name = "-".join(word for word in words if word).replace("/", "_").replace(" ", "_")
+            path = folder / f"confusion-{name}.png"
+            save_png(confusion_page(file, network, row), path)
+            print_line(console, f"Picture: {path}")
+    return 0
 
 
 def _chosen(files: Sequence[ScoreFile], protocol: str | None, target: str) -> ScoreFile:
@@ -105,18 +97,6 @@ def _chosen(files: Sequence[ScoreFile], protocol: str | None, target: str) -> Sc
     if wanted not in names:
         raise UsageError(f"{target}: no scores of '{wanted}'. {nearest(wanted, names, 'There are')}")
     return files[names.index(wanted)]
-
-
-def _rows(file: ScoreFile, network: str, request: ConfusionRequest) -> list[Score]:
-    """The row of each label that is asked for, on clips in order."""
-    rows = [score for score in file.scores[network] if score.frames == "normal"]
-    if not rows[0].names_classes:
-        raise UsageError(f"{file.path}: retrieval tells what was found and names no classes")
-    if request.label is not None:
-        label = _known(request.label, [row.label for row in rows], "label", file)
-        rows = [row for row in rows if row.label == label]
-    setting = _known(request.setting, [row.setting for row in rows], "setting", file)
-    return [row for row in rows if row.setting == setting]
 
 
 def _known(word: str | None, names: Sequence[str], kind: str, file: ScoreFile) -> str:

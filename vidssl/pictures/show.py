@@ -1,6 +1,6 @@
 """Pictures of what a run learned: where its class token looks, and what it predicts where it sees nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from vidssl.build.registry import BACKBONE, OBJECTIVE, Kind, constructor_of
 from vidssl.config.files import find, read, spec_files
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec
+from vidssl.engine.atomic import make_folder
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
 from vidssl.engine.precision import pick_device
@@ -21,16 +22,32 @@ from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import find_checkpoint
 from vidssl.evaluate.subject import home, recipe_of, trained_backbone, trained_objective, trained_tokenizer
 from vidssl.interfaces import ClassAttention, MaskedPrediction, Tokenizer
-from vidssl.pictures.clips import PictureRequest, clips_to_show
+from vidssl.pictures.clips import Clips, Picture, clips_to_show
 from vidssl.pictures.drawings import Drawing, attention_drawing, prediction_drawing, tokenizer_drawing
 from vidssl.pictures.pages import animation, save_gif, save_png, sheet
 
+ClipsOf = Callable[[Recipe | None], Clips]  # clips to draw of a run, or of no run's tokenizer
 
-def show(target: str | None, request: PictureRequest, console: Console | None = None) -> int:
+
+def show(
+    target: str | None,
+    what: Picture,
+    *,
+    videos: int | None = None,
+    files: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    out: str | None = None,
+    trust: bool = False,
+    console: Console | None = None,
+) -> int:
     """Draw pictures of a run, a checkpoint or a tokenizer: a PNG sheet, and for clips a GIF as well.
 
     Args:
         target: run folder, checkpoint, or name or file of a tokenizer; None for the newest run.
+        what: "attention" or "reconstruction".
+        videos, files, overrides: as for ``clips_to_show``.
+        out: folder for the pictures; None for ``pictures`` in the run's own.
+        trust: use code and addresses that the run's recipe names, whoever trained it.
 
     Returns:
         Exit code 0.
@@ -39,18 +56,20 @@ def show(target: str | None, request: PictureRequest, console: Console | None = 
         UsageError: for anything a user can mend.
     """
     console = console or terminal()
-
     say = partial(print_line, console)
-
+    clips_of = partial(clips_to_show, what=what, say=say, videos=videos, files=files, overrides=overrides)
     with shown_messages(console), torch.no_grad():
         if target is not None and _names_tokenizer(target):
-            drawing = _of_tokenizer_file(target, request, say)
+            if what == "attention":
+                raise UsageError(f"{target}: a tokenizer has no class token: --what reconstruction")
+            tokenizer = build.tokenizer(target, say=say)
+            drawing = _tokenizer(tokenizer, None, clips_of, f"{Path(target).stem}: ", target)
             folder, name = Path("pictures"), find("tokenizers", target).stem
         else:
             checkpoint = read_checkpoint(find_checkpoint(target))
-            drawing = _of_run(checkpoint, request, say)
+            drawing = _of_run(checkpoint, what, trust, clips_of, say)
             folder, name = home(checkpoint) / "pictures", checkpoint.path.stem
-        for path in _save(drawing, Path(request.out or folder), f"{request.what}-{name}"):
+        for path in _save(drawing, Path(out or folder), f"{what}-{name}"):
             say(f"Picture: {path}")
     return 0
 
@@ -73,12 +92,7 @@ def _names_tokenizer(target: str) -> bool:
 
 
 def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"cannot make the folder {folder}: {error.strerror}; name another with --out"
-        ) from error
+    make_folder(folder, "name another with --out")
     png, gif = folder / f"{name}.png", folder / f"{name}.gif"
     save_png(sheet(drawing.title, (*drawing.strips, *drawing.details), drawing.legend), png)
     if not drawing.moves:
@@ -87,67 +101,48 @@ def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     return [png, gif]
 
 
-def _of_run(checkpoint: Checkpoint, request: PictureRequest, say: Say) -> Drawing:
+def _of_run(checkpoint: Checkpoint, what: Picture, trust: bool, clips_of: ClipsOf, say: Say) -> Drawing:
     without = "without one its parts and data are not known, and nothing can be drawn"
-    recipe = recipe_of(checkpoint, without, trust=request.trust)
-    title = f"{recipe.name}, step {checkpoint.step}: "
-    if request.what == "attention":
-        return _attention(recipe, checkpoint, request, title, say)
-    if recipe.backbone is None:
-        tokenizer = trained_tokenizer(recipe, checkpoint)
-        return _tokenizer_pictures(tokenizer, recipe, request, title, str(checkpoint.path), say)
-    return _prediction(recipe, checkpoint, request, title, say)
-
-
-def _of_tokenizer_file(target: str, request: PictureRequest, say: Say) -> Drawing:
-    if request.what == "attention":
-        raise UsageError(f"{target}: a tokenizer has no class token: --what reconstruction")
-    tokenizer = build.tokenizer(target, say=say)
-    return _tokenizer_pictures(tokenizer, None, request, f"{Path(target).stem}: ", target, say)
-
-
-def _tokenizer_pictures(
-    tokenizer: Tokenizer, recipe: Recipe | None, request: PictureRequest, title: str, owner: str, say: Say
-) -> Drawing:
-    device = pick_device("auto" if recipe is None else recipe.run.device)
-    clips = clips_to_show(recipe, request, say)
-    tokenizer.to(device)
-    with _refusals_of(owner):
-        ids = tokenizer.encode(clips.pixels.to(device))
-        return tokenizer_drawing(clips, tokenizer.decode(ids).cpu(), title)
-
-
-def _attention(
-    recipe: Recipe, checkpoint: Checkpoint, request: PictureRequest, title: str, say: Say
-) -> Drawing:
-    if recipe.backbone is None:
-        raise UsageError(f"{checkpoint.path}: this run trained a tokenizer, which has no class token")
-    _require(recipe.backbone, BACKBONE, ClassAttention, "cannot say what a class token attends to")
-    network = trained_backbone(recipe, checkpoint)
-    assert isinstance(network, ClassAttention), "its class was looked at"
+    recipe = recipe_of(checkpoint, without, trust=trust)
+    title, owner = f"{recipe.name}, step {checkpoint.step}: ", str(checkpoint.path)
     device = pick_device(recipe.run.device)
-    clips = clips_to_show(recipe, request, say)
-    network.to(device).eval()
-    with _refusals_of(str(checkpoint.path)):
-        weights = network.class_attention(clips.pixels.to(device))
-    return attention_drawing(clips, weights.float().cpu(), title)
-
-
-def _prediction(
-    recipe: Recipe, checkpoint: Checkpoint, request: PictureRequest, title: str, say: Say
-) -> Drawing:
+    if recipe.backbone is None:
+        if what == "attention":
+            raise UsageError(f"{owner}: this run trained a tokenizer, which has no class token")
+        return _tokenizer(trained_tokenizer(recipe, checkpoint), recipe, clips_of, title, owner)
+    if what == "attention":
+        _require(recipe.backbone, BACKBONE, ClassAttention, "does not expose its class token's attention")
+        network = trained_backbone(recipe, checkpoint)
+        assert isinstance(network, ClassAttention), "its class was looked at"
+        clips = clips_of(recipe)
+        network.to(device).eval()
+        with _refusals_of(owner):
+            weights = network.class_attention(clips.pixels.to(device))
+        return attention_drawing(clips, weights.float().cpu(), title)
     _require(recipe.objective, OBJECTIVE, MaskedPrediction, "predicts no ids of what is hidden")
     objective = trained_objective(recipe, checkpoint, say)
     assert isinstance(objective, MaskedPrediction), "its class was looked at"
     assert recipe.tokenizer is not None, "without one there are no ids to predict"
-    device = pick_device(recipe.run.device)
-    clips = clips_to_show(recipe, request, say)
+    clips = clips_of(recipe)
     objective.to(device).eval()
-    tokenizer = build.tokenizer(recipe.tokenizer, say=lambda said: None)  # said for the objective's already
+    tokenizer = build.tokenizer(
+        recipe.tokenizer, say=lambda said: None
+    )  # printed for the objective's already
     tokenizer.to(device)
-    with _refusals_of(str(checkpoint.path)):
+    with _refusals_of(owner):
         filled = objective.fill_in(clips.pixels.to(device), torch.Generator(device).manual_seed(0))
         return prediction_drawing(clips, filled, tokenizer, title)
+
+
+def _tokenizer(
+    tokenizer: Tokenizer, recipe: Recipe | None, clips_of: ClipsOf, title: str, owner: str
+) -> Drawing:
+    device = pick_device("auto" if recipe is None else recipe.run.device)
+    clips = clips_of(recipe)
+    tokenizer.to(device)
+    with _refusals_of(owner):
+        ids = tokenizer.encode(clips.pixels.to(device))
+        return tokenizer_drawing(clips, tokenizer.decode(ids).cpu(), title)
 
 
 def _require(part: PartSpec, kind: Kind[object], ability: type, lacks: str) -> None:

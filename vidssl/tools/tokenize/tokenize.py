@@ -41,7 +41,7 @@ from vidssl.engine.logging import Say, format_duration, print_line, shown_messag
 from vidssl.engine.precision import pick_device
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, Tokenizer, UnreadableSample
-from vidssl.tools.tokenize.request import (
+from vidssl.tools.tokenize.settings import (
     Purpose,
     StoreSettings,
     Videos,

@@ -1,7 +1,7 @@
 """Which videos of a recipe ``vidssl tokenize`` stores, and the paper's settings for it."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from vidssl.build import build
 from vidssl.config.recipe import Recipe
@@ -12,7 +12,6 @@ from vidssl.data.views.uniform import UniformClips
 
 Purpose = Literal["pretraining", "finetuning", "testing"]
 Videos = Literal["data.video.source", "data.video.test_source", "data.probe.train", "data.probe.test"]
-VIDEOS: tuple[Videos, ...] = get_args(Videos)
 
 
 @dataclass(frozen=True)
