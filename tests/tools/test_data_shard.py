@@ -321,14 +321,14 @@ def test_the_command_line(root: Path, tmp_path: Path, capsys) -> None:
             out,
             "--shard-mb",
             "0",
-        ): "--shard-mb: expected a whole number of at least 1, got 0",
+        ): "expected a whole number of at least 1, got 0",
         (
             str(root),
             "--out",
             out,
             "--processes",
             "0",
-        ): "--processes: expected a whole number of at least 1, got 0",
+        ): "expected a whole number of at least 1, got 0",
         ("a", "b", "--out", out): "data shard takes one folder, list or manifest, got a b",
         (str(root), "--out", "nosuch://a"): "no kind of address begins with nosuch://",
     }.items():
