@@ -13,13 +13,15 @@ from vidssl.data.sources.folders import ImageFolder, VideoFolder, VideoList
 from vidssl.data.sources.frame_folders import FrameFolders
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.moving_digits import MovingDigits
-from vidssl.data.sources.official.diving48 import diving48
-from vidssl.data.sources.official.hmdb51 import hmdb51
-from vidssl.data.sources.official.howto100m import howto100m
 from vidssl.data.sources.official.imagenet import ImageNet
-from vidssl.data.sources.official.kinetics import kinetics
-from vidssl.data.sources.official.something_something import something_something_v2
-from vidssl.data.sources.official.ucf101 import ucf101
+from vidssl.data.sources.official.videos import (
+    diving48,
+    hmdb51,
+    howto100m,
+    kinetics,
+    something_something_v2,
+    ucf101,
+)
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.views.random import RandomResizedClip, RandomSegments, SingleClip, SingleImage
 from vidssl.data.views.svt import GlobalLocal, IntervalClips, SlowFastTrain, SVTPublished

@@ -14,7 +14,7 @@ from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.listing import select
 from vidssl.data.sources.lists import read_lists
 from vidssl.data.sources.manifest import Manifest
-from vidssl.data.sources.official.kinetics import kinetics
+from vidssl.data.sources.official.videos import kinetics
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.views.uniform import UniformClips
 from vidssl.engine.logging import terminal

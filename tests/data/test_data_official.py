@@ -13,8 +13,7 @@ from official_files import fill, keys, labelled
 
 from vidssl.config.schema import keys_of
 from vidssl.data import SOURCES
-from vidssl.data.sources.official.hmdb51 import hmdb51
-from vidssl.data.sources.official.ucf101 import ucf101
+from vidssl.data.sources.official.videos import hmdb51, ucf101
 from vidssl.errors import UsageError
 from vidssl.evaluators.extract import Encoded, table_of
 from vidssl.tools.data.check import check_data

@@ -8,10 +8,7 @@ from pathlib import Path
 import pytest
 from official_files import fill, keys, labelled
 
-from vidssl.data.sources.official.diving48 import diving48
-from vidssl.data.sources.official.howto100m import howto100m
-from vidssl.data.sources.official.kinetics import kinetics
-from vidssl.data.sources.official.something_something import something_something_v2
+from vidssl.data.sources.official.videos import diving48, howto100m, kinetics, something_something_v2
 from vidssl.errors import UsageError
 
 

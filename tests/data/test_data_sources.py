@@ -14,7 +14,7 @@ from vidssl.data.sources.folders import ImageFolder, VideoFolder, VideoList
 from vidssl.data.sources.listing import Listed, Listing, select
 from vidssl.data.sources.lists import listed_part
 from vidssl.data.sources.official.groups import group_of, groups_of
-from vidssl.data.sources.official.ucf101 import ucf101
+from vidssl.data.sources.official.videos import ucf101
 from vidssl.errors import UsageError
 from vidssl.evaluators.extract import Encoded, table_of
 from vidssl.evaluators.scores import labelled_rows

@@ -57,11 +57,8 @@ def in_both(*sources) -> tuple[str, ...]:
 
 
 def test_every_source_knows_its_files() -> None:
-    classes = {
-        made if isinstance(made, type) else made.__annotations__["return"] for made in SOURCES.values()
-    }
-    assert {str(each) for each in classes if isinstance(each, str)} == {"OfficialVideos"}
-    assert all(issubclass(each, KnowsOrigins) for each in classes if not isinstance(each, str))
+    assert len(SOURCES) > 10
+    assert all(issubclass(each, KnowsOrigins) for each in SOURCES.values())
 
 
 def test_one_file_is_found_under_any_spelling_link_and_copy(vids: Path) -> None:

@@ -6,7 +6,7 @@
 import inspect
 import types
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -35,7 +35,9 @@ def keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
         ValueError: for a parameter without a type or of one that YAML lacks, and for ``**kwargs``, which
             would swallow misspelt keys.
     """
-    hints = get_type_hints(constructor.__init__ if inspect.isclass(constructor) else constructor)
+    # of a dataclass as a class: the annotations of inherited fields are names of another module
+    of_class = inspect.isclass(constructor) and not is_dataclass(constructor)
+    hints = get_type_hints(constructor.__init__ if of_class else constructor)
     keys = {}
     for name, parameter in inspect.signature(constructor).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:

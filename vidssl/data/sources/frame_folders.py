@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,17 +17,17 @@ from vidssl.data.decode.images import read_image
 from vidssl.data.sources.listing import (
     IMAGE_EXTENSIONS,
     Listed,
+    ListedFiles,
     Listing,
-    Part,
+    PartKeys,
     labelled_by_folder,
     refuse_parts,
     select,
 )
 from vidssl.data.sources.official.listed import DataSet, check_missing_share, tell_found
-from vidssl.data.sources.official.tables import read_text
 from vidssl.data.sources.origins import image_origin
 from vidssl.errors import counted
-from vidssl.interfaces import DataSource, KnowsMissing, KnowsOrigins, Origin, SampleInfo, UnreadableSample
+from vidssl.interfaces import KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
 FRAMES = DataSet(
     "A folder of frames",
@@ -48,7 +48,8 @@ class _Video:
     problem: str = ""
 
 
-class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
+@dataclass(kw_only=True, eq=False)
+class FrameFolders(PartKeys, ListedFiles, KnowsOrigins):
     """Videos that are folders of numbered images, such as img_00001.jpg.
 
     A video's key is its folder below the root. Without a ``list`` the folders above the videos are their
@@ -60,67 +61,47 @@ class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
         fps: frame rate that the images were taken at; images do not tell.
         list: "VIDEO", "VIDEO CLASS" or "VIDEO FRAMES CLASS" on each line, with numbers for classes.
         prefix: what the names of frames begin with, where folders hold others too (optical flow).
-        part: "train" and "test" divide each class by the hash of the key, the same way on every machine.
-        test_share: of each class, on average.
         max_missing_share: of the folders in ``list``, that may be missing.
-        limit: keep at most this many videos, always the same random sample.
+        part, test_share, limit: see ``PartKeys``.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        fps: float,
-        list: str | None = None,
-        prefix: str | None = None,
-        part: Part = "all",
-        test_share: float = 0.25,
-        max_missing_share: float = 0.01,
-        limit: int | None = None,
-    ) -> None:
-        check_missing_share(max_missing_share)
-        if fps <= 0:
-            raise ValueError(f"fps must be above 0, got {fps}")
-        self._root, self._fps, self._prefix = Path(root).absolute(), fps, prefix
-        if not self._root.is_dir():
+    root: str
+    fps: float
+    list: str | None = None
+    prefix: str | None = None
+    max_missing_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_missing_share(self.max_missing_share)
+        if self.fps <= 0:
+            raise ValueError(f"fps must be above 0, got {self.fps}")
+        root = Path(self.root).absolute()
+        if not root.is_dir():
             raise FRAMES.error(
-                f"{root}: no such folder (paths are relative to the working folder, {Path.cwd()})"
+                f"{self.root}: no such folder (paths are relative to the working folder, {Path.cwd()})"
             )
         self._promised: dict[str, int] = {}
-        if list is None:
-            listing, num_missing = self._from_folders(), 0
+        if self.list is None:
+            listing, num_missing = _from_folders(root), 0
         else:
-            listing, num_missing = self._from_list(Path(list), max_missing_share)
-        listing = select(listing, part=part, test_share=test_share, limit=limit, where=root)
-        self._files = listing.files
-        # of a share of the videos none can say how many of the missing would be in it
-        self._num_missing = num_missing if part == "all" and limit is None else 0
-        self.label_classes: Mapping[str, tuple[str, ...]] = listing.label_classes
+            listing, num_missing = self._from_list(root, Path(self.list))
+        listing = select(listing, self.part, self.test_share, self.limit, where=self.root)
+        # of a fraction of the videos none can say how many of the missing would be in it
+        whole = self.part == "all" and self.limit is None
+        self.take(self.root, listing, len(listing.files) + num_missing if whole else None)
         self._videos: OrderedDict[int, _Video] = OrderedDict()
         if self._look(0).problem.startswith("images of several kinds"):
-            raise FRAMES.error(f"{self._root / self.key(0)}: {self._look(0).problem}")
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def num_listed(self) -> int:
-        return len(self._files) + self._num_missing
-
-    def key(self, index: int) -> str:
-        return self._files[index].key
-
-    def labels(self, index: int) -> Mapping[str, int]:
-        return self._files[index].labels
+            raise FRAMES.error(f"{root / self.key(0)}: {self._look(0).problem}")
 
     def info(self, index: int) -> SampleInfo:
-        return SampleInfo(self.key(index), len(self._frames(index)), self._fps, self.labels(index))
+        return SampleInfo(self.key(index), len(self._frames(index)), self.fps, self.labels(index))
 
     def origin(self, index: int) -> Origin:
-        return image_origin(self._root / self._files[index].path)
+        return image_origin(self.folder / self.files[index].path)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         key, names = self.key(index), self._frames(index)
-        folder = self._root / self._files[index].path
+        folder = self.folder / self.files[index].path
         if min(frames) < 0 or max(frames) >= len(names):
             raise ValueError(f"{key} has {counted(len(names), 'frame')}, asked for {max(frames)}")
         pixels = {
@@ -140,8 +121,8 @@ class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
     def _look(self, index: int) -> _Video:
         """Names of the frames of a video, looked up once."""
         if index not in self._videos:
-            path = self._files[index].path
-            video = _frames_in(self._root / path, self._prefix, self._promised.get(path))
+            path = self.files[index].path
+            video = _frames_in(self.folder / path, self.prefix, self._promised.get(path))
             if video.problem:
                 return video  # looked up again: a folder may be mended while it is in use
             self._videos[index] = video
@@ -150,28 +131,13 @@ class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
             self._videos.popitem(last=False)
         return self._videos[index]
 
-    def _from_folders(self) -> Listing:
-        keys = _find_folders(self._root)
-        if not keys or keys == ["."]:
-            what = "images lie in it and not in a folder for each video" if keys else "no image below it"
-            raise FRAMES.error(f"{self._root}: {what}")
-        flat = [key for key in keys if "/" not in key]
-        if flat and len(flat) < len(keys):
-            raise FRAMES.error(
-                f"{self._root}: {flat[0]} holds frames and lies beside folders that are taken for classes"
-            )
-        if flat:
-            return Listing(tuple(Listed(key, {}) for key in keys), {})
-        refuse_parts(self._root, {key.split("/")[0] for key in keys})
-        return Listing(*labelled_by_folder(keys))
-
-    def _from_list(self, path: Path, max_missing_share: float) -> tuple[Listing, int]:
+    def _from_list(self, root: Path, path: Path) -> tuple[Listing, int]:
         rows = _read_list(path)
-        there = {key: (self._root / key).is_dir() for key in rows}
+        there = {key: (root / key).is_dir() for key in rows}
         missing = [key for key, exists in there.items() if not exists]
         if len(missing) == len(rows):
             raise FRAMES.error(
-                f"{self._root}: none of the {counted(len(rows), 'folder')} of {path} is in it, not even "
+                f"{root}: none of the {counted(len(rows), 'folder')} of {path} is in it, not even "
                 f"{missing[0]}"
             )
         classes = ordered_classes(
@@ -179,7 +145,7 @@ class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
         )
         numbers = {name: place for place, name in enumerate(classes)}
         more = f", {counted(len(classes), 'class', 'classes')}" if classes else ""
-        tell_found(str(path), len(rows) - len(missing), missing, max_missing_share, more)
+        tell_found(str(path), len(rows) - len(missing), missing, self.max_missing_share, more)
         self._promised = {key: count for key, (count, _) in rows.items() if count is not None}
         files = tuple(
             Listed(key, {} if number is None else {"class": numbers[str(number)]})
@@ -189,11 +155,27 @@ class FrameFolders(DataSource, KnowsMissing, KnowsOrigins):
         return Listing(files, {"class": classes} if classes else {}), len(missing)
 
 
+def _from_folders(root: Path) -> Listing:
+    keys = _find_folders(root)
+    if not keys or keys == ["."]:
+        what = "images lie in it and not in a folder for each video" if keys else "no image below it"
+        raise FRAMES.error(f"{root}: {what}")
+    flat = [key for key in keys if "/" not in key]
+    if flat and len(flat) < len(keys):
+        raise FRAMES.error(
+            f"{root}: {flat[0]} holds frames and lies beside folders that are taken for classes"
+        )
+    if flat:
+        return Listing(tuple(Listed(key, {}) for key in keys), {})
+    refuse_parts(root, {key.split("/")[0] for key in keys})
+    return Listing(*labelled_by_folder(keys))
+
+
 def _read_list(path: Path) -> dict[str, tuple[int | None, int | None]]:
     """Folder -> number of frames and class, each None where the list does not say."""
     rows: dict[str, tuple[int | None, int | None]] = {}
     widths = set()
-    for line, text in enumerate(read_text(FRAMES, path).splitlines(), start=1):
+    for line, text in enumerate(FRAMES.text(path).splitlines(), start=1):
         match = _LINE.fullmatch(text.strip())
         if match is None:
             if text.strip():

@@ -14,7 +14,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -25,13 +25,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vidssl.data.decode.decode import part_of, seconds_of
-from vidssl.data.sources.listing import Listed, Listing, Part, named_listing, select
+from vidssl.data.sources.listing import Listed, ListedFiles, Listing, PartKeys, named_listing, select
 from vidssl.data.sources.lists import listed_part
 from vidssl.data.sources.manifest import unpacked
 from vidssl.data.sources.origins import derived_origin
 from vidssl.data.sources.segments import parse_segments
 from vidssl.errors import UsageError, counted
-from vidssl.interfaces import DataSource, KnowsGroups, KnowsOrigins, Origin, SampleInfo, UnreadableSample
+from vidssl.interfaces import KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
 INDEX = "index.jsonl"
 KIND, VERSION = "vidssl JPEG shards", 1
@@ -100,7 +100,8 @@ def _pread(descriptor: int, length: int, offset: int) -> bytes:
     return found
 
 
-class JpegShards(DataSource, KnowsGroups, KnowsOrigins):
+@dataclass(kw_only=True, eq=False)
+class JpegShards(PartKeys, ListedFiles, KnowsOrigins):
     """Videos as ``vidssl data prepare --jpeg-shards`` wrote them, with the keys and labels that they had.
 
     Args:
@@ -108,62 +109,45 @@ class JpegShards(DataSource, KnowsGroups, KnowsOrigins):
         list: as ``video_list`` has it: which of the videos, and their labels; by default all, with the labels
             that they were prepared with.
         test_list: held-out videos; numbers classes together with ``list``.
-        part: "test" is ``test_list``, or without one a share of each class by the hash of the key.
+        part: "test" is ``test_list``, or without one a fraction of each class by the hash of the key.
         test_share: of each class, on average, where there is no ``test_list``.
         limit: keep at most this many videos, always the same random sample.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        list: str | None = None,
-        test_list: str | None = None,
-        part: Part = "all",
-        test_share: float = 0.25,
-        limit: int | None = None,
-    ) -> None:
-        self._root = Path(root).absolute()
-        self._rows, own = _read_index(self._root / INDEX)
-        if list is not None:
-            listing, part = listed_part(list, test_list, part, exists=self._rows.__contains__)
-        elif test_list is not None:
+    root: str
+    list: str | None = None
+    test_list: str | None = None
+
+    def __post_init__(self) -> None:
+        self._rows, own = _read_index(Path(self.root).absolute() / INDEX)
+        part = self.part
+        if self.list is not None:
+            listing, part = listed_part(self.list, self.test_list, part, exists=self._rows.__contains__)
+        elif self.test_list is not None:
             raise ValueError("'test_list' goes with 'list'")
         else:
             listing = own
-        listing = select(listing, part=part, test_share=test_share, limit=limit, where=list or root)
-        self._files = self._usable(listing.files, list or root)
-        self.label_classes = listing.label_classes
+        where = self.list or self.root
+        self.take(self.root, select(listing, part, self.test_share, self.limit, where=where))
+        self.files = self._usable(self.files, where)
         self._descriptors: dict[str, int] = {}
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def key(self, index: int) -> str:
-        return self._files[index].key
-
-    def labels(self, index: int) -> Mapping[str, int]:
-        return self._files[index].labels
-
-    def group(self, index: int) -> str:
-        return self._files[index].cut_from
-
     def info(self, index: int) -> SampleInfo:
-        file = self._files[index]
+        file = self.files[index]
         own, row = self._frames(file), self._rows[file.path]
         times = seconds_of(*_times(row))
         return SampleInfo(file.key, len(own), row["fps"], file.labels, part_of(times, own))
 
     def origin(self, index: int) -> Origin:
-        file = self._files[index]
+        file = self.files[index]
         row = self._rows[file.path]
-        made = self._root / row["shard"]
-        origin = derived_origin(row.get("origin", {}), store=self._root, key=file.path, made=made)
+        made = self.folder / row["shard"]
+        origin = derived_origin(row.get("origin", {}), store=self.folder, key=file.path, made=made)
         return replace(origin, segment=None if file.segment is None else file.segment.seconds)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        key = self._files[index].key
-        row, own = self._rows[self._files[index].path], self._frames(self._files[index])
+        key = self.files[index].key
+        row, own = self._rows[self.files[index].path], self._frames(self.files[index])
         if not frames or min(frames) < 0 or max(frames) >= len(own):
             raise ValueError(f"{key} has {counted(len(own), 'frame')}, asked for {[*frames]}")
         try:
@@ -182,14 +166,14 @@ class JpegShards(DataSource, KnowsGroups, KnowsOrigins):
 
     def _open(self, shard: str) -> int:
         if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self._root / shard, os.O_RDONLY)
+            self._descriptors[shard] = os.open(self.folder / shard, os.O_RDONLY)
         return self._descriptors[shard]
 
     def _usable(self, files: Sequence[Listed], where: str) -> tuple[Listed, ...]:
         unknown = [file.path for file in files if file.path not in self._rows]
         if unknown:
             raise UsageError(
-                f"{self._root}: {len(unknown)} of the {counted(len(files), 'video')} of {where} are not "
+                f"{self.folder}: {len(unknown)} of the {counted(len(files), 'video')} of {where} are not "
                 "in it, such as "
                 f"{unknown[0]}. Have them added with 'vidssl data prepare'"
             )
@@ -198,7 +182,7 @@ class JpegShards(DataSource, KnowsGroups, KnowsOrigins):
         if reasons:
             _log.warning(
                 "%s: %d of %d videos are left out: they could not be prepared (most of all: %s)",
-                self._root,
+                self.folder,
                 reasons.total(),
                 len(files),
                 reasons.most_common(1)[0][0],
@@ -206,7 +190,7 @@ class JpegShards(DataSource, KnowsGroups, KnowsOrigins):
         kept = tuple(file for file in files if not self._rows[file.path]["reason"])
         if not kept:
             raise UsageError(
-                f"{self._root}: none of the {counted(len(files), 'video')} of {where} could be prepared"
+                f"{self.folder}: none of the {counted(len(files), 'video')} of {where} could be prepared"
             )
         return kept
 

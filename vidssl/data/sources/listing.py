@@ -14,6 +14,7 @@ from vidssl.data.decode.animations import is_still_webp
 from vidssl.data.sources.official.groups import group_of
 from vidssl.data.sources.segments import NamedSegment, Segment
 from vidssl.errors import UsageError, counted, printable
+from vidssl.interfaces import DataSource, KnowsGroups, KnowsMissing
 
 Part = Literal["all", "train", "test"]
 
@@ -97,6 +98,55 @@ class Listing:
                 named = (part.start, part.end, self.class_names(sample))
                 found[sample.path] = (*found.get(sample.path, ()), named)
         return found
+
+
+@dataclass(kw_only=True, eq=False)
+class PartKeys:
+    """Keys of sources that a part of can be read.
+
+    Args:
+        part: "train" and "test" divide each class by the hash of the key, the same way on every machine.
+        test_share: fraction of each class that is for testing, on average.
+        limit: keep at most this many samples, always the same random ones.
+    """
+
+    part: Part = "all"
+    test_share: float = 0.25
+    limit: int | None = None
+
+
+class ListedFiles(DataSource, KnowsMissing, KnowsGroups):
+    """Samples that a listing names; a subclass ``take``s it.
+
+    Attributes:
+        folder: that paths are relative to, absolute: a source keeps its files when the process moves on.
+        files: the samples.
+    """
+
+    folder: Path
+    files: tuple[Listed, ...]
+    _num_missing = 0
+
+    def take(self, root: str, listing: Listing, num_listed: int | None = None) -> None:
+        """Has the files of a listing for samples; ``num_listed`` counts those that are missing too."""
+        self.folder, self.files = Path(root).absolute(), listing.files
+        self.label_classes: Mapping[str, tuple[str, ...]] = listing.label_classes
+        self._num_missing = 0 if num_listed is None else num_listed - len(listing.files)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def num_listed(self) -> int:
+        return len(self.files) + self._num_missing
+
+    def key(self, index: int) -> str:
+        return self.files[index].key
+
+    def labels(self, index: int) -> Mapping[str, int]:
+        return self.files[index].labels
+
+    def group(self, index: int) -> str:
+        return self.files[index].cut_from
 
 
 def named_listing(
@@ -216,7 +266,9 @@ def check_choice(key: str, value: object, choices: Sequence[object]) -> None:
         raise ValueError(f"{key} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def select(listing: Listing, *, part: Part, test_share: float, limit: int | None, where: str) -> Listing:
+def select(
+    listing: Listing, part: Part = "all", test_share: float = 0.25, limit: int | None = None, *, where: str
+) -> Listing:
     """The files of one part of a data set.
 
     Each file falls into a part by the hash of its key, class by class, so that adding files moves no other

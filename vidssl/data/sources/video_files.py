@@ -1,17 +1,13 @@
-"""Listed video files as samples: what is known of each, which are left out, and how they are read.
-
-A source of videos holds one ``Videos`` and hands it the keys that all such sources share: ``manifest``,
-``decoder``, ``short``, ``min_frames`` and ``square_pixels``.
-"""
+"""Listed video files as samples: what is known of each, which are left out, and how they are read."""
 
 from __future__ import annotations
 
 import logging
 import os
+from abc import abstractmethod
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -20,11 +16,11 @@ from torch import Tensor
 from vidssl.data.decode.decode import VideoFacts, part_of, probe, read_frames
 from vidssl.data.decode.decoders import DecoderName, PyAV, choose_decoder
 from vidssl.data.decode.diagnose import why_not_a_file
-from vidssl.data.sources.listing import Listed, Listing
+from vidssl.data.sources.listing import Listed, ListedFiles, Listing
 from vidssl.data.sources.manifest import Entry, Manifest, why_changed
 from vidssl.data.sources.origins import origin_of
 from vidssl.errors import UsageError, counted
-from vidssl.interfaces import DataSource, Origin, SampleInfo, UnreadableSample
+from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
 Short = Literal["loop", "pad", "skip"]
 
@@ -87,60 +83,69 @@ _log = logging.getLogger(__name__)
 _FACTS_KEPT = 8192  # videos; the facts of one take about 2 kB for each 300 frames
 
 
-class Videos:
+@dataclass(kw_only=True, eq=False)
+class VideoKeys:
+    """Keys of every source of videos.
+
+    Args:
+        root: folder that paths are relative to, itself relative to the working folder.
+        limit: keep at most this many videos, always the same random sample.
+        decoder: "pyav"; "torchcodec" or "torchcodec_cuda" (the GPU's), which leave to PyAV what they cannot
+            read exactly; "auto" is torchcodec on the CPU where that works, else PyAV.
+        short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them from their
+            first frame on and "pad" holds their last frame, both up to ``min_frames``; "skip" leaves them
+            out; by default the views have rules of their own.
+        min_frames: how many frames make a video not short.
+        square_pixels: whether frames whose pixels are not square are widened or narrowed to what they show.
+    """
+
+    root: str
+    limit: int | None = None
+    decoder: DecoderName = "pyav"
+    short: Short | None = None
+    min_frames: int = 1
+    square_pixels: bool = False
+
+
+@dataclass(kw_only=True, eq=False)
+class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
     """Listed video files, and what was found out about those that were opened last.
 
     Args:
-        root: folder that keys are relative to, itself relative to the working folder.
-        listing: the files.
-        manifest: path of what ``vidssl data check`` wrote. What it calls damaged or unreadable is left out;
-            a file that has changed since counts as unreadable. Without it each file is looked through when
-            it is first asked for.
-        decoder: "pyav"; "torchcodec" or "torchcodec_cuda", which leave files to PyAV that they cannot read
-            exactly; "auto" is torchcodec on the CPU where that works.
-        short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them from their
-            first frame on and "pad" holds their last frame, both up to ``min_frames``; "skip" leaves them
-            out, which takes a manifest. None leaves short videos to the rule of the views.
-        min_frames: see ``short``.
-        square_pixels: whether frames whose pixels are not square are widened or narrowed to what they show.
+        manifest: what ``vidssl data check`` wrote, relative to the working folder: bad files are left out and
+            good ones need not be looked through. A file that has changed since is unreadable. Without it each
+            file is looked through when it is first asked for.
 
     Attributes:
-        files: those that are not left out.
         left_out: why -> how many.
-        num_listed: files of the listing, those that are left out included.
 
     Raises:
         ValueError: for keys that do not go together.
         UsageError: if a file is not in the manifest, none is left, or the decoder is of no use here.
     """
 
-    def __init__(
-        self,
-        root: Path,
-        listing: Listing,
-        *,
-        manifest: str | None = None,
-        decoder: DecoderName = "pyav",
-        short: Short | None = None,
-        min_frames: int = 1,
-        square_pixels: bool = False,
-    ) -> None:
-        self._short = ShortVideos(short, min_frames)
-        if short == "skip" and manifest is None:
+    manifest: str | None = None
+
+    @abstractmethod
+    def listed(self) -> tuple[Listing, int]:
+        """The samples to read, and how many the data set has, those that are missing included."""
+
+    def __post_init__(self) -> None:
+        listing, num_listed = self.listed()
+        self._short = ShortVideos(self.short, self.min_frames)
+        if self.short == "skip" and self.manifest is None:
             raise ValueError(
                 "short: skip needs 'manifest', which knows how long videos are; 'vidssl data check' makes one"
             )
-        self._root = root.absolute()
-        self._square_pixels = square_pixels
-        self._manifest = None if manifest is None else Manifest(Path(manifest))
-        self._decoder = choose_decoder(decoder)
+        self._manifest = None if self.manifest is None else Manifest(Path(self.manifest))
+        self._decoder = choose_decoder(self.decoder)
         self._facts: OrderedDict[str, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
         self.left_out: Counter[str] = Counter()
-        self.num_listed = len(listing.files)
-        self.files = listing.files if self._manifest is None else self._usable(listing.files, self._manifest)
+        if self._manifest is not None:
+            listing = Listing(self._usable(listing.files, self._manifest), listing.label_classes)
+        self.take(self.root, listing, num_listed)
 
     def info(self, index: int) -> SampleInfo:
-        """What a source says of a sample; a short video is as long as ``short`` makes it."""
         file = self.files[index]
         facts = self._look(index)
         own = _frames(file, facts)
@@ -148,16 +153,14 @@ class Videos:
         return SampleInfo(file.key, length, facts.fps, file.labels, times)
 
     def origin(self, index: int) -> Origin:
-        """The file of a sample, with its checksum where a manifest has that."""
         file = self.files[index]
         segment = None if file.segment is None else file.segment.seconds
         if self._manifest is None:
-            return origin_of(self._root / file.path, segment=segment)
+            return origin_of(self.folder / file.path, segment=segment)
         entry = self._manifest.entry(file.path)
-        return origin_of(self._root / file.path, entry.sha256, entry.bytes, segment=segment)
+        return origin_of(self.folder / file.path, entry.sha256, entry.bytes, segment=segment)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        """Frames as a source reads them, uint8 [len(frames), 3, H, W]."""
         file = self.files[index]
         key, facts = file.key, self._look(index)
         own = _frames(file, facts)
@@ -166,7 +169,7 @@ class Videos:
             raise UnreadableSample(key, reason)
         wanted = [own[number] for number in self._short.within(frames, len(own))]
         try:
-            return self._decoder.read(self._root / file.path, wanted, facts)
+            return self._decoder.read(self.folder / file.path, wanted, facts)
         except UnreadableSample as error:
             raise UnreadableSample(key, error.reason) from error
 
@@ -211,7 +214,7 @@ class Videos:
     def _look(self, index: int) -> VideoFacts:
         """Facts of a file, kept until it changes."""
         file = self.files[index]
-        path = self._root / file.path
+        path = self.folder / file.path
         try:
             status = os.stat(path)
         except OSError:
@@ -219,14 +222,14 @@ class Videos:
         version = (status.st_size, status.st_mtime_ns)
         if file.path not in self._facts or self._facts[file.path][0] != version:
             facts = self._find_out(file, status)
-            self._facts[file.path] = (version, facts.with_square_pixels() if self._square_pixels else facts)
+            self._facts[file.path] = (version, facts.with_square_pixels() if self.square_pixels else facts)
         self._facts.move_to_end(file.path)
         if len(self._facts) > _FACTS_KEPT:
             self._facts.popitem(last=False)
         return self._facts[file.path][1]
 
     def _find_out(self, file: Listed, status: os.stat_result) -> VideoFacts:
-        path, key = self._root / file.path, file.key
+        path, key = self.folder / file.path, file.key
         if self._manifest is None:
             try:
                 return probe(path)
@@ -267,31 +270,27 @@ class VideoFiles(DataSource):
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self._videos = [_Video(Path(path)) for path in paths]
+        self._paths = [Path(path) for path in paths]
+        self._facts: dict[int, VideoFacts] = {}
         self.label_classes: Mapping[str, tuple[str, ...]] = {}
 
     def __len__(self) -> int:
-        return len(self._videos)
+        return len(self._paths)
 
     def key(self, index: int) -> str:
-        return str(self._videos[index].path)
+        return str(self._paths[index])
 
     def labels(self, index: int) -> Mapping[str, int]:
         return {}
 
     def info(self, index: int) -> SampleInfo:
-        facts = self._videos[index].facts
+        facts = self._look(index)
         return SampleInfo(self.key(index), facts.num_frames, facts.fps, {}, facts.uneven_times)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        video = self._videos[index]
-        return read_frames(video.path, frames, video.facts)
+        return read_frames(self._paths[index], frames, self._look(index))
 
-
-class _Video:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @cached_property
-    def facts(self) -> VideoFacts:
-        return probe(self.path)
+    def _look(self, index: int) -> VideoFacts:
+        if index not in self._facts:
+            self._facts[index] = probe(self._paths[index])
+        return self._facts[index]

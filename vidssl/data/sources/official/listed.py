@@ -1,14 +1,17 @@
-"""What official lists name, matched with the files that are there; counts are of found among listed."""
+"""Files that official lists are written in, and what they name, matched with the files that are there."""
 
 from __future__ import annotations
 
+import csv
+import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vidssl.data.sources.listing import Listed, Listing, find_files
+from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listed, Listing, find_files
+from vidssl.data.sources.lists import read_text
 from vidssl.data.sources.segments import Segment
 from vidssl.errors import UsageError, counted
 
@@ -18,7 +21,7 @@ _NAMED = 5  # missing files that a line names
 
 @dataclass(frozen=True)
 class DataSet:
-    """What messages say of a data set: its name, how its files lie, and its page in ``docs/data``."""
+    """A published data set: its name, how its files lie, its page in ``docs/data``; reads its lists."""
 
     name: str
     lies: str
@@ -28,9 +31,71 @@ class DataSet:
         """An error that ends in how the data must lie."""
         return UsageError(f"{what}. {self.name} must lie like this: {self.lies} (docs/data/{self.page}.md)")
 
+    def text(self, path: Path) -> str:
+        """The text of an official file, whatever its line ends and byte order mark.
+
+        Raises:
+            UsageError: if it cannot be read, or is no text in UTF-8 or UTF-16.
+        """
+        try:
+            return read_text(path)
+        except FileNotFoundError:
+            raise self.error(
+                f"{path}: no such file (paths are relative to the working folder, {Path.cwd()})"
+            ) from None
+        except OSError as error:
+            raise self.error(f"{path}: it cannot be read ({error})") from error
+
+    def lines(self, path: Path) -> Iterator[tuple[int, list[str]]]:
+        """Number and words of each line that holds any."""
+        for number, line in enumerate(self.text(path).splitlines(), start=1):
+            if line.strip():
+                yield number, line.split()
+
+    def rows(self, path: Path, needed: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+        """Line and cells by column of each row of a CSV file, stripped of spaces.
+
+        Raises:
+            UsageError: if a needed column is missing, or a row is shorter than the header.
+        """
+        reader = csv.reader(self.text(path).splitlines())
+        header = [name.strip() for name in next(reader, [])]
+        lacking = [name for name in needed if name not in header]
+        if lacking:
+            raise self.error(
+                f"{path}: its first line must name the columns {', '.join(needed)}; it lacks "
+                f"{', '.join(lacking)} and reads {','.join(header)[:80]!r}"
+            )
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) < len(header):
+                raise self.error(
+                    f"{path}:{reader.line_num}: {counted(len(cells), 'column')} of {len(header)}"
+                )
+            yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+
+    def json(self, path: Path) -> object:
+        """Content of a JSON file."""
+        try:
+            return json.loads(self.text(path))
+        except ValueError as error:
+            raise self.error(f"{path}: it is no JSON ({error})") from error
+
+    def entries(self, path: Path, needed: tuple[str, ...]) -> list[Mapping[str, object]]:
+        """A JSON file that is a list of objects, each with the needed keys."""
+        rows = self.json(path)
+        if not isinstance(rows, list) or not rows:
+            raise self.error(f"{path}: it must be a list of entries, one a video")
+        for place, row in enumerate(rows):
+            lacking = [name for name in needed if not isinstance(row, dict) or name not in row]
+            if lacking:
+                raise self.error(f"{path}: entry {place} lacks {', '.join(lacking)}: {str(row)[:80]}")
+        return rows
+
 
 @dataclass(frozen=True)
-class Wanted:
+class OfficialEntry:
     """A video or image that an official list names.
 
     Attributes:
@@ -57,16 +122,8 @@ class OfficialList:
     """
 
     what: str
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[OfficialEntry, ...]
     classes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Found:
-    """The files that are there, and how many the list names."""
-
-    listing: Listing
-    num_listed: int
 
 
 def find_listed(
@@ -76,8 +133,8 @@ def find_listed(
     extensions: Sequence[str],
     *,
     max_missing_share: float,
-) -> Found:
-    """The listed files that are somewhere below ``root``; a line in the log counts them.
+) -> tuple[Listing, int]:
+    """The listed files that are somewhere below ``root``, and how many are listed; the log counts them.
 
     A file is looked for by name, first in the folder of its class, and in folders called "replacement..."
     before all others: a mirror of Kinetics puts there what its archives hold spoilt. Of an entry that is
@@ -91,7 +148,7 @@ def find_listed(
     """
     check_missing_share(max_missing_share)
     files = _FilesByName(_keys(data_set, root, extensions))
-    taken: dict[str, list[Wanted]] = {}
+    taken: dict[str, list[OfficialEntry]] = {}
     missing, twice = [], 0
     number = {name: place for place, name in enumerate(official.classes)}
     for wanted in official.wanted:
@@ -127,10 +184,10 @@ def find_listed(
     )
     tell_found(official.what, len(found), missing, max_missing_share, more)
     listing = Listing(tuple(found), {"class": official.classes} if official.classes else {})
-    return Found(listing, len(found) + len(missing))
+    return listing, len(found) + len(missing)
 
 
-def _by_segment(key: str, wanted: Wanted) -> bool:
+def _by_segment(key: str, wanted: OfficialEntry) -> bool:
     """Whether a file bears the name of the whole video that an entry is a segment of."""
     return wanted.segment is not None and _stem(key) == wanted.names[-1]
 
@@ -190,7 +247,7 @@ class _FilesByName:
         for key in keys:
             self._by_name.setdefault(_stem(key), []).append(key)
 
-    def find(self, wanted: Wanted) -> str | None:
+    def find(self, wanted: OfficialEntry) -> str | None:
         """The key of the best file for an entry; None if there is none."""
         candidates = [
             (place, key) for place, name in enumerate(wanted.names) for key in self._by_name.get(name, ())
@@ -216,3 +273,9 @@ def _replaces(key: str) -> bool:
 def _plain(name: str) -> str:
     """A folder's name as all its spellings have it: "high kick", "high_kick" and "HighKick" are one."""
     return "".join(letter for letter in name.lower() if letter.isalnum())
+
+
+def without_extension(name: str) -> str:
+    """A name less the extension of a video, if it has one; dots elsewhere are part of it."""
+    stem, dot, ending = name.rpartition(".")
+    return stem if dot and ending.lower() in VIDEO_EXTENSIONS else name

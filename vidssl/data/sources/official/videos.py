@@ -1,83 +1,455 @@
-"""Videos that an official list names, as a source."""
+"""Video data sets by the lists that they are published with: one reader, and what each list looks like."""
 
 from __future__ import annotations
 
+import logging
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Literal
 
-from torch import Tensor
+from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, check_choice, select
+from vidssl.data.sources.official.groups import shared_groups
+from vidssl.data.sources.official.listed import (
+    DataSet,
+    OfficialEntry,
+    OfficialList,
+    find_listed,
+    without_extension,
+)
+from vidssl.data.sources.segments import Segment
+from vidssl.data.sources.video_files import ListedVideos
 
-from vidssl.data.decode.decoders import DecoderName
-from vidssl.data.sources.listing import VIDEO_EXTENSIONS, select
-from vidssl.data.sources.official.listed import DataSet, OfficialList, find_listed
-from vidssl.data.sources.video_files import Short, Videos
-from vidssl.interfaces import DataSource, KnowsMissing, KnowsOrigins, Origin, SampleInfo
-
-
-class OfficialVideos(DataSource, KnowsMissing, KnowsOrigins):
-    """The listed videos that are there. A video's key is its path below the root; its label is "class"."""
-
-    def __init__(self, videos: Videos, label_classes: Mapping[str, tuple[str, ...]], num_listed: int) -> None:
-        self._videos = videos
-        self.label_classes = label_classes
-        self._num_listed = num_listed
-
-    def __len__(self) -> int:
-        return len(self._videos.files)
-
-    def num_listed(self) -> int:
-        return self._num_listed
-
-    def key(self, index: int) -> str:
-        return self._videos.files[index].key
-
-    def labels(self, index: int) -> Mapping[str, int]:
-        return self._videos.files[index].labels
-
-    def info(self, index: int) -> SampleInfo:
-        return self._videos.info(index)
-
-    def origin(self, index: int) -> Origin:
-        return self._videos.origin(index)
-
-    def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        return self._videos.read(index, frames)
+_log = logging.getLogger(__name__)
 
 
-def open_videos(
-    data_set: DataSet,
-    official: OfficialList,
-    root: str,
-    *,
-    max_missing_share: float,
-    limit: int | None,
-    manifest: str | None,
-    decoder: DecoderName,
-    short: Short | None,
-    min_frames: int,
-    square_pixels: bool,
-) -> OfficialVideos:
-    """The videos of a list, in the order of their keys.
+@dataclass(kw_only=True, eq=False)
+class OfficialVideos(ListedVideos):
+    """The listed videos that are there. A video's key is its path below the root; its label is "class".
 
     Args:
-        root: folder that they are below, relative to the working folder.
-        max_missing_share: of the listed videos, that may be missing.
-        limit, manifest, decoder, short, min_frames, square_pixels: as ``VideoList`` has them.
+        max_missing_share: fraction of the listed videos that may be missing.
+        limit, manifest, decoder, short, min_frames, square_pixels: see ``VideoKeys``.
+    """
+
+    max_missing_share: float = 0.01
+    data_set: ClassVar[DataSet]
+
+    @abstractmethod
+    def official_list(self) -> OfficialList:
+        """The part of the data set that the keys name."""
+
+    def listed(self) -> tuple[Listing, int]:
+        official = self.official_list()
+        listing, num_listed = find_listed(
+            self.data_set,
+            official,
+            Path(self.root),
+            VIDEO_EXTENSIONS,
+            max_missing_share=self.max_missing_share,
+        )
+        listing = select(listing, limit=self.limit, where=official.what)
+        return listing, num_listed if self.limit is None else len(listing.files)
+
+
+def _refuse_leaks(
+    data_set: DataSet, split: int, train: tuple[OfficialEntry, ...], test: tuple[OfficialEntry, ...]
+) -> None:
+    """Warns of test videos that are cut from the same video as a training video.
 
     Raises:
-        UsageError: if videos or their folder are missing, or the manifest is of no use.
-        ValueError: for keys that do not go together.
+        UsageError: if a video is in both.
     """
-    found = find_listed(data_set, official, Path(root), VIDEO_EXTENSIONS, max_missing_share=max_missing_share)
-    listing = select(found.listing, part="all", test_share=0.5, limit=limit, where=official.what)
-    videos = Videos(
-        Path(root),
-        listing,
-        manifest=manifest,
-        decoder=decoder,
-        short=short,
-        min_frames=min_frames,
-        square_pixels=square_pixels,
-    )
-    num_listed = found.num_listed if limit is None else len(listing.files)
-    return OfficialVideos(videos, listing.label_classes, num_listed)
+    keys = [[f"{entry.folder}/{entry.names[0]}.avi" for entry in part] for part in (train, test)]
+    both = sorted(set(keys[0]) & set(keys[1]))
+    if both:
+        raise data_set.error(
+            f"{data_set.name} split {split}: {both[0]} and {len(both) - 1} more are listed for train "
+            "and for test"
+        )
+    leaks = shared_groups(*keys)
+    if leaks:
+        _log.warning(
+            "%s split %d leaks: %d of %d test videos are cut from the same video as a training video, "
+            "such as %s and %s. The official lists keep these apart: docs/data/%s.md",
+            *(data_set.name, split, len(leaks), len(test), *leaks[0], data_set.page),
+        )
+
+
+KINETICS = DataSet(
+    "Kinetics",
+    "root holds ID_000010_000020.mp4 (start and end in seconds, six digits each) or ID.mp4 (the clip or the "
+    "whole video), in a folder for each class or not; list is the CSV file of the part with the columns "
+    "youtube_id, time_start, time_end and, where it has labels, label",
+    "kinetics",
+)
+_COLUMNS = ("youtube_id", "time_start", "time_end")
+
+
+@dataclass(kw_only=True, eq=False)
+class Kinetics(OfficialVideos):
+    """Kinetics-400, 600 or 700 by an official CSV list, classes in the order of their names.
+
+    Copies differ, for videos vanish from the web: ``max_missing_share`` states what yours may lack.
+
+    Args:
+        root: folder of the videos of the part, relative to the working folder; ``replacement...`` folders
+            below it take precedence.
+        list: the CSV file of the part (``train.csv``, ``val.csv``).
+        max_missing_share, limit, manifest, decoder, short, min_frames, square_pixels: see ``OfficialVideos``.
+    """
+
+    data_set = KINETICS
+    list: str
+
+    def official_list(self) -> OfficialList:
+        return _read_kinetics(Path(self.list))
+
+
+def _read_kinetics(path: Path) -> OfficialList:
+    wanted, unlabelled = [], 0
+    for line, row in KINETICS.rows(path, _COLUMNS):
+        try:
+            times = [float(row[name]) for name in _COLUMNS[1:]]
+            start, end = map(int, times)
+        except (OverflowError, ValueError):
+            raise KINETICS.error(
+                f"{path}:{line}: times must be in seconds, got {row['time_start']!r} and {row['time_end']!r}"
+            ) from None
+        video, label = row["youtube_id"], row.get("label") or None
+        unlabelled += label is None
+        names = (f"{video}_{start:06d}_{end:06d}", video)
+        segment = Segment(times[0], times[1]) if 0 <= times[0] < times[1] else None
+        wanted.append(OfficialEntry(names, label or "", label, segment))
+    if not wanted:
+        raise KINETICS.error(f"{path}: the list is empty")
+    if 0 < unlabelled < len(wanted):
+        raise KINETICS.error(f"{path}: {unlabelled} of {len(wanted)} videos have no label")
+    classes = tuple(sorted({entry.label for entry in wanted if entry.label is not None}))
+    return OfficialList(f"Kinetics {path.name}", tuple(wanted), classes)
+
+
+UCF = DataSet(
+    "UCF101",
+    "root holds ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi and so on, annotations holds classInd.txt, "
+    "trainlist01.txt to 03 and testlist01.txt to 03",
+    "ucf101",
+)
+
+
+@dataclass(kw_only=True, eq=False)
+class UCF101(OfficialVideos):
+    """UCF101 by its official lists, classes in the order of classInd.txt.
+
+    Says so where clips of one group, cut from one video, are in both train and test.
+
+    Args:
+        root: folder of the videos (``UCF-101``), relative to the working folder.
+        annotations: folder of the lists (``ucfTrainTestlist``).
+        part, split: which list.
+        max_missing_share, limit, manifest, decoder, short, min_frames, square_pixels: see ``OfficialVideos``.
+    """
+
+    data_set = UCF
+    annotations: str
+    part: Literal["train", "test"]
+    split: Literal[1, 2, 3] = 1
+
+    def official_list(self) -> OfficialList:
+        check_choice("part", self.part, ("train", "test"))
+        folder = Path(self.annotations)
+        classes = _read_ucf_classes(folder / "classInd.txt")
+        train, test = (
+            _read_ucf_list(folder / f"{name}list{self.split:02d}.txt", classes) for name in ("train", "test")
+        )
+        _refuse_leaks(UCF, self.split, train, test)
+        entries = train if self.part == "train" else test
+        return OfficialList(f"UCF101 split {self.split} {self.part}", entries, classes)
+
+
+def _read_ucf_classes(path: Path) -> tuple[str, ...]:
+    """Names by number, which count from 1 in the file."""
+    names: dict[int, str] = {}
+    for line, words in UCF.lines(path):
+        if len(words) != 2 or not words[0].isdigit() or int(words[0]) in names:
+            raise UCF.error(f"{path}:{line}: expected a new number and a class, got {' '.join(words)!r}")
+        names[int(words[0])] = words[1]
+    if sorted(names) != list(range(1, len(names) + 1)) or not names:
+        raise UCF.error(f"{path}: classes must be numbered from 1 on without a gap")
+    return tuple(names[number] for number in sorted(names))
+
+
+def _read_ucf_list(path: Path, classes: tuple[str, ...]) -> tuple[OfficialEntry, ...]:
+    """The videos of a list; numbers of classes, which only train lists have, must agree with folders."""
+    wanted = []
+    for line, words in UCF.lines(path):
+        folder, slash, name = words[0].partition("/")
+        if not slash or len(words) > 2 or folder not in classes:
+            raise UCF.error(
+                f"{path}:{line}: expected CLASS/VIDEO.avi with a class of classInd.txt, got "
+                f"{' '.join(words)!r}"
+            )
+        number = str(classes.index(folder) + 1)
+        if words[1:] not in ([], [number]):
+            raise UCF.error(
+                f"{path}:{line}: class {words[1]}, but {folder} is number {number} in classInd.txt"
+            )
+        stem = without_extension(name)
+        # the lists write HandStand where some copies of the files have Handstand
+        spellings = dict.fromkeys((stem, stem.replace("HandStand", "Handstand")))
+        wanted.append(OfficialEntry(tuple(spellings), folder, folder))
+    if not wanted:
+        raise UCF.error(f"{path}: the list is empty")
+    return tuple(wanted)
+
+
+HMDB = DataSet(
+    "HMDB51",
+    "root holds brush_hair/April_09_brush_hair_u_nm_np1_ba_goo_0.avi and so on, annotations holds "
+    "brush_hair_test_split1.txt and so on, a file for each class and split",
+    "hmdb51",
+)
+_TRAIN, _TEST = "1", "2"  # and "0" for clips that a split leaves out
+
+
+@dataclass(kw_only=True, eq=False)
+class HMDB51(OfficialVideos):
+    """HMDB51 by its official lists, classes in the order of their names.
+
+    Says so where clips cut from one video are in both train and test, as their names tell.
+
+    Args:
+        root: folder of the videos, relative to the working folder.
+        annotations: folder of the lists (``testTrainMulti_7030_splits``).
+        part, split: which clips; a split leaves some out of both parts.
+        max_missing_share, limit, manifest, decoder, short, min_frames, square_pixels: see ``OfficialVideos``.
+    """
+
+    data_set = HMDB
+    annotations: str
+    part: Literal["train", "test"]
+    split: Literal[1, 2, 3] = 1
+
+    def official_list(self) -> OfficialList:
+        check_choice("part", self.part, ("train", "test"))
+        classes, marked = _read_hmdb_split(Path(self.annotations), self.split)
+        _refuse_leaks(HMDB, self.split, marked[_TRAIN], marked[_TEST])
+        entries = marked[_TRAIN if self.part == "train" else _TEST]
+        return OfficialList(f"HMDB51 split {self.split} {self.part}", entries, classes)
+
+
+def _read_hmdb_split(
+    folder: Path, split: int
+) -> tuple[tuple[str, ...], dict[str, tuple[OfficialEntry, ...]]]:
+    """Classes, and the clips with each mark."""
+    ending = f"_test_split{split}.txt"
+    paths = sorted(path for path in folder.glob(f"*{ending}") if not path.name.startswith("."))
+    if not paths:
+        raise HMDB.error(f"{folder}: no file in it ends in {ending}")
+    classes = tuple(path.name.removesuffix(ending) for path in paths)
+    marked: dict[str, list[OfficialEntry]] = {"0": [], _TRAIN: [], _TEST: []}
+    for action, path in zip(classes, paths, strict=True):
+        for line, words in HMDB.lines(path):
+            if len(words) != 2 or words[1] not in marked:
+                raise HMDB.error(
+                    f"{path}:{line}: expected a video and 0, 1 (train) or 2 (test), got {' '.join(words)!r}"
+                )
+            marked[words[1]].append(OfficialEntry((without_extension(words[0]),), action, action))
+    if not marked[_TRAIN] or not marked[_TEST]:
+        raise HMDB.error(f"{folder}: the files of split {split} mark no video 1 (train) or none 2 (test)")
+    return classes, {mark: tuple(wanted) for mark, wanted in marked.items()}
+
+
+SSV2 = DataSet(
+    "Something-Something v2",
+    "root holds 1.webm, 2.webm and so on, annotations holds labels.json, train.json, validation.json and "
+    "test.json, or the same with something-something-v2- before their names",
+    "something_something_v2",
+)
+_PREFIXES = ("", "something-something-v2-")
+
+
+@dataclass(kw_only=True, eq=False)
+class SomethingSomethingV2(OfficialVideos):
+    """Something-Something v2 by its official JSON files, classes in the order of labels.json.
+
+    A video's class is its template, without the brackets around what is filled in. The test part has labels
+    only where ``test-answers.csv`` lies beside the others.
+
+    Args:
+        root: folder of the videos (``20bn-something-something-v2``), relative to the working folder.
+        annotations: folder of the JSON files (``labels``).
+        part: which list.
+        max_missing_share, limit, manifest, decoder, short, min_frames, square_pixels: see ``OfficialVideos``.
+    """
+
+    data_set = SSV2
+    annotations: str
+    part: Literal["train", "validation", "test"]
+
+    def official_list(self) -> OfficialList:
+        check_choice("part", self.part, ("train", "validation", "test"))
+        return _read_ssv2(Path(self.annotations), self.part)
+
+
+def _read_ssv2(folder: Path, part: str) -> OfficialList:
+    classes = _read_templates(_ssv2_path(folder, "labels"))
+    path = _ssv2_path(folder, part)
+    answers = _answers(folder / "test-answers.csv") if part == "test" else {}
+    rows = SSV2.entries(path, ("id",) if part == "test" else ("id", "template"))
+    known, wanted = set(classes), []
+    for row in rows:
+        name = str(row["id"])
+        label = answers.get(name) if part == "test" else _without_brackets(row["template"])
+        if label not in known and not (part == "test" and not answers):
+            raise SSV2.error(f"{path}: video {name} is of the class {label!r}, which labels.json lacks")
+        wanted.append(OfficialEntry((name,), "", label))
+    labelled = part != "test" or bool(answers)
+    return OfficialList(f"Something-Something v2 {part}", tuple(wanted), classes if labelled else ())
+
+
+def _ssv2_path(folder: Path, name: str) -> Path:
+    """The file of that name, under whichever of its two names; under the first if there is none."""
+    paths = [folder / f"{prefix}{name}.json" for prefix in _PREFIXES]
+    return next((path for path in paths if path.is_file()), paths[0])
+
+
+def _without_brackets(template: object) -> str:
+    return str(template).replace("[", "").replace("]", "")
+
+
+def _read_templates(path: Path) -> tuple[str, ...]:
+    """Templates in the order of their numbers, which the file holds as text and which count from 0."""
+    given = SSV2.json(path)
+    if not isinstance(given, Mapping):
+        raise SSV2.error(f"{path}: it must map each template to a number")
+    names = {str(number): str(name) for name, number in given.items()}
+    if not names or set(names) != {str(number) for number in range(len(given))}:
+        raise SSV2.error(f"{path}: its {len(given)} templates must be numbered from 0 on without a gap")
+    return tuple(names[str(number)] for number in range(len(names)))
+
+
+def _answers(path: Path) -> dict[str, str]:
+    """Video -> template of the test part, from lines "id;template"; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    lines = [line.strip() for line in SSV2.text(path).splitlines() if line.strip()]
+    pairs = (line.partition(";") for line in lines)
+    return {video.strip(): _without_brackets(template.strip()) for video, _, template in pairs}
+
+
+DIVING = DataSet(
+    "Diving48",
+    "root holds _8Vy3dlHg2w_00000.mp4 and so on, annotations holds Diving48_vocab.json, "
+    "Diving48_V2_train.json and Diving48_V2_test.json (version 1: Diving48_train.json, Diving48_test.json)",
+    "diving48",
+)
+
+
+@dataclass(kw_only=True, eq=False)
+class Diving48(OfficialVideos):
+    """Diving48 by its official JSON files, classes in the order of Diving48_vocab.json.
+
+    Scores of the two versions of the labels are not comparable. Files are read whole: they are cut to one
+    dive each, and ``start_frame`` and ``end_frame`` of the lists are not used.
+
+    Args:
+        root: folder of the videos (``rgb``), relative to the working folder.
+        annotations: folder of the JSON files.
+        part: which list.
+        version: of the labels; 2 is the corrected one.
+        max_missing_share, limit, manifest, decoder, short, min_frames, square_pixels: see ``OfficialVideos``.
+    """
+
+    data_set = DIVING
+    annotations: str
+    part: Literal["train", "test"]
+    version: Literal[1, 2] = 2
+
+    def official_list(self) -> OfficialList:
+        check_choice("part", self.part, ("train", "test"))
+        folder = Path(self.annotations)
+        path = folder / f"Diving48_{'V2_' if self.version == 2 else ''}{self.part}.json"
+        classes = _read_dives(folder / "Diving48_vocab.json")
+        return OfficialList(
+            f"Diving48 version {self.version} {self.part}", _read_diving(path, classes), classes
+        )
+
+
+def _read_dives(path: Path) -> tuple[str, ...]:
+    """A dive's take-off, somersaults, twists and position as one name."""
+    given = DIVING.json(path)
+    if not isinstance(given, list) or not all(isinstance(dive, list) and dive for dive in given):
+        raise DIVING.error(f"{path}: it must be a list of dives, each a list of words")
+    names = tuple(" ".join(str(word) for word in dive) for dive in given)
+    if len(set(names)) < len(names):
+        raise DIVING.error(f"{path}: a dive is in it twice")
+    return names
+
+
+def _read_diving(path: Path, classes: tuple[str, ...]) -> tuple[OfficialEntry, ...]:
+    wanted, late = [], 0
+    for row in DIVING.entries(path, ("vid_name", "label")):
+        name, label = str(row["vid_name"]), row["label"]
+        if not isinstance(label, int) or not 0 <= label < len(classes):
+            raise DIVING.error(
+                f"{path}: {name} has the label {label!r}, Diving48_vocab.json {len(classes)} dives from 0 on"
+            )
+        late += row.get("start_frame") not in (None, 0)
+        wanted.append(OfficialEntry((without_extension(name),), "", classes[label]))
+    if late:
+        _log.warning("%s: %d entries start later than frame 0; their files are read whole", path, late)
+    return tuple(wanted)
+
+
+HOWTO = DataSet(
+    "HowTo100M",
+    "root holds ID.mp4, ID.webm or ID.mkv, in folders or not; list is HowTo100M_v1.csv, or a text file with "
+    "an ID on each line",
+    "howto100m",
+)
+
+
+@dataclass(kw_only=True, eq=False)
+class HowTo100M(OfficialVideos):
+    """HowTo100M by its list of YouTube ids, without labels.
+
+    Copies differ, for videos vanish from the web: ``max_missing_share`` states what yours may lack.
+
+    Args:
+        root: folder of the videos, relative to the working folder.
+        list: ``HowTo100M_v1.csv``, or a text file with an id on each line.
+        max_missing_share, limit, manifest, decoder, short, min_frames, square_pixels: see ``OfficialVideos``.
+    """
+
+    data_set = HOWTO
+    list: str
+
+    def official_list(self) -> OfficialList:
+        path = Path(self.list)
+        return OfficialList(
+            f"HowTo100M {path.name}", tuple(OfficialEntry((name,)) for name in _read_ids(path))
+        )
+
+
+def _read_ids(path: Path) -> Sequence[str]:
+    if "," in HOWTO.text(path).lstrip().split("\n")[0]:
+        ids = [row["video_id"] for _, row in HOWTO.rows(path, ("video_id",))]
+    else:
+        ids = [_only_word(path, line, words) for line, words in HOWTO.lines(path)]
+        ids = ids[1:] if ids[:1] == ["video_id"] else ids
+    if not ids:
+        raise HOWTO.error(f"{path}: the list is empty")
+    return ids
+
+
+def _only_word(path: Path, line: int, words: Sequence[str]) -> str:
+    if len(words) > 1:
+        raise HOWTO.error(f"{path}:{line}: expected one id, got {' '.join(words)[:80]!r}")
+    return without_extension(words[0].rpartition("/")[2])
+
+
+# as the API has them
+kinetics, ucf101, hmdb51, something_something_v2 = Kinetics, UCF101, HMDB51, SomethingSomethingV2
+diving48, howto100m = Diving48, HowTo100M

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from vidssl.data.decode.content import Content
 from vidssl.data.decode.decode import VideoFacts, part_of
-from vidssl.data.decode.decoders import DecoderName, choose_decoder
+from vidssl.data.decode.decoders import choose_decoder
 from vidssl.data.decode.images import read_image
-from vidssl.data.sources.listing import Listed, Listing, Part, named_listing, select
+from vidssl.data.sources.listing import Listed, Listing, Part, PartKeys, named_listing, select
 from vidssl.data.sources.lists import listed_part
 from vidssl.data.sources.segments import Segment
 from vidssl.data.sources.tar.cache import ShardCache
@@ -32,7 +32,7 @@ from vidssl.data.sources.tar.index import IMAGE, INDEX, Member, ShardIndex
 from vidssl.data.sources.tar.order import ShardOrder
 from vidssl.data.sources.tar.reader import ShardReader
 from vidssl.data.sources.tar.storage import Address, file_address
-from vidssl.data.sources.video_files import Short, ShortVideos
+from vidssl.data.sources.video_files import ShortVideos, VideoKeys
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
     DataSource,
@@ -49,7 +49,8 @@ from vidssl.interfaces import (
 _log = logging.getLogger(__name__)
 
 
-class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigins):
+@dataclass(kw_only=True, eq=False)
+class TarShards(PartKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigins):
     """What ``vidssl data shard`` packed, or ``vidssl data index`` looked through.
 
     Keys are those of the files that were packed, so lists that go with them go with the shards.
@@ -60,15 +61,9 @@ class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigin
         index: path or address of the index; by default index.jsonl below ``root``.
         list: which videos to read, and their labels; without it all, with the labels of the index.
         test_list: held-out videos; numbers classes together with ``list``.
-        part: "test" is ``test_list``, or without one a share of each class by the hash of the key.
-        test_share: of each class, on average, where there is no ``test_list``.
-        limit: keep at most this many samples, always the same random ones.
-        decoder: "pyav"; "torchcodec" or "torchcodec_cuda" (the GPU's), which leave to PyAV what they cannot
-            read exactly; "auto" is torchcodec on the CPU where that works, else PyAV.
-        short: what becomes of videos of fewer than ``min_frames`` frames: "loop" repeats them, "pad" holds
-            their last frame, "skip" leaves them out; by default the views have rules of their own.
-        min_frames: how many frames make a video not short.
-        square_pixels: whether frames whose pixels are not square are widened or narrowed to what they show.
+        part: "test" is ``test_list``, or without one a fraction of each class by the hash of the key.
+        test_share, limit: see ``PartKeys``.
+        decoder, short, min_frames, square_pixels: see ``VideoKeys``.
         order: "shards" reads few shards at a time, as many as a batch has samples, and mixes them; "samples"
             shuffles all samples, for disks that answer any read at once.
         cache: a folder of this machine in which shards are kept that were fetched whole; without it each
@@ -76,45 +71,34 @@ class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigin
         cache_gib: how much the folder may hold.
     """
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        index: str | None = None,
-        list: str | None = None,
-        test_list: str | None = None,
-        part: Part = "all",
-        test_share: float = 0.25,
-        limit: int | None = None,
-        decoder: DecoderName = "pyav",
-        short: Short | None = None,
-        min_frames: int = 1,
-        square_pixels: bool = False,
-        order: Literal["shards", "samples"] = "shards",
-        cache: str | None = None,
-        cache_gib: float = 100.0,
-    ) -> None:
-        if list is None and test_list is not None:
+    index: str | None = None
+    list: str | None = None
+    test_list: str | None = None
+    order: Literal["shards", "samples"] = "shards"
+    cache: str | None = None
+    cache_gib: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.list is None and self.test_list is not None:
             raise ValueError("'test_list' goes with 'list'")
-        self._order = order
-        self._square_pixels = square_pixels
-        self._short = ShortVideos(short, min_frames)
-        self._decoder = choose_decoder(decoder)
-        self._address = Address(root)
-        self._index = _read_index(self._address, index)
-        if list is None and part == "all" and limit is None and not self._index.segments:
+        where = self.list or self.root
+        self._short = ShortVideos(self.short, self.min_frames)
+        self._decoder = choose_decoder(self.decoder)
+        self._address = Address(self.root)
+        self._index = _read_index(self._address, self.index)
+        if self.list is None and self.part == "all" and self.limit is None and not self._index.segments:
             chosen = _Chosen.all_of(self._index)
             self._groups: dict[str, str] = {}
         else:
-            listing, part = _listing(self._index, list, test_list, part)
-            listing = select(listing, part=part, test_share=test_share, limit=limit, where=list or root)
-            chosen = _Chosen.listed(self._index, listing, list or root)
+            listing, part = _listing(self._index, self.list, self.test_list, self.part)
+            listing = select(listing, part, self.test_share, self.limit, where=where)
+            chosen = _Chosen.listed(self._index, listing, where)
             self._groups = {file.key: file.group for file in listing.files if file.group}
         self._num_listed = len(chosen.numbers)
-        chosen = _usable(chosen, self._index, self._short, list or root)
+        chosen = _usable(chosen, self._index, self._short, where)
         self._numbers, self._labels, self._segments = chosen.numbers, chosen.labels, chosen.segments
         self.label_classes = chosen.label_classes
-        self._reader = _reader(self._address, self._index, cache, cache_gib)
+        self._reader = _reader(self._address, self._index, self.cache, self.cache_gib)
         self._reader.refuse_missing(np.unique(self._index.shard[self._numbers]).tolist())
         self._last: tuple[int, Member] | None = None  # views ask for facts, then for frames
 
@@ -154,7 +138,7 @@ class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigin
         )
 
     def epoch_order(self, seed: int, batch_size: int) -> EpochOrder:
-        if self._order == "samples":
+        if self.order == "samples":
             return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).numpy()
         counts = np.bincount(self._index.shard[self._numbers], minlength=len(self._index.shards))
         return ShardOrder(counts.tolist(), batch_size=batch_size, seed=seed)
@@ -193,7 +177,7 @@ class TarShards(DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigin
         if member.entry.facts is None:
             raise UnreadableSample(member.entry.key, f"{self._index.where} says nothing of its frames")
         facts, segment = member.entry.facts, self._segment(index)
-        if self._square_pixels:
+        if self.square_pixels:
             facts = facts.with_square_pixels()
         if segment is None:
             return member, facts, range(facts.num_frames)
