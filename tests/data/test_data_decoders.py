@@ -204,7 +204,7 @@ def test_the_decoder_of_a_gpu_is_refused_in_a_worker(tmp_path: Path, monkeypatch
 def test_what_the_user_can_mend_is_one_line_even_from_a_worker(tmp_path: Path, monkeypatch, workers) -> None:
     write_clip(tmp_path / "a.mp4", 5)
     source = VideoFolder(root=str(tmp_path))
-    monkeypatch.setattr(source._videos, "_decoder", TorchCodec("cuda"))
+    monkeypatch.setattr(source, "_decoder", TorchCodec("cuda"))
     monkeypatch.setattr(decoders, "get_worker_info", lambda: "a worker")
     passed = iterate_once(source, SingleImage(size=16), batch_size=1, workers=workers, unreadable=print)
     with pytest.raises(UsageError, match=r"^decoder torchcodec_cuda decodes in .*: set run\.workers=0$"):
