@@ -5,7 +5,6 @@ import json
 import tarfile
 from io import BytesIO, StringIO
 from pathlib import Path
-from types import ModuleType
 
 import fsspec
 import pytest
@@ -14,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from rich.console import Console
 
 from vidssl.data.sources.tar.index import ShardIndex
+from vidssl.tools.data import runner
 from vidssl.tools.data.index import index_data
 from vidssl.tools.data.shard import shard_data
 
@@ -112,6 +112,6 @@ def pack_five(root: Path, out: Path) -> tuple[Path, str]:
     return out, text
 
 
-def do_here(module: ModuleType, patch: pytest.MonkeyPatch) -> None:
-    """What the module gives to processes is done in this one."""
-    patch.setattr(module, "work", lambda tasks, job, **_: ((task, job(task)) for task in tasks))
+def do_here(patch: pytest.MonkeyPatch) -> None:
+    """What commands give to processes is done in this one."""
+    patch.setattr(runner, "work", lambda tasks, job, **_: ((task, job(task)) for task in tasks))

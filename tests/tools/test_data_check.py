@@ -24,7 +24,8 @@ from vidssl.data.sources.manifest import Entry, Manifest, Status
 from vidssl.data.sources.official.groups import group_of
 from vidssl.errors import UsageError
 from vidssl.tools.data import check as scan
-from vidssl.tools.data.leaks import duplicates, same_content, same_group
+from vidssl.tools.data import runner
+from vidssl.tools.data.check import duplicates, same_content, same_group
 
 CLIPS = os.environ.get("VIDSSL_CLIPS")
 needs_clips = pytest.mark.skipif(not CLIPS, reason="VIDSSL_CLIPS does not name the folder of real clips")
@@ -90,7 +91,7 @@ def decoded(monkeypatch) -> list[str]:
     """Names of the files that a scan, here in this process, decodes."""
     names: list[str] = []
     monkeypatch.setattr(examine, "probe", lambda path, limits: names.append(path.name) or probe(path))
-    monkeypatch.setattr(scan, "work", lambda tasks, job, **_: ((task, job(task)) for task in tasks))
+    monkeypatch.setattr(runner, "work", lambda tasks, job, **_: ((task, job(task)) for task in tasks))
     return names
 
 
@@ -281,9 +282,9 @@ def test_a_manifest_goes_where_it_is_told_to(root: Path, tmp_path: Path) -> None
     [
         ([], "takes one folder or list, got none"),
         (["a", "b"], "takes one folder or list, got a b"),
-        (["a", "--processes", "0"], "--processes must be at least 1, got 0"),
-        (["a", "--max-frames", "0"], "--max-frames must be above 0, got 0"),
-        (["a", "--test-share", "1"], "--test-share must lie between 0 and 1"),
+        (["a", "--processes", "0"], "--processes: expected a whole number of at least 1, got 0"),
+        (["a", "--max-frames", "0"], "--max-frames: expected a whole number of at least 1, got 0"),
+        (["a", "--test-share", "1"], "--test-share: expected a number between 0 and 1, got 1"),
         (["absent"], "absent: no such folder"),
         ([".", "--root", "x"], "--test-list and --root go with a list"),
         ([".", "--against", "absent"], "no video in it"),

@@ -33,7 +33,7 @@ def crew() -> None:
 def _here(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Otherwise it is done in this process, which is quicker."""
     if "crew" not in request.fixturenames:
-        do_here(index, monkeypatch)
+        do_here(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -30,7 +31,7 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data import prepare
 from vidssl.tools.data.encode import H264, Form, Jpegs, pictures
-from vidssl.tools.data.report import Prediction, tell_prediction
+from vidssl.tools.data.prepare import Prediction, print_prediction
 
 KEYS = ["run/a.mp4", "run/b.mp4", "walk/c.avi"]
 
@@ -135,7 +136,7 @@ def test_the_gain_is_predicted_and_measured(done) -> None:
 @pytest.mark.parametrize(("gain", "slower"), [(0.3, True), (1.0, False), (4.0, False), (0.0, False)])
 def test_videos_that_would_be_read_more_slowly_are_better_left_alone(tmp_path: Path, gain, slower) -> None:
     console = Console(file=StringIO(), width=200)
-    tell_prediction(Prediction(8, 1000, 0.5, gain, 500, 60.0), tmp_path, 2, console)
+    print_prediction(Prediction(8, 1000, 0.5, gain, 500, 60.0), tmp_path, 2, console)
     assert ("These videos are read more slowly for it: leave them" in console.file.getvalue()) == slower
 
 
@@ -145,7 +146,7 @@ def test_a_prediction_comes_before_the_rest(root: Path, tmp_path: Path, monkeypa
     assert text.index("Predicted from 1 video: ") < text.index("3 of 3 videos are prepared")
     assert "The disk may fill up" not in text
     monkeypatch.setattr(
-        "vidssl.tools.data.report.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
+        "vidssl.tools.data.prepare.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1)
     )
     assert "The disk may fill up: 1 byte left" in run(root, tmp_path / "other")[1]
 
@@ -300,6 +301,40 @@ def test_a_full_disk_stops_the_work_and_keeps_what_is_finished(
     assert "4 of 4 videos are prepared" in text
 
 
+def test_a_disk_that_fills_up_within_the_journal_keeps_what_is_finished(root: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        shutil.copy(root / "walk" / "c.avi", root / "walk" / f"{number}{'long' * 50}.avi")
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    run(root, whole, processes=1)
+    limit = (whole / "prepared.jsonl").stat().st_size - 100  # in the midst of the last line
+    assert limit > max(path.stat().st_size for path in whole.rglob("*.mp4"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # of each file, for want of a full disk
+    try:
+        for _ in range(2):  # trying again on the full disk loses nothing either
+            with pytest.raises(
+                UsageError, match=r"cannot write to .*\. [456] of 7 videos are prepared"
+            ) as full:
+                run(root, out, processes=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    code, text = run(root, out, processes=1)
+    assert code == 0
+    done = re.search(r"(\d) of 7 videos are prepared", str(full.value))[1]
+    assert f"{7 - int(done)} video" in text
+    assert f"; {done} are done already" in text
+    assert "; 7 are done already" in run(root, out)[1]
+
+
+def test_segments_of_a_list_are_told_to_stay_segments_of_whole_files(root: Path, tmp_path: Path) -> None:
+    listed = root / "list.csv"
+    listed.write_text("path,class,start,end\nrun/a.mp4,run,0,0.2\nrun/a.mp4,walk,0.2,0.4\n")
+    code, text = run(listed, tmp_path / "out")
+    assert code == 0
+    assert "\nThe list names 2 segments of 1 file. Files are taken whole, not cut; " in text
+    assert len(Manifest(tmp_path / "out.manifest.jsonl").entry("run/a.mp4").segments) == 2
+
+
 def test_places_that_could_cost_originals_are_refused(root: Path, tmp_path: Path) -> None:
     for out in (root, root / "small", root.parent):
         with pytest.raises(UsageError, match="lie one in the other"):
@@ -336,7 +371,7 @@ def test_the_command_line(root: Path, tmp_path: Path, capsys) -> None:
         ("--gop", "3", "--jpeg-shards"): "--gop goes without --jpeg-shards",
         ("--quality", "3"): "--quality goes with --jpeg-shards",
         ("--crf", "99"): "--crf must lie between 0 and 51, got 99",
-        ("--processes", "0"): "--processes must be at least 1",
+        ("--processes", "0"): "--processes: expected a whole number of at least 1",
     }.items():
         assert main(["data", "prepare", str(root), "--out", out, *options]) == 2
         assert said in capsys.readouterr().err

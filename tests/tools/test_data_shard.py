@@ -34,7 +34,6 @@ from vidssl.data.decode.examine import FileToExamine, examine
 from vidssl.data.sources.tar.storage import Address, Folder, Remote
 from vidssl.engine.process import sole_process
 from vidssl.errors import UsageError
-from vidssl.tools.data import shard
 from vidssl.tools.data.check import check_data
 from vidssl.tools.data.pack import CannotWrite, ShardToPack, pack_shard
 from vidssl.tools.data.report import flow
@@ -54,7 +53,7 @@ def crew() -> None:
 def _here(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Otherwise it is done in this process, which is quicker."""
     if "crew" not in request.fixturenames:
-        do_here(shard, monkeypatch)
+        do_here(monkeypatch)
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def crew() -> None:
 def _here(request: pytest.FixtureRequest, monkeypatch) -> None:
     """Otherwise it is done in this process, which is quicker."""
     if "crew" not in request.fixturenames:
-        do_here(shard, monkeypatch)
+        do_here(monkeypatch)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def stop_before_the_index(root: Path, out: Path, monkeypatch) -> None:
         def stop(*_: object) -> None:
             raise KeyboardInterrupt
 
-        patch.setattr("vidssl.tools.data.journal.write_index", stop)
+        patch.setattr("vidssl.tools.data.shard.write_index", stop)
         with pytest.raises(KeyboardInterrupt):
             pack(root, out, shard_bytes=TWO)
 
@@ -104,7 +104,7 @@ def test_a_finished_shard_that_was_cut_since_is_packed_again(
 def test_a_kill_between_index_and_tidying_is_mended(made: Path, done, tmp_path: Path, monkeypatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("vidssl.tools.data.journal.Parts._tidy", lambda self: None)
+        patch.setattr("vidssl.tools.data.shard.Parts._tidy", lambda self: None)
         pack(made, out, shard_bytes=TWO)
     assert (out / ".sharding" / "00000.jsonl").exists()
     assert "packed already" in pack(made, out, shard_bytes=TWO)[1]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from vidssl.tools.data.plan import Plan, PlannedFile, make_plan
+from vidssl.tools.data.shard import Plan, PlannedFile, make_plan
 
 CLASSES = {"class": ("run", "walk")}
 

@@ -1,119 +1,37 @@
-"""The command ``vidssl data check``: which files, which parts of them, where the manifest goes."""
+"""The command ``vidssl data check``: every file looked at once, a manifest, a report."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
+from statistics import median
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-from vidssl.data.decode.examine import FileToExamine, examine
+from vidssl.data.classes import counted_classes
+from vidssl.data.decode.decode import VideoFacts
+from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
 from vidssl.data.decode.limits import LIMITS, Limits
-from vidssl.data.pool import Lost, work
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
 from vidssl.data.sources.lists import read_lists
 from vidssl.data.sources.manifest import Entry, Manifest, header
+from vidssl.data.sources.official.groups import shared_groups
 from vidssl.engine.atomic import check_writable, write_atomically
-from vidssl.engine.logging import terminal
+from vidssl.engine.logging import format_duration, terminal
 from vidssl.engine.process import num_cpus
 from vidssl.errors import UsageError, counted
-from vidssl.tools.data.inputs import refuse_missing
-from vidssl.tools.data.leaks import same_content, same_group
-from vidssl.tools.data.report import Found, Overlap, report
+from vidssl.interfaces import UnreadableSample
+from vidssl.tools.data.report import print_list, say
+from vidssl.tools.data.runner import CLEAN, FLAWED, Journal, refuse_missing, runner
 
 _TIMED = 100  # files that a clip is read from against the clock
-_TRIES = 4  # each with PATIENCE_SECONDS: packets, frames, all frames, a clip
-
-
-def scan(
-    root: Path,
-    listing: Listing,
-    out: Path,
-    *,
-    processes: int,
-    limits: Limits = LIMITS,
-    seen: Callable[[Entry], None] = lambda entry: None,
-) -> Manifest:
-    """The manifest of these files, written to ``out``.
-
-    Args:
-        root: folder that keys are relative to.
-        out: the manifest; what it says of unchanged files is kept.
-        limits: that each file has to keep; with others than an earlier scan's a file is looked at again.
-        seen: called with each entry as it is ready.
-
-    Raises:
-        UsageError: if ``out`` cannot be written, or is a file of another kind.
-    """
-    part = out.with_name(out.name + ".part")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        earlier = Manifest(out) if out.exists() else None
-        begun = _read_part(part)
-        with part.open("ab") as file:
-            file.write(b"\n")  # ends a line that a kill left unfinished
-            files, segments = listing.whole(), listing.segments()
-            tasks = _tasks(root, files, earlier, begun, limits)
-            patience = limits.max_seconds * _TRIES
-            for task, result in work(tasks, examine, processes=processes, patience_seconds=patience):
-                entry = _lost(task, result) if isinstance(result, Lost) else result
-                entry = replace(entry, segments=segments.get(entry.key, ()))
-                file.write(entry.to_line().encode())
-                file.flush()
-                seen(entry)
-    except OSError as error:
-        raise UsageError(
-            f"{out}: the manifest cannot be written ({error.strerror or error}); '--out' puts it elsewhere"
-        ) from error
-    write_atomically(out, lambda path: _assemble(part, root, files, path))
-    part.unlink()
-    return Manifest(out)
-
-
-def _tasks(
-    root: Path, listing: Listing, earlier: Manifest | None, begun: dict[str, bytes], limits: Limits
-) -> Iterator[FileToExamine]:
-    every = max(len(listing.files) // _TIMED, 1)
-    for place, file in enumerate(listing.files):
-        known = Entry.from_row(json.loads(begun[file.path])) if file.path in begun else None
-        if known is None and earlier is not None and file.path in earlier:
-            known = earlier.entry(file.path)
-        if known is not None and (known.old or not limits.hold_for(known.reason)):
-            known = None
-        timed = place % every == 0
-        yield FileToExamine(root, file.path, listing.class_names(file), known, timed=timed, limits=limits)
-
-
-def _lost(task: FileToExamine, lost: Lost) -> Entry:
-    # without size and time, so that the next scan tries again
-    return Entry(task.key, "unreadable", f"it could not be looked at: {lost.reason}", labels=task.labels)
-
-
-def _read_part(part: Path) -> dict[str, bytes]:
-    """Whole lines of a scan that was ended, by key."""
-    found: dict[str, bytes] = {}
-    if not part.exists():
-        return found
-    for line in part.read_bytes().split(b"\n"):
-        try:
-            found[Entry.from_row(json.loads(line)).key] = line
-        except (KeyError, TypeError, ValueError):  # the last line before a kill, or an empty one
-            continue
-    return found
-
-
-def _assemble(part: Path, root: Path, listing: Listing, path: Path) -> None:
-    found = _read_part(part)
-    with path.open("wb") as file:
-        file.write(header(root).encode())
-        for listed in listing.files:
-            file.write(found[listed.path] + b"\n")
-
-
-CLEAN, FLAWED = 0, 1
 
 
 def check_data(
@@ -150,11 +68,13 @@ def check_data(
         UsageError: if there is nothing to look at or the manifest cannot be written.
     """
     console = console or terminal()
-    root, listing, parts = _what(path, root, test_list, test_share)
+    root, listing, parts = _files(path, root, test_list, test_share)
     others = [(other, Manifest(other)) for other in against]
     out = out or _beside(path)
     check_writable(out, "'--out' puts the manifest elsewhere")
-    manifest = _scan(root, listing, out, processes or num_cpus(), limits, console)
+    processes, count = processes or num_cpus(), len(listing.files)
+    say(console, f"Looking at {counted(count, 'file')} below {root}, {processes} at a time")
+    manifest = _scan(root, listing, out, limits, console, processes)
     train, test = ([manifest.entry(path) for path in part] for part in parts)
     divided = f"test as 'part' divides them (test_share {test_share:g})"
     where = f"train and {test_list or divided}"
@@ -163,12 +83,12 @@ def check_data(
     for other_path, other in others:
         content, group = (find(other, manifest) for find in (same_content, same_group))
         overlaps.append(Overlap(f"this and {other_path}", content, group, chosen=True))
-    found = Found(manifest, out, tuple(overlaps), listing)
+    found = Scanned(manifest, out, tuple(overlaps), listing)
     report(found, console, show_all=show_all)
     return FLAWED if found.flawed else CLEAN
 
 
-def _what(
+def _files(
     path: Path, root: Path | None, test_list: Path | None, test_share: float
 ) -> tuple[Path, Listing, tuple[list[str], list[str]]]:
     """Root, files, and the paths of the training and of the test part."""
@@ -201,23 +121,239 @@ def _beside(path: Path) -> Path:
 
 
 def _scan(
-    root: Path, listing: Listing, out: Path, processes: int, limits: Limits, console: Console
+    root: Path, listing: Listing, out: Path, limits: Limits, console: Console, processes: int
 ) -> Manifest:
-    console.print(
-        f"Looking at {counted(len(listing.files), 'file')} below {root}, {processes} at a time",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
+    """The manifest of these files, written to ``out``; its entries of unchanged files are kept.
+
+    Raises:
+        UsageError: if ``out`` cannot be written, or is a file of another kind.
+    """
+    journal = Journal(out.with_name(out.name + ".part"))
+    files, segments = listing.whole(), listing.segments()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        earlier = Manifest(out) if out.exists() else None
+        places = _entries(journal)
+
+        def known(key: str) -> Entry | None:
+            entry = Entry.from_row(journal.row(places[key])) if key in places else None
+            if entry is None and earlier is not None and key in earlier:
+                entry = earlier.entry(key)
+            # with other limits than an earlier scan's a file is looked at again
+            return None if entry is None or entry.old or not limits.hold_for(entry.reason) else entry
+
+        with runner(console, "scan", len(listing.files), processes) as crew:
+            for entry in crew.examine(_tasks(root, files, known, limits), examine, limits):
+                entry = replace(entry, segments=segments.get(entry.key, ()))
+                places[entry.key] = journal.add(entry.to_line().encode().removesuffix(b"\n"))
+    except OSError as error:
+        raise UsageError(
+            f"{out}: the manifest cannot be written ({error.strerror or error}); '--out' puts it elsewhere"
+        ) from error
+
+    def assemble(path: Path) -> None:
+        with path.open("wb") as file:
+            file.write(header(root).encode())
+            for listed in files.files:
+                file.write(journal.line(places[listed.path]) + b"\n")
+
+    write_atomically(out, assemble)
+    journal.remove()
+    return Manifest(out)
+
+
+def _tasks(
+    root: Path, listing: Listing, known: Callable[[str], Entry | None], limits: Limits
+) -> Iterator[FileToExamine]:
+    every = max(len(listing.files) // _TIMED, 1)
+    for place, file in enumerate(listing.files):
+        timed, labels = place % every == 0, listing.class_names(file)
+        yield FileToExamine(root, file.path, labels, known(file.path), timed=timed, limits=limits)
+
+
+def _entries(journal: Journal) -> dict[str, tuple[int, int]]:
+    """Where the entries of a scan that was ended lie, by key."""
+    found = {}
+    for place, row in journal.rows():
+        try:
+            found[Entry.from_row(row).key] = place
+        except (KeyError, TypeError, ValueError):
+            continue
+    return found
+
+
+# videos that a data set holds twice, and what its test part has in common with its training part
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A test video and the first training video that it has something in common with."""
+
+    test: str
+    train: str
+
+
+def duplicates(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
+    """Keys of files with the same content, each set of them sorted."""
+    by_content: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.sha256:
+            by_content.setdefault(entry.sha256, []).append(entry.key)
+    return sorted(tuple(sorted(keys)) for keys in by_content.values() if len(keys) > 1)
+
+
+def same_content(train: Iterable[Entry], test: Iterable[Entry]) -> list[Leak]:
+    """Test videos whose very bytes are those of a training video."""
+    first: dict[str, str] = {}
+    for entry in train:
+        first.setdefault(entry.sha256, entry.key)
+    first.pop("", None)
+    return [Leak(entry.key, first[entry.sha256]) for entry in test if entry.sha256 in first]
+
+
+def same_group(train: Iterable[Entry], test: Iterable[Entry]) -> list[Leak]:
+    """Test videos cut from the same video as a training video, by names of UCF101 and HMDB51."""
+    keys = ([entry.key for entry in entries] for entries in (train, test))
+    return [Leak(*pair) for pair in shared_groups(*keys)]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The videos that a test part has in common with what is trained on.
+
+    Attributes:
+        where: which two, in words.
+        content: videos with the same bytes.
+        group: videos cut from the same video.
+        chosen: the user named this division; otherwise it is that of the sources' ``part``.
+    """
+
+    where: str
+    content: Sequence[Leak]
+    group: Sequence[Leak]
+    chosen: bool
+
+
+# the report
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """A scanned data set."""
+
+    manifest: Manifest
+    out: Path
+    overlaps: tuple[Overlap, ...]
+    listing: Listing
+
+    @cached_property
+    def empty(self) -> list[str]:
+        """Segments that their files do not reach, and why."""
+        found = []
+        for sample in self.listing.files:
+            entry = self.manifest.entry(sample.path)
+            if sample.segment is not None and entry.usable and entry.facts is not None:
+                try:
+                    sample.segment.frames_of(sample.key, entry.facts)
+                except UnreadableSample as error:
+                    found.append(str(error))
+        return found
+
+    @cached_property
+    def bad(self) -> list[Entry]:
+        return [entry for entry in self.manifest if not entry.usable]
+
+    @property
+    def flawed(self) -> bool:
+        """Whether anything is there that its owner must decide on."""
+        return bool(self.bad or self.empty) or any(o.chosen and (o.content or o.group) for o in self.overlaps)
+
+
+def report(found: Scanned, console: Console, *, show_all: bool) -> None:
+    """Print a summary, then the faults."""
+    usable = [
+        # without what takes up memory
+        (entry, replace(entry.facts, pts=array("q"), keyframes=()))
+        for entry in found.manifest
+        if entry.usable and entry.facts
+    ]
+    console.print(_summary(found.manifest, usable))
+    for label, names in found.listing.label_classes.items():
+        numbers = [sample.labels.get(label, -1) for sample in found.listing.files]
+        say(console, f"Label '{label}': {counted_classes(numbers, names)}")
+    if found.listing.segments():
+        say(console, f"Segments: {len(found.listing.files)} of {counted(len(found.manifest), 'file')}")
+    cut = [entry for entry in found.manifest if entry.status == "cut"]
+    lists = {
+        "Left out by sources": [f"{e.key}: {e.status}: {e.reason}" for e in found.bad],
+        "Segments that their files do not reach, left out": found.empty,
+        "Cut off, used as far as they go": [f"{e.key}: {e.reason}" for e in cut],
+        "The same content": [" = ".join(keys) for keys in duplicates(found.manifest)],
+    }
+    for overlap in found.overlaps:
+        for kind, leaks in (("content", overlap.content), ("group", overlap.group)):
+            title = f"Leaks, the same {kind} in {overlap.where}"
+            lists[title] = [f"{leak.test} ({leak.train})" for leak in leaks]
+    for title, lines in lists.items():
+        print_list(console, title, lines, show_all=show_all)
+    say(console, f"Manifest: {found.out} (in recipes: 'manifest: {found.out}')")
+
+
+_FRAMES_THERE = re.compile(r" \(\d+ of \d+ frames are there\)")
+
+
+def _summary(manifest: Manifest, usable: Sequence[tuple[Entry, VideoFacts]]) -> Table:
+    table = Table(title=f"{len(usable)} usable videos found of {len(manifest)} listed", show_header=False)
+    statuses: Counter[str] = Counter(entry.status for entry in manifest)
+    table.add_row("status", _counted(statuses))
+    if not usable:
+        return table
+    facts = [one for _, one in usable]
+    seconds = sum(one.num_frames / one.fps for one in facts if one.fps > 0)
+    lengths = [one.num_frames for one in facts]
+    table.add_row("frames", f"{sum(lengths):,} in all, {_spread(lengths)} a video")
+    table.add_row("duration", format_duration(seconds))
+    table.add_row("frames a second", _counted(Counter(f"{one.fps:.4g}" for one in facts)))
+    table.add_row("spacing of frames", _counted(Counter(entry.rate for entry, _ in usable)))
+    table.add_row("size", _counted(Counter(f"{one.width}x{one.height}" for one in facts)))
+    table.add_row("rotated or mirrored", str(sum(one.rotation != 0 or one.mirrored for one in facts)))
+    aspects = Counter(_aspect(one) for one in facts if one.pixel_aspect != 1.0)
+    if aspects:
+        table.add_row("pixels not square", f"{_counted(aspects)}: 'square_pixels: true' applies it")
+    interlaced = sum(entry.interlaced for entry, _ in usable)
+    if interlaced:
+        table.add_row("interlaced, read as stored", str(interlaced))
+    table.add_row("file, codec", _counted(Counter(f"{e.container} {one.codec}" for e, one in usable)))
+    table.add_row("longest group of pictures", f"{_spread([entry.gop for entry, _ in usable])} frames")
+    by_start = Counter(_FRAMES_THERE.sub("", one.no_seeking) for one in facts if one.no_seeking)
+    table.add_row("read only from the start, by PyAV", _counted(by_start) or "none")
+    table.add_row("decoding alone, from memory", _speed([entry.clip_seconds for entry, _ in usable]))
+    return table
+
+
+def _aspect(facts: VideoFacts) -> str:
+    shown = facts.with_square_pixels()
+    ratio = Fraction(facts.pixel_aspect).limit_denominator(1000)
+    sizes = f"{facts.width}x{facts.height} shown {shown.width}x{shown.height}"
+    return f"{ratio.numerator}:{ratio.denominator}, {sizes}"
+
+
+def _speed(seconds: Iterable[float]) -> str:
+    timed = [each for each in seconds if each > 0]
+    if not timed:
+        return "not timed"
+    return (
+        f"{len(timed) / sum(timed):.0f} clips a second per core ({CLIP_FRAMES} frames, stride {CLIP_STRIDE}, "
+        f"full size; {counted(len(timed), 'clip')} timed during a scan)"
     )
-    left = (TimeRemainingColumn(), TextColumn("left"))
-    columns = (TextColumn("scan"), BarColumn(), MofNCompleteColumn(), *left)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(listing.files))
-        return scan(
-            root,
-            listing,
-            out,
-            processes=processes,
-            limits=limits,
-            seen=lambda entry: bar.advance(task),
-        )
+
+
+def _spread(numbers: Sequence[int]) -> str:
+    return f"{min(numbers)} to {max(numbers)}, median {median(numbers):.0f}"
+
+
+def _counted(kinds: Counter[str]) -> str:
+    """The commonest with their counts: ``mp4 (12), avi (3), 4 more kinds (5)``."""
+    shown = [f"{kind} ({count})" for kind, count in kinds.most_common(5)]
+    rest = kinds.total() - sum(count for _, count in kinds.most_common(5))
+    return ", ".join(shown) + (f", {len(kinds) - 5} more kinds ({rest})" if rest else "")

@@ -6,15 +6,14 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidssl.data.classes import ordered_classes
-from vidssl.data.decode.limits import LIMITS
-from vidssl.data.pool import Lost, work
+from vidssl.data.pool import Lost
 from vidssl.data.sources.tar.index import INDEX, Member, Shard, ShardIndex, parse_shards, write_index
 from vidssl.data.sources.tar.storage import Address
 from vidssl.engine.atomic import write_atomically
@@ -23,13 +22,11 @@ from vidssl.engine.process import num_cpus
 from vidssl.errors import UsageError, counted
 from vidssl.tools.data.look import CannotRead, SeenShard, ShardToLookAt, look_at
 from vidssl.tools.data.report import say, shard_report
-from vidssl.tools.data.shard import CLEAN, FLAWED
+from vidssl.tools.data.runner import CLEAN, FLAWED, RESUMES, Journal, Runner, not_looked_at, runner
 
 
 class Seen:
-    """Shards that were looked through.
-
-    A line that a kill left unfinished is passed over, and so is what is said of a shard that has changed.
+    """The journal of shards that were looked through; rows of a shard that has changed are passed over.
 
     Args:
         path: of the file; made when the first shard is added.
@@ -40,25 +37,17 @@ class Seen:
 
     def __init__(self, path: Path, address: Address) -> None:
         self.path = path
+        self._journal = Journal(path)
         self._address = address
-        self._spans: dict[str, tuple[int, int]] = {}  # name of a shard -> where its line lies
+        self._places: dict[str, tuple[int, int]] = {}  # by name of the shard
         try:
-            lines = path.read_bytes().split(b"\n") if path.exists() else []
+            for place, row in self._journal.rows():
+                with suppress(KeyError, TypeError, ValueError):
+                    parse_shards(row["lines"].encode())
+                    if row["address"] == str(address):
+                        self._places[row["shard"]] = place
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror})") from error
-        start = 0
-        for line in lines:
-            self._take(line, start)
-            start += len(line) + 1
-
-    def _take(self, line: bytes, start: int) -> None:
-        try:
-            row = json.loads(line)
-            parse_shards(row["lines"].encode())
-            if row["address"] == str(self._address):
-                self._spans[row["shard"]] = (start, len(line))
-        except (KeyError, TypeError, ValueError):  # the last line before a kill, or an empty one
-            return
 
     def has(self, name: str) -> bool:
         """Whether a shard was looked through and is the same still.
@@ -66,7 +55,7 @@ class Seen:
         Raises:
             OSError: if it cannot be reached.
         """
-        if name not in self._spans:
+        if name not in self._places:
             return False
         row = self._row(name)
         return (row["bytes"], row["mtime_ns"]) == (self._address.size(name), self._mtime_ns(name))
@@ -76,7 +65,7 @@ class Seen:
         return 0 if local is None else os.stat(local / name).st_mtime_ns
 
     def add(self, seen: SeenShard) -> None:
-        """Notes what is in a shard.
+        """Notes the contents of a shard.
 
         Raises:
             OSError: if the disk is full.
@@ -93,18 +82,10 @@ class Seen:
             "class_names": list(seen.class_names.items()),
             "lines": seen.shard.to_lines(),
         }
-        line = json.dumps(row).encode()
-        with self.path.open("ab") as file:
-            file.write(b"\n")  # ends a line that a kill left unfinished
-            start = file.tell()
-            file.write(line + b"\n")
-        self._spans[seen.shard.name] = (start, len(line))
+        self._places[seen.shard.name] = self._journal.add(row)
 
     def _row(self, name: str) -> dict:
-        start, length = self._spans[name]
-        with self.path.open("rb") as file:
-            file.seek(start)
-            return json.loads(file.read(length))
+        return self._journal.row(self._places[name])
 
     def _shard(self, name: str) -> Shard:
         (shard,) = parse_shards(self._row(name)["lines"].encode())
@@ -129,7 +110,7 @@ class Seen:
         return classes
 
     def flaws(self, names: Sequence[str]) -> list[str]:
-        """What is wrong with shards as such, in words."""
+        """Faults of shards as such, in words."""
         flaws = []
         for name in names:
             row = self._row(name)
@@ -167,8 +148,7 @@ class Seen:
             yield shard if self._row(name)["videos"] or not videos else replace(shard, members=())
 
     def remove(self) -> None:
-        """Removes the file, once an index says it all."""
-        self.path.unlink(missing_ok=True)
+        self._journal.remove()
 
 
 def _prefixed(member: Member, shard: str) -> Member:
@@ -183,7 +163,6 @@ def _as_stated(stated: dict[int, set[str]], names: tuple[str, ...]) -> tuple[str
     return tuple(by_number[number] for number in sorted(by_number))
 
 
-_SLOWEST = 10**5  # bytes of video a second that a process looks through, or it is taken for hung
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tar.Z")
 
 
@@ -218,13 +197,18 @@ def index_data(
         index_path.parent.mkdir(parents=True, exist_ok=True)
         _look(place, names, seen, processes or num_cpus(), console)
         classes, flaws, left_out = seen.classes(names), seen.flaws(names), seen.left_out(names)
-        write_atomically(index_path, lambda path: _write(path, seen, names, classes))
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                write_index(file, seen.shards(names), classes)
+
+        write_atomically(index_path, write)
         text = index_path.read_bytes()
         seen.remove()
     except OSError as error:
         raise UsageError(
-            f"{error.filename or place}: {error.strerror or error}. Once that is mended the same command "
-            "goes on from there; '--out' puts the index elsewhere"
+            f"{error.filename or place}: {error.strerror or error}. Once that is mended "
+            f"{RESUMES}; '--out' puts the index elsewhere"
         ) from error
     if left_out:
         say(console, f"Samples without video or image, left out: {left_out}")
@@ -289,40 +273,35 @@ def _look(address: Address, names: Sequence[str], seen: Seen, processes: int, co
     left = [name for name in names if not seen.has(name)]
     done = f"; {len(names) - len(left)} are looked through already" if len(left) < len(names) else ""
     say(console, f"{counted(len(left), 'shard')} at {address} to look through, {processes} at a time{done}")
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
-    bar = Progress(
-        TextColumn("index"), *columns, console=console, transient=True, disable=not console.is_terminal
-    )
     unread: list[CannotRead] = []
-    with bar, tempfile.TemporaryDirectory(prefix="vidssl-") as notes:
-        shown = bar.add_task("", total=len(left))
+    with (
+        runner(console, "index", len(left), processes) as crew,
+        tempfile.TemporaryDirectory(prefix="vidssl-") as notes,
+    ):
         tasks = [ShardToLookAt(address, name, Path(notes) / str(n)) for n, name in enumerate(left)]
-        for found in _see(tasks, processes):
+        for found in _see(tasks, crew):
             if isinstance(found, CannotRead):
                 unread.append(found)
             else:
                 seen.add(found)
-            bar.advance(shown)
+            crew.advance()
     if unread:
         raise UsageError(
             f"{unread[0].reason}. {len(unread)} of {counted(len(names), 'shard')} could not be read; the "
-            "others are "
-            f"noted in {seen.path}, and the same command tries these again"
+            f"others are noted in {seen.path}, and the same command tries these again"
         )
 
 
-def _see(tasks: Sequence[ShardToLookAt], processes: int) -> Iterator[SeenShard | CannotRead]:
+def _see(tasks: Sequence[ShardToLookAt], crew: Runner) -> Iterator[SeenShard | CannotRead]:
     """What is in shards. One with a file that takes its process down is gone through again without that."""
     while tasks:
         again = []
         largest = max(_size(task) for task in tasks)
-        patience = LIMITS.max_seconds + largest / _SLOWEST
-        for task, result in work(tasks, look_at, processes=processes, patience_seconds=patience):
+        for task, result in crew.run(tasks, look_at, largest=largest):
             if not isinstance(result, Lost):
                 yield result
             elif task.note.exists() and (name := json.loads(task.note.read_text())) not in task.fatal:
-                reason = f"it could not be looked at: {result.reason}"
-                again.append(replace(task, fatal={**task.fatal, name: reason}))
+                again.append(replace(task, fatal={**task.fatal, name: not_looked_at(result)}))
             else:
                 yield CannotRead(f"{task.address.file(task.name)}: {result.reason}")
         tasks = again
@@ -333,8 +312,3 @@ def _size(task: ShardToLookAt) -> int:
         return task.address.size(task.name)
     except OSError:  # why, its turn will show
         return 0
-
-
-def _write(path: Path, seen: Seen, names: Sequence[str], classes: dict[str, tuple[str, ...]]) -> None:
-    with path.open("wb") as file:
-        write_index(file, seen.shards(names), classes)

@@ -1,21 +1,28 @@
-"""The command ``vidssl data prepare``: which videos, where to, what is done already, what it gains."""
+"""The command ``vidssl data prepare``: videos made small, verified and described."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vidssl.data.decode.decode import limits_of
-from vidssl.data.pool import Lost, work
+from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE
+from vidssl.data.pool import Lost
+from vidssl.data.sources.jpeg_shards import INDEX, KIND, VERSION, shard_name
 from vidssl.data.sources.listing import Listed, Listing
-from vidssl.engine.atomic import make_folder
-from vidssl.engine.logging import terminal
+from vidssl.data.sources.manifest import Entry, header
+from vidssl.data.sources.origins import origin_of, recorded
+from vidssl.engine.atomic import make_folder, write_text
+from vidssl.engine.logging import format_duration, terminal
 from vidssl.engine.process import num_cpus, sole_process
 from vidssl.errors import UsageError, counted
 from vidssl.tools.data.encode import (
@@ -28,14 +35,24 @@ from vidssl.tools.data.encode import (
     prepare_file,
     settings,
 )
-from vidssl.tools.data.inputs import Operand, read_operand
-from vidssl.tools.data.journal import Journal
-from vidssl.tools.data.outputs import Files, Output, Shards
-from vidssl.tools.data.report import Prediction, predict, prepare_report, say, tell_prediction
+from vidssl.tools.data.report import format_size, print_list, say
+from vidssl.tools.data.runner import (
+    CLEAN,
+    FLAWED,
+    RESUMES,
+    Journal,
+    Operand,
+    read_operand,
+    refuse_overlap,
+    runner,
+)
 
-CLEAN, FLAWED = 0, 1
+NAME = "prepared.jsonl"
+_JOURNAL_KIND, _JOURNAL_VERSION = "vidssl prepared videos", 1
 _SAMPLE = 8  # videos that the prediction is made from
 _TIMED = 100  # videos that a clip is read from against the clock
+_SHARD_BYTES = 1 << 30
+_BUSY = "is preparing videos in this folder. Let it end or stop it, or take another folder"
 
 
 def prepare_data(
@@ -63,26 +80,89 @@ def prepare_data(
 
     Raises:
         UsageError: if there is nothing to prepare, the folder is of no use, or the disk is full; then what
-            is finished stays, and the same command goes on from there.
+            is finished stays, and the same command resumes from there.
     """
     console = console or terminal()
     operand = read_operand(path, root)
-    root, listing = operand.root, operand.listing.whole()
-    bad = {e.key: f"{e.status}: {e.reason}" for e in operand.manifest or () if not e.usable}
-    _check_places(root, listing, out)
+    listing = operand.listing.whole()
+    _check_places(operand.root, listing, out)
     make_folder(out)
-    busy = "is preparing videos in this folder. Let it end or stop it, or take another folder"
-    with (
-        sole_process(out, lambda line: say(console, line), busy),
-        Journal(out, settings(form)) as journal,
-    ):
-        h264 = isinstance(form, H264)
-        output: Output = Files(out) if h264 else Shards(out, journal)
-        prediction = _Job(operand, out, form, journal, output, processes or num_cpus(), console).do_all(bad)
-        where = output.describe(operand.listing, journal, root)
-        rows = [journal.latest[file.path] for file in listing.files]
+    with sole_process(out, lambda line: say(console, line), _BUSY):
+        made = Made(out, settings(form))
+        output: Output = Files(out) if isinstance(form, H264) else Shards(out, made)
+        prediction = _Job(operand, out, form, made, output, console, processes or num_cpus()).do_all()
+        where = output.describe(operand.listing, made.latest, operand.root)
+        rows = [made.latest[file.path] for file in listing.files]
     prepare_report(rows, where, prediction, out, console, show_all=show_all)
     return FLAWED if any(row.reason for row in rows) else CLEAN
+
+
+def _check_places(root: Path, listing: Listing, out: Path) -> None:
+    """Raises UsageError if a result could take the place of an original."""
+    refuse_overlap(
+        root,
+        out,
+        f"--out {out} and the folder of the videos, {root}, lie one in the other: originals could be "
+        "overwritten. Take a folder beside it, or say with --root which folder the paths of a list are below",
+    )
+    for file in listing.files:
+        key = PurePosixPath(file.path)
+        if key.is_absolute() or ".." in key.parts:
+            raise UsageError(
+                f"{file.path} leads out of {root}, and so its result out of {out}: list paths below --root"
+            )
+
+
+class Made:
+    """The journal of a folder of results. Of several rows about a video the last one counts.
+
+    Args:
+        settings: of the results; a folder holds results of one kind only.
+
+    Attributes:
+        latest: key -> what became of it.
+        rows: of all results that were ever made, the ones that others took the place of too.
+
+    Raises:
+        UsageError: if the folder holds results of another kind, or other files, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
+        self._journal = Journal(folder / NAME, sync=True)
+        self.latest: dict[str, Prepared] = {}
+        self.rows: list[Prepared] = []
+        path, head = self._journal.path, {"kind": _JOURNAL_KIND, "version": _JOURNAL_VERSION, **settings}
+        if not path.exists() and any(not other.name.startswith(".") for other in folder.iterdir()):
+            raise UsageError(
+                f"{folder} holds files and no {NAME}, so they are not of 'data prepare'. Take another folder"
+            )
+        rows = [row for _, row in self._journal.rows()]
+        if rows and rows[0] != head:
+            given = ", ".join(f"{name} {value}" for name, value in head.items() if rows[0].get(name) != value)
+            raise UsageError(
+                f"{folder} was prepared with other settings (now {given or 'fewer'}). Take another "
+                f"folder, or the settings in the first line of {NAME}"
+            )
+        for row in rows[1:]:
+            self._take(Prepared(**{**row, "source": tuple(row["source"])}))
+        if not rows:
+            try:
+                self._journal.add(head)
+            except OSError as error:
+                raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+    def _take(self, done: Prepared) -> None:
+        self.latest[done.key] = done
+        self.rows.append(done)
+
+    def add(self, done: Prepared) -> None:
+        """Writes a row and waits until the disk has it.
+
+        Raises:
+            OSError: if the disk is full.
+        """
+        self._journal.add(asdict(done))
+        self._take(done)
 
 
 @dataclass(frozen=True)
@@ -92,125 +172,334 @@ class _Job:
     operand: Operand
     out: Path
     form: Form
-    journal: Journal
+    made: Made
     output: Output
-    processes: int
     console: Console
-
-    @property
-    def root(self) -> Path:
-        return self.operand.root
+    processes: int
 
     @cached_property
     def listing(self) -> Listing:
         return self.operand.listing.whole()
 
-    def do_all(self, bad: Mapping[str, str]) -> Prediction | None:
-        """Makes what is not there yet, a sample first; None if all was there.
-
-        Args:
-            bad: key -> why it is not even tried.
-        """
-        sizes = self._sizes()
-        finished = [file for file in self.listing.files if self._is_done(file.path, sizes)]
+    def do_all(self) -> Prediction | None:
+        """Makes what is not there yet, a sample first; None if all was there."""
+        bad = {e.key: f"{e.status}: {e.reason}" for e in self.operand.manifest or () if not e.usable}
+        sources = {file.path: self.operand.stat(file.path) for file in self.listing.files}
+        finished = [file for file in self.listing.files if self._is_done(file.path, sources)]
         known = {file.path for file in finished}
         left = [file for file in self.listing.files if file.path not in known | bad.keys()]
         for key, reason in bad.items():
-            self._finish(Prepared(key, reason=reason))
+            if self.made.latest.get(key) != Prepared(key, reason=reason):
+                self._finish(Prepared(key, reason=reason))
         say(
             self.console,
-            f"{counted(len(left), 'video')} below {self.root} to prepare, {self.processes} at a time"
+            f"{counted(len(left), 'video')} below {self.operand.root} to prepare, {self.processes} at a time"
             + (f"; {len(finished)} are done already" if finished else "")
             + (f"; {len(bad)} are bad by the manifest" if bad else ""),
         )
+        if segments := self.operand.whole_files():
+            say(self.console, segments)
         if not left:
             return None
         places = {place * (len(left) - 1) // max(_SAMPLE - 1, 1) for place in range(_SAMPLE)}
         sample = [] if len(finished) >= _SAMPLE else [left[place] for place in sorted(places)]
         self._make(sample, timed_every=1)
-        done = [self.journal.latest[file.path] for file in (*finished, *sample)]
+        done = [self.made.latest[file.path] for file in (*finished, *sample)]
         prediction = predict(
-            done, [sizes[file.path][0] for file in self.listing.files if file.path not in bad]
+            done, [sources[file.path][0] for file in self.listing.files if file.path not in bad]
         )
         rest = [file for file in left if file not in sample]
         if rest:
-            tell_prediction(prediction, self.out, self.processes, self.console)
+            print_prediction(prediction, self.out, self.processes, self.console)
             self._make(rest, timed_every=max(len(rest) // _TIMED, 1))
         return prediction
 
-    def _sizes(self) -> dict[str, tuple[int, int]]:
-        """Key -> size in bytes and modification time of each source; -1 and 0 where there is none."""
-        sizes = {}
-        for file in self.listing.files:
-            try:
-                status = os.stat(self.root / file.path)
-                sizes[file.path] = (status.st_size, status.st_mtime_ns)
-            except OSError:
-                sizes[file.path] = (-1, 0)
-        return sizes
-
-    def _is_done(self, key: str, sizes: dict[str, tuple[int, int]]) -> bool:
-        done = self.journal.latest.get(key)
+    def _is_done(self, key: str, sources: Mapping[str, tuple[int, int]]) -> bool:
+        done = self.made.latest.get(key)
         # what was skipped is tried again: somebody may have mended it, or its root is mounted now
-        return done is not None and not done.reason and done.source == sizes[key] and self.output.has(done)
+        return done is not None and not done.reason and done.source == sources[key] and self.output.has(done)
 
     def _make(self, files: Sequence[Listed], timed_every: int) -> None:
-        left = (TimeRemainingColumn(), TextColumn("left"))
-        columns = (TextColumn("prepare"), BarColumn(), MofNCompleteColumn(), *left)
-        bar = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        with bar:
-            shown = bar.add_task("", total=len(files))
+        with runner(self.console, "prepare", len(files), self.processes) as crew:
             tasks = self._tasks(files, timed_every)
-            found = work(tasks, prepare_file, processes=self.processes, patience_seconds=2 * PATIENCE_SECONDS)
-            for task, result in found:
+            for task, result in crew.run(tasks, prepare_file, patience_seconds=2 * PATIENCE_SECONDS):
                 if isinstance(result, CannotWrite):
                     raise self._full(result.reason)
                 if isinstance(result, Lost):
                     task.target.with_name(f".{task.target.name}.part").unlink(missing_ok=True)
                     result = Prepared(task.key, reason=result.reason)
                 self._finish(result)
-                bar.advance(shown)
+                crew.advance()
 
     def _tasks(self, files: Sequence[Listed], timed_every: int) -> Iterator[FileToPrepare]:
         for place, file in enumerate(files):
-            known = self.operand.manifest
-            facts = known.entry(file.path).facts if known is not None and file.path in known else None
+            known = self.operand.entry(file.path)
             yield FileToPrepare(
-                self.root,
+                self.operand.root,
                 file.path,
                 self.listing.class_names(file),
                 self.output.target(file.path),
                 self.form,
                 timed=place % timed_every == 0,
-                limits=limits_of(facts),
+                limits=limits_of(None if known is None else known.facts),
             )
 
     def _finish(self, result: Prepared) -> None:
         try:
-            self.journal.add(result if result.reason else self.output.keep(result))
+            self.made.add(result if result.reason else self.output.keep(result))
         except OSError as error:
             raise self._full(f"cannot write to {self.out}: {error.strerror or error}") from error
 
     def _full(self, reason: str) -> UsageError:
-        done = sum(not row.reason for row in self.journal.latest.values())
+        done = sum(not row.reason for row in self.made.latest.values())
         return UsageError(
             f"{reason}. {done} of {len(self.listing.files)} videos are prepared and stay; once there is room "
-            "the same command goes on from there"
+            f"{RESUMES}"
         )
 
 
-def _check_places(root: Path, listing: Listing, out: Path) -> None:
-    """Raises UsageError if a result could take the place of an original."""
-    videos, results = root.resolve(), out.resolve()
-    if videos == results or videos in results.parents or results in videos.parents:
-        raise UsageError(
-            f"--out {out} and the folder of the videos, {root}, lie one in the other: originals could be "
-            "overwritten. Take a folder beside it, or say with --root which folder the paths of a list are "
-            "below"
+# where results lie
+
+
+class Output(ABC):
+    """A folder of results: a file for each, or blocks in shards; and what describes them in the end."""
+
+    @abstractmethod
+    def target(self, key: str) -> Path:
+        """The file that a video is made into."""
+
+    @abstractmethod
+    def keep(self, done: Prepared) -> Prepared:
+        """Takes in what was made; returns it with all that is needed to find it.
+
+        Raises:
+            OSError: if the disk is full.
+        """
+
+    @abstractmethod
+    def has(self, done: Prepared) -> bool:
+        """Whether a result is still there whole."""
+
+    @abstractmethod
+    def describe(self, listing: Listing, made: Mapping[str, Prepared], root: Path) -> Path:
+        """Writes the manifest or index of all results and returns its path.
+
+        Args:
+            made: key -> what became of it.
+            root: folder of the originals.
+
+        Raises:
+            UsageError: if it cannot be written.
+        """
+
+
+class Files(Output):
+    """A file for each video, under the key that it has; the manifest lies beside the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def target(self, key: str) -> Path:
+        return self.folder / key
+
+    def keep(self, done: Prepared) -> Prepared:
+        return done
+
+    def has(self, done: Prepared) -> bool:
+        try:
+            return os.stat(self.folder / done.key).st_size == done.bytes
+        except OSError:
+            return False
+
+    def describe(self, listing: Listing, made: Mapping[str, Prepared], root: Path) -> Path:
+        whole = self.folder.absolute()
+        manifest = whole.with_name(f"{whole.name}.manifest.jsonl")
+        lines = [header(self.folder)]
+        segments = listing.segments()
+        for file in listing.whole().files:
+            done = made[file.path]
+            entry = Entry(file.path, "unreadable", f"it could not be prepared: {done.reason}")
+            if not done.reason:
+                entry = Entry.from_row(done.about)
+            labels, own = listing.class_names(file), segments.get(file.path, ())
+            lines.append(replace(entry, labels=labels, segments=own).to_line())
+        write_text(manifest, "".join(lines))
+        return manifest
+
+
+class Shards(Output):
+    """Blocks of JPEGs in shards of about a gibibyte, one process adding to them.
+
+    What lies behind the last block of the journal was left by a process that was ended, and is cut off.
+    """
+
+    def __init__(self, folder: Path, made: Made) -> None:
+        self.folder = folder
+        self._work = folder / ".work"
+        self._work.mkdir(exist_ok=True)
+        self._ends: dict[str, int] = {}
+        for done in made.rows:
+            if not done.reason:
+                name, start = _place(done)
+                self._ends[name] = max(self._ends.get(name, 0), start + done.bytes)
+        for path in sorted(folder.glob("*.jpegs")):
+            if path.stat().st_size > self._ends.get(path.name, 0):
+                os.truncate(path, self._ends.get(path.name, 0))
+        self._number = max(len(self._ends) - 1, 0)
+
+    def target(self, key: str) -> Path:
+        return self._work / hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:32]
+
+    def keep(self, done: Prepared) -> Prepared:
+        name = shard_name(self._number)
+        if self._ends.get(name, 0) >= _SHARD_BYTES:
+            self._number += 1
+            name = shard_name(self._number)
+        start = self._ends.get(name, 0)
+        block = self.target(done.key)
+        # at a stated place, not at the end: what a full disk left half written is written over
+        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+        with open(descriptor, "r+b") as shard, block.open("rb") as made:
+            shard.seek(start)
+            shutil.copyfileobj(made, shard, 1 << 20)
+            shard.flush()
+            os.fsync(shard.fileno())
+        block.unlink()
+        self._ends[name] = start + done.bytes
+        return replace(done, about={**done.about, "shard": name, "start": start})
+
+    def has(self, done: Prepared) -> bool:
+        name, start = _place(done)
+        try:
+            return os.stat(self.folder / name).st_size >= start + done.bytes
+        except OSError:
+            return False
+
+    def describe(self, listing: Listing, made: Mapping[str, Prepared], root: Path) -> Path:
+        head = {"kind": KIND, "version": VERSION, "label_classes": listing.label_classes}
+        rows: list[Mapping[str, object]] = [head]
+        segments = listing.segments()
+        for file in listing.whole().files:
+            done = made[file.path]
+            row = {"key": file.path, "labels": file.labels, "reason": done.reason, "frames": done.frames}
+            own = {"segments": segments[file.path]} if file.path in segments else {}
+            rows.append({**row, **own, **done.about, "origin": recorded(origin_of(root / file.path))})
+        write_text(self.folder / INDEX, "".join(json.dumps(row) + "\n" for row in rows))
+        shutil.rmtree(self._work, ignore_errors=True)
+        return self.folder / INDEX
+
+
+def _place(done: Prepared) -> tuple[str, int]:
+    shard, start = done.about["shard"], done.about["start"]
+    assert isinstance(start, int)
+    return str(shard), start
+
+
+# prediction and report
+
+_SLOWER = 0.9  # a gain below this is more than chance
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Sizes and times of all videos, predicted from a few.
+
+    Attributes:
+        videos: that it is made from.
+        bytes: of all results.
+        size: bytes of a result for one of its source.
+        gain: how many times as fast a clip is read; 0 if none was timed.
+        bytes_left: of those that are still to be made.
+        core_seconds: for these.
+    """
+
+    videos: int
+    bytes: int
+    size: float
+    gain: float
+    bytes_left: int
+    core_seconds: float
+
+
+def predict(done: Sequence[Prepared], sizes: Sequence[int]) -> Prediction | None:
+    """A prediction for all videos from the results so far; None if there is none.
+
+    Args:
+        done: what was tried.
+        sizes: in bytes of all sources.
+    """
+    made = [row for row in done if not row.reason]
+    read = sum(row.source[0] for row in made)
+    if not read:
+        return None
+    size = sum(row.bytes for row in made) / read
+    everything = sum(max(one, 0) for one in sizes)
+    left = max(everything - sum(max(row.source[0], 0) for row in done), 0)
+    seconds = left * sum(row.seconds for row in made) / read
+    return Prediction(len(made), round(size * everything), size, gain(made), round(size * left), seconds)
+
+
+def gain(rows: Sequence[Prepared]) -> float:
+    """How many times as fast clips are read from results as from their sources; 0 if none was timed."""
+    timed = [row for row in rows if row.before > 0 and row.after > 0]
+    return sum(row.before for row in timed) / sum(row.after for row in timed) if timed else 0.0
+
+
+def print_prediction(prediction: Prediction | None, out: Path, processes: int, console: Console) -> None:
+    """Print it, and whether the disk has room."""
+    if prediction is None:
+        say(console, "Nothing can be predicted: none of the first videos could be prepared")
+        return
+    free = shutil.disk_usage(out).free
+    say(
+        console,
+        f"Predicted from {counted(prediction.videos, 'video')}: {format_size(prediction.bytes)} in all, "
+        f"{prediction.size:.2f} times the originals; {_read_time(prediction.gain)}; "
+        f"{format_duration(prediction.core_seconds / processes)} to go",
+    )
+    if 0 < prediction.gain < _SLOWER:
+        say(
+            console,
+            "These videos are read more slowly for it: leave them as they are, or try another form or size "
+            "in another folder. To end it here, Ctrl-C",
         )
-    for file in listing.files:
-        key = PurePosixPath(file.path)
-        if key.is_absolute() or ".." in key.parts:
-            raise UsageError(
-                f"{file.path} leads out of {root}, and so its result out of {out}: list paths below --root"
-            )
+    if prediction.bytes_left > free:
+        say(console, f"The disk may fill up: {format_size(free)} left. What is finished stays in any case")
+
+
+def prepare_report(
+    rows: Sequence[Prepared],
+    where: Path,
+    prediction: Prediction | None,
+    out: Path,
+    console: Console,
+    *,
+    show_all: bool,
+) -> None:
+    """Print what was made and what was skipped; ``where``: the manifest or index."""
+    made, skipped = [row for row in rows if not row.reason], [row for row in rows if row.reason]
+    say(console, f"{len(made)} of {len(rows)} videos are prepared in {out}")
+    if made:
+        before, after = sum(row.source[0] for row in made), sum(row.bytes for row in made)
+        timed = sum(row.after > 0 for row in made)
+        predicted = (
+            f" (predicted: {format_size(prediction.bytes)}; {_read_time(prediction.gain)})"
+            if prediction
+            else ""
+        )
+        say(
+            console,
+            f"Measured: {format_size(after)} in all, {after / before:.2f} times the originals; "
+            f"{_read_time(gain(made))}, {counted(timed, 'clip')} timed{predicted}",
+        )
+    print_list(console, "Skipped", [f"{row.key}: {row.reason}" for row in skipped], show_all=show_all)
+    if where.name == INDEX:
+        say(console, f"In recipes: source: {{type: jpeg_shards, root: {out}}}")
+    else:
+        say(console, f"Manifest: {where} (in recipes: 'root: {out}' and 'manifest: {where}')")
+
+
+def _read_time(gain: float) -> str:
+    if not gain:
+        return "no clip was timed"
+    return f"a clip of {CLIP_FRAMES} frames at stride {CLIP_STRIDE} is read in {1 / gain:.2f} of the time"
