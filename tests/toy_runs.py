@@ -14,10 +14,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import save
 
+from docs.compatibility.table import needed_views
+from vidssl.config.schema import parts_of
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.distributed import end_group
 from vidssl.engine.parallel import can_shard_on_cpus
 from vidssl.engine.runfolder import RunFolder
+from vidssl.objectives import OBJECTIVES
 from vidssl.tokenizers.vqvae import VQVAE
 
 CLIP = "{type: single_clip, num_frames: 4, frame_stride: 1, size: 16}"
@@ -67,6 +70,22 @@ TOYS: dict[str, dict[str, str]] = {
     "vimpac_contrast": {"objective": HEAD, "backbone": VIT, "video": PAIR},
     "vimpac_predict": {"backbone": IDS, "tokenizer": "toy", "masker": BLOCKS, "video": CLIP},
 }
+
+
+def _of_its_toy(name: str) -> dict[str, str]:
+    """Sections for an objective that is not above, with the keys of its ``toy``."""
+    views = {"clip": {1: CLIP, 2: PAIR}, "image": {1: IMAGE}, "global": {2: GLOBALS}}
+    streams = {"clip": "video", "global": "video", "image": "image"}
+    needed = needed_views(name)
+    return {
+        "objective": json.dumps(dict(OBJECTIVES[name].toy))[1:-1],
+        **{part: section for part, section in {"backbone": VIT, "tokenizer": "toy", "masker": TUBE}.items()
+           if parts_of(OBJECTIVES[name]).get(part)},
+        **{streams[view]: views[view][count] for view, count in needed.items() if view in streams},
+    }  # fmt: skip
+
+
+TOYS |= {name: _of_its_toy(name) for name in OBJECTIVES if name not in TOYS}
 OPTIMS = {
     "svt": "{type: adamw, lr: 1e-2, final_weight_decay: 0.4, clip_norm: 3.0, clip: each, decay: tables}",
     "classification": "{type: sgd, lr: 1e-2, nesterov: true, weight_decay: 1e-4}",

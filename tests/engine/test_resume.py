@@ -35,7 +35,6 @@ from vidssl.engine.resume import (
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective, Origin
-from vidssl.objectives import OBJECTIVES
 from vidssl.train.run import train_recipe
 
 
@@ -56,10 +55,6 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def train(recipe: Recipe, resume: Path | None = None, stop_after: int | None = None) -> RunFolder:
     _, result = train_recipe(recipe, Console(quiet=True), resume, stop_after)
     return RunFolder(result.folder)
-
-
-def test_every_objective_is_tested() -> None:
-    assert set(TOYS) == set(OBJECTIVES)
 
 
 PARTS_OF_OTHERS = ("bevt_image", "bevt_video", "vimpac_contrast", "vimpac_predict")

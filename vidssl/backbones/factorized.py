@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,16 @@ class Factorized(Backbone, Blockwise):
     Raises:
         ValueError: if sizes, layout or heads do not fit each other.
     """
+
+    toy: ClassVar = {
+        "vocab_size": 16,
+        "num_frames": 4,
+        "height": 4,
+        "width": 4,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+    }
 
     input_kind = "tokens"
     vocab_size: int

@@ -49,6 +49,8 @@ class PyTorchVideoNet(Backbone, Blockwise):
         name: as PyTorchVideo's model hub has it.
     """
 
+    toy: ClassVar = {"name": "x3d_xs"}
+
     takes_mask: ClassVar[bool] = False
 
     def __init__(self, *, name: Name) -> None:

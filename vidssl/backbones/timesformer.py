@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import isqrt
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,16 @@ class TimeSformer(Backbone, Blockwise, ClassAttention):
         mean: of the training pixels, taken off each channel.
         std: of the training pixels, by which each channel is divided.
     """
+
+    toy: ClassVar = {
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "patch_size": 8,
+        "num_frames": 4,
+        "size": 32,
+        "drop_path": 0.0,
+    }
 
     def __init__(
         self,

@@ -26,6 +26,8 @@ class TimmNet(Backbone, Blockwise):
             take any size need none.
     """
 
+    toy: ClassVar = {"name": "test_vit"}
+
     takes_mask: ClassVar[bool] = False
 
     def __init__(self, *, name: str, size: int | None = None) -> None:

@@ -25,6 +25,8 @@ class TorchvisionNet(Backbone, Blockwise):
         name: as torchvision has it.
     """
 
+    toy: ClassVar = {"name": "mc3_18"}
+
     takes_mask: ClassVar[bool] = False
 
     def __init__(self, *, name: Name) -> None:

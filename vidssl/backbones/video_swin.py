@@ -1,7 +1,7 @@
 """Video Swin: attention in shifted space-time windows, one pyramid for clips and images."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,14 @@ class VideoSwin(Backbone, Blockwise, ResizesWindows):
         mean: of the training pixels, taken off each channel.
         std: of the training pixels, by which each channel is divided.
     """
+
+    toy: ClassVar = {
+        "embed_dim": 8,
+        "depths": (2, 2),
+        "num_heads": (1, 2),
+        "window": (2, 3, 3),
+        "drop_path": 0.0,
+    }
 
     def __init__(
         self,

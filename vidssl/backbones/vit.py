@@ -1,7 +1,7 @@
 """ViT: one transformer over all space-time patches."""
 
 from collections.abc import Mapping
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from einops import rearrange
@@ -36,6 +36,8 @@ class ViT(Backbone, Blockwise, ClassAttention):
         mean: of the training pixels, taken off each channel.
         std: of the training pixels, by which each channel is divided.
     """
+
+    toy: ClassVar = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": (2, 8, 8)}
 
     def __init__(
         self,

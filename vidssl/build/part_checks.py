@@ -261,8 +261,11 @@ def check_declared(objective: Objective) -> None:
 class _AnyLabel(dict[str, Tensor]):
     """Class 0 under each label that is asked for: which there are is known when the data are opened."""
 
+    def __init__(self, rows: int) -> None:
+        super().__init__({"class": torch.zeros(rows, dtype=torch.int64)})
+
     def __missing__(self, name: str) -> Tensor:
-        return torch.zeros(_ROWS, dtype=torch.int64)
+        return self["class"]
 
 
 def try_objective(objective: Objective, shapes: Shapes, *, batch_size: int) -> None:
@@ -306,7 +309,9 @@ def _batch(shapes: Shapes, rows: int) -> Batch:
         for given in shapes.values()
         for view, slots in given.items()
     }
-    return Batch(views, {name: torch.arange(rows) for name in shapes}, {name: _AnyLabel() for name in shapes})
+    return Batch(
+        views, {name: torch.arange(rows) for name in shapes}, {name: _AnyLabel(rows) for name in shapes}
+    )
 
 
 # evaluators

@@ -96,10 +96,12 @@ class Backbone(nn.Module, ABC):
     of pixels that one cell of ``grid`` spans; of ids where it reads those) and, if it has stages,
     ``stage_dims`` and ``stage_strides``, finest first. ``gives_cls`` says whether ``Features.cls`` is there.
     One that reads ids also sets ``vocab_size``, how many different ones a tokenizer may give it.
+    ``toy``: constructor arguments of a small one, for the tests that every backbone passes.
     """
 
     input_kind: ClassVar[InputKind] = "pixels"
     takes_mask: ClassVar[bool] = True
+    toy: ClassVar[Mapping[str, object]] = {}
     embed_dim: int
     strides: GridSize
     vocab_size: int | None = None

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,12 @@ class LossOutput:
 
 
 class Masker(ABC):
-    """Draws which cells are hidden."""
+    """Draws which cells are hidden.
+
+    ``toy``: constructor arguments that suit a grid of 2x4x4 cells, for the tests that every masker passes.
+    """
+
+    toy: ClassVar[Mapping[str, object]] = {}
 
     @abstractmethod
     def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
@@ -147,8 +153,10 @@ class Objective(nn.Module, ABC):
     that a step may be several forward passes; not where clips of a batch are compared with each other.
     ``follows_length``: whether a step depends on ``Progress.total_steps``, so that a run that is made longer
     would have taken other steps from the first on.
+    ``toy``: keys of a small one, for the tests that every objective passes.
     """
 
+    toy: ClassVar[Mapping[str, object]] = {}
     needs_views: Mapping[str, int]
     splits_batch: bool = False
     follows_length: bool = False

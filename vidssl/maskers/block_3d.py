@@ -1,6 +1,7 @@
 """VIMPAC's mask: boxes in space and time."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +65,8 @@ class Block3D(Masker):
         num_blocks: boxes of a clip. VIMPAC chooses it for a ratio near 15 % (Table 2): 5 for ids of 5x16x16,
             6 for 5x32x32 and 10x16x16, 7 for 10x32x32.
     """
+
+    toy: ClassVar = {"num_blocks": 2}
 
     def __init__(self, *, num_blocks: int = 5) -> None:
         if num_blocks < 1:

@@ -1,5 +1,7 @@
 """BEiT's mask: one blockwise plane, through all frames."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,8 @@ class Blockwise(Masker):
         ratio: share of the plane that is hidden, never exceeded. BEiT: 75 of 196 cells, 0.3827.
         min_block: cells of the smallest block. BEiT: 16, on planes of 14x14.
     """
+
+    toy: ClassVar = {"min_block": 4}
 
     def __init__(self, *, ratio: float = 0.5, min_block: int = 16) -> None:
         self.ratio = ratio

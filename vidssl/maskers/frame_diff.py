@@ -1,5 +1,7 @@
 """The tube's frames, each with a mask of its own."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ class FrameDiff(Masker):
         min_block: cells of the smallest block.
         placement: of the run of frames, as the tube's.
     """
+
+    toy: ClassVar = {"min_block": 4}
 
     def __init__(
         self,

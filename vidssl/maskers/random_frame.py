@@ -1,5 +1,7 @@
 """One blockwise plane on frames picked at random."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,8 @@ class RandomFrame(Masker):
         length: range of the share of the clip's frames that are masked.
         min_block: cells of the smallest block.
     """
+
+    toy: ClassVar = {"min_block": 4}
 
     def __init__(
         self, *, ratio: float = 0.5, length: tuple[float, float] = (0.5, 1.0), min_block: int = 16

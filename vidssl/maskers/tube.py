@@ -1,5 +1,7 @@
 """BEVT's mask: one blockwise plane, repeated along a run of frames."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,8 @@ class Tube(Masker):
         placement: "circular" as in the published code, whose tube goes on at the clip's beginning when it
             meets its end; "straight" as the paper says, from t to t + l.
     """
+
+    toy: ClassVar = {"min_block": 4}
 
     def __init__(
         self,

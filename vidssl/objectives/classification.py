@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,8 @@ class Classification(Objective):
         ema_momentum: m in ``average = (1 - m) average + m weights`` after each step; the average is what is
             saved as encoder and answers in evaluation mode. null keeps none.
     """
+
+    toy: ClassVar = {"num_classes": 3, "label": "class"}
 
     splits_batch = True
 

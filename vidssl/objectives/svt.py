@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -81,6 +81,8 @@ class SVT(Objective, Watched):
     Raises:
         ValueError: if a key is out of its range, or the backbone reads token ids.
     """
+
+    toy: ClassVar = {"out_dim": 16, "head_hidden": 16, "bottleneck": 8, "freeze_last_layer_epochs": 0}
 
     follows_length = True  # the teacher's momentum
 

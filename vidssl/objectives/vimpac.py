@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,8 @@ class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
             negatives, by cached features, which cost a second forward pass; "part" contrasts each part in
             itself, as the paper accumulates 1024 videos with 127 negatives (App. C.1).
     """
+
+    toy: ClassVar = {"head_layers": 2, "head_hidden_dim": 16, "head_dim": 8}
 
     needs_views: Mapping[str, int] = {"clip": 2}
 
@@ -202,6 +204,8 @@ class VIMPACContrast(JointLoss, Watched, ComparesVideos):
     With a masker the clips are masked, as the paper does to have no other augmentation; without one they
     are whole, and any backbone will do. A backbone that reads ids needs a tokenizer; no other may have one.
     """
+
+    toy: ClassVar = {"head_layers": 2, "head_hidden_dim": 16, "head_dim": 8}
 
     needs_views: Mapping[str, int] = {"clip": 2}
 

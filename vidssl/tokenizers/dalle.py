@@ -1,6 +1,6 @@
 """The discrete VAE of DALL-E (Ramesh et al. 2021, "Zero-Shot Text-to-Image Generation")."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,8 @@ class DALLE(Tokenizer):
     Raises:
         ValueError: if an argument is out of its range.
     """
+
+    toy: ClassVar = {"vocab_size": 16, "width": 8, "num_blocks": 1, "decoder_width": 8}
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Finite scalar quantisation (Mentzer et al. 2023, "Finite Scalar Quantization: VQ-VAE Made Simple")."""
 
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -33,6 +33,8 @@ class FSQ(TrainableTokenizer):
     Raises:
         ValueError: if an argument is out of its range.
     """
+
+    toy: ClassVar = {"levels": (4, 4), "width": 8, "stride": 8, "num_res_blocks": 1}
 
     def __init__(
         self,

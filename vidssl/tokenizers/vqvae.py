@@ -1,6 +1,6 @@
 """A VQ-VAE over frames or tubelets (van den Oord et al. 2017, "Neural Discrete Representation Learning")."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -44,6 +44,8 @@ class VQVAE(TrainableTokenizer):
     Raises:
         ValueError: if an argument is out of its range.
     """
+
+    toy: ClassVar = {"vocab_size": 16, "code_dim": 4, "width": 8, "stride": 8, "num_res_blocks": 1}
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vidssl.build.registry import BACKBONE
 
-COMMAND = "python -m vidssl.compatibility docs/compatibility.md"
+COMMAND = "python -m docs.compatibility.table docs/compatibility.md"
 WORKS = "yes"
 BY_HAND = "\n## Versions\n"  # where what follows on the page is written by hand
 

@@ -1,12 +1,14 @@
 """What works with what: every combination of components, as a toy recipe that is checked and takes a step.
 
-    python -m vidssl.compatibility docs/compatibility.md
+    python -m docs.compatibility.table docs/compatibility.md
 
-A combination that the checks of recipes refuse is answered with their own words. One that they let through
-must take a training step on random clips; if it cannot, that is a defect, and its error ends the program.
+The cell of a combination that ``vidssl check`` refuses gives its reason. One that it accepts must take a
+training step on random clips; if it cannot, that is a defect, and its error ends the program. Components
+are built with the arguments of their ``toy``.
 """
 
 import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -18,9 +20,9 @@ from typing import get_args
 import torch
 from safetensors.torch import save
 
+from docs.compatibility.page import COMMAND, Combination, Outcomes, by_hand, page
 from vidssl.build import build
-from vidssl.build.registry import BACKBONE, MASKER, OBJECTIVE, TOKENIZER
-from vidssl.compatibility_page import COMMAND, Combination, Outcomes, by_hand, page
+from vidssl.build.registry import BACKBONE, MASKER, OBJECTIVE, TOKENIZER, Kind
 from vidssl.config.recipe import Recipe, read_recipe
 from vidssl.config.schema import keys_of, parts_of
 from vidssl.config.strict_yaml import parse
@@ -28,49 +30,9 @@ from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, Objective, Progress
 
 VIDEOS = 2  # in a batch
-NUM_CLASSES = 3
-_SOURCE = "{type: moving_digits, split: train}"  # never opened
-
-# a small one of each, as keys of a recipe
-
-TOY_BACKBONES = {
-    "factorized": "vocab_size: 16, num_frames: 4, height: 4, width: 4, embed_dim: 16, depth: 1, num_heads: 2",
-    "pytorchvideo": "name: x3d_xs",
-    "timesformer": "embed_dim: 16, depth: 1, num_heads: 2, patch_size: 8, num_frames: 4, size: 32",
-    "timm": "name: test_vit",
-    "torchvision": "name: mc3_18",
-    "video_swin": "embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window: [2, 3, 3]",
-    "vit": "embed_dim: 16, depth: 1, num_heads: 2, patch_size: [2, 8, 8]",
-}
-
-TOY_TOKENIZERS = {
-    "dalle": "vocab_size: 16, width: 8, num_blocks: 1, decoder_width: 8",
-    "fsq": "levels: [4, 4], width: 8, stride: 8, num_res_blocks: 1",
-    "vqvae": "vocab_size: 16, code_dim: 4, width: 8, stride: 8, num_res_blocks: 1",
-}
-
-TOY_MASKERS = {
-    "block_3d": "num_blocks: 2",
-    "blockwise": "min_block: 4",
-    "frame_diff": "min_block: 4",
-    "random_3d": "ratio: 0.5",
-    "random_frame": "min_block: 4",
-    "tube": "min_block: 4",
-}
-
-_HEAD = "head_layers: 2, head_hidden_dim: 16, head_dim: 8"
-
-TOY_OBJECTIVES = {
-    "bevt": "video_weight: 1.0",
-    "bevt_image": "",
-    "bevt_video": "",
-    "classification": f"num_classes: {NUM_CLASSES}",
-    "svt": "out_dim: 16, head_hidden: 16, bottleneck: 8, freeze_last_layer_epochs: 0",
-    "tokenizer": "",
-    "vimpac": _HEAD,
-    "vimpac_contrast": _HEAD,
-    "vimpac_predict": "",
-}
+NUM_CLASSES = 2  # at most those of the toys
+_SOURCE = {"type": "moving_digits", "split": "train"}  # never opened
+Section = dict[str, object]  # of a recipe
 
 
 @dataclass(frozen=True)
@@ -133,8 +95,8 @@ def covering(objective: str) -> tuple[Combination, ...]:
     )
 
 
-class Bench:
-    """Tries combinations; their tokenizers have random weights, which lie in a folder.
+class Trials:
+    """Tries combinations; their tokenizers have random weights, saved in a folder.
 
     Args:
         folder: an empty one.
@@ -142,11 +104,11 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._tokenizers: dict[str, str] = {}
+        self._tokenizers: dict[str, Section] = {}
 
     def refusal(self, combination: Combination) -> str | None:
-        """Why the checks of recipes refuse a combination; None for one that took a training step."""
-        recipe = self._recipe(combination)
+        """Why ``vidssl check`` refuses a combination; None for one that took a training step."""
+        recipe = self.recipe(combination)
         try:
             build.check(recipe)
         except UsageError as error:
@@ -158,95 +120,106 @@ class Bench:
         """Refusals of combinations; None for each that took a step."""
         return {combination: self.refusal(combination) for combination in every}
 
-    def _recipe(self, combination: Combination) -> Recipe:
+    def recipe(self, combination: Combination) -> Recipe:
+        """The toy recipe of a combination."""
         network = combination.backbone
         if network is not None and " " in network:  # one of ``named_networks``
             kind, name = network.split(" ")
-            size = f", size: {NAMED_SIZES.size}" if name.startswith("swin_") else ""
-            section = f"{{type: {kind}, name: {name}{size}}}"
-            return toy_recipe(combination.objective, backbone=section, sizes=NAMED_SIZES)
-        return toy_recipe(
-            combination.objective,
-            backbone=_section(network, TOY_BACKBONES),
-            tokenizer=self._tokenizer(combination),
-            masker=_section(combination.masker, TOY_MASKERS),
-        )
+            section: Section = {"type": kind, "name": name}
+            if name.startswith("swin_"):
+                section["size"] = NAMED_SIZES.size
+            return toy_recipe(combination.objective, {"backbone": section}, NAMED_SIZES)
+        parts = {
+            "backbone": network and toy(BACKBONE, network),
+            "tokenizer": self._tokenizer(combination),
+            "masker": combination.masker and toy(MASKER, combination.masker),
+        }
+        return toy_recipe(combination.objective, {key: part for key, part in parts.items() if part})
 
-    def _tokenizer(self, combination: Combination) -> str | None:
+    def _tokenizer(self, combination: Combination) -> Section | None:
         """A tokenizer section; with weights unless the objective takes nothing else, and so trains it."""
         name = combination.tokenizer
-        if name is None or combination.backbone is None:
-            return _section(name, TOY_TOKENIZERS)
+        if name is None:
+            return None
+        if combination.backbone is None:
+            return toy(TOKENIZER, name)
         if name not in self._tokenizers:
-            self._tokenizers[name] = self._with_weights(name)
+            torch.manual_seed(0)
+            content = save(TOKENIZER.table[name](**TOKENIZER.table[name].toy).state_dict())
+            path = self.folder / f"{name}.safetensors"
+            path.write_bytes(content)
+            origin = {"sha256": hashlib.sha256(content).hexdigest(), "source": "random", "licence": "none"}
+            self._tokenizers[name] = {**toy(TOKENIZER, name), "weights": str(path), **origin}
         return self._tokenizers[name]
 
-    def _with_weights(self, name: str) -> str:
-        part = toy_recipe("tokenizer", tokenizer=_section(name, TOY_TOKENIZERS)).tokenizer
-        assert part is not None, "it has just been given one"
-        torch.manual_seed(0)
-        content = save(build.tokenizer(part).state_dict())
-        path = self.folder / f"{name}.safetensors"
-        path.write_bytes(content)
-        origin = f"sha256: {hashlib.sha256(content).hexdigest()}, source: random, licence: none"
-        return f"{{type: {name}, {TOY_TOKENIZERS[name]}, weights: '{path}', {origin}}}"
+
+def toy(kind: Kind, name: str) -> Section:
+    """The section of a recipe for a small one of a kind."""
+    return {"type": name, **kind.table[name].toy}
 
 
-def _section(name: str | None, toys: Mapping[str, str]) -> str | None:
-    return None if name is None else f"{{type: {name}, {toys[name]}}}"
-
-
-def toy_recipe(
-    objective: str,
-    *,
-    backbone: str | None = None,
-    tokenizer: str | None = None,
-    masker: str | None = None,
-    sizes: Sizes = TOY_SIZES,
-) -> Recipe:
+def toy_recipe(objective: str, parts: Mapping[str, Section], sizes: Sizes = TOY_SIZES) -> Recipe:
     """A recipe of an objective and of sections for its parts, with the views that it needs."""
-    parts = {"backbone": backbone, "tokenizer": tokenizer, "masker": masker}
-    lines = [
-        "name: toy",
-        f"objective: {{type: {objective}, {TOY_OBJECTIVES[objective]}}}",
-        *(f"{name}: {section}" for name, section in parts.items() if section is not None),
-        "data:",
-        *(
-            f"  {stream}: {{source: {_SOURCE}, views: {views}, batch_size: {VIDEOS}}}"
-            for stream, views in _streams(objective, sizes).items()
-        ),
-        "optim: {type: adamw, lr: 1e-3, clip_norm: 1.0}",
-        "schedule: {type: cosine, steps: 2}",
-    ]
-    return read_recipe(parse("\n".join(lines), lambda line: "toy"), Path.cwd())
+    recipe = {
+        "name": "toy",
+        "objective": toy(OBJECTIVE, objective),
+        **parts,
+        "data": {
+            stream: {"source": _SOURCE, "views": views, "batch_size": VIDEOS}
+            for stream, views in _streams(needed_views(objective), sizes).items()
+        },
+        "optim": {"type": "adamw", "lr": 0.001, "clip_norm": 1.0},
+        "schedule": {"type": "cosine", "steps": 2},
+    }
+    return read_recipe(parse(json.dumps(recipe), lambda line: "toy"), Path.cwd())
 
 
-def _streams(objective: str, sizes: Sizes) -> dict[str, str]:
-    """Stream -> its view sampler."""
-    shape = f"num_frames: {sizes.num_frames}, size: {sizes.size}"
-    clip = f"{{type: single_clip, frame_stride: 1, {shape}}}"
-    pair = f"{{type: clip_pair, {shape}}}"
-    image = f"{{type: single_image, size: {sizes.size}}}"
-    many = (
-        f"{{type: global_local, num_frames: [{sizes.num_frames}, {sizes.num_frames}], size: {sizes.size}, "
-        f"local_frames: [{sizes.local_frames}, {sizes.num_frames}], local_size: {sizes.local_size}}}"
-    )
-    return {
-        "bevt": {"video": clip, "image": image},
-        "bevt_image": {"image": image},
-        "svt": {"video": many},
-        "tokenizer": {"image": image},
-        "vimpac": {"video": pair},
-        "vimpac_contrast": {"video": pair},
-    }.get(objective, {"video": clip})
+def needed_views(objective: str) -> Mapping[str, int]:
+    """``needs_views`` of an objective; where its keys decide them, of its toy."""
+    made = OBJECTIVE.table[objective]
+    some = {
+        "backbone": BACKBONE.table["vit"],
+        "tokenizer": TOKENIZER.table["fsq"],
+        "masker": MASKER.table["tube"],
+    }
+    with torch.device("meta"):
+        parts = [some[part](**some[part].toy) for part, needed in parts_of(made).items() if needed]
+        return made(*parts, **made.toy).needs_views
+
+
+def _streams(needed: Mapping[str, int], sizes: Sizes) -> dict[str, Section]:
+    """Stream -> view sampler: single clips or pairs, images, global and local views.
+
+    Raises:
+        ValueError: for a view that none of them gives.
+    """
+    shape = {"num_frames": sizes.num_frames, "size": sizes.size}
+    clips = {1: {"type": "single_clip", "frame_stride": 1, **shape}, 2: {"type": "clip_pair", **shape}}
+    many = {
+        "type": "global_local", "num_frames": [sizes.num_frames] * 2, "size": sizes.size,
+        "local_frames": [sizes.local_frames, sizes.num_frames], "local_size": sizes.local_size,
+    }  # fmt: skip
+    streams: dict[str, Section] = {}
+    for view, count in needed.items():
+        if view == "clip" and count in clips:
+            streams["video"] = clips[count]
+        elif view == "image" and count == 1:
+            streams["image"] = {"type": "single_image", "size": sizes.size}
+        elif view in ("global", "local"):
+            streams["video"] = many
+        else:
+            raise ValueError(
+                f"no view sampler of docs/compatibility/table.py gives {count} of the view '{view}'"
+            )
+    return streams
 
 
 def take_step(recipe: Recipe) -> None:
-    """One training step on random clips, without the files and folders of a run.
+    """One training step on random clips, without a run folder.
 
     Raises:
-        FloatingPointError: if the loss, a gradient or what became of the weights is no finite number, or
-            nothing got a gradient.
+        FloatingPointError: if the loss, a gradient or a weight after the step is not finite, or there is
+            no gradient.
     """
     torch.manual_seed(0)
     objective = build.objective(recipe, say=lambda line: None)
@@ -298,12 +271,12 @@ def whole_page(outcomes: Outcomes, named: Outcomes) -> str:
 
 
 def main(path: Path) -> None:
-    """Tries everything and writes the page; the part by hand is kept."""
+    """Tries all combinations and writes the page; the part written by hand is kept."""
     kept = by_hand(path.read_text()) if path.exists() else ""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder))
+        trials = Trials(Path(folder))
         every = [one for objective in OBJECTIVE.table for one in combinations(objective)]
-        path.write_text(whole_page(bench.outcomes(every), bench.outcomes(named_combinations())) + kept)
+        path.write_text(whole_page(trials.outcomes(every), trials.outcomes(named_combinations())) + kept)
 
 
 if __name__ == "__main__":
