@@ -53,12 +53,8 @@ from vidssl.interfaces import (
     Tokenizer,
     ViewSampler,
 )
+from vidssl.maskers.bevt import Blockwise, FrameDiff, Random3D, RandomFrame, Tube
 from vidssl.maskers.block_3d import Block3D
-from vidssl.maskers.blockwise import Blockwise
-from vidssl.maskers.frame_diff import FrameDiff
-from vidssl.maskers.random_3d import Random3D
-from vidssl.maskers.random_frame import RandomFrame
-from vidssl.maskers.tube import Tube
 from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
 from vidssl.objectives.classification import Classification
 from vidssl.objectives.svt import SVT

@@ -10,7 +10,7 @@ from vidssl.backbones.divided import DividedBlock, from_frames, to_frames
 from vidssl.backbones.positions import PositionResize, resize_positions
 from vidssl.backbones.timesformer import TimeSformer
 from vidssl.interfaces import Batch, Progress, Tokenizer
-from vidssl.maskers.tube import Tube
+from vidssl.maskers.bevt import Tube
 from vidssl.objectives.bevt import BEVT
 
 KINDS = pytest.mark.parametrize("attention", ["divided", "joint", "space"])

@@ -18,7 +18,7 @@ from vidssl.interfaces import (
     Progress,
     Tokenizer,
 )
-from vidssl.maskers.tube import Tube
+from vidssl.maskers.bevt import Tube
 from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
 from vidssl.objectives.vimpac import VIMPAC, VIMPACPredict
 from vidssl.tokenizers.vqvae import VQVAE

@@ -2,12 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidssl.maskers.blockwise import Blockwise
-from vidssl.maskers.frame_diff import FrameDiff
-from vidssl.maskers.random_3d import Random3D
-from vidssl.maskers.random_frame import RandomFrame
+from vidssl.maskers.bevt import Blockwise, FrameDiff, Random3D, RandomFrame, Tube
 from vidssl.maskers.shapes import blockwise_planes
-from vidssl.maskers.tube import Tube
 
 
 def generator(seed: int = 0) -> torch.Generator:

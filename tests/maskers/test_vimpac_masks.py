@@ -9,8 +9,8 @@ from torch import Tensor
 from vimpac_reference import FOLDER, load, part
 
 from vidssl.interfaces.grids import GridSize
+from vidssl.maskers.bevt import Random3D
 from vidssl.maskers.block_3d import Block3D, Boxes, cells_of, draw_boxes, largest_extents
-from vidssl.maskers.random_3d import Random3D
 
 STATS = json.loads((FOLDER / "masking_stats.json").read_text())
 RESOLUTIONS: dict[str, GridSize] = {

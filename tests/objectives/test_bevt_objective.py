@@ -11,8 +11,7 @@ from vidssl.backbones.video_swin import VideoSwin
 from vidssl.backbones.vit import ViT
 from vidssl.interfaces import Backbone, Batch, Features, InputKind, Progress, Tokenizer
 from vidssl.interfaces.grids import GridSize, expand_mask
-from vidssl.maskers.random_3d import Random3D
-from vidssl.maskers.tube import Tube
+from vidssl.maskers.bevt import Random3D, Tube
 from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
 from vidssl.objectives.parts.heads import Fit, LinearHead, Spread, find_hidden, fit_strides
 from vidssl.objectives.parts.losses import accuracy, copy_nearest, most_frequent_accuracy

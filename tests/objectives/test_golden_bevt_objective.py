@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from vidssl.interfaces import Batch, Features, Masker, Progress, Tokenizer
 from vidssl.interfaces.grids import GridSize
 from vidssl.maskers import shapes as planes
-from vidssl.maskers.blockwise import Blockwise
-from vidssl.maskers.tube import Tube
+from vidssl.maskers.bevt import Blockwise, Tube
 from vidssl.objectives.bevt import BEVT
 from vidssl.objectives.parts.heads import Predictions
 from vidssl.weights.swin_keys import published_key

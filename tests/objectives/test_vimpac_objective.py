@@ -29,8 +29,8 @@ from vidssl.engine.optim import AdamW
 from vidssl.engine.schedules import LinearDecay
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, Features, Objective, Progress, Tokenizer
+from vidssl.maskers.bevt import Random3D
 from vidssl.maskers.block_3d import Block3D
-from vidssl.maskers.random_3d import Random3D
 from vidssl.objectives.vimpac import VIMPAC, VIMPACContrast, VIMPACPredict
 
 START = Progress(0, 1)

@@ -19,7 +19,7 @@ from vidssl.engine.checkpoint import encoder_prefix, read_checkpoint, save_check
 from vidssl.engine.runfolder import create_run
 from vidssl.evaluate.subject import recipe_of, trained_backbone, trained_objective, trained_tokenizer
 from vidssl.interfaces import Objective
-from vidssl.maskers.tube import Tube
+from vidssl.maskers.bevt import Tube
 from vidssl.objectives.bevt import BEVTVideo
 from vidssl.tokenizers.dalle import DALLE
 from vidssl.tokenizers.vqvae import VQVAE

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from vidssl.engine.distributed import end_group
-from vidssl.tokenizers.tubelets import of_length
+from vidssl.tokenizers.frame_networks import of_length
 from vidssl.tokenizers.vqvae import VQVAE, nearest_code
 
 

@@ -6,11 +6,11 @@ from vidssl.interfaces.table import Table
 MASKERS: Table[Masker] = Table(
     {
         "block_3d": "vidssl.maskers.block_3d:Block3D",
-        "blockwise": "vidssl.maskers.blockwise:Blockwise",
-        "frame_diff": "vidssl.maskers.frame_diff:FrameDiff",
-        "random_3d": "vidssl.maskers.random_3d:Random3D",
-        "random_frame": "vidssl.maskers.random_frame:RandomFrame",
-        "tube": "vidssl.maskers.tube:Tube",
+        "blockwise": "vidssl.maskers.bevt:Blockwise",
+        "frame_diff": "vidssl.maskers.bevt:FrameDiff",
+        "random_3d": "vidssl.maskers.bevt:Random3D",
+        "random_frame": "vidssl.maskers.bevt:RandomFrame",
+        "tube": "vidssl.maskers.bevt:Tube",
     }
 )
 

@@ -11,8 +11,8 @@ from vidssl.interfaces import FilledIn, Tokenizer
 from vidssl.objectives.parts.losses import copy_nearest
 from vidssl.pictures.clips import Clips
 from vidssl.pictures.pages import MAX_COLUMNS, Row, Strip, as_frames, colour_bar, heat_over, spread
+from vidssl.tokenizers.frame_networks import of_length
 from vidssl.tokenizers.measure import psnr
-from vidssl.tokenizers.tubelets import of_length
 
 HIDDEN = (240, 222, 130)  # what stands where a frame is hidden: light yellow, as in VIMPAC's Fig. 1
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vidssl.engine.precision import full_precision
 from vidssl.interfaces import Tokenizer, check_clip
-from vidssl.tokenizers.chunks import as_weights, in_chunks
+from vidssl.tokenizers.frame_networks import as_weights, in_chunks
 from vidssl.tokenizers.resize import ResizeKernel, halve
 
 _EPSILON = 0.1  # of the logit-Laplace likelihood: pixels are squeezed into [0.1, 0.9] (App. A.3)

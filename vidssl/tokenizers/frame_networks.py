@@ -1,7 +1,45 @@
-"""Convolutional encoders and decoders of frames or tubelets, which the trainable tokenizers share."""
+"""Frames and tubelets through a tokenizer: chunk by chunk, and the networks of trainable tokenizers."""
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def as_weights(x: Tensor, network: nn.Module) -> Tensor:
+    """The tensor in the type of a network's weights."""
+    return x.to(next(network.parameters()).dtype)
+
+
+def in_chunks(network: Callable[[Tensor], Tensor], frames: Tensor, size: int) -> Tensor:
+    """What ``network`` makes of frames [N, ...], ``size`` of them at a time.
+
+    That bounds the memory, and on a CPU it makes what a frame gives the same whatever stands beside it:
+    oneDNN and MKL choose their kernels by shape, and kernels differ in the last bit, which is enough to flip
+    an id that lies between two codes. There the last chunk is filled up, so that all have the same shape.
+    """
+    missing = -len(frames) % size if frames.device.type == "cpu" else 0
+    if missing:
+        frames = F.pad(frames, (*(0,) * (2 * frames.ndim - 1), missing))
+    out = torch.cat([network(chunk) for chunk in frames.split(size)])
+    return out[: len(out) - missing]
+
+
+def of_length(pixels: Tensor, num_frames: int) -> Tensor:
+    """What a tokenizer made of a clip, at the clip's own length.
+
+    A tokenizer whose ids stand for several frames sees an image as a still tubelet and gives a tubelet back;
+    the mean of its frames is the image.
+
+    Args:
+        pixels: [B, 3, T', H, W].
+        num_frames: T of the clip.
+
+    Returns:
+        [B, 3, T, H, W].
+    """
+    return pixels.mean(dim=2, keepdim=True) if num_frames == 1 else pixels
 
 
 def centred(pixels: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from vidssl.engine.precision import full_precision
 from vidssl.interfaces import Reconstruction, TrainableTokenizer, check_clip
-from vidssl.tokenizers.chunks import as_weights, in_chunks
-from vidssl.tokenizers.frame_networks import centred, frame_decoder, frame_encoder
+from vidssl.tokenizers.frame_networks import as_weights, centred, frame_decoder, frame_encoder, in_chunks
 
 _CPU_CHUNK = 16  # frames; they stay in the cache
 _EPSILON = 1e-3  # keeps the outermost values off the boundary between two levels (App. A.1)

@@ -11,7 +11,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from vidssl.interfaces import Tokenizer, as_clip
-from vidssl.tokenizers.tubelets import of_length
+from vidssl.tokenizers.frame_networks import of_length
 
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM, in pixels (Wang et al. 2004, Sec. III.C)
 _C1, _C2 = 0.01**2, 0.03**2  # K1 and K2 there, for pixels in [0, 1]

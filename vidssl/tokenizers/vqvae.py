@@ -10,9 +10,14 @@ from torch import Tensor
 
 from vidssl.engine.precision import full_precision
 from vidssl.interfaces import Reconstruction, TrainableTokenizer, check_clip
-from vidssl.tokenizers.chunks import as_weights, in_chunks
-from vidssl.tokenizers.frame_networks import centred, frame_decoder, frame_encoder
-from vidssl.tokenizers.tubelets import of_length
+from vidssl.tokenizers.frame_networks import (
+    as_weights,
+    centred,
+    frame_decoder,
+    frame_encoder,
+    in_chunks,
+    of_length,
+)
 
 _CPU_CHUNK, _GPU_CHUNK = 16, 256  # frames or tubelets at once; on a CPU they stay in the cache
 _MOST_DISTANCES = 2**26  # held at once: 256 MB, where 8192 codes and a batch of clips would make tens of GB

@@ -32,8 +32,8 @@ from vidssl.interfaces import Tokenizer
 from vidssl.pictures.clips import Clips, draw_clips
 from vidssl.pictures.drawings import strips_of
 from vidssl.pictures.pages import as_frames, evenly_spaced, save_png, sheet
+from vidssl.tokenizers.frame_networks import of_length
 from vidssl.tokenizers.measure import TokenizerMeasure, ids_per_second, measure, psnr
-from vidssl.tokenizers.tubelets import of_length
 
 FORMAT = "vidssl tokenizer scores 1"
 FOLDER = "tokenizer_scores"  # in the run's folder, or where the command is given
