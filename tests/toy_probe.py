@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from vidssl.build import build
-from vidssl.build.resolved import resolved_text
+from vidssl.build.registry import resolved_text
 from vidssl.config.recipe import recipe_from_text
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.evaluate import feature_cache as feature_store

@@ -7,9 +7,9 @@ import pytest
 from toy_parts import ToyMasker, ToyObjective, changed, edited, message, set_up
 
 from vidssl.build import build
-from vidssl.build.resolved import protocol_text, resolved_text
+from vidssl.build.registry import resolved_text
 from vidssl.config.protocol import load_protocol
-from vidssl.config.recipe import Recipe, recipe_from_text
+from vidssl.config.recipe import Recipe, load_recipe, recipe_from_text
 
 
 @pytest.fixture(autouse=True)
@@ -208,8 +208,29 @@ def test_resolved_recipe_has_every_default_and_reads_back_to_itself() -> None:
     assert again.data.probe is not None
     assert again.data.probe.train.node == recipe.node.mapping()["data"].mapping()["probe"].mapping()["train"]
     assert again.run == recipe.run
-    assert again.init == "runs/a"
+    assert again.start.init == "runs/a"
     build.check(again)
+
+
+def golden(name: str) -> str:
+    """A text that a run or a score kept before recipes and protocols were written by their schema."""
+    return (Path(__file__).parents[1] / "golden" / "resolved" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["svt", "tokenizer_fsq"])
+def test_a_recipe_is_written_as_ever_and_read_back(name: str) -> None:
+    text = golden(f"recipe_{name}")
+    assert resolved_text(load_recipe(name)) == text
+    assert resolved_text(recipe_from_text(text, "run.yaml")) == text
+
+
+@pytest.mark.parametrize("name", ["few_labels", "finetune"])
+def test_a_protocol_is_written_as_ever_and_read_back(name: str, tmp_path: Path) -> None:
+    # scores are comparable where these texts are the same
+    text = golden(f"{name}_of_bevt")
+    assert resolved_text(load_protocol(name, recipe=load_recipe("bevt"))) == text
+    (tmp_path / "kept.yaml").write_text(text)
+    assert resolved_text(load_protocol(str(tmp_path / "kept.yaml"))) == text
 
 
 def test_resolved_recipe_keeps_held_out_sources() -> None:
@@ -241,11 +262,11 @@ def test_resolved_tokenizer_written_into_the_recipe_keeps_its_weights(tmp_path: 
 def test_resolved_protocol_reads_back_to_itself() -> None:
     data = "{train: {type: none, root: a}, test: {type: none, root: b}, views: {type: toy, name: x}}"
     Path("p.yaml").write_text(f"name: p\nevaluator: {{type: knn}}\ndata: {data}\n")
-    text = protocol_text(load_protocol("p.yaml"))
+    text = resolved_text(load_protocol("p.yaml"))
     Path("q.yaml").write_text(text)
     assert "k: 20" in text
     assert "  train: {type: none, root: a}\n  test: {type: none, root: b}\n" in text
-    assert protocol_text(load_protocol("q.yaml")) == text
+    assert resolved_text(load_protocol("q.yaml")) == text
     build.check_protocol(load_protocol("q.yaml"))
 
 

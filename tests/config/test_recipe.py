@@ -67,7 +67,7 @@ def changed(*overrides: str) -> Recipe:
         (lambda: RunSpec(workers="2"), "RunSpec: workers: expected a whole number, got '2'"),
         (lambda: RunSpec(out=Path("runs")), "RunSpec: out: expected text, got .*Path"),
         (lambda: RunSpec(compile=1), "RunSpec: compile: expected true or false, got 1"),
-        (lambda: AdamW(lr=1e-3, clip="some"), "Update: clip: expected 'all' or 'each', got 'some'"),
+        (lambda: AdamW(lr=1e-3, clip="some"), "AdamW: clip: expected 'all' or 'each', got 'some'"),
         (lambda: Subset(label="a", share="all"), "Subset: share: expected a number"),
         (lambda: FewLabels(shares=("1 %",)), "FewLabels: shares: expected"),
         (lambda: MeasureSpec(videos=1.5), "MeasureSpec: videos: expected a whole number, got 1.5"),
@@ -96,11 +96,11 @@ def test_recipe_has_its_sections_and_defaults(folder: Path) -> None:
 
 def test_init_is_no_key_of_the_backbone(folder: Path) -> None:
     recipe = changed()
-    assert recipe.init == "runs/earlier"
+    assert recipe.start.init == "runs/earlier"
     assert recipe.backbone is not None
     assert recipe.backbone.apart == ("type", "init", "init_min_matched", "init_window")
-    assert changed("backbone={type: toy_backbone}").init is None
-    assert changed("backbone.init=null").init is None
+    assert changed("backbone={type: toy_backbone}").start.init is None
+    assert changed("backbone.init=null").start.init is None
 
 
 def test_null_takes_a_streams_test_source_away(folder: Path) -> None:
@@ -141,8 +141,8 @@ def test_overrides_reach_every_section(folder: Path) -> None:
         ("objectiv=3", "objectiv: unknown key. Did you mean 'objective'?"),
         ("objective={}", "objective: missing 'type'"),
         ("objective=bevt", "objective: expected keys with values, got 'bevt'"),
-        ("objective.type=3", "objective.type: expected text, got 3"),
-        ("name=2024", "name: expected text, got 2024"),
+        ("objective.type=3", "objective.type: expected text, got 3. Put it in quotes"),
+        ("name=2024", "name: expected text, got 2024. Put it in quotes"),
         ("seed=-1", "seed: must be at least 0, got -1"),
         ("seed=1.5", "seed: expected a whole number, got 1.5"),
         ("data={}", "data: no stream: give one or more of video, image"),
@@ -151,20 +151,20 @@ def test_overrides_reach_every_section(folder: Path) -> None:
         ("data.image.batch_size=2", "data.image: missing 'source', 'views'"),
         ("data.max_unreadable_share=2", "data.max_unreadable_share: must lie between 0 and 1, got 2.0"),
         ("data.probe={train: {type: a}}", "data.probe: missing 'test', 'views'"),
-        ("run.workers=-1", "run: workers must be at least 0, got -1"),
+        ("run.workers=-1", "run.workers: must be at least 0, got -1"),
         (
             "run.precision=fp61",
             "run.precision: expected 'auto' or 'fp32' or 'bf16' or 'fp16', got 'fp61'. Did you mean 'fp16'?",
         ),
         ("run.log_every=1", "run.log_every: unknown key. Did you mean 'log_every_steps'?"),
-        ("backbone.init=3", "backbone.init: expected text, got 3"),
+        ("backbone.init=3", "backbone.init: expected text, got 3. Put it in quotes"),
         (
             "tokenizer={type: vqvae, sha256: x}",
-            "tokenizer.sha256: says something of weights, but there is no 'weights'",
+            "tokenizer.sha256: describes weights, but there is no 'weights'",
         ),
         (
             "tokenizer={type: vqvae, weights: x}",
-            "tokenizer: missing 'sha256', 'source', 'licence', which weights need",
+            "tokenizer: missing 'sha256' (text), 'source' (text), 'licence' (text)",
         ),
         (
             "tokenizer={type: vqvae, weights: x, sha256: unknown, source: y, licence: MIT}",
@@ -182,7 +182,7 @@ def test_mistake_in_a_section_is_named(folder: Path, override: str, expected: st
 )
 def test_counts_of_a_run_are_at_least_one(folder: Path, key: str) -> None:
     said = message(lambda: changed(f"run.{key}=0"))
-    assert f"run: {key} must be at least 1, got 0" in said
+    assert f"run.{key}: must be at least 1, got 0" in said
 
 
 def test_missing_section_is_named_with_the_file(folder: Path) -> None:

@@ -154,8 +154,8 @@ def test_schedules_refuse_what_cannot_be_meant(schedule, keys, message):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({}, "say once where"),
-        ({"drop_steps": (3,), "drop_epochs": (1.0,)}, "say once where"),
+        ({}, "give the drops of the rate once"),
+        ({"drop_steps": (3,), "drop_epochs": (1.0,)}, "give the drops of the rate once"),
         ({"drop_steps": ()}, "must rise"),
         ({"drop_steps": (4, 3)}, "must rise"),
         ({"drop_epochs": (0.0, 1.0)}, "above 0"),

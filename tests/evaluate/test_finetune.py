@@ -14,7 +14,7 @@ from vidssl.build import build
 from vidssl.build.checks import check_finetune_protocol
 from vidssl.cli.main import main
 from vidssl.config.few_labels import Subset
-from vidssl.config.protocol import FinetuneProtocol, load_any_protocol
+from vidssl.config.protocol import FinetuneProtocol, load_protocol
 from vidssl.config.recipe import load_recipe
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.errors import UsageError
@@ -242,8 +242,8 @@ def test_finetuning_that_was_stopped_keeps_its_checkpoint_and_can_go_on(
         ("objective.dropout=2.0", "dropout must be at least 0 and below 1"),
         ("objective.views=[slow, fast]", "train_views: gives 1 of 'clip'; the objective reads slow, fast"),
         ("backbone.depht=3", "backbone.depht: unknown key. Did you mean 'depth'?"),
-        ("backbone.init=runs/vit", "backbone.init: is not for a protocol to say"),
-        ("run.out=elsewhere", "run.out: is not for a protocol to say"),
+        ("backbone.init=runs/vit", "backbone.init: is not for a protocol to set"),
+        ("run.out=elsewhere", "run.out: is not for a protocol to set"),
         ("run.worker=2", "run.worker: unknown key. Did you mean 'workers'?"),
         ("train_views.size=30", "30"),
         ("batch_size=0", "batch_size: must be at least 1"),
@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(
 
 
 def test_a_protocol_is_checked_without_a_run() -> None:
-    protocol = load_any_protocol("tune", ["optim.momentum=0.9"])
+    protocol = load_protocol("tune", ["optim.momentum=0.9"])
     assert isinstance(protocol, FinetuneProtocol)
     with pytest.raises(UsageError, match=r"optim.momentum: unknown key"):
         check_finetune_protocol(protocol)

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from vidssl.build import build
-from vidssl.build.resolved import resolved_text
-from vidssl.config.protocol import FinetuneProtocol, load_any_protocol
+from vidssl.build.registry import resolved_text
+from vidssl.config.protocol import FinetuneProtocol, load_protocol
 from vidssl.config.recipe import Recipe, load_recipe, recipe_from_text
 from vidssl.data.views.times import kept_frames, vimpac_last_start
 from vidssl.data.views.uniform import UniformClips
@@ -62,7 +62,7 @@ def pretraining(protocol: str) -> Recipe:
 
 def finetuning(name: str, *overrides: str) -> Recipe:
     recipe = pretraining(name)
-    protocol = load_any_protocol(name, [*VIDEOS, *overrides], recipe)
+    protocol = load_protocol(name, [*VIDEOS, *overrides], recipe)
     assert isinstance(protocol, FinetuneProtocol)
     return finetuning_recipe(
         spec_of(recipe), protocol, init="runs/x", label="action", num_classes=174, out=Path("runs/x/finetune")
@@ -79,7 +79,7 @@ def test_there_is_a_protocol_for_each_data_set_of_the_papers() -> None:
 def test_every_protocol_finetunes_its_paper_s_network(name: str) -> None:
     recipe = finetuning(name)
     build.check(recipe)
-    assert recipe.init == "runs/x"
+    assert recipe.start.init == "runs/x"
     assert (recipe.tokenizer is not None) == name.startswith("vimpac")
     assert recipe.masker is None
 
@@ -90,7 +90,7 @@ def test_the_laptop_s_protocols_fit_every_recipe_that_runs_there(name: str, lapt
     recipe = load_recipe(name)
     if recipe.backbone is None:
         pytest.skip("trains a tokenizer")
-    protocol = load_any_protocol(laptop, (), recipe)
+    protocol = load_protocol(laptop, (), recipe)
     assert isinstance(protocol, FinetuneProtocol)
     keys = {"init": None, "label": "digit", "num_classes": 10, "out": Path("x")}
     build.check(finetuning_recipe(spec_of(recipe), protocol, **keys))
@@ -127,7 +127,7 @@ def test_the_rates_of_layers_are_the_published_ones(name: str, scales: dict[str,
 def test_vimpac_draws_starts_from_16_frames_a_second(name: str) -> None:
     """A video of 7.2 s, UCF101's mean, has 43 starts there at 2 frames a second; a grid of 2 has 5."""
     recipe = finetuning(name)
-    protocol = load_any_protocol(name, VIDEOS, pretraining(name))
+    protocol = load_protocol(name, VIDEOS, pretraining(name))
     assert protocol.data is not None
     train, test = build.views(recipe.data.streams["video"].views), build.views(protocol.data.views)
     assert isinstance(train, CornerClip)
@@ -169,7 +169,7 @@ def test_test_views_are_averaged_as_the_protocol_says() -> None:
     )
     learned = torch.tensor([0, 1])
     right = {
-        name: _scores(network, test, load_any_protocol(name, VIDEOS).average, learned, "action")[0].top1
+        name: _scores(network, test, load_protocol(name, VIDEOS).average, learned, "action")[0].top1
         for name in ("svt_finetune", "bevt_finetune_ssv2")
     }
     assert right == {"svt_finetune": 1.0, "bevt_finetune_ssv2": 0.0}

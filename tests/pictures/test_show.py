@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from vidssl.backbones.vit import ViT
 from vidssl.build import build
-from vidssl.build.resolved import resolved_text
+from vidssl.build.registry import resolved_text
 from vidssl.cli.main import main
 from vidssl.config.recipe import load_recipe
 from vidssl.data.sources.moving_digits import MovingDigits, encode

@@ -30,13 +30,13 @@ from data_shards import (
 from PIL import Image
 
 from vidssl.cli.main import main
+from vidssl.config.strict_yaml import dump_flow, parse, plain
 from vidssl.data.decode.examine import FileToExamine, examine
 from vidssl.data.sources.tar.storage import Address, Folder, Remote
 from vidssl.engine.process import sole_process
 from vidssl.errors import UsageError
 from vidssl.tools.data.check import check_data
 from vidssl.tools.data.pack import CannotWrite, ShardToPack, pack_shard
-from vidssl.tools.data.report import flow
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_an_address_elsewhere_gets_the_same_shards(made: Path, done, tmp_path: P
     assert code == 0, text
     assert "keeps no locks: take care that no second process packs into it" in text
     assert contents(tmp_path / "bucket" / "k400") == contents(done[0])
-    assert f"source: {{type: tar_shards, root: {out}}}" in text
+    assert f'source: {{type: tar_shards, root: "{out}"}}' in text
     assert "packed already" in pack(made, out, shard_bytes=TWO)[1]
     (tmp_path / "bucket" / "k400" / "index.jsonl").unlink()
     shutil.rmtree(tmp_path / "bucket" / "k400" / ".sharding")
@@ -298,11 +298,31 @@ def test_places_of_no_use_are_refused(root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "root",
-    ["shards", "s3://a/b", "C: d", "a, b", "123", "null", "my shards", "a#b", "x}", "ü", "'q'", "a:", "1e3"],
+    [
+        "shards",
+        "s3://a/b",
+        "C: d",
+        "a, b",
+        "123",
+        "null",
+        "my shards",
+        "a#b",
+        "x}",
+        "ü",
+        "'q'",
+        "a:",
+        "1e3",
+        "1e-5",
+        ".inf",
+        ".nan",
+        "on",
+        "True",
+    ],
 )
 def test_the_line_for_recipes_is_yaml(root: str) -> None:
-    line = flow({"type": "tar_shards", "root": root})
-    assert yaml.safe_load(line) == {"type": "tar_shards", "root": root}
+    line = dump_flow({"type": "tar_shards", "root": root})
+    keys = {"type": "tar_shards", "root": root}
+    assert yaml.safe_load(line) == plain(parse(line, lambda line: "here")) == keys
 
 
 def test_the_command_line(root: Path, tmp_path: Path, capsys) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vidssl.build import build
-from vidssl.build.resolved import resolved_text
+from vidssl.build.registry import resolved_text
 from vidssl.cli.main import main
 from vidssl.config.recipe import recipe_from_text
 from vidssl.engine.checkpoint import save_checkpoint

@@ -11,7 +11,7 @@ from torch import Tensor
 from vidssl.backbones.timesformer import TimeSformer
 from vidssl.backbones.vit import ViT
 from vidssl.build import build
-from vidssl.build.resolved import resolved_text
+from vidssl.build.registry import resolved_text
 from vidssl.config.recipe import MIN_MATCHED, Recipe, load_recipe
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
@@ -124,7 +124,7 @@ def test_a_recipe_is_refused_at_its_key_and_may_say_that_less_will_do(tmp_path: 
 def test_a_run_keeps_what_its_recipe_said(tmp_path: Path) -> None:
     said = read(tmp_path, "backbone.init=a.pth", "backbone.init_min_matched=0.5")
     (tmp_path / "again.yaml").write_text(resolved_text(said))
-    assert load_recipe(str(tmp_path / "again.yaml")).init_min_matched == 0.5
+    assert load_recipe(str(tmp_path / "again.yaml")).start.init_min_matched == 0.5
     # where it said nothing, nothing is written: runs begun before there was the key go on
     assert "init_min_matched" not in resolved_text(read(tmp_path, "backbone.init=a.pth"))
 
@@ -132,7 +132,7 @@ def test_a_run_keeps_what_its_recipe_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("backbone.init_min_matched=0.5",), "says something of 'init', and there is none"),
+        (("backbone.init_min_matched=0.5",), "describes 'init', and there is none"),
         (("backbone.init=a", "backbone.init_min_matched=90"), "must lie between 0 and 1, got 90"),
         (("backbone.init=a", "backbone.init_min_matched=some"), "expected a number"),
     ],
@@ -154,7 +154,7 @@ def test_recipes_that_leave_attention_over_time_random_say_so() -> None:
     paths = [path for path in (ROOT / "recipes").rglob("*.yaml") if STARTS_FROM in path.read_text()]
     assert len(paths) == 11
     for path in paths:
-        assert load_recipe(str(path)).init_min_matched < share < MIN_MATCHED
+        assert load_recipe(str(path)).start.init_min_matched < share < MIN_MATCHED
 
 
 def test_what_fills_next_to_nothing_is_no_reason_to_accept_it() -> None:

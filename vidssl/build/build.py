@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 
@@ -44,6 +43,7 @@ from vidssl.build.registry import (
     TOKENIZER,
     VIEW_SAMPLER,
     Augment,
+    Component,
     Kind,
     constructor_of,
 )
@@ -54,7 +54,7 @@ from vidssl.config.protocol import (
     FinetuneProtocol,
     Protocol,
     TokenizerProtocol,
-    load_any_protocol,
+    load_protocol,
     load_tokenizer_protocol,
     measures_tokenizers,
 )
@@ -92,8 +92,6 @@ from vidssl.interfaces import (
 from vidssl.interfaces.grids import GridSize
 from vidssl.weights.load import check_init, load_init, load_whole, read_weights
 
-Component = TypeVar("Component")
-
 
 def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Objective:
     """The objective of a recipe with its parts, on the CPU; its backbone starts from ``init``.
@@ -123,15 +121,15 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
     if recipe.backbone is None:
         raise recipe.node.error("missing 'backbone'")
     made = _construct(recipe.backbone, BACKBONE)
-    if with_init and recipe.init is None:
+    if with_init and recipe.start.init is None:
         say(f"backbone: {recipe.backbone.type} starts from RANDOM weights ('backbone.init' names others)")
-    elif with_init and recipe.init is not None:
+    elif with_init and recipe.start.init is not None:
         try:
             report = load_init(
                 made,
-                recipe.init,
-                min_matched=recipe.init_min_matched,
-                window=recipe.init_window,
+                recipe.start.init,
+                min_matched=recipe.start.init_min_matched,
+                window=recipe.start.init_window,
                 given=_stated_keys(recipe.backbone),
             )
             say(str(report))
@@ -170,7 +168,7 @@ def _verified(weights: WeightsSpec, say: Say) -> Mapping[str, torch.Tensor]:
     try:
         content = weights.path.read_bytes()
     except OSError as error:
-        raise weights.node.error(f"{weights.path}: {error.strerror}. {origin}") from None
+        raise weights.node.mapping()["weights"].error(f"{weights.path}: {error.strerror}. {origin}") from None
     digest = hashlib.sha256(content).hexdigest()
     if weights.sha256 == UNKNOWN_SHA256:
         say(
@@ -178,7 +176,7 @@ def _verified(weights: WeightsSpec, say: Say) -> Mapping[str, torch.Tensor]:
             f"If you trust this file, write there: sha256: {digest}"
         )
     elif digest != weights.sha256:
-        raise weights.node.error(
+        raise weights.node.mapping()["weights"].error(
             f"{weights.path}: the file was altered, its sha256 is {digest} and not {weights.sha256}. {origin}"
         )
     return read_weights(weights.path)
@@ -414,10 +412,10 @@ def check_ready(recipe: Recipe, *, with_init: bool) -> None:
     check_trackers(recipe.run.trackers)
     weights = None if recipe.tokenizer is None else recipe.tokenizer.weights
     if weights is not None and not weights.path.is_file():
-        raise weights.node.error(f"{weights.path}: no such file. {_origin(weights)}")
-    if with_init and recipe.init is not None and recipe.backbone is not None:
+        raise weights.node.mapping()["weights"].error(f"{weights.path}: no such file. {_origin(weights)}")
+    if with_init and recipe.start.init is not None and recipe.backbone is not None:
         try:
-            check_init(recipe.init)
+            check_init(recipe.start.init)
         except UsageError as error:
             raise recipe.backbone.node.mapping()["init"].error(str(error)) from error
 
@@ -477,7 +475,7 @@ def check_tokenizer_protocol(protocol: TokenizerProtocol) -> None:
         UsageError: at the first thing that is wrong, with its place.
     """
     views(protocol.views)
-    _check_keys(protocol.test, SOURCE)
+    _check_keys(protocol.data.test, SOURCE)
 
 
 def check_tokenizer_file(name: str) -> None:
@@ -505,7 +503,7 @@ def check_file(kind: SpecKind, path: Path) -> None:
     elif kind == "evaluation" and measures_tokenizers(str(path)):
         check_tokenizer_protocol(load_tokenizer_protocol(str(path)))
     elif kind == "evaluation":
-        check_any_protocol(load_any_protocol(str(path)))
+        check_any_protocol(load_protocol(str(path)))
     else:
         check_tokenizer_file(str(path))
 

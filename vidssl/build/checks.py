@@ -1,7 +1,6 @@
 """What the parts of a recipe must have in common, checked before any data is touched."""
 
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
 
 from torch import nn
 
@@ -9,14 +8,17 @@ from vidssl.build.part_checks import try_masker
 from vidssl.build.registry import (
     AUGMENT,
     BACKBONE,
+    DECIDED_BY_VIDEOS,
     OBJECTIVE,
     OPTIMIZER,
     SCHEDULE,
     SOURCE,
     VIEW_SAMPLER,
+    Component,
     Kind,
     constructor_of,
     names_with,
+    with_stand_ins,
 )
 from vidssl.config.protocol import FinetuneProtocol, Protocol
 from vidssl.config.recipe import Recipe, RunSpec
@@ -349,10 +351,6 @@ def _in_words(size: ClipSize) -> str:
     )
 
 
-Component = TypeVar("Component")
-_ABOUT_DATA = ("label", "num_classes")  # keys of the objective that the videos decide
-
-
 def check_finetune_protocol(protocol: FinetuneProtocol) -> None:
     """Builds the parts of a protocol, with a stand-in for the backbone, and checks that its views fit.
 
@@ -374,33 +372,17 @@ def check_finetune_protocol(protocol: FinetuneProtocol) -> None:
             bind(source.node, constructor_of(source, SOURCE), source.apart)
 
 
-def objective_keys(protocol: FinetuneProtocol) -> dict[str, object]:
-    """All keys of the objective, defaults too, but for those that the videos decide.
-
-    Raises:
-        UsageError: for an unknown key, or a value of a wrong type.
-    """
-    part = protocol.objective
-    values = bind(_with_stand_ins(part), Classification, part.apart)
-    return {key: value for key, value in values.items() if key not in _ABOUT_DATA}
-
-
-def _with_stand_ins(part: PartSpec) -> Node:
-    stand_in = {key: Node(2 if key == "num_classes" else "", part.node.where, "") for key in _ABOUT_DATA}
-    return Node({**part.node.mapping(), **stand_in}, part.node.where, part.node.path)
-
-
 def _objective(protocol: FinetuneProtocol) -> Objective:
     part = protocol.objective
     entries = part.node.mapping()
     if constructor_of(part, OBJECTIVE) is not Classification:
         raise entries["type"].error("a protocol finetunes with the objective 'classification'")
-    for key in _ABOUT_DATA:
+    for key in DECIDED_BY_VIDEOS:
         if key in entries:
             raise entries[key].error("the videos decide it: leave it out (labels are chosen by 'labels')")
     with on_meta():
         backbone = BACKBONE.table["vit"](embed_dim=6, depth=1, num_heads=1)
-        return construct(_with_stand_ins(part), Classification, backbone, apart=part.apart)
+        return construct(with_stand_ins(part).node, Classification, backbone, apart=part.apart)
 
 
 def _check_views(part: PartSpec, needed: Mapping[str, int]) -> None:

@@ -1,17 +1,19 @@
-"""The component tables, and how a ``type`` in a spec finds its class."""
+"""The component tables, how a ``type`` finds its class, and specs with every default written out."""
 
 import importlib
 import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from vidssl.backbones import BACKBONES
-from vidssl.config.schema import PartSpec, keys_of, parts_of
-from vidssl.config.strict_yaml import nearest
+from vidssl.config.protocol import FinetuneProtocol, PatchType, Protocol, TokenizerProtocol
+from vidssl.config.recipe import Recipe
+from vidssl.config.schema import PartSpec, bind, keys_of, parts_of, written
+from vidssl.config.strict_yaml import Node, dump, nearest
 from vidssl.data import AUGMENTS, SOURCES, VIEWS
 from vidssl.engine.optim import OPTIMIZERS, Optim
 from vidssl.engine.schedules import SCHEDULES, Schedule
@@ -23,6 +25,7 @@ from vidssl.interfaces import (
     Evaluator,
     Masker,
     Objective,
+    PatchEvaluator,
     Tokenizer,
     ViewSampler,
 )
@@ -143,6 +146,51 @@ def _check_kind(found: type, address: str, kind: Kind[object]) -> None:
             f"{address}: its parameter '{stray[0]}' is positional, and {allowed}: put '*' before the keys"
         )
     keys_of(found)
+
+
+def resolved_text(spec: Recipe | Protocol | FinetuneProtocol | TokenizerProtocol) -> str:
+    """A recipe or protocol as YAML text, every default written out; it loads to the same one.
+
+    Of a protocol that finetunes, what the run decides is left out: the label and its classes, the backbone's
+    other keys, and how it runs.
+    """
+
+    def part(found: PartSpec) -> dict[str, object]:
+        if isinstance(spec, FinetuneProtocol) and found is spec.objective:
+            values = resolved_part(with_stand_ins(found), OBJECTIVE)
+            return {key: value for key, value in values.items() if key not in DECIDED_BY_VIDEOS}
+        return resolved_part(found, KINDS[found.table])
+
+    if isinstance(spec, Protocol):
+        spec = replace(spec, patches=patch_type(spec))
+    tree = written(spec, part)
+    if isinstance(spec, Recipe) and spec.tokenizer is not None:
+        name, keys = spec.tokenizer.name, cast(Mapping[str, object], tree["tokenizer"])
+        path = Path(name or "")
+        tree["tokenizer"] = keys["part"] if name is None else str(path.resolve()) if path.is_file() else name
+    return dump(tree)
+
+
+def resolved_part(part: PartSpec, kind: Kind[object]) -> dict[str, object]:
+    """A component's type and all of its keys, defaults too."""
+    return {"type": part.type, **bind(part.node, constructor_of(part, kind), part.apart)}
+
+
+def patch_type(protocol: Protocol) -> PatchType | None:
+    """The type that a protocol keeps patch tokens in; None where its evaluator reads none."""
+    made = constructor_of(protocol.evaluator, EVALUATOR)
+    reads = isinstance(made, type) and issubclass(made, PatchEvaluator)
+    return (protocol.patches or "float16") if reads else None
+
+
+DECIDED_BY_VIDEOS = ("label", "num_classes")  # keys of the objective that finetunes
+
+
+def with_stand_ins(part: PartSpec) -> PartSpec:
+    """The objective of a protocol with values for the keys that the videos decide."""
+    where = part.node.where
+    stand_ins = {"label": Node("", where, ""), "num_classes": Node(2, where, "")}
+    return replace(part, node=replace(part.node, value={**part.node.mapping(), **stand_ins}))
 
 
 def names_with(kind: Kind[object], ability: str, value: object) -> str:

@@ -3,8 +3,7 @@
 import hashlib
 import json
 
-from vidssl.build.registry import SOURCE, TOKENIZER, constructor_of
-from vidssl.build.resolved import resolved_part
+from vidssl.build.registry import SOURCE, TOKENIZER, constructor_of, resolved_part
 from vidssl.config.recipe import UNKNOWN_SHA256, Recipe, TokenizerSpec, WeightsSpec
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import Node
@@ -36,7 +35,7 @@ def _weights_hash(weights: WeightsSpec) -> str:
     try:
         return file_sha256(weights.path)
     except OSError as error:
-        raise weights.node.error(f"{weights.path}: {error.strerror}") from None
+        raise weights.node.mapping()["weights"].error(f"{weights.path}: {error.strerror}") from None
 
 
 def check_stored(

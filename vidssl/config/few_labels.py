@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vidssl.config.schema import check_fields
+from vidssl.config.schema import Quiet, check_fields
 from vidssl.errors import UsageError
 
 
@@ -58,8 +58,8 @@ class FewLabels:
         seed: of the draws; that of the run plays no part.
     """
 
-    shares: tuple[float, ...] | None = None
-    per_class: tuple[int, ...] | None = None
+    shares: Quiet[tuple[float, ...] | None] = None
+    per_class: Quiet[tuple[int, ...] | None] = None
     draws: int = 3
     seed: int = 0
 
@@ -99,8 +99,8 @@ class Subset:
     """
 
     label: str
-    share: float | None = None
-    per_class: int | None = None
+    share: Quiet[float | None] = None
+    per_class: Quiet[int | None] = None
     draw: int = 0
     seed: int = 0
 

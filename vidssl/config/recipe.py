@@ -1,27 +1,34 @@
 """Recipes and tokenizer files as frozen dataclasses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Annotated, Literal
 
 from vidssl.config.few_labels import Subset
 from vidssl.config.files import read
 from vidssl.config.schema import (
+    AugmentSpec,
+    Count,
+    Fraction,
+    Index,
+    ObjectiveSpec,
+    OptimizerSpec,
     PartSpec,
     ProbeSpec,
+    Quiet,
+    ScheduleSpec,
+    SourceSpec,
+    Text,
+    ViewsSpec,
+    above_zero,
     check_fields,
     construct,
     convert,
-    read_count,
-    read_optional_part,
-    read_part,
-    read_probe,
-    read_text,
+    named_once,
 )
 from vidssl.config.strict_yaml import Node, override, parse
 from vidssl.errors import UsageError
-from vidssl.interfaces.grids import GridSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,72 +75,71 @@ class RunSpec:
     activation_checkpointing: bool = False
     channels_last: bool = False
     deterministic: bool = False
-    workers: int = 1
-    log_every_steps: int = 10
-    checkpoint_every_steps: int = 200
-    test_batches: int = 8
-    knn_every_steps: int | None = None
-    accumulate: int = 1
+    workers: Index = 1
+    log_every_steps: Count = 10
+    checkpoint_every_steps: Count = 200
+    test_batches: Count = 8
+    knn_every_steps: Count | None = None
+    accumulate: Count = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    timeout_minutes: float = 30.0
-    keep_checkpoints: int = 2
-    keep_every_steps: int | None = None
-    max_skipped_steps: int = 10
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    timeout_minutes: Annotated[float, above_zero] = 30.0
+    keep_checkpoints: Count = 2
+    keep_every_steps: Count | None = None
+    max_skipped_steps: Count = 10
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], named_once] = ()
     on_changed_data: Literal["stop", "resume"] = "stop"
     on_collapse: Literal["warn", "stop"] = "warn"
     resume: Literal["never", "auto"] = "never"
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.workers < 0:
-            raise ValueError(f"workers must be at least 0, got {self.workers}")
-        if self.timeout_minutes <= 0:
-            raise ValueError(f"timeout_minutes must be above 0, got {self.timeout_minutes}")
-        if len(set(self.trackers)) < len(self.trackers):
-            raise ValueError(f"trackers are named once each, got {', '.join(self.trackers)}")
-        counts = {
-            "log_every_steps": self.log_every_steps,
-            "checkpoint_every_steps": self.checkpoint_every_steps,
-            "test_batches": self.test_batches,
-            "knn_every_steps": self.knn_every_steps,
-            "accumulate": self.accumulate,
-            "keep_checkpoints": self.keep_checkpoints,
-            "keep_every_steps": self.keep_every_steps,
-            "max_skipped_steps": self.max_skipped_steps,
-        }
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
 
 
 STREAMS = ("video", "image")
 UNKNOWN_SHA256 = "unknown"
-MIN_MATCHED = 0.9  # of a backbone's numbers: share that ``init`` must fill where a recipe says nothing
+MIN_MATCHED = 0.9  # of a backbone's numbers: fraction that ``init`` must fill where a recipe does not set it
 # keys that a recipe may leave out, by which a short name typed without its section is recognised
 _BELOW = ("schedule.epochs", "schedule.steps", *(f"run.{key.name}" for key in fields(RunSpec)))
-_WEIGHTS_KEYS = ("weights", "sha256", "source", "licence", "command")
 
 
-@dataclass(frozen=True)
-class WeightsSpec:
-    """Weights that a tokenizer file names, and what it says of them.
+@dataclass(frozen=True, kw_only=True)
+class InitSpec:
+    """The weights that a backbone starts from.
 
     Attributes:
-        path: the file, absolute.
+        init: a run, file or ``timm:`` name; None for random weights.
+        init_min_matched: fraction of the backbone's numbers that must come from there (``load_init``).
+        init_window: attention window of the network that ``init`` is of; None where the weights show it.
+    """
+
+    init: Quiet[Text | None] = None
+    init_min_matched: Quiet[Fraction] = MIN_MATCHED
+    init_window: Quiet[tuple[Count, Count, Count] | None] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSpec:
+    """Weights that a tokenizer file names.
+
+    Attributes:
+        weights: the file; absolute in a recipe or tokenizer file that has been read.
         sha256: of the file, in hexadecimal; ``UNKNOWN_SHA256`` where only the user has the file.
         source: where the weights come from.
         licence: under which they may be used.
-        command: what made them, where one did.
-        node: the ``weights`` key.
+        command: that made them, where one did.
     """
 
-    path: Path
-    sha256: str
-    source: str
-    licence: str
-    command: str | None
-    node: Node
+    weights: Text
+    sha256: Annotated[Text, str.lower]
+    source: Text
+    licence: Text
+    command: Quiet[Text | None] = None
+    node: Node = field(repr=False)
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.weights)
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ class TokenizerSpec:
     node: Node
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StreamSpec:
     """A stream of training samples: where from, which views of each, how many a step.
 
@@ -160,55 +166,65 @@ class StreamSpec:
         subset: the draw of labelled samples of ``source`` that is trained on; None for all.
     """
 
-    source: PartSpec
-    test_source: PartSpec | None
-    views: PartSpec
-    batch_size: int
-    subset: Subset | None
-    node: Node
+    source: SourceSpec
+    test_source: Quiet[SourceSpec | None] = None
+    subset: Quiet[Subset | None] = None
+    views: ViewsSpec
+    batch_size: Count
+    node: Node = field(repr=False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """The data of a recipe.
+    """The data of a recipe; ``video`` or ``image`` or both.
 
     Attributes:
-        streams: by name, ``video`` and ``image``; at least one.
-        max_unreadable_share: of a source's samples; past it, training stops with their list.
+        max_unreadable_share: fraction of a source's samples; past it, training stops with their list.
     """
 
-    streams: Mapping[str, StreamSpec]
-    probe: ProbeSpec | None
-    max_unreadable_share: float
-    node: Node
+    video: Quiet[StreamSpec | None] = None
+    image: Quiet[StreamSpec | None] = None
+    probe: Quiet[ProbeSpec | None] = None
+    max_unreadable_share: Fraction = 0.01
+    node: Node = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.streams:
+            raise ValueError(f"no stream: give one or more of {', '.join(STREAMS)}")
+
+    @property
+    def streams(self) -> dict[str, StreamSpec]:
+        """By name; at least one."""
+        both = {"video": self.video, "image": self.image}
+        return {name: stream for name, stream in both.items() if stream is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole experiment.
 
     Attributes:
-        init: what the backbone starts from, a run, file or ``timm:`` name; None for random weights.
-        init_min_matched: share of the backbone's numbers that must come from there (``load_init``).
-        init_window: attention window of the network that ``init`` is of; None where the weights tell.
         node: the whole tree, overrides applied.
     """
 
-    name: str
-    seed: int
-    objective: PartSpec
-    backbone: PartSpec | None
-    init: str | None
-    init_min_matched: float
-    init_window: GridSize | None
-    tokenizer: TokenizerSpec | None
-    masker: PartSpec | None
+    name: Text
+    seed: Index = 0
+    objective: ObjectiveSpec
+    backbone: Quiet[Annotated[PartSpec, "backbones", InitSpec] | None] = None
+    tokenizer: Quiet[TokenizerSpec | None] = None
+    masker: Quiet[Annotated[PartSpec, "maskers"] | None] = None
     data: DataSpec
-    augment: PartSpec | None
-    optim: PartSpec
-    schedule: PartSpec
-    run: RunSpec
+    augment: Quiet[AugmentSpec | None] = None
+    optim: OptimizerSpec
+    schedule: ScheduleSpec
+    run: RunSpec = RunSpec()
     node: Node = field(repr=False)
+
+    @property
+    def start(self) -> InitSpec:
+        """The weights that the backbone starts from."""
+        beside = None if self.backbone is None else self.backbone.beside
+        return beside if isinstance(beside, InitSpec) else InitSpec()
 
     @property
     def trees(self) -> tuple[Node, ...]:
@@ -264,57 +280,14 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
     Raises:
         UsageError: at the first thing that is wrong.
     """
-    optional = ("seed", "backbone", "tokenizer", "masker", "augment", "run")
-    entries = node.entries(("name", "objective", "data", "optim", "schedule"), optional, below=_BELOW)
-    # null takes a section away, so that an override can
-    sections = {
-        key: entry for key, entry in entries.items() if key not in optional or entry.value is not None
-    }
-    backbone = read_optional_part(
-        sections, "backbone", apart=("type", "init", "init_min_matched", "init_window")
+    recipe = construct(
+        node, Recipe, below=_BELOW, readers={"tokenizer": lambda entry: _recipe_tokenizer(entry, folder)}
     )
-    init = backbone.node.mapping().get("init") if backbone else None
-    return Recipe(
-        name=read_text(sections["name"]),
-        seed=read_count(sections, "seed", default=0, lowest=0),
-        objective=read_part(sections["objective"]),
-        backbone=backbone,
-        init=None if init is None or init.value is None else read_text(init),
-        init_min_matched=_min_matched(backbone),
-        init_window=_init_window(backbone),
-        tokenizer=_recipe_tokenizer(sections["tokenizer"], folder) if "tokenizer" in sections else None,
-        masker=read_optional_part(sections, "masker"),
-        data=_data(sections["data"]),
-        augment=read_optional_part(sections, "augment"),
-        optim=read_part(sections["optim"]),
-        schedule=read_part(sections["schedule"]),
-        run=construct(sections["run"], RunSpec) if "run" in sections else RunSpec(),
-        node=replace(node, value=sections),
-    )
-
-
-def _min_matched(backbone: PartSpec | None) -> float:
-    entries = {} if backbone is None else backbone.node.mapping()
-    if "init_min_matched" not in entries:
-        return MIN_MATCHED
-    share = convert(entries["init_min_matched"], float)
-    if "init" not in entries:
-        raise entries["init_min_matched"].error("says something of 'init', and there is none")
-    if not isinstance(share, float) or not 0 <= share <= 1:
-        raise entries["init_min_matched"].error(f"must lie between 0 and 1, got {share}")
-    return share
-
-
-def _init_window(backbone: PartSpec | None) -> GridSize | None:
-    entries = {} if backbone is None else backbone.node.mapping()
-    if "init_window" not in entries:
-        return None
-    if "init" not in entries:
-        raise entries["init_window"].error("says something of 'init', and there is none")
-    window = cast(GridSize, convert(entries["init_window"], tuple[int, int, int]))
-    if min(window) < 1:
-        raise entries["init_window"].error(f"must be positive, got {window}")
-    return window
+    entries = {} if recipe.backbone is None else recipe.backbone.node.mapping()
+    for key in ("init_min_matched", "init_window"):
+        if key in entries and "init" not in entries:
+            raise entries[key].error("describes 'init', and there is none")
+    return recipe
 
 
 def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:
@@ -328,50 +301,16 @@ def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:
 
 
 def _tokenizer(node: Node, folder: Path) -> TokenizerSpec:
-    part = read_part(node, ("type", *_WEIGHTS_KEYS))
     entries = node.mapping()
-    if "weights" not in entries:
-        stray = [key for key in _WEIGHTS_KEYS if key in entries]
-        if stray:
-            raise entries[stray[0]].error("says something of weights, but there is no 'weights'")
+    stray = [key.name for key in fields(WeightsSpec) if key.name in entries]
+    if stray and "weights" not in entries:
+        raise entries[stray[0]].error("describes weights, but there is no 'weights'")
+    part = convert(node, Annotated[PartSpec, "tokenizers", WeightsSpec])
+    assert isinstance(part, PartSpec), "convert gives what the annotation asks for"
+    weights = part.beside
+    if not isinstance(weights, WeightsSpec):
         return TokenizerSpec(part, None, None, node)
-    missing = [key for key in ("sha256", "source", "licence") if key not in entries]
-    if missing:
-        raise node.error(f"missing {', '.join(repr(key) for key in missing)}, which weights need")
-    if entries["sha256"].value == UNKNOWN_SHA256 and "command" not in entries:
+    if weights.sha256 == UNKNOWN_SHA256 and weights.command is None:
         raise entries["sha256"].error("may only be 'unknown' where 'command' says how the file is made")
-    weights = WeightsSpec(
-        path=(folder / read_text(entries["weights"])).resolve(),
-        sha256=read_text(entries["sha256"]).lower(),
-        source=read_text(entries["source"]),
-        licence=read_text(entries["licence"]),
-        command=read_text(entries["command"]) if "command" in entries else None,
-        node=entries["weights"],
-    )
-    return TokenizerSpec(part, weights, None, node)
-
-
-def _data(node: Node) -> DataSpec:
-    given = node.entries((), (*STREAMS, "probe", "max_unreadable_share"))
-    entries = {key: entry for key, entry in given.items() if entry.value is not None}  # as in read_recipe
-    streams = {name: _stream(entries[name]) for name in STREAMS if name in entries}
-    if not streams:
-        raise node.error(f"no stream: give one or more of {', '.join(STREAMS)}")
-    share = convert(entries["max_unreadable_share"], float) if "max_unreadable_share" in entries else 0.01
-    if not isinstance(share, float) or not 0 <= share <= 1:
-        raise entries["max_unreadable_share"].error(f"must lie between 0 and 1, got {share}")
-    return DataSpec(streams, read_probe(entries["probe"]) if "probe" in entries else None, share, node)
-
-
-def _stream(node: Node) -> StreamSpec:
-    optional = ("test_source", "subset")
-    given = node.entries(("source", "views", "batch_size"), optional)
-    entries = {key: entry for key, entry in given.items() if key not in optional or entry.value is not None}
-    return StreamSpec(
-        source=read_part(entries["source"]),
-        test_source=read_optional_part(entries, "test_source"),
-        views=read_part(entries["views"]),
-        batch_size=read_count(entries, "batch_size", default=1, lowest=1),
-        subset=construct(entries["subset"], Subset) if "subset" in entries else None,
-        node=node,
-    )
+    weights = replace(weights, weights=str((folder / weights.weights).resolve()))
+    return TokenizerSpec(replace(part, beside=weights), weights, None, node)

@@ -1,19 +1,78 @@
-"""Constructors as schemas: the keys of a component are the keyword-only parameters of its constructor.
+"""One schema for recipes, protocols and components, read from YAML and written back.
 
-``construct`` checks a mapping against them and calls it. Nothing is coerced but whole numbers to floats.
+The keyword-only parameters of a constructor are the keys of a mapping: those of a component's ``__init__``,
+or the fields of a frozen dataclass. ``construct`` checks a mapping against them and calls it; ``written``
+gives the mapping back with every default. Nothing is coerced but whole numbers to floats.
+
+A parameter called ``node`` is no key: it gets the mapping itself. Where there is one, the class is a section
+of a spec, and null takes a key away, so that an override can. ``Annotated`` adds rules to a type: functions
+that return the value and raise ``ValueError`` for one out of range, whose message gets the key's place.
 """
 
 import inspect
 import types
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from vidssl.config.strict_yaml import Node, Scalar, nearest
 from vidssl.errors import UsageError
 
-Part = TypeVar("Part")
+Made = TypeVar("Made")
+Value = TypeVar("Value")
+Number = TypeVar("Number", int, float)
+
+
+def quiet(value: Value) -> Value:
+    """The mark of a key that is written only where its value differs from the default."""
+    return value
+
+
+Quiet = Annotated[Value, quiet]
+
+
+def at_least(lowest: float) -> Callable[[Number], Number]:
+    """The rule that a number is not below ``lowest``."""
+
+    def rule(number: Number) -> Number:
+        if number < lowest:
+            raise ValueError(f"must be at least {lowest}, got {number}")
+        return number
+
+    return rule
+
+
+def above_zero(number: Number) -> Number:
+    """The rule that a number is positive."""
+    if number <= 0:
+        raise ValueError(f"must be above 0, got {number}")
+    return number
+
+
+def _fraction(number: float) -> float:
+    if not 0 <= number <= 1:
+        raise ValueError(f"must lie between 0 and 1, got {number}")
+    return number
+
+
+def _filled(text: str) -> str:
+    if not text:
+        raise ValueError("expected text, got ''")
+    return text
+
+
+def named_once(names: tuple[Value, ...]) -> tuple[Value, ...]:
+    """The rule that a list holds nothing twice."""
+    if len(set(names)) < len(names):
+        raise ValueError(f"must name nothing twice, got {', '.join(map(str, names))}")
+    return names
+
+
+Text = Annotated[str, _filled]
+Count = Annotated[int, at_least(1)]
+Index = Annotated[int, at_least(0)]
+Fraction = Annotated[float, _fraction]
 
 
 @dataclass(frozen=True)
@@ -37,19 +96,24 @@ def keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
     """
     # of a dataclass as a class: the annotations of inherited fields are names of another module
     of_class = inspect.isclass(constructor) and not is_dataclass(constructor)
-    hints = get_type_hints(constructor.__init__ if of_class else constructor)
+    hints = get_type_hints(constructor.__init__ if of_class else constructor, include_extras=True)
+    factories = {
+        each.name: each.default_factory()
+        for each in (fields(constructor) if is_dataclass(constructor) else ())
+        if each.default_factory is not MISSING
+    }
     keys = {}
     for name, parameter in inspect.signature(constructor).parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             raise ValueError(f"{constructor.__name__} takes **{name}; name its keys one by one")
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "node":
             if name not in hints:
                 raise ValueError(f"parameter '{name}' of {constructor.__name__} has no type annotation")
             try:
                 describe(hints[name])
             except TypeError as error:
                 raise ValueError(f"parameter '{name}' of {constructor.__name__}: {error}") from None
-            keys[name] = Key(hints[name], parameter.default)
+            keys[name] = Key(hints[name], factories.get(name, parameter.default))
     return keys
 
 
@@ -63,39 +127,89 @@ def parts_of(constructor: Callable[..., object]) -> dict[str, bool]:
     }
 
 
-def bind(node: Node, constructor: Callable[..., object], apart: Collection[str] = ()) -> dict[str, object]:
+def bind(
+    node: Node,
+    constructor: Callable[..., object],
+    apart: Collection[str] = (),
+    *,
+    below: Collection[str] = (),
+    readers: Mapping[str, Callable[[Node], object]] | None = None,
+) -> dict[str, object]:
     """All keys of a constructor with their values: a mapping's, checked, and defaults for the others.
 
     Args:
         node: the mapping.
         constructor: its keyword-only parameters are the schema.
         apart: keys of the mapping that are not the constructor's, ``type`` above all.
+        below: as for ``Node.entries``.
+        readers: of keys whose values the annotation alone cannot read.
 
     Raises:
-        UsageError: for an unknown or missing key, or a value of a wrong type.
+        UsageError: for an unknown or missing key, or a value of a wrong type or out of its range.
     """
-    keys = keys_of(constructor)
+    keys, readers = keys_of(constructor), readers or {}
     required = [key for key in keys if keys[key].required]
-    entries = node.entries(required, [*keys, *apart], lambda key: describe(keys[key].wanted))
-    return {
-        name: convert(entries[name], key.wanted) if name in entries else key.default
-        for name, key in keys.items()
-    }
+    entries = node.entries(required, [*keys, *apart], lambda key: describe(keys[key].wanted), below)
+    section = is_dataclass(constructor) and any(each.name == "node" for each in fields(constructor))
+    if section:
+        entries = {key: entry for key, entry in entries.items() if key in required or entry.value is not None}
+    values: dict[str, object] = {"node": replace(node, value=entries)} if section else {}
+    for name, key in keys.items():
+        if name not in entries:
+            values[name] = key.default
+        elif name in readers:
+            values[name] = readers[name](entries[name])
+        else:
+            values[name] = convert(entries[name], key.wanted)
+    return values
 
 
 def construct(
-    node: Node, constructor: Callable[..., Part], *parts: object, apart: Collection[str] = ()
-) -> Part:
+    node: Node,
+    constructor: Callable[..., Made],
+    *parts: object,
+    apart: Collection[str] = (),
+    below: Collection[str] = (),
+    readers: Mapping[str, Callable[[Node], object]] | None = None,
+) -> Made:
     """Calls a constructor with its positional parts and the keys of a mapping.
 
     Raises:
         UsageError: for what ``bind`` refuses, and, with the mapping's place, what the constructor does.
     """
-    values = bind(node, constructor, apart)
+    values = bind(node, constructor, apart, below=below, readers=readers)
     try:
         return constructor(*parts, **values)
     except ValueError as error:
         raise node.error(str(error)) from error
+
+
+def written(section: object, part: Callable[["PartSpec"], Mapping[str, object]]) -> dict[str, object]:
+    """The keys of a dataclass with their values, for ``dump``; ``construct`` reads them back to an equal one.
+
+    Args:
+        part: gives the keys of a component, which only its table knows.
+    """
+    tree, hints = {}, get_type_hints(type(section), include_extras=True)
+    for each in fields(cast(Any, section)):
+        value = getattr(section, each.name)
+        unchanged = quiet in get_args(hints[each.name]) and value == each.default
+        if each.name != "node" and not unchanged:
+            tree[each.name] = _written(value, part)
+    return tree
+
+
+def _written(value: object, part: Callable[["PartSpec"], Mapping[str, object]]) -> object:
+    if isinstance(value, PartSpec):
+        beside = {} if value.beside is None else written(value.beside, part)
+        return {**part(value), **beside}
+    if isinstance(value, Node):
+        return _written(value.value, part)
+    if isinstance(value, Mapping):
+        return {key: _written(entry, part) for key, entry in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_written(item, part) for item in value)
+    return written(value, part) if is_dataclass(value) else value
 
 
 def check_fields(made: object) -> None:
@@ -106,7 +220,7 @@ def check_fields(made: object) -> None:
     Raises:
         UsageError: naming the class, the field, its value and what it may be.
     """
-    hints, where = get_type_hints(type(made)), type(made).__name__
+    hints, where = get_type_hints(type(made), include_extras=True), type(made).__name__
     for name in (each.name for each in fields(cast(Any, made)) if each.init):
         value = getattr(made, name)
         try:
@@ -131,14 +245,20 @@ def convert(node: Node, wanted: object) -> object:
     """The value as the annotation asks for it; whole numbers become floats, nothing else is coerced.
 
     Raises:
-        UsageError: if the value is of another type or not among the choices.
+        UsageError: if the value is of another type, not among the choices or against a rule.
         TypeError: for an annotation that no YAML value can have, a defect of the constructor.
     """
     origin, arguments = get_origin(wanted), get_args(wanted)
+    if origin is Annotated:
+        return _ruled(node, arguments[0], arguments[1:])
     if wanted in (bool, int, float, str):
         return _scalar(node, wanted)
     if wanted is type(None) and node.value is None:
         return None
+    if wanted is Node:
+        return node
+    if isinstance(wanted, type) and is_dataclass(wanted):
+        return construct(node, wanted)
     if origin is Literal:
         return _choice(node, arguments)
     if origin in (Union, types.UnionType):
@@ -150,6 +270,20 @@ def convert(node: Node, wanted: object) -> object:
     if inspect.isclass(origin) and issubclass(origin, Mapping) and isinstance(node.value, Mapping):
         return {key: convert(entry, arguments[1]) for key, entry in node.value.items()}
     raise _mismatch(node, wanted)
+
+
+def _ruled(node: Node, wanted: object, rules: tuple[Any, ...]) -> object:
+    if wanted is PartSpec:
+        return _part(node, *rules)
+    value = convert(node, wanted)
+    try:
+        for rule in rules:
+            value = rule(value)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise node.error(str(error)) from error
+    return value
 
 
 def _scalar(node: Node, wanted: object) -> Scalar:
@@ -194,7 +328,7 @@ def _mismatch(node: Node, wanted: object) -> UsageError:
 
 
 def describe(wanted: object) -> str:
-    """An annotation in words: ``a list of 3 whole numbers``.
+    """An annotation in words: ``a list of 3 whole numbers``; empty for a section.
 
     Raises:
         TypeError: for an annotation that no YAML value can have.
@@ -203,6 +337,8 @@ def describe(wanted: object) -> str:
     origin, arguments = get_origin(wanted), get_args(wanted)
     if isinstance(wanted, type) and wanted in names:
         return names[wanted]
+    if origin is Annotated:
+        return describe(arguments[0])
     if origin is Literal:
         return " or ".join(repr(choice) for choice in arguments)
     if origin in (Union, types.UnionType):
@@ -213,82 +349,55 @@ def describe(wanted: object) -> str:
         return f"a list of {count} ({', '.join(kinds)})"
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         return f"keys, each with {describe(arguments[1])}"
+    if wanted is Node:
+        return "a value"
+    if isinstance(wanted, type) and is_dataclass(wanted):
+        return ""
     raise TypeError(f"no YAML value has the type {wanted}")
 
 
 @dataclass(frozen=True)
 class PartSpec:
-    """A component that a spec names.
+    """A component that a spec names. Written ``Annotated[PartSpec, "maskers"]`` in a section.
 
     Attributes:
         type: a name in the component's table, or ``my_file.py:MyClass``.
         node: the section, a mapping.
         apart: its keys that are not the constructor's.
+        table: the component's table, as ``vidssl list`` names it.
+        beside: those of ``apart`` that belong to a dataclass named after the table; None where none is given.
     """
 
     type: str
     node: Node
     apart: tuple[str, ...] = ("type",)
+    table: str = ""
+    beside: object = None
 
 
-@dataclass(frozen=True)
-class ProbeSpec:
-    """Labelled data for probes: two sources and the views that features are taken from."""
-
-    train: PartSpec
-    test: PartSpec
-    views: PartSpec
-
-
-def read_part(node: Node, apart: tuple[str, ...] = ("type",)) -> PartSpec:
-    """The component in a section.
-
-    Raises:
-        UsageError: if the section names no ``type``.
-    """
+def _part(node: Node, table: str, beside: type[object] | None = None) -> PartSpec:
     entries = node.mapping()
     if "type" not in entries:
         raise node.error("missing 'type'")
-    return PartSpec(read_text(entries["type"]), node, apart)
+    others = {} if beside is None else keys_of(beside)
+    given = replace(node, value={key: entry for key, entry in entries.items() if key in others})
+    made = construct(given, beside) if beside is not None and given.value else None
+    name = cast(str, convert(entries["type"], Text))
+    return PartSpec(name, node, ("type", *others), table, made)
 
 
-def read_optional_part(
-    sections: Mapping[str, Node], key: str, apart: tuple[str, ...] = ("type",)
-) -> PartSpec | None:
-    """The component in a section, None where there is no such section."""
-    return read_part(sections[key], apart) if key in sections else None
+SourceSpec = Annotated[PartSpec, "sources"]
+ViewsSpec = Annotated[PartSpec, "views"]
+ObjectiveSpec = Annotated[PartSpec, "objectives"]
+OptimizerSpec = Annotated[PartSpec, "optimizers"]
+ScheduleSpec = Annotated[PartSpec, "schedules"]
+AugmentSpec = Annotated[PartSpec, "augments"]
 
 
-def read_probe(node: Node) -> ProbeSpec:
-    """Labelled data.
+@dataclass(frozen=True, kw_only=True)
+class ProbeSpec:
+    """Labelled data for probes: two sources and the views that features are taken from."""
 
-    Raises:
-        UsageError: if a source or the views are missing.
-    """
-    entries = node.entries(("train", "test", "views"))
-    return ProbeSpec(read_part(entries["train"]), read_part(entries["test"]), read_part(entries["views"]))
-
-
-def read_text(node: Node) -> str:
-    """A text that is not empty.
-
-    Raises:
-        UsageError: for anything else.
-    """
-    if not isinstance(node.value, str) or not node.value:
-        raise node.error(f"expected text, got {node.shown()}")
-    return node.value
-
-
-def read_count(sections: Mapping[str, Node], key: str, *, default: int, lowest: int) -> int:
-    """A whole number of at least ``lowest``; ``default`` where the key is missing.
-
-    Raises:
-        UsageError: for anything else.
-    """
-    if key not in sections:
-        return default
-    value = convert(sections[key], int)
-    if not isinstance(value, int) or value < lowest:
-        raise sections[key].error(f"must be at least {lowest}, got {value}")
-    return value
+    train: SourceSpec
+    test: SourceSpec
+    views: ViewsSpec

@@ -79,8 +79,9 @@ class Node:
                 raise entry.error(f"unknown key. {hint}")
         missing = [key for key in required if key not in entries]
         if missing:
-            told = [repr(key) + (f" ({wanted(key)})" if wanted else "") for key in missing]
-            raise self.error(f"missing {', '.join(told)}")
+            words = {key: wanted(key) if wanted else "" for key in missing}
+            named = [repr(key) + (f" ({words[key]})" if words[key] else "") for key in missing]
+            raise self.error(f"missing {', '.join(named)}")
         return entries
 
     def shown(self) -> str:
@@ -317,8 +318,9 @@ def dump_flow(value: object) -> str:
         return _float_text(value)
     if not isinstance(value, str):
         raise TypeError(f"{value!r} cannot be written as YAML")
-    at = Node(None, "", "")
-    if _NEEDS_NO_QUOTES.fullmatch(value) and _plain(value, at) == value:
+    # other YAML readers take on, no and True for truth values
+    read = _plain(value, Node(None, "", "")) if _NEEDS_NO_QUOTES.fullmatch(value) else None
+    if read == value == yaml.safe_load(value):
         return value
     return yaml.safe_dump(value, default_style='"', width=math.inf).rstrip("\n")
 

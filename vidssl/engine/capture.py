@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vidssl.config.schema import convert, read_text
+from vidssl.config.schema import convert
 from vidssl.config.strict_yaml import Node
 from vidssl.engine.checkpoint import read_tensors, save_tensors
 from vidssl.engine.facts import Facts, record
@@ -229,7 +229,7 @@ def read_capture(path: Path) -> Capture:
 def _from_repr(node: Node) -> float:
     """A number that was written as text, as it may be NaN."""
     try:
-        return float(read_text(node))
+        return float(node.value if isinstance(node.value, str) else "")
     except ValueError:
         raise node.error(f"expected a number in quotes, got {node.shown()}") from None
 

@@ -1,9 +1,9 @@
-"""Optimizers: what a recipe says of them, and what the loop does with it at every step."""
+"""Optimizers: their keys in a recipe, and the rates, decay and clipping of every step."""
 
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, TypedDict
 
 import torch
@@ -118,7 +118,7 @@ def parameter_groups(
 def _encoder_scales(
     module: nn.Module, trained: Sequence[str], layer_decay: float | None, encoder_lr_scale: float
 ) -> dict[str, float]:
-    """The share of the learning rate of each trained parameter of the encoder."""
+    """Factor on the learning rate of each trained parameter of the encoder."""
     if not isinstance(module, Objective):
         raise ValueError("layer_decay and encoder_lr_scale ask for an objective, which has an encoder")
     encoder = module.trained_encoder()
@@ -166,9 +166,9 @@ Clip = Literal["all", "each"]
 _HIGHEST_LR = 1e30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Update:
-    """What all optimizers share.
+    """The settings that all optimizers share.
 
     Attributes:
         lr: peak learning rate, as it stands: it is not scaled with the batch size.
@@ -176,15 +176,14 @@ class Update:
         final_weight_decay: what weight decay moves to over the run along half a cosine; None holds it.
         clip_norm: a gradient longer than this is scaled down to it; None never clips.
         clip: the gradient of ``all`` parameters together is measured, or that of ``each`` alone (SVT).
-        decay: which parameters decay, see ``param_groups.decayed_names``.
-        layer_decay: see ``param_groups.parameter_groups``.
+        decay: which parameters decay, see ``decayed_names``.
+        layer_decay: see ``parameter_groups``.
         encoder_lr_scale: likewise.
 
     Raises:
         ValueError: if a number is out of its range.
     """
 
-    _: KW_ONLY
     lr: float
     weight_decay: float
     final_weight_decay: float | None
@@ -195,7 +194,6 @@ class Update:
     encoder_lr_scale: float
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if not 0 < self.lr * max(1.0, self.encoder_lr_scale) <= _HIGHEST_LR:
             raise ValueError(
                 f"lr must be above 0 and, times encoder_lr_scale, at most {_HIGHEST_LR:g}, which float32 can "
@@ -209,6 +207,11 @@ class Update:
             raise ValueError(f"layer_decay must lie above 0 and up to 1, got {self.layer_decay}")
         if self.encoder_lr_scale <= 0:
             raise ValueError(f"encoder_lr_scale must be above 0, got {self.encoder_lr_scale}")
+
+    @classmethod
+    def of(cls, settings: "Optim") -> "Update":
+        """Those of an optimizer's settings."""
+        return cls(**{key.name: getattr(settings, key.name) for key in fields(cls)})
 
     def groups(self, module: nn.Module) -> list[Group]:
         """The groups of ``module``'s parameters that require a gradient.
@@ -224,7 +227,7 @@ class Update:
         )
 
     def lr_at(self, plan: StepPlan, step: int) -> float:
-        """The learning rate of a step, of a parameter whose share of it is whole."""
+        """The learning rate of a step, of parameters with ``lr_scale`` 1."""
         return self.lr * plan.factor(step)
 
     def weight_decay_at(self, plan: StepPlan, step: int) -> float:
@@ -264,9 +267,16 @@ def _clip_each(gradients: list[Tensor], limit: float) -> Tensor:
 
 
 class Optim(ABC):
-    """An optimizer's settings; constructors set ``update``."""
+    """An optimizer's settings: a frozen dataclass with the keys of ``Update`` and its own."""
 
-    update: Update
+    def __post_init__(self) -> None:
+        check_fields(self)
+        Update.of(self)
+
+    @property
+    def update(self) -> Update:
+        """The settings that all optimizers share."""
+        return Update.of(self)
 
     @abstractmethod
     def build(self, module: nn.Module) -> Optimizer:
@@ -277,106 +287,80 @@ class Optim(ABC):
         """
 
 
+@dataclass(frozen=True, kw_only=True)
 class AdamW(Optim):
-    """AdamW; weight decay acts on the weights of linear and convolution layers, or on what ``decay`` says."""
+    """AdamW; weight decay acts on the weights of linear and convolution layers, or on what ``decay`` names.
 
-    def __init__(
-        self,
-        *,
-        lr: float,
-        weight_decay: float = 0.05,
-        final_weight_decay: float | None = None,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        clip_norm: float | None = None,
-        clip: Clip = "all",
-        decay: Decay = "layers",
-        layer_decay: float | None = None,
-        encoder_lr_scale: float = 1.0,
-    ) -> None:
-        """
-        Args:
-            betas: of the two moments. VIMPAC's pre-training: 0.9 and 0.98.
+    Attributes:
+        betas: of the two moments. VIMPAC's pre-training: 0.9 and 0.98.
 
-        The other keys and what is refused: ``Update``.
-        """
-        self.update = Update(
-            lr=lr,
-            weight_decay=weight_decay,
-            final_weight_decay=final_weight_decay,
-            clip_norm=clip_norm,
-            clip=clip,
-            decay=decay,
-            layer_decay=layer_decay,
-            encoder_lr_scale=encoder_lr_scale,
-        )
-        self.betas = betas
-        self.eps = eps
+    The other keys and what is refused: ``Update``.
+    """
+
+    lr: float
+    weight_decay: float = 0.05
+    final_weight_decay: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float | None = None
+    clip: Clip = "all"
+    decay: Decay = "layers"
+    layer_decay: float | None = None
+    encoder_lr_scale: float = 1.0
 
     def build(self, module: nn.Module) -> Optimizer:
         groups = self.update.groups(module)
         made = optim.AdamW(
             [dict(group) for group in groups],
-            lr=self.update.lr,
+            lr=self.lr,
             betas=self.betas,
             eps=self.eps,
             fused=_all_on_cuda(groups) or None,
         )
-        _start(made, self.update.weight_decay)
+        _start(made, self.weight_decay)
         return made
 
 
+@dataclass(frozen=True, kw_only=True)
 class SGD(Optim):
-    """Stochastic gradient descent with momentum; weight decay as for ``adamw``, by default none."""
+    """Stochastic gradient descent with momentum; weight decay as for ``adamw``, by default none.
 
-    def __init__(
-        self,
-        *,
-        lr: float,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        final_weight_decay: float | None = None,
-        clip_norm: float | None = None,
-        clip: Clip = "all",
-        decay: Decay = "layers",
-        layer_decay: float | None = None,
-        encoder_lr_scale: float = 1.0,
-    ) -> None:
-        """
-        Args:
-            momentum: of the gradient's running sum; 0 for none.
-            nesterov: whether the momentum looks ahead, as in TimeSformer's training, which SVT finetunes by.
+    Attributes:
+        momentum: of the gradient's running sum; 0 for none.
+        nesterov: whether the momentum looks ahead, as in TimeSformer's training, which SVT finetunes by.
 
-        The other keys and what is refused: ``Update``.
-        """
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum must lie from 0 to below 1, got {momentum}")
-        if nesterov and not momentum:
+    The other keys and what is refused: ``Update``.
+    """
+
+    lr: float
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    final_weight_decay: float | None = None
+    clip_norm: float | None = None
+    clip: Clip = "all"
+    decay: Decay = "layers"
+    layer_decay: float | None = None
+    encoder_lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must lie from 0 to below 1, got {self.momentum}")
+        if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
-        self.update = Update(
-            lr=lr,
-            weight_decay=weight_decay,
-            final_weight_decay=final_weight_decay,
-            clip_norm=clip_norm,
-            clip=clip,
-            decay=decay,
-            layer_decay=layer_decay,
-            encoder_lr_scale=encoder_lr_scale,
-        )
-        self.momentum = momentum
-        self.nesterov = nesterov
+        Update.of(self)
 
     def build(self, module: nn.Module) -> Optimizer:
         groups = self.update.groups(module)
         made = optim.SGD(
             [dict(group) for group in groups],
-            lr=self.update.lr,
+            lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
             fused=_all_on_cuda(groups) or None,
         )
-        _start(made, self.update.weight_decay)
+        _start(made, self.weight_decay)
         return made
 
 

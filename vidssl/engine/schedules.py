@@ -1,13 +1,14 @@
-"""Learning-rate schedules: what a recipe says of them, and the plan in steps that comes of it."""
+"""Learning-rate schedules: their keys in a recipe, and the plan in steps that they make."""
 
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Literal
 
+from vidssl.config.schema import Count, check_fields
 from vidssl.errors import counted
 
 
@@ -25,7 +26,7 @@ def warmup_line(step: int, warmup_steps: int, warmup_start: float) -> float:
 
 
 def cosine_factor(step: int, total_steps: int, warmup_steps: int, warmup_start: float, final: float) -> float:
-    """The share of the peak learning rate at ``step`` (0 is the first).
+    """Fraction of the peak learning rate at ``step`` (0 is the first).
 
     Half a cosine from 1 to ``final`` over the whole run; during warm-up it is multiplied by a line that
     rises from ``warmup_start`` to 1, as BEVT's released training does.
@@ -92,7 +93,7 @@ class StepPlan:
     Attributes:
         total_steps: of the whole run.
         steps_per_epoch: of the stream that epochs are counted of; need not be whole.
-        curve: step -> share of the peak learning rate.
+        curve: step -> fraction of the peak learning rate.
     """
 
     total_steps: int
@@ -100,34 +101,33 @@ class StepPlan:
     curve: Callable[[int], float]
 
     def factor(self, step: int) -> float:
-        """The share of the peak learning rate at ``step`` (0 is the first)."""
+        """Fraction of the peak learning rate at ``step`` (0 is the first)."""
         return self.curve(step)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Length:
-    """How long a run and its warm-up are, as a recipe counts them.
+    """Length of a run and its warm-up, as a recipe counts them.
 
     Attributes:
         steps: optimizer steps of the whole run; or else
         epochs: passes over the stream named by ``epoch_of``.
         warmup_steps: of the warm-up; or else
         warmup_epochs: or else
-        warmup_share: of the whole run's steps, rounded down.
+        warmup_share: fraction of the whole run's steps, rounded down.
         bends_at_epochs: whether the curve itself counts epochs.
 
     Raises:
         ValueError: if a length is given twice or not at all, or is none.
     """
 
-    _: KW_ONLY
     steps: int | None
     epochs: float | None
     epoch_of: EpochOf
     warmup_steps: int | None
     warmup_epochs: float | None
     warmup_share: float | None
-    bends_at_epochs: bool = False
+    bends_at_epochs: bool
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -146,6 +146,11 @@ class Length:
         if self.steps is not None:
             share = int((self.warmup_share or 0) * self.steps)
             self._refuse_warmup_of((self.warmup_steps or 0) + share, self.steps)
+
+    @classmethod
+    def of(cls, schedule: "Schedule") -> "Length":
+        """The length that a schedule has."""
+        return cls(**{key.name: getattr(schedule, key.name) for key in fields(cls)})
 
     @property
     def counts_epochs(self) -> bool:
@@ -185,9 +190,21 @@ class Length:
 
 
 class Schedule(ABC):
-    """A learning rate over a run; constructors set ``length``."""
+    """A learning rate over a run: a frozen dataclass with the keys of ``Length`` and its own."""
 
-    length: Length
+    @property
+    def bends_at_epochs(self) -> bool:
+        """Whether the curve itself counts epochs, besides the run's length."""
+        return False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        Length.of(self)
+
+    @property
+    def length(self) -> Length:
+        """The length of the run and of its warm-up."""
+        return Length.of(self)
 
     @abstractmethod
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
@@ -198,47 +215,37 @@ class Schedule(ABC):
         """
 
 
+@dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-    """Linear warm-up times half a cosine over the whole run, which is counted in steps or epochs (BEVT)."""
+    """Linear warm-up times half a cosine over the whole run, which is counted in steps or epochs (BEVT).
 
-    def __init__(
-        self,
-        *,
-        steps: int | None = None,
-        epochs: float | None = None,
-        epoch_of: EpochOf = "video",
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-        warmup_share: float | None = None,
-        warmup_start: float = 0.1,
-        final: float = 0.0,
-        moves_every: Literal["step", "epoch"] = "step",
-    ) -> None:
-        """
-        Args:
-            warmup_start: share of the peak at the first step (0.1 is BEVT's released code).
-            final: share of the peak that the cosine ends at.
-            moves_every: whether the cosine moves with each step (BEVT's pre-training) or with each epoch
-                (its finetuning, and SVT's linear probe); the warm-up moves with each step.
+    Attributes:
+        warmup_start: fraction of the peak at the first step (0.1 is BEVT's released code).
+        final: fraction of the peak that the cosine ends at.
+        moves_every: whether the cosine moves with each step (BEVT's pre-training) or with each epoch
+            (its finetuning, and SVT's linear probe); the warm-up moves with each step.
 
-        The other keys and what is refused: ``Length``.
-        """
-        self.length = Length(
-            steps=steps,
-            epochs=epochs,
-            epoch_of=epoch_of,
-            warmup_steps=warmup_steps,
-            warmup_epochs=warmup_epochs,
-            warmup_share=warmup_share,
-            bends_at_epochs=moves_every == "epoch",
-        )
-        self.warmup_start = warmup_start
-        self.final = final
+    The other keys and what is refused: ``Length``.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    epoch_of: EpochOf = "video"
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    warmup_share: float | None = None
+    warmup_start: float = 0.1
+    final: float = 0.0
+    moves_every: Literal["step", "epoch"] = "step"
+
+    @property
+    def bends_at_epochs(self) -> bool:
+        return self.moves_every == "epoch"
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
         total, warmup, epoch = self.length.in_steps(steps_per_epoch)
-        if self.length.bends_at_epochs:
-            epochs = self.length.epochs or total / epoch
+        if self.bends_at_epochs:
+            epochs = self.epochs or total / epoch
             curve = partial(epoch_cosine_factor, epochs=epochs, steps_per_epoch=epoch)
         else:
             curve = partial(cosine_factor, total_steps=total)
@@ -246,38 +253,25 @@ class Cosine(Schedule):
         return StepPlan(total, epoch, shape)
 
 
+@dataclass(frozen=True, kw_only=True)
 class WarmupCosine(Schedule):
-    """Linear warm-up, both its ends included, then half a cosine over what is left (DINO, SVT)."""
+    """Linear warm-up, both its ends included, then half a cosine over what is left (DINO, SVT).
 
-    def __init__(
-        self,
-        *,
-        steps: int | None = None,
-        epochs: float | None = None,
-        epoch_of: EpochOf = "video",
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-        warmup_share: float | None = None,
-        warmup_start: float = 0.0,
-        final: float = 0.0,
-    ) -> None:
-        """
-        Args:
-            warmup_start: share of the peak at the first step.
-            final: share of the peak that the cosine ends at. SVT's release: 1e-6 of 6.25e-5, 0.016.
+    Attributes:
+        warmup_start: fraction of the peak at the first step.
+        final: fraction of the peak that the cosine ends at. SVT's release: 1e-6 of 6.25e-5, 0.016.
 
-        The other keys and what is refused: ``Length``.
-        """
-        self.length = Length(
-            steps=steps,
-            epochs=epochs,
-            epoch_of=epoch_of,
-            warmup_steps=warmup_steps,
-            warmup_epochs=warmup_epochs,
-            warmup_share=warmup_share,
-        )
-        self.warmup_start = warmup_start
-        self.final = final
+    The other keys and what is refused: ``Length``.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    epoch_of: EpochOf = "video"
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    warmup_share: float | None = None
+    warmup_start: float = 0.0
+    final: float = 0.0
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
         total, warmup, epoch = self.length.in_steps(steps_per_epoch)
@@ -291,43 +285,27 @@ class WarmupCosine(Schedule):
         return StepPlan(total, epoch, curve)
 
 
+@dataclass(frozen=True, kw_only=True)
 class LinearDecay(Schedule):
-    """Linear warm-up from 0, then a line down to the end of the run (VIMPAC), or only at its end."""
+    """Linear warm-up from 0, then a line down to the end of the run (VIMPAC), or only at its end.
 
-    def __init__(
-        self,
-        *,
-        steps: int | None = None,
-        epochs: float | None = None,
-        epoch_of: EpochOf = "video",
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-        warmup_share: float | None = None,
-        final: float = 0.0,
-        cooldown_steps: int | None = None,
-    ) -> None:
-        """
-        Args:
-            warmup_share: of the run's steps. VIMPAC: 0.1 for the small model, 0.05 for the large one.
-            final: fraction of the peak that the line ends at; 1 holds the rate after the warm-up.
-            cooldown_steps: last steps of the run, at least 1, over which the rate falls; it is constant
-                before them, so that the run can be made longer up to there. Null: all steps after the
-                warm-up.
+    Attributes:
+        warmup_share: fraction of the run's steps. VIMPAC: 0.1 for the small model, 0.05 for the large one.
+        final: fraction of the peak that the line ends at; 1 holds the rate after the warm-up.
+        cooldown_steps: last steps of the run, at least 1, over which the rate falls; it is constant
+            before them, so that the run can be made longer up to there. Null: all steps after the warm-up.
 
-        The other keys and what is refused: ``Length``.
-        """
-        self.length = Length(
-            steps=steps,
-            epochs=epochs,
-            epoch_of=epoch_of,
-            warmup_steps=warmup_steps,
-            warmup_epochs=warmup_epochs,
-            warmup_share=warmup_share,
-        )
-        self.final = final
-        self.cooldown_steps = cooldown_steps
-        if cooldown_steps is not None and cooldown_steps < 1:
-            raise ValueError(f"cooldown_steps must be at least 1 or null, got {cooldown_steps}")
+    The other keys and what is refused: ``Length``.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    epoch_of: EpochOf = "video"
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    warmup_share: float | None = None
+    final: float = 0.0
+    cooldown_steps: Count | None = None
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
         total, warmup, epoch = self.length.in_steps(steps_per_epoch)
@@ -335,8 +313,7 @@ class LinearDecay(Schedule):
         if cooldown > total - warmup:
             raise ValueError(
                 f"a cool-down of {counted(cooldown, 'step')} does not fit into the {total - warmup} "
-                "after the warm-up; "
-                "shorten it with 'cooldown_steps'"
+                "after the warm-up; shorten it with 'cooldown_steps'"
             )
         curve = partial(
             linear_factor,
@@ -348,52 +325,44 @@ class LinearDecay(Schedule):
         return StepPlan(total, epoch, curve)
 
 
+@dataclass(frozen=True, kw_only=True)
 class MultiStep(Schedule):
-    """The peak, multiplied by ``gamma`` at given steps or epochs; SVT's finetuning drops at epochs 11, 14."""
+    """The peak, multiplied by ``gamma`` at given steps or epochs; SVT's finetuning drops at epochs 11, 14.
 
-    def __init__(
-        self,
-        *,
-        steps: int | None = None,
-        epochs: float | None = None,
-        epoch_of: EpochOf = "video",
-        drop_steps: tuple[int, ...] | None = None,
-        drop_epochs: tuple[float, ...] | None = None,
-        gamma: float = 0.1,
-        warmup_steps: int | None = None,
-        warmup_epochs: float | None = None,
-        warmup_share: float | None = None,
-        warmup_start: float = 0.1,
-    ) -> None:
-        """
-        Args:
-            drop_steps: first steps at the lower rates; or else
-            drop_epochs: epochs, counted from 0, that begin with them.
-            warmup_start: share of the peak at the first step of a warm-up, which multiplies.
+    Attributes:
+        drop_steps: first steps at the lower rates; or else
+        drop_epochs: epochs, counted from 0, that begin with them.
+        warmup_start: fraction of the peak at the first step of a warm-up, which multiplies.
 
-        The other keys and what is refused: ``Length``.
+    The other keys and what is refused: ``Length``.
 
-        Raises:
-            ValueError: if drops are given twice or not at all, or do not rise.
-        """
-        if (drop_steps is None) == (drop_epochs is None):
-            raise ValueError("say once where the rate drops: either 'drop_steps' or 'drop_epochs'")
-        drops = drop_epochs if drop_steps is None else drop_steps
+    Raises:
+        ValueError: if drops are given twice or not at all, or do not rise.
+    """
+
+    steps: int | None = None
+    epochs: float | None = None
+    epoch_of: EpochOf = "video"
+    drop_steps: tuple[int, ...] | None = None
+    drop_epochs: tuple[float, ...] | None = None
+    gamma: float = 0.1
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    warmup_share: float | None = None
+    warmup_start: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if (self.drop_steps is None) == (self.drop_epochs is None):
+            raise ValueError("give the drops of the rate once: either 'drop_steps' or 'drop_epochs'")
+        drops = self.drop_epochs if self.drop_steps is None else self.drop_steps
         if not drops or min(drops) <= 0 or list(drops) != sorted(set(drops)):
             raise ValueError(f"the drops must rise and lie above 0, got {drops}")
-        self.drop_steps = drop_steps
-        self.drop_epochs = drop_epochs
-        self.gamma = gamma
-        self.warmup_start = warmup_start
-        self.length = Length(
-            steps=steps,
-            epochs=epochs,
-            epoch_of=epoch_of,
-            warmup_steps=warmup_steps,
-            warmup_epochs=warmup_epochs,
-            warmup_share=warmup_share,
-            bends_at_epochs=drop_epochs is not None,
-        )
+        Length.of(self)
+
+    @property
+    def bends_at_epochs(self) -> bool:
+        return self.drop_epochs is not None
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
         total, warmup, epoch = self.length.in_steps(steps_per_epoch)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vidssl.build import build
 from vidssl.build.registry import TOKENIZER, constructor_of
-from vidssl.config.protocol import FinetuneProtocol, Protocol, finetunes, load_any_protocol
+from vidssl.config.protocol import FinetuneProtocol, Protocol, finetunes, load_protocol
 from vidssl.config.recipe import Recipe, RunSpec
 from vidssl.config.schema import construct
 from vidssl.data.sources.origins import videos_of
@@ -255,7 +255,7 @@ def _network_recipe(checkpoint: Checkpoint, trust: bool) -> Recipe:
 
 
 def _protocol(name: str, words: EvalWords, recipe: Recipe | None) -> Protocol | FinetuneProtocol:
-    protocol = load_any_protocol(name, words.for_protocol(finetunes(name)), recipe)
+    protocol = load_protocol(name, words.for_protocol(finetunes(name)), recipe)
     if protocol.data is None:
         raise UsageError(
             f"{name}: neither the protocol nor a recipe of the network names labelled videos: add those of "

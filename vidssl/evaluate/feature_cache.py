@@ -22,8 +22,7 @@ from torch import Tensor
 
 import vidssl
 from vidssl.build import build
-from vidssl.build.registry import SOURCE, VIEW_SAMPLER
-from vidssl.build.resolved import patch_type, resolved_part
+from vidssl.build.registry import SOURCE, VIEW_SAMPLER, patch_type, resolved_part
 from vidssl.build.token_checks import check_reads_ids, check_stored
 from vidssl.config.protocol import FrameOrder, PatchType, Protocol
 from vidssl.config.schema import PartSpec

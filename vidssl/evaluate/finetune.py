@@ -229,7 +229,7 @@ def finetuning_recipe(
     video = {
         "source": protocol.data.train.node,
         "views": protocol.train_views.node,
-        "batch_size": protocol.batch_size,
+        "batch_size": protocol.node.mapping()["batch_size"],
     }
     if subset is not None:
         video["subset"] = section(

@@ -8,15 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from vidssl.backbones.pixels import Pixels
 from vidssl.build import build
-from vidssl.build.registry import BACKBONE
-from vidssl.build.resolved import resolved_part, resolved_text
+from vidssl.build.registry import BACKBONE, resolved_part, resolved_text
 from vidssl.config.recipe import Recipe, RunSpec, load_recipe
-from vidssl.config.schema import PartSpec, bind, construct, read_count
+from vidssl.config.schema import Index, PartSpec, bind, construct, convert
 from vidssl.config.strict_yaml import Node, dump, dump_flow, override, plain, read_file
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import Say
@@ -208,8 +208,9 @@ def _seed(asked: ExternalNetwork) -> tuple[int | None, tuple[str, ...]]:
     root = Node({"network": Node({}, asked.name, "network")}, asked.name, "")
     for word in given:
         root = override(root, f"network.{word}")
-    seed = read_count(root.mapping()["network"].mapping(), "seed", default=0, lowest=0)
-    return seed if given else None, tuple(key for key in asked.keys if key not in given)
+    seed = root.mapping()["network"].mapping().get("seed")
+    number = None if seed is None else cast(int, convert(seed, Index))
+    return number, tuple(key for key in asked.keys if key not in given)
 
 
 def _node(asked: ExternalNetwork, first: Mapping[str, str]) -> Node:

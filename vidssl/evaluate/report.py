@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vidssl.build.resolved import protocol_text
+from vidssl.build.registry import resolved_text
 from vidssl.config.protocol import FinetuneProtocol, Protocol
 from vidssl.data.classes import class_counts
 from vidssl.engine.atomic import make_folder, write_text
@@ -73,7 +73,7 @@ def report(
         print_line(console, f"{name}: {found}{part.num_listed} listed")
         for problem in part.unreadable:
             print_line(console, f"  left out: {problem}")
-    record = score_record(subject, protocol_text(protocol), scores, videos, notes)
+    record = score_record(subject, resolved_text(protocol), scores, videos, notes)
     path = subject.scores / f"{protocol.name}-{subject.stem}.json"
     try:
         make_folder(subject.scores)

@@ -48,9 +48,9 @@ def pretraining_of(checkpoint: Checkpoint) -> Pretraining:
     )
     labelled = videos if objective == _READS_LABELS else ()
     how = ", without labels" if objective in OBJECTIVES and not labelled else ""
-    if recipe.init is None:
+    if recipe.start.init is None:
         return Pretraining(videos, labelled, how)
-    before = _of_init(recipe.init)
+    before = _of_init(recipe.start.init)
     return Pretraining(
         (*before.videos, *videos),
         (*before.labelled, *labelled),

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from vidssl.build import build
-from vidssl.build.registry import BACKBONE
-from vidssl.build.resolved import resolved_part
+from vidssl.build.registry import BACKBONE, resolved_part
 from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec, overridden, read_recipe
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import parse

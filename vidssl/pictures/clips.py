@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from vidssl.build import build
 from vidssl.config.recipe import Recipe, StreamSpec, overridden
-from vidssl.config.schema import read_part
+from vidssl.config.schema import PartSpec, SourceSpec, ViewsSpec, convert
 from vidssl.config.strict_yaml import Node
 from vidssl.data.samples import InOrder
 from vidssl.data.sources.moving_digits import MovingDigits
@@ -64,7 +64,8 @@ def clips_to_show(
     """
     root = overridden(Node({}, "overrides", ""), overrides)
     entries = root.entries((), ("data", "views"))
-    given = {key: read_part(entry) for key, entry in entries.items()}
+    tables = {"data": SourceSpec, "views": ViewsSpec}
+    given = {key: cast(PartSpec, convert(entry, tables[key])) for key, entry in entries.items()}
     if files and "data" in given:
         raise given["data"].node.error("--video names the videos already: leave out one of the two")
     views = build.views(given["views"]) if "views" in given else _views(recipe, what)

@@ -14,12 +14,10 @@ from rich.table import Table
 from torch import Tensor
 
 from vidssl.build import build
-from vidssl.build.registry import SOURCE, VIEW_SAMPLER
-from vidssl.build.resolved import resolved_part
+from vidssl.build.registry import resolved_text
 from vidssl.config.files import find, spec_files
 from vidssl.config.protocol import TokenizerProtocol, load_tokenizer_protocol, measures_tokenizers
 from vidssl.config.recipe import load_tokenizer_spec
-from vidssl.config.strict_yaml import dump
 from vidssl.engine.atomic import write_text
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
@@ -99,7 +97,7 @@ def score_tokenizers(
     with shown_messages(console), torch.no_grad():
         candidates, missing = _candidates(targets, say, trust)
         clips = draw_clips(
-            build.source(protocol.test), build.views(protocol.views), protocol.measure.videos, say
+            build.source(protocol.data.test), build.views(protocol.views), protocol.measure.videos, say
         )
         rows = _measured(candidates, clips, protocol)
         console.print(
@@ -258,7 +256,7 @@ def _keep(
         raise UsageError(f"cannot make the folder {folder.resolve()}: {error.strerror}") from error
     record = {
         "format": FORMAT,
-        "protocol": _text(protocol),
+        "protocol": resolved_text(protocol),
         "videos": clips.keys,
         "tokenizers": [_record(row) for row in rows],
         "not_measured": missing,
@@ -284,18 +282,6 @@ def _record(row: Row) -> dict[str, object]:
         "speed": row.speed,
         "ids_per_second": row.ids_per_second if torch.cuda.is_available() else None,
     }
-
-
-def _text(protocol: TokenizerProtocol) -> str:
-    """The protocol as YAML text, every default written out."""
-    tree = {
-        "name": protocol.name,
-        "measure": asdict(protocol.measure),
-        "batch_size": protocol.batch_size,
-        "views": resolved_part(protocol.views, VIEW_SAMPLER),
-        "data": {"test": resolved_part(protocol.test, SOURCE)},
-    }
-    return dump(tree)
 
 
 def _save_sheet(clips: Clips, candidates: Sequence[Candidate], path: Path) -> None:

@@ -11,8 +11,7 @@ import torch
 from rich.console import Console
 
 from vidssl.build import build
-from vidssl.build.registry import OBJECTIVE, constructor_of
-from vidssl.build.resolved import resolved_text
+from vidssl.build.registry import OBJECTIVE, constructor_of, resolved_text
 from vidssl.config.recipe import Recipe, overridden, read_recipe
 from vidssl.config.strict_yaml import load
 from vidssl.engine.atomic import check_writable, write_text

@@ -15,6 +15,7 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
+from vidssl.config.strict_yaml import dump_flow
 from vidssl.data.classes import counted_classes
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
@@ -296,7 +297,7 @@ def report(found: Scanned, console: Console, *, show_all: bool) -> None:
             lists[title] = [f"{leak.test} ({leak.train})" for leak in leaks]
     for title, lines in lists.items():
         print_list(console, title, lines, show_all=show_all)
-    say(console, f"Manifest: {found.out} (in recipes: 'manifest: {found.out}')")
+    say(console, f"Manifest: {found.out} (in recipes: 'manifest: {dump_flow(str(found.out))}')")
 
 
 _FRAMES_THERE = re.compile(r" \(\d+ of \d+ frames are there\)")

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from rich.console import Console
 
+from vidssl.config.strict_yaml import dump_flow
 from vidssl.data.decode.decode import limits_of
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE
 from vidssl.data.pool import Lost
@@ -494,9 +495,10 @@ def prepare_report(
         )
     print_list(console, "Skipped", [f"{row.key}: {row.reason}" for row in skipped], show_all=show_all)
     if where.name == INDEX:
-        say(console, f"In recipes: source: {{type: jpeg_shards, root: {out}}}")
+        say(console, f"In recipes: source: {dump_flow({'type': 'jpeg_shards', 'root': str(out)})}")
     else:
-        say(console, f"Manifest: {where} (in recipes: 'root: {out}' and 'manifest: {where}')")
+        root, manifest = dump_flow(str(out)), dump_flow(str(where))
+        say(console, f"Manifest: {where} (in recipes: 'root: {root}' and 'manifest: {manifest}')")
 
 
 def _read_time(gain: float) -> str:

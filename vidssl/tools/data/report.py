@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
 
+from vidssl.config.strict_yaml import dump_flow
 from vidssl.data.classes import counted_classes
 from vidssl.data.sources.tar.index import ShardIndex
 from vidssl.engine.logging import print_line
@@ -49,9 +48,6 @@ def format_size(count: int) -> str:
     return f"{value:.3g} {unit}" if unit != "bytes" else counted(count, "byte")
 
 
-_PLAIN = re.compile(r"[\w./~][\w./~:@=+-]*")
-
-
 def shard_report(
     index: ShardIndex, out: str, at: str, console: Console, *, flaws: Sequence[str] = (), show_all: bool
 ) -> bool:
@@ -86,24 +82,7 @@ def shard_report(
     say(console, f"Index: {index.where}")
     if good:
         keys = {"type": "tar_shards", "root": out, **({"index": at} if at else {})}
-        say(console, f"In recipes: source: {flow(keys)}")
+        say(console, f"In recipes: source: {dump_flow(keys)}")
     else:
         say(console, "None of the files can be used, so there is nothing to train on")
     return not bad and not flaws
-
-
-def flow(keys: Mapping[str, str]) -> str:
-    """A mapping of names as YAML, on one line."""
-    return "{" + ", ".join(f"{name}: {_scalar(value)}" for name, value in keys.items()) + "}"
-
-
-def _scalar(value: str) -> str:
-    plain = _PLAIN.fullmatch(value) and not value.endswith(":") and not _looks_otherwise(value)
-    return value if plain else json.dumps(value, ensure_ascii=False)
-
-
-def _looks_otherwise(value: str) -> bool:
-    """Whether YAML could take a word for a number, a truth or nothing."""
-    return bool(
-        re.fullmatch(r"[\d._+-]+|~|null|true|false|yes|no|on|off|[yn]|[\d.]+e\d+|0[xo]\w+", value.lower())
-    )

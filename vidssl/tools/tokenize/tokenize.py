@@ -16,8 +16,7 @@ import torch
 from rich.console import Console
 
 from vidssl.build import build
-from vidssl.build.registry import SOURCE
-from vidssl.build.resolved import resolved_part
+from vidssl.build.registry import SOURCE, resolved_part
 from vidssl.build.token_checks import keys_hash, tokenizer_keys
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec
