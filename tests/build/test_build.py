@@ -214,7 +214,7 @@ def test_resolved_recipe_has_every_default_and_reads_back_to_itself() -> None:
 
 def golden(name: str) -> str:
     """A text that a run or a score kept before recipes and protocols were written by their schema."""
-    return (Path(__file__).parents[1] / "golden" / "resolved" / f"{name}.yaml").read_text()
+    return (Path(__file__).parents[1] / "golden" / "resolved" / f"{name}.txt").read_text()
 
 
 @pytest.mark.parametrize("name", ["svt", "tokenizer_fsq"])

@@ -314,7 +314,7 @@ def test_images_are_measured_too() -> None:
         (("nothing", "--protocol", "tokenizer"), "nothing: no such tokenizer"),
         (("runs/tubes", "--protocol", "knn"), "--protocol tokenizer measures it"),
         (("mirror", "--protocol", "tokenizer", "measure.videos=0"), "must be at least 1"),
-        (("mirror", "--protocol", "tokenizer", "measure.noise=-0.1"), "must not be negative"),
+        (("mirror", "--protocol", "tokenizer", "measure.noise=-0.1"), "must be at least 0"),
         (("mirror", "--protocol", "tokenizer", "measure.loud=1"), "unknown key"),
     ],
 )
