@@ -1,9 +1,12 @@
 """The command line: what each command is called with, and what it says when something is wrong."""
 
 import errno
+import inspect
 import os
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -318,13 +321,70 @@ def test_every_component_has_a_sentence_and_typed_keys(kind: str, name: str) -> 
     keys_of(constructor)
 
 
-def test_help_does_not_wait_for_torch() -> None:
+def test_commands_import_only_what_they_need() -> None:
+    """Help answers at once; checking, listing and comparing load no library of networks or of probes."""
+    recipe = Path(__file__).parents[2] / "recipes" / "bevt.yaml"
     code = (
-        "import sys\nfrom vidssl.cli import main as cli\n"
-        "try:\n    cli.main(['train', '--help'])\n"
+        "import sys\nfrom vidssl.cli.main import main\n"
+        "try:\n    main(['train', '--help'])\n"
         "except SystemExit as end:\n    assert end.code == 0\n"
-        "assert 'torch' not in sys.modules"
+        "assert 'torch' not in sys.modules\n"
+        f"assert main(['check', {str(recipe)!r}]) == 0\n"
+        "assert main(['list']) == 0\n"
+        "assert main(['compare', '--published', '--paper', 'svt']) == 0\n"
+        "heavy = {'torchvision', 'timm', 'pytorchvideo', 'faiss', 'sklearn'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "RECIPE" in done.stdout
+
+
+# command -> what its options are keywords of, whose defaults hold where they are left out
+KEYWORDS_OF: dict[str, tuple[str, ...]] = {
+    "train": ("vidssl.cli.train._train",),
+    "bench": ("vidssl.tools.bench.bench",),
+    "selftest": ("vidssl.tools.selftest.selftest_resume",),
+    "replay": ("vidssl.tools.replay.replay",),
+    "eval": ("vidssl.evaluate.evaluate.evaluate_run", "vidssl.tools.tokenizer_scores.score_tokenizers"),
+    "compare": ("vidssl.compare.runs.compare",),
+    "show": ("vidssl.pictures.show.show", "vidssl.pictures.confusion.show_confusion"),
+    "watch": ("vidssl.tools.watch.watch_run",),
+    "tokenize": ("vidssl.tools.tokenize.tokenize.tokenize",),
+    "convert": (),
+    "check": (),
+    "list": (),
+    "data check": ("vidssl.tools.data.check.check_data", "vidssl.data.decode.limits.Limits"),
+    "data prepare": (
+        "vidssl.cli.data._prepare",
+        "vidssl.tools.data.prepare.prepare_data",
+        "vidssl.tools.data.encode.H264",
+        "vidssl.tools.data.encode.Jpegs",
+    ),
+    "data shard": ("vidssl.tools.data.shard.shard_data",),
+    "data index": ("vidssl.tools.data.index.index_data",),
+}
+
+
+def test_every_option_is_a_keyword_of_what_its_command_runs() -> None:
+    """And help names the default that holds."""
+    top = cli.parsers()[1].choices
+    (below,) = (each for each in top["data"]._actions if each.dest == "operands" or each.choices)
+    assert isinstance(below.choices, dict)
+    found = {**top, **{f"data {name}": parser for name, parser in below.choices.items()}}
+    found.pop("data")
+    assert set(found) == set(KEYWORDS_OF)
+    defaults_seen = 0
+    for command, parser in found.items():
+        keywords: dict[str, inspect.Parameter] = {}
+        for address in KEYWORDS_OF[command]:
+            module, _, name = address.rpartition(".")
+            keywords |= inspect.signature(getattr(import_module(module), name)).parameters
+        for option in parser._actions[2:]:  # behind --help and the operands
+            assert option.dest in keywords, f"{command} {option.option_strings}"
+            stated = re.search(r"default: ([\d.]+)$", option.help or "")
+            if stated:
+                defaults_seen += 1
+                scale = 10**6 if option.dest == "shard_bytes" else 1
+                assert float(stated[1]) * scale == keywords[option.dest].default, option.option_strings
+    assert defaults_seen == 15

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from vidssl import __version__
 from vidssl.cli import check, data, evaluate, show, tokenize, train
-from vidssl.cli.operands import BAD_INPUT, Parser
+from vidssl.cli.operands import BAD_INPUT, Commands, Parser
 from vidssl.engine.process import end_with_launcher
 from vidssl.errors import UsageError, printable
 
@@ -73,12 +73,18 @@ def _check_working_folder() -> None:
         raise UsageError("the working folder was removed: change to one that is there (cd)") from None
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parsers() -> "tuple[Parser, Commands[Parser]]":
+    """The parser of the whole command line, and those of its commands."""
     parser = Parser(prog="vidssl", description="Self-supervised video learning from interchangeable parts.")
     parser.add_argument("--version", action="version", version=f"vidssl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for group in (train, evaluate, show, tokenize, data, check):
         group.add_commands(commands)
+    return parser, commands
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser, commands = parsers()
     if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
         from vidssl.config.strict_yaml import nearest
 
