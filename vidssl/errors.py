@@ -36,6 +36,19 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{byte:02x}" if byte < 0x100 else f"\\u{byte:04x}"
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """``1 step``, ``2 steps``; ``plural`` where it is not the noun and an s."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+def counted(number: int, noun: str, plural: str = "", *, verb: str = "", of: int | None = None) -> str:
+    """``1 step``, ``2 steps``; ``plural`` where it is not the noun and an s.
+
+    Args:
+        verb: that follows, as of several things: ``1 step is`` for "are".
+        of: out of how many: ``1 of 3 steps``.
+    """
+    total = number if of is None else of
+    words = f"{'' if of is None else f'{number} of '}{total} {noun if total == 1 else plural or noun + 's'}"
+    return f"{words} {agreed(number, verb)}" if verb else words
+
+
+def agreed(number: int, verb: str) -> str:
+    """The verb of so many things: ``is`` of 1 for "are", ``starts`` for "start"; else as it is."""
+    singular = {"are": "is", "were": "was", "have": "has", "do": "does"}
+    return verb if number != 1 else singular.get(verb, f"{verb}s")

@@ -84,7 +84,7 @@ def test_lists_and_manifests_are_read_too(root: Path, tmp_path: Path) -> None:
     check_data(root, processes=1, out=tmp_path / "m.jsonl", console=Console(file=StringIO()))
     code, text = run(tmp_path / "m.jsonl", tmp_path / "shards", Jpegs(short_side=24))
     assert code == 1
-    assert "1 are bad by the manifest" in text
+    assert "1 is bad by the manifest" in text
     assert "run/b.mp4: unreadable: the file is empty" in text
     split = tmp_path / "test.csv"
     split.write_text("walk/c.avi,1\n")

@@ -261,7 +261,7 @@ def test_one_pass_ends_with_a_smaller_batch_and_begins_anew() -> None:
     assert stream.batches_of_pass() == 3
     assert Stream(Numbers(9), CLIP, batch_size=4, once=True).batches_of_pass() == 3
     assert Stream(Numbers(9), CLIP, batch_size=4, once=True, distinct=True).batches_of_pass() == 2
-    with pytest.raises(UsageError, match="1 samples to measure on are too few: at least 2"):
+    with pytest.raises(UsageError, match="1 sample to measure on is too few: 2 or more"):
         Stream(Numbers(1), CLIP, batch_size=4, once=True, distinct=True).batches_of_pass()
 
 

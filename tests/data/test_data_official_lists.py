@@ -116,7 +116,7 @@ def test_kinetics_s_test_list_may_have_no_labels(tmp_path: Path) -> None:
         ("a.mp4 3\nb.mp4 1\n", r"lacks youtube_id, time_start, time_end and reads 'a.mp4 3'.*kinetics.md"),
         ("label,youtube_id,time_start,time_end\na,x,soon,9\n", r"train.csv:2: times must be in seconds"),
         ("label,youtube_id,time_start,time_end\na,x\n", r"train.csv:2: 2 columns of 4"),
-        ("label,youtube_id,time_start,time_end\na,x,1,2\n,y,1,2\n", r"1 of 2 videos have no label"),
+        ("label,youtube_id,time_start,time_end\na,x,1,2\n,y,1,2\n", r"1 of 2 videos has no label"),
         ("label,youtube_id,time_start,time_end\n", r"the list is empty"),
     ],
 )
@@ -221,7 +221,7 @@ def test_diving48_says_that_late_starts_are_not_used_and_refuses_unknown_dives(
     given, path = diving(tmp_path), tmp_path / "annotations" / "Diving48_V2_train.json"
     path.write_text(json.dumps([{"vid_name": "-0aB_00001", "label": 1, "start_frame": 30, "end_frame": 90}]))
     diving48(**given, part="train")
-    assert "1 entries start later than frame 0; their files are read whole" in caplog.text
+    assert "1 entry starts later than frame 0; such files are read whole" in caplog.text
     path.write_text(json.dumps([{"vid_name": "-0aB_00001", "label": 3}]))
     with pytest.raises(
         UsageError, match=r"-0aB_00001 has the label 3, Diving48_vocab.json 3 dives from 0 on"

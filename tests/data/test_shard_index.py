@@ -63,7 +63,7 @@ def test_keys_are_found() -> None:
 def test_parts_of_an_index_come_back() -> None:
     shards = two_shards()
     assert parse_shards("".join(shard.to_lines() for shard in shards).encode()) == shards
-    with pytest.raises(ValueError, match=r"00000.tar has 2 samples, 1 are there"):
+    with pytest.raises(ValueError, match=r"00000.tar has 2 samples, 1 is there"):
         parse_shards("".join(shards[0].to_lines().splitlines(keepends=True)[:2]).encode())
 
 

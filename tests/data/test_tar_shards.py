@@ -191,7 +191,7 @@ def test_the_index_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
 def test_missing_shards_of_a_folder_are_told_at_once(folder: Path, tmp_path: Path) -> None:
     (folder / "00000.tar").unlink()
     with pytest.raises(
-        UsageError, match=r"1 of 2 shards are not there, such as 00000.tar. Copy them, or make"
+        UsageError, match=r"1 of 2 shards is not there, such as 00000.tar. Copy them, or make"
     ):
         TarShards(root=str(folder))
     (tmp_path / "list.csv").write_text("run/2.mkv,1\n")

@@ -98,7 +98,7 @@ def test_finished_shards_stay_and_missing_ones_are_made() -> None:
         file.write(b"xx")
     Path("resumed/shards/.00000.ids.123.tmp").write_bytes(b"of a process that was killed")
     assert "2 of 3 shards are missing or damaged" in message(lambda: TokenStore(root="resumed"))
-    assert "1 of 3 shards are there" in fill("resumed")
+    assert "1 of 3 shards is there" in fill("resumed")
     assert shards("resumed") == whole == shards("store")
     assert kept.stat().st_mtime_ns == stamp
     assert "nothing is left to do" in fill("resumed")

@@ -122,7 +122,7 @@ def test_the_command_goes_on_and_keeps_the_newest_states(run, capsys):
     assert weights == ["000002", "000003", "000004", "000006"]
     code, said = resumed(run, capsys)
     assert (code, "Goes on after step 6 of 6." in said) == (0, True)
-    assert "All 6 steps were done before." in said
+    assert "All of the run's 6 steps were done before." in said
 
 
 def test_a_run_whose_videos_have_changed_stops_unless_that_is_allowed(run, capsys):

@@ -309,7 +309,7 @@ def test_the_command_checks_a_folder(root: Path, capsys, monkeypatch) -> None:
 BAD_CLIPS = {
     "audio_only.mp4": ("unreadable", "no video stream in it (only audio)"),
     "avi_named.mp4": ("ok", ""),
-    "corrupt_middle.avi": ("damaged", "1 of its 76 packets are damaged, the first is 39"),
+    "corrupt_middle.avi": ("damaged", "1 of its 76 packets is damaged, the first is 39"),
     "corrupt_middle.mp4": ("damaged", "39 of its 90 frames do not decode, the first is 36"),
     "edit_list_nonkey_start.mp4": ("ok", ""),
     "h264_10bit.mp4": ("ok", ""),

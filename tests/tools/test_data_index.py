@@ -78,7 +78,7 @@ def test_every_video_is_found_with_its_label(clips: list[bytes], tmp_path: Path)
     assert [row["frames"] for row in found] == [5, 6, 7, 8]
     assert {(row["shard"], row["status"]) for row in found} == {("x/00000.tar", "ok")}
     assert "Samples without video or image, left out: 1" in text
-    assert "Label 'who': 1 of 4 files have it, 1 class: 3 (1)" in text
+    assert "Label 'who': 1 of 4 files has it, 1 class: 3 (1)" in text
     assert text.endswith(f"In recipes: source: {{type: tar_shards, root: {tmp_path}/s}}\n")
     assert not list((tmp_path / "s").glob("*.part"))
 

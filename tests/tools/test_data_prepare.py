@@ -290,7 +290,7 @@ def test_a_full_disk_stops_the_work_and_keeps_what_is_finished(
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))  # of each file, for want of a full disk
     try:
         with pytest.raises(
-            UsageError, match=r"cannot write .*: File too large\. \d of 4 videos are prepared"
+            UsageError, match=r"cannot write .*: File too large\. \d of 4 videos (is|are) prepared"
         ):
             run(root, out, large, processes=1)
     finally:

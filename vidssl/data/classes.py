@@ -95,6 +95,7 @@ def class_counts(
         if unknown:
             shown = ", ".join(sorted(unknown)[:_NAMED]) + (", ..." if len(unknown) > _NAMED else "")
             yield (
-                f"label '{label}': {unknown.total()} test videos are of classes that no training video has "
+                f"label '{label}': {counted(unknown.total(), 'test video', verb='are')} "
+                f"of classes that no training video has "
                 f"({shown}), and count as wrong"
             )

@@ -22,7 +22,7 @@ from torch import Tensor
 from vidssl.data.classes import LabelClasses, numbered_together, renumbered
 from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcels, workers_that_fit
 from vidssl.data.workers import WorkerDied
-from vidssl.errors import UsageError, counted
+from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Batch, DataSource, UnreadableSample, ViewSampler
 
 _log = logging.getLogger(__name__)
@@ -108,7 +108,10 @@ class Stream:
         whole, left = divmod(len(self), self.batch_size)
         fewest = self.world * self.parts * (2 if self.distinct else 1)
         if not whole and left < fewest:
-            raise UsageError(f"{len(self)} samples to measure on are too few: at least {fewest} are needed")
+            raise UsageError(
+                f"{counted(len(self), 'sample')} to measure on {agreed(len(self), 'are')} "
+                f"too few: {fewest} or more are needed"
+            )
         return whole + (left >= fewest)
 
 

@@ -8,7 +8,7 @@ from vidssl.config.recipe import recipe_from_text
 from vidssl.data.sources.origins import Video, read_videos, shared_videos
 from vidssl.engine.checkpoint import Checkpoint
 from vidssl.engine.runfolder import RunFolder
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, agreed, counted
 from vidssl.objectives import OBJECTIVES
 from vidssl.weights.load import own_checkpoint
 
@@ -88,13 +88,15 @@ def check_seen(
             notes.append(f"overlap: allow: {found.count()} are {where}, so scores are too high")
         if found.cut_apart:
             notes.append(
-                f"{found.cut_apart} of {found.total} test videos are other segments of files {where}"
+                f"{counted(found.cut_apart, 'test video', of=found.total, verb='are')} other "
+                f"segments of files {where}"
             )
         if found.unknown:
             notes.append(_not_known(found.unknown, found.total, where, "their files cannot be compared"))
     seen, where = shared_videos(pretraining.videos, test), "seen in pretraining"
     if seen.keys:
-        notes.append(f"{len(seen.keys)} of {seen.total} test videos were {where}{pretraining.how}")
+        were = agreed(len(seen.keys), "were")
+        notes.append(f"{len(seen.keys)} of {seen.total} test videos {were} {where}{pretraining.how}")
     elif pretraining.videos and not seen.unknown:
         notes.append(f"None of {seen.total} test videos was {where}")
     if pretraining.unknown:
@@ -105,4 +107,4 @@ def check_seen(
 
 
 def _not_known(count: int, total: int, where: str, why: str) -> str:
-    return f"Whether {count} of {total} test videos are {where} is not known: {why}"
+    return f"Whether {counted(count, 'test video', of=total, verb='are')} {where} is not known: {why}"

@@ -21,7 +21,7 @@ from vidssl.engine.own_code import code_in, files_of
 from vidssl.engine.process import sole_process
 from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
 from vidssl.engine.runfolder import RunFolder, check_name, named_run
-from vidssl.errors import UsageError, counted
+from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Backbone, Objective
 from vidssl.train.loop import Monitor, TrainResult, train
 from vidssl.train.monitors import KnnMonitor
@@ -122,7 +122,7 @@ def _longer(recipe: Recipe, folder: RunFolder) -> _Longer | None:
     if others:
         raise UsageError(
             f"{folder.path} was begun with another recipe: {', '.join(others)} "
-            f"{'differs' if len(others) == 1 else 'differ'}. A run goes on with its own; only keys of "
+            f"{agreed(len(others), 'differ')}. A run goes on with its own; only keys of "
             f"{', '.join(FREE)} may change, and {' or '.join(LENGTH)} under a constant learning rate. For "
             f"another recipe start a new run, from these weights with backbone.init={folder.path}"
         )
@@ -212,7 +212,7 @@ def _conclude(result: TrainResult, objective: Objective, seconds: float, console
             f"To go on: vidssl train --resume {result.folder}",
         ]
     elif result.steps_before == result.steps:
-        lines = [f"All {result.steps} steps were done before."]
+        lines = [f"All of the run's {counted(result.steps, 'step', verb='were')} done before."]
     else:
         which = f"steps {result.steps_before + 1} to {result.steps}"
         what = which if result.steps_before else counted(result.steps, "step")
@@ -238,7 +238,8 @@ def _on_test(result: TrainResult) -> str:
     """Which videos the objective's metrics were measured on."""
     found = result.test_overlap
     if found.keys:
-        return f"On {found.total} test videos, of which {len(found.keys)} were trained on"
+        were = agreed(len(found.keys), "were")
+        return f"On {found.total} test videos, of which {len(found.keys)} {were} trained on"
     if found.unknown:
         return "On test videos, of which it is not known whether they were trained on"
     return "On test videos, never trained on"

@@ -18,6 +18,7 @@ from vidssl.data.decode.diagnose import bytes_missing, why_not_a_file
 from vidssl.data.decode.limits import LIMITS, Limits
 from vidssl.data.sources.manifest import Entry, Rate, Status, why_changed
 from vidssl.engine.atomic import file_sha256
+from vidssl.errors import agreed, counted
 from vidssl.interfaces import UnreadableSample
 
 CLIP_FRAMES, CLIP_STRIDE = 16, 4  # the clip that is timed
@@ -157,7 +158,8 @@ def _as_seen(facts: VideoFacts, seen: _Pass) -> VideoFacts:
 def _what_is_missing(path: File, limits: Limits, stated: float, facts: VideoFacts) -> str:
     """The end that a header promises by its bytes or its duration and that is not there, in words."""
     if num_bytes := bytes_missing(path):
-        return f"its last {num_bytes:,} bytes are missing, {facts.num_frames} frames are there"
+        there = counted(facts.num_frames, "frame", verb="are")
+        return f"its last {num_bytes:,} bytes are missing, {there} there"
     if stated <= 0 or not facts.pts or facts.fps <= 0:
         return ""
     steps = [later - earlier for earlier, later in pairwise(facts.pts)]
@@ -179,13 +181,15 @@ def _judge(facts: VideoFacts, seen: _Pass) -> tuple[Status, str]:
     if lost:
         return (
             "damaged",
-            f"{len(lost)} of its {facts.num_frames} frames do not decode, the first is {lost[0]}",
+            f"{len(lost)} of its {facts.num_frames} frames {agreed(len(lost), 'do')} "
+            f"not decode, the first is {lost[0]}",
         )
     early = [packet for packet in seen.damage if packet < seen.num_packets - 1]
     if early:
         return (
             "damaged",
-            f"{len(early)} of its {seen.num_packets} packets are damaged, the first is {early[0]}",
+            f"{len(early)} of its {seen.num_packets} packets {agreed(len(early), 'are')} "
+            f"damaged, the first is {early[0]}",
         )
     if seen.damage or seen.num_packets < facts.promised_frames:
         promised = f" of the {facts.promised_frames} promised" if facts.promised_frames else ""

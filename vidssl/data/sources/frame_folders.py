@@ -244,5 +244,6 @@ def _frames_in(folder: Path, prefix: str | None, promised: int | None) -> _Video
         return _Video((), f"image {gap} is missing between {by_number[first]} and {by_number[last]}")
     ordered = tuple(by_number[number] for number in range(first, last + 1))
     if promised is not None and len(ordered) < promised:
-        return _Video((), f"{len(ordered)} frames are there, the list promises {promised}")
+        there = counted(len(ordered), "frame", verb="are")
+        return _Video((), f"{there} there, the list promises {promised}")
     return _Video(ordered[:promised])

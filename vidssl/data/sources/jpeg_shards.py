@@ -52,7 +52,7 @@ def write_block(file: BinaryIO, images: Iterable[bytes], num_frames: int) -> int
         file.write(image)
         ends.append(ends[-1] + len(image))
     if len(ends) != num_frames + 1:
-        raise ValueError(f"{num_frames} frames were promised, {len(ends) - 1} came")
+        raise ValueError(f"{counted(num_frames, 'frame', verb='were')} promised, {len(ends) - 1} came")
     file.seek(0)
     file.write(np.array(ends, dtype=_OFFSET).tobytes())
     return ends[-1]

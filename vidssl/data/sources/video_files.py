@@ -165,7 +165,7 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
         key, facts = file.key, self._look(index)
         own = _frames(file, facts)
         if max(frames) >= self._short.length(len(own)):
-            reason = f"it shrank while in use: frame {max(frames)} was asked for, {len(own)} are there"
+            reason = f"it shrank while in use: frame {max(frames)} was asked for, of {len(own)}"
             raise UnreadableSample(key, reason)
         wanted = [own[number] for number in self._short.within(frames, len(own))]
         try:
@@ -177,7 +177,8 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
         unknown = [file.path for file in files if file.path not in manifest]
         if unknown:
             raise UsageError(
-                f"{manifest.path}: {len(unknown)} of {len(files)} listed videos are not in the manifest, "
+                f"{manifest.path}: {counted(len(unknown), 'listed video', of=len(files), verb='are')} "
+                f"not in the manifest, "
                 f"such as {unknown[0]}. Have them scanned with 'vidssl data check'"
             )
         kept, by_pyav = [], Counter[str]()

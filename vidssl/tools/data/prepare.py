@@ -25,7 +25,7 @@ from vidssl.data.sources.origins import origin_of, recorded
 from vidssl.engine.atomic import make_folder, write_text
 from vidssl.engine.logging import format_duration, terminal
 from vidssl.engine.process import num_cpus, sole_process
-from vidssl.errors import UsageError, counted
+from vidssl.errors import UsageError, agreed, counted
 from vidssl.tools.data.encode import (
     H264,
     PATIENCE_SECONDS,
@@ -195,8 +195,8 @@ class _Job:
         say(
             self.console,
             f"{counted(len(left), 'video')} below {self.operand.root} to prepare, {self.processes} at a time"
-            + (f"; {len(finished)} are done already" if finished else "")
-            + (f"; {len(bad)} are bad by the manifest" if bad else ""),
+            + (f"; {len(finished)} {agreed(len(finished), 'are')} done already" if finished else "")
+            + (f"; {len(bad)} {agreed(len(bad), 'are')} bad by the manifest" if bad else ""),
         )
         if segments := self.operand.whole_files():
             say(self.console, segments)
@@ -254,7 +254,8 @@ class _Job:
     def _full(self, reason: str) -> UsageError:
         done = sum(not row.reason for row in self.made.latest.values())
         return UsageError(
-            f"{reason}. {done} of {len(self.listing.files)} videos are prepared and stay; once there is room "
+            f"{reason}. {counted(done, 'video', of=len(self.listing.files), verb='are')} prepared and kept; "
+            "once there is room "
             f"{RESUMES}"
         )
 
@@ -479,7 +480,7 @@ def prepare_report(
 ) -> None:
     """Print what was made and what was skipped; ``where``: the manifest or index."""
     made, skipped = [row for row in rows if not row.reason], [row for row in rows if row.reason]
-    say(console, f"{len(made)} of {len(rows)} videos are prepared in {out}")
+    say(console, f"{counted(len(made), 'video', of=len(rows), verb='are')} prepared in {out}")
     if made:
         before, after = sum(row.source[0] for row in made), sum(row.bytes for row in made)
         timed = sum(row.after > 0 for row in made)

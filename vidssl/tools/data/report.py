@@ -66,13 +66,14 @@ def shard_report(
     size = format_size(int(index.shard_bytes.sum()))
     say(
         console,
-        f"{good} of {len(index)} files lie in {counted(len(index.shards), 'shard')}, {size}, at {out}",
+        f"{counted(good, 'file', of=len(index), verb='lie')} "
+        f"in {counted(len(index.shards), 'shard')}, {size}, at {out}",
     )
     for name, numbers in index.labels.items():
         there = int((numbers[index.usable] >= 0).sum())
         say(
             console,
-            f"Label '{name}': {there} of {good} files have it, "
+            f"Label '{name}': {counted(there, 'file', of=good, verb='have')} it, "
             + counted_classes(numbers[index.usable].tolist(), index.label_classes[name]),
         )
     print_list(console, "Flaws", flaws, show_all=show_all)

@@ -202,7 +202,7 @@ def _fill(maker: VideoTokenizer, folder: Path, share: float, say: Say) -> None:
         say(f"{who}nothing is left to do: {counted(len(done), 'shard')} done.")
         return
     if len(todo) < len(done):
-        say(f"{who}goes on: {len(done) - len(todo)} of {len(done)} shards are there.")
+        say(f"{who}resumes: {counted(len(done) - len(todo), 'shard', of=len(done), verb='are')} there.")
     _estimate(maker, todo, folder, who, say)
 
     def note(video: StoredVideo) -> None:
@@ -324,7 +324,10 @@ def _conclude(folder: Path, info: StoreInfo, which: Videos, share: float, say: S
     shards = [read_shard(folder, info, shard) for shard in range(info.num_shards)]
     unfinished = sum(videos is None for videos in shards)
     if unfinished:
-        say(f"{folder}: {unfinished} of {info.num_shards} shards are left to other processes.")
+        say(
+            f"{folder}: {counted(unfinished, 'shard', of=info.num_shards, verb='are')} "
+            f"left to other processes."
+        )
         return
     failed = [video for videos in shards for video in videos or () if video.reason]
     _check_share(failed, info, share)

@@ -20,6 +20,7 @@ from vidssl.data.sources.official.listed import (
 )
 from vidssl.data.sources.segments import Segment
 from vidssl.data.sources.video_files import ListedVideos
+from vidssl.errors import counted
 
 _log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def _read_kinetics(path: Path) -> OfficialList:
     if not wanted:
         raise KINETICS.error(f"{path}: the list is empty")
     if 0 < unlabelled < len(wanted):
-        raise KINETICS.error(f"{path}: {unlabelled} of {len(wanted)} videos have no label")
+        raise KINETICS.error(f"{path}: {counted(unlabelled, 'video', of=len(wanted), verb='have')} no label")
     classes = tuple(sorted({entry.label for entry in wanted if entry.label is not None}))
     return OfficialList(f"Kinetics {path.name}", tuple(wanted), classes)
 
@@ -399,7 +400,8 @@ def _read_diving(path: Path, classes: tuple[str, ...]) -> tuple[OfficialEntry, .
         late += row.get("start_frame") not in (None, 0)
         wanted.append(OfficialEntry((without_extension(name),), "", classes[label]))
     if late:
-        _log.warning("%s: %d entries start later than frame 0; their files are read whole", path, late)
+        entries = f"{counted(late, 'entry', 'entries', verb='start')}"
+        _log.warning("%s: %s later than frame 0; such files are read whole", path, entries)
     return tuple(wanted)
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from vidssl.data.sources.manifest import Entry, line_spans, whole_number
 from vidssl.data.sources.segments import NamedSegment, parse_segments
-from vidssl.errors import UsageError, counted
+from vidssl.errors import UsageError, agreed, counted
 
 INDEX = "index.jsonl"
 KIND, VERSION = "vidssl tar shards", 1
@@ -85,7 +85,8 @@ def parse_shards(text: bytes) -> list[Shard]:
         members = tuple(map(Member.from_row, islice(rows, row["samples"])))
         if len(members) < row["samples"]:
             raise ValueError(
-                f"{row['shard']} has {counted(row['samples'], 'sample')}, {len(members)} are there"
+                f"{row['shard']} has {counted(row['samples'], 'sample')}, {len(members)} "
+                f"{agreed(len(members), 'are')} there"
             )
         shards.append(Shard(row["shard"], whole_number(row["bytes"]), members))
     return shards

@@ -93,7 +93,8 @@ class ShardReader:
         missing = [name for name in names if name not in there]
         if missing:
             raise UsageError(
-                f"{self._address}: {len(missing)} of {len(names)} shards are not there, such as "
+                f"{self._address}: {counted(len(missing), 'shard', of=len(names), verb='are')} "
+                f"not there, such as "
                 f"{missing[0]}. Copy them, or make the index ({self._index.where}) anew: 'vidssl data index'"
             )
 

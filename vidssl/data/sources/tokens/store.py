@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.engine.atomic import write_text
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 
 Crop = Literal["top", "middle", "bottom", "far"]  # top left, middle, bottom right, and see ``crop_offset``
 PLACES: tuple[Crop, ...] = get_args(Crop)
@@ -302,7 +302,8 @@ class StoreReader:
             self.videos += found or []
         if missing:
             raise UsageError(
-                f"{folder}: {missing} of {self.info.num_shards} shards are missing or damaged: the command "
+                f"{folder}: {counted(missing, 'shard', of=self.info.num_shards, verb='are')} "
+                f"missing or damaged: the command "
                 "'vidssl tokenize' that began this store makes them, and those alone"
             )
         self._maps: OrderedDict[int, Ids] = OrderedDict()
