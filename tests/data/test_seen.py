@@ -85,7 +85,7 @@ def test_segments_of_one_file_are_the_same_where_they_have_time_in_common(vids: 
     assert found == Overlap((test[1].key,), 3, 0, cut_apart=1)
     assert shared_videos(train, videos_of(listed("vids", "run/v0.mp4"))).keys == ("run/v0.mp4",)
     assert check_seen(train, (test[0], test[2]), Pretraining(), "error") == [
-        "1 of 2 test videos are other segments of files in train too"
+        "1 of 2 test videos is other segments of files in train too"
     ]
     write_videos(Path("videos.json.gz"), {"x": test})
     assert read_videos(Path("videos.json.gz"))["x"][0].origin.segment == (10.0, 20.0)
@@ -197,7 +197,7 @@ def test_what_was_seen_in_pretraining_is_said_and_with_its_labels_refused(vids: 
         "None of 4 test videos was seen in pretraining"
     ]
     assert check_seen(train, test, replace(before, unknown="x.pt does not say"), "error")[1] == (
-        "Whether 1 of 4 test videos are seen in pretraining is not known: x.pt does not say"
+        "Whether 1 of 4 test videos is seen in pretraining is not known: x.pt does not say"
     )
     with pytest.raises(UsageError, match=r"^3 of 4 test videos .* are trained on with their labels"):
         check_seen(train, test, replace(before, labelled=before.videos), "error")

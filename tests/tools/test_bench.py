@@ -203,8 +203,8 @@ def test_it_says_all_in_80_columns_and_changes_nothing(
     [
         ([], "bench takes one recipe, got none"),
         (["bevt.yaml", "svt.yaml"], "bench takes one recipe, got bevt.yaml svt.yaml"),
-        (["bevt.yaml", "--seconds", "0"], "--seconds must be a number above 0, got 0"),
-        (["bevt.yaml", "--seconds", "nan"], "--seconds must be a number above 0, got nan"),
+        (["bevt.yaml", "--seconds", "0"], "--seconds: expected a finite number above 0, got 0"),
+        (["bevt.yaml", "--seconds", "nan"], "--seconds: expected a finite number above 0, got nan"),
         (["bevt.yaml", "run.wrkers=1"], "run.wrkers: unknown key"),
         (["bevt.yaml", "run.device=cuda"], "run.device is cuda"),
     ],
