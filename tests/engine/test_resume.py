@@ -229,7 +229,7 @@ def test_another_recipe_is_refused_but_for_the_run_section(run, capsys):
     code, said = resumed(run, capsys, "run.out=elsewhere")
     assert (code, "stays in its folder" in said) == (2, True)
     code, said = resumed(run, capsys, "recipe.yaml")
-    assert (code, "goes on with its own recipe: leave out recipe.yaml" in said) == (2, True)
+    assert (code, "resumes with its own recipe: leave out recipe.yaml" in said) == (2, True)
     code, said = resumed(run, capsys, "run.log_every_steps=1", "run.keep_checkpoints=1")
     assert code == 0
     assert [record["step"] for record in records(run)] == [2, 2, 4, 4, 5, 6, 6]
