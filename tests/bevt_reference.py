@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vidssl.backbones.video_swin import VideoSwin
-from vidssl.weights.swin_keys import from_published
+from vidssl.weights.swin import from_published
 
 FOLDER = Path(__file__).parent / "golden" / "bevt"
 VOCAB = 24

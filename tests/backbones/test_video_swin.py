@@ -5,8 +5,7 @@ from torchvision.models.video.swin_transformer import SwinTransformer3d
 from vidssl.backbones.video_swin import VideoSwin
 from vidssl.backbones.windows import plan_windows
 from vidssl.layers.transformer import DropPath, drop_path_rates
-from vidssl.weights.inflate import inflate_image_stage
-from vidssl.weights.swin_keys import from_torchvision
+from vidssl.weights.swin import from_torchvision, inflate_image_stage
 
 
 def small(depths: tuple[int, ...] = (2, 2), drop_path: float = 0.0) -> VideoSwin:

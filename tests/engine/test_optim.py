@@ -20,7 +20,7 @@ from vidssl.config.recipe import load_recipe
 from vidssl.engine.optim import SGD, AdamW, decayed_names, layer_numbers, parameter_groups
 from vidssl.engine.schedules import Cosine, LinearDecay
 from vidssl.interfaces import LossOutput, Objective
-from vidssl.weights.swin_keys import published_key
+from vidssl.weights.swin import published_key
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SWIN_B = json.loads((GOLDEN / "bevt" / "param_groups_swin_b.json").read_text())

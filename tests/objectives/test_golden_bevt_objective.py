@@ -23,7 +23,7 @@ from vidssl.maskers import shapes as planes
 from vidssl.maskers.bevt import Blockwise, Tube
 from vidssl.objectives.bevt import BEVT
 from vidssl.objectives.parts.heads import Predictions
-from vidssl.weights.swin_keys import published_key
+from vidssl.weights.swin import published_key
 
 STEP = Progress(0, 1)
 STATS = json.loads((FOLDER / "masking_stats.json").read_text())

@@ -13,7 +13,7 @@ from vidssl.backbones.video_swin import VideoSwin
 from vidssl.evaluators.scoring import average_views
 from vidssl.interfaces import Backbone, Batch, Features, Progress
 from vidssl.objectives.classification import Classification
-from vidssl.weights.swin_keys import from_published
+from vidssl.weights.swin import from_published
 
 HERE = Progress(0, 1)
 

@@ -25,8 +25,14 @@ from vidssl.interfaces import Tokenizer
 from vidssl.interfaces.grids import expand_mask
 from vidssl.objectives.parts.heads import Predictions
 from vidssl.objectives.parts.masked_prediction import StagesHead
-from vidssl.weights.inflate import inflate_bias_table, inflate_swin, resize_bias_table
-from vidssl.weights.swin_keys import from_published, published_key, torchvision_key
+from vidssl.weights.swin import (
+    from_published,
+    inflate_bias_table,
+    inflate_swin,
+    published_key,
+    resize_bias_table,
+    torchvision_key,
+)
 
 CPU = torch.device("cpu")
 

@@ -20,8 +20,8 @@ from vidssl.backbones.vit import ViT
 from vidssl.backbones.windows import relative_index
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
-from vidssl.weights.inflate import resize_bias_table
 from vidssl.weights.load import load_init, load_state
+from vidssl.weights.swin import resize_bias_table
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bevt"
 NONE = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}

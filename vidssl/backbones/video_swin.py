@@ -12,7 +12,7 @@ from vidssl.backbones.windows import WindowAttention, WindowPlan, plan_windows
 from vidssl.interfaces import Backbone, Blockwise, Features, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize
 from vidssl.layers.transformer import DropPath, Mlp, drop_path_rates, init_linear
-from vidssl.weights.swin_layouts import read_swin
+from vidssl.weights.swin import read_swin
 
 # width of the first stage, blocks and heads of each stage: Video Swin, Sec. 3.3
 VARIANTS: dict[str, tuple[int, tuple[int, ...], tuple[int, ...]]] = {
@@ -170,8 +170,7 @@ class VideoSwin(Backbone, Blockwise, ResizesWindows):
         return self.translate_windows(state, None)
 
     def translate_windows(self, state: Mapping[str, Tensor], window: GridSize | None) -> Translated | None:
-        found = read_swin(state, self.state_dict(), self.window, window)
-        return None if found is None else Translated(*found)
+        return read_swin(state, self.state_dict(), self.window, window)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         x = self.normalise(x)

@@ -21,8 +21,8 @@ from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Backbone, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize
 from vidssl.weights.foreign import read_foreign
-from vidssl.weights.inflate import inflate_image_stage
 from vidssl.weights.stated import Stated, check_stated, check_unstated, stated_by_library
+from vidssl.weights.swin import inflate_image_stage
 
 
 @dataclass(frozen=True)

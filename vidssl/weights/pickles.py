@@ -1,14 +1,17 @@
 """Reading pickles without executing anything in them.
 
 A pickle is a program: loading one in the usual way imports what it names and calls it. Here its instructions
-are carried out on plain containers and records. A name is a text that has to stand in a short list, and the
-few calls that weights need are made by functions of this module. Nothing that a file names is ever imported.
+are carried out by Python's own reader on plain containers and records. A name is a text that has to stand in
+a short list, and the few calls that weights need are made by functions of this module. Nothing that a file
+names is ever imported.
 """
 
+import pickle
 import pickletools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import IO
+from functools import partial
+from typing import IO, Any, ClassVar
 
 from vidssl.errors import UsageError
 
@@ -186,151 +189,67 @@ def read_pickle(file: IO[bytes], storage: Callable[[tuple[object, ...]], object]
         Refused: if it names or calls anything else than weights need, with that name.
         Damaged: if it is no pickle, or cut short.
     """
-    machine = _Machine(storage)
     try:
-        for opcode, argument, _ in pickletools.genops(file):
-            machine.step(opcode.name, argument)
+        return _Reader(file, storage).load()
     except UsageError:
         raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+    except _NONSENSE as error:
         raise Damaged(f"no pickle of weights, or cut short ({type(error).__name__}: {error})") from error
-    if len(machine.stack) != 1:
-        raise Damaged("no pickle of weights: it ends in the middle of something")
-    return machine.stack[0]
 
 
-class _Machine:
-    """The stack machine of the pickle format; every instruction that is not listed is refused."""
+_NONSENSE = (
+    *(pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError),
+    *(OverflowError, MemoryError),
+)
+# what calls or makes objects and is not replaced below, and buffers
+_REFUSED = "PERSID EXT1 EXT2 EXT4 OBJ NEWOBJ_EX BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER"
 
-    def __init__(self, storage: Callable[[tuple[object, ...]], object]) -> None:
-        self.stack: list[object] = []
-        self.below_mark: list[list[object]] = []
-        self.memo: dict[object, object] = {}
-        self.storage = storage
 
-    def step(self, code: str, argument: object) -> None:
-        if code in _CONSTANTS:
-            self.push(_CONSTANTS[code]())
-        elif code in _LITERALS:
-            self.push(argument)
-        elif code in _STEPS:
-            _STEPS[code](self, argument)
-        elif code not in _IGNORED:
-            raise Refused(f"uses the instruction {code}, which no weights need")
+def _refuse(instruction: str, reader: object) -> None:
+    raise Refused(f"uses the instruction {instruction}, which no weights need")
 
-    def push(self, value: object) -> None:
-        self.stack.append(value)
 
-    def take(self, count: int) -> tuple[object, ...]:
-        if count > len(self.stack):
-            raise IndexError("its stack is empty")
-        taken = tuple(self.stack[len(self.stack) - count :])
-        del self.stack[len(self.stack) - count :]
-        return taken
+class _Reader(pickle._Unpickler):
+    """Python's own reader of pickles; whatever names, makes, calls or changes objects is replaced."""
 
-    def mark(self) -> None:
-        self.below_mark.append(self.stack)
-        self.stack = []
+    stack: list[Any]
+    append: Callable[[Any], None]
 
-    def take_to_mark(self) -> list[object]:
-        items, self.stack = self.stack, self.below_mark.pop()
-        return items
+    def __init__(self, file: IO[bytes], storage: Callable[[tuple[object, ...]], object]) -> None:
+        super().__init__(file, encoding="latin-1")
+        self._storage = storage
 
-    def remember(self, key: object) -> None:
-        self.memo[len(self.memo) if key is None else key] = self.stack[-1]
+    def find_class(self, module: str, name: str) -> Name:
+        return _name(module, name)
 
-    def append(self, items: Sequence[object]) -> None:
-        target = self.stack[-1]
-        if isinstance(target, list):
-            target.extend(items)
-        elif isinstance(target, set):
-            target.update(items)
-        else:
-            raise Refused(f"wants to append to {_shown(target)}")
-
-    def set_items(self, items: Sequence[object]) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, dict):
-            raise Refused(f"wants to set items of {_shown(target)}")
-        target.update(_pairs(items))
-
-    def name(self, written: object) -> None:
-        module, name = str(written).split(" ", 1) if written is not None else self.take(2)
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise TypeError("a name that is no text")
-        self.push(_name(module, name))
-
-    def call(self) -> None:
-        function, arguments = self.take(2)
-        self.push(_called(function, arguments))
-
-    def new(self) -> None:
-        kind, arguments = self.take(2)
-        self.push(_record(kind, arguments if isinstance(arguments, tuple) else ()))
-
-    def instance(self, written: object) -> None:
-        arguments = tuple(self.take_to_mark())
-        self.name(written)
-        self.push(_record(self.take(1)[0], arguments))
-
-    def build(self) -> None:
-        (state,) = self.take(1)
-        _built(self.stack[-1], state)
-
-    def persistent(self) -> None:
-        (description,) = self.take(1)
+    def persistent_load(self, description: object) -> object:
         if not isinstance(description, tuple):
             raise TypeError("a storage that no tuple describes")
-        self.push(self.storage(description))
+        return self._storage(description)
 
+    def _instantiate(self, kind: object, arguments: list[object]) -> None:
+        self.append(_record(kind, tuple(arguments)))
 
-def _pairs(items: Sequence[object]) -> dict[object, object]:
-    return dict(zip(items[::2], items[1::2], strict=True))
+    def _call(self) -> None:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        self.append(_called(function, arguments))
 
+    def _new(self) -> None:
+        arguments, kind = self.stack.pop(), self.stack.pop()
+        self.append(_record(kind, arguments if isinstance(arguments, tuple) else ()))
 
-_IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
-_CONSTANTS: Mapping[str, Callable[[], object]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": set,
-}
-_LITERALS = frozenset(
-    {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
-    | {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
-    | {"BINBYTES", "SHORT_BINBYTES", "BINBYTES8"}
-)
-_STEPS: Mapping[str, Callable[[_Machine, object], object]] = {
-    "MARK": lambda m, _: m.mark(),
-    "POP": lambda m, _: m.take(1),
-    "POP_MARK": lambda m, _: m.take_to_mark(),
-    "DUP": lambda m, _: m.push(m.stack[-1]),
-    "TUPLE": lambda m, _: m.push(tuple(m.take_to_mark())),
-    "TUPLE1": lambda m, _: m.push(m.take(1)),
-    "TUPLE2": lambda m, _: m.push(m.take(2)),
-    "TUPLE3": lambda m, _: m.push(m.take(3)),
-    "LIST": lambda m, _: m.push(m.take_to_mark()),
-    "DICT": lambda m, _: m.push(_pairs(m.take_to_mark())),
-    "APPEND": lambda m, _: m.append(m.take(1)),
-    "APPENDS": lambda m, _: m.append(m.take_to_mark()),
-    "ADDITEMS": lambda m, _: m.append(m.take_to_mark()),
-    "SETITEM": lambda m, _: m.set_items(m.take(2)),
-    "SETITEMS": lambda m, _: m.set_items(m.take_to_mark()),
-    "PUT": lambda m, key: m.remember(key),
-    "BINPUT": lambda m, key: m.remember(key),
-    "LONG_BINPUT": lambda m, key: m.remember(key),
-    "MEMOIZE": lambda m, key: m.remember(key),
-    "GET": lambda m, key: m.push(m.memo[key]),
-    "BINGET": lambda m, key: m.push(m.memo[key]),
-    "LONG_BINGET": lambda m, key: m.push(m.memo[key]),
-    "GLOBAL": lambda m, written: m.name(written),
-    "STACK_GLOBAL": lambda m, written: m.name(written),
-    "INST": lambda m, written: m.instance(written),
-    "REDUCE": lambda m, _: m.call(),
-    "NEWOBJ": lambda m, _: m.new(),
-    "BUILD": lambda m, _: m.build(),
-    "BINPERSID": lambda m, _: m.persistent(),
-}
+    def _build(self) -> None:
+        state = self.stack.pop()
+        _built(self.stack[-1], state)
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        **{
+            ord(one.code): partial(_refuse, one.name)
+            for one in pickletools.opcodes
+            if one.name in _REFUSED.split()
+        },
+        pickle.REDUCE[0]: _call,
+        pickle.NEWOBJ[0]: _new,
+        pickle.BUILD[0]: _build,
+    }

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Translated
-from vidssl.weights.inflate import inflate_patch_weight
+from vidssl.weights.swin import inflate_patch_weight
 
 _PATCHES = "patch_embed.proj.weight"  # the key by which such a network is found among others, and its prefix
 _PATCH_BIAS = "patch_embed.proj.bias"
