@@ -1,9 +1,11 @@
 """Videos into ids, once: ``vidssl tokenize``."""
 
 import hashlib
+import math
 import os
 import random
 import shutil
+import statistics
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -49,7 +51,8 @@ from vidssl.tools.tokenize.settings import (
 )
 from vidssl.tools.tokenize.video_tokenizer import VideoTokenizer
 
-_LOOKED_AT, _TRIED = 16, 3  # videos that an estimate opens, and tokenizes
+_LOOKED_AT, _TRIED = 16, 3  # videos that an estimate opens at least, and tokenizes
+_LOOK_SECONDS = 5.0  # for opening more
 # a GPU may round otherwise for other batches; on a CPU ids are the same whatever stands beside them
 _MAY_DIFFER = {"cpu": 0.0, "cuda": 0.001}
 
@@ -253,16 +256,24 @@ def _check_share(failed: Sequence[StoredVideo], info: StoreInfo, share: float) -
 
 
 def _estimate(maker: VideoTokenizer, todo: Sequence[int], folder: Path, who: str, say: Say) -> None:
-    """Says how large the shards will be and how long they will take, measured on a few of their videos."""
+    """Prints how large the shards will be and how long they will take, measured on some of their videos."""
     info = maker.info
     indices = [index for shard in todo for index in info.videos_of(shard)]
-    some = [indices[place * len(indices) // _LOOKED_AT] for place in range(_LOOKED_AT)]
-    counts = {index: maker.plan(index).video.num_frames for index in some}
-    frames = sum(counts.values()) / len(counts) * len(indices)
+    counts: dict[int, int] = {}
+    until = time.monotonic() + _LOOK_SECONDS
+    # drawn at random, as lists are often sorted by class or source; each is opened once, for the store too
+    for index in random.Random(0).sample(indices, len(indices)):
+        if len(counts) >= _LOOKED_AT and time.monotonic() > until:
+            break
+        counts[index] = maker.plan(index).num_frames
+    frames, spread = predicted_frames(list(counts.values()), len(indices))
+    shown = f"{frames:.0f} frames"
+    if len(counts) < len(indices):
+        shown = f"about {shown} (give or take {spread:.0f}, by {len(counts)} of them)"
     size = info.ids_of(1) * frames * DTYPE.itemsize
     free = shutil.disk_usage(folder).free
     say(
-        f"{who}{counted(len(indices), 'video')}, about {frames:.0f} frames, "
+        f"{who}{counted(len(indices), 'video')}, {shown}, "
         f"{counted(len(info.transforms), 'transform')} "
         f"({', '.join(map(str, info.transforms))}): {_bytes(size)}; {_bytes(free)} are free"
         + (". THAT IS TOO LITTLE." if free < size else ".")
@@ -277,6 +288,20 @@ def _estimate(maker: VideoTokenizer, todo: Sequence[int], folder: Path, who: str
             f"{who}about {format_duration(seconds * frames)} at {1 / seconds:.0f} frames a second, measured "
             f"on {counted(len(tried), 'video')} decoded in this process; run.workers decode ahead of it."
         )
+
+
+def predicted_frames(counts: Sequence[int], num_videos: int) -> tuple[float, float]:
+    """Frames of all videos by those of some, and two standard errors of that.
+
+    Args:
+        counts: frames of videos drawn at random, at least one.
+        num_videos: of all.
+    """
+    total = statistics.fmean(counts) * num_videos
+    if len(counts) < 2:
+        return total, total
+    error = statistics.stdev(counts) / math.sqrt(len(counts)) * math.sqrt(1 - len(counts) / num_videos)
+    return total, 2 * error * num_videos
 
 
 def _bytes(count: float) -> str:

@@ -1,29 +1,60 @@
 """Whole videos into ids, under several transforms from one decode."""
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from vidssl.data.samples import Parcel, parcels
+from vidssl.data.samples import Failure, Parcel, Sample, parcels
 from vidssl.data.sources.origins import recorded, video_of
 from vidssl.data.sources.tokens.store import DTYPE, Ids, StoredVideo, StoreInfo, Transform, crop_offset
+from vidssl.data.views.crops import resize_short_side
+from vidssl.data.views.times import kept_frames
 from vidssl.interfaces import DataSource, SampleInfo, Tokenizer, UnreadableSample, as_clip
-from vidssl.tools.tokenize.whole_videos import PIECE, WholeVideos, piece_number
+
+PIECE = 64  # frames at a time: 400 MB at 1080p
+_PIECES = 2**20  # more than a video has
 
 
-@dataclass(frozen=True)
-class Planned:
-    """What is known of a video before its pixels: as it will be stored, if it can be read."""
+def piece_number(index: int, piece: int) -> int:
+    """The number of a piece of a video among those of ``WholeVideos``."""
+    return index * _PIECES + piece
 
-    video: StoredVideo
 
-    @property
-    def num_pieces(self) -> int:
-        """Pieces that it is read in, none for one that cannot be read."""
-        return -(-self.video.num_frames // PIECE)
+class WholeVideos(Dataset[Sample]):
+    """Videos in pieces of ``PIECE`` frames, so that long ones fit into memory.
+
+    The view "frames" has a slot for each short side, uint8 [3, T, H, W], nothing cut off.
+
+    Args:
+        fps: that videos are thinned out to first, as views do; None keeps their own.
+        short_sides: in pixels.
+    """
+
+    def __init__(self, source: DataSource, *, fps: float | None, short_sides: Sequence[int]) -> None:
+        self.source = source
+        self.fps = fps
+        self.short_sides = tuple(short_sides)
+
+    def count(self, index: int) -> int:
+        """Frames of a video at ``fps``.
+
+        Raises:
+            UnreadableSample: as the source does.
+        """
+        return len(kept_frames(self.source.info(index), self.fps))
+
+    def __getitem__(self, number: int) -> Sample:
+        index, piece = divmod(number, _PIECES)
+        try:
+            kept = kept_frames(self.source.info(index), self.fps)[piece * PIECE : (piece + 1) * PIECE]
+            frames = self.source.read(index, kept)
+        except UnreadableSample as error:
+            return Sample(index, None, (Failure(index, error.key, error.reason),))
+        slots = (resize_short_side(frames, side) for side in self.short_sides)
+        return Sample(index, {"frames": tuple(slot.transpose(0, 1).contiguous() for slot in slots)})
 
 
 class VideoTokenizer:
@@ -51,16 +82,16 @@ class VideoTokenizer:
         self.workers = workers
         self.sides = sorted({transform.short_side for transform in info.transforms})
         self.frames = WholeVideos(source, fps=info.fps, short_sides=self.sides)
-        self._planned: dict[int, Planned] = {}
+        self._planned: dict[int, StoredVideo] = {}
 
     def alone(self) -> "VideoTokenizer":
         """The same without workers, for a few videos."""
         return VideoTokenizer(self.tokenizer, self.source, self.info, device=self.device, workers=0)
 
-    def plan(self, index: int) -> Planned:
-        """What is known of a video; opens it, once."""
+    def plan(self, index: int) -> StoredVideo:
+        """A video as it will be stored, if it can be read; opens it, once."""
         if index not in self._planned:
-            self._planned[index] = Planned(self._look(index))
+            self._planned[index] = self._look(index)
         return self._planned[index]
 
     def videos(self, indices: Sequence[int]) -> Generator[tuple[StoredVideo, Ids], None, None]:
@@ -68,9 +99,9 @@ class VideoTokenizer:
         pieces = ([number] for index in indices for number in self._pieces(index))
         found = parcels(self.frames, pieces, workers=self.workers, timeout_seconds=900.0)
         for index in indices:
-            video = self.plan(index).video
+            video = self.plan(index)
             parts, reasons = [], [video.reason] if video.reason else []
-            for _ in range(self.plan(index).num_pieces):
+            for _ in self._pieces(index):
                 parcel = next(found)
                 reasons += [failure.reason for failure in parcel.failures]
                 if not reasons:
@@ -81,7 +112,8 @@ class VideoTokenizer:
                 yield video, np.concatenate(parts, axis=1)
 
     def _pieces(self, index: int) -> list[int]:
-        return [piece_number(index, piece) for piece in range(self.plan(index).num_pieces)]
+        count = -(-self.plan(index).num_frames // PIECE)
+        return [piece_number(index, piece) for piece in range(count)]
 
     def _look(self, index: int) -> StoredVideo:
         try:
