@@ -170,7 +170,9 @@ def can_shard_on_cpus() -> bool:
     It asks gloo for them, and gloo of torch 2.6 and 2.7 gives sums, and says nothing.
     """
     mean = torch.empty(1)
-    dist.reduce_scatter_tensor(mean, torch.ones(dist.get_world_size()), op=dist.ReduceOp.AVG)
+    # the name that newer versions of torch have for it; they warn of the other
+    average = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    average(mean, torch.ones(dist.get_world_size()), op=dist.ReduceOp.AVG)
     return mean.item() == 1
 
 
