@@ -14,7 +14,7 @@ from vidssl.data.sources.tokens.source import TokenStore
 from vidssl.data.sources.tokens.store import StoreReader
 from vidssl.data.views.stored import StoredClip, StoredClipPair
 from vidssl.data.views.vimpac import ClipPair
-from vidssl.objectives.parts.heads import FrozenTokenizer
+from vidssl.objectives.parts.masked_prediction import FrozenTokenizer
 
 CLASSES = (
     "masker=null",

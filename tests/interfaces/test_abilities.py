@@ -19,7 +19,7 @@ from vidssl.interfaces import (
     Tokenizer,
 )
 from vidssl.maskers.bevt import Tube
-from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
+from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo, stream_loss
 from vidssl.objectives.vimpac import VIMPAC, VIMPACPredict
 from vidssl.tokenizers.vqvae import VQVAE
 
@@ -45,7 +45,7 @@ def test_what_is_filled_in_is_what_the_metrics_measure(name: str) -> None:
     shown = torch.rand(6, 3, frames, 32, 32)
     views = {"clip": (shown, shown) if name == "vimpac" else (shown,), "image": (shown[:, :, :1],)}
     if name == "bevt":  # its images come first and would draw masks of their own
-        metrics = objective.prediction("video", shown, torch.Generator().manual_seed(3)).metrics
+        metrics = stream_loss(objective.prediction, "video", shown, torch.Generator().manual_seed(3)).metrics
     else:
         metrics = objective(Batch(views), Progress(0, 1), torch.Generator().manual_seed(3)).metrics
     assert isinstance(objective, MaskedPrediction)

@@ -13,8 +13,16 @@ from vidssl.interfaces import Backbone, Batch, Features, InputKind, Progress, To
 from vidssl.interfaces.grids import GridSize, expand_mask
 from vidssl.maskers.bevt import Random3D, Tube
 from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
-from vidssl.objectives.parts.heads import Fit, LinearHead, Spread, find_hidden, fit_strides
-from vidssl.objectives.parts.losses import accuracy, copy_nearest, most_frequent_accuracy
+from vidssl.objectives.parts.masked_prediction import (
+    Fit,
+    LinearHead,
+    Spread,
+    accuracy,
+    copy_nearest,
+    find_hidden,
+    fit_strides,
+    most_frequent_accuracy,
+)
 
 STEP = Progress(0, 1)
 VOCAB = 12

@@ -22,7 +22,7 @@ from vidssl.interfaces.grids import GridSize
 from vidssl.maskers import shapes as planes
 from vidssl.maskers.bevt import Blockwise, Tube
 from vidssl.objectives.bevt import BEVT
-from vidssl.objectives.parts.heads import Predictions
+from vidssl.objectives.parts.masked_prediction import Predictions
 from vidssl.weights.swin import published_key
 
 STEP = Progress(0, 1)

@@ -9,8 +9,12 @@ from torch import Tensor, nn
 from vidssl.engine.collapse import RECENT_CLIPS, CollapseWatch, entropy, feature_std, rank_me
 from vidssl.interfaces import Backbone, Batch, Features, Progress
 from vidssl.interfaces.grids import GridSize
-from vidssl.objectives.parts.collapse import LOOK_EVERY_STEPS, CollapseMonitor, distillation_bands
-from vidssl.objectives.parts.distillation import TeacherTemp
+from vidssl.objectives.parts.distillation import (
+    LOOK_EVERY_STEPS,
+    CollapseMonitor,
+    TeacherTemp,
+    distillation_bands,
+)
 from vidssl.objectives.svt import SVT
 
 HEALTHY = {

@@ -13,9 +13,9 @@ from vidssl.backbones.video_swin import VideoSwin
 from vidssl.build import build
 from vidssl.config.recipe import recipe_from_text
 from vidssl.engine.checkpoint import encoder_prefix, read_checkpoint, save_checkpoint
+from vidssl.engine.collapse import feature_std
 from vidssl.engine.optim import AdamW
 from vidssl.interfaces import Backbone, Batch, Progress
-from vidssl.objectives.parts.collapse import feature_std
 from vidssl.objectives.parts.distillation import Correspondence
 
 TABLE_4: list[tuple[Correspondence, ...]] = [

@@ -12,9 +12,8 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Features
 from vidssl.objectives.parts.batch_norm import BatchNorm
 from vidssl.objectives.parts.contrastive import ProjectionHead, info_nce
-from vidssl.objectives.parts.heads import Predictions
-from vidssl.objectives.parts.masked_prediction import MaskedClips, MaskThenPredict, corrupt
-from vidssl.objectives.vimpac import ClipContrast
+from vidssl.objectives.parts.masked_prediction import MaskedClips, Predictions, TokenPrediction, corrupt
+from vidssl.objectives.vimpac import ClipContrast, predicted_ids
 
 TOLERANCE = 1e-6
 
@@ -67,10 +66,14 @@ def test_info_nce_is_taken_in_full_precision() -> None:
 def test_token_loss_accuracy_and_gradient_match(monkeypatch: pytest.MonkeyPatch) -> None:
     golden = load("mlm_loss")
     hidden, logits = golden["labels"] != -100, golden["logits"].requires_grad_()
-    prediction = MaskThenPredict(toy_backbone("model_T_HW"), Ids(), Given(hidden), replace="mask")
+    prediction = TokenPrediction(toy_backbone("model_T_HW"), Ids(), Given(hidden), tied=True)
     positions = hidden.flatten().nonzero()[:, 0]
-    monkeypatch.setattr(prediction, "_predict", lambda masked: Predictions(logits[masked.hidden], positions))
-    output = prediction(MaskedClips(Features(torch.zeros(1)), golden["codes"], hidden))
+    monkeypatch.setattr(
+        prediction, "_predict", lambda masked, _: Predictions(logits[masked.hidden], positions)
+    )
+    output = predicted_ids(
+        prediction, MaskedClips(Features(torch.zeros(1, 1, 1, 1, 1)), golden["codes"], hidden)
+    )
     output.loss.backward()
     assert difference(output.loss.detach()[None], golden["loss"]) < TOLERANCE
     assert difference(output.metrics["accuracy_mask"][None], golden["accuracy"]) < TOLERANCE

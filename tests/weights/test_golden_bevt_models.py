@@ -23,8 +23,7 @@ from vidssl.backbones.video_swin import PatchMerging, SwinBlock, VideoSwin
 from vidssl.backbones.windows import merge, partition, plan_windows, relative_index
 from vidssl.interfaces import Tokenizer
 from vidssl.interfaces.grids import expand_mask
-from vidssl.objectives.parts.heads import Predictions
-from vidssl.objectives.parts.masked_prediction import StagesHead
+from vidssl.objectives.parts.masked_prediction import Predictions, StagesHead
 from vidssl.weights.swin import (
     from_published,
     inflate_bias_table,

@@ -15,6 +15,10 @@ from vidssl.interfaces import Band, LossOutput
 RECENT_CLIPS = 512
 _SHORTEST = 100  # steps
 _RUN_SHARE = 0.05  # of the run
+EARLY = (
+    0.25  # fraction of a run in which predictions and features of masked clips have yet to find themselves
+)
+CURE = "Try a lower learning rate or a longer warm-up"
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -168,4 +172,70 @@ def _sentence(band: Band, step: int, steps: int, value: float, best: float) -> s
     cure = f" {band.cure}" if band.cure else ""
     return (
         f"step {step}: for {steps} steps {band.says} ({band.metric} is {value:.3g}, {band.edge(best)}).{cure}"
+    )
+
+
+# bands of a sound run
+
+
+def feature_bands(cure: str = CURE, *, after: float = 0.0) -> tuple[Band, Band]:
+    """Bands of RankMe and of the features' deviation: a quarter of the highest value of the run (ours).
+
+    Args:
+        after: share of the run that is left out of account.
+    """
+    return (
+        Band(
+            metric="rankme",
+            says="the features have used ever fewer dimensions: clips look ever more alike to the network",
+            cure=cure,
+            share_of_best=0.25,
+            zero=1.0,
+            after=after,
+        ),
+        Band(
+            metric="feature_std",
+            says="the features have lain ever closer together: clips look ever more alike to the network",
+            cure=cure,
+            share_of_best=0.25,
+            after=after,
+        ),
+    )
+
+
+def prediction_bands(name: str) -> tuple[Band, Band]:
+    """Bands of the variety of the ids that are predicted, ``predicted_perplexity_NAME`` (ours).
+
+    That all predictions are the most frequent id is how masked prediction begins.
+    """
+    metric = f"predicted_perplexity_{name}"
+    return (
+        Band(
+            metric=metric,
+            says="one and the same id has been predicted for every hidden cell: nothing has been learned",
+            cure=CURE,
+            lowest=1.02,
+            after=EARLY,
+        ),
+        Band(
+            metric=metric,
+            says="ever fewer different ids have been predicted for the hidden cells",
+            cure=CURE,
+            share_of_best=0.25,
+            zero=1.0,
+            after=EARLY,
+        ),
+    )
+
+
+def contrast_bands() -> tuple[Band]:
+    """The band of the gap between the cosines of clips of one video and of different videos (ours)."""
+    return (
+        Band(
+            metric="positive_negative_gap",
+            says="clips of one video have been hardly more alike to the network than clips of different ones",
+            cure=f"{CURE}, or more negatives",
+            lowest=0.02,
+            after=EARLY,
+        ),
     )

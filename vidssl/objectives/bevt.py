@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vidssl.engine.collapse import EARLY, feature_bands, prediction_bands
 from vidssl.errors import counted
 from vidssl.interfaces import (
     Backbone,
@@ -19,8 +20,9 @@ from vidssl.interfaces import (
     Tokenizer,
     Watched,
 )
-from vidssl.objectives.parts.collapse import EARLY, feature_bands, prediction_bands
-from vidssl.objectives.parts.masked_prediction import TokenPrediction, describe_streams
+from vidssl.objectives.parts.masked_prediction import StreamName, TokenPrediction, described
+
+_IN_IMAGES, _IN_CLIPS = "in single frames", "in clips"
 
 
 class BEVT(Objective, MaskedPrediction, Watched):
@@ -59,8 +61,8 @@ class BEVT(Objective, MaskedPrediction, Watched):
         self.prediction = TokenPrediction(backbone, tokenizer, masker, ("image", "video"))
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
-        image = self.prediction("image", batch.views["image"][0], generator)
-        video = self.prediction("video", batch.views["clip"][0], generator)
+        image = stream_loss(self.prediction, "image", batch.views["image"][0], generator)
+        video = stream_loss(self.prediction, "video", batch.views["clip"][0], generator)
         return LossOutput(
             loss=self.image_weight * image.loss + self.video_weight * video.loss,
             metrics={**image.metrics, **video.metrics},
@@ -68,13 +70,13 @@ class BEVT(Objective, MaskedPrediction, Watched):
         )
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
-        return self.prediction.fill_in("image" if clips.shape[2] == 1 else "video", clips, generator)
+        return self.prediction.fill_in(clips, generator, "image" if clips.shape[2] == 1 else "video")
 
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        return describe_streams(metrics, ("image", "video"))
+        return f"{_IN_IMAGES} {described(metrics, 'image')}; {_IN_CLIPS} {described(metrics, 'video')}"
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("image"), *prediction_bands("video"), *feature_bands(after=EARLY))
@@ -91,21 +93,20 @@ class BEVTImage(Objective, MaskedPrediction, Watched):
         self.prediction = TokenPrediction(backbone, tokenizer, masker, ("image",))
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
-        image = self.prediction("image", batch.views["image"][0], generator)
-        return LossOutput(image.loss, image.metrics, image.features)
+        return stream_loss(self.prediction, "image", batch.views["image"][0], generator)
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         if clips.shape[2] > 1:
             raise ValueError(
                 f"bevt_image learns from single images, got clips of {counted(clips.shape[2], 'frame')}"
             )
-        return self.prediction.fill_in("image", clips, generator)
+        return self.prediction.fill_in(clips, generator, "image")
 
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        return describe_streams(metrics, ("image",))
+        return f"{_IN_IMAGES} {described(metrics, 'image')}"
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("image"), *feature_bands(after=EARLY))
@@ -122,19 +123,25 @@ class BEVTVideo(Objective, MaskedPrediction, Watched):
         self.prediction = TokenPrediction(backbone, tokenizer, masker, ("video",))
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
-        video = self.prediction("video", batch.views["clip"][0], generator)
-        return LossOutput(video.loss, video.metrics, video.features)
+        return stream_loss(self.prediction, "video", batch.views["clip"][0], generator)
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         if clips.shape[2] == 1:
             raise ValueError("bevt_video learns from clips, got single images")
-        return self.prediction.fill_in("video", clips, generator)
+        return self.prediction.fill_in(clips, generator)
 
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        return describe_streams(metrics, ("video",))
+        return f"{_IN_CLIPS} {described(metrics, 'video')}"
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("video"), *feature_bands(after=EARLY))
+
+
+def stream_loss(
+    prediction: TokenPrediction, stream: StreamName, clip: Tensor, generator: torch.Generator
+) -> LossOutput:
+    """Eq. 2 for images [B, 3, 1, H, W], Eq. 3 for clips, with metrics named after the stream."""
+    return prediction(prediction.encode_masked(clip, generator), stream, stream)

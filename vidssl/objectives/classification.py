@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress, Tokenizer
-from vidssl.objectives.parts.heads import FrozenTokenizer
-from vidssl.objectives.parts.losses import accuracy, most_frequent_accuracy
-from vidssl.objectives.parts.masked_prediction import ids_of
+from vidssl.objectives.parts.masked_prediction import (
+    FrozenTokenizer,
+    accuracy,
+    ids_of,
+    most_frequent_accuracy,
+)
 from vidssl.objectives.parts.mixup import mix
 
 

@@ -11,14 +11,15 @@ from vidssl.engine.precision import full_precision
 from vidssl.engine.schedules import cosine_between
 from vidssl.interfaces import Backbone, Band, Batch, LossOutput, Objective, Progress, Watched
 from vidssl.objectives.parts.batch_norm import BatchNorm
-from vidssl.objectives.parts.collapse import CollapseMonitor, distillation_bands
 from vidssl.objectives.parts.distillation import (
     CentredTargets,
+    CollapseMonitor,
     Correspondence,
     DinoHead,
     Projector,
     SinkhornTargets,
     TeacherTemp,
+    distillation_bands,
     follow,
     match_views,
     needed_views,
@@ -53,7 +54,7 @@ class SVT(Objective, Watched):
       global views where it sees any. RankMe is that of the first view of the last 512 clips, taken anew
       every 20 steps; in evaluation mode that of the batch, whose size then bounds it.
 
-    Signs of collapse in training are said as they come; ``collapse.distillation_bands`` has the rules.
+    Signs of collapse in training are said as they come; ``distillation_bands`` has the rules.
 
     Args:
         out_dim: K, prototypes.

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from vidssl.engine.accumulate import JointLoss, PartOutput
+from vidssl.engine.collapse import EARLY, contrast_bands, feature_bands, prediction_bands
 from vidssl.engine.gather import OwnRows
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
@@ -24,10 +27,15 @@ from vidssl.interfaces import (
     Tokenizer,
     Watched,
 )
-from vidssl.objectives.parts.collapse import EARLY, contrast_bands, feature_bands, prediction_bands
 from vidssl.objectives.parts.contrastive import ProjectionHead, info_nce
-from vidssl.objectives.parts.heads import FrozenTokenizer
-from vidssl.objectives.parts.masked_prediction import MaskedClips, MaskThenPredict, Replace, ids_of
+from vidssl.objectives.parts.masked_prediction import (
+    FrozenTokenizer,
+    MaskedClips,
+    Replace,
+    TokenPrediction,
+    described,
+    ids_of,
+)
 
 NegativesFrom = Literal["batch", "part"]
 
@@ -105,7 +113,7 @@ class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
         self.contrastive_weight = contrastive_weight
         self.contrast_on = contrast_on
         self.splits_batch = negatives_from == "part"
-        self.prediction = MaskThenPredict(backbone, tokenizer, masker, replace=replace)
+        self.prediction = TokenPrediction(backbone, tokenizer, masker, tied=True, replace=replace)
         self.contrast = ClipContrast(
             ProjectionHead(
                 backbone.embed_dim,
@@ -122,7 +130,7 @@ class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         clips = _side_by_side(batch.views["clip"], exactly=2)
         masked = self.prediction.encode_masked(clips, generator, slots=2)
-        predicted = self.prediction(masked)
+        predicted = predicted_ids(self.prediction, masked)
         contrasted = self.joint_loss(self._vectors(clips, masked))
         return LossOutput(
             loss=predicted.loss + contrasted.loss,
@@ -133,9 +141,8 @@ class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
     def forward_part(self, batch: Batch, progress: Progress, generator: torch.Generator) -> PartOutput:
         clips = _side_by_side(batch.views["clip"], exactly=2)
         masked = self.prediction.encode_masked(clips, generator, slots=2)
-        return PartOutput(
-            self._vectors(clips, masked), masked.hidden.sum(), own=lambda: self.prediction(masked)
-        )
+        own = partial(predicted_ids, self.prediction, masked)
+        return PartOutput(self._vectors(clips, masked), masked.hidden.sum(), own)
 
     def joint_loss(self, vectors: Tensor) -> LossOutput:
         contrasted = self.contrast(vectors)
@@ -157,7 +164,7 @@ class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
         return self.prediction.backbone
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        return f"{_describe_prediction(metrics)}; {_describe_contrast(metrics)}"
+        return f"{described(metrics, 'mask')}; {_describe_contrast(metrics)}"
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("mask"), *contrast_bands(), *feature_bands(after=EARLY))
@@ -176,14 +183,13 @@ class VIMPACPredict(Objective, MaskedPrediction, Watched):
         self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker, *, replace: Replace = "mask"
     ) -> None:
         super().__init__()
-        self.prediction = MaskThenPredict(backbone, tokenizer, masker, replace=replace)
+        self.prediction = TokenPrediction(backbone, tokenizer, masker, tied=True, replace=replace)
 
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         slots = batch.views["clip"]
         masked = self.prediction.encode_masked(_side_by_side(slots), generator, len(slots))
-        predicted = self.prediction(masked)
-        first = masked.features.pooled().detach()[: len(slots[0])]
-        return LossOutput(predicted.loss, predicted.metrics, first)
+        predicted = predicted_ids(self.prediction, masked)
+        return replace(predicted, features=masked.features.pooled().detach()[: len(slots[0])])
 
     def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
         return self.prediction.fill_in(clips, generator)
@@ -192,7 +198,7 @@ class VIMPACPredict(Objective, MaskedPrediction, Watched):
         return self.prediction.backbone
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        return _describe_prediction(metrics)
+        return described(metrics, "mask")
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("mask"), *feature_bands(after=EARLY))
@@ -328,6 +334,13 @@ class ClipContrast(nn.Module):
             )
 
 
+def predicted_ids(prediction: TokenPrediction, masked: MaskedClips) -> LossOutput:
+    """Eq. 1 and its metrics."""
+    found = prediction(masked)
+    of_chance = found.loss.detach() / math.log(max(2, prediction.vocab_size))
+    return replace(found, metrics={**found.metrics, "loss_mask_of_chance": of_chance})
+
+
 def by_video(vectors: Tensor) -> Tensor:
     """[B, 2, D] of the vectors [2B, D] of all first clips and then of all second ones."""
     return vectors.unflatten(0, (2, -1)).transpose(0, 1)
@@ -342,14 +355,6 @@ def _side_by_side(slots: Sequence[Tensor], exactly: int | None = None) -> Tensor
     if len({slot.shape for slot in slots}) > 1:
         raise ValueError(f"clips of one shape are needed, got {[tuple(slot.shape) for slot in slots]}")
     return torch.cat(tuple(slots))
-
-
-def _describe_prediction(metrics: Mapping[str, float]) -> str:
-    return (
-        f"{metrics['accuracy_mask']:.1%} of the hidden ids are predicted right "
-        f"(always the most frequent id: {metrics['most_frequent_mask']:.1%}, "
-        f"copying the nearest visible id: {metrics['copy_nearest_mask']:.1%})"
-    )
 
 
 def _describe_contrast(metrics: Mapping[str, float]) -> str:

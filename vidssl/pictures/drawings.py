@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from vidssl.interfaces import FilledIn, Tokenizer
-from vidssl.objectives.parts.losses import copy_nearest
+from vidssl.objectives.parts.masked_prediction import copy_nearest
 from vidssl.pictures.clips import Clips
 from vidssl.pictures.pages import MAX_COLUMNS, Row, Strip, as_frames, colour_bar, heat_over, spread
 from vidssl.tokenizers.frame_networks import of_length

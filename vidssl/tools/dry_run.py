@@ -33,7 +33,7 @@ from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Masker, Objective, Tokenizer
 from vidssl.interfaces.grids import GridSize, common_grid
-from vidssl.objectives.parts.heads import FrozenTokenizer
+from vidssl.objectives.parts.masked_prediction import FrozenTokenizer
 from vidssl.train.trial import Trial, random_states_kept
 
 _ROWS = 16  # masks that are drawn to say how much is hidden

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from vidssl.engine.gather import gather_rows, rank
 from vidssl.engine.precision import full_precision
 from vidssl.objectives.parts.batch_norm import BatchNorm
-from vidssl.objectives.parts.losses import accuracy
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def info_nce(first: Tensor, second: Tensor, temperature: float) -> Contrast:
         similarity = similarity.scatter(1, itself.unsqueeze(1), -math.inf)
         return Contrast(
             loss=F.cross_entropy(similarity, partner),
-            accuracy=accuracy(similarity.detach(), partner),
+            accuracy=(similarity.detach().argmax(dim=1) == partner).float().mean(),
             num_videos=n,
             gap=_gap(cosines.detach(), itself, partner),
         )

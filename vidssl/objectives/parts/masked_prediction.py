@@ -1,122 +1,234 @@
-"""Mask-then-predict: VIMPAC's first task, on backbones that read ids and on those that read pixels."""
+"""Masked prediction of a tokenizer's ids: the mechanism that BEVT and VIMPAC share, heads, measures."""
 
-import math
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.engine.collapse import predicted_perplexity
-from vidssl.engine.gather import OwnRows, num_processes, share_of_mean, sum_over_processes
+from vidssl.engine.gather import OwnRows, num_processes, sum_over_processes
+from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Features, FilledIn, LossOutput, Masker, Tokenizer
 from vidssl.interfaces.grids import GridSize, common_grid, expand_mask
-from vidssl.objectives.parts.heads import (
-    FrozenTokenizer,
-    LinearHead,
-    Predictions,
-    StagesDecoder,
-    fit_strides,
-    likeliest,
-)
-from vidssl.objectives.parts.losses import accuracy, copy_nearest, most_frequent_accuracy
 
 StreamName = Literal["image", "video"]
+Replace = Literal["mask", "bert"]
+
+MASKED, RANDOM = 0.8, 0.1  # fractions of the hidden cells; BERT, and VIMPAC, App. G.3
 
 
 @dataclass(frozen=True)
-class StreamOutput:
-    """The loss of one stream (Eq. 2 or 3), and what is logged of it, named after the stream.
+class MaskedClips:
+    """Clips with a part hidden.
 
-    ``features``: [B, D], the encoder's, pooled.
+    Attributes:
+        features: the backbone's, of what is visible.
+        ids: int64 [B, t, h, w], of the whole clips.
+        hidden: bool [B, t, h, w], the ids to predict.
     """
 
-    loss: Tensor
-    metrics: dict[str, Tensor]
-    features: Tensor
+    features: Features
+    ids: Tensor
+    hidden: Tensor
 
 
 class TokenPrediction(nn.Module):
-    """Hides part of a clip and predicts the tokenizer's ids there (BEVT, Sec. 3).
+    """Hides part of a clip and predicts the tokenizer's ids there (BEVT, Sec. 3; VIMPAC, Sec. 3.1).
 
-    One encoder serves all streams. Each has a decoder of its own; the norm and the layer that end in the
-    vocabulary are shared, and the norm is the encoder's own last one, as published. Over a backbone
-    without stages each stream has one linear layer (Table 8).
+    One encoder serves all streams. Over a backbone with stages each stream has a decoder of its own; the norm
+    and the layer that end in the vocabulary are shared, and the norm is the encoder's own last one, as BEVT
+    published it. Over one without stages each stream has one linear layer (BEVT, Table 8).
 
     Args:
         streams: those that will be asked for.
+        tied: whether the head over a backbone that reads ids is VIMPAC's, tied to its embedding.
+        replace: stand-in for hidden ids: the mask token, or with "bert" BERT's mixture, see ``corrupt``.
+
+    Raises:
+        ValueError: if the backbone takes no mask, or has no use for ``replace``.
     """
 
     def __init__(
-        self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker, streams: tuple[StreamName, ...]
+        self,
+        backbone: Backbone,
+        tokenizer: Tokenizer,
+        masker: Masker,
+        streams: tuple[StreamName, ...] = ("video",),
+        *,
+        tied: bool = False,
+        replace: Replace = "mask",
     ) -> None:
         super().__init__()
         if not backbone.takes_mask:
             raise ValueError(f"part of the input is hidden, and {type(backbone).__name__} takes no mask")
+        if replace not in ("mask", "bert"):
+            raise ValueError(f"replace must be 'mask' or 'bert', got '{replace}'")
+        if replace == "bert" and backbone.input_kind == "pixels":
+            raise ValueError(
+                f"replace 'bert' puts random ids in the place of some, and {type(backbone).__name__} reads "
+                "pixels: set replace to 'mask', or take a backbone that reads ids"
+            )
         self.backbone = backbone
         self.tokenizer = FrozenTokenizer(tokenizer)
         self.masker = masker
-        if len(backbone.stage_dims) > 1:
-            self.head: StagesHead | LinearHeads = StagesHead(backbone, tokenizer, streams)
+        self.replace = replace
+        self.vocab_size = tokenizer.vocab_size
+        embedding = backbone.token_embedding() if tied else None
+        if embedding is not None:
+            self.head: TiedHead | StagesHead | LinearHeads = TiedHead(embedding)
+        elif len(backbone.stage_dims) > 1:
+            self.head = StagesHead(backbone, tokenizer, streams)
         else:
             self.head = LinearHeads(backbone, tokenizer, streams)
 
-    def forward(self, stream: StreamName, clip: Tensor, generator: torch.Generator) -> StreamOutput:
-        """Loss and metrics of a clip [B, 3, T, H, W] in [0, 1]; T = 1 in the image stream.
+    def encode_masked(self, clips: Tensor, generator: torch.Generator, slots: int = 1) -> MaskedClips:
+        """Draws a mask for each clip and encodes what it leaves.
 
-        In training the metrics hold the variety of the predicted ids as well, in evaluation mode two
-        baselines at the same positions, see ``losses``.
+        Args:
+            clips: [B, 3, T, H, W] in [0, 1], or ids [B, t, h, w] already; those that are none of the
+                tokenizer's (padding) are neither hidden nor predicted.
+            slots: how many clips of each video follow one another, see ``gather.OwnRows``.
         """
-        ids, hidden, features, predictions = self._predict(stream, clip, generator)
-        targets = ids.flatten()[predictions.positions]
-        # mean over all masked positions of the batch; processes may have different numbers of them
-        share = share_of_mean(len(targets), targets.device)
-        loss = F.cross_entropy(predictions.logits, targets) * share
+        ids = ids_of(clips, self.tokenizer)
+        id_grid: GridSize = tuple(ids.shape[1:])  # type: ignore[assignment]
+        predictable, rows = ids < self.vocab_size, OwnRows(len(ids), slots)
+        if self.replace == "bert":
+            groups = self.masker.groups(rows.all, id_grid, generator)
+            seen, mask = corrupt(ids, groups, self.vocab_size, generator, slots)
+            hidden = (rows.of(groups).to(ids.device) >= 0) & predictable
+            return MaskedClips(self.backbone(seen, mask), ids, hidden)
+        reads = reads_of(clips, ids, self.backbone)
+        grid = self.backbone.grid(*reads.shape[-3:])
+        mask = rows.of(self.masker(rows.all, common_grid(grid, id_grid), generator)).to(ids.device)
+        hidden = expand_mask(mask, id_grid) & predictable
+        return MaskedClips(self.backbone(reads, expand_mask(mask, grid)), ids, hidden)
+
+    def encode_whole(self, clips: Tensor, ids: Tensor) -> Features:
+        """Features of clips with nothing hidden, given their ids too."""
+        return self.backbone(reads_of(clips, ids, self.backbone))
+
+    def forward(self, masked: MaskedClips, name: str = "mask", stream: StreamName = "video") -> LossOutput:
+        """Cross entropy, mean over the hidden ids of all processes (BEVT, Eq. 2 and 3; VIMPAC, Eq. 1).
+
+        Metrics are ``loss_NAME`` and ``accuracy_NAME``; in training also the variety of the predicted ids, in
+        evaluation mode two baselines at the same positions. ``features`` are the encoder's, pooled.
+        """
+        predictions = self._predict(masked, stream)
+        logits, targets = predictions.logits, masked.ids.flatten()[predictions.positions]
+        if not len(targets) and num_processes() == 1:
+            raise ValueError("no id is hidden in the whole batch: all clips are padding")
+        # processes may have hidden different numbers of ids; the mean of their losses is to be that over all
+        count = sum_over_processes(torch.tensor(float(len(targets)), device=targets.device)) / num_processes()
+        loss = F.cross_entropy(logits, targets, reduction="sum") / count
         metrics = {
-            f"loss_{stream}": loss.detach(),
-            f"accuracy_{stream}": accuracy(predictions.logits.detach(), targets) * share,
+            f"loss_{name}": loss.detach(),
+            f"accuracy_{name}": (logits.detach().argmax(dim=1) == targets).float().sum() / count,
         }
         if self.training:
-            metrics[f"predicted_perplexity_{stream}"] = predicted_perplexity(predictions.logits)
+            metrics[f"predicted_perplexity_{name}"] = predicted_perplexity(logits)
         else:
-            copied = copy_nearest(ids, hidden).flatten()[predictions.positions]
-            metrics[f"most_frequent_{stream}"] = most_frequent_accuracy(targets)
-            metrics[f"copy_nearest_{stream}"] = (copied == targets).float().mean() * share
-        return StreamOutput(loss, metrics, features.pooled().detach())
+            copied = copy_nearest(masked.ids, masked.hidden).flatten()[predictions.positions]
+            metrics[f"most_frequent_{name}"] = most_frequent_accuracy(targets)
+            metrics[f"copy_nearest_{name}"] = (copied == targets).float().sum() / count
+        return LossOutput(loss, metrics, masked.features.pooled().detach())
 
     @torch.no_grad()
-    def fill_in(self, stream: StreamName, clip: Tensor, generator: torch.Generator) -> FilledIn:
-        """What is predicted where a clip [B, 3, T, H, W] is hidden."""
-        ids, hidden, _, predictions = self._predict(stream, clip, generator)
-        return FilledIn(ids, hidden, likeliest(ids, predictions, self.tokenizer.tokenizer.vocab_size))
+    def fill_in(self, clips: Tensor, generator: torch.Generator, stream: StreamName = "video") -> FilledIn:
+        """Predictions where clips are hidden; arguments as those of ``encode_masked``."""
+        masked = self.encode_masked(clips, generator)
+        predicted = likeliest(masked.ids, self._predict(masked, stream), self.vocab_size)
+        return FilledIn(masked.ids, masked.hidden, predicted)
 
-    def _predict(
-        self, stream: StreamName, clip: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Features, Predictions]:
-        """Ids [B, t, h, w], which of them are hidden, the features and the predictions for the hidden."""
-        ids = self.tokenizer(clip)
-        pixels = self.backbone.input_kind == "pixels"
-        grid = self.backbone.grid(*clip.shape[2:]) if pixels else self.backbone.grid(*ids.shape[1:])
-        id_grid: GridSize = tuple(ids.shape[1:])
-        rows = OwnRows(len(clip))
-        mask = rows.of(self.masker(rows.all, common_grid(grid, id_grid), generator)).to(clip.device)
-        hidden = expand_mask(mask, id_grid)
-        features = self.backbone(clip if pixels else ids, expand_mask(mask, grid))
-        return ids, hidden, features, self.head(stream, features, hidden, self.backbone.final_norm())
+    def _predict(self, masked: MaskedClips, stream: StreamName = "video") -> Predictions:
+        if not isinstance(self.head, TiedHead):
+            return self.head(stream, masked.features, masked.hidden, self.backbone.final_norm())
+        embedding = self.backbone.token_embedding()
+        if embedding is None:
+            raise ValueError("the backbone had an embedding when the head was built, and has none now")
+        return self.head(masked.features.patches, masked.hidden, embedding)
 
 
-def describe_streams(metrics: Mapping[str, float], streams: Sequence[StreamName]) -> str:
-    """What held-out metrics of masked prediction say, in plain words."""
-    named = {"image": "single frames", "video": "clips"}
-    return "; ".join(
-        f"in {named[stream]} {metrics[f'accuracy_{stream}']:.1%} of the hidden ids are predicted right "
-        f"(always the most frequent id: {metrics[f'most_frequent_{stream}']:.1%}, "
-        f"copying the nearest visible id: {metrics[f'copy_nearest_{stream}']:.1%})"
-        for stream in streams
+def described(metrics: Mapping[str, float], name: str) -> str:
+    """Held-out metrics of masked prediction in plain words."""
+    return (
+        f"{metrics[f'accuracy_{name}']:.1%} of the hidden ids are predicted right "
+        f"(always the most frequent id: {metrics[f'most_frequent_{name}']:.1%}, "
+        f"copying the nearest visible id: {metrics[f'copy_nearest_{name}']:.1%})"
     )
+
+
+def ids_of(clips: Tensor, tokenizer: FrozenTokenizer) -> Tensor:
+    """Ids int64 [B, t, h, w] of clips [B, 3, T, H, W]; those that are ids already are taken as they are."""
+    return clips.long() if clips.dim() == 4 else tokenizer(clips)
+
+
+def reads_of(clips: Tensor, ids: Tensor, backbone: Backbone) -> Tensor:
+    """The backbone's input of both.
+
+    Raises:
+        ValueError: if it reads pixels, and the clips are stored as ids.
+    """
+    if backbone.input_kind == "tokens":
+        return ids
+    if clips.dim() == 4:
+        raise ValueError(f"{type(backbone).__name__} reads pixels, and the clips are given as ids")
+    return clips
+
+
+def corrupt(
+    ids: Tensor, groups: Tensor, vocab_size: int, generator: torch.Generator, slots: int = 1
+) -> tuple[Tensor, Tensor]:
+    """BERT's corruption: of the hidden groups 80 % are masked, 10 % get random ids, 10 % stay as they are.
+
+    Args:
+        ids: int64 [B, t, h, w].
+        groups: int64 [all rows, t, h, w], those of all processes; cells of a row with one number share their
+            fate; -1 where nothing is hidden.
+        vocab_size: random ids are below it; so are those that they may take the place of.
+        slots: see ``gather.OwnRows``.
+
+    Returns:
+        The ids with the random ones put in, and bool [B, t, h, w], where to mask.
+    """
+    device, rows = generator.device, OwnRows(len(ids), slots)
+    fates = torch.rand((rows.all, int(groups.max()) + 1), generator=generator, device=device)
+    noise = torch.randint(vocab_size, (rows.all, *ids.shape[1:]), generator=generator, device=device)
+    fates, noise, groups = (rows.of(drawn).to(ids.device) for drawn in (fates, noise, groups))
+    fate = fates.gather(1, groups.clamp(min=0).flatten(1)).view_as(groups)
+    fate = torch.where(groups < 0, 1.0, fate)
+    changed = (fate >= MASKED) & (fate < MASKED + RANDOM) & (ids < vocab_size)
+    return torch.where(changed, noise, ids), fate < MASKED
+
+
+# heads: from features to logits over the vocabulary, at hidden ids only
+
+
+class TiedHead(nn.Module):
+    """Predicts ids with the embedding that they are read with, and a bias of its own (VIMPAC, Eq. 16, 17).
+
+    The backbone's special ids are classes as well, as published; nothing is ever one of them.
+    """
+
+    def __init__(self, embedding: Tensor) -> None:
+        super().__init__()
+        rows, dim = embedding.shape
+        self.linear = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-12)  # as in BERT; published code
+        self.bias = nn.Parameter(torch.zeros(rows))
+        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, patches: Tensor, hidden: Tensor, embedding: Tensor) -> Predictions:
+        """Logits over the rows of ``embedding`` for the hidden cells of [B, t, h, w, D]."""
+        vectors = self.norm(F.gelu(self.linear(patches[hidden])))
+        return Predictions(F.linear(vectors, embedding, self.bias), hidden.flatten().nonzero()[:, 0])
 
 
 class LinearHeads(nn.Module):
@@ -192,189 +304,249 @@ def _seen_by(stream: StreamName, strides: GridSize) -> GridSize:
     return (1, *strides[1:]) if stream == "image" else strides
 
 
-Replace = Literal["mask", "bert"]
+@dataclass(frozen=True)
+class Fit:
+    """How cells of features and ids lie over each other.
 
-MASKED, RANDOM = 0.8, 0.1  # shares of the hidden cells; BERT, and VIMPAC, App. G.3
+    Attributes:
+        merge: cells of features under one id, on each axis.
+        split: ids within one cell of features, on each axis. On no axis are both above 1.
+    """
+
+    merge: GridSize
+    split: GridSize
+
+
+def fit_strides(cell: GridSize, ids: GridSize) -> Fit:
+    """The fit of cells to ids that span so many frames, rows and columns of pixels.
+
+    Raises:
+        ValueError: if on some axis neither is a whole multiple of the other.
+    """
+    if any(max(c, i) % min(c, i) for c, i in zip(cell, ids, strict=True)):
+        raise ValueError(
+            f"features on cells of {cell} (frames, rows, columns of pixels) cannot predict ids of {ids}: "
+            "on every axis one must be a whole multiple of the other"
+        )
+    merge = tuple(max(1, i // c) for c, i in zip(cell, ids, strict=True))
+    split = tuple(max(1, c // i) for c, i in zip(cell, ids, strict=True))
+    return Fit(merge, split)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
-class MaskedClips:
-    """What a backbone made of clips of which part was hidden.
+class HiddenIds:
+    """Where the hidden ids are.
 
     Attributes:
-        features: of the clips with that part hidden.
-        ids: int64 [B, t, h, w], of the whole clips.
-        hidden: bool [B, t, h, w], the ids to predict.
+        cells: bool [B, t, h, w], cells of features that hold at least one.
+        within: bool [C, ids of a cell], which ones, for each such cell.
+        positions: int64 [M], the same ids in the same order, as places in ``ids.flatten()``.
     """
 
-    features: Features
-    ids: Tensor
-    hidden: Tensor
+    cells: Tensor
+    within: Tensor
+    positions: Tensor
 
 
-class TiedHead(nn.Module):
-    """Predicts ids with the embedding that they are read with, and a bias of its own (VIMPAC, Eq. 16, 17).
+def find_hidden(hidden: Tensor, split: GridSize) -> HiddenIds:
+    """The hidden ids, bool [B, t, h, w], sorted by cells of ``split`` ids."""
+    place = torch.arange(hidden.numel(), device=hidden.device).view_as(hidden)
+    by_cell, place = _group(hidden.unsqueeze(-1), split), _group(place.unsqueeze(-1), split)
+    cells = by_cell.any(dim=-1)
+    within = by_cell[cells]
+    return HiddenIds(cells, within, place[cells][within])
 
-    The backbone's special ids are classes as well, as published; nothing is ever one of them.
-    """
 
-    def __init__(self, embedding: Tensor) -> None:
+@dataclass(frozen=True)
+class Predictions:
+    """Logits [M, V] and the places in ``ids.flatten()``, int64 [M], that they are for."""
+
+    logits: Tensor
+    positions: Tensor
+
+
+def likeliest(ids: Tensor, predictions: Predictions, vocab_size: int) -> Tensor:
+    """``ids`` [B, t, h, w] with the likeliest id of the vocabulary put wherever there is a prediction."""
+    filled = ids.flatten().clone()
+    filled[predictions.positions] = predictions.logits[:, :vocab_size].argmax(dim=1)
+    return filled.view_as(ids)
+
+
+class LinearHead(nn.Module):
+    """One linear layer from a cell to all ids in it: for backbones without stages (BEVT, Table 8)."""
+
+    def __init__(self, dim: int, vocab_size: int, fit: Fit) -> None:
         super().__init__()
-        rows, dim = embedding.shape
-        self.linear = nn.Linear(dim, dim)
-        self.norm = nn.LayerNorm(dim, eps=1e-12)  # as in BERT; published code
-        self.bias = nn.Parameter(torch.zeros(rows))
-        nn.init.normal_(self.linear.weight, std=0.02)
-        nn.init.zeros_(self.linear.bias)
+        self.fit = fit
+        self.linear = nn.Linear(prod(fit.merge) * dim, prod(fit.split) * vocab_size)
+        _init_linear(self.linear)
 
-    def forward(self, patches: Tensor, hidden: Tensor, embedding: Tensor) -> Predictions:
-        """Logits over the rows of ``embedding`` for the hidden cells of [B, t, h, w, D]."""
-        vectors = self.norm(F.gelu(self.linear(patches[hidden])))
-        return Predictions(F.linear(vectors, embedding, self.bias), hidden.flatten().nonzero()[:, 0])
+    def forward(self, patches: Tensor, hidden: Tensor) -> Predictions:
+        """Predictions from features [B, t, h, w, D] at the hidden ids, bool [B, t', h', w']."""
+        found, cells = _hidden_cells(patches, hidden, self.fit)
+        logits = self.linear(cells).unflatten(1, (prod(self.fit.split), -1))
+        return Predictions(logits[found.within], found.positions)
 
 
-def corrupt(
-    ids: Tensor, groups: Tensor, vocab_size: int, generator: torch.Generator, slots: int = 1
-) -> tuple[Tensor, Tensor]:
-    """BERT's corruption: of the hidden groups 80 % are masked, 10 % get random ids, 10 % stay as they are.
+class StagesDecoder(nn.Module):
+    """From the last two stages of a backbone to one vector a hidden id (BEVT, Fig. 3).
+
+    The last stage is brought up to the grid of the one before it and fused with it; where ids are finer
+    than that, in the paper in time alone, each fused cell is spread over its ids. Nothing here is nonlinear.
+    All but the first step is done for cells with hidden ids only.
 
     Args:
-        ids: int64 [B, t, h, w].
-        groups: int64 [all rows, t, h, w], those of all processes; cells of a row with one number share their
-            fate; -1 where nothing is hidden.
-        vocab_size: random ids are below it; so are those that they may take the place of.
-        slots: see ``gather.OwnRows``.
+        dims: widths of the last two stages; the decoder keeps the last one's.
+        up: cells of the stage before the last under one of the last, on each axis.
+        fit: of the stage before the last to the ids.
+    """
+
+    def __init__(self, dims: tuple[int, int], up: GridSize, fit: Fit) -> None:
+        super().__init__()
+        skip_dim, dim = dims
+        self.fit = fit
+        self.up_factor = up
+        self.up = Spread(dim, up)
+        self.fuse = nn.Linear(prod(fit.merge) * (skip_dim + dim), dim)
+        self.spread = Spread(dim, fit.split) if prod(fit.split) > 1 else None
+        _init_linear(self.fuse)
+
+    def forward(self, stages: tuple[Tensor, ...], hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors [M, D] for the hidden ids, bool [B, t, h, w], and their places in ``ids.flatten()``."""
+        p, q, r = self.up_factor
+        skip = stages[-2]
+        up = rearrange(self.up(stages[-1]), "b t h w (p q r) d -> b (t p) (h q) (w r) d", p=p, q=q, r=r)
+        if up.shape[:-1] != skip.shape[:-1]:
+            raise ValueError(
+                f"the last stage, {tuple(stages[-1].shape[1:4])}, is not the one before it, "
+                f"{tuple(skip.shape[1:4])}, divided by {self.up_factor}: give clips of a size that every "
+                "stage halves exactly"
+            )
+        found, cells = _hidden_cells(torch.cat((skip, up), dim=-1), hidden, self.fit)
+        fused = self.fuse(cells)
+        spread = fused.unsqueeze(1) if self.spread is None else self.spread(fused)
+        return spread[found.within], found.positions
+
+
+class Spread(nn.Module):
+    """A transposed convolution whose kernel is its stride: every cell becomes several, each on its own."""
+
+    def __init__(self, dim: int, factor: GridSize) -> None:
+        super().__init__()
+        # the convolution holds the weights in their usual shape; ``forward`` applies them as one matmul
+        self.conv = nn.ConvTranspose3d(dim, dim, kernel_size=factor, stride=factor)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """[..., D] to [..., prod(factor), D]."""
+        spread = cells @ self.conv.weight.flatten(1)
+        return spread.unflatten(-1, (cells.shape[-1], -1)).mT + self.conv.bias
+
+
+def _hidden_cells(features: Tensor, hidden: Tensor, fit: Fit) -> tuple[HiddenIds, Tensor]:
+    """The hidden ids, and the features of the C cells that hold them, [C, prod(merge) * D]."""
+    grid = tuple(
+        size // merge * split
+        for size, merge, split in zip(features.shape[1:4], fit.merge, fit.split, strict=True)
+    )
+    if grid != tuple(hidden.shape[1:]) or any(
+        size % merge for size, merge in zip(features.shape[1:4], fit.merge, strict=True)
+    ):
+        raise ValueError(
+            f"features on {tuple(features.shape[1:4])} do not cover ids on {tuple(hidden.shape[1:])}, "
+            f"{fit.merge} to one or one to {fit.split}"
+        )
+    found = find_hidden(hidden, fit.split)
+    return found, _group(features, fit.merge)[found.cells]
+
+
+def _group(x: Tensor, size: GridSize) -> Tensor:
+    """[B, t, h, w, D] to groups of ``size`` cells side by side, [B, t', h', w', prod(size) * D]."""
+    p, q, r = size
+    return rearrange(x, "b (t p) (h q) (w r) d -> b t h w (p q r d)", p=p, q=q, r=r)
+
+
+def _init_linear(linear: nn.Linear) -> None:
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    nn.init.zeros_(linear.bias)
+
+
+class FrozenTokenizer(nn.Module):
+    """Holds a tokenizer outside parameters, state and training mode; it still moves along with ``to``.
+
+    Checkpoints therefore do not carry it (the published ones do, 54 M parameters of them), and no
+    optimizer, clipping or ``train()`` reaches it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        # within a tuple PyTorch does not see it
+        self._held = (tokenizer.eval().requires_grad_(False),)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._held[0]
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Ids of a clip, in full precision whatever the training runs in: targets are not rounded.
+
+        Raises:
+            UsageError: if the clip is stored ids already, which an objective must ask for.
+        """
+        if clip.dim() == 4:
+            raise UsageError(
+                "the data gives stored ids, and the objective tokenizes pixels: take a source of videos"
+            )
+        with torch.no_grad(), torch.autocast(clip.device.type, enabled=False):
+            return self.tokenizer.encode(clip.to(torch.promote_types(clip.dtype, torch.float32)))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenTokenizer:
+        super()._apply(fn, recurse)
+        self.tokenizer._apply(fn, recurse)
+        return self
+
+
+# measures: pure functions of their arguments
+
+
+def accuracy(logits: Tensor, ids: Tensor) -> Tensor:
+    """Share of the rows of ``logits`` [M, V] whose largest entry is at ``ids`` [M]."""
+    return (logits.argmax(dim=1) == ids).float().mean()
+
+
+def most_frequent_accuracy(ids: Tensor) -> Tensor:
+    """Accuracy of the best constant answer to ``ids`` [M], chosen in hindsight from these very ids.
+
+    An upper bound for whoever has to choose before: no model is flattered by it.
+    """
+    return ids.bincount().max() / len(ids)
+
+
+def copy_nearest(ids: Tensor, hidden: Tensor) -> Tensor:
+    """Fill each hidden position with the id of the nearest visible one.
+
+    Near is meant in steps between neighbouring positions along time, rows and columns. Among equally near
+    ones, those reached through earlier frames come first, then later frames, rows above, below, columns
+    left, right.
+
+    Args:
+        ids: int64 [B, t, h, w], not negative; what stands at hidden positions is not read.
+        hidden: bool [B, t, h, w].
 
     Returns:
-        The ids with the random ones put in, and bool [B, t, h, w], where to mask.
-    """
-    device, rows = generator.device, OwnRows(len(ids), slots)
-    fates = torch.rand((rows.all, int(groups.max()) + 1), generator=generator, device=device)
-    noise = torch.randint(vocab_size, (rows.all, *ids.shape[1:]), generator=generator, device=device)
-    fates, noise, groups = (rows.of(drawn).to(ids.device) for drawn in (fates, noise, groups))
-    fate = fates.gather(1, groups.clamp(min=0).flatten(1)).view_as(groups)
-    fate = torch.where(groups < 0, 1.0, fate)
-    changed = (fate >= MASKED) & (fate < MASKED + RANDOM) & (ids < vocab_size)
-    return torch.where(changed, noise, ids), fate < MASKED
-
-
-class MaskThenPredict(nn.Module):
-    """Hides part of a clip's ids and predicts them from the rest (VIMPAC, Sec. 3.1, Eq. 1).
-
-    Over a backbone that reads ids the head is VIMPAC's, tied to its embedding. Over one that reads pixels
-    it is BEVT's: a decoder where there are stages, else one linear layer.
-
-    Args:
-        replace: what stands in the place of hidden ids, see ``VIMPAC``.
-    """
-
-    def __init__(self, backbone: Backbone, tokenizer: Tokenizer, masker: Masker, *, replace: Replace) -> None:
-        super().__init__()
-        if not backbone.takes_mask:
-            raise ValueError(f"part of the input is hidden, and {type(backbone).__name__} takes no mask")
-        if replace not in ("mask", "bert"):
-            raise ValueError(f"replace must be 'mask' or 'bert', got '{replace}'")
-        if replace == "bert" and backbone.input_kind == "pixels":
-            raise ValueError(
-                f"replace 'bert' puts random ids in the place of some, and {type(backbone).__name__} reads "
-                "pixels: set replace to 'mask', or take a backbone that reads ids"
-            )
-        self.backbone = backbone
-        self.tokenizer = FrozenTokenizer(tokenizer)
-        self.masker = masker
-        self.replace = replace
-        self.vocab_size = tokenizer.vocab_size
-        embedding = backbone.token_embedding()
-        if embedding is not None:
-            self.head: TiedHead | StagesHead | LinearHeads = TiedHead(embedding)
-        elif len(backbone.stage_dims) > 1:
-            self.head = StagesHead(backbone, tokenizer, ("video",))
-        else:
-            self.head = LinearHeads(backbone, tokenizer, ("video",))
-
-    def encode_masked(self, clips: Tensor, generator: torch.Generator, slots: int = 1) -> MaskedClips:
-        """Draws a mask for each clip and encodes what it leaves.
-
-        Args:
-            clips: [B, 3, T, H, W] in [0, 1], or ids [B, t, h, w] already; those that are none of the
-                tokenizer's (padding) are neither hidden nor predicted.
-            slots: how many clips of each video follow one another, see ``gather.OwnRows``.
-        """
-        ids = ids_of(clips, self.tokenizer)
-        id_grid: GridSize = tuple(ids.shape[1:])  # type: ignore[assignment]
-        predictable, rows = ids < self.vocab_size, OwnRows(len(ids), slots)
-        if self.replace == "bert":
-            groups = self.masker.groups(rows.all, id_grid, generator)
-            seen, mask = corrupt(ids, groups, self.vocab_size, generator, slots)
-            hidden = (rows.of(groups).to(ids.device) >= 0) & predictable
-            return MaskedClips(self.backbone(seen, mask), ids, hidden)
-        reads = reads_of(clips, ids, self.backbone)
-        grid = self.backbone.grid(*reads.shape[-3:])
-        mask = rows.of(self.masker(rows.all, common_grid(grid, id_grid), generator)).to(ids.device)
-        hidden = expand_mask(mask, id_grid) & predictable
-        return MaskedClips(self.backbone(reads, expand_mask(mask, grid)), ids, hidden)
-
-    def encode_whole(self, clips: Tensor, ids: Tensor) -> Features:
-        """Features of clips with nothing hidden, given their ids too."""
-        return self.backbone(reads_of(clips, ids, self.backbone))
-
-    def forward(self, masked: MaskedClips) -> LossOutput:
-        """Cross-entropy, mean over the hidden ids of all processes, and what is logged of it.
-
-        In training the metrics hold the variety of the predicted ids as well, in evaluation mode two
-        baselines at the same positions, see ``losses``.
-        """
-        predictions = self._predict(masked)
-        targets = masked.ids.flatten()[predictions.positions]
-        if not len(targets) and num_processes() == 1:
-            raise ValueError("no id is hidden in the whole batch: all clips are padding")
-        # processes may have hidden different numbers of ids; the mean of their losses is to be that over all
-        count = sum_over_processes(torch.tensor(float(len(targets)), device=targets.device)) / num_processes()
-        loss = F.cross_entropy(predictions.logits, targets, reduction="sum") / count
-        # of the means below; one of nothing is no number, and counts for nothing
-        share = len(targets) / count if num_processes() > 1 else 1.0
-        metrics = {
-            "loss_mask": loss.detach(),
-            "loss_mask_of_chance": loss.detach() / math.log(max(2, self.vocab_size)),
-            "accuracy_mask": (accuracy(predictions.logits.detach(), targets) * share).nan_to_num(),
-        }
-        if self.training:
-            metrics["predicted_perplexity_mask"] = predicted_perplexity(predictions.logits)
-        else:
-            copied = copy_nearest(masked.ids, masked.hidden).flatten()[predictions.positions]
-            metrics["most_frequent_mask"] = most_frequent_accuracy(targets)
-            metrics["copy_nearest_mask"] = ((copied == targets).float().mean() * share).nan_to_num()
-        return LossOutput(loss, metrics)
-
-    @torch.no_grad()
-    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
-        """What is predicted where clips are hidden; arguments as those of ``encode_masked``."""
-        masked = self.encode_masked(clips, generator)
-        predicted = likeliest(masked.ids, self._predict(masked), self.vocab_size)
-        return FilledIn(masked.ids, masked.hidden, predicted)
-
-    def _predict(self, masked: MaskedClips) -> Predictions:
-        if not isinstance(self.head, TiedHead):
-            return self.head("video", masked.features, masked.hidden, self.backbone.final_norm())
-        embedding = self.backbone.token_embedding()
-        if embedding is None:
-            raise ValueError("the backbone had an embedding when the head was built, and has none now")
-        return self.head(masked.features.patches, masked.hidden, embedding)
-
-
-def ids_of(clips: Tensor, tokenizer: FrozenTokenizer) -> Tensor:
-    """Ids int64 [B, t, h, w] of clips [B, 3, T, H, W]; those that are ids already are taken as they are."""
-    return clips.long() if clips.dim() == 4 else tokenizer(clips)
-
-
-def reads_of(clips: Tensor, ids: Tensor, backbone: Backbone) -> Tensor:
-    """What the backbone reads of both.
+        int64 [B, t, h, w], equal to ``ids`` where visible.
 
     Raises:
-        ValueError: if it reads pixels, and the clips are stored as ids.
+        ValueError: if nothing is visible in one of the clips.
     """
-    if backbone.input_kind == "tokens":
-        return ids
-    if clips.dim() == 4:
-        raise ValueError(f"{type(backbone).__name__} reads pixels, and the clips are given as ids")
-    return clips
+    if bool(hidden.flatten(1).all(dim=1).any()):
+        raise ValueError("a clip without one visible position leaves nothing to copy from")
+    filled = torch.where(hidden, -1, ids)
+    while bool((filled < 0).any()):
+        grown = filled
+        for axis in (1, 2, 3):
+            for step, edge in ((1, 0), (-1, -1)):
+                neighbour = filled.roll(step, axis)
+                neighbour.select(axis, edge).fill_(-1)
+                grown = torch.where(grown < 0, neighbour, grown)
+        filled = grown
+    return filled
