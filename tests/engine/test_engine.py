@@ -18,7 +18,7 @@ from vidssl.engine.checkpoint import FORMAT, read_checkpoint, save_checkpoint
 from vidssl.engine.logging import Window
 from vidssl.engine.optim import AdamW, decayed_names
 from vidssl.engine.precision import pick_device, use_bfloat16
-from vidssl.engine.process import stop_requests
+from vidssl.engine.process import StopAsked, stop_requests
 from vidssl.engine.runfolder import RunFolder, create_run, newest_run
 from vidssl.engine.schedules import Cosine, cosine_factor
 from vidssl.errors import UsageError
@@ -186,8 +186,12 @@ def test_first_signal_is_a_request_and_a_second_interrupt_ends_at_once():
         assert not stop
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop
+        with pytest.raises(StopAsked), stop.ends_wait():
+            pytest.fail("the signal came before the wait")
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    with stop_requests() as stop, pytest.raises(StopAsked), stop.ends_wait():
+        os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     signal.signal(signal.SIGINT, before)
 

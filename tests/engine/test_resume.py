@@ -1,6 +1,7 @@
 """A run that was ended goes on at the very step, and ends as the whole run does, bit for bit."""
 
 import json
+import os
 import random
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.config.strict_yaml import load
+from vidssl.data.loader import Loader
 from vidssl.data.sources.origins import Video, read_videos, write_videos
 from vidssl.engine.checkpoint import load_objective, read_checkpoint, save_checkpoint
 from vidssl.engine.logging import Window
@@ -34,7 +37,7 @@ from vidssl.engine.resume import (
 )
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.errors import UsageError
-from vidssl.interfaces import Objective, Origin
+from vidssl.interfaces import Batch, Objective, Origin
 from vidssl.train.run import train_recipe
 
 
@@ -87,6 +90,23 @@ def test_a_run_may_be_stopped_again_and_again() -> None:
     assert resumed[0]["versions"]["torch"] == torch.__version__.split("+")[0]
 
 
+def test_a_signal_ends_a_wait_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is taken back gives no time to wait for slow videos: steps 1 and 2 are saved at once."""
+    stopped = train(load_recipe("svt.yaml"), stop_after=2)
+    take, taken = Loader.__next__, count(1)
+
+    def slow(loader: Loader) -> Batch:
+        if next(taken) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2)
+        return take(loader)
+
+    monkeypatch.setattr(Loader, "__next__", slow)
+    waited = train(load_recipe("svt.yaml"))
+    assert [path.name for path in waited.states()] == ["step-000002.safetensors"]
+    assert_same_end(stopped, waited)
+
+
 @pytest.fixture(scope="module")
 def halfway(world: Path) -> Path:
     """A run of vimpac_contrast with states after 2 and 3 steps, stopped there; to be copied."""
@@ -120,8 +140,11 @@ def test_the_command_goes_on_and_keeps_the_newest_states(run, capsys):
     assert [path.name[5:11] for path in run.states()] == ["000004", "000006"]
     weights = sorted(path.name[5:11] for path in run.checkpoints.iterdir())
     assert weights == ["000002", "000003", "000004", "000006"]
+    oldest = run.states()[0]
+    shutil.copy(oldest, oldest.with_name("step-000001.safetensors"))  # as a kill at the last step leaves one
     code, said = resumed(run, capsys)
     assert (code, "Goes on after step 6 of 6." in said) == (0, True)
+    assert [path.name[5:11] for path in run.states()] == ["000004", "000006"]
     assert "All of the run's 6 steps were done before." in said
 
 

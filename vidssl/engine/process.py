@@ -207,30 +207,49 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
 
 
+class StopAsked(BaseException):
+    """A signal came while a batch was waited for. Not an Exception: torch's DataLoader catches those."""
+
+
 class StopRequest:
     """Set by the first signal; the loop looks at it between steps."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._ends_wait = False
 
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler of signals."""
+        self.signal = signal.Signals(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self._ends_wait:
+            self._ends_wait = False
+            raise StopAsked
+
+    @contextmanager
+    def ends_wait(self) -> Iterator[None]:
+        """Within it a signal raises StopAsked, also one that came before."""
+        self._ends_wait = True
+        try:
+            if self:
+                raise StopAsked
+            yield
+        finally:
+            self._ends_wait = False
+
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request to stop after the step.
+    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request to stop after the step, or in a wait for data.
 
     A second Ctrl-C ends at once. SIGTERM comes from schedulers that take a machine back, SIGUSR1 from SLURM
     some time before it does (``--signal``). Works in the main thread only, as Python's signal handlers do.
     """
     request = StopRequest()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = {number: signal.signal(number, note) for number in SIGNALS}
+    previous = {number: signal.signal(number, request.note) for number in SIGNALS}
     try:
         yield request
     finally:

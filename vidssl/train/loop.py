@@ -43,7 +43,7 @@ from vidssl.engine.optim import Optim
 from vidssl.engine.own_code import keep_own
 from vidssl.engine.parallel import Parallel, whole
 from vidssl.engine.precision import autocast_dtype, loss_scaler, peak_memory, scale_metrics, use_bfloat16
-from vidssl.engine.process import StopRequest, sole_process, stop_requests
+from vidssl.engine.process import StopAsked, StopRequest, sole_process, stop_requests
 from vidssl.engine.resume import Moving, Restored, restore, save_state
 from vidssl.engine.runfolder import RunFolder, create_run, named_run
 from vidssl.engine.schedules import Schedule, StepPlan
@@ -185,6 +185,8 @@ def train(
             say(f"Goes on after step {start.step} of {plan.total_steps}.")
         if resume is not None and world.first:
             folder.note_resume(start.step)
+            if not moving.skips.in_a_row:  # a kill behind the last save has left one more than are kept
+                folder.prune(run.keep_checkpoints, run.keep_every_steps)
         if world.first and recipe_text:
             keep_own(folder.path, recipe_text, code or {}, say)
         with (
@@ -314,7 +316,13 @@ def _descend(
     for step in range(start.step, plan.total_steps):
         progress = Progress(step, plan.total_steps, plan.steps_per_epoch)
         fixed.stepper.update.set_rates(moving.optimizer, plan, step)
-        batch = next(loader)
+        try:
+            # of several processes the others may be at work on this step
+            with stop.ends_wait() if world.size == 1 else nullcontext():
+                batch = next(loader)
+        except StopAsked:  # a machine that is taken back does not wait for slow data
+            _save(moving, fixed, step, start.seconds + time.monotonic() - display.started)
+            break
         metrics, grad_norm = fixed.stepper.take(moving, guard, batch, progress)
 
         done, finished = step + 1, step + 1 == plan.total_steps
