@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import ModuleType
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as images
 
 from vidssl.data.augment.batch import change_rows, numbers_of_rows
 from vidssl.data.views.checks import check_chances, check_range
@@ -28,20 +29,13 @@ class Operation:
 
     Attributes:
         change: (frames [N, 3, H, W], strength, fill) -> frames.
-        strength: (magnitude as a share of the largest, width, height) -> strength.
+        strength: (magnitude as a fraction of the largest, width, height) -> strength.
         signed: the strength is negative half of the time.
     """
 
     change: Callable[[Tensor, float, float], Tensor]
     strength: Callable[[float, int, int], float]
     signed: bool
-
-
-def _images() -> ModuleType:
-    """torchvision's operations; imported here, since importing takes a second."""
-    from torchvision.transforms.v2 import functional
-
-    return functional
 
 
 def _moved(frames: Tensor, across: float, down: float, fill: float) -> Tensor:
@@ -66,13 +60,13 @@ def _affine(
     shear: tuple[float, float] = (0.0, 0.0),
     center: list[float] | None = None,
 ) -> Tensor:
-    return _images().affine(
+    return images.affine(
         frames,
         angle=angle,
         translate=list(translate),
         scale=1.0,
         shear=list(shear),
-        interpolation=_images().InterpolationMode.BILINEAR,
+        interpolation=InterpolationMode.BILINEAR,
         fill=[fill] * 3,
         center=center,
     )
@@ -91,26 +85,23 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "rotate": Operation(_turned, lambda m, w, h: 30 * m, True),
     "brightness": Operation(
-        lambda f, s, fill: _images().adjust_brightness(f, 1 + s), lambda m, w, h: 0.9 * m, True
+        lambda f, s, fill: images.adjust_brightness(f, 1 + s), lambda m, w, h: 0.9 * m, True
     ),
-    "colour": Operation(
-        lambda f, s, fill: _images().adjust_saturation(f, 1 + s), lambda m, w, h: 0.9 * m, True
-    ),
-    "contrast": Operation(
-        lambda f, s, fill: _images().adjust_contrast(f, 1 + s), lambda m, w, h: 0.9 * m, True
-    ),
+    "colour": Operation(lambda f, s, fill: images.adjust_saturation(f, 1 + s), lambda m, w, h: 0.9 * m, True),
+    "contrast": Operation(lambda f, s, fill: images.adjust_contrast(f, 1 + s), lambda m, w, h: 0.9 * m, True),
     "sharpness": Operation(
-        lambda f, s, fill: _images().adjust_sharpness(f, 1 + s), lambda m, w, h: 0.9 * m, True
+        lambda f, s, fill: images.adjust_sharpness(f, 1 + s), lambda m, w, h: 0.9 * m, True
     ),
     "posterise": Operation(
-        lambda f, s, fill: _images().posterize(f, int(s)), lambda m, w, h: 8 - round(4 * m), False
+        lambda f, s, fill: images.posterize(f, int(s)), lambda m, w, h: 8 - round(4 * m), False
     ),
-    "solarise": Operation(lambda f, s, fill: _images().solarize(f, s), lambda m, w, h: 1 - m, False),
-    "auto_contrast": Operation(lambda f, s, fill: _images().autocontrast(f), lambda m, w, h: 0.0, False),
-    "equalise": Operation(lambda f, s, fill: _images().equalize(f), lambda m, w, h: 0.0, False),
+    "solarise": Operation(lambda f, s, fill: images.solarize(f, s), lambda m, w, h: 1 - m, False),
+    "auto_contrast": Operation(lambda f, s, fill: images.autocontrast(f), lambda m, w, h: 0.0, False),
+    "equalise": Operation(lambda f, s, fill: images.equalize(f), lambda m, w, h: 0.0, False),
 }
 
 
+@dataclass(kw_only=True, eq=False)
 class FinetuneAugment:
     """Flip, RandAugment and random erasing for finetuning, one draw for all frames of a clip.
 
@@ -125,35 +116,26 @@ class FinetuneAugment:
         fill: grey of what moving, turning and shearing uncover.
         erase: chance that a box is erased: filled with ImageNet's mean colour, which is 0 once it is
             normalised, as timm's "const" mode and BEVT's published code have it.
-        erase_area: smallest and largest share of the frame that the box covers.
+        erase_area: smallest and largest fraction of the frame that the box covers.
         erase_aspect: smallest and largest height / width of the box.
     """
 
-    def __init__(
-        self,
-        *,
-        flip: float = 0.5,
-        num_ops: int = 4,
-        magnitude: float = 7.0,
-        fill: float = 0.5,
-        erase: float = 0.25,
-        erase_area: tuple[float, float] = (0.02, 1 / 3),
-        erase_aspect: tuple[float, float] = (0.3, 1 / 0.3),
-    ) -> None:
-        check_chances({"flip": flip, "fill": fill, "erase": erase})
-        if num_ops < 0:
-            raise ValueError(f"num_ops must be at least 0, got {num_ops}")
-        if not 0.0 <= magnitude <= FULL_MAGNITUDE:
-            raise ValueError(f"magnitude must lie between 0 and {FULL_MAGNITUDE:g}, got {magnitude}")
-        check_range("erase_area", erase_area, highest=1.0)
-        check_range("erase_aspect", erase_aspect)
-        self.flip = flip
-        self.num_ops = num_ops
-        self.magnitude = magnitude
-        self.fill = fill
-        self.erase = erase
-        self.erase_area = erase_area
-        self.erase_aspect = erase_aspect
+    flip: float = 0.5
+    num_ops: int = 4
+    magnitude: float = 7.0
+    fill: float = 0.5
+    erase: float = 0.25
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    erase_aspect: tuple[float, float] = (0.3, 1 / 0.3)
+
+    def __post_init__(self) -> None:
+        check_chances({"flip": self.flip, "fill": self.fill, "erase": self.erase})
+        if self.num_ops < 0:
+            raise ValueError(f"num_ops must be at least 0, got {self.num_ops}")
+        if not 0.0 <= self.magnitude <= FULL_MAGNITUDE:
+            raise ValueError(f"magnitude must lie between 0 and {FULL_MAGNITUDE:g}, got {self.magnitude}")
+        check_range("erase_area", self.erase_area, highest=1.0)
+        check_range("erase_aspect", self.erase_aspect)
 
     def __call__(self, batch: Batch, generator: torch.Generator) -> Batch:
         """The batch with every slot of every view augmented.
@@ -217,7 +199,7 @@ def erased(
 
     Args:
         numbers: [N, attempts, 4] in [0, 1): area, shape, and place from top and left.
-        area: smallest and largest share of the frame.
+        area: smallest and largest fraction of the frame.
         aspect: smallest and largest height / width, drawn uniformly on a logarithmic scale.
 
     Returns:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 
-def check_counts(counts: Mapping[str, int | Sequence[int]]) -> None:
-    """Raises ValueError unless every number, and every number of a list, is at least 1."""
-    for name, given in counts.items():
-        numbers = (given,) if isinstance(given, int) else given
-        if any(number < 1 for number in numbers):
+def check_counts(made: object, *names: str) -> None:
+    """Raises ValueError unless these numbers, or lists of such, of an object are at least 1, or None."""
+    for name in names:
+        given = getattr(made, name)
+        numbers = given if isinstance(given, Sequence) else (given,)
+        if any(number is not None and number < 1 for number in numbers):
             raise ValueError(f"{name} must be at least 1, got {given}")
 
 
-def check_shares(shares: Mapping[str, float]) -> None:
-    """Raises ValueError unless every number lies in (0, 1]."""
-    for name, share in shares.items():
-        if not 0.0 < share <= 1.0:
-            raise ValueError(f"{name} must be above 0 and at most 1, got {share}")
+def check_fractions(made: object, *names: str) -> None:
+    """Raises ValueError unless these numbers of an object lie in (0, 1]."""
+    for name in names:
+        if not 0.0 < getattr(made, name) <= 1.0:
+            raise ValueError(f"{name} must be above 0 and at most 1, got {getattr(made, name)}")
 
 
 def check_chances(chances: Mapping[str, float]) -> None:
@@ -34,9 +35,10 @@ def check_range(name: str, given: tuple[float, float], *, highest: float = float
         raise ValueError(f"{name} must be two numbers above 0{most}, rising, got {given}")
 
 
-def check_num_crops(num_crops: int) -> None:
-    """Raises ValueError unless it is 1 or 3."""
-    if num_crops not in (1, 3):
+def check_test_clips(made: object, *names: str) -> None:
+    """``check_counts``, and raises ValueError unless its ``num_crops`` is 1 or 3."""
+    check_counts(made, *names)
+    if (num_crops := getattr(made, "num_crops")) not in (1, 3):  # noqa: B009
         raise ValueError(f"num_crops must be 1 or 3, got {num_crops}")
 
 

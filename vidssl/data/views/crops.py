@@ -7,12 +7,13 @@ flickers. The published codes resize without (``Interpolation``).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as resizing
 
 from vidssl.data.views.checks import check_counts, check_range
 from vidssl.data.views.times import draw, draw_real
@@ -23,6 +24,8 @@ _ATTEMPTS = 10
 
 Draw = Literal["usual", "svt_published"]
 Interpolation = Literal["bicubic_antialiased", "bicubic", "bilinear"]
+Views = dict[str, tuple[Tensor, ...]]
+Shapes = Mapping[str, tuple[tuple[int, int, int], ...]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class RandomResizedCrop:
 
     Attributes:
         size: side of the square in pixels.
-        area: smallest and largest share of the frame; None takes the whole frame, squeezed into the square.
+        area: smallest and largest fraction of the frame; None squeezes the whole frame into the square.
         aspect: smallest and largest width / height, drawn uniformly on a logarithmic scale.
         per_frame: a box for each frame instead of one for all: no longer one view, an ablation.
         interpolation: of the resizing, see ``resized``.
@@ -56,7 +59,7 @@ class RandomResizedCrop:
     draw: Draw = "usual"
 
     def __post_init__(self) -> None:
-        check_counts({"size": self.size})
+        check_counts(self, "size")
         check_range("aspect", self.aspect)
         if self.area is not None:
             check_range("area", self.area, highest=1.0)
@@ -119,7 +122,7 @@ def random_box(
     aspect: tuple[float, float],
     generator: torch.Generator,
 ) -> Box:
-    """A box with a random share of the area and a random shape; the middle if none of ten attempts fits."""
+    """A box of random area and shape, inside these ranges; the middle if none of ten attempts fits."""
     for _ in range(_ATTEMPTS):
         box_height, box_width = _random_size(height, width, area, aspect, generator)
         if box_height <= height and box_width <= width:
@@ -205,8 +208,6 @@ def resized(frames: Tensor, height: int, width: int, interpolation: Interpolatio
     "bicubic" and "bilinear" do not smooth when shrinking. The published codes of BEVT and VideoMAE (OpenCV's
     INTER_CUBIC and INTER_LINEAR, equal to one of 255 levels), SVT and TimeSformer (PyTorch) resize so.
     """
-    from torchvision.transforms.v2 import functional as resizing  # here: importing takes half a second
-
     name = "BILINEAR" if interpolation == "bilinear" else "BICUBIC"
     mode, antialias = resizing.InterpolationMode[name], interpolation == "bicubic_antialiased"
     if interpolation != "bicubic" or frames.is_floating_point():
@@ -241,16 +242,18 @@ def svt_resize_short_side(frames: Tensor, length: int) -> Tensor:
 def random_square(
     frames: Tensor,
     size: int,
-    short_side: tuple[int, int],
+    short_side: tuple[int, int] | None,
     generator: torch.Generator,
     interpolation: Interpolation = "bicubic_antialiased",
 ) -> Tensor:
-    """[T, 3, H, W] -> [3, T, size, size]: short side to a random length, then a random square.
+    """[T, 3, H, W] -> [3, T, size, size]: short side to a random length of a range, then a random square.
 
     Frames that already have the wanted size are taken as they are.
     """
     if frames.shape[2:] != (size, size):
-        frames = resize_short_side(frames, draw(generator, *short_side), interpolation)
+        frames = resize_short_side(
+            frames, draw(generator, *short_side_range(short_side, size)), interpolation
+        )
     # the last offset is drawn too; BEVT's published random crop never reaches it
     top = draw(generator, 0, frames.shape[2] - size)
     left = draw(generator, 0, frames.shape[3] - size)

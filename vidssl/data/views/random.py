@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from vidssl.data.views.crops import (
     ASPECT,
     Interpolation,
     RandomResizedCrop,
+    Shapes,
+    Views,
     random_square,
     resize_short_side,
     short_side_range,
@@ -19,9 +21,8 @@ from vidssl.data.views.crops import (
 from vidssl.data.views.times import clip_frames, draw, last_start, segments
 from vidssl.interfaces import DataSource, ViewSampler
 
-Shape = tuple[int, int, int]
 
-
+@dataclass(kw_only=True, eq=False)
 class SingleClip(ViewSampler):
     """One random clip of a video, resized and cropped at random as in BEVT's published code.
 
@@ -38,34 +39,27 @@ class SingleClip(ViewSampler):
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: int = 16,
-        frame_stride: int = 8,
-        size: int = 224,
-        short_side: tuple[int, int] | None = None,
-        interpolation: Interpolation = "bicubic_antialiased",
-    ) -> None:
-        check_counts({"num_frames": num_frames, "frame_stride": frame_stride, "size": size})
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.size = size
-        self.short_side = short_side_range(short_side, size)
-        self.interpolation = interpolation
+    num_frames: int = 16
+    frame_stride: int = 8
+    size: int = 224
+    short_side: tuple[int, int] | None = None
+    interpolation: Interpolation = "bicubic_antialiased"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_frames", "frame_stride", "size")
+        self.short_side = short_side_range(self.short_side, self.size)
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+    def shapes(self) -> Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),)}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
         frames = source.read(index, clip)
         return {"clip": (random_square(frames, self.size, self.short_side, generator, self.interpolation),)}
 
 
+@dataclass(kw_only=True, eq=False)
 class SingleImage(ViewSampler):
     """One random frame of a video, or an image, resized and cropped at random as in BEVT's published code.
 
@@ -76,30 +70,25 @@ class SingleImage(ViewSampler):
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(
-        self,
-        *,
-        size: int = 224,
-        short_side: tuple[int, int] | None = None,
-        interpolation: Interpolation = "bicubic_antialiased",
-    ) -> None:
-        check_counts({"size": size})
-        self.size = size
-        self.short_side = short_side_range(short_side, size)
-        self.interpolation = interpolation
+    size: int = 224
+    short_side: tuple[int, int] | None = None
+    interpolation: Interpolation = "bicubic_antialiased"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "size")
+        self.short_side = short_side_range(self.short_side, self.size)
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+    def shapes(self) -> Shapes:
         return {"image": ((1, self.size, self.size),)}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         frame = draw(generator, 0, source.info(index).num_frames - 1)
         frames = source.read(index, [frame])
         return {"image": (random_square(frames, self.size, self.short_side, generator, self.interpolation),)}
 
 
+@dataclass(kw_only=True, eq=False)
 class RandomResizedClip(ViewSampler):
     """One random clip in a box of random area and shape: BEVT's view for finetuning on Kinetics.
 
@@ -109,41 +98,35 @@ class RandomResizedClip(ViewSampler):
         num_frames: of the clip.
         frame_stride: video frames from one clip frame to the next.
         size: side of the square in pixels that the box is resized to.
-        area: smallest and largest share of the frame that the box covers.
+        area: smallest and largest fraction of the frame that the box covers.
         aspect: smallest and largest width / height of the box.
         short_side: resize the short side to this length before the box is cut, as BEVT's published code
             does with 256; by default frames are resized only once.
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: int = 32,
-        frame_stride: int = 2,
-        size: int = 224,
-        area: tuple[float, float] = (0.08, 1.0),
-        aspect: tuple[float, float] = ASPECT,
-        short_side: int | None = None,
-        interpolation: Interpolation = "bicubic_antialiased",
-    ) -> None:
-        check_counts({"num_frames": num_frames, "frame_stride": frame_stride})
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.cut = RandomResizedCrop(size, area, aspect, interpolation=interpolation)
-        self.short_side = _checked_short_side(short_side)
+    num_frames: int = 32
+    frame_stride: int = 2
+    size: int = 224
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = ASPECT
+    short_side: int | None = None
+    interpolation: Interpolation = "bicubic_antialiased"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_frames", "frame_stride", "short_side")
+        self.cut = RandomResizedCrop(self.size, self.area, self.aspect, interpolation=self.interpolation)
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
-        return {"clip": ((self.num_frames, self.cut.size, self.cut.size),)}
+    def shapes(self) -> Shapes:
+        return {"clip": ((self.num_frames, self.size, self.size),)}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
         return {"clip": (_cut(source.read(index, clip), self.short_side, self.cut, generator),)}
 
 
+@dataclass(kw_only=True, eq=False)
 class RandomSegments(ViewSampler):
     """A clip of one random frame from each of equal parts of the whole video, in a random box.
 
@@ -152,35 +135,29 @@ class RandomSegments(ViewSampler):
     Args:
         num_frames: parts, and frames of the clip.
         size: side of the square in pixels that the box is resized to.
-        area: smallest and largest share of the frame that the box covers.
+        area: smallest and largest fraction of the frame that the box covers.
         aspect: smallest and largest width / height of the box.
         short_side: resize the short side to this length before the box is cut, as BEVT's published code
             does with 256; by default frames are resized only once.
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: int = 32,
-        size: int = 224,
-        area: tuple[float, float] = (0.08, 1.0),
-        aspect: tuple[float, float] = ASPECT,
-        short_side: int | None = None,
-        interpolation: Interpolation = "bicubic_antialiased",
-    ) -> None:
-        check_counts({"num_frames": num_frames})
-        self.num_frames = num_frames
-        self.cut = RandomResizedCrop(size, area, aspect, interpolation=interpolation)
-        self.short_side = _checked_short_side(short_side)
+    num_frames: int = 32
+    size: int = 224
+    area: tuple[float, float] = (0.08, 1.0)
+    aspect: tuple[float, float] = ASPECT
+    short_side: int | None = None
+    interpolation: Interpolation = "bicubic_antialiased"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_frames", "short_side")
+        self.cut = RandomResizedCrop(self.size, self.area, self.aspect, interpolation=self.interpolation)
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
-        return {"clip": ((self.num_frames, self.cut.size, self.cut.size),)}
+    def shapes(self) -> Shapes:
+        return {"clip": ((self.num_frames, self.size, self.size),)}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         parts = segments(source.info(index).num_frames, self.num_frames)
         clip = [draw(generator, first, last) for first, last in parts]
         return {"clip": (_cut(source.read(index, clip), self.short_side, self.cut, generator),)}
@@ -198,8 +175,3 @@ def _cut(
     if short_side is not None:
         frames = resize_short_side(frames, short_side, cut.interpolation)
     return cut(frames, generator)
-
-
-def _checked_short_side(short_side: int | None) -> int | None:
-    check_counts({} if short_side is None else {"short_side": short_side})
-    return short_side

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from vidssl.data.sources.tokens.source import TokenStore, Wanted
+from vidssl.data.sources.tokens.source import StoreNeeds, TokenStore
 from vidssl.data.sources.tokens.store import Crop, Transform, transforms_of
-from vidssl.data.views.checks import check_counts, check_fps, check_num_crops
-from vidssl.data.views.random import Shape
-from vidssl.data.views.times import draw, neighbour_starts, vimpac_last_start
-from vidssl.data.views.uniform import Starts, uniform_ticks
+from vidssl.data.views.checks import check_counts, check_fps
+from vidssl.data.views.crops import Shapes, Views
+from vidssl.data.views.times import draw, vimpac_last_start
+from vidssl.data.views.uniform import EvenClips
+from vidssl.data.views.vimpac import PairOfClips
 from vidssl.errors import UsageError
-from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample, ViewSampler
+from vidssl.interfaces import DataSource, ViewSampler
 
 
 class StoredViews(ViewSampler):
@@ -23,11 +25,48 @@ class StoredViews(ViewSampler):
 
     @property
     @abstractmethod
-    def wanted(self) -> Wanted:
+    def wanted(self) -> StoreNeeds:
         """What the store must hold."""
 
 
-class StoredClipPair(StoredViews):
+@dataclass(kw_only=True, eq=False)
+class _Transformed(StoredViews):
+    """Clips under one of several transforms, which is drawn for each sample."""
+
+    num_frames: int
+    frame_stride: int
+    fps: float | None
+    size: int
+    resize: tuple[float, ...]
+    crops: tuple[Crop, ...]
+    flip: bool
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_frames", "frame_stride", "size")
+        check_fps(self.fps)
+        if not self.resize or min(self.resize) < 1.0:
+            raise ValueError(f"resize must list numbers of at least 1, got {self.resize}")
+        if not self.crops:
+            raise ValueError("crops must list one place or more")
+
+    @property
+    def wanted(self) -> StoreNeeds:
+        flips = (False, True) if self.flip else (False,)
+        return StoreNeeds(self.size, self.fps, transforms_of(self.size, self.resize, self.crops, flips))
+
+    def clips(
+        self, store: TokenStore, index: int, starts: Sequence[int], generator: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """Ids of the clips at some starts; their transform is drawn as ``corner_clip`` draws."""
+        ratio = self.resize[draw(generator, 0, len(self.resize) - 1)]
+        crop = self.crops[draw(generator, 0, len(self.crops) - 1)]
+        transform = Transform(round(ratio * self.size), crop, self.flip and bool(draw(generator, 0, 1)))
+        span, stride = self.num_frames * self.frame_stride, self.frame_stride
+        return tuple(store.read_ids(index, range(start, start + span, stride), transform) for start in starts)
+
+
+@dataclass(kw_only=True, eq=False)
+class StoredClipPair(PairOfClips, _Transformed):
     """Two clips of one video out of a token store, the same as ``clip_pair`` takes of pixels.
 
     Where a video ends before its clip, what is missing is padding (VIMPAC's release), not its last frame.
@@ -43,68 +82,24 @@ class StoredClipPair(StoredViews):
         flip: whether half of the pairs are mirrored.
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: int = 5,
-        frame_stride: int = 1,
-        fps: float | None = 2.0,
-        size: int = 128,
-        max_distance_seconds: float | None = None,
-        resize: tuple[float, ...] = (1.0,),
-        crops: tuple[Crop, ...] = ("middle",),
-        flip: bool = False,
-    ) -> None:
-        check_counts({"num_frames": num_frames, "frame_stride": frame_stride, "size": size})
-        check_fps(fps)
-        _check_choices(resize, crops)
-        if max_distance_seconds is not None and max_distance_seconds < 0:
-            raise ValueError(f"max_distance_seconds must be at least 0, got {max_distance_seconds}")
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.fps = fps
-        self.size = size
-        self.max_distance_seconds = max_distance_seconds
-        self.resize = resize
-        self.crops = crops
-        self.flip = flip
+    resize: tuple[float, ...] = (1.0,)
+    crops: tuple[Crop, ...] = ("middle",)
+    flip: bool = False
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
-        return {"clip": ((self.num_frames, self.size, self.size),) * 2}
+    def __post_init__(self) -> None:
+        PairOfClips.__post_init__(self)
+        _Transformed.__post_init__(self)
 
-    @property
-    def wanted(self) -> Wanted:
-        flips = (False, True) if self.flip else (False,)
-        return Wanted(self.size, self.fps, transforms_of(self.size, self.resize, self.crops, flips))
-
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         store = _store(source)
         info = store.info(index)
-        last = vimpac_last_start(info.num_frames, self.num_frames, self.frame_stride)
-        first_start = draw(generator, 0, last)
-        second_start = draw(generator, *neighbour_starts(first_start, last, self._max_distance(info)))
-        # after the starts, so that these are those of the same clips' pixels
-        transform = _drawn(self.size, self.resize, self.crops, self.flip, generator)
-        starts = (first_start, second_start)
-        return {"clip": tuple(self._clip(store, index, start, transform) for start in starts)}
-
-    def _clip(self, store: TokenStore, index: int, start: int, transform: Transform) -> Tensor:
-        frames = range(start, start + self.num_frames * self.frame_stride, self.frame_stride)
-        return store.read_ids(index, frames, transform)
-
-    def _max_distance(self, info: SampleInfo) -> int | None:
-        """In stored frames."""
-        if self.max_distance_seconds is None or info.num_frames == 1:
-            return None
-        if info.fps <= 0:
-            raise UnreadableSample(info.key, "it states no frame rate, which max_distance_seconds needs")
-        return round(self.max_distance_seconds * info.fps)
+        # before the transform, so that these are the starts of the same clips' pixels
+        starts = self.starts(info, info.num_frames, info.fps, generator)
+        return {"clip": self.clips(store, index, starts, generator)}
 
 
-class StoredClip(StoredViews):
+@dataclass(kw_only=True, eq=False)
+class StoredClip(_Transformed):
     """One random clip out of a token store, under one of several transforms: VIMPAC's view for finetuning.
 
     Without a flip it is the clip that ``corner_clip`` takes of pixels. Where a video ends before its clip,
@@ -120,109 +115,46 @@ class StoredClip(StoredViews):
         flip: whether half of the clips are mirrored; off where classes have a direction.
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: int = 10,
-        frame_stride: int = 8,
-        fps: float | None = 16.0,
-        size: int = 256,
-        resize: tuple[float, ...] = (1.0, 1.25),
-        crops: tuple[Crop, ...] = ("top", "middle", "bottom"),
-        flip: bool = True,
-    ) -> None:
-        check_counts({"num_frames": num_frames, "frame_stride": frame_stride, "size": size})
-        check_fps(fps)
-        _check_choices(resize, crops)
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.fps = fps
-        self.size = size
-        self.resize = resize
-        self.crops = crops
-        self.flip = flip
+    num_frames: int = 10
+    frame_stride: int = 8
+    fps: float | None = 16.0
+    size: int = 256
+    resize: tuple[float, ...] = (1.0, 1.25)
+    crops: tuple[Crop, ...] = ("top", "middle", "bottom")
+    flip: bool = True
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+    def shapes(self) -> Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),)}
 
-    @property
-    def wanted(self) -> Wanted:
-        flips = (False, True) if self.flip else (False,)
-        return Wanted(self.size, self.fps, transforms_of(self.size, self.resize, self.crops, flips))
-
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         store = _store(source)
         last = vimpac_last_start(store.info(index).num_frames, self.num_frames, self.frame_stride)
-        start = draw(generator, 0, last)
-        frames = range(start, start + self.num_frames * self.frame_stride, self.frame_stride)
-        transform = _drawn(self.size, self.resize, self.crops, self.flip, generator)
-        return {"clip": (store.read_ids(index, frames, transform),)}
+        return {"clip": self.clips(store, index, (draw(generator, 0, last),), generator)}
 
 
-class StoredUniformClips(StoredViews):
+@dataclass(kw_only=True, eq=False)
+class StoredUniformClips(EvenClips, StoredViews):
     """Test views out of a token store: the clips that ``uniform_clips`` takes of pixels, nothing random.
 
+    The rules of ``uniform_clips`` for short videos hold too, so nothing is padding.
+
     Args:
-        num_clips: of a video.
+        num_clips, num_frames, frame_stride, size, starts: see ``EvenClips``.
         num_crops: 1, the middle, or 3, for which the store must hold ``top``, ``middle`` and ``far``.
-        num_frames: of a clip.
-        frame_stride: stored frames from one clip frame to the next.
         fps: frame rate of the store; null for one that keeps the videos' own.
-        size: side of the square in pixels.
-        starts: as in ``uniform_clips``; its rules for short videos hold too, so nothing is padding.
     """
 
-    def __init__(
-        self,
-        *,
-        num_clips: int = 1,
-        num_crops: int = 1,
-        num_frames: int = 16,
-        frame_stride: int = 8,
-        fps: float | None = None,
-        size: int = 224,
-        starts: Starts = "middles",
-    ) -> None:
-        check_counts(
-            {"num_clips": num_clips, "num_frames": num_frames, "frame_stride": frame_stride, "size": size}
-        )
-        check_num_crops(num_crops)
-        check_fps(fps)
-        self.num_clips = num_clips
-        self.num_crops = num_crops
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.fps = fps
-        self.size = size
-        self.starts = starts
+    @property
+    def wanted(self) -> StoreNeeds:
         # in the order of ``crop_boxes``
-        self.crops: tuple[Crop, ...] = ("middle",) if num_crops == 1 else ("top", "far", "middle")
+        crops: tuple[Crop, ...] = ("middle",) if self.num_crops == 1 else ("top", "far", "middle")
+        return StoreNeeds(self.size, self.fps, transforms_of(self.size, (1.0,), crops, (False,)))
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
-        return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * len(self.crops))}
-
-    @property
-    def wanted(self) -> Wanted:
-        return Wanted(self.size, self.fps, transforms_of(self.size, (1.0,), self.crops, (False,)))
-
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
-        store = _store(source)
-        clips = uniform_ticks(
-            store.info(index).num_frames,
-            num_clips=self.num_clips,
-            length=self.num_frames,
-            stride=self.frame_stride,
-            starts=self.starts,
-        )
-        slots = [
-            store.read_ids(index, clip, transform) for clip in clips for transform in self.wanted.transforms
-        ]
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+        store, transforms = _store(source), self.wanted.transforms
+        clips = self.ticks(store.info(index).num_frames)
+        slots = [store.read_ids(index, clip, transform) for clip in clips for transform in transforms]
         return {"clip": tuple(slots)}
 
 
@@ -230,19 +162,3 @@ def _store(source: DataSource) -> TokenStore:
     if not isinstance(source, TokenStore):
         raise UsageError("these views read stored ids: the source must be of type token_store")
     return source
-
-
-def _drawn(
-    size: int, resize: Sequence[float], crops: Sequence[Crop], flip: bool, generator: torch.Generator
-) -> Transform:
-    """One of the transforms, in the order in which ``corner_clip`` draws."""
-    ratio = resize[draw(generator, 0, len(resize) - 1)]
-    crop = crops[draw(generator, 0, len(crops) - 1)]
-    return Transform(round(ratio * size), crop, flip and bool(draw(generator, 0, 1)))
-
-
-def _check_choices(resize: Sequence[float], crops: Sequence[Crop]) -> None:
-    if not resize or min(resize) < 1.0:
-        raise ValueError(f"resize must list numbers of at least 1, got {resize}")
-    if not crops:
-        raise ValueError("crops must list one place or more")

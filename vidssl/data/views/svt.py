@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from vidssl.data.views.checks import check_counts, check_shares
+from vidssl.data.views.checks import check_counts, check_fractions
 from vidssl.data.views.crops import (
     ASPECT,
     FramesOfClips,
     Interpolation,
     RandomResizedCrop,
+    Shapes,
+    Views,
     picked,
     random_square,
     short_side_range,
 )
-from vidssl.data.views.random import Shape
 from vidssl.data.views.times import (
     clip_frames,
     draw,
@@ -34,10 +35,71 @@ from vidssl.data.views.uniform import slow_fast_last_start
 from vidssl.interfaces import DataSource, ViewSampler
 
 Vary = Literal["both", "space", "time"]
+Cut = Literal["antialiased", "svt_published"]
 LOCAL_FRAMES = (2, 2, 4, 4, 8, 8, 16, 16)
 
 
-class GlobalLocal(ViewSampler):
+@dataclass(kw_only=True, eq=False)
+class GlobalsAndLocals(ViewSampler):
+    """Random boxes of global and local views; a subclass says which frames each view shows.
+
+    Args:
+        size: of a global view, side of the square in pixels.
+        area: of a global view, smallest and largest fraction of the frame; this and ``local_area`` are SVT's
+            published code's, the paper says "about 40 % of each dimension" for locals.
+        local_frames: of each local view; an empty list gives no local views.
+        local_size: of a local view, side of the square in pixels.
+        local_area: of a local view, smallest and largest fraction of the frame.
+        aspect: smallest and largest width / height of a box.
+    """
+
+    size: int = 224
+    area: tuple[float, float] = (0.4, 1.0)
+    local_frames: tuple[int, ...] = LOCAL_FRAMES
+    local_size: int = 96
+    local_area: tuple[float, float] = (0.05, 0.4)
+    aspect: tuple[float, float] = ASPECT
+
+    def prepare(self, lengths: Sequence[int], how: Cut = "antialiased", per_frame: bool = False) -> None:
+        """Sets how boxes are cut; ``lengths`` are the frames of each global view."""
+        if not lengths:
+            raise ValueError("num_frames must list at least one global view")
+        check_counts(self, "num_frames", "local_frames")
+        self._lengths = tuple(lengths)
+        self.cut, self.local_cut = (
+            RandomResizedCrop(size, area, self.aspect, per_frame)
+            if how == "antialiased"
+            else RandomResizedCrop(size, area, self.aspect, interpolation="bicubic", draw="svt_published")
+            for size, area in ((self.size, self.area), (self.local_size, self.local_area))
+        )
+
+    @property
+    def shapes(self) -> Shapes:
+        shapes = {"global": tuple((length, self.cut.size, self.cut.size) for length in self._lengths)}
+        if self.local_frames:
+            size = self.local_cut.size
+            shapes["local"] = tuple((length, size, size) for length in self.local_frames)
+        return shapes
+
+    def views(
+        self,
+        source: DataSource,
+        index: int,
+        globals_: list[list[int]],
+        locals_: list[list[int]],
+        generator: torch.Generator,
+    ) -> Views:
+        """The views of these frames, all read at once."""
+        frames = FramesOfClips(source, index, [*globals_, *locals_])
+        pixels = frames.pixels
+        views = {"global": tuple(self.cut(pixels, generator, frames.rows(clip)) for clip in globals_)}
+        if locals_:
+            views["local"] = tuple(self.local_cut(pixels, generator, frames.rows(clip)) for clip in locals_)
+        return views
+
+
+@dataclass(kw_only=True, eq=False)
+class GlobalLocal(GlobalsAndLocals):
     """Global and local views of one video: SVT, Sec. 3.2.
 
     Each view takes frames evenly from a random part of the video of its own, first and last frame of the
@@ -46,57 +108,30 @@ class GlobalLocal(ViewSampler):
     every slot has its own, so that slots can be batched, as in the published code.
 
     Args:
+        size, area, local_frames, local_size, local_area, aspect: see ``GlobalsAndLocals``.
         num_frames: of each global view.
-        extent: share of the video that a global view covers. The text does not say whether the globals
+        extent: fraction of the video that a global view covers. The text does not say whether the globals
             share one part; here each draws its own.
-        size: of a global view, side of the square in pixels.
-        area: of a global view, smallest and largest share of the frame; this and ``local_area`` are the
-            published code's, the paper says "about 40 % of each dimension" for locals.
-        local_frames: of each local view; an empty list gives no local views.
-        local_extent: share of the video that a local view covers.
-        local_size: of a local view, side of the square in pixels.
-        local_area: of a local view, smallest and largest share of the frame.
-        aspect: smallest and largest width / height of a box.
+        local_extent: fraction of the video that a local view covers.
         vary: what the views' field of view differs in (Table 5). "space": all views take their frames from
             one part of ``extent``. "time": all views show whole frames, ``size`` pixels wide.
         box_per_frame: a box for each frame instead of one for all, for the ablation without temporally
             consistent augmentation (Table 7).
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: tuple[int, ...] = (16, 8),
-        extent: float = 0.9,
-        size: int = 224,
-        area: tuple[float, float] = (0.4, 1.0),
-        local_frames: tuple[int, ...] = LOCAL_FRAMES,
-        local_extent: float = 0.125,
-        local_size: int = 96,
-        local_area: tuple[float, float] = (0.05, 0.4),
-        aspect: tuple[float, float] = ASPECT,
-        vary: Vary = "both",
-        box_per_frame: bool = False,
-    ) -> None:
-        _check_frames(num_frames, local_frames)
-        check_shares({"extent": extent, "local_extent": local_extent})
-        self.num_frames = num_frames
-        self.local_frames = local_frames
-        self.extent = extent
-        self.local_extent = local_extent
-        self.vary = vary
-        self.cut = RandomResizedCrop(size, area, aspect, box_per_frame)
-        self.local_cut = RandomResizedCrop(local_size, local_area, aspect, box_per_frame)
-        if vary == "time":
-            self.cut = self.local_cut = RandomResizedCrop(size, None)
+    num_frames: tuple[int, ...] = (16, 8)
+    extent: float = 0.9
+    local_extent: float = 0.125
+    vary: Vary = "both"
+    box_per_frame: bool = False
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
-        return _shapes(self.num_frames, self.cut, self.local_frames, self.local_cut)
+    def __post_init__(self) -> None:
+        self.prepare(self.num_frames, per_frame=self.box_per_frame)
+        check_fractions(self, "extent", "local_extent")
+        if self.vary == "time":
+            self.cut = self.local_cut = RandomResizedCrop(self.size, None)
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         total = source.info(index).num_frames
         one = _random_part(total, self.extent, generator)
 
@@ -106,10 +141,11 @@ class GlobalLocal(ViewSampler):
 
         globals_ = [clip(length, self.extent) for length in self.num_frames]
         locals_ = [clip(length, self.local_extent) for length in self.local_frames]
-        return _views(source, index, globals_, self.cut, locals_, self.local_cut, generator)
+        return self.views(source, index, globals_, locals_, generator)
 
 
-class SVTPublished(ViewSampler):
+@dataclass(kw_only=True, eq=False)
+class SVTPublished(GlobalsAndLocals):
     """The views of SVT's published code: both globals span one random window, five frames apart.
 
     The window lasts as long as ``window_frames`` at 30 fps, or the whole of a shorter video; locals cover
@@ -118,46 +154,21 @@ class SVTPublished(ViewSampler):
     numbers come from globals of 8 and 16 frames and locals of 2, 2, 4, 4, 8, 8, 16, 16.
 
     Args:
+        size, area, local_frames, local_size, local_area, aspect: see ``GlobalsAndLocals``.
         num_frames: of the two global views.
         window_frames: of the window, at 30 fps; published: 8 x 32. A video that states no rate counts
             as 30 fps.
-        size: of a global view, side of the square in pixels.
-        area: of a global view, smallest and largest share of the frame.
-        local_frames: of each local view; an empty list gives no local views.
-        local_size: of a local view, side of the square in pixels.
-        local_area: of a local view, smallest and largest share of the frame.
-        aspect: smallest and largest width / height of a box.
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: tuple[int, int] = (8, 8),
-        window_frames: int = 256,
-        size: int = 224,
-        area: tuple[float, float] = (0.4, 1.0),
-        local_frames: tuple[int, ...] = (8,) * 8,
-        local_size: int = 96,
-        local_area: tuple[float, float] = (0.05, 0.4),
-        aspect: tuple[float, float] = ASPECT,
-    ) -> None:
-        _check_frames(num_frames, local_frames)
-        check_counts({"window_frames": window_frames})
-        self.num_frames = num_frames
-        self.local_frames = local_frames
-        self.window_frames = window_frames
-        self.cut = RandomResizedCrop(size, area, aspect, interpolation="bicubic", draw="svt_published")
-        self.local_cut = RandomResizedCrop(
-            local_size, local_area, aspect, interpolation="bicubic", draw="svt_published"
-        )
+    num_frames: tuple[int, int] = (8, 8)
+    window_frames: int = 256
+    local_frames: tuple[int, ...] = (8,) * 8
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
-        return _shapes(self.num_frames, self.cut, self.local_frames, self.local_cut)
+    def __post_init__(self) -> None:
+        self.prepare(self.num_frames, "svt_published")
+        check_counts(self, "window_frames")
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         info = source.info(index)
         window = svt_window_frames(svt_fps(info), self.window_frames)
         start = draw_real(generator, 0.0, max(info.num_frames - window, 0.0))
@@ -168,10 +179,11 @@ class SVTPublished(ViewSampler):
             svt_local_frames(first, last, draw(generator, 0, span - span // 8 - 1), length)
             for length in self.local_frames
         ]
-        return _views(source, index, globals_, self.cut, locals_, self.local_cut, generator)
+        return self.views(source, index, globals_, locals_, generator)
 
 
-class IntervalClips(ViewSampler):
+@dataclass(kw_only=True, eq=False)
+class IntervalClips(GlobalsAndLocals):
     """SVT's views with temporal interval sampling in place of motion correspondences: SVT, Table 6.
 
     The two globals are clips at one frame rate, their starts a random interval apart: an interval t out
@@ -180,52 +192,26 @@ class IntervalClips(ViewSampler):
     read round and round. Locals stay those of ``global_local``; the paper does not mention them.
 
     Args:
+        size, area, local_frames, local_size, local_area, aspect: see ``GlobalsAndLocals``.
         num_frames: of each global view; 16 frames two apart are CVRL's, SVT states nothing.
         frame_stride: video frames from one frame of a global view to the next.
         interval_power: 1 falls in a straight line, the best in CVRL; larger values fall later.
-        size: of a global view, side of the square in pixels.
-        area: of a global view, smallest and largest share of the frame.
-        local_frames: of each local view; an empty list gives no local views.
-        local_extent: share of the video that a local view covers.
-        local_size: of a local view, side of the square in pixels.
-        local_area: of a local view, smallest and largest share of the frame.
-        aspect: smallest and largest width / height of a box.
+        local_extent: fraction of the video that a local view covers.
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: int = 16,
-        frame_stride: int = 2,
-        interval_power: float = 1.0,
-        size: int = 224,
-        area: tuple[float, float] = (0.4, 1.0),
-        local_frames: tuple[int, ...] = LOCAL_FRAMES,
-        local_extent: float = 0.125,
-        local_size: int = 96,
-        local_area: tuple[float, float] = (0.05, 0.4),
-        aspect: tuple[float, float] = ASPECT,
-    ) -> None:
-        _check_frames((num_frames,), local_frames)
-        check_counts({"frame_stride": frame_stride})
-        check_shares({"local_extent": local_extent})
-        if interval_power <= 0:
-            raise ValueError(f"interval_power must be above 0, got {interval_power}")
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.interval_power = interval_power
-        self.local_frames = local_frames
-        self.local_extent = local_extent
-        self.cut = RandomResizedCrop(size, area, aspect)
-        self.local_cut = RandomResizedCrop(local_size, local_area, aspect)
+    num_frames: int = 16
+    frame_stride: int = 2
+    interval_power: float = 1.0
+    local_extent: float = 0.125
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
-        return _shapes((self.num_frames,) * 2, self.cut, self.local_frames, self.local_cut)
+    def __post_init__(self) -> None:
+        self.prepare((self.num_frames,) * 2)
+        check_counts(self, "frame_stride")
+        check_fractions(self, "local_extent")
+        if self.interval_power <= 0:
+            raise ValueError(f"interval_power must be above 0, got {self.interval_power}")
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         total = source.info(index).num_frames
         globals_ = [
             clip_frames(start, total, length=self.num_frames, stride=self.frame_stride)
@@ -235,7 +221,7 @@ class IntervalClips(ViewSampler):
             spread(*_random_part(total, self.local_extent, generator), length, total)
             for length in self.local_frames
         ]
-        return _views(source, index, globals_, self.cut, locals_, self.local_cut, generator)
+        return self.views(source, index, globals_, locals_, generator)
 
     def _starts(self, last: int, generator: torch.Generator) -> tuple[int, int]:
         chances = 1 - (torch.arange(last + 1, dtype=torch.float64) / (last + 1)) ** self.interval_power
@@ -245,6 +231,7 @@ class IntervalClips(ViewSampler):
         return (early, late) if draw(generator, 0, 1) else (late, early)
 
 
+@dataclass(kw_only=True, eq=False)
 class SlowFastTrain(ViewSampler):
     """Slow and fast clips for training a classifier on both (SVT, Sec. 4.1), from one random place.
 
@@ -258,28 +245,20 @@ class SlowFastTrain(ViewSampler):
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: tuple[int, int] = (8, 64),
-        frame_strides: tuple[int, int] = (32, 4),
-        sizes: tuple[int, int] = (224, 96),
-        interpolation: Interpolation = "bicubic_antialiased",
-    ) -> None:
-        check_counts({"num_frames": num_frames, "frame_strides": frame_strides, "sizes": sizes})
-        self.num_frames = num_frames
-        self.frame_strides = frame_strides
-        self.sizes = sizes
-        self.interpolation = interpolation
+    num_frames: tuple[int, int] = (8, 64)
+    frame_strides: tuple[int, int] = (32, 4)
+    sizes: tuple[int, int] = (224, 96)
+    interpolation: Interpolation = "bicubic_antialiased"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_frames", "frame_strides", "sizes")
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+    def shapes(self) -> Shapes:
         (slow, fast), (large, small) = self.num_frames, self.sizes
         return {"slow": ((slow, large, large),), "fast": ((fast, small, small),)}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         total = source.info(index).num_frames
         start = draw(generator, 0, slow_fast_last_start(total, self.num_frames, self.frame_strides))
         clips = [
@@ -321,37 +300,3 @@ def _random_part(total: int, extent: float, generator: torch.Generator) -> tuple
     covered = max(round(extent * total), 1)
     start = draw(generator, 0, total - covered)
     return start, start + covered - 1
-
-
-def _views(
-    source: DataSource,
-    index: int,
-    globals_: list[list[int]],
-    cut: RandomResizedCrop,
-    locals_: list[list[int]],
-    local_cut: RandomResizedCrop,
-    generator: torch.Generator,
-) -> dict[str, tuple[Tensor, ...]]:
-    frames = FramesOfClips(source, index, [*globals_, *locals_])
-    views = {"global": tuple(cut(frames.pixels, generator, frames.rows(clip)) for clip in globals_)}
-    if locals_:
-        views["local"] = tuple(local_cut(frames.pixels, generator, frames.rows(clip)) for clip in locals_)
-    return views
-
-
-def _shapes(
-    num_frames: Sequence[int],
-    cut: RandomResizedCrop,
-    local_frames: Sequence[int],
-    local_cut: RandomResizedCrop,
-) -> Mapping[str, tuple[Shape, ...]]:
-    shapes = {"global": tuple((length, cut.size, cut.size) for length in num_frames)}
-    if local_frames:
-        shapes["local"] = tuple((length, local_cut.size, local_cut.size) for length in local_frames)
-    return shapes
-
-
-def _check_frames(num_frames: Sequence[int], local_frames: Sequence[int]) -> None:
-    if not num_frames:
-        raise ValueError("num_frames must list at least one global view")
-    check_counts({"num_frames": num_frames, "local_frames": local_frames})

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vidssl.data.views.checks import check_counts, check_fps, check_num_crops
+from vidssl.data.views.checks import check_fps, check_test_clips
 from vidssl.data.views.crops import (
     FramesOfClips,
     Interpolation,
+    Shapes,
+    Views,
     crop,
     crop_boxes,
     resize_short_side,
     svt_crop_boxes,
     svt_resize_short_side,
 )
-from vidssl.data.views.random import Shape
 from vidssl.data.views.times import (
     clip_frames,
     end_to_end_starts,
@@ -36,83 +37,68 @@ from vidssl.interfaces import DataSource, ViewSampler
 Starts = Literal["middles", "end_to_end"]
 
 
-class UniformClips(ViewSampler):
-    """Clips evenly spread over a video, each in one or three crops: the usual test views, nothing random.
-
-    Crops are the middle of the frame or both ends of its long side and the middle, after its short side
-    became ``size``. Slots are clip by clip, crops inside.
+@dataclass(kw_only=True, eq=False)
+class EvenClips(ViewSampler):
+    """Clips evenly spread over a video, each in one or three crops. Slots are clip by clip, crops inside.
 
     Args:
         num_clips: of a video; BEVT tests with 4, VIMPAC with 10.
-        num_crops: 1 or 3; both papers test with 3.
+        num_crops: 1, the middle, or 3: both ends of the long side and the middle; both papers test with 3.
         num_frames: of a clip.
         frame_stride: frames from one clip frame to the next, counted at ``fps`` if that is given.
         fps: frame rate that the video is thinned out to first; None keeps its own.
-        size: side of the square in pixels.
+        size: side of the square in pixels, and length that the short side is resized to.
         starts: "middles" is BEVT's rule, clips start in the middle of equal parts of all possible starts
             and a video too short for a clip is read round and round. "end_to_end" is VIMPAC's, the first
             clip starts the video and the last one ends it; a single clip starts it, and a video too short
             holds its last frame.
+    """
+
+    num_clips: int = 1
+    num_crops: int = 1
+    num_frames: int = 16
+    frame_stride: int = 8
+    fps: float | None = None
+    size: int = 224
+    starts: Starts = "middles"
+
+    def __post_init__(self) -> None:
+        check_test_clips(self, "num_clips", "num_frames", "frame_stride", "size")
+        check_fps(self.fps)
+
+    @property
+    def shapes(self) -> Shapes:
+        return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * self.num_crops)}
+
+    def ticks(self, total: int) -> list[list[int]]:
+        """Frames of each clip, of a video that has ``total`` at ``fps``."""
+        length, stride = self.num_frames, self.frame_stride
+        if self.starts == "middles":
+            firsts = middle_starts(last_start(total, length, stride), self.num_clips)
+            return [clip_frames(first, total, length=length, stride=stride) for first in firsts]
+        firsts = end_to_end_starts(vimpac_last_start(total, length, stride), self.num_clips)
+        return [held_frames(first, total, length=length, stride=stride) for first in firsts]
+
+
+@dataclass(kw_only=True, eq=False)
+class UniformClips(EvenClips):
+    """Clips evenly spread over a video, each in one or three crops: the usual test views, nothing random.
+
+    Args:
+        num_clips, num_crops, num_frames, frame_stride, fps, size, starts: see ``EvenClips``.
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(
-        self,
-        *,
-        num_clips: int = 1,
-        num_crops: int = 1,
-        num_frames: int = 16,
-        frame_stride: int = 8,
-        fps: float | None = None,
-        size: int = 224,
-        starts: Starts = "middles",
-        interpolation: Interpolation = "bicubic_antialiased",
-    ) -> None:
-        check_counts(
-            {"num_clips": num_clips, "num_frames": num_frames, "frame_stride": frame_stride, "size": size}
-        )
-        check_num_crops(num_crops)
-        check_fps(fps)
-        self.num_clips = num_clips
-        self.num_crops = num_crops
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.fps = fps
-        self.size = size
-        self.starts = starts
-        self.interpolation = interpolation
+    interpolation: Interpolation = "bicubic_antialiased"
 
-    @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
-        return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * self.num_crops)}
-
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         kept = kept_frames(source.info(index), self.fps)
-        clips = [
-            [kept[tick] for tick in ticks]
-            for ticks in uniform_ticks(
-                len(kept),
-                num_clips=self.num_clips,
-                length=self.num_frames,
-                stride=self.frame_stride,
-                starts=self.starts,
-            )
-        ]
+        clips = [[kept[tick] for tick in ticks] for ticks in self.ticks(len(kept))]
         frames = FramesOfClips(source, index, clips)
         return {"clip": even_crops(frames, clips, self.size, self.num_crops, self.interpolation)}
 
 
-def uniform_ticks(total: int, *, num_clips: int, length: int, stride: int, starts: Starts) -> list[list[int]]:
-    """Frames of each clip of ``uniform_clips``, of a video that has ``total``."""
-    if starts == "middles":
-        firsts = middle_starts(last_start(total, length, stride), num_clips)
-        return [clip_frames(first, total, length=length, stride=stride) for first in firsts]
-    firsts = end_to_end_starts(vimpac_last_start(total, length, stride), num_clips)
-    return [held_frames(first, total, length=length, stride=stride) for first in firsts]
-
-
+@dataclass(kw_only=True, eq=False)
 class SegmentMiddles(ViewSampler):
     """One clip of the middle frames of equal parts of the whole video: BEVT's test view for SSv2.
 
@@ -123,34 +109,26 @@ class SegmentMiddles(ViewSampler):
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: int = 32,
-        num_crops: int = 3,
-        size: int = 224,
-        interpolation: Interpolation = "bicubic_antialiased",
-    ) -> None:
-        check_counts({"num_frames": num_frames, "size": size})
-        check_num_crops(num_crops)
-        self.num_frames = num_frames
-        self.num_crops = num_crops
-        self.size = size
-        self.interpolation = interpolation
+    num_frames: int = 32
+    num_crops: int = 3
+    size: int = 224
+    interpolation: Interpolation = "bicubic_antialiased"
+
+    def __post_init__(self) -> None:
+        check_test_clips(self, "num_frames", "size")
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+    def shapes(self) -> Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),) * self.num_crops}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         parts = segments(source.info(index).num_frames, self.num_frames)
         clip = [(first + last) // 2 for first, last in parts]
         frames = FramesOfClips(source, index, [clip])
         return {"clip": even_crops(frames, [clip], self.size, self.num_crops, self.interpolation)}
 
 
+@dataclass(kw_only=True, eq=False)
 class SVTPublishedTest(ViewSampler):
     """The test views of SVT's published code: clips from the start of a video on, its crops and its resizing.
 
@@ -167,36 +145,23 @@ class SVTPublishedTest(ViewSampler):
             crop, 224 for three.
     """
 
-    def __init__(
-        self,
-        *,
-        num_clips: int = 1,
-        num_crops: int = 3,
-        num_frames: int = 8,
-        window_frames: int = 256,
-        size: int = 224,
-        short_side: int | None = None,
-    ) -> None:
-        check_counts(
-            {"num_clips": num_clips, "num_frames": num_frames, "window_frames": window_frames, "size": size}
-        )
-        check_num_crops(num_crops)
-        if short_side is not None and short_side < size:
-            raise ValueError(f"short_side must not be below size ({size}), got {short_side}")
-        self.num_clips = num_clips
-        self.num_crops = num_crops
-        self.num_frames = num_frames
-        self.window_frames = window_frames
-        self.size = size
-        self.short_side = size if short_side is None else short_side
+    num_clips: int = 1
+    num_crops: int = 3
+    num_frames: int = 8
+    window_frames: int = 256
+    size: int = 224
+    short_side: int | None = None
+
+    def __post_init__(self) -> None:
+        check_test_clips(self, "num_clips", "num_frames", "window_frames", "size")
+        if self.short_side is not None and self.short_side < self.size:
+            raise ValueError(f"short_side must not be below size ({self.size}), got {self.short_side}")
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+    def shapes(self) -> Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * self.num_crops)}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         info = source.info(index)
         clips = [
             svt_test_frames(
@@ -210,12 +175,13 @@ class SVTPublishedTest(ViewSampler):
             for clip in range(self.num_clips)
         ]
         frames = FramesOfClips(source, index, clips)
-        pixels = svt_resize_short_side(frames.pixels, self.short_side)
+        pixels = svt_resize_short_side(frames.pixels, self.short_side or self.size)
         boxes = svt_crop_boxes(pixels.shape[2], pixels.shape[3], self.size, self.num_crops)
         slots = [crop(pixels, *box, self.size, frames.rows(clip)) for clip in clips for box in boxes]
         return {"clip": tuple(slots)}
 
 
+@dataclass(kw_only=True, eq=False)
 class SlowFast(ViewSampler):
     """Test views of slow-fast inference (SVT, Sec. 3.4): few large frames and many small ones of one clip.
 
@@ -232,41 +198,23 @@ class SlowFast(ViewSampler):
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: tuple[int, int] = (8, 64),
-        frame_strides: tuple[int, int] = (32, 4),
-        sizes: tuple[int, int] = (224, 96),
-        num_clips: int = 1,
-        num_crops: int = 3,
-        interpolation: Interpolation = "bicubic_antialiased",
-    ) -> None:
-        check_counts(
-            {
-                "num_frames": num_frames,
-                "frame_strides": frame_strides,
-                "sizes": sizes,
-                "num_clips": num_clips,
-            }
-        )
-        check_num_crops(num_crops)
-        self.num_frames = num_frames
-        self.frame_strides = frame_strides
-        self.sizes = sizes
-        self.num_clips = num_clips
-        self.num_crops = num_crops
-        self.interpolation = interpolation
+    num_frames: tuple[int, int] = (8, 64)
+    frame_strides: tuple[int, int] = (32, 4)
+    sizes: tuple[int, int] = (224, 96)
+    num_clips: int = 1
+    num_crops: int = 3
+    interpolation: Interpolation = "bicubic_antialiased"
+
+    def __post_init__(self) -> None:
+        check_test_clips(self, "num_frames", "frame_strides", "sizes", "num_clips")
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+    def shapes(self) -> Shapes:
         slots = self.num_clips * self.num_crops
         slow, fast = ((length, size, size) for length, size in zip(self.num_frames, self.sizes, strict=True))
         return {"slow": (slow,) * slots, "fast": (fast,) * slots}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         total = source.info(index).num_frames
         last = slow_fast_last_start(total, self.num_frames, self.frame_strides)
         slow, fast = (

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from vidssl.data.views.checks import check_counts, check_fps
-from vidssl.data.views.crops import FramesOfClips, crop, crop_boxes, resize_short_side
-from vidssl.data.views.random import Shape
+from vidssl.data.views.crops import FramesOfClips, Shapes, Views, crop, crop_boxes, resize_short_side
 from vidssl.data.views.times import draw, held_frames, kept_frames, neighbour_starts, vimpac_last_start
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample, ViewSampler
 
+_log = logging.getLogger(__name__)
 
+
+@dataclass(kw_only=True, eq=False)
 class CornerClip(ViewSampler):
     """One random clip, cut from the top left, the middle or the bottom right: VIMPAC's view for finetuning.
 
@@ -30,32 +32,23 @@ class CornerClip(ViewSampler):
             Table 4 and the published code 1 and 1.25.
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: int = 10,
-        frame_stride: int = 1,
-        fps: float | None = 2.0,
-        size: int = 256,
-        resize: tuple[float, ...] = (1.0, 1.25),
-    ) -> None:
-        check_counts({"num_frames": num_frames, "frame_stride": frame_stride, "size": size})
-        check_fps(fps)
-        if not resize or min(resize) < 1.0:
-            raise ValueError(f"resize must list numbers of at least 1, got {resize}")
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.fps = fps
-        self.size = size
-        self.resize = resize
+    num_frames: int = 10
+    frame_stride: int = 1
+    fps: float | None = 2.0
+    size: int = 256
+    resize: tuple[float, ...] = (1.0, 1.25)
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_frames", "frame_stride", "size")
+        check_fps(self.fps)
+        if not self.resize or min(self.resize) < 1.0:
+            raise ValueError(f"resize must list numbers of at least 1, got {self.resize}")
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+    def shapes(self) -> Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),)}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         kept = kept_frames(source.info(index), self.fps)
         start = draw(generator, 0, vimpac_last_start(len(kept), self.num_frames, self.frame_stride))
         clip = held_frames(start, len(kept), length=self.num_frames, stride=self.frame_stride)
@@ -68,11 +61,9 @@ class CornerClip(ViewSampler):
         return {"clip": (crop(frames, top, left, self.size),)}
 
 
-class ClipPair(ViewSampler):
-    """Two clips of one video, each uniform over all that fit, in the middle of the frame: VIMPAC, Sec. 3.2.
-
-    They may overlap or coincide. Nothing else is random (App. C.1). A video too short for a clip holds its
-    last frame; the published code, which reads stored ids, pads it instead.
+@dataclass(kw_only=True, eq=False)
+class PairOfClips(ViewSampler):
+    """Two clips of one video, each uniform over all that fit: VIMPAC, Sec. 3.2. They may overlap or coincide.
 
     Args:
         num_frames: of each clip.
@@ -82,51 +73,75 @@ class ClipPair(ViewSampler):
         max_distance_seconds: largest distance between the two starts (Table 10); None for any.
     """
 
-    def __init__(
-        self,
-        *,
-        num_frames: int = 5,
-        frame_stride: int = 1,
-        fps: float | None = 2.0,
-        size: int = 128,
-        max_distance_seconds: float | None = None,
-    ) -> None:
-        check_counts({"num_frames": num_frames, "frame_stride": frame_stride, "size": size})
-        check_fps(fps)
-        if max_distance_seconds is not None and max_distance_seconds < 0:
-            raise ValueError(f"max_distance_seconds must be at least 0, got {max_distance_seconds}")
-        self.num_frames = num_frames
-        self.frame_stride = frame_stride
-        self.fps = fps
-        self.size = size
-        self.max_distance_seconds = max_distance_seconds
+    num_frames: int = 5
+    frame_stride: int = 1
+    fps: float | None = 2.0
+    size: int = 128
+    max_distance_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_frames", "frame_stride", "size")
+        check_fps(self.fps)
+        if self.max_distance_seconds is not None and self.max_distance_seconds < 0:
+            raise ValueError(f"max_distance_seconds must be at least 0, got {self.max_distance_seconds}")
 
     @property
-    def shapes(self) -> Mapping[str, tuple[Shape, ...]]:
+    def shapes(self) -> Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),) * 2}
 
-    def sample(
-        self, source: DataSource, index: int, generator: torch.Generator
-    ) -> dict[str, tuple[Tensor, ...]]:
+    def starts(
+        self, info: SampleInfo, total: int, rate: float, generator: torch.Generator
+    ) -> tuple[int, int]:
+        """Starts of both clips among ``total`` frames, ``rate`` a second; 0 where the rate is not stated.
+
+        Raises:
+            UnreadableSample: if the distance is limited and the rate not stated.
+        """
+        last = vimpac_last_start(total, self.num_frames, self.frame_stride)
+        if last == 0 and info.num_frames > 1:
+            _warn_of_one_clip(info.key, total, self.num_frames, self.frame_stride)
+        first = draw(generator, 0, last)
+        distance = None
+        if self.max_distance_seconds is not None and info.num_frames > 1:
+            if rate <= 0:
+                raise UnreadableSample(info.key, "it states no frame rate, which max_distance_seconds needs")
+            distance = round(self.max_distance_seconds * rate)
+        return first, draw(generator, *neighbour_starts(first, last, distance))
+
+
+_warned: set[tuple[int, int]] = set()  # sampling of which a short video was reported in this process
+
+
+def _warn_of_one_clip(key: str, total: int, length: int, stride: int) -> None:
+    if (length, stride) not in _warned:
+        _warned.add((length, stride))
+        _log.warning(
+            "%s has only one place for a clip (%d frames; %d clip frames %d apart): both clips of its pair "
+            "are the same, as of every video this short, and a contrast learns nothing from them. Lower "
+            "num_frames or frame_stride, or raise fps",
+            *(key, total, length, stride),
+        )
+
+
+@dataclass(kw_only=True, eq=False)
+class ClipPair(PairOfClips):
+    """Two clips of one video, each uniform over all that fit, in the middle of the frame: VIMPAC, Sec. 3.2.
+
+    They may overlap or coincide. Nothing else is random (App. C.1). A video too short for a clip holds its
+    last frame; the published code, which reads stored ids, pads it instead.
+
+    Args:
+        num_frames, frame_stride, fps, size, max_distance_seconds: see ``PairOfClips``.
+    """
+
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         info = source.info(index)
         kept = kept_frames(info, self.fps)
-        last = vimpac_last_start(len(kept), self.num_frames, self.frame_stride)
-        first_start = draw(generator, 0, last)
-        second_start = draw(generator, *neighbour_starts(first_start, last, self._max_distance(info)))
         clips = []
-        for start in (first_start, second_start):
+        for start in self.starts(info, len(kept), info.fps if self.fps is None else self.fps, generator):
             ticks = held_frames(start, len(kept), length=self.num_frames, stride=self.frame_stride)
             clips.append([kept[tick] for tick in ticks])
         frames = FramesOfClips(source, index, clips)
         pixels = resize_short_side(frames.pixels, self.size)
         (box,) = crop_boxes(pixels.shape[2], pixels.shape[3], self.size, 1)
         return {"clip": tuple(crop(pixels, *box, self.size, frames.rows(clip)) for clip in clips)}
-
-    def _max_distance(self, info: SampleInfo) -> int | None:
-        """In frames at ``fps``."""
-        if self.max_distance_seconds is None or info.num_frames == 1:
-            return None
-        rate = info.fps if self.fps is None else self.fps
-        if rate <= 0:
-            raise UnreadableSample(info.key, "it states no frame rate, which max_distance_seconds needs")
-        return round(self.max_distance_seconds * rate)

@@ -12,7 +12,7 @@ from vidssl.data.sources.origins import recorded, video_of
 from vidssl.data.sources.tokens.store import DTYPE, Ids, StoredVideo, StoreInfo, Transform, crop_offset
 from vidssl.data.views.crops import resize_short_side
 from vidssl.data.views.times import kept_frames
-from vidssl.interfaces import DataSource, SampleInfo, Tokenizer, UnreadableSample, as_clip
+from vidssl.interfaces import DataSource, KnowsGroups, SampleInfo, Tokenizer, UnreadableSample, as_clip
 
 PIECE = 64  # frames at a time: 400 MB at 1080p
 _PIECES = 2**20  # more than a video has
@@ -124,7 +124,8 @@ class VideoTokenizer:
             return self._unreadable(video, error.reason)
         fps = found.fps if self.info.fps is None or found.num_frames == 1 else self.info.fps
         origin = recorded(video_of(self.source, index).origin)
-        return StoredVideo(found.key, dict(found.labels), count, fps, 0, origin=origin)
+        group = self.source.group(index) if isinstance(self.source, KnowsGroups) else ""
+        return StoredVideo(found.key, dict(found.labels), count, fps, 0, origin=origin, group=group)
 
     @staticmethod
     def _unreadable(video: StoredVideo, reason: str) -> StoredVideo:

@@ -12,11 +12,11 @@ from torch import Tensor
 from vidssl.data.sources.origins import derived_origin
 from vidssl.data.sources.tokens.store import StoreReader, Transform, data_path
 from vidssl.errors import UsageError
-from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo, UnreadableSample
+from vidssl.interfaces import DataSource, KnowsGroups, KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
 
 @dataclass(frozen=True)
-class Wanted:
+class StoreNeeds:
     """What views need of a store.
 
     Attributes:
@@ -30,12 +30,12 @@ class Wanted:
     transforms: tuple[Transform, ...]
 
 
-class TokenStore(DataSource, KnowsOrigins):
+class TokenStore(DataSource, KnowsGroups, KnowsOrigins):
     """Videos that ``vidssl tokenize`` turned into ids, read without decoding anything.
 
-    Views of it are ``stored_clip_pair`` and ``stored_clip``, for tests ``stored_uniform_clips``. Keys, labels
-    and order are those of the videos; those that could not be read when the store was made are still listed,
-    as unreadable samples.
+    Views of it are ``stored_clip_pair`` and ``stored_clip``, for tests ``stored_uniform_clips``. Keys,
+    labels, groups and order are those of the videos; those that could not be read when the store was made are
+    still listed, as unreadable samples.
 
     Args:
         root: folder of the store, relative to the working folder.
@@ -60,6 +60,9 @@ class TokenStore(DataSource, KnowsOrigins):
 
     def labels(self, index: int) -> Mapping[str, int]:
         return self._reader.videos[index].labels
+
+    def group(self, index: int) -> str:
+        return self._reader.videos[index].group
 
     def info(self, index: int) -> SampleInfo:
         video = self._reader.videos[index]
@@ -91,7 +94,7 @@ class TokenStore(DataSource, KnowsOrigins):
         ids[inside] = torch.from_numpy(found.astype("int64"))
         return ids
 
-    def check(self, wanted: Wanted) -> None:
+    def check(self, wanted: StoreNeeds) -> None:
         """Raises ValueError, saying what there is, if the store lacks what views need."""
         if wanted.size != self.stored.size:
             raise ValueError(

@@ -133,6 +133,7 @@ class StoredVideo:
         start: where its ids begin in the shard, in ids.
         reason: why it could not be read, else empty.
         origin: the video file, as ``origins.recorded`` has it; empty where that is not known.
+        group: name of the source that it was cut from with others; empty for one of none.
     """
 
     key: str
@@ -142,6 +143,7 @@ class StoredVideo:
     start: int
     reason: str = ""
     origin: Mapping[str, object] = field(default_factory=dict)
+    group: str = ""
 
 
 def _plain(info: StoreInfo) -> dict[str, object]:
