@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from vidssl.data.sources.tokens.store import ShardWriter, StoredVideo, StoreInfo, Transform, write_info
+from vidssl.data.sources.token_store import ShardWriter, StoredVideo, StoreInfo, Transform, write_info
 from vidssl.data.views.times import kept_frames
 from vidssl.interfaces import DataSource
 

@@ -38,7 +38,7 @@ from vidssl.data.decode.decode import probe
 from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.tar.source import TarShards
-from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.token_store import TokenStore
 from vidssl.data.views.random import SingleClip
 from vidssl.data.views.stored import StoredClipPair
 from vidssl.data.views.svt import GlobalLocal

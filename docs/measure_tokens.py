@@ -20,7 +20,7 @@ from rich.console import Console
 from vidssl.build import build
 from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.data.loader import Loader
-from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.token_store import TokenStore
 from vidssl.interfaces import Progress
 from vidssl.tools.tokenize.tokenize import tokenize
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import save
 
 from vidssl.config.recipe import load_recipe
-from vidssl.data.sources.tokens.store import CROPS
+from vidssl.data.sources.token_store import CROPS
 from vidssl.errors import UsageError
 from vidssl.tokenizers.vqvae import VQVAE
 from vidssl.tools.tokenize import tokenize

@@ -354,7 +354,7 @@ KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "convert": (),
     "check": (),
     "list": (),
-    "data check": ("vidssl.tools.data.check.check_data", "vidssl.data.decode.limits.Limits"),
+    "data check": ("vidssl.tools.data.check.check_data", "vidssl.data.decode.content.Limits"),
     "data prepare": (
         "vidssl.cli.data._prepare",
         "vidssl.tools.data.prepare.prepare_data",

@@ -26,8 +26,8 @@ from PIL import Image
 
 from vidssl.data.decode import container as video_file
 from vidssl.data.decode import decode
+from vidssl.data.decode.content import LIMITS
 from vidssl.data.decode.decode import probe, read_frames
-from vidssl.data.decode.limits import LIMITS
 from vidssl.interfaces import UnreadableSample
 
 CLIPS = os.environ.get("VIDSSL_CLIPS")

@@ -25,9 +25,9 @@ from data_prepared import check
 from PIL import Image
 
 from vidssl.data.decode import decode
+from vidssl.data.decode.content import Limits
 from vidssl.data.decode.decode import OUT_OF_ORDER, probe, read_frames
 from vidssl.data.decode.examine import FileToExamine, examine
-from vidssl.data.decode.limits import Limits
 from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.manifest import Manifest, header

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from counted_shards import Counting, count_fetches, fetched, pack_two, put, reasons, write_videos
 
-from vidssl.data.sources.tar import cache as shard_cache
+from vidssl.data.sources.tar import reader as shard_cache
 from vidssl.data.sources.tar.index import INDEX
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.sources.tar.storage import Address

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidssl.data.loader import Stream
 from vidssl.data.samples import Endless
-from vidssl.data.sources.tar.order import ShardOrder
+from vidssl.data.sources.tar.source import ShardOrder
 from vidssl.data.views.random import SingleClip
 from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, SampleInfo
 

@@ -20,8 +20,14 @@ from vidssl.cli.main import main
 from vidssl.config.recipe import load_recipe
 from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.origins import Overlap, shared_videos, videos_of
-from vidssl.data.sources.tokens.source import TokenStore
-from vidssl.data.sources.tokens.store import CROPS, StoreReader, Transform, read_info, transforms_of
+from vidssl.data.sources.token_store import (
+    CROPS,
+    StoreReader,
+    TokenStore,
+    Transform,
+    read_info,
+    transforms_of,
+)
 from vidssl.data.views.crops import resize_short_side
 from vidssl.data.views.stored import StoredClip
 from vidssl.data.views.times import kept_frames

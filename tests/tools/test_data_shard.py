@@ -32,7 +32,7 @@ from PIL import Image
 from vidssl.cli.main import main
 from vidssl.config.strict_yaml import dump_flow, parse, plain
 from vidssl.data.decode.examine import FileToExamine, examine
-from vidssl.data.sources.tar.storage import Address, Folder, Remote
+from vidssl.data.sources.tar.storage import Address
 from vidssl.engine.process import sole_process
 from vidssl.errors import UsageError
 from vidssl.tools.data.check import check_data
@@ -229,17 +229,17 @@ def test_a_file_that_changes_while_it_is_packed_is_left_out(root: Path, tmp_path
 def test_a_shard_that_reads_back_otherwise_is_an_error(
     made: Path, tmp_path: Path, monkeypatch, spoil: str
 ) -> None:
-    real = Folder.write
+    real = Address.write
 
     @contextmanager
     def write(self, name):
         with real(self, name) as file:
             yield file
-        path = self._folder / name
+        path = self.local / name
         data = path.read_bytes()
         path.write_bytes(data[:600] + (b"?" + data[601:] if spoil == "content" else b""))
 
-    monkeypatch.setattr(Folder, "write", write)
+    monkeypatch.setattr(Address, "write", write)
     packed = pack_shard(task(made, tmp_path / "out", "run/a.mp4", "walk/e.mp4"))
     assert isinstance(packed, CannotWrite)
     assert "00007.tar: it reads back otherwise than it was written" in packed.reason
@@ -265,7 +265,7 @@ def test_a_full_folder_for_temporary_files_is_named(made: Path, tmp_path: Path, 
         raise OSError(errno.ENOSPC, "No space left on device")
         yield
 
-    monkeypatch.setattr(Remote, "write", full)
+    monkeypatch.setattr(Address, "write", full)
     packed = pack_shard(replace(task(made, tmp_path), out=Address(f"shelf://{tmp_path}/bucket")))
     assert isinstance(packed, CannotWrite)
     assert packed.reason.endswith(f"(in {tempfile.gettempdir()}; TMPDIR names another folder)")

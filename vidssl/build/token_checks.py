@@ -7,7 +7,7 @@ from vidssl.build.registry import SOURCE, TOKENIZER, constructor_of, resolved_pa
 from vidssl.config.recipe import UNKNOWN_SHA256, Recipe, TokenizerSpec, WeightsSpec
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import Node
-from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.token_store import TokenStore
 from vidssl.data.views.stored import StoredViews
 from vidssl.engine.atomic import file_sha256
 from vidssl.interfaces import Backbone, DataSource, ViewSampler

@@ -72,7 +72,7 @@ def _fraction(text: str) -> float:
 
 def _check(words: list[str], **options: Any) -> int:
     path = only(words, "data check takes one folder or list", "vidssl data check videos/")
-    from vidssl.data.decode.limits import Limits
+    from vidssl.data.decode.content import Limits
     from vidssl.tools.data.check import check_data
 
     limits = Limits(**taken(options, "max_pixels", "max_frames", "max_seconds"))

@@ -19,7 +19,7 @@ SOURCES: Table[DataSource] = Table(
         "imagenet": "vidssl.data.sources.official.imagenet:ImageNet",
         "jpeg_shards": "vidssl.data.sources.jpeg_shards:JpegShards",
         "tar_shards": "vidssl.data.sources.tar.source:TarShards",
-        "token_store": "vidssl.data.sources.tokens.source:TokenStore",
+        "token_store": "vidssl.data.sources.token_store:TokenStore",
     }
 )
 

@@ -29,7 +29,7 @@ from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import dump, plain
 from vidssl.data.classes import numbered_together
 from vidssl.data.sources.origins import versions_hash
-from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.token_store import TokenStore
 from vidssl.engine.atomic import file_sha256, make_folder
 from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
 from vidssl.engine.distributed import World, take_device

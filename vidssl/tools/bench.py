@@ -27,7 +27,7 @@ from vidssl.build import build
 from vidssl.config.recipe import Recipe
 from vidssl.data.loader import Loader, Stream, merged, slices
 from vidssl.data.samples import Endless, Parcel, Sample, collate
-from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.token_store import TokenStore
 from vidssl.engine.logging import shown_messages, terminal
 from vidssl.engine.process import num_cpus
 from vidssl.engine.speed import deterministic

@@ -1,4 +1,7 @@
-"""An open video file, read with patience but never for ever: packets and frames, damage passed over."""
+"""An open video file, read with patience but never for ever: packets and frames, damage passed over.
+
+Of WebP FFmpeg reads single pictures only, so Pillow reads the animations.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import av
+import numpy as np
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
+from PIL import Image, UnidentifiedImageError
 
-from vidssl.data.decode.animations import OpenWebP, is_animated_webp
-from vidssl.data.decode.content import File, opened
-from vidssl.data.decode.diagnose import why_not_a_file, why_unreadable
-from vidssl.data.decode.limits import LIMITS, Limits
+from vidssl.data.decode.content import LIMITS, File, Limits, opened, why_not_a_file, why_unreadable
+from vidssl.data.decode.images import is_animated_webp
 from vidssl.interfaces import UnreadableSample
 
 _STATE_DURATION = (
@@ -136,6 +140,68 @@ class OpenVideo:
             except av.FFmpegError:
                 return
             yield from frames
+
+
+class OpenWebP:
+    """The frames of an animation, with what ``OpenVideo`` has.
+
+    The format's only times are how long each frame lasts, in milliseconds; it has no index.
+
+    Args:
+        file: for messages.
+        stream: its content, open for as long as this is used.
+
+    Raises:
+        UnreadableSample: if its header is damaged or ``limits`` refuse it.
+    """
+
+    format, format_name, codec = "webp", "WebP", "webp"
+    rates = (0.0,)
+    tick_seconds, pixel_aspect, reorders = 0.001, 1.0, False
+
+    def __init__(self, file: File, stream: BinaryIO, limits: Limits) -> None:
+        self._key, self._limits = str(file), limits
+        self._deadline = time.monotonic() + limits.max_seconds
+        try:
+            self._image = Image.open(stream, formats=["WEBP"])
+        except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadableSample(self._key, why_unreadable(file)) from error
+        limits.check_size(self._key, *self._image.size)
+        self.promised_frames = int(getattr(self._image, "n_frames", 1))
+        limits.check_length(self._key, self.promised_frames)
+        self.num_packets = 0
+        self.damage: list[int] = []
+
+    def stated_seconds(self) -> float:
+        return 0.0
+
+    def last_seconds(self) -> float:
+        return 0.0
+
+    def packets(self) -> Iterator[Packet]:
+        return iter(())
+
+    def frames_from(self, pts: int) -> Iterator[VideoFrame]:
+        return iter(())
+
+    def frames(self) -> Iterator[VideoFrame]:
+        """All frames in order, up to the first that does not decode."""
+        pts = 0
+        for number in range(self.promised_frames):
+            if time.monotonic() > self._deadline:
+                raise self._limits.out_of_time(self._key)
+            try:
+                self._image.seek(number)
+                picture = np.asarray(self._image.convert("RGB"))
+            except (OSError, SyntaxError, ValueError, EOFError):
+                self.damage.append(number)
+                self.num_packets = self.promised_frames
+                return
+            frame = VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = pts
+            pts += int(self._image.info.get("duration", 0))
+            self.num_packets += 1
+            yield frame
 
 
 @contextmanager

@@ -28,10 +28,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidssl.data.decode.animations import OpenWebP
-from vidssl.data.decode.container import OpenVideo, open_video
-from vidssl.data.decode.content import File
-from vidssl.data.decode.limits import LIMITS, Limits
+from vidssl.data.decode.container import OpenVideo, OpenWebP, open_video
+from vidssl.data.decode.content import LIMITS, File, Limits
 from vidssl.errors import counted
 from vidssl.interfaces import UnreadableSample
 

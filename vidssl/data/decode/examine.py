@@ -12,10 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from vidssl.data.decode.container import open_video
-from vidssl.data.decode.content import Content, File
+from vidssl.data.decode.content import LIMITS, Content, File, Limits, bytes_missing, why_not_a_file
 from vidssl.data.decode.decode import OUT_OF_ORDER, VideoFacts, probe, read_frames, rising
-from vidssl.data.decode.diagnose import bytes_missing, why_not_a_file
-from vidssl.data.decode.limits import LIMITS, Limits
 from vidssl.data.sources.manifest import Entry, Rate, Status, why_changed
 from vidssl.engine.atomic import file_sha256
 from vidssl.errors import agreed, counted

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vidssl.data.classes import LabelClasses
-from vidssl.data.decode.animations import is_still_webp
+from vidssl.data.decode.images import is_still_webp
 from vidssl.data.sources.official.groups import group_of
 from vidssl.data.sources.segments import NamedSegment, Segment
 from vidssl.errors import UsageError, counted, printable

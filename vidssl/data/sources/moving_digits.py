@@ -23,9 +23,8 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidssl.data.decode.content import Content
+from vidssl.data.decode.content import Content, why_not_a_file
 from vidssl.data.decode.decode import read_frames
-from vidssl.data.decode.diagnose import why_not_a_file
 from vidssl.data.sources.digits_world import LABEL_NAMES, World, labels, render
 from vidssl.data.sources.origins import origin_of
 from vidssl.engine.process import locked

@@ -9,7 +9,7 @@ from torch import Tensor
 from vidssl.config.few_labels import Subset, drawn
 from vidssl.data.sources.official.groups import groups_of
 from vidssl.data.sources.origins import video_of
-from vidssl.data.sources.tokens.source import TokenStore
+from vidssl.data.sources.token_store import TokenStore
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo
 

@@ -13,9 +13,9 @@ from typing import Literal
 
 from torch import Tensor
 
+from vidssl.data.decode.content import why_not_a_file
 from vidssl.data.decode.decode import VideoFacts, part_of, probe, read_frames
 from vidssl.data.decode.decoders import DecoderName, PyAV, choose_decoder
-from vidssl.data.decode.diagnose import why_not_a_file
 from vidssl.data.sources.listing import Listed, ListedFiles, Listing
 from vidssl.data.sources.manifest import Entry, Manifest, why_changed
 from vidssl.data.sources.origins import origin_of

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vidssl.data.sources.tokens.source import StoreNeeds, TokenStore
-from vidssl.data.sources.tokens.store import Crop, Transform, transforms_of
+from vidssl.data.sources.token_store import Crop, StoreNeeds, TokenStore, Transform, transforms_of
 from vidssl.data.views.checks import check_counts, check_fps
 from vidssl.data.views.crops import Shapes, Views
 from vidssl.data.views.times import draw, vimpac_last_start

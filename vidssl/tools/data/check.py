@@ -17,9 +17,9 @@ from rich.table import Table
 
 from vidssl.config.strict_yaml import dump_flow
 from vidssl.data.classes import counted_classes
+from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
-from vidssl.data.decode.limits import LIMITS, Limits
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
 from vidssl.data.sources.lists import read_lists
 from vidssl.data.sources.manifest import Entry, Manifest, header

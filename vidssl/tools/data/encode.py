@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vidssl.data.decode.container import open_video
+from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.decode import Picture, VideoFacts, limits_of, probe, read_frames
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
-from vidssl.data.decode.limits import LIMITS, Limits
 from vidssl.data.sources.jpeg_shards import read_block, write_block
 from vidssl.data.sources.manifest import packed
 from vidssl.errors import UsageError, counted

@@ -16,12 +16,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from vidssl.data.decode.animations import is_animated
-from vidssl.data.decode.content import Content
+from vidssl.data.decode.content import Content, why_not_a_file
 from vidssl.data.decode.decode import VideoFacts
-from vidssl.data.decode.diagnose import why_not_a_file
 from vidssl.data.decode.examine import FileToExamine, examine_content
-from vidssl.data.decode.images import read_image
+from vidssl.data.decode.images import is_animated, read_image
 from vidssl.data.sources.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from vidssl.data.sources.manifest import Entry
 from vidssl.data.sources.segments import NamedSegment, parse_segments

@@ -14,8 +14,8 @@ from typing import TypeVar
 from rich.console import Console
 
 from vidssl.data.classes import ordered_classes
+from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.examine import FileToExamine
-from vidssl.data.decode.limits import LIMITS, Limits
 from vidssl.data.pool import Lost, work
 from vidssl.data.sources.listing import (
     IMAGE_EXTENSIONS,

@@ -6,7 +6,7 @@ from typing import Literal
 from vidssl.build import build
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec
-from vidssl.data.sources.tokens.store import CROPS, Crop
+from vidssl.data.sources.token_store import CROPS, Crop
 from vidssl.data.views.stored import StoredUniformClips
 from vidssl.data.views.uniform import UniformClips
 

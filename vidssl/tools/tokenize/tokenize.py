@@ -22,8 +22,7 @@ from vidssl.build.registry import SOURCE, resolved_part
 from vidssl.build.token_checks import keys_hash, tokenizer_keys
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec
-from vidssl.data.sources.tokens.source import TokenStore
-from vidssl.data.sources.tokens.store import (
+from vidssl.data.sources.token_store import (
     DTYPE,
     HIGHEST_ID,
     PLACES,
@@ -31,6 +30,7 @@ from vidssl.data.sources.tokens.store import (
     ShardWriter,
     StoredVideo,
     StoreInfo,
+    TokenStore,
     index_path,
     read_ids,
     read_info,

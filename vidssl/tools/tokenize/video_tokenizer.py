@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from vidssl.data.samples import Failure, Parcel, Sample, parcels
 from vidssl.data.sources.origins import recorded, video_of
-from vidssl.data.sources.tokens.store import DTYPE, Ids, StoredVideo, StoreInfo, Transform, crop_offset
+from vidssl.data.sources.token_store import DTYPE, Ids, StoredVideo, StoreInfo, Transform, crop_offset
 from vidssl.data.views.crops import resize_short_side
 from vidssl.data.views.times import kept_frames
 from vidssl.interfaces import DataSource, KnowsGroups, SampleInfo, Tokenizer, UnreadableSample, as_clip

@@ -1,4 +1,4 @@
-"""Where files lie: in a folder of this machine, or behind fsspec. ``addresses`` says what the methods do."""
+"""Files in a folder of this machine, or behind an address that fsspec knows, read and written alike."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import os
 import shutil
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from vidssl.errors import UsageError
 
@@ -25,87 +25,123 @@ _PACKAGES = {  # where fsspec's own words name none
     "s3": "s3fs",
     "gs": "gcsfs",
 }
+PAUSES_SECONDS = (0.5, 2.0, 8.0)  # between tries
+_OPEN_FILES = 256  # of a process and root; a batch is read from about as many shards as it has samples
+OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that is written to
+_FINAL = (errno.ENOENT, errno.EACCES, errno.ERANGE, *OWN_DISK)  # trying again does not help
+
+Given = TypeVar("Given")
 
 
 class Address:
     """A folder, or what stands for one elsewhere. Names of files are paths below it, with ``/``.
 
-    It can be handed to workers: each process opens files and connections of its own.
+    It can be handed to workers: connections do not outlive a fork, so each process makes its own. What fails
+    elsewhere is tried again a few times: a connection that breaks is no reason to lose a sample. Files of a
+    folder that were last read from stay open.
 
     Args:
         root: a path, relative to the working folder, or an address.
 
     Attributes:
-        local: the folder; None for one that is reached through fsspec.
+        local: the folder; None for one that is elsewhere.
 
     Raises:
         UsageError: if nothing reads such addresses here.
+        OSError: from every method, if a file cannot be read, written or reached.
     """
 
     def __init__(self, root: str) -> None:
         self._root = root.rstrip("/") or root
-        self._place: Place
+        self.local: Path | None = None
+        self._system: fsspec.AbstractFileSystem | None = None
+        self._path, self._process = "", -1
+        self._descriptors: OrderedDict[str, int] = OrderedDict()
         if is_local(root):
-            self.local: Path | None = Path(root.removeprefix("file://")).absolute()
-            self._place = Folder(self.local)
+            self.local = Path(root.removeprefix("file://")).absolute()
         else:
             _require_package(root)
-            self.local = None
-            self._place = Remote(self._root)
 
     def __str__(self) -> str:
         return self._root
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_system": None, "_descriptors": OrderedDict()}
+
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_descriptors", {}).values():
+            with suppress(OSError):
+                os.close(descriptor)
 
     def file(self, name: str) -> str:
         """The address of a file."""
         return f"{self._root}/{name}"
 
     def read_range(self, name: str, start: int, length: int) -> bytes:
-        """``length`` bytes of a file from ``start`` on; fewer where it ends before.
+        """``length`` bytes of a file from ``start`` on; fewer where it ends before."""
+        if self.local is not None:
+            return self._pread(self.local / name, start, length)
+        try:
+            found = self._call(
+                name, lambda system, path: system.cat_file(path, start=start, end=start + length)
+            )
+        except OSError as error:
+            if error.errno == errno.ERANGE:
+                return b""
+            raise
+        if len(found) > length:
+            raise OSError(
+                errno.EIO,
+                "its server gives whole files where parts are asked for (no byte ranges); 'cache' fetches "
+                "shards whole",
+                self.file(name),
+            )
+        return found
 
-        Raises:
-            OSError: if it cannot be read.
-        """
-        return self._place.read_range(name, start, length)
+    def _pread(self, path: Path, start: int, length: int) -> bytes:
+        name = str(path)
+        if name not in self._descriptors:
+            self._descriptors[name] = os.open(name, os.O_RDONLY)
+        self._descriptors.move_to_end(name)
+        if len(self._descriptors) > _OPEN_FILES:
+            os.close(self._descriptors.popitem(last=False)[1])
+        found = b""
+        while len(found) < length:
+            more = os.pread(self._descriptors[name], length - len(found), start + len(found))
+            if not more:
+                break
+            found += more
+        return found
 
     def read(self, name: str) -> bytes:
-        """A whole file.
-
-        Raises:
-            OSError: if it cannot be read.
-        """
-        return self._place.read(name)
+        """A whole file."""
+        return self._call(name, lambda system, path: system.cat_file(path))
 
     def open(self, name: str) -> BinaryIO:
-        """A file to be read from its start on; used as a context.
-
-        Raises:
-            OSError: if it cannot be opened; its methods raise no other either.
-        """
-        return self._place.open(name)
+        """A file to be read from its start on; used as a context. Its methods raise no other error either."""
+        if self.local is not None:
+            return (self.local / name).open("rb")
+        file = self._call(name, lambda system, path: system.open(path, "rb"))
+        return io.BufferedReader(_Stream(file, self.file(name)), 1 << 20)
 
     def fetch(self, name: str, to: Path) -> None:
-        """Copies a whole file to the disk.
-
-        Raises:
-            OSError: if it cannot be read, or ``to`` cannot be written.
-        """
-        self._place.fetch(name, to)
+        """Copies a whole file to the disk."""
+        if self.local is not None:  # fsspec's own error for a missing file has no number
+            shutil.copyfile(self.local / name, to)
+        else:
+            self._call(name, lambda system, path: system.get_file(path, str(to)))
 
     def size(self, name: str) -> int:
-        """Bytes of a file.
+        """Bytes of a file."""
 
-        Raises:
-            OSError: if there is no such file, or it cannot be reached.
-        """
-        return self._place.size(name)
+        def ask(system: fsspec.AbstractFileSystem, path: str) -> int:
+            system.invalidate_cache()
+            return int(system.info(path)["size"])
+
+        return self._call(name, ask)
 
     def exists(self, name: str) -> bool:
-        """Whether there is such a file.
-
-        Raises:
-            OSError: if that cannot be found out.
-        """
+        """Whether there is such a file."""
         try:
             self.size(name)
         except FileNotFoundError:
@@ -113,36 +149,81 @@ class Address:
         return True
 
     def names(self, ending: str) -> list[str]:
-        """Names of all files that end so, in folders below too, sorted; hidden ones are left out.
+        """Names of all files that end so, in folders below too, sorted; hidden ones are left out."""
 
-        Raises:
-            OSError: if the root cannot be listed.
-        """
+        def ask(system: fsspec.AbstractFileSystem, path: str) -> list[str]:
+            system.invalidate_cache()
+            return [found.removeprefix(path).lstrip("/") for found in system.find(path)]
+
         return sorted(
             name
-            for name in self._place.names()
+            for name in (self._call("", ask) if self.local is None else _walk(self.local))
             if name.endswith(ending) and not any(part.startswith(".") for part in name.split("/"))
         )
 
-    def write(self, name: str) -> AbstractContextManager[BinaryIO]:
+    @contextmanager
+    def write(self, name: str) -> Iterator[BinaryIO]:
         """A context with a file to be filled, which gets its name at the end; not if the block raises.
 
         What stood there before is there until then. A file for another machine is kept in the folder for
         temporary files until it is whole.
-
-        Raises:
-            OSError: if it cannot be written.
         """
-        return self._place.write(name)
+        if self.local is None:
+            with tempfile.TemporaryDirectory(prefix="vidssl-") as folder:
+                whole = Path(folder) / "file"
+                with whole.open("wb") as file:
+                    yield file
+                self._call(name, lambda system, path: system.put_file(str(whole), path))
+            return
+        target = self.local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            with suppress(OSError):  # the folder, or its disk, may be gone
+                temporary.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it is there.
-
-        Raises:
-            OSError: if that cannot be done.
-        """
+        """Removes a file, if it is there."""
         if self.exists(name):
-            self._place.remove(name)
+            self._call(name, lambda system, path: system.rm_file(path))
+
+    def _call(self, name: str, call: Callable[[fsspec.AbstractFileSystem, str], Given]) -> Given:
+        """What a call of fsspec's gives, tried again where that may help."""
+        if self.local is not None:
+            return call(LocalFileSystem(), str(self.local / name))
+        for pause in (*PAUSES_SECONDS, None):
+            try:
+                with _in_words(self.file(name)):
+                    if self._system is None or self._process != os.getpid():
+                        self._system, self._path = fsspec.url_to_fs(self._root)
+                        self._process = os.getpid()
+                    return call(self._system, f"{self._path.rstrip('/')}/{name}".rstrip("/"))
+            except OSError as error:
+                if pause is None or error.errno in _FINAL or isinstance(error.__cause__, NotImplementedError):
+                    raise
+                time.sleep(pause)
+        raise AssertionError
+
+
+def _walk(folder: Path) -> list[str]:
+    """Files below a folder; links to folders are followed, which fsspec does not."""
+    if not folder.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder))
+    return [
+        (Path(below) / name).relative_to(folder).as_posix()
+        for below, _, names in os.walk(folder, onerror=_refuse, followlinks=True)
+        for name in names
+    ]
+
+
+def _refuse(error: OSError) -> None:
+    raise error
 
 
 def is_local(address: str) -> bool:
@@ -176,203 +257,6 @@ def _require_package(root: str) -> None:
                 f"{root}: no kind of address begins with {protocol}://; folders, https://, s3:// and gs:// "
                 "are among those that do (fsspec has the list)"
             ) from error
-
-
-Result = TypeVar("Result")
-
-PAUSES_SECONDS = (0.5, 2.0, 8.0)  # between tries
-_OPEN_FILES = 256  # of a process and root; a batch is read from about as many shards as it has samples
-OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that is written to
-_FINAL = (errno.ENOENT, errno.EACCES, errno.ERANGE, *OWN_DISK)  # trying again does not help
-
-
-class Place(ABC):
-    """What ``Address`` asks for; its methods say more."""
-
-    @abstractmethod
-    def read_range(self, name: str, start: int, length: int) -> bytes: ...
-
-    @abstractmethod
-    def read(self, name: str) -> bytes: ...
-
-    @abstractmethod
-    def open(self, name: str) -> BinaryIO: ...
-
-    @abstractmethod
-    def fetch(self, name: str, to: Path) -> None: ...
-
-    @abstractmethod
-    def size(self, name: str) -> int: ...
-
-    @abstractmethod
-    def names(self) -> list[str]: ...
-
-    @abstractmethod
-    def write(self, name: str) -> AbstractContextManager[BinaryIO]: ...
-
-    @abstractmethod
-    def remove(self, name: str) -> None: ...
-
-
-class Folder(Place):
-    """A folder of this machine. Files last read from stay open; ``pread`` minds no shared place in them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._descriptors: OrderedDict[str, int] = OrderedDict()
-
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        descriptor = self._open(name)
-        found = os.pread(descriptor, length, start)
-        while 0 < len(found) < length:
-            more = os.pread(descriptor, length - len(found), start + len(found))
-            if not more:
-                break
-            found += more
-        return found
-
-    def _open(self, name: str) -> int:
-        if name not in self._descriptors:
-            self._descriptors[name] = os.open(self._folder / name, os.O_RDONLY)
-        self._descriptors.move_to_end(name)
-        if len(self._descriptors) > _OPEN_FILES:
-            os.close(self._descriptors.popitem(last=False)[1])
-        return self._descriptors[name]
-
-    def read(self, name: str) -> bytes:
-        return (self._folder / name).read_bytes()
-
-    def open(self, name: str) -> BinaryIO:
-        return (self._folder / name).open("rb")
-
-    def fetch(self, name: str, to: Path) -> None:
-        shutil.copyfile(self._folder / name, to)
-
-    def size(self, name: str) -> int:
-        return (self._folder / name).stat().st_size
-
-    def names(self) -> list[str]:
-        if not self._folder.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "no such folder", str(self._folder))
-        return [
-            (Path(folder) / name).relative_to(self._folder).as_posix()
-            for folder, _, names in os.walk(self._folder, onerror=_refuse, followlinks=True)
-            for name in names
-        ]
-
-    @contextmanager
-    def write(self, name: str) -> Iterator[BinaryIO]:
-        path = self._folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            with suppress(OSError):  # the folder, or its disk, may be gone
-                temporary.unlink(missing_ok=True)
-
-    def remove(self, name: str) -> None:
-        (self._folder / name).unlink()
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_descriptors": OrderedDict()}
-
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_descriptors", {}).values():
-            with suppress(OSError):
-                os.close(descriptor)
-
-
-def _refuse(error: OSError) -> None:
-    raise error
-
-
-class Remote(Place):
-    """What fsspec reaches. Connections do not outlive a fork, so each process makes its own.
-
-    What fails is tried again a few times: a connection that breaks is no reason to lose a sample.
-    """
-
-    def __init__(self, root: str) -> None:
-        self._root = root
-        self._process = -1
-        self._system: fsspec.AbstractFileSystem | None = None
-        self._path = ""
-
-    def _call(self, name: str, call: Callable[[fsspec.AbstractFileSystem, str], Result]) -> Result:
-        """What a call of fsspec's gives, tried again where that may help."""
-        for pause in (*PAUSES_SECONDS, None):
-            try:
-                with _in_words(f"{self._root}/{name}"):
-                    if self._system is None or self._process != os.getpid():
-                        self._system, self._path = fsspec.url_to_fs(self._root)
-                        self._process = os.getpid()
-                    return call(self._system, f"{self._path.rstrip('/')}/{name}".rstrip("/"))
-            except OSError as error:
-                if pause is None or error.errno in _FINAL or isinstance(error.__cause__, NotImplementedError):
-                    raise
-                time.sleep(pause)
-        raise AssertionError
-
-    def read_range(self, name: str, start: int, length: int) -> bytes:
-        try:
-            found = self._call(
-                name, lambda system, path: system.cat_file(path, start=start, end=start + length)
-            )
-        except OSError as error:
-            if error.errno == errno.ERANGE:
-                return b""
-            raise
-        if len(found) > length:
-            raise OSError(
-                errno.EIO,
-                "its server gives whole files where parts are asked for (no byte ranges); 'cache' fetches "
-                "shards whole",
-                f"{self._root}/{name}",
-            )
-        return found
-
-    def read(self, name: str) -> bytes:
-        return self._call(name, lambda system, path: system.cat_file(path))
-
-    def open(self, name: str) -> BinaryIO:
-        file = self._call(name, lambda system, path: system.open(path, "rb"))
-        return io.BufferedReader(_Stream(file, f"{self._root}/{name}"), 1 << 20)
-
-    def fetch(self, name: str, to: Path) -> None:
-        self._call(name, lambda system, path: system.get_file(path, str(to)))
-
-    def size(self, name: str) -> int:
-        def ask(system: fsspec.AbstractFileSystem, path: str) -> int:
-            system.invalidate_cache()
-            return int(system.info(path)["size"])
-
-        return self._call(name, ask)
-
-    def names(self) -> list[str]:
-        def ask(system: fsspec.AbstractFileSystem, path: str) -> list[str]:
-            system.invalidate_cache()
-            return [found.removeprefix(path).lstrip("/") for found in system.find(path)]
-
-        return self._call("", ask)
-
-    @contextmanager
-    def write(self, name: str) -> Iterator[BinaryIO]:
-        with tempfile.TemporaryDirectory(prefix="vidssl-") as folder:
-            whole = Path(folder) / "file"
-            with whole.open("wb") as file:
-                yield file
-            self._call(name, lambda system, path: system.put_file(str(whole), path))
-
-    def remove(self, name: str) -> None:
-        self._call(name, lambda system, path: system.rm_file(path))
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_system": None}
 
 
 class _Stream(io.RawIOBase):
