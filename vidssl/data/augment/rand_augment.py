@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as images
 
 from vidssl.data.augment.batch import change_rows, numbers_of_rows
 from vidssl.data.views.checks import check_chances, check_range
@@ -38,6 +37,13 @@ class Operation:
     signed: bool
 
 
+def _images() -> ModuleType:
+    """torchvision's operations; imported here, since importing takes a second."""
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
 def _moved(frames: Tensor, across: float, down: float, fill: float) -> Tensor:
     return _affine(frames, fill, translate=(int(across), int(down)))
 
@@ -60,13 +66,13 @@ def _affine(
     shear: tuple[float, float] = (0.0, 0.0),
     center: list[float] | None = None,
 ) -> Tensor:
-    return images.affine(
+    return _images().affine(
         frames,
         angle=angle,
         translate=list(translate),
         scale=1.0,
         shear=list(shear),
-        interpolation=InterpolationMode.BILINEAR,
+        interpolation=_images().InterpolationMode.BILINEAR,
         fill=[fill] * 3,
         center=center,
     )
@@ -85,19 +91,23 @@ OPERATIONS: dict[str, Operation] = {
     ),
     "rotate": Operation(_turned, lambda m, w, h: 30 * m, True),
     "brightness": Operation(
-        lambda f, s, fill: images.adjust_brightness(f, 1 + s), lambda m, w, h: 0.9 * m, True
+        lambda f, s, fill: _images().adjust_brightness(f, 1 + s), lambda m, w, h: 0.9 * m, True
     ),
-    "colour": Operation(lambda f, s, fill: images.adjust_saturation(f, 1 + s), lambda m, w, h: 0.9 * m, True),
-    "contrast": Operation(lambda f, s, fill: images.adjust_contrast(f, 1 + s), lambda m, w, h: 0.9 * m, True),
+    "colour": Operation(
+        lambda f, s, fill: _images().adjust_saturation(f, 1 + s), lambda m, w, h: 0.9 * m, True
+    ),
+    "contrast": Operation(
+        lambda f, s, fill: _images().adjust_contrast(f, 1 + s), lambda m, w, h: 0.9 * m, True
+    ),
     "sharpness": Operation(
-        lambda f, s, fill: images.adjust_sharpness(f, 1 + s), lambda m, w, h: 0.9 * m, True
+        lambda f, s, fill: _images().adjust_sharpness(f, 1 + s), lambda m, w, h: 0.9 * m, True
     ),
     "posterise": Operation(
-        lambda f, s, fill: images.posterize(f, int(s)), lambda m, w, h: 8 - round(4 * m), False
+        lambda f, s, fill: _images().posterize(f, int(s)), lambda m, w, h: 8 - round(4 * m), False
     ),
-    "solarise": Operation(lambda f, s, fill: images.solarize(f, s), lambda m, w, h: 1 - m, False),
-    "auto_contrast": Operation(lambda f, s, fill: images.autocontrast(f), lambda m, w, h: 0.0, False),
-    "equalise": Operation(lambda f, s, fill: images.equalize(f), lambda m, w, h: 0.0, False),
+    "solarise": Operation(lambda f, s, fill: _images().solarize(f, s), lambda m, w, h: 1 - m, False),
+    "auto_contrast": Operation(lambda f, s, fill: _images().autocontrast(f), lambda m, w, h: 0.0, False),
+    "equalise": Operation(lambda f, s, fill: _images().equalize(f), lambda m, w, h: 0.0, False),
 }
 
 

@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as resizing
 
 from vidssl.data.views.checks import check_counts, check_range
 from vidssl.data.views.times import draw, draw_real
@@ -208,6 +207,8 @@ def resized(frames: Tensor, height: int, width: int, interpolation: Interpolatio
     "bicubic" and "bilinear" do not smooth when shrinking. The published codes of BEVT and VideoMAE (OpenCV's
     INTER_CUBIC and INTER_LINEAR, equal to one of 255 levels), SVT and TimeSformer (PyTorch) resize so.
     """
+    from torchvision.transforms.v2 import functional as resizing  # here: importing takes half a second
+
     name = "BILINEAR" if interpolation == "bilinear" else "BICUBIC"
     mode, antialias = resizing.InterpolationMode[name], interpolation == "bicubic_antialiased"
     if interpolation != "bicubic" or frames.is_floating_point():
