@@ -17,14 +17,14 @@ import pytest
 
 from vidssl.data.decode.decode import probe, read_frames
 from vidssl.data.sources import moving_digits
-from vidssl.data.sources.digits_world import World, labels, render
+from vidssl.data.sources.digits_world import DigitsWorld, labels, render
 from vidssl.data.sources.folders import VideoList
 from vidssl.data.sources.moving_digits import MovingDigits, cache_folder, encode, prepare
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-WORLD = World()
+WORLD = DigitsWorld()
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_the_manifest_is_a_list_as_users_have_them(written: Path) -> None:
 
 def test_the_defaults_are_those_of_the_world() -> None:
     keys = inspect.signature(MovingDigits).parameters
-    assert {field.name: keys[field.name].default for field in fields(World)} == asdict(World())
+    assert {field.name: keys[field.name].default for field in fields(DigitsWorld)} == asdict(DigitsWorld())
 
 
 def test_written_once_and_said_where_and_how_large(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,7 +135,7 @@ def test_other_worlds_seeds_and_sizes_lie_apart(cache: Path) -> None:
             (WORLD, 1, "train", 2),
             (WORLD, 0, "test", 2),
             (WORLD, 0, "train", 3),
-            (World(ground=0.5), 0, "train", 2),
+            (DigitsWorld(ground=0.5), 0, "train", 2),
         ]
     }
     assert len(folders) == 5

@@ -130,6 +130,18 @@ def test_a_short_video_holds_its_last_frame() -> None:
             assert frames_of(slot) == [0, 2, 4, 4]
 
 
+def test_a_video_with_one_place_for_a_clip_is_reported_once_for_each_sampling(caplog) -> None:
+    views = ClipPair(num_frames=7, frame_stride=3, fps=None, size=4)
+    for total in (19, 20):  # 19 frames have one place for a clip, 20 have two
+        caplog.clear()
+        pairs = [views.sample(Ramp(total, 4, 4), 0, seeded(seed))["clip"] for seed in range(20)]
+        assert all(torch.equal(*pair) for pair in pairs) == (total == 19)
+        place = "ramp has only one place for a clip (19 frames; 7 clip frames 3 apart)"
+        told = f"{place}: both clips of its pair are the same"
+        said = [record.getMessage().split(", as of")[0] for record in caplog.records]
+        assert said == [told] * (total == 19)
+
+
 def test_test_clips_at_a_frame_rate() -> None:
     views = UniformClips(num_clips=2, num_frames=3, frame_stride=2, fps=10.0, size=8, starts="end_to_end")
     slots = views.sample(Ramp(300, fps=30.0), 0, seeded(0))["clip"]

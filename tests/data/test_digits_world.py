@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits, load_sample_images
 
 from vidssl.data.sources import digits_world
-from vidssl.data.sources.digits_world import LABEL_NAMES, PROFILES, World, labels, render
+from vidssl.data.sources.digits_world import LABEL_NAMES, PROFILES, DigitsWorld, labels, render
 
-OBJECT = World()
-PAN = World(mode="pan", ground=1.0, digit_size=8)
+OBJECT = DigitsWorld()
+PAN = DigitsWorld(mode="pan", ground=1.0, digit_size=8)
 WORLDS = pytest.mark.parametrize("world", [OBJECT, PAN], ids=["object", "pan"])
 SPLITS = ("train", "test")
 CONSTANT, ACCELERATING, DECELERATING = range(3)
@@ -19,7 +19,7 @@ CONSTANT, ACCELERATING, DECELERATING = range(3)
 Clip = NDArray[np.uint8]
 
 
-def clips_where(world: World, number: int, **wanted: int) -> list[tuple[dict[str, int], Clip]]:
+def clips_where(world: DigitsWorld, number: int, **wanted: int) -> list[tuple[dict[str, int], Clip]]:
     """The first clips that have the labels wanted, each with all its labels."""
     found = []
     for index in range(5000):
@@ -57,7 +57,7 @@ def best_motion(clip: Clip) -> tuple[float, float]:
 def map_of_places(texture: int, split: str, shrink: int) -> NDArray[np.float32]:
     """A photograph of that size whose red says the column of each pixel, and whose green says its row."""
     height, width = 427 // shrink, 640 // shrink
-    cut = int(width * digits_world._PHOTO_SHARE)
+    cut = int(width * digits_world._PHOTO_FRACTION)
     rows, columns = np.indices((height, cut if split == "train" else width - cut), dtype=np.float32)
     return np.stack([columns, rows, np.zeros_like(rows)], axis=-1)
 
@@ -72,7 +72,7 @@ def windows(clip: Clip) -> NDArray[np.float64]:
 
 
 @WORLDS
-def test_a_clip_depends_on_its_arguments_alone(world: World) -> None:
+def test_a_clip_depends_on_its_arguments_alone(world: DigitsWorld) -> None:
     first = render(world, seed=3, split="train", index=7)
     known = labels(world, seed=3, split="train", index=7)
     np.random.seed(0)
@@ -95,11 +95,11 @@ def test_other_seeds_splits_and_indices_draw_other_labels() -> None:
 
 
 @WORLDS
-def test_clips_are_rgb_frames_of_the_size_asked_for(world: World) -> None:
+def test_clips_are_rgb_frames_of_the_size_asked_for(world: DigitsWorld) -> None:
     clip = render(world, seed=0, split="test", index=0)
     assert clip.dtype == np.uint8
     assert clip.shape == (world.num_frames, world.size, world.size, 3)
-    image = World(mode=world.mode, num_frames=1, size=32, digit_size=24)
+    image = DigitsWorld(mode=world.mode, num_frames=1, size=32, digit_size=24)
     assert render(image, seed=0, split="test", index=0).shape == (1, 32, 32, 3)
 
 
@@ -137,7 +137,7 @@ def test_train_and_test_share_no_pixel_of_a_photograph() -> None:
 @pytest.mark.parametrize("split", SPLITS)
 @WORLDS
 def test_a_clip_shows_the_digit_and_the_texture_of_its_labels_and_split(
-    world: World, split: str, monkeypatch: pytest.MonkeyPatch
+    world: DigitsWorld, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def greys(split: str) -> tuple[NDArray[np.float32], ...]:
         """Plain samples whose grey names digit and split: (1 + digit + 10 split) / 25 of opaque."""
@@ -149,7 +149,7 @@ def test_a_clip_shows_the_digit_and_the_texture_of_its_labels_and_split(
 
     monkeypatch.setattr(digits_world, "_digits", greys)
     monkeypatch.setattr(digits_world, "_photo", plain)
-    world = World(mode=world.mode, ground=1.0, digit_size=24)
+    world = DigitsWorld(mode=world.mode, ground=1.0, digit_size=24)
     for index in range(40):
         known = labels(world, seed=0, split=split, index=index)
         clip = render(world, seed=0, split=split, index=index).astype(float)
@@ -175,7 +175,7 @@ def test_a_photograph_pans_as_labelled_and_its_edge_is_never_struck(
     split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digits_world, "_photo", map_of_places)
-    world = World(mode="pan", ground=1.0, digit_size=8, photo_shrink=4)  # little room: 68 columns to test
+    world = DigitsWorld(mode="pan", ground=1.0, digit_size=8, photo_shrink=4)  # 68 columns to test
     for index in range(60):
         known = labels(world, seed=0, split=split, index=index)
         corners = windows(render(world, seed=0, split=split, index=index))
@@ -191,7 +191,7 @@ def test_a_photograph_pans_as_labelled_and_its_edge_is_never_struck(
 def test_a_path_backwards_is_the_path_of_the_opposite_direction_and_the_mirrored_profile(
     num_directions: int,
 ) -> None:
-    world = World(num_directions=num_directions)
+    world = DigitsWorld(num_directions=num_directions)
     mirrored = {CONSTANT: CONSTANT, ACCELERATING: DECELERATING, DECELERATING: ACCELERATING}
     for direction in range(num_directions):
         for profile, mirror in mirrored.items():
@@ -214,12 +214,12 @@ def test_profiles_share_their_length_and_differ_in_when_they_are_fast() -> None:
 
 @WORLDS
 def test_the_frames_of_a_clip_in_reverse_are_a_clip_of_the_opposite_labels(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: DigitsWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(digits_world, "_JITTER", 0.0)
     draw = digits_world._draw_labels
 
-    def opposite(world: World, rng: np.random.Generator) -> dict[str, int]:
+    def opposite(world: DigitsWorld, rng: np.random.Generator) -> dict[str, int]:
         known = draw(world, rng)
         return {
             **known,
@@ -236,7 +236,7 @@ def test_the_frames_of_a_clip_in_reverse_are_a_clip_of_the_opposite_labels(
 
 
 def test_a_travelling_digit_starts_anywhere_whatever_its_direction() -> None:
-    world = World(ground=0.0)
+    world = DigitsWorld(ground=0.0)
     seen: list[tuple[int, NDArray[np.complex128]]] = []
     for index in range(320):
         first = render(world, seed=0, split="train", index=index)[0].mean(-1)
@@ -254,7 +254,7 @@ def test_a_panning_window_starts_anywhere_whatever_its_direction(monkeypatch: py
     monkeypatch.setattr(digits_world, "_photo", map_of_places)
     counts = np.zeros((2, 4, 4), dtype=int)  # axis, direction, quarter of the range
     corners: list[tuple[int, NDArray[np.float64]]] = []
-    world = World(mode="pan", ground=1.0, digit_size=8, num_directions=4, num_frames=2)
+    world = DigitsWorld(mode="pan", ground=1.0, digit_size=8, num_directions=4, num_frames=2)
     for index in range(320):
         known = labels(world, seed=0, split="train", index=index)
         middle = windows(render(world, seed=0, split="train", index=index)).mean(axis=0)
@@ -291,7 +291,7 @@ def test_a_panning_window_starts_anywhere_whatever_its_direction(monkeypatch: py
 )
 def test_an_impossible_world_is_refused(keys: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        World(**keys)
+        DigitsWorld(**keys)
 
 
 def test_an_unknown_split_is_refused() -> None:

@@ -19,6 +19,7 @@ from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import load_recipe
 from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.official.groups import groups_of
 from vidssl.data.sources.origins import Overlap, shared_videos, videos_of
 from vidssl.data.sources.token_store import (
     CROPS,
@@ -236,6 +237,13 @@ def test_images_are_videos_of_one_frame() -> None:
     fill("stills", "data.video.source={type: image_folder, root: images}")
     store = TokenStore(root="stills")
     assert [store.info(index).num_frames for index in range(3)] == [1, 1, 1]
+
+
+def test_groups_of_a_list_are_kept(tmp_path: Path) -> None:
+    keys = list(LENGTHS)[:2]
+    (tmp_path / "list.csv").write_text(f"path,class,group\n{keys[0]},a,tape 1\n{keys[1]},b,tape 1\n")
+    fill("grouped", f"data.video.source={{type: video_list, root: videos, list: {tmp_path / 'list.csv'}}}")
+    assert groups_of(TokenStore(root="grouped"), range(2)) == ("tape 1", "tape 1")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from vidssl.build import build
 from vidssl.config.recipe import load_tokenizer_spec
-from vidssl.data.sources.digits_world import World, render
+from vidssl.data.sources.digits_world import DigitsWorld, render
 from vidssl.errors import UsageError
 from vidssl.tokenizers.measure import measure
 
@@ -46,7 +46,7 @@ def test_digits_of_unseen_videos_come_back_and_every_code_is_used(
     name: str, psnr: float, perplexity: float, flicker: float
 ) -> None:
     tokenizer = build.tokenizer(name)
-    frames = np.stack([render(World(), seed=0, split="test", index=i) for i in range(60)])
+    frames = np.stack([render(DigitsWorld(), seed=0, split="test", index=i) for i in range(60)])
     clips = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 255
     measured = measure(tokenizer, clips, torch.Generator().manual_seed(0))
     assert measured.psnr > psnr

@@ -32,15 +32,15 @@ LABEL_NAMES = ("digit", "texture", "direction", "speed", "profile")
 PROFILES = ("constant", "accelerating", "decelerating")
 
 _SPLITS = ("train", "test")
-_DIGIT_SHARE = 0.7  # of the digit samples that train gets
-_PHOTO_SHARE = 0.58  # of each photograph's width: both parts need some of the flower in the centre of its own
+_DIGIT_FRACTION = 0.7  # of the digit samples that train gets
+_PHOTO_FRACTION = 0.58  # of each photograph's width: both parts need some of the flower in its centre
 _STROKE = (0.3, 0.7)  # ink of the enlarged digit that becomes clear and opaque: bilinear ink is grey
 _EASE = 0.7  # a changing speed runs from (1 - _EASE) to (1 + _EASE) times its mean
 _JITTER = 1.0  # pixels by which the digit trembles in pan mode: a digit glued to the lens is no video
 
 
-@dataclass(frozen=True)
-class World:
+@dataclass(kw_only=True, eq=False)
+class DigitsWorld:
     """What the clips look like and how hard they are.
 
     Attributes:
@@ -96,12 +96,12 @@ class World:
         return dict(zip(LABEL_NAMES, counts, strict=True))
 
 
-def labels(world: World, *, seed: int, split: str, index: int) -> dict[str, int]:
+def labels(world: DigitsWorld, *, seed: int, split: str, index: int) -> dict[str, int]:
     """The labels of one clip, independent and uniform, in the order of ``LABEL_NAMES``."""
     return _draw_labels(world, _generator(seed, split, index))
 
 
-def render(world: World, *, seed: int, split: str, index: int) -> NDArray[np.uint8]:
+def render(world: DigitsWorld, *, seed: int, split: str, index: int) -> NDArray[np.uint8]:
     """Draw one clip, a pure function of its arguments: uint8 [T, H, W, 3], RGB."""
     rng = _generator(seed, split, index)
     drawn = _draw_labels(world, rng)  # first, as in `labels`: both read the same numbers
@@ -125,11 +125,11 @@ def _generator(seed: int, split: str, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, _SPLITS.index(split), index])
 
 
-def _draw_labels(world: World, rng: np.random.Generator) -> dict[str, int]:
+def _draw_labels(world: DigitsWorld, rng: np.random.Generator) -> dict[str, int]:
     return {name: int(rng.integers(count)) for name, count in world.num_classes().items()}
 
 
-def _path(world: World, drawn: dict[str, int]) -> Array:
+def _path(world: DigitsWorld, drawn: dict[str, int]) -> Array:
     """Offsets (y, x) from the middle of the path in pixels: float32 [T, 2], first and last opposite."""
     steps = world.num_frames - 1
     ramp = np.linspace(-_EASE, _EASE, steps) if steps > 1 else np.zeros(steps)
@@ -141,7 +141,7 @@ def _path(world: World, drawn: dict[str, int]) -> Array:
     return (centred[:, None] * np.array([np.sin(angle), np.cos(angle)])).astype(np.float32)
 
 
-def _draw_digit(digit: Array, centres: NDArray[np.floating], world: World) -> Array:
+def _draw_digit(digit: Array, centres: NDArray[np.floating], world: DigitsWorld) -> Array:
     """Opacity of the digit about ``centres`` (y, x), round the edges: float32 [T, H, W] in [0, 1]."""
     rows = _tent_weights(centres[:, 0], world)
     columns = _tent_weights(centres[:, 1], world)
@@ -150,7 +150,7 @@ def _draw_digit(digit: Array, centres: NDArray[np.floating], world: World) -> Ar
     return np.clip((grey - low) / (high - low), 0.0, 1.0)
 
 
-def _tent_weights(centres: NDArray[np.floating], world: World) -> Array:
+def _tent_weights(centres: NDArray[np.floating], world: DigitsWorld) -> Array:
     """Bilinear weights of the sample's 8 cells in each pixel along one axis: float32 [T, size, 8]."""
     pixels = np.arange(world.size, dtype=np.float32) + 0.5
     half = world.size / 2.0
@@ -159,13 +159,13 @@ def _tent_weights(centres: NDArray[np.floating], world: World) -> Array:
     return np.maximum(1.0 - np.abs(cells[..., None] - np.arange(8, dtype=np.float32)), 0.0)
 
 
-def _still(photo: Array, world: World, rng: np.random.Generator) -> Array:
+def _still(photo: Array, world: DigitsWorld, rng: np.random.Generator) -> Array:
     """One random window of the photograph: float32 [1, H, W, 3]."""
     top, left = (int(rng.integers(side - world.size + 1)) for side in photo.shape[:2])
     return photo[None, top : top + world.size, left : left + world.size]
 
 
-def _pan(photo: Array, path: Array, world: World, rng: np.random.Generator) -> Array:
+def _pan(photo: Array, path: Array, world: DigitsWorld, rng: np.random.Generator) -> Array:
     """Windows of the photograph whose content moves along ``path``: float32 [T, H, W, 3]."""
     size, frames = world.size, []
     reach = np.abs(path).max(axis=0)
@@ -197,7 +197,7 @@ def _digits(split: str) -> tuple[Array, ...]:
     pools = []
     for digit in range(10):
         samples = (data.images[data.target == digit] / 16.0).astype(np.float32)
-        cut = int(len(samples) * _DIGIT_SHARE)
+        cut = int(len(samples) * _DIGIT_FRACTION)
         pools.append(samples[:cut] if split == "train" else samples[cut:])
     return tuple(pools)
 
@@ -211,5 +211,5 @@ def _photo(texture: int, split: str, shrink: int) -> Array:
     height, width = (side // shrink * shrink for side in image.shape[:2])
     blocks = image[:height, :width].reshape(height // shrink, shrink, width // shrink, shrink, 3)
     image = blocks.mean(axis=(1, 3))
-    cut = int(image.shape[1] * _PHOTO_SHARE)
+    cut = int(image.shape[1] * _PHOTO_FRACTION)
     return image[:, :cut] if split == "train" else image[:, cut:]

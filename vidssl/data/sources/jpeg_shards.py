@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -25,11 +24,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vidssl.data.decode.decode import part_of, seconds_of
-from vidssl.data.sources.listing import Listed, ListedFiles, Listing, PartKeys, named_listing, select
+from vidssl.data.sources.listing import Listed, ListedFiles, Listing, ListKeys, named_listing, select
 from vidssl.data.sources.lists import listed_part
 from vidssl.data.sources.manifest import unpacked
 from vidssl.data.sources.origins import derived_origin
 from vidssl.data.sources.segments import parse_segments
+from vidssl.data.sources.tar.storage import Address
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
@@ -58,65 +58,52 @@ def write_block(file: BinaryIO, images: Iterable[bytes], num_frames: int) -> int
     return ends[-1]
 
 
-def read_block(descriptor: int, start: int, frames: Sequence[int]) -> Tensor:
-    """Frames of the block at ``start``, uint8 [len(frames), 3, H, W]; each is decoded once.
+def read_block(read: Callable[[int, int], bytes], frames: Sequence[int]) -> Tensor:
+    """Frames of a block, uint8 [len(frames), 3, H, W]; each is decoded once.
+
+    Args:
+        read: gives bytes of the block, by their number and start, as ``os.pread``; fewer where the file ends.
 
     Raises:
         ValueError: if the file ends early, an image is damaged, or they differ in size.
         OSError: if it cannot be read.
     """
-    found = {number: _read_image(descriptor, start, number) for number in sorted(set(frames))}
-    height, width, _ = found[frames[0]].shape
+    found = {number: _read_image(read, number) for number in sorted(set(frames))}
+    if len({image.shape for image in found.values()}) > 1:
+        raise ValueError("its frames are of different sizes")
     # colours stay innermost in memory, as decoded: resizing is twice as fast there
-    clip = torch.empty((len(frames), height, width, 3), dtype=torch.uint8)
-    for row, number in zip(clip, frames, strict=True):
-        if found[number].shape != row.shape:
-            raise ValueError("its frames are of different sizes")
-        row.copy_(torch.from_numpy(found[number]))
-    return clip.permute(0, 3, 1, 2)
+    return torch.from_numpy(np.stack([found[number] for number in frames])).permute(0, 3, 1, 2)
 
 
-def _read_image(descriptor: int, start: int, number: int) -> np.ndarray:
-    row = _pread(descriptor, 2 * _OFFSET.itemsize, start + number * _OFFSET.itemsize)
+def _read_image(read: Callable[[int, int], bytes], number: int) -> np.ndarray:
+    row = _all_of(read, number * _OFFSET.itemsize, 2 * _OFFSET.itemsize)
     begins, ends = (int(offset) for offset in np.frombuffer(row, dtype=_OFFSET))
     if ends <= begins:
         raise ValueError(f"the offsets of frame {number} are damaged")
     try:
-        with Image.open(
-            BytesIO(_pread(descriptor, ends - begins, start + begins)), formats=["JPEG"]
-        ) as image:
+        with Image.open(BytesIO(_all_of(read, begins, ends - begins)), formats=["JPEG"]) as image:
             return np.array(image.convert("RGB"))
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"the image of frame {number} is damaged ({error})") from error
 
 
-def _pread(descriptor: int, length: int, offset: int) -> bytes:
-    found = b""
-    while len(found) < length:
-        more = os.pread(descriptor, length - len(found), offset + len(found))
-        if not more:
-            raise ValueError("its shard ends early")
-        found += more
+def _all_of(read: Callable[[int, int], bytes], start: int, length: int) -> bytes:
+    found = read(length, start)
+    if len(found) < length:
+        raise ValueError("its shard ends early")
     return found
 
 
 @dataclass(kw_only=True, eq=False)
-class JpegShards(PartKeys, ListedFiles, KnowsOrigins):
+class JpegShards(ListKeys, ListedFiles, KnowsOrigins):
     """Videos as ``vidssl data prepare --jpeg-shards`` wrote them, with the keys and labels that they had.
 
     Args:
         root: folder of the shards, relative to the working folder.
-        list: as ``video_list`` has it: which of the videos, and their labels; by default all, with the labels
-            that they were prepared with.
-        test_list: held-out videos; numbers classes together with ``list``.
-        part: "test" is ``test_list``, or without one a fraction of each class by the hash of the key.
-        test_share: of each class, on average, where there is no ``test_list``.
-        limit: keep at most this many videos, always the same random sample.
+        list, test_list, part, test_share, limit: see ``ListKeys``.
     """
 
     root: str
-    list: str | None = None
-    test_list: str | None = None
 
     def __post_init__(self) -> None:
         self._rows, own = _read_index(Path(self.root).absolute() / INDEX)
@@ -130,7 +117,7 @@ class JpegShards(PartKeys, ListedFiles, KnowsOrigins):
         where = self.list or self.root
         self.take(self.root, select(listing, part, self.test_share, self.limit, where=where))
         self.files = self._usable(self.files, where)
-        self._descriptors: dict[str, int] = {}
+        self._address = Address(str(self.folder))
 
     def info(self, index: int) -> SampleInfo:
         file = self.files[index]
@@ -150,8 +137,12 @@ class JpegShards(PartKeys, ListedFiles, KnowsOrigins):
         row, own = self._rows[self.files[index].path], self._frames(self.files[index])
         if not frames or min(frames) < 0 or max(frames) >= len(own):
             raise ValueError(f"{key} has {counted(len(own), 'frame')}, asked for {[*frames]}")
+
+        def part(length: int, start: int) -> bytes:
+            return self._address.read_range(row["shard"], row["start"] + start, length)
+
         try:
-            return read_block(self._open(row["shard"]), row["start"], [own[frame] for frame in frames])
+            return read_block(part, [own[frame] for frame in frames])
         except OSError as error:
             raise UnreadableSample(key, f"{row['shard']} cannot be read ({error.strerror})") from error
         except ValueError as error:
@@ -163,11 +154,6 @@ class JpegShards(PartKeys, ListedFiles, KnowsOrigins):
         if file.segment is None:
             return range(row["frames"])
         return file.segment.frames(file.key, row["frames"], row["fps"], *_times(row))
-
-    def _open(self, shard: str) -> int:
-        if shard not in self._descriptors:
-            self._descriptors[shard] = os.open(self.folder / shard, os.O_RDONLY)
-        return self._descriptors[shard]
 
     def _usable(self, files: Sequence[Listed], where: str) -> tuple[Listed, ...]:
         unknown = [file.path for file in files if file.path not in self._rows]
@@ -193,14 +179,6 @@ class JpegShards(PartKeys, ListedFiles, KnowsOrigins):
                 f"{self.folder}: none of the {counted(len(files), 'video')} of {where} could be prepared"
             )
         return kept
-
-    def __getstate__(self) -> dict[str, object]:
-        """What goes to a worker: it opens shards of its own."""
-        return {**self.__dict__, "_descriptors": {}}
-
-    def __del__(self) -> None:
-        for descriptor in self.__dict__.get("_descriptors", {}).values():
-            os.close(descriptor)
 
 
 def _times(row: Mapping) -> tuple[array[int], float]:

@@ -115,6 +115,21 @@ class PartKeys:
     limit: int | None = None
 
 
+@dataclass(kw_only=True, eq=False)
+class ListKeys(PartKeys):
+    """Keys of sources that know their samples and that a list can choose from.
+
+    Args:
+        list: as ``video_list`` has it: which samples, and their labels; by default all, with labels of their
+            own.
+        test_list: held-out videos; numbers classes together with ``list``.
+        part: "test" is ``test_list``, or without one a fraction of each class by the hash of the key.
+    """
+
+    list: str | None = None
+    test_list: str | None = None
+
+
 class ListedFiles(DataSource, KnowsMissing, KnowsGroups):
     """Samples that a listing names; a subclass ``take``s it.
 

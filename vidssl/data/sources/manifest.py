@@ -112,17 +112,13 @@ class Entry:
         return cls(**own, **more, facts=_facts_of(row))  # type: ignore[arg-type]
 
 
+_PLAIN = ("promised_frames", "fps", "height", "width", "rotation", "codec", "no_seeking", "tick_seconds")
+
+
 def _facts_row(facts: VideoFacts) -> dict[str, object]:
     return {
         "frames": facts.num_frames,
-        "promised_frames": facts.promised_frames,
-        "fps": facts.fps,
-        "height": facts.height,
-        "width": facts.width,
-        "rotation": facts.rotation,
-        "codec": facts.codec,
-        "no_seeking": facts.no_seeking,
-        "tick_seconds": facts.tick_seconds,
+        **{name: getattr(facts, name) for name in _PLAIN},
         "pts": packed(facts.pts),
         "keyframes": [[keyframe.number, keyframe.pts] for keyframe in facts.keyframes],
         "mirrored": facts.mirrored,

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vidssl.data.decode.content import Content, why_not_a_file
 from vidssl.data.decode.decode import read_frames
-from vidssl.data.sources.digits_world import LABEL_NAMES, World, labels, render
+from vidssl.data.sources.digits_world import LABEL_NAMES, DigitsWorld, labels, render
 from vidssl.data.sources.origins import origin_of
 from vidssl.engine.process import locked
 from vidssl.errors import UsageError, counted
@@ -49,7 +49,8 @@ _QUALITY = {
 _ENCODING = {"threads": 1, "max_b_frames": 0}
 
 
-class MovingDigits(DataSource, KnowsOrigins):
+@dataclass(kw_only=True, eq=False)
+class MovingDigits(DigitsWorld, DataSource, KnowsOrigins):
     """Short videos of a digit that moves over a photograph, with every factor known as a label.
 
     Labels: digit, texture, direction, speed and profile, see ``digits_world``. The videos are files, H.264 or
@@ -61,67 +62,42 @@ class MovingDigits(DataSource, KnowsOrigins):
         num_videos: of this split; by default 4000 to train and 1000 to test.
         limit: use only the first so many of them.
         seed: of the whole world.
-        mode: what moves: the digit over a still photograph ("object"), or the photograph behind it ("pan").
-        size: side of the square frame in pixels.
-        num_frames: of a video.
-        digit_size: side of the digit's box in pixels.
-        num_directions: evenly spaced.
-        speeds: mean speed of each value of the label "speed", in pixels a frame.
-        ground: brightness of the photograph, 0 (black) to 1.
-        photo_shrink: the photographs (427x640) are reduced by this factor first.
+        mode, size, num_frames, digit_size, num_directions, speeds, ground, photo_shrink: see ``DigitsWorld``.
     """
 
-    def __init__(
-        self,
-        *,
-        split: Literal["train", "test"],
-        num_videos: int | None = None,
-        limit: int | None = None,
-        seed: int = 0,
-        mode: Literal["object", "pan"] = World.mode,
-        size: int = World.size,
-        num_frames: int = World.num_frames,
-        digit_size: int = World.digit_size,
-        num_directions: Literal[4, 8] = World.num_directions,
-        speeds: tuple[float, ...] = World.speeds,
-        ground: float = World.ground,
-        photo_shrink: int = World.photo_shrink,
-    ) -> None:
-        if num_videos is None:
-            num_videos = {"train": 4000, "test": 1000}[split]
-        for name, number, least in (("num_videos", num_videos, 1), ("limit", limit, 1), ("seed", seed, 0)):
+    split: Literal["train", "test"]
+    num_videos: int | None = None
+    limit: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        DigitsWorld.__post_init__(self)
+        num_videos = {"train": 4000, "test": 1000}[self.split] if self.num_videos is None else self.num_videos
+        for name, number, least in (
+            ("num_videos", num_videos, 1),
+            ("limit", self.limit, 1),
+            ("seed", self.seed, 0),
+        ):
             if number is not None and number < least:
                 raise ValueError(f"{name} must be at least {least}, got {number}")
-        world = World(
-            mode=mode,
-            size=size,
-            num_frames=num_frames,
-            digit_size=digit_size,
-            num_directions=num_directions,
-            speeds=speeds,
-            ground=ground,
-            photo_shrink=photo_shrink,
-        )
-        self._folder = prepare(world, seed=seed, split=split, num_videos=num_videos)
-        self._rows = _read_manifest(self._folder)[:limit]
+        self._folder = prepare(self, seed=self.seed, split=self.split, num_videos=num_videos)
+        self._rows = _read_manifest(self._folder)[: self.limit]
         self._checksums = _read_checksums(self._folder)
-        self._split = split
-        self._num_frames = num_frames
         self.label_classes = {
-            name: tuple(str(number) for number in range(total)) for name, total in world.num_classes().items()
+            name: tuple(str(number) for number in range(total)) for name, total in self.num_classes().items()
         }
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def key(self, index: int) -> str:
-        return f"{self._split}/{self._rows[index][0]}"
+        return f"{self.split}/{self._rows[index][0]}"
 
     def labels(self, index: int) -> dict[str, int]:
         return self._rows[index][1]
 
     def info(self, index: int) -> SampleInfo:
-        return SampleInfo(self.key(index), self._num_frames, float(_FPS), self.labels(index))
+        return SampleInfo(self.key(index), self.num_frames, float(_FPS), self.labels(index))
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         path = self._folder / self._rows[index][0]
@@ -144,7 +120,7 @@ class MovingDigits(DataSource, KnowsOrigins):
         return replace(origin_of(path), version=checksum, sha256=checksum)
 
 
-def prepare(world: World, *, seed: int, split: str, num_videos: int) -> Path:
+def prepare(world: DigitsWorld, *, seed: int, split: str, num_videos: int) -> Path:
     """The folder of the videos, which are written first if they are not there.
 
     Its name holds a hash of all that decides what the files show; the first clip's pixels stand for the
@@ -158,7 +134,7 @@ def prepare(world: World, *, seed: int, split: str, num_videos: int) -> Path:
     """
     codec = _codec()
     made_from = {
-        "world": asdict(world),
+        "world": {field.name: getattr(world, field.name) for field in fields(DigitsWorld)},
         "seed": seed,
         "first_clip": hashlib.sha256(render(world, seed=seed, split=split, index=0).tobytes()).hexdigest(),
         "codec": codec,
@@ -194,14 +170,14 @@ def cache_folder() -> Path:
     return Path.home() / ".cache" / "vidssl"
 
 
-def _check_room(folder: Path, world: World, num_videos: int) -> None:
+def _check_room(folder: Path, world: DigitsWorld, num_videos: int) -> None:
     needed = int(num_videos * world.num_frames * _BYTES_A_FRAME * max(1.0, (world.size / 64) ** 2))
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"it may need {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free")
 
 
-def _write(folder: Path, world: World, codec: str, *, seed: int, split: str, num_videos: int) -> None:
+def _write(folder: Path, world: DigitsWorld, codec: str, *, seed: int, split: str, num_videos: int) -> None:
     """Fills a folder beside the final one, then renames it; takes up where a killed process left off."""
     unfinished = folder.with_suffix(".unfinished")
     unfinished.mkdir(exist_ok=True)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from vidssl.data.views.checks import check_counts
 from vidssl.data.views.crops import (
@@ -89,51 +89,11 @@ class SingleImage(ViewSampler):
 
 
 @dataclass(kw_only=True, eq=False)
-class RandomResizedClip(ViewSampler):
-    """One random clip in a box of random area and shape: BEVT's view for finetuning on Kinetics.
-
-    Starts are as those of ``single_clip``. One box serves all frames.
+class InRandomBox(ViewSampler):
+    """A clip in one random box, which serves all frames.
 
     Args:
         num_frames: of the clip.
-        frame_stride: video frames from one clip frame to the next.
-        size: side of the square in pixels that the box is resized to.
-        area: smallest and largest fraction of the frame that the box covers.
-        aspect: smallest and largest width / height of the box.
-        short_side: resize the short side to this length before the box is cut, as BEVT's published code
-            does with 256; by default frames are resized only once.
-        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
-    """
-
-    num_frames: int = 32
-    frame_stride: int = 2
-    size: int = 224
-    area: tuple[float, float] = (0.08, 1.0)
-    aspect: tuple[float, float] = ASPECT
-    short_side: int | None = None
-    interpolation: Interpolation = "bicubic_antialiased"
-
-    def __post_init__(self) -> None:
-        check_counts(self, "num_frames", "frame_stride", "short_side")
-        self.cut = RandomResizedCrop(self.size, self.area, self.aspect, interpolation=self.interpolation)
-
-    @property
-    def shapes(self) -> Shapes:
-        return {"clip": ((self.num_frames, self.size, self.size),)}
-
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
-        clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
-        return {"clip": (_cut(source.read(index, clip), self.short_side, self.cut, generator),)}
-
-
-@dataclass(kw_only=True, eq=False)
-class RandomSegments(ViewSampler):
-    """A clip of one random frame from each of equal parts of the whole video, in a random box.
-
-    BEVT's view for finetuning on Something-Something v2.
-
-    Args:
-        num_frames: parts, and frames of the clip.
         size: side of the square in pixels that the box is resized to.
         area: smallest and largest fraction of the frame that the box covers.
         aspect: smallest and largest width / height of the box.
@@ -157,21 +117,53 @@ class RandomSegments(ViewSampler):
     def shapes(self) -> Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),)}
 
+    @abstractmethod
+    def frames(self, total: int, generator: torch.Generator) -> list[int]:
+        """Frames of the clip, of a video that has ``total``."""
+
     def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
-        parts = segments(source.info(index).num_frames, self.num_frames)
-        clip = [draw(generator, first, last) for first, last in parts]
-        return {"clip": (_cut(source.read(index, clip), self.short_side, self.cut, generator),)}
+        frames = source.read(index, self.frames(source.info(index).num_frames, generator))
+        if self.short_side is not None:
+            frames = resize_short_side(frames, self.short_side, self.interpolation)
+        return {"clip": (self.cut(frames, generator),)}
+
+
+@dataclass(kw_only=True, eq=False)
+class RandomResizedClip(InRandomBox):
+    """One random clip in a box of random area and shape: BEVT's view for finetuning on Kinetics.
+
+    Starts are as those of ``single_clip``. One box serves all frames.
+
+    Args:
+        frame_stride: video frames from one clip frame to the next.
+        num_frames, size, area, aspect, short_side, interpolation: see ``InRandomBox``.
+    """
+
+    frame_stride: int = 2
+
+    def __post_init__(self) -> None:
+        check_counts(self, "frame_stride")
+        InRandomBox.__post_init__(self)
+
+    def frames(self, total: int, generator: torch.Generator) -> list[int]:
+        return _random_clip(total, self.num_frames, self.frame_stride, generator)
+
+
+@dataclass(kw_only=True, eq=False)
+class RandomSegments(InRandomBox):
+    """A clip of one random frame from each of equal parts of the whole video, in a random box.
+
+    BEVT's view for finetuning on Something-Something v2.
+
+    Args:
+        num_frames: parts, and frames of the clip.
+        size, area, aspect, short_side, interpolation: see ``InRandomBox``.
+    """
+
+    def frames(self, total: int, generator: torch.Generator) -> list[int]:
+        return [draw(generator, first, last) for first, last in segments(total, self.num_frames)]
 
 
 def _random_clip(num_frames: int, length: int, stride: int, generator: torch.Generator) -> list[int]:
     start = draw(generator, 0, last_start(num_frames, length, stride))
     return clip_frames(start, num_frames, length=length, stride=stride)
-
-
-def _cut(
-    frames: Tensor, short_side: int | None, cut: RandomResizedCrop, generator: torch.Generator
-) -> Tensor:
-    """[T, 3, H, W] -> [3, T, size, size]."""
-    if short_side is not None:
-        frames = resize_short_side(frames, short_side, cut.interpolation)
-    return cut(frames, generator)

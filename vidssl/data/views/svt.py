@@ -12,26 +12,23 @@ from vidssl.data.views.checks import check_counts, check_fractions
 from vidssl.data.views.crops import (
     ASPECT,
     FramesOfClips,
-    Interpolation,
     RandomResizedCrop,
     Shapes,
     Views,
     picked,
     random_square,
-    short_side_range,
 )
 from vidssl.data.views.times import (
     clip_frames,
     draw,
     draw_real,
-    held_frames,
     last_start,
     spread,
     svt_fps,
     svt_window,
     svt_window_frames,
 )
-from vidssl.data.views.uniform import slow_fast_last_start
+from vidssl.data.views.uniform import SlowAndFast
 from vidssl.interfaces import DataSource, ViewSampler
 
 Vary = Literal["both", "space", "time"]
@@ -232,26 +229,15 @@ class IntervalClips(GlobalsAndLocals):
 
 
 @dataclass(kw_only=True, eq=False)
-class SlowFastTrain(ViewSampler):
+class SlowFastTrain(SlowAndFast):
     """Slow and fast clips for training a classifier on both (SVT, Sec. 4.1), from one random place.
 
     Time is as in ``slow_fast``, but the start is random; of each clip the short side becomes a random
     length, then a square is cut from a random place.
 
     Args:
-        num_frames: of the slow and of the fast clip.
-        frame_strides: of each, video frames from one clip frame to the next.
-        sizes: of each, side of the square in pixels.
-        interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+        num_frames, frame_strides, sizes, interpolation: see ``SlowAndFast``.
     """
-
-    num_frames: tuple[int, int] = (8, 64)
-    frame_strides: tuple[int, int] = (32, 4)
-    sizes: tuple[int, int] = (224, 96)
-    interpolation: Interpolation = "bicubic_antialiased"
-
-    def __post_init__(self) -> None:
-        check_counts(self, "num_frames", "frame_strides", "sizes")
 
     @property
     def shapes(self) -> Shapes:
@@ -260,20 +246,10 @@ class SlowFastTrain(ViewSampler):
 
     def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         total = source.info(index).num_frames
-        start = draw(generator, 0, slow_fast_last_start(total, self.num_frames, self.frame_strides))
-        clips = [
-            held_frames(start, total, length=length, stride=stride)
-            for length, stride in zip(self.num_frames, self.frame_strides, strict=True)
-        ]
+        clips = self.clips(draw(generator, 0, self.last_start(total)), total)
         frames = FramesOfClips(source, index, clips)
         slow, fast = (
-            random_square(
-                picked(frames.pixels, rows),
-                size,
-                short_side_range(None, size),
-                generator,
-                self.interpolation,
-            )
+            random_square(picked(frames.pixels, rows), size, None, generator, self.interpolation)
             for rows, size in zip(map(frames.rows, clips), self.sizes, strict=True)
         )
         return {"slow": (slow,), "fast": (fast,)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vidssl.data.views.checks import check_fps, check_test_clips
+from vidssl.data.views.checks import check_counts, check_fps, check_test_clips
 from vidssl.data.views.crops import (
     FramesOfClips,
     Interpolation,
@@ -182,31 +183,56 @@ class SVTPublishedTest(ViewSampler):
 
 
 @dataclass(kw_only=True, eq=False)
-class SlowFast(ViewSampler):
-    """Test views of slow-fast inference (SVT, Sec. 3.4): few large frames and many small ones of one clip.
+class SlowAndFast(ViewSampler):
+    """Few large frames and many small ones of one stretch of video (SVT, Sec. 3.4).
 
-    The i-th slots of the views ``slow`` and ``fast`` are one test view. The paper does not state the
-    frames' spacing; by default both cover 256 frames. Clips start in the middle of equal parts of the
-    possible starts of the longer one; past the end of a video its last frame is held.
+    The paper does not state the frames' spacing; by default both clips cover 256 frames. Past the end of a
+    video its last frame is held.
 
     Args:
         num_frames: of a slow and of a fast clip.
         frame_strides: of each, video frames from one clip frame to the next.
-        sizes: of each, side of the square in pixels; the short side is resized to it.
-        num_clips: of a video.
-        num_crops: 1 or 3, as in ``uniform_clips``; the paper has 3.
+        sizes: of each, side of the square in pixels.
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
     num_frames: tuple[int, int] = (8, 64)
     frame_strides: tuple[int, int] = (32, 4)
     sizes: tuple[int, int] = (224, 96)
-    num_clips: int = 1
-    num_crops: int = 3
     interpolation: Interpolation = "bicubic_antialiased"
 
     def __post_init__(self) -> None:
-        check_test_clips(self, "num_frames", "frame_strides", "sizes", "num_clips")
+        check_counts(self, "num_frames", "frame_strides", "sizes")
+
+    def last_start(self, total: int) -> int:
+        """The last frame that both clips fit behind."""
+        return min(map(partial(last_start, total), self.num_frames, self.frame_strides))
+
+    def clips(self, start: int, total: int) -> list[list[int]]:
+        """Frames of the slow and of the fast clip."""
+        spacings = zip(self.num_frames, self.frame_strides, strict=True)
+        return [held_frames(start, total, length=length, stride=stride) for length, stride in spacings]
+
+
+@dataclass(kw_only=True, eq=False)
+class SlowFast(SlowAndFast):
+    """Test views of slow-fast inference (SVT, Sec. 3.4): few large frames and many small ones of one clip.
+
+    The i-th slots of the views ``slow`` and ``fast`` are one test view. Clips start in the middle of equal
+    parts of the possible starts of the longer one; the short side is resized to each size.
+
+    Args:
+        num_frames, frame_strides, sizes, interpolation: see ``SlowAndFast``.
+        num_clips: of a video.
+        num_crops: 1 or 3, as in ``uniform_clips``; the paper has 3.
+    """
+
+    num_clips: int = 1
+    num_crops: int = 3
+
+    def __post_init__(self) -> None:
+        SlowAndFast.__post_init__(self)
+        check_test_clips(self, "num_clips")
 
     @property
     def shapes(self) -> Shapes:
@@ -216,24 +242,13 @@ class SlowFast(ViewSampler):
 
     def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         total = source.info(index).num_frames
-        last = slow_fast_last_start(total, self.num_frames, self.frame_strides)
-        slow, fast = (
-            [
-                held_frames(start, total, length=length, stride=stride)
-                for start in middle_starts(last, self.num_clips)
-            ]
-            for length, stride in zip(self.num_frames, self.frame_strides, strict=True)
-        )
+        starts = middle_starts(self.last_start(total), self.num_clips)
+        slow, fast = map(list, zip(*(self.clips(start, total) for start in starts), strict=True))
         frames = FramesOfClips(source, index, [*slow, *fast])
         return {
             "slow": even_crops(frames, slow, self.sizes[0], self.num_crops, self.interpolation),
             "fast": even_crops(frames, fast, self.sizes[1], self.num_crops, self.interpolation),
         }
-
-
-def slow_fast_last_start(total: int, num_frames: tuple[int, int], strides: tuple[int, int]) -> int:
-    """The last frame that both clips fit behind."""
-    return min(last_start(total, length, stride) for length, stride in zip(num_frames, strides, strict=True))
 
 
 def even_crops(

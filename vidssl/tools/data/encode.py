@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -278,12 +279,13 @@ def _make_jpegs(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prep
         images = (_jpeg(picture, form.quality) for picture in kept.pass_on(pictures(path, facts, size)))
         length = write_block(block, images, facts.num_frames)
         block.flush()
-        read = read_block(block.fileno(), 0, kept.numbers)
+        part = partial(os.pread, block.fileno())
+        read = read_block(part, kept.numbers)
         kept.compare(read.permute(0, 2, 3, 1).numpy(), file)
         clip, before, after = a_clip(file.key, facts.num_frames), 0.0, 0.0
         if file.timed:
             before = core_seconds(lambda: read_frames(path, clip, facts))
-            after = core_seconds(lambda: read_block(block.fileno(), 0, clip))
+            after = core_seconds(lambda: read_block(part, clip))
     os.replace(temporary, file.target)
     about: dict[str, object] = {"fps": facts.fps, "height": size[0], "width": size[1]}
     if facts.uneven_times:

@@ -31,6 +31,12 @@ KIND, VERSION = "vidssl tar shards", 1
 IMAGE = "image"  # container of an entry that is one picture
 NOWHERE = -1  # start of what lies in no tar
 BLOCK = 512  # of a tar; what lies in it begins at a whole number of these, behind a header of one or more
+_COLUMNS = {  # of numbers, by their kind: int32 or 64, unsigned
+    **dict.fromkeys(("shard_bytes", "start", "length", "spans"), "q"),
+    "shard": "i",
+    "num_frames": "i",
+    "digests": "Q",
+}
 _REMEDY = "make it anew with 'vidssl data shard', or with 'vidssl data index' for shards that are there"
 
 
@@ -145,21 +151,28 @@ class ShardIndex:
     """
 
     def __init__(self, text: bytes, where: str) -> None:
-        self.where = where
-        self._text = text
+        self.where, self._text = where, text
         self.label_classes: dict[str, tuple[str, ...]] = {}
         self.plan = ""
-        columns = _Columns()
-        line, start = 0, 0
+        self.segments: dict[int, tuple[NamedSegment, ...]] = {}
+        self._columns: dict[str, array[int]] = {name: array(kind) for name, kind in _COLUMNS.items()}
+        self._classes: dict[str, tuple[array[int], dict[str, int]]] = {}  # of each label
+        names: list[str] = []
+        line, awaited = 0, 0  # samples of the last shard that are still to come
         try:
             for line, (start, end) in enumerate(line_spans(text), start=1):
                 row = _without_facts(text[start:end])
                 if line == 1:
                     self._take_header(row)
-                    columns.expect(self.label_classes)
+                elif awaited:
+                    awaited -= 1
+                    self._take_member(row, start, end, names[-1])
                 else:
-                    columns.add(row, start, end)
-            columns.finish()
+                    names.append(str(row["shard"]))
+                    self._columns["shard_bytes"].append(whole_number(row["bytes"]))
+                    awaited = whole_number(row["samples"])
+            if awaited:
+                raise ValueError(f"it ends early: {names[-1]} lacks {counted(awaited, 'sample')}")
             if line == 0:
                 raise ValueError("the file is empty")
         except UsageError:
@@ -167,18 +180,15 @@ class ShardIndex:
         except (KeyError, TypeError, ValueError) as error:
             what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise UsageError(f"{where}:{line}: the index is damaged ({what}); {_REMEDY}") from error
-        self.shards = tuple(columns.shards)
-        self.shard_bytes = np.array(columns.shard_bytes, dtype=np.int64)
-        self.shard = np.array(columns.shard, dtype=np.int32)
-        self.start = np.array(columns.start, dtype=np.int64)
-        self.length = np.array(columns.length, dtype=np.int64)
-        self.num_frames = np.array(columns.num_frames, dtype=np.int32)
-        self.labels = {name: np.array(found, np.int32) for name, found in columns.labels.items()}
-        self.segments = columns.segments
-        self._spans = np.array(columns.spans, dtype=np.int64).reshape(-1, 2)
-        digests = np.array(columns.digests, dtype=np.uint64)
-        self._by_digest = np.argsort(digests, kind="stable")
-        self._digests = digests[self._by_digest]
+        self.shards = tuple(names)
+        found = {name: np.array(column, np.dtype(column.typecode)) for name, column in self._columns.items()}
+        self.shard_bytes, self.shard, self.start = found["shard_bytes"], found["shard"], found["start"]
+        self.length, self.num_frames = found["length"], found["num_frames"]
+        self.labels = {name: np.array(column, np.int32) for name, (column, _) in self._classes.items()}
+        self._spans = found["spans"].reshape(-1, 2)
+        self._by_digest = np.argsort(found["digests"], kind="stable")
+        self._digests = found["digests"][self._by_digest]
+        del self._columns, self._classes
         self._refuse_twins()
 
     def _take_header(self, row: object) -> None:
@@ -191,6 +201,28 @@ class ShardIndex:
             raise ValueError(f"it is of version {row['version']}, this program reads version {VERSION}")
         self.plan = str(row["plan"])
         self.label_classes = {name: tuple(names) for name, names in row["label_classes"].items()}
+        for label, names in self.label_classes.items():
+            self._classes[label] = array("i"), {name: number for number, name in enumerate(names)}
+
+    def _take_member(self, row: Mapping[str, object], begins: int, ends: int, shard: str) -> None:
+        columns = self._columns
+        start, length = whole_number(row["start"]), whole_number(row["bytes"])
+        shard_bytes = columns["shard_bytes"]
+        if start != NOWHERE and (start < BLOCK or start % BLOCK or start + length > shard_bytes[-1]):
+            raise ValueError(f"{length} bytes from {start} on are no place in {shard}")
+        if "segments" in row:
+            self.segments[len(columns["start"])] = parse_segments(row["segments"])
+        columns["digests"].append(int.from_bytes(_digest(str(row["key"])), "big"))
+        columns["shard"].append(len(shard_bytes) - 1)
+        columns["start"].append(start)
+        columns["length"].append(length)
+        columns["num_frames"].append(whole_number(row.get("frames", 0)))
+        columns["spans"].extend((begins, ends))
+        for label, (numbers, known) in self._classes.items():
+            name = row["labels"].get(label)  # type: ignore[attr-defined]
+            if name is not None and name not in known:
+                raise ValueError(f"{name!r} is no class of the label {label!r}")
+            numbers.append(-1 if name is None else known[name])
 
     def _refuse_twins(self) -> None:
         (places,) = np.nonzero(self._digests[1:] == self._digests[:-1])
@@ -239,58 +271,6 @@ class ShardIndex:
     def keys(self) -> Iterator[str]:
         """All keys, in order."""
         return (self.key(number) for number in range(len(self)))
-
-
-class _Columns:
-    """The numbers of an index while its lines are read."""
-
-    def __init__(self) -> None:
-        self.shards: list[str] = []
-        self.shard_bytes = array("q")
-        self.shard = array("i")
-        self.start = array("q")
-        self.length = array("q")
-        self.num_frames = array("i")
-        self.spans = array("q")
-        self.digests = array("Q")
-        self.labels: dict[str, array[int]] = {}
-        self.segments: dict[int, tuple[NamedSegment, ...]] = {}
-        self._numbers: dict[str, dict[str, int]] = {}
-        self._awaited = 0  # samples of the last shard that are still to come
-
-    def expect(self, label_classes: Mapping[str, Sequence[str]]) -> None:
-        for label, names in label_classes.items():
-            self.labels[label] = array("i")
-            self._numbers[label] = {name: number for number, name in enumerate(names)}
-
-    def add(self, row: Mapping[str, object], start: int, end: int) -> None:
-        if self._awaited == 0:
-            self.shards.append(str(row["shard"]))
-            self.shard_bytes.append(whole_number(row["bytes"]))
-            self._awaited = whole_number(row["samples"])
-            return
-        self._awaited -= 1
-        self.digests.append(int.from_bytes(_digest(str(row["key"])), "big"))
-        self.shard.append(len(self.shards) - 1)
-        place, length = whole_number(row["start"]), whole_number(row["bytes"])
-        if place != NOWHERE and (place < BLOCK or place % BLOCK or place + length > self.shard_bytes[-1]):
-            raise ValueError(f"{length} bytes from {place} on are no place in {self.shards[-1]}")
-        self.start.append(place)
-        self.length.append(length)
-        self.num_frames.append(whole_number(row.get("frames", 0)))
-        self.spans.extend((start, end))
-        if "segments" in row:
-            self.segments[len(self.start) - 1] = parse_segments(row["segments"])
-        given = row["labels"]
-        for label, numbers in self.labels.items():
-            name = given.get(label)  # type: ignore[attr-defined]
-            if name is not None and name not in self._numbers[label]:
-                raise ValueError(f"{name!r} is no class of the label {label!r}")
-            numbers.append(-1 if name is None else self._numbers[label][name])
-
-    def finish(self) -> None:
-        if self._awaited:
-            raise ValueError(f"it ends early: {self.shards[-1]} lacks {counted(self._awaited, 'sample')}")
 
 
 def _digest(key: str) -> bytes:

@@ -27,7 +27,7 @@ from vidssl.data.decode.decode import VideoFacts, part_of
 from vidssl.data.decode.decoders import choose_decoder
 from vidssl.data.decode.images import read_image
 from vidssl.data.samples import mix
-from vidssl.data.sources.listing import Listed, Listing, Part, PartKeys, named_listing, select
+from vidssl.data.sources.listing import Listed, Listing, ListKeys, Part, named_listing, select
 from vidssl.data.sources.lists import listed_part
 from vidssl.data.sources.segments import Segment
 from vidssl.data.sources.tar.index import IMAGE, INDEX, Member, ShardIndex
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)
-class TarShards(PartKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigins):
+class TarShards(ListKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigins):
     """What ``vidssl data shard`` packed, or ``vidssl data index`` looked through.
 
     Keys are those of the files that were packed, so lists that go with them go with the shards.
@@ -60,10 +60,7 @@ class TarShards(PartKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, Orde
         root: folder of the shards, relative to the working folder, or an address that fsspec knows, such as
             s3://bucket/k400 or https://host/k400; for credentials see fsspec's configuration.
         index: path or address of the index; by default index.jsonl below ``root``.
-        list: which videos to read, and their labels; without it all, with the labels of the index.
-        test_list: held-out videos; numbers classes together with ``list``.
-        part: "test" is ``test_list``, or without one a fraction of each class by the hash of the key.
-        test_share, limit: see ``PartKeys``.
+        list, test_list, part, test_share, limit: see ``ListKeys``.
         decoder, short, min_frames, square_pixels: see ``VideoKeys``.
         order: "shards" reads few shards at a time, as many as a batch has samples, and mixes them; "samples"
             shuffles all samples, for disks that answer any read at once.
@@ -73,8 +70,6 @@ class TarShards(PartKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, Orde
     """
 
     index: str | None = None
-    list: str | None = None
-    test_list: str | None = None
     order: Literal["shards", "samples"] = "shards"
     cache: str | None = None
     cache_gib: float = 100.0
