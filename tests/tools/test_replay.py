@@ -1,4 +1,4 @@
-"""``vidssl replay``: the step that ended a run is repeated elsewhere, and what was no number is named."""
+"""``vidssl replay``: the step that ended a run is repeated elsewhere, and what was not finite is named."""
 
 import json
 import math
@@ -86,10 +86,10 @@ def test_a_replay_names_the_first_module_that_is_no_number(captured, capsys) -> 
     assert "The batch was rebuilt from its sources and is the same, value by value." in said
     assert "Repeated in fp32 on a CPU: the loss is nan." in said
     assert (
-        "The first module whose output is no number: burst (Burst), 32 of 32 values of (4, 8); "
-        "what it was given is." in said
+        "The first module whose output is not finite: burst (Burst), 32 of 32 values of (4, 8); "
+        "its input is finite." in said
     )
-    assert "Gradients that are no numbers: head.bias, head.weight, " in said
+    assert "Gradients that are not finite: head.bias, head.weight, " in said
     assert re.search(r" and \d+ more\.\n", said)
 
 
@@ -102,13 +102,13 @@ def test_a_replay_gives_the_very_loss_and_names_parameters(captured, capsys) -> 
     assert f"the loss was {capture.attempt.loss:.6g}, the gradient norm nan" in said
     assert f"the loss is {capture.attempt.loss:.6g}." in said
     assert "The first module" not in said
-    assert "Gradients that are no numbers: head.weight." in said
+    assert "Gradients that are not finite: head.weight." in said
 
 
 def test_a_replay_says_that_the_loss_alone_is_no_number(captured, capsys) -> None:
     said = replayed(captured["loss"][0], capsys)
     assert "the loss is inf." in said
-    assert "The first module whose output is no number: the objective itself (Stumbling)" in said
+    assert "The first module whose output is not finite: the objective itself (Stumbling)" in said
 
 
 def test_a_replay_where_the_data_are_gone_uses_the_views_that_were_kept(captured, capsys, tmp_path) -> None:
@@ -138,7 +138,7 @@ def test_weights_that_were_no_numbers_before_the_step_are_named(captured, capsys
     metadata, tensors = read_tensors(captured["module"][0])
     tensors["state.head.bias"][0] = math.inf
     save_file(tensors, tmp_path / "spoilt.safetensors", metadata=metadata)
-    assert "Before the step already no numbers: head.bias." in replayed(
+    assert "Not finite before the step already: head.bias." in replayed(
         tmp_path / "spoilt.safetensors", capsys
     )
 
@@ -155,7 +155,7 @@ def test_a_step_that_is_a_number_in_fp32_is_asked_for_in_the_run_s_precision(
     facts["conditions"]["precision"] = "bf16"
     save_file(tensors, tmp_path / "bf16.safetensors", metadata={**metadata, "facts": json.dumps(facts)})
     said = replayed(tmp_path / "bf16.safetensors", capsys, "--trust")
-    assert "Loss and gradients are numbers here." in said
+    assert "Loss and gradients are finite here." in said
     assert "try --precision run" in said
     said = replayed(tmp_path / "bf16.safetensors", capsys, "--trust", "--precision", "run")
     assert "Repeated in bf16 on a CPU" in said

@@ -79,9 +79,9 @@ def test_the_way_out_that_it_names_is_one(shallow: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_init(net, shallow)
     report = load_init(net, shallow, min_matched=float(str(caught.value).rpartition("=")[2]))
-    assert report.share == pytest.approx(filled_by(vit(depth=2), net))
+    assert report.fraction == pytest.approx(filled_by(vit(depth=2), net))
     assert len(report.new) == 24
-    assert f"{int(1000 * report.share) / 10:g} % of the network's numbers" in str(report)
+    assert f"{int(1000 * report.fraction) / 10:g} % of the network's numbers" in str(report)
     assert torch.equal(net.norm.weight, torch.full((12,), 2.0))
 
 
@@ -91,7 +91,7 @@ def test_numbers_count_and_not_keys() -> None:
     large = {"0.weight": torch.zeros(10, 100)}
     report = load_state(net, large, "large", min_matched=0.9)
     # bias, and weight, bias and two statistics of the norm; its counter is no number of the network
-    assert report.share == pytest.approx(1000 / 1050)
+    assert report.fraction == pytest.approx(1000 / 1050)
     small = {key: value for key, value in net.state_dict().items() if key != "0.weight"}
     with pytest.raises(UsageError, match=r"fills 4\.7 % of the numbers"):
         load_state(net, small, "small", min_matched=0.9)
@@ -103,7 +103,7 @@ def test_what_is_resized_counts_as_taken_over(tmp_path: Path) -> None:
     tables = sum(p.numel() for name, p in longer.named_parameters() if "time_embed" in name)
     assert tables > 0.1 * sum(p.numel() for p in longer.parameters())
     report = load_init(longer, saved(shorter.state_dict(), tmp_path / "t.safetensors"))
-    assert (report.share, report.reshaped, report.new) == (1.0, ("time_embed",), ())
+    assert (report.fraction, report.reshaped, report.new) == (1.0, ("time_embed",), ())
 
 
 def read(tmp_path: Path, *overrides: str) -> Recipe:

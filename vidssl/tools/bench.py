@@ -69,7 +69,7 @@ class StreamTimes:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a machine takes for one step of a recipe, in seconds.
+    """Times of one step of a recipe on a machine, in seconds.
 
     Attributes:
         streams: name -> what one worker takes for its batch.
@@ -110,13 +110,13 @@ class Measured:
 
 
 def bench(recipe: Recipe, *, seconds: float = 20.0, console: Console | None = None) -> None:
-    """Times the parts of a recipe's loading and of its step, and says which of them limits a run.
+    """Times the parts of a recipe's loading and of its step, and prints which of them limits a run.
 
     Args:
         seconds: that it takes, about; a step or a batch that takes longer is waited for.
 
     Raises:
-        UsageError: for all that training would refuse, and if a step's loss is no number.
+        UsageError: for all that training would refuse, and if a step's loss is not finite.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("bench looks at one process: start it without torchrun")
@@ -133,7 +133,7 @@ def bench(recipe: Recipe, *, seconds: float = 20.0, console: Console | None = No
         console.print(line, highlight=False)
 
 
-# what is said
+# the report
 
 
 def verdict(found: Measured) -> str:
@@ -168,7 +168,7 @@ def verdict(found: Measured) -> str:
 
 
 def _most(found: Measured) -> str:
-    """What workers spend most time on, of the stream that takes the longest."""
+    """The part that workers spend most time on, of the stream that takes the longest."""
     slowest = max(found.streams.values(), key=lambda stream: stream.seconds)
     parts = {
         "looking files through (a manifest saves that)": slowest.look,
@@ -316,8 +316,8 @@ class _Maker:
             stack = time.perf_counter() - made
         look, decode = self._look.seconds, self._decode.seconds
         views = max(0.0, made - started - look - decode)
-        share = size / len(samples)
-        times = StreamTimes(size, self._clips, look * share, decode * share, views * share, stack)
+        factor = size / len(samples)
+        times = StreamTimes(size, self._clips, look * factor, decode * factor, views * factor, stack)
         return parcel, times
 
     def _next(self) -> Sample:

@@ -113,7 +113,7 @@ def _model(keys: dict[str, int | bool], networks: _Networks, where: Path) -> DAL
 
 
 def _checked(model: DALLE) -> list[str]:
-    """Encodes a picture that is the same everywhere, and says what came of it.
+    """Encodes a picture that is the same everywhere, for a report.
 
     Raises:
         UsageError: if the logits or pixels are not finite.

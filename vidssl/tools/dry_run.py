@@ -70,7 +70,7 @@ class ViewSize:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step takes.
+    """Costs of a step.
 
     Attributes:
         flops: of forward and backward pass, as PyTorch counts them: matrix products, convolutions, attention.
@@ -78,7 +78,7 @@ class StepCost:
         data_seconds: to make the second batch, in this process and with nothing beside it.
         memory: peak bytes, of the GPU or of this process.
         metrics: of the second step.
-        weights, state: bytes of a checkpoint, and of what going on needs besides.
+        weights, state: bytes of a checkpoint, and of what resuming needs besides.
     """
 
     flops: int
@@ -94,7 +94,7 @@ def dry_run(recipe: Recipe, console: Console | None = None) -> None:
     """Builds what a recipe describes, takes two steps on two batches and prints what a run would take.
 
     Raises:
-        UsageError: for all that training would refuse, and if a step's loss is no number.
+        UsageError: for all that training would refuse, and if a step's loss is not finite.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--dry-run looks at one process: start it without torchrun")
@@ -190,7 +190,7 @@ def two_steps(
     """Takes two steps as a run would; the first is counted, the second timed.
 
     Raises:
-        UsageError: if a loss or gradient is no number.
+        UsageError: if a loss or gradient is not finite.
     """
     run, trial = recipe.run, Trial(recipe, objective, plan)
     slices = {name: replace(stream, workers=0, parts=run.accumulate) for name, stream in streams.items()}
@@ -302,7 +302,7 @@ def _run_table(run: RunSpec, total_steps: int, cost: StepCost) -> Table:
         "forward and backward": _flops(cost.flops * total_steps),
         "time": format_duration(seconds),
         "checkpoints": f"{checkpoints} x {_bytes(cost.weights)}",
-        "states to go on from": f"{states} x {_bytes(cost.state)}",
+        "states to resume from": f"{states} x {_bytes(cost.state)}",
         "disk": _bytes(disk),
     }
     for name, text in rows.items():

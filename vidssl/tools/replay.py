@@ -1,4 +1,4 @@
-"""``vidssl replay``: a step whose loss was no number, once more, on a CPU and with an eye on every module."""
+"""``vidssl replay``: a step whose loss was not finite, repeated on a CPU with every module watched."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class BadOutput:
-    """The first output of a forward pass that is no number.
+    """The first output of a forward pass that is not finite.
 
     Attributes:
         name: of the module, as its parameters' names begin; empty for the objective itself.
@@ -50,13 +50,13 @@ class BadOutput:
 
 @dataclass(frozen=True)
 class Replay:
-    """What came of a step that was repeated.
+    """The results of a repeated step.
 
     Attributes:
         loss: of the batch, before scaling.
-        first: the first output that is no number, None where all are.
-        parameters: names of those whose gradients are no numbers, the last first, as a backward pass goes.
-        weights: names of weights and buffers that were no numbers before the step.
+        first: the first output that is not finite, None where all are.
+        parameters: names of those whose gradients are not finite, the last first, as a backward pass goes.
+        weights: names of weights and buffers that were not finite before the step.
     """
 
     loss: float
@@ -72,7 +72,7 @@ def replay(
     trust: bool = False,
     console: Console | None = None,
 ) -> int:
-    """Repeats the forward and the backward pass of a captured step and says where it ceases to be a number.
+    """Repeats the forward and the backward pass of a captured step and prints where it ceases to be finite.
 
     Args:
         name: the capture file.
@@ -160,7 +160,7 @@ def _backward(
 
 @contextmanager
 def first_bad_output(network: nn.Module) -> Iterator[list[BadOutput]]:
-    """Watches a network's forward passes; the list gets the first output that is no number, if there is one.
+    """Watches a network's forward passes; the list gets the first output that is not finite, if any.
 
     A module ends before the one that holds it, so that the first is the innermost.
     """
@@ -226,7 +226,7 @@ def _described(capture: Capture) -> list[str]:
     ]
     if conditions.world > 1:
         lines += [
-            f"This is the share of process {conditions.rank} of {conditions.world}, repeated alone: a loss "
+            f"This is the part of rank {conditions.rank} of {conditions.world}, repeated alone: a loss "
             "that compares clips of all processes will differ."
         ]
     if conditions.device != "cpu":
@@ -242,7 +242,7 @@ def _described(capture: Capture) -> list[str]:
 
 
 def _compared_with_sources(capture: Capture, recipe: Recipe) -> str:
-    """Rebuilds the batch from its sources and says whether it is the one that was kept."""
+    """Rebuilds the batch from its sources and compares it with the one that was kept."""
     attempt, conditions = capture.attempt, capture.conditions
     kept = "the views that the capture keeps are used"
     try:
@@ -267,24 +267,24 @@ def _same(one: Batch, other: Batch) -> bool:
 def _found(found: Replay, precision: str, capture: Capture) -> list[str]:
     lines = [f"Repeated in {precision} on a CPU: the loss is {found.loss:.6g}."]
     if found.weights:
-        lines += [f"Before the step already no numbers: {_listed(found.weights)}."]
+        lines += [f"Not finite before the step already: {_listed(found.weights)}."]
     if found.first is not None:
         lines += [_first(found.first)]
     elif not math.isfinite(found.loss):
-        lines += ["All modules give numbers: the loss ceases to be one after them."]
+        lines += ["All outputs of modules are finite: the loss ceases to be so after them."]
     if found.parameters:
-        lines += [f"Gradients that are no numbers: {_listed(found.parameters)}."]
+        lines += [f"Gradients that are not finite: {_listed(found.parameters)}."]
     if math.isfinite(found.loss) and not found.parameters:
-        lines += ["Loss and gradients are numbers here."]
+        lines += ["Loss and gradients are finite here."]
         if precision != capture.conditions.precision:
             lines += ["So it may be the precision: try --precision run."]
     return lines
 
 
 def _first(bad: BadOutput) -> str:
-    given = "what it was given is" if bad.sound_input else "what it was given is not"
+    given = "its input is finite" if bad.sound_input else "so is its input"
     return (
-        f"The first module whose output is no number: {bad.name or 'the objective itself'} ({bad.kind}), "
+        f"The first module whose output is not finite: {bad.name or 'the objective itself'} ({bad.kind}), "
         f"{bad.bad} of {bad.count} values of {bad.shape}; {given}."
     )
 

@@ -57,7 +57,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a tokenizer; ``speed``: its ids a second over those of the first in the table."""
+    """Measurements of a tokenizer; ``speed``: its ids a second over those of the first in the table."""
 
     candidate: Candidate
     measured: TokenizerMeasure
@@ -230,7 +230,7 @@ def _table(rows: Sequence[Row], title: str) -> Table:
 
 
 def bits_per_pixel(tokenizer: Tokenizer) -> float:
-    """What an id can say, over the pixels of all frames that it stands for: quality has this price."""
+    """Bits of an id over the pixels of all frames that it stands for: the price of quality."""
     return math.log2(tokenizer.vocab_size) / math.prod(tokenizer.strides)
 
 

@@ -34,7 +34,7 @@ _DOTS = (
 def curve(steps: Sequence[float], values: Sequence[float], *, width: int, height: int) -> list[str]:
     """A curve as lines of text, the earliest step at the left and the highest value at the top.
 
-    Neighbouring points are joined. Values that are no numbers leave a gap.
+    Neighbouring points are joined. Values that are not finite leave a gap.
 
     Args:
         steps: rising; as many as values.
@@ -180,12 +180,12 @@ def _page(folder: RunFolder, patterns: Sequence[str], console: Console) -> Rende
 def _headline(folder: RunFolder, curves: Sequence[Curve]) -> str:
     state = "training" if trains_in(folder.path) else "not training now"
     events = _counts(folder.events)
-    said = "".join(f", {count} {kind}" for kind, count in events.items())
-    return f"step {max(each.steps[-1] for each in curves)}, {state}{said}: {folder.path}"
+    counts = "".join(f", {count} {kind}" for kind, count in events.items())
+    return f"step {max(each.steps[-1] for each in curves)}, {state}{counts}: {folder.path}"
 
 
 def _counts(events: Path) -> Mapping[str, int]:
-    """How many events of each kind a run noted."""
+    """Counts of a run's events, by kind."""
     counts: dict[str, int] = {}
     if events.is_file():
         for line in events.read_text(encoding="utf-8").splitlines(keepends=True):

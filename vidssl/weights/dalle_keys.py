@@ -35,7 +35,7 @@ def networks_in(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The networks of the dVAE that a state holds, whatever stands before their names.
 
     So the release's own files, a checkpoint of BEVT with the frozen encoder inside, and files of this package
-    all read alike. An encoder is told from a decoder by its first layer: 7x7 on pixels, or 1x1 on codes.
+    all read alike. Encoder and decoder differ in their first layer: 7x7 on pixels, or 1x1 on codes.
 
     Returns:
         ``encoder`` and ``decoder``, those there are: our names -> tensors.
@@ -64,7 +64,7 @@ _OURS = re.compile(r"(?:input|output|groups\.\d+\.\d+\.(?:shortcut|path\.\d))\.(
 
 
 def _own_name(key: str) -> tuple[str, str | None]:
-    """What stands before a parameter's name, and its name with us; None if it is not of the dVAE."""
+    """The prefix of a parameter's name, and our name; None if it is not of the dVAE."""
     for pattern, renamed in ((_PUBLISHED, own_key), (_OURS, str)):
         found = re.search(rf"(?:^|\.)({pattern.pattern})$", key)
         if found:

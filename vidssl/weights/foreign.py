@@ -31,7 +31,7 @@ Given = TypeVar("Given")
 
 
 def _scalar(module: str) -> Callable[..., Any]:
-    """What makes numpy's numbers, under the name that files of one of its versions give it."""
+    """The maker of numpy's numbers, under the name that files of one of its versions give it."""
 
     def scalar(*given: Any) -> Any:
         make: Any = np.float64(0).__reduce__()[0]
@@ -122,7 +122,7 @@ def _fetched(library: str, name: str) -> Mapping[str, Tensor]:
 
 
 def of_library(library: str, name: str, ask: Callable[[], Given]) -> Given:
-    """What a library gives when it is asked for a network.
+    """The answer of a library that is asked for a network.
 
     Raises:
         UsageError: if it cannot.

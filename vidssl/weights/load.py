@@ -27,14 +27,14 @@ from vidssl.weights.swin import inflate_image_stage
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What loading did.
+    """The fate of every key in loading.
 
     Attributes:
         source: where the weights came from.
         loaded: keys that were taken over.
         new: keys of the network that the source lacks; they keep their fresh values.
         unused: keys of the source that the network lacks.
-        share: of all numbers in the network's weights and running statistics, those that were taken over.
+        fraction: of all numbers in the network's weights and running statistics, those that were taken over.
         layout: whose layout the source had, empty for this package's own.
         reshaped: keys among ``loaded`` whose tensors were resized, inflated, copied or zeroed.
         notes: which part of the source was taken and how to take another, and what its tensors leave open.
@@ -44,7 +44,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     new: tuple[str, ...]
     unused: tuple[str, ...]
-    share: float
+    fraction: float
     layout: str = ""
     reshaped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -59,9 +59,8 @@ class LoadReport:
         }
         head = f"{self.source}" + (f" ({self.layout})" if self.layout else "")
         lines = [f"  {fate}: {_grouped(keys)}" for fate, keys in fates.items() if keys]
-        filled = (
-            f"{counted(len(self.loaded), 'tensor')} loaded, {_percent(self.share)} of the network's numbers"
-        )
+        loaded = counted(len(self.loaded), "tensor")
+        filled = f"{loaded} loaded, {_percent(self.fraction)} of the network's numbers"
         return "\n".join([f"{head}: {filled}", *(f"  {note}" for note in self.notes), *lines])
 
 
@@ -92,9 +91,9 @@ def load_init(
             that was trained on images alone is inflated first: its clip embedding and temporal biases come
             from its image ones; or ``timm:NAME``, ``torchvision:NAME`` or a file in a published layout.
             What has another shape is resized where the network knows how.
-        min_matched: share of the network's numbers that must come from there, from 0 to 1, whether as they
+        min_matched: fraction of the network's numbers that must come from there, from 0 to 1, whether as they
             are or resized, inflated or copied: ``backbone.init_min_matched``.
-        window: attention window that the weights were trained with, where they do not tell:
+        window: attention window that the weights were trained with, where the weights do not hold it:
             ``backbone.init_window``.
         given: keys of the network that the user has stated; None where that is not known. Stated pixel
             statistics may differ from those of the weights; what the weights leave open must be stated.
@@ -177,7 +176,7 @@ def _load_checkpoint(
     sections = _sections(checkpoint)
     window = window or _window(sections["backbone"])
     notes = check_stated(network, _stated(sections["backbone"]), str(checkpoint.path), given)
-    # one trained in Python has no recipe, and nobody noted on what: it is taken as it is
+    # one trained in Python has no recipe, and it is not known on what: it is taken as it is
     if checkpoint.recipe and "video" not in sections["data"]:
         # what such a network has for clips was never trained, and is made from what it has for images
         filled = inflate_image_stage(
@@ -289,16 +288,16 @@ def load_state(
         )
     _refuse_other_shapes(own, state, shared, source)
     new = tuple(key for key in own if key not in state)
-    share = _numbers(own, shared) / max(1, _numbers(own, own))
-    if share < min_matched:
-        accepted = floor(100 * share) / 100
+    fraction = _numbers(own, shared) / max(1, _numbers(own, own))
+    if fraction < min_matched:
+        accepted = floor(100 * fraction) / 100
         way_out = (
             "These are weights of another architecture"
             if not accepted
             else f"If these are to start from fresh values, state it: backbone.init_min_matched={accepted}"
         )
         raise UsageError(
-            f"{source}: fills {_percent(share)} of the numbers of {type(network).__name__}, and less than "
+            f"{source}: fills {_percent(fraction)} of the numbers of {type(network).__name__}, and less than "
             f"{_percent(min_matched)} is an error. It lacks {_some(new)}. {way_out}"
         )
     taken = {key: state[key] for key in shared}
@@ -309,7 +308,7 @@ def load_state(
         loaded=tuple(shared),
         new=new,
         unused=tuple(key for key in state if key not in own),
-        share=share,
+        fraction=fraction,
     )
 
 
@@ -318,8 +317,8 @@ def _numbers(own: Mapping[str, Tensor], keys: Iterable[str]) -> int:
     return sum(own[key].numel() for key in keys if own[key].is_floating_point())
 
 
-def _percent(share: float) -> str:
-    return f"{floor(1000 * share) / 10:g} %"  # 99.97 % is not all
+def _percent(fraction: float) -> str:
+    return f"{floor(1000 * fraction) / 10:g} %"  # 99.97 % is not all
 
 
 def load_whole(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:

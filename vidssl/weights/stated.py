@@ -21,7 +21,7 @@ _AMBIGUOUS = (IMAGE_VIT, VIDEO_MAE)
 
 @dataclass(frozen=True)
 class Stated:
-    """What is known of weights besides their tensors.
+    """Facts of weights besides their tensors.
 
     Attributes:
         mean, std: of the training pixels, per channel; None where not known.
@@ -99,7 +99,7 @@ def check_stated(
         lines for the report.
 
     Raises:
-        UsageError: if the network has other heads, or other pixel statistics that nobody asked for.
+        UsageError: if the network has other heads, or other pixel statistics that were not asked for.
     """
     own, notes = stated_in(network), []
     if stated.num_heads and own.num_heads and stated.num_heads != own.num_heads:
@@ -128,7 +128,7 @@ def check_stated(
 def check_unstated(
     network: nn.Module, layout: str, source: str, given: Collection[str] | None
 ) -> tuple[str, ...]:
-    """What a file of weights leaves open, as the network has it; arguments and result as ``check_stated``.
+    """Facts that a file of weights leaves open, as the network has them; else as ``check_stated``.
 
     Raises:
         UsageError: if a layout is published with several normalisations of pixels and numbers of heads, and

@@ -17,7 +17,7 @@ _OWN_TABLE = "attn.bias_table"
 _OWN_PATCHES = "embed_clip.proj.weight"
 _INDEX = "relative_position_index"  # the row of the table for each pair of a window's cells
 _DERIVED = (_INDEX, "attn_mask")  # buffers that follow from the window
-_LONGEST = 32  # cells of a window in time, where nothing tells it
+_LONGEST = 32  # cells of a window in time, where no index tells it
 _FIRST_BLOCK = "layers.0.blocks.0.attn.qkv.weight"
 _PATCHES = "patch_embed.proj.weight"
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.")  # wrappers that image checkpoints come in
@@ -48,8 +48,8 @@ def read_swin(
     Args:
         ours: ``VideoSwin.state_dict()``, for the names and shapes.
         window: of the network.
-        source_window: of the network that the weights are of; by default what the weights' own index of
-            positions says, else the one window, square in space, that has tables of their length.
+        source_window: of the network that the weights are of; by default the weights' own index of
+            positions, else the one window, square in space, that has tables of their length.
 
     Raises:
         UsageError: if tables are of another window than ``source_window``, or of several possible ones.

@@ -58,7 +58,7 @@ def check_data(
         out: where the manifest goes; by default beside ``path``, never in the folder that is looked at.
         processes: that decode; by default one for each core.
         test_share: as ``video_folder`` and ``video_list`` have it, where there is no ``test_list``.
-        show_all: name every file that something is wrong with, not only the first few.
+        show_all: name every bad file, not only the first few.
         limits: that each file has to keep.
 
     Returns:

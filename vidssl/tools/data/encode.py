@@ -48,7 +48,7 @@ def pictures(path: Path, facts: VideoFacts, size: tuple[int, int]) -> Iterator[R
     """All frames of a video in order, each uint8 [height, width, 3], RGB, rotation applied.
 
     Args:
-        facts: what ``probe`` said of the file.
+        facts: of the file, from ``probe``.
         size: height and width of the result.
 
     Raises:
@@ -149,7 +149,7 @@ def _check(name: str, value: float, lowest: float, highest: float) -> None:
 
 
 def settings(form: Form) -> dict[str, object]:
-    """What a form is, as the journal keeps it."""
+    """A form as the journal keeps it."""
     kept = {name: value for name, value in asdict(form).items() if name != "max_difference"}
     return {"form": "h264" if isinstance(form, H264) else "jpeg_shards", **kept}
 
@@ -177,7 +177,7 @@ class FileToPrepare:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of a video.
+    """The result for a video.
 
     Attributes:
         key: of the video.
@@ -210,7 +210,7 @@ class CannotWrite:
 
 
 def prepare_file(file: FileToPrepare) -> Prepared | CannotWrite:
-    """Makes the target of a file and verifies it. Never raises for what is wrong with file or disk."""
+    """Makes the target of a file and verifies it. Never raises for faults of file or disk."""
     path = file.root / file.key
     began = time.thread_time()
     source = (-1, 0)
@@ -372,7 +372,7 @@ def _encode(
 
 
 def _lasting(packets: list[av.Packet[VideoStream]], lasts: Iterator[int]) -> list[av.Packet[VideoStream]]:
-    """The packets, each told how long its frame lasts; the encoder says so of none but by the mean rate."""
+    """Sets how long the frame of each packet lasts; the encoder knows the mean rate alone."""
     for packet in packets:
         packet.duration = next(lasts)
     return packets

@@ -137,7 +137,7 @@ class Seen:
             twice = twice or not keys.isdisjoint(own)
             keys |= own
         for shard in self._used(names, videos):
-            if twice:  # then all, so that a key says nothing of which shard came first
+            if twice:  # then all, so that a key does not depend on which shard came first
                 stem = shard.name.removesuffix(".tar")
                 shard = replace(shard, members=tuple(_prefixed(member, stem) for member in shard.members))
             yield shard
@@ -222,7 +222,7 @@ def _index_path(out: Path | None, given: str, address: Address) -> Path:
     """Where the index goes.
 
     Raises:
-        UsageError: if that is not said, or an index is there that knows more than this one would.
+        UsageError: if it is not given, or an index is there that knows more than this one would.
     """
     if out is None and address.local is None:
         raise UsageError(
@@ -293,7 +293,7 @@ def _look(address: Address, names: Sequence[str], seen: Seen, processes: int, co
 
 
 def _see(tasks: Sequence[ShardToLookAt], crew: Runner) -> Iterator[SeenShard | CannotRead]:
-    """What is in shards. One with a file that takes its process down is gone through again without that."""
+    """Contents of shards. One with a file that takes its process down is gone through again without that."""
     while tasks:
         again = []
         largest = max(_size(task) for task in tasks)

@@ -30,7 +30,7 @@ from vidssl.tools.data.pack import DamagedTar, split_name, walk_tar
 
 
 def examine_image(file: FileToExamine) -> Entry:
-    """What there is to say of an image: a clip of one frame. Never raises for what is wrong with it."""
+    """The entry of an image: a clip of one frame. Never raises for faults of the file."""
     path = file.root / file.key
     reason = why_not_a_file(path)
     if reason:
@@ -86,7 +86,7 @@ class ShardToLookAt:
 
 @dataclass(frozen=True)
 class SeenShard:
-    """What a tar holds.
+    """Contents of a tar.
 
     Attributes:
         shard: its videos or images, whose keys are unique in it.
@@ -111,7 +111,7 @@ class CannotRead:
 
 
 def look_at(task: ShardToLookAt) -> SeenShard | CannotRead:
-    """Looks through a tar. Never raises for what is wrong with it."""
+    """Looks through a tar. Never raises for its faults."""
     for pause in (*PAUSES_SECONDS, None):
         try:
             return _look(task)
@@ -135,14 +135,14 @@ def _look(task: ShardToLookAt) -> SeenShard:
 
 
 class _Seen:
-    """What has come of a tar so far."""
+    """A tar as far as it was looked through."""
 
     def __init__(self, task: ShardToLookAt) -> None:
         self._task = task
         self._members: dict[str, Member] = {}  # by name in the tar
         self._samples: dict[str, list[str]] = {}  # key of a sample -> names of its videos or images
-        self._about: dict[str, Mapping[str, object]] = {}  # key of a sample -> what its .json says
-        self._classes: dict[str, str] = {}  # key of a sample -> what its .cls says
+        self._about: dict[str, Mapping[str, object]] = {}  # key of a sample -> content of its .json
+        self._classes: dict[str, str] = {}  # key of a sample -> content of its .cls
         self._videos = False
 
     def take(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
@@ -151,7 +151,7 @@ class _Seen:
             return
         self._samples.setdefault(key, [])
         kind = ending.rpartition(".")[2]
-        # GIF and WebP may be either: their content says which
+        # GIF and WebP may be either: their content decides
         video = kind in VIDEO_EXTENSIONS and kind not in IMAGE_EXTENSIONS
         if video and not self._videos:
             self._videos = True  # images beside videos show them
@@ -176,7 +176,7 @@ class _Seen:
             if text:
                 self._classes[key] = str(int(text)) if text.isdecimal() else text
             return
-        with suppress(ValueError):  # captions and the like are nobody's business here
+        with suppress(ValueError):  # captions and the like are not needed here
             about = json.loads(text)
             if isinstance(about, dict):
                 self._about[key] = about
@@ -239,7 +239,7 @@ class _Seen:
 
 
 def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
-    """What a regular file holds; None if the tar ends in it."""
+    """Content of a regular file; None if the tar ends in it."""
     file = tar.extractfile(info)
     assert file is not None
     try:

@@ -50,7 +50,7 @@ class CannotWrite:
 
 
 def pack_shard(task: ShardToPack) -> Shard | CannotWrite:
-    """Writes a shard and verifies it. Never raises for what is wrong with files or the place."""
+    """Writes a shard and verifies it. Never raises for faults of files or of the place."""
     try:
         with task.out.write(task.name) as file:
             members = _fill(file, task)
@@ -82,7 +82,7 @@ def _fill(file: BinaryIO, task: ShardToPack) -> tuple[Member, ...]:
 
 
 def _content(root: Path, entry: Entry) -> bytes | str:
-    """What a file holds; in words, why it is not what the entry describes."""
+    """Content of a file; in words, why it is not what the entry describes."""
     try:
         # whole, as a reader of the shard does: a file that fails half-way must leave no half in the tar
         content = (root / entry.key).read_bytes()
@@ -94,7 +94,7 @@ def _content(root: Path, entry: Entry) -> bytes | str:
 
 
 def _about(entry: Entry) -> dict[str, object]:
-    """What stands beside a sample for other readers, and for 'data index'."""
+    """Facts of a sample for other readers, and for 'data index'."""
     about: dict[str, object] = {"key": entry.key, "labels": dict(entry.labels), "sha256": entry.sha256}
     if entry.segments:
         about["segments"] = entry.segments
@@ -110,12 +110,12 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes, mtime_ns: int) -> int:
     info.size = len(content)
     info.mtime = max(mtime_ns // 10**9, 0)
     tar.addfile(info, BytesIO(content))
-    # counted from its end: how long its header is depends on what it says
+    # counted from its end: headers differ in length
     return tar.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def _verify(out: Address, name: str, members: Sequence[Member]) -> None:
-    """Raises OSError unless each content lies where it is said to."""
+    """Raises OSError unless each content lies where the index has it."""
     wanted = [(one.start, one.entry.bytes, one.entry.sha256) for one in members if one.start >= 0]
     found = []
     try:

@@ -52,7 +52,7 @@ class Operand:
     manifest: Manifest | None = None
 
     def entry(self, key: str) -> Entry | None:
-        """What the manifest knows of a file, if there is one."""
+        """The manifest's entry of a file, if there is one."""
         return self.manifest.entry(key) if self.manifest is not None and key in self.manifest else None
 
     def stat(self, key: str) -> tuple[int, int]:
@@ -175,7 +175,7 @@ def not_looked_at(lost: Lost) -> str:
 
 
 class Journal:
-    """A file of JSON objects, one a line, that says what is done; it grows line by line.
+    """A file of JSON objects, one a line, of what is done; it grows line by line.
 
     A kill or a full disk may leave a line unfinished: it is passed over, and ended before the next one.
     Rows stay on the disk, memory holds where they lie.

@@ -11,12 +11,12 @@ from vidssl.data.views.stored import StoredUniformClips
 from vidssl.data.views.uniform import UniformClips
 
 Purpose = Literal["pretraining", "finetuning", "testing"]
-Videos = Literal["data.video.source", "data.video.test_source", "data.probe.train", "data.probe.test"]
+VideoSection = Literal["data.video.source", "data.video.test_source", "data.probe.train", "data.probe.test"]
 
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """What is stored of each video.
+    """Frames and transforms that are stored of each video.
 
     Attributes:
         fps: that videos are thinned out to; None keeps their own.
@@ -57,7 +57,7 @@ def purpose_settings(recipe: Recipe, purpose: Purpose) -> StoreSettings:
     return StoreSettings(views.fps, ("top", "middle", "far") if views.num_crops == 3 else ("middle",))
 
 
-def videos_and_views(recipe: Recipe, videos: Videos) -> tuple[PartSpec, PartSpec]:
+def videos_and_views(recipe: Recipe, videos: VideoSection) -> tuple[PartSpec, PartSpec]:
     """The sections of a recipe that name its videos, and how they are seen.
 
     Raises:

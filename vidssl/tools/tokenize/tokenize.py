@@ -45,7 +45,7 @@ from vidssl.interfaces import DataSource, Tokenizer, UnreadableSample
 from vidssl.tools.tokenize.settings import (
     Purpose,
     StoreSettings,
-    Videos,
+    VideoSection,
     purpose_settings,
     videos_and_views,
 )
@@ -61,7 +61,7 @@ def tokenize(
     recipe: Recipe,
     out: Path,
     *,
-    videos: Videos = "data.video.source",
+    videos: VideoSection = "data.video.source",
     purpose: Purpose | None = None,
     fps: float | Literal["own"] | None = None,
     resize: tuple[float, ...] | None = None,
@@ -194,10 +194,10 @@ def _begin(folder: Path, info: StoreInfo) -> None:
         )
 
 
-def _fill(maker: VideoTokenizer, folder: Path, share: float, say: Say) -> None:
+def _fill(maker: VideoTokenizer, folder: Path, max_unreadable: float, say: Say) -> None:
     """This process's shards that are not there yet."""
     info, (rank, world) = maker.info, _rank_and_world()
-    done = {shard: read_shard(folder, info, shard) for shard in _share(info)}
+    done = {shard: read_shard(folder, info, shard) for shard in _own_shards(info)}
     todo = [shard for shard, videos in done.items() if videos is None]
     failed = [video for videos in done.values() for video in videos or () if video.reason]
     who = f"process {rank} of {world}: " if world > 1 else ""
@@ -211,10 +211,10 @@ def _fill(maker: VideoTokenizer, folder: Path, share: float, say: Say) -> None:
     def note(video: StoredVideo) -> None:
         failed.append(video)
         say(f"unreadable, left out: {video.key}: {video.reason}")
-        _check_share(failed, info, share)
+        _check_unreadable(failed, info, max_unreadable)
 
     started = time.monotonic()
-    # closing ends the workers at once, whatever went wrong
+    # closing ends the workers at once, whatever is raised
     with closing(maker.videos([index for shard in todo for index in info.videos_of(shard)])) as found:
         for number, shard in enumerate(todo, 1):
             with ShardWriter(folder, info, shard) as writer:
@@ -231,27 +231,26 @@ def _rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _share(info: StoreInfo) -> range:
+def _own_shards(info: StoreInfo) -> range:
     """The shards of this process."""
     rank, world = _rank_and_world()
     return range(rank, info.num_shards, world)
 
 
 def _forget_unreadable(folder: Path, info: StoreInfo) -> None:
-    for shard in _share(info):
+    for shard in _own_shards(info):
         if any(video.reason for video in read_shard(folder, info, shard) or ()):
             index_path(folder, shard).unlink(missing_ok=True)
 
 
-def _check_share(failed: Sequence[StoredVideo], info: StoreInfo, share: float) -> None:
-    allowed = int(share * info.num_videos)
+def _check_unreadable(failed: Sequence[StoredVideo], info: StoreInfo, max_unreadable: float) -> None:
+    allowed = int(max_unreadable * info.num_videos)
     if len(failed) > allowed:
         listed = "".join(f"\n  {video.key}: {video.reason}" for video in failed[:20])
         raise UsageError(
-            f"{len(failed)} of {counted(info.num_videos, 'video')} cannot be read, and "
-            "data.max_unreadable_share "
-            f"({share:g}) allows {allowed}. Raise that share, or mend them and give --retry-unreadable. "
-            f"Finished shards are kept.{listed}"
+            f"{counted(len(failed), 'video', of=info.num_videos)} cannot be read, and "
+            f"data.max_unreadable_share ({max_unreadable:g}) allows {allowed}. Raise that fraction, or mend "
+            f"them and give --retry-unreadable. Finished shards are kept.{listed}"
         )
 
 
@@ -319,7 +318,7 @@ def _spot_check(maker: VideoTokenizer, folder: Path, count: int) -> int:
         UsageError: if their ids are not those that are stored.
     """
     info = maker.info
-    shards = list(_share(info))
+    shards = list(_own_shards(info))
     draw = random.Random(_rank_and_world()[0])
     chosen = [draw.choice(list(info.videos_of(shard))) for shard in draw.sample(shards, min(len(shards), 99))]
     return sum(_same(maker, folder, index) for index in chosen[:count])
@@ -345,7 +344,7 @@ def _same(maker: VideoTokenizer, folder: Path, index: int) -> bool:
     return True
 
 
-def _conclude(folder: Path, info: StoreInfo, which: Videos, share: float, say: Say) -> None:
+def _conclude(folder: Path, info: StoreInfo, which: VideoSection, max_unreadable: float, say: Say) -> None:
     shards = [read_shard(folder, info, shard) for shard in range(info.num_shards)]
     unfinished = sum(videos is None for videos in shards)
     if unfinished:
@@ -355,7 +354,7 @@ def _conclude(folder: Path, info: StoreInfo, which: Videos, share: float, say: S
         )
         return
     failed = [video for videos in shards for video in videos or () if video.reason]
-    _check_share(failed, info, share)
+    _check_unreadable(failed, info, max_unreadable)
     size = sum(info.ids_of(video.num_frames) for videos in shards for video in videos or ())
     views = {
         "data.probe": "data.probe.views.type=stored_uniform_clips",
