@@ -15,7 +15,7 @@ from collections.abc import Callable
 import faiss
 import torch
 
-from vidssl.evaluators.neighbours import CHUNK_BYTES, Backend, nearest
+from vidssl.evaluators.knn import CHUNK_BYTES, Backend, nearest
 
 MB = 1 << 20
 

@@ -32,10 +32,9 @@ from vidssl.engine.optim import SGD, AdamW
 from vidssl.engine.schedules import Cosine, LinearDecay, MultiStep, WarmupCosine
 from vidssl.evaluators.attentive import Attentive
 from vidssl.evaluators.extract import extract
-from vidssl.evaluators.knn import KNN
+from vidssl.evaluators.knn import KNN, Retrieval
 from vidssl.evaluators.linear import Linear
 from vidssl.evaluators.linear_sgd import LinearSGD
-from vidssl.evaluators.retrieval import Retrieval
 from vidssl.evaluators.scores import Score, probe
 from vidssl.interfaces import (
     Backbone,

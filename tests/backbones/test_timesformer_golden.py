@@ -8,8 +8,7 @@ from einops import rearrange
 from timesformer_reference import FOLDER, Plain, golden_net, load, load_published, off, published, toy
 from torch import Tensor
 
-from vidssl.backbones.divided import DividedBlock
-from vidssl.backbones.timesformer import TimeSformer
+from vidssl.backbones.timesformer import DividedBlock, TimeSformer
 
 CASES = [
     ("full", "full"),

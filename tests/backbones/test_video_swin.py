@@ -2,8 +2,7 @@ import pytest
 import torch
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
-from vidssl.backbones.video_swin import VideoSwin
-from vidssl.backbones.windows import plan_windows
+from vidssl.backbones.video_swin import VideoSwin, plan_windows
 from vidssl.layers.transformer import DropPath, drop_path_rates
 from vidssl.weights.swin import from_torchvision, inflate_image_stage
 

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 from vimpac_reference import FOLDER, TOY, difference, load, part, toy_backbone
 
-from vidssl.backbones.axis_attention import Branch, parse_layout
-from vidssl.backbones.factorized import Factorized
-from vidssl.backbones.token_positions import FactorizedPositions
+from vidssl.backbones.factorized import Branch, Factorized, FactorizedPositions, parse_layout
 from vidssl.errors import UsageError
 from vidssl.weights.vimpac_keys import is_published, published_keys, resize_table
 

@@ -22,7 +22,7 @@ from vidssl import api as v
 from vidssl.engine.distributed import end_group, here
 from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import evaluate_run
-from vidssl.evaluators.extract import EncodedBatch, encoded_batch
+from vidssl.evaluators.extract import Encoded, encoded_of
 from vidssl.evaluators.features import FeatureTable
 from vidssl.interfaces import UnreadableSample
 
@@ -168,10 +168,10 @@ def test_unreadable_videos_are_left_out_and_each_of_the_others_counts_once(
 
 
 def test_a_batch_is_itself_again_after_its_way_as_tensors() -> None:
-    batch = EncodedBatch(
+    batch = Encoded(
         {"normal": torch.ones(2, 1, 3)}, torch.tensor([4, 5]), ("a: é",), {"normal": torch.zeros(2, 1, 4, 3)}
     )
-    found = encoded_batch(batch.tensors())
+    found = encoded_of(batch.tensors())
     assert found.unreadable == batch.unreadable
     assert torch.equal(found.numbers, batch.numbers)
     assert torch.equal(found.vectors["normal"], batch.vectors["normal"])

@@ -17,7 +17,7 @@ from vidssl.data.sources.token_store import TokenStore, read_info
 from vidssl.data.views.stored import StoredUniformClips
 from vidssl.data.views.uniform import UniformClips
 from vidssl.evaluators.extract import extract
-from vidssl.evaluators.frame_orders import in_order
+from vidssl.evaluators.features import in_order
 from vidssl.train.run import train_recipe
 
 VIEWS = "{type: uniform_clips, num_clips: 2, num_frames: 4, frame_stride: 2, fps: 10.0, size: 16%s}"

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from vidssl.errors import UsageError
-from vidssl.evaluators.attentive import Attentive, parameter_groups
-from vidssl.evaluators.attentive_network import AttentiveNetwork, CrossAttention, attend
+from vidssl.evaluators.attentive import Attentive, AttentiveNetwork, CrossAttention, attend, parameter_groups
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.linear import Linear
 from vidssl.evaluators.scores import probe

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vidssl.evaluators.features import encode_views
-from vidssl.evaluators.frame_orders import in_order
+from vidssl.evaluators.features import encode_views, in_order
 from vidssl.interfaces import Backbone, Features, Tokenizer
 
 

@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.knn import KNN
-from vidssl.evaluators.neighbours import cosine_neighbours
+from vidssl.evaluators.knn import KNN, cosine_neighbours
 from vidssl.evaluators.scores import probe, score
 from vidssl.evaluators.scoring import average_views, in_top
 from vidssl.interfaces import Evaluator, LabelledFeatures

@@ -7,7 +7,7 @@ import torch
 from vidssl import api as v
 from vidssl.errors import UsageError
 from vidssl.evaluators import EVALUATORS
-from vidssl.evaluators.neighbours import MOST_ON_GPU, nearest
+from vidssl.evaluators.knn import MOST_ON_GPU, nearest
 from vidssl.evaluators.scores import probe
 from vidssl.interfaces import LabelledFeatures
 

@@ -10,9 +10,8 @@ from torch import Tensor
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.held_out import folds
-from vidssl.evaluators.knn import KNN
+from vidssl.evaluators.knn import KNN, Retrieval
 from vidssl.evaluators.linear import Linear
-from vidssl.evaluators.retrieval import Retrieval
 from vidssl.evaluators.scores import probe, score
 from vidssl.evaluators.scoring import average_views, in_top, predict
 from vidssl.interfaces import Evaluator, LabelledFeatures

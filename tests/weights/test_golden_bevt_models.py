@@ -19,8 +19,15 @@ from bevt_reference import (
 from einops import rearrange
 from torch import Tensor
 
-from vidssl.backbones.video_swin import PatchMerging, SwinBlock, VideoSwin
-from vidssl.backbones.windows import merge, partition, plan_windows, relative_index
+from vidssl.backbones.video_swin import (
+    PatchMerging,
+    SwinBlock,
+    VideoSwin,
+    merge,
+    partition,
+    plan_windows,
+    relative_index,
+)
 from vidssl.interfaces import Tokenizer
 from vidssl.interfaces.grids import expand_mask
 from vidssl.objectives.parts.masked_prediction import Predictions, StagesHead

@@ -15,9 +15,8 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
-from vidssl.backbones.video_swin import VideoSwin
+from vidssl.backbones.video_swin import VideoSwin, relative_index
 from vidssl.backbones.vit import ViT
-from vidssl.backbones.windows import relative_index
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
 from vidssl.weights.load import load_init, load_state

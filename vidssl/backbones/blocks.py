@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.interfaces.grids import GridSize
+from vidssl.layers.transformer import Attention
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -62,3 +63,14 @@ def hide(embedded: Tensor, mask: Tensor | None, mask_token: Tensor) -> Tensor:
             f"mask must be {tuple(embedded.shape[:-1])} to match the patch grid, got {tuple(mask.shape)}"
         )
     return torch.where(mask.unsqueeze(-1), mask_token.to(embedded.dtype), embedded)
+
+
+def first_token_attention(attention: Attention, x: Tensor) -> Tensor:
+    """What the first of N tokens [B, N, D] attends to: its weights over all others, [B, heads, N - 1].
+
+    The weight that it gives itself is left out, so they sum to less than 1.
+    """
+    qkv = rearrange(attention.qkv(x), "b n (three m d) -> three b m n d", three=3, m=attention.num_heads)
+    query, keys = qkv[0][:, :, :1], qkv[1]
+    scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+    return scores.softmax(dim=-1)[:, :, 0, 1:]

@@ -7,8 +7,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, PatchEmbed, hide
-from vidssl.backbones.divided import first_token_attention
+from vidssl.backbones.blocks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalise,
+    PatchEmbed,
+    first_token_attention,
+    hide,
+)
 from vidssl.backbones.positions import sincos_positions
 from vidssl.interfaces import Backbone, Blockwise, ClassAttention, Features, Translated
 from vidssl.layers.transformer import Block, drop_path_rates, init_linear

@@ -9,7 +9,7 @@ EVALUATORS: Table[Evaluator] = Table(
         "knn": "vidssl.evaluators.knn:KNN",
         "linear": "vidssl.evaluators.linear:Linear",
         "linear_sgd": "vidssl.evaluators.linear_sgd:LinearSGD",
-        "retrieval": "vidssl.evaluators.retrieval:Retrieval",
+        "retrieval": "vidssl.evaluators.knn:Retrieval",
     }
 )
 

@@ -3,20 +3,156 @@
 import copy
 import math
 from collections.abc import Iterator
-from itertools import product
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidssl.errors import UsageError
-from vidssl.evaluators.attentive_network import AttentiveNetwork
-from vidssl.evaluators.held_out import pair_in_words, some_folds
+from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays
 from vidssl.interfaces import LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
 
+INIT_STD = 0.02  # V-JEPA's; where weights are scaled, of queries and of matrices that read 1024 channels
+
+
+class AttentiveNetwork(nn.Module):
+    """Patch tokens to logits.
+
+    Args:
+        num_queries: learned queries; what they find goes side by side into the linear layer.
+        depth: blocks, the last of which is the cross-attention.
+        published: draw weights as both releases do, a normal of deviation 0.02 (which they cut at -2 and 2,
+            a hundred deviations out), and divide those that end branch l by the root of 2 l: projections
+            and MLPs of block l, counted from 1, and the MLP of the cross-attention, which counts as the
+            block before it. Otherwise the deviation follows the width that a matrix reads, cut at two
+            deviations, so that narrow networks start on V-JEPA's scale.
+        generator: draws the weights, on the CPU.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        num_classes: int,
+        num_queries: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float,
+        generator: torch.Generator,
+        published: bool = False,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            SelfAttention(embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
+            for _ in range(depth - 1)
+        )
+        self.queries = nn.Parameter(torch.empty(num_queries, embed_dim))
+        self.pool = CrossAttention(embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        self.head = nn.Linear(num_queries * embed_dim, num_classes)
+        _draw(self.queries, INIT_STD, generator, cut=not published)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                scale = 1.0 if published else math.sqrt(1024 / module.in_features)
+                _draw(module.weight, INIT_STD * scale, generator, cut=not published)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        if published:
+            self._divide_ends_of_branches()
+
+    @torch.no_grad()
+    def _divide_ends_of_branches(self) -> None:
+        for name, weight in self.named_parameters():
+            if name.endswith(("project.weight", "mlp.3.weight")):
+                number = int(name.split(".")[1]) + 1 if name.startswith("blocks") else len(self.blocks)
+                weight.div_(math.sqrt(2 * max(number, 1)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [B, K] of tokens [B, n, D]."""
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.head(self.pool(self.queries, tokens).flatten(1))
+
+
+class CrossAttention(nn.Module):
+    """Queries attend to normed tokens; what they find is added to them, and an MLP's answer to that.
+
+    The values' matrix makes what is found; there is no further projection: V-JEPA's code defines one and does
+    not apply it, V-JEPA 2's has none.
+
+    There are a few queries and a thousand tokens, so the matrices of keys and values are applied to the
+    queries and to what was found, not to each token: (K s) . q = s . (K^T q), and the sum of V s is V times
+    the sum of s. The result is the same; at V-JEPA's width it takes a sixtieth of the products. A bias of the
+    keys would add the same to all tokens, which a softmax does not see, so they have none.
+    """
+
+    def __init__(self, *, embed_dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(embed_dim)
+        self.query = nn.Linear(embed_dim, embed_dim)
+        self.key = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.value = nn.Linear(embed_dim, embed_dim)
+        self.mlp = _mlp(embed_dim, mlp_ratio)
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """[B, q, D] of queries [q, D], the same for all clips, and tokens [B, n, D]."""
+        tokens = self.norm(tokens)
+        query, key, value = (
+            rearrange(part, pattern, h=self.num_heads)
+            for part, pattern in (
+                (self.query(queries), "q (h d) -> h q d"),
+                (self.key.weight, "(h d) c -> h d c"),
+                (self.value.weight, "(h d) c -> h d c"),
+            )
+        )
+        sought = torch.einsum("hqd,hdc->hqc", query, key) / math.sqrt(query.shape[-1])
+        weights = torch.einsum("bnc,hqc->bhqn", tokens, sought).softmax(-1)
+        found = torch.einsum("bhqc,hdc->bqhd", torch.einsum("bhqn,bnc->bhqc", weights, tokens), value)
+        attended = queries + found.flatten(2) + self.value.bias
+        return attended + self.mlp(attended)
+
+
+class SelfAttention(nn.Module):
+    """A pre-norm block of a ViT."""
+
+    def __init__(self, *, embed_dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(embed_dim)
+        self.query_key_value = nn.Linear(embed_dim, 3 * embed_dim)
+        self.project = nn.Linear(embed_dim, embed_dim)
+        self.mlp = _mlp(embed_dim, mlp_ratio)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, n, D] of [B, n, D]."""
+        query, key, value = self.query_key_value(self.norm(tokens)).chunk(3, dim=-1)
+        tokens = tokens + self.project(attend(query, key, value, self.num_heads))
+        return tokens + self.mlp(tokens)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Multi-head attention of query [B, q, D] over key and value [B, n, D], [B, q, D]."""
+    heads = [part.unflatten(-1, (num_heads, -1)).transpose(1, 2) for part in (query, key, value)]
+    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+
+def _mlp(embed_dim: int, mlp_ratio: float) -> nn.Sequential:
+    hidden = int(embed_dim * mlp_ratio)
+    return nn.Sequential(
+        nn.LayerNorm(embed_dim), nn.Linear(embed_dim, hidden), nn.GELU(), nn.Linear(hidden, embed_dim)
+    )
+
+
+def _draw(weight: Tensor, std: float, generator: torch.Generator, *, cut: bool) -> None:
+    if cut:
+        nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+    else:
+        nn.init.normal_(weight, std=std, generator=generator)
+
+
 SMALL = 100  # samples, below which every fold is held out in turn: it costs a training of every pair a fold
-Pair = tuple[float, float]  # learning rate, weight decay
 Variant = Literal["scaled", "vjepa", "vjepa2"]
 _VJEPA_LAST_DECAY = 1e-6
 
@@ -61,10 +197,7 @@ class Attentive(PatchEvaluator):
         Raises:
             ValueError: if a number is out of its range.
         """
-        self.rates = (lr,) if isinstance(lr, float) else lr
-        self.decays = (weight_decay,) if isinstance(weight_decay, float) else weight_decay
-        if not self.rates or min(self.rates) <= 0 or not self.decays or min(self.decays) < 0:
-            raise ValueError(f"lr must be above 0 and weight_decay at least 0, got {lr}, {weight_decay}")
+        self.rates, self.decays = rates_and_decays(lr, weight_decay)
         if not 0 < held_out < 1 or mlp_ratio <= 0:
             raise ValueError(
                 f"held_out must lie between 0 and 1, mlp_ratio above 0, got {held_out}, {mlp_ratio}"
@@ -97,29 +230,17 @@ class Attentive(PatchEvaluator):
                 f"tokens of width {train.tokens.width} do not divide among {self.num_heads} heads: "
                 "set evaluator.num_heads"
             )
-        pairs = tuple(product(self.rates, self.decays))
-        if len(pairs) == 1:
-            return self, ""
-        right = [0] * len(pairs)
-        for kept, held in some_folds(train, self.held_out, generator, small=SMALL):
+
+        def right_of(kept: Tensor, held: Tensor, pairs: Pairs) -> list[int]:
             networks = self._fit(train, kept.cpu(), pairs, generator)
             logits = self._logits(networks, train.tokens.of(held), train.labels.device)
-            labels = train.labels[held]
-            right = [n + int((part.argmax(1) == labels).sum()) for n, part in zip(right, logits, strict=True)]
-        rate, decay = pairs[right.index(max(right))]
-        fixed = Attentive(
-            lr=rate,
-            weight_decay=decay,
-            depth=self.depth,
-            num_queries=self.num_queries,
-            num_heads=self.num_heads,
-            mlp_ratio=self.mlp_ratio,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            held_out=self.held_out,
-            variant=self.variant,
+            return [int((part.argmax(1) == train.labels[held]).sum()) for part in logits]
+
+        fixed = copy.copy(self)
+        (fixed.rates, fixed.decays), words = best_pair(
+            train, self.held_out, generator, self.rates, self.decays, right_of, small=SMALL
         )
-        return fixed, pair_in_words(rate, decay, self.rates, self.decays)
+        return fixed, words
 
     def patch_scores(self, train: LabelledPatches, test: PatchTokens, generator: torch.Generator) -> Tensor:
         """Logits float32 [M, K] on the device of the labels, where the probe is trained too.
@@ -136,7 +257,7 @@ class Attentive(PatchEvaluator):
         return self._logits([network], test, train.labels.device)[0]
 
     def _fit(
-        self, train: LabelledPatches, rows: Tensor, pairs: tuple[Pair, ...], generator: torch.Generator
+        self, train: LabelledPatches, rows: Tensor, pairs: Pairs, generator: torch.Generator
     ) -> list[nn.Module]:
         """A network for each pair, all from the same start and through the same batches of ``rows`` (CPU)."""
         device = train.labels.device

@@ -27,124 +27,17 @@ TIMEOUT_SECONDS = 900.0  # that a batch of videos may take
 _ORDERS: tuple[FrameOrder, ...] = get_args(FrameOrder)
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
-    """What an encoder makes of a batch of videos, of which some could not be read, or all.
-
-    Attributes:
-        vectors: order of frames -> float32 [B, V, D]; empty where nothing could be read.
-        numbers: int64 [B], places in the source.
-        unreadable: what was wrong with each of the others.
-        patches: order of frames -> [B, V, n, D]; empty where they are not kept.
-    """
-
-    vectors: Mapping[FrameOrder, Tensor]
-    numbers: Tensor
-    unreadable: tuple[str, ...]
-    patches: Mapping[FrameOrder, Tensor]
-
-    def tensors(self) -> dict[str, Tensor]:
-        """As tensors by name, for the way to other processes."""
-        text = json.dumps(self.unreadable).encode()
-        found = {"numbers": self.numbers, "unreadable": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
-        found |= {f"vectors.{order}": part for order, part in self.vectors.items()}
-        return found | {f"patches.{order}": part for order, part in self.patches.items()}
-
-
-def encoded_batch(tensors: Mapping[str, Tensor]) -> EncodedBatch:
-    """What ``EncodedBatch.tensors`` was made of."""
-    return EncodedBatch(
-        vectors={order: tensors[f"vectors.{order}"] for order in _ORDERS if f"vectors.{order}" in tensors},
-        numbers=tensors["numbers"],
-        unreadable=tuple(json.loads(tensors["unreadable"].numpy().tobytes())),
-        patches={order: tensors[f"patches.{order}"] for order in _ORDERS if f"patches.{order}" in tensors},
-    )
-
-
-def encode_together(
-    source: DataSource,
-    views: ViewSampler,
-    encode: Callable[[Parcel], EncodedBatch],
-    world: World,
-    *,
-    batch_size: int,
-    workers: int,
-    keep_patches: KeepPatches | None,
-) -> tuple[dict[FrameOrder, Tensor], Tensor, tuple[str, ...]]:
-    """Features of a source in all processes, as one of them would have found them.
-
-    Args:
-        encode: what each process does with its batches; called for those with readable videos.
-        keep_patches: gets the patch tokens of all batches in their order; None in processes that keep none.
-
-    Returns:
-        Order of frames -> float32 [N, V, D] on the CPU; int64 [N], places in the source; what was wrong with
-        each of the other videos.
-
-    Raises:
-        UsageError: if no video can be read.
-    """
-    vectors: dict[FrameOrder, list[Tensor]] = {}
-    numbers: list[Tensor] = []
-    unreadable: list[str] = []
-    for batch in _gathered(source, views, encode, world, batch_size, workers):
-        unreadable += batch.unreadable
-        numbers.append(batch.numbers)
-        for order, part in batch.vectors.items():
-            vectors.setdefault(order, []).append(part)
-            if keep_patches is not None:
-                keep_patches(order, batch.patches[order])
-    if not vectors:
-        named = "".join(f"\n  {line}" for line in unreadable[:20])
-        raise UsageError(f"none of the {counted(len(source), 'sample')} can be read.{named}")
-    return (
-        {order: torch.cat(parts) for order, parts in vectors.items()},
-        torch.cat(numbers),
-        tuple(unreadable),
-    )
-
-
-def _gathered(
-    source: DataSource,
-    views: ViewSampler,
-    encode: Callable[[Parcel], EncodedBatch],
-    world: World,
-    batch_size: int,
-    workers: int,
-) -> Iterator[EncodedBatch]:
-    """All batches in their order, in every process, a round of one for each process at a time."""
-    batches = [
-        list(range(len(source)))[start : start + batch_size] for start in range(0, len(source), batch_size)
-    ]
-    own = parcels(
-        InOrder(source, views),
-        batches[world.rank :: world.size],
-        workers=workers,
-        timeout_seconds=TIMEOUT_SECONDS,
-    )
-    for _ in range(0, len(batches), world.size):
-        parcel = next(own, None)  # in the last round some have nothing
-        given = {} if parcel is None else _encoded(parcel, encode).tensors()
-        yield from (encoded_batch(tensors) for tensors in world.gather_tensors(given) if tensors)
-
-
-def _encoded(parcel: Parcel, encode: Callable[[Parcel], EncodedBatch]) -> EncodedBatch:
-    if len(parcel.indices):
-        return encode(parcel)
-    return EncodedBatch({}, parcel.indices, tuple(map(str, parcel.failures)), {})
-
-
 ALONE = World()
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder makes of the videos of a source.
+    """What an encoder makes of the videos of a source, or of a batch of them.
 
     Attributes:
-        vectors: order of frames, "normal" among them -> float32 [N, V, D].
+        vectors: order of frames, "normal" among them -> float32 [N, V, D]; empty where none could be read.
         numbers: int64 [N], their places in the source.
-        unreadable: what was wrong with each of the others.
+        unreadable: the error of each of the others.
         patches: order of frames -> [N, V, n, D] in half precision, on the CPU; empty where not asked for.
     """
 
@@ -152,6 +45,23 @@ class Encoded:
     numbers: Tensor
     unreadable: tuple[str, ...]
     patches: Mapping[FrameOrder, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As tensors by name, to be sent to other processes."""
+        text = json.dumps(self.unreadable).encode()
+        found = {"numbers": self.numbers, "unreadable": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+        found |= {f"vectors.{order}": part for order, part in self.vectors.items()}
+        return found | {f"patches.{order}": part for order, part in self.patches.items()}
+
+
+def encoded_of(tensors: Mapping[str, Tensor]) -> Encoded:
+    """The inverse of ``Encoded.tensors``."""
+    return Encoded(
+        vectors={order: tensors[f"vectors.{order}"] for order in _ORDERS if f"vectors.{order}" in tensors},
+        numbers=tensors["numbers"],
+        unreadable=tuple(json.loads(tensors["unreadable"].numpy().tobytes())),
+        patches={order: tensors[f"patches.{order}"] for order in _ORDERS if f"patches.{order}" in tensors},
+    )
 
 
 def extract(
@@ -233,37 +143,76 @@ def encode(
         encode_views, backbone, tokenizer, layers=layers, orders=frames, device=device, autocast=autocast
     )
     if world.size > 1:
-        vectors, numbers, unreadable = encode_together(
-            source,
-            views,
-            partial(_encoded_batch, one_pass, keep_patches is not None),
-            world,
-            batch_size=batch_size,
-            workers=workers,
-            keep_patches=keep_patches if world.first else None,
-        )
-        return Encoded(vectors, numbers, unreadable)
+        of_parcel = partial(_of_parcel, one_pass, keep_patches is not None)
+        batches = _gathered(source, views, of_parcel, world, batch_size, workers)
+        return _joined(batches, keep_patches if world.first else None, len(source))
     problems: list[str] = []
-    batches = iterate_once(
+    single = iterate_once(
         source, views, batch_size=batch_size, workers=workers, unreadable=lambda e: problems.append(str(e))
     )
     if console is not None and console.is_terminal:
         total = -(-len(source) // batch_size)
-        batches = iter(track(batches, description=title, total=total, console=console, transient=True))
-    vectors, numbers = one_pass(batches, keep_patches=keep_patches)
+        single = iter(track(single, description=title, total=total, console=console, transient=True))
+    vectors, numbers = one_pass(single, keep_patches=keep_patches)
     return Encoded(vectors, numbers, tuple(problems))
 
 
-def _encoded_batch(
+def _of_parcel(
     one_pass: Callable[..., tuple[dict[FrameOrder, Tensor], Tensor]], with_patches: bool, parcel: Parcel
-) -> EncodedBatch:
-    """A batch of its own as ``encode_together`` wants it."""
+) -> Encoded:
+    unreadable = tuple(map(str, parcel.failures))
+    if not len(parcel.indices):
+        return Encoded({}, parcel.indices, unreadable)
     kept: dict[FrameOrder, Tensor] = {}
     vectors, numbers = one_pass(
         iter([(parcel.indices, parcel.views)]), keep_patches=kept.__setitem__ if with_patches else None
     )
-    unreadable = tuple(map(str, parcel.failures))
-    return EncodedBatch({order: part.cpu() for order, part in vectors.items()}, numbers, unreadable, kept)
+    return Encoded({order: part.cpu() for order, part in vectors.items()}, numbers, unreadable, kept)
+
+
+def _gathered(
+    source: DataSource,
+    views: ViewSampler,
+    of_parcel: Callable[[Parcel], Encoded],
+    world: World,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Encoded]:
+    """All batches in their order, in every process, a round of one for each process at a time."""
+    batches = list(torch.arange(len(source)).split(batch_size))
+    own = parcels(
+        InOrder(source, views),
+        [batch.tolist() for batch in batches[world.rank :: world.size]],
+        workers=workers,
+        timeout_seconds=TIMEOUT_SECONDS,
+    )
+    for _ in range(0, len(batches), world.size):
+        parcel = next(own, None)  # in the last round some have nothing
+        given = {} if parcel is None else of_parcel(parcel).tensors()
+        yield from (encoded_of(tensors) for tensors in world.gather_tensors(given) if tensors)
+
+
+def _joined(batches: Iterator[Encoded], keep_patches: KeepPatches | None, listed: int) -> Encoded:
+    """One of all batches; their patch tokens go to ``keep_patches``.
+
+    Raises:
+        UsageError: if no video can be read.
+    """
+    vectors: dict[FrameOrder, list[Tensor]] = {}
+    numbers: list[Tensor] = []
+    unreadable: list[str] = []
+    for batch in batches:
+        unreadable += batch.unreadable
+        numbers.append(batch.numbers)
+        for order, part in batch.vectors.items():
+            vectors.setdefault(order, []).append(part)
+            if keep_patches is not None:
+                keep_patches(order, batch.patches[order])
+    if not vectors:
+        named = "".join(f"\n  {line}" for line in unreadable[:20])
+        raise UsageError(f"none of the {counted(listed, 'sample')} can be read.{named}")
+    whole = {order: torch.cat(parts) for order, parts in vectors.items()}
+    return Encoded(whole, torch.cat(numbers), tuple(unreadable))
 
 
 def table_of(source: DataSource, found: Encoded, device: torch.device) -> FeatureTable:

@@ -1,7 +1,8 @@
 """The parts of the training videos that choose settings, so that the test videos never do."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import LabelledFeatures, LabelledPatches
 
+Pairs = tuple[tuple[float, float], ...]  # learning rate, weight decay
 SMALL = 500  # samples, below which every fold is held out in turn: a fifth of 120 videos chooses by chance
 
 
@@ -25,7 +27,7 @@ def folds(
     Folds have the classes in equal parts (stratified), and no group is parted.
 
     Args:
-        share: of the samples that is held out; 0.2 makes five folds.
+        share: fraction of the samples that is held out; 0.2 makes five folds.
         generator: on the CPU.
         small: samples, below which every fold is held out in turn.
 
@@ -69,28 +71,53 @@ def chosen_in_words(name: str, value: float, tried: Sequence[float]) -> str:
     return f"{name} {value:g}" + (f" ({edges[value]})" if value in edges else "")
 
 
-def pair_in_words(rate: float, decay: float, rates: Sequence[float], decays: Sequence[float]) -> str:
-    """The same for a learning rate and a weight decay."""
-    return f"{chosen_in_words('lr', rate, rates)}, {chosen_in_words('decay', decay, decays)}"
+def rates_and_decays(
+    lr: float | tuple[float, ...], weight_decay: float | tuple[float, ...]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Learning rates and weight decays to choose among.
+
+    Raises:
+        ValueError: if there is none of either, or one out of its range.
+    """
+    rates = (lr,) if isinstance(lr, float) else lr
+    decays = (weight_decay,) if isinstance(weight_decay, float) else weight_decay
+    if not rates or min(rates) <= 0 or not decays or min(decays) < 0:
+        raise ValueError(f"lr must be above 0 and weight_decay at least 0, got {lr}, {weight_decay}")
+    return rates, decays
 
 
-def some_folds(
+def best_pair(
     train: LabelledFeatures | LabelledPatches,
     share: float,
     generator: torch.Generator,
+    rates: Sequence[float],
+    decays: Sequence[float],
+    right_of: Callable[[Tensor, Tensor, Pairs], Sequence[int]],
     *,
     small: int = SMALL,
-) -> list[tuple[Tensor, Tensor]]:
-    """``folds``, of which there is at least one.
+) -> tuple[tuple[tuple[float], tuple[float]], str]:
+    """The rate and decay that name most held-out samples right, of equal ones the first; and in words.
+
+    Args:
+        share, small: as for ``folds``.
+        right_of: of rows kept, rows held out and pairs: how many of the held-out each pair gets right.
+
+    Returns:
+        No words where there is but one pair.
 
     Raises:
         UsageError: if there are too few videos to hold any out.
     """
+    pairs = tuple(product(rates, decays))
+    if len(pairs) == 1:
+        return ((pairs[0][0],), (pairs[0][1],)), ""
     found = folds(train, share, generator, small=small)
     if not found:
         raise UsageError(
             f"{counted(len(train.labels), 'video')}, one of each class, are too few to hold out "
-            f"{share:g} of them: "
-            "give one lr and one weight_decay"
+            f"{share:g} of them: give one lr and one weight_decay"
         )
-    return found
+    right = [sum(counts) for counts in zip(*(right_of(*fold, pairs) for fold in found), strict=True)]
+    rate, decay = pairs[right.index(max(right))]
+    words = f"{chosen_in_words('lr', rate, rates)}, {chosen_in_words('decay', decay, decays)}"
+    return ((rate,), (decay,)), words

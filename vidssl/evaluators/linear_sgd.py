@@ -1,13 +1,13 @@
 """Linear probe by SGD, as SVT publishes it: momentum, cosine per epoch, raw features."""
 
+import copy
 import math
-from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidssl.evaluators.held_out import pair_in_words, some_folds
+from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays
 from vidssl.interfaces import Evaluator, LabelledFeatures, LabelledPatches
 
 INIT_STD = 0.01  # of the weights; biases start at 0 (SVT, published code)
@@ -42,10 +42,7 @@ class LinearSGD(Evaluator):
         Raises:
             ValueError: if a number is out of its range.
         """
-        self.rates = (lr,) if isinstance(lr, float) else lr
-        self.decays = (weight_decay,) if isinstance(weight_decay, float) else weight_decay
-        if not self.rates or min(self.rates) <= 0 or not self.decays or min(self.decays) < 0:
-            raise ValueError(f"lr must be above 0 and weight_decay at least 0, got {lr}, {weight_decay}")
+        self.rates, self.decays = rates_and_decays(lr, weight_decay)
         if not 0 <= momentum < 1 or not 0 < held_out < 1:
             raise ValueError(f"momentum and held_out must lie below 1, got {momentum}, {held_out}")
         if batch_size < 1 or epochs < 1:
@@ -64,26 +61,18 @@ class LinearSGD(Evaluator):
             UsageError: if there are too few videos to hold any out.
         """
         assert isinstance(train, LabelledFeatures), "patches are for evaluators that read them"
-        pairs = tuple(product(self.rates, self.decays))
-        if len(pairs) == 1:
-            return self, ""
-        right = torch.zeros(len(pairs), dtype=torch.long, device=train.labels.device)
-        for kept, held in some_folds(train, self.held_out, generator):
-            weight, bias = self._fit(
-                train.vectors[kept], train.labels[kept], train.num_classes, pairs, generator
-            )
-            logits = torch.einsum("nd,gkd->ngk", train.vectors[held], weight) + bias
-            right += (logits.argmax(2) == train.labels[held, None]).sum(0)
-        rate, decay = pairs[right.tolist().index(int(right.max()))]
-        fixed = LinearSGD(
-            lr=rate,
-            weight_decay=decay,
-            momentum=self.momentum,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            held_out=self.held_out,
+
+        def right_of(kept: Tensor, held: Tensor, pairs: Pairs) -> list[int]:
+            vectors, labels = train.vectors, train.labels
+            weight, bias = self._fit(vectors[kept], labels[kept], train.num_classes, pairs, generator)
+            logits = torch.einsum("nd,gkd->ngk", vectors[held], weight) + bias
+            return (logits.argmax(2) == labels[held, None]).sum(0).tolist()
+
+        fixed = copy.copy(self)
+        (fixed.rates, fixed.decays), words = best_pair(
+            train, self.held_out, generator, self.rates, self.decays, right_of
         )
-        return fixed, pair_in_words(rate, decay, self.rates, self.decays)
+        return fixed, words
 
     def class_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
@@ -99,7 +88,7 @@ class LinearSGD(Evaluator):
         vectors: Tensor,
         labels: Tensor,
         num_classes: int,
-        pairs: tuple[tuple[float, float], ...],
+        pairs: Pairs,
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
         """Weights [G, K, D] and biases [G, K] of G (rate, decay) pairs, from the same start and order."""
