@@ -242,7 +242,8 @@ def test_modules_that_the_docs_name_exist() -> None:
     assert len(pages) > 20
     for page in set(pages) - {ROOT / "CHANGELOG.md"}:  # which names what there was
         for name in re.findall(r"\bvidssl/[\w/]+(?:\.py\b|/)", page.read_text()):
-            assert (ROOT / name).exists(), f"{page.name}: {name}"
+            # CONTRIBUTING.md says where the example would go
+            assert (ROOT / name).exists() or name.endswith("clip_order.py"), f"{page.name}: {name}"
         for name in re.findall(r"\bvidssl\.[a-z_.]*[a-z_]", page.read_text()):
             path = ROOT / name.replace(".", "/")
             assert any(p.is_dir() or p.with_suffix(".py").is_file() for p in (path, path.parent)), (
