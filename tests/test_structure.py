@@ -201,6 +201,17 @@ def definers(package: str) -> dict[str, str]:
     }
 
 
+def test_the_training_loop_fits_on_a_screen() -> None:
+    """From fetching a batch to saving, in one function and in this order."""
+    path = PACKAGE / "train" / "loop.py"
+    (loop,) = (node for node in tree_of(path).body if getattr(node, "name", "") == "train_steps")
+    assert loop.end_lineno - loop.lineno < 80
+    text = "\n".join(path.read_text().splitlines()[loop.lineno : loop.end_lineno])
+    words = ("next(fixed.loader)", "forward_backward(", "clip_gradients(", "guard.passes(", "scaler.step(")
+    places = [text.index(word) for word in (*words, "_log(", "_save(")]
+    assert places == sorted(places)
+
+
 def test_an_objective_can_be_read_alone() -> None:
     assert len(needed("objectives/bevt")) <= 8
 

@@ -62,7 +62,8 @@ from vidssl.objectives.vimpac import VIMPAC, VIMPACContrast, VIMPACPredict
 from vidssl.tokenizers.dalle import DALLE
 from vidssl.tokenizers.fsq import FSQ
 from vidssl.tokenizers.vqvae import VQVAE
-from vidssl.train.loop import TrainResult, train
+from vidssl.train.loop import TrainResult
+from vidssl.train.start import train
 from vidssl.weights.load import load_init
 
 __all__ = [

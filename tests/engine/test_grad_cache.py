@@ -30,7 +30,7 @@ from vidssl.interfaces import Backbone, Batch, LossOutput, Masker, Progress
 from vidssl.interfaces.grids import GridSize
 from vidssl.maskers.block_3d import Block3D
 from vidssl.objectives.vimpac import VIMPAC, VIMPACContrast
-from vidssl.train.loop import train
+from vidssl.train.start import train
 
 START = Progress(0, 1)
 GRID = (3, 4, 4)

@@ -35,7 +35,7 @@ from vidssl.engine.process import sole_process
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
-from vidssl.train import loop
+from vidssl.train import start
 from vidssl.train.run import train_recipe
 
 NAN, ONE = torch.tensor(math.nan), torch.tensor(1.0)
@@ -292,7 +292,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_end_the_run() -> None:
             objective.head.bias.data[0] = math.nan
 
     def run_it() -> None:
-        loop.train(
+        start.train(
             objective,
             streams,
             optim=build.optim(recipe),

@@ -11,11 +11,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 
 from vidssl.engine.gather import sum_over_processes
+from vidssl.engine.parallel import Parallel
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
 
 
@@ -164,6 +167,40 @@ class _RandomState:
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
             torch.cuda.set_rng_state(self.cuda, generator.device)
+
+
+def forward_backward(
+    parallel: Parallel,
+    micro_batches: Sequence[Batch],
+    progress: Progress,
+    generator: torch.Generator,
+    *,
+    scaler: GradScaler,
+    dtype: torch.dtype | None,
+) -> LossOutput:
+    """Adds the gradient of a batch's loss to all parameters; its loss, without gradient, and its metrics.
+
+    Each micro-batch counts alike, as in the releases of BEVT and VIMPAC, unless their samples are compared.
+
+    Args:
+        dtype: of the forward pass under autocast, None for full precision.
+    """
+    objective, count = parallel.objective, len(micro_batches)
+    autocast = partial(torch.autocast, generator.device.type, dtype=dtype, enabled=dtype is not None)
+    if count > 1 and isinstance(objective, JointLoss) and not objective.splits_batch:
+        output = backward_in_parts(
+            objective, micro_batches, progress, generator, autocast=autocast, scale=scaler.scale
+        )
+        parallel.average_gradients()
+        return output
+    outputs = []
+    for number, micro_batch in enumerate(micro_batches, 1):
+        with parallel.averaging(number == count):
+            with autocast():
+                output = parallel(micro_batch, progress, generator)
+            scaler.scale(output.loss / count).backward()
+        outputs.append(LossOutput(output.loss.detach(), output.metrics, output.features))
+    return mean_output(outputs)
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:

@@ -23,8 +23,9 @@ from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
 from vidssl.engine.runfolder import RunFolder, check_name, named_run
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Backbone, Objective
-from vidssl.train.loop import Monitor, TrainResult, train
+from vidssl.train.loop import Monitor, TrainResult
 from vidssl.train.monitors import KnnMonitor
+from vidssl.train.start import train
 
 STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can go on
 

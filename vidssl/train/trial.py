@@ -13,17 +13,17 @@ from torch import Tensor
 
 from vidssl.build import build
 from vidssl.config.recipe import Recipe
+from vidssl.engine.accumulate import forward_backward, split_batch
 from vidssl.engine.capture import Attempt
 from vidssl.engine.distributed import World
 from vidssl.engine.gather import in_parts
 from vidssl.engine.guard import Guard
 from vidssl.engine.logging import Window
 from vidssl.engine.parallel import Parallel
-from vidssl.engine.precision import autocast_dtype, load_scaler, loss_scaler, pick_device
+from vidssl.engine.precision import autocast_dtype, load_scaler, loss_scaler, lower, pick_device, scale_of
 from vidssl.engine.resume import Moving
 from vidssl.engine.schedules import StepPlan
 from vidssl.engine.speed import prepare
-from vidssl.engine.step import Stepper
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Objective, Progress
 
@@ -42,14 +42,13 @@ class Trial:
         run, self.device = recipe.run, pick_device(recipe.run.device)
         objective.to(self.device).train()
         prepare(objective, run)
-        optim, dtype = build.optim(recipe), autocast_dtype(run.precision, self.device)
+        optim, self._dtype = build.optim(recipe), autocast_dtype(run.precision, self.device)
         generator = torch.Generator(self.device).manual_seed(recipe.seed)
-        scaler = _unscaled(dtype, self.device)
+        scaler = _unscaled(self._dtype, self.device)
         self.moving = Moving(objective, optim.build(objective), generator, Window(), scaler=scaler)
         self._plan, self._update, self._parts = plan, optim.update, run.accumulate
         self._augment = build.augment(recipe)
-        parallel = Parallel(objective, World(), run.parallel, self.device)
-        self._stepper = Stepper(parallel, optim.update, self.device, dtype, None, run.accumulate)
+        self._parallel = Parallel(objective, World(), run.parallel, self.device)
         self._guard = Guard(
             objective, generator, self.moving.skips, most_in_a_row=1, say=_no_line, capture=_refuse
         )
@@ -65,11 +64,26 @@ class Trial:
         """Forward pass, backward pass and update with a batch that is on the device and augmented.
 
         Raises:
-            UsageError: if loss or gradient is no number.
+            UsageError: if loss or gradient is not finite.
         """
-        self._update.set_rates(self.moving.optimizer, self._plan, step)
+        moving, scaler = self.moving, self.moving.scaler
+        self._update.set_rates(moving.optimizer, self._plan, step)
         progress = Progress(step, self._plan.total_steps, self._plan.steps_per_epoch)
-        return self._stepper.take(self.moving, self._guard, batch, progress)[0]
+        self._guard.begin(progress, batch)
+        moving.optimizer.zero_grad(set_to_none=True)
+        micro_batches = split_batch(batch, self._parts)
+        output = forward_backward(
+            self._parallel, micro_batches, progress, moving.generator, scaler=scaler, dtype=self._dtype
+        )
+        scaler.unscale_(moving.optimizer)
+        grad_norm = self._update.clip_gradients(moving.objective.parameters())
+        if not self._guard.passes(output.loss, grad_norm, scale_of(scaler)):
+            lower(scaler)
+            return {}
+        scaler.step(moving.optimizer)
+        scaler.update()
+        moving.objective.after_step(progress, moving.generator)
+        return output.metrics
 
     def take(self, step: int, batch: Batch) -> Mapping[str, Tensor]:
         """A whole step with a batch of the loader; its metrics. Raises as ``descend``."""
@@ -104,7 +118,7 @@ def _unscaled(dtype: torch.dtype | None, device: torch.device) -> torch.amp.Grad
 
 
 def _no_line(step: int, text: str) -> None:
-    """A step that is not taken ends the trial, so that there is nothing to go on and say."""
+    """A step that is not taken ends the trial: there is nothing to report."""
 
 
 def _refuse(attempt: Attempt) -> Path:
