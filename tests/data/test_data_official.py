@@ -133,7 +133,8 @@ def test_missing_videos_are_counted_and_named_and_an_error_past_the_stated_share
         ucf101(**given, part="train")
     assert str(caught.value) == (
         "UCF101 split 1 train: 3 of 4 found, 3 classes; 1 (25.0%) are missing, such as "
-        "v_ApplyEyeMakeup_g08_c01, and max_missing_share (0.01) allows 0: fetch them, or state a larger share"
+        "v_ApplyEyeMakeup_g08_c01, and max_missing_share (0.01) allows 0: fetch them, or state a larger "
+        "fraction"
     )
     source = ucf101(**given, part="train", max_missing_share=0.25)
     assert (len(source), source.num_listed()) == (3, 4)

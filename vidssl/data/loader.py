@@ -2,7 +2,7 @@
 
 Nothing here has a state worth saving. Position g = step * batch_size + j of a stream is place g % N of
 epoch g // N; the epoch's order and the randomness of each place are functions of seed, epoch and place.
-So a run goes on from a step with the batches it would have had, whatever the number of workers, and
+So a run resumes at a step with the batches it would have had, whatever the number of workers, and
 processes that share a stream take slices of each batch.
 """
 
@@ -45,7 +45,7 @@ class Stream:
         timeout_seconds: how long a batch may take with workers before the run is given up.
         rank: which slice of each batch, see ``share``.
         world: number of slices.
-        parts: that a batch is taken in one after another; each of them is sliced by itself.
+        parts: micro-batches that a batch is taken in one after another; each of them is sliced by itself.
         classes: labels whose classes are to be numbered otherwise than the source has them, by name.
         distinct: no batch holds a sample twice, see ``Endless``.
         once: no batch spans two epochs, for measuring: the last one of an epoch is smaller. It is left out
@@ -116,7 +116,7 @@ class Stream:
 
 
 def slices(streams: Mapping[str, Stream], rank: int, world: int, parts: int = 1) -> dict[str, Stream]:
-    """What one of ``world`` processes takes of streams whose batches go through the network in parts.
+    """Slices that one of ``world`` processes takes of streams whose batches are split into micro-batches.
 
     Raises:
         UsageError: if a batch does not divide among them.
@@ -270,7 +270,7 @@ def _sound(
                 raise UsageError(
                     f"{name}: {len(failed)} of {counted(len(stream), 'sample')} cannot be read, and "
                     f"data.max_unreadable_share ({stream.max_unreadable_share:g}) allows {allowed}. Mend "
-                    f"them, take them out or raise that share.{_listed([*failed.values()])}"
+                    f"them, take them out or raise that fraction.{_listed([*failed.values()])}"
                 )
             own = stream.source.label_classes
             yield replace(

@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from vidssl.errors import counted
 
 Task = TypeVar("Task")
-Result = TypeVar("Result")
+Made = TypeVar("Made")
 
 _DEFECT = 5  # tasks that fail, and none is done: the job itself is broken
 _WATCH_SECONDS = 1.0  # how soon a process notices that its parent was killed
@@ -39,8 +39,8 @@ class Lost:
 
 
 def work(
-    tasks: Iterable[Task], job: Callable[[Task], Result], *, processes: int, patience_seconds: float
-) -> Iterator[tuple[Task, Result | Lost]]:
+    tasks: Iterable[Task], job: Callable[[Task], Made], *, processes: int, patience_seconds: float
+) -> Iterator[tuple[Task, Made | Lost]]:
     """Does a job for every task, each in one of several processes; results come as they are ready.
 
     A process that dies or raises an error, or takes longer than it may, loses only the task that it had;
@@ -55,7 +55,7 @@ def work(
         RuntimeError: if the job raises an error for each of the first tasks: then no file is to blame.
     """
     waiting = iter(tasks)
-    crew: list[_Worker[Task, Result]] = []
+    crew: list[_Worker[Task, Made]] = []
     failed, worked = 0, False
     try:
         for task in waiting:
@@ -83,10 +83,10 @@ def work(
             worker.dismiss()
 
 
-class _Worker(Generic[Task, Result]):
+class _Worker(Generic[Task, Made]):
     """A process with the task that it is at."""
 
-    def __init__(self, job: Callable[[Task], Result], task: Task) -> None:
+    def __init__(self, job: Callable[[Task], Made], task: Task) -> None:
         self.job = job
         self.connection, other = _context.Pipe()
         self.process: BaseProcess = _context.Process(target=_serve, args=(other, job), daemon=True)
@@ -100,7 +100,7 @@ class _Worker(Generic[Task, Result]):
         with suppress(OSError):  # a process that is gone is found out when its result is asked for
             self.connection.send(task)
 
-    def result(self, patience_seconds: float) -> Result | Lost:
+    def result(self, patience_seconds: float) -> Made | Lost:
         """Of a task that is done, or whose process died or is late."""
         try:
             if self.connection.poll():
@@ -116,7 +116,7 @@ class _Worker(Generic[Task, Result]):
             return Lost("an error that nobody foresaw; its traceback stands above", failed=True)
         return Lost(f"the process that had it ended ({_how_ended(self.process.exitcode)})")
 
-    def go_on(self, task: Task) -> _Worker[Task, Result]:
+    def go_on(self, task: Task) -> _Worker[Task, Made]:
         """This worker at its next task, or one in its place."""
         if not self.process.is_alive():
             self.dismiss()
@@ -130,7 +130,7 @@ class _Worker(Generic[Task, Result]):
         self.process.join()
 
 
-def _ready(crew: list[_Worker[Task, Result]], patience_seconds: float) -> list[_Worker[Task, Result]]:
+def _ready(crew: list[_Worker[Task, Made]], patience_seconds: float) -> list[_Worker[Task, Made]]:
     """Those that are done, died or are late; waits for the first."""
     left = min(worker.started for worker in crew) + patience_seconds - time.monotonic()
     wait(
@@ -150,7 +150,7 @@ def _ready(crew: list[_Worker[Task, Result]], patience_seconds: float) -> list[_
     ]
 
 
-def _serve(connection: Connection, job: Callable[[Task], Result]) -> None:
+def _serve(connection: Connection, job: Callable[[Task], Made]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     parent = multiprocessing.parent_process()
     while parent is not None and parent.is_alive():

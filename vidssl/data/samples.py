@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from vidssl.data.views.crops import Views
 from vidssl.data.workers import WorkerDied, Workers
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, UnreadableSample, ViewSampler
 
 _DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
 _PAGE = 16384  # a tensor in shared memory takes a page at least, and a batch has several
-
-Views = dict[str, tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was asked for: a sample's views, or None if it could not be read; and what failed on the way.
+    """A sample as it was asked for: its views, or None if it could not be read, and failures on the way.
 
     ``labels``: label name -> class number for every label that the source knows, -1 where this one lacks it.
     """
@@ -213,7 +212,7 @@ class _Swapped:
 
 
 def mix(*numbers: int) -> int:
-    """One seed out of several numbers, such that neighbours share nothing."""
+    """One seed out of several numbers, such that neighbours have nothing in common."""
     digest = hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 

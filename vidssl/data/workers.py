@@ -131,11 +131,11 @@ def _on_child(number: int, frame: FrameType | None) -> None:
     died = [(workers, how) for workers in _watched if (how := workers.how_one_died())]
     for workers, how in died:
         if workers.waited_for:
-            workers.waited_for = False  # once: another signal must not come while this is told
+            workers.waited_for = False  # once: another signal must not come while this is raised
             raise _Died(how)
     if not died:  # a process of someone else's
         _before[0](number, frame)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """What SIGCHLD does where no one has asked for it."""
+    """SIGCHLD where no one has asked for it."""

@@ -1,4 +1,4 @@
-"""What happens to a batch on the training device, after cropping."""
+"""Augmentation of batches on the training device, after cropping."""
 
 from __future__ import annotations
 

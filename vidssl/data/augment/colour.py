@@ -41,7 +41,7 @@ def saturation(clip: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(clip: Tensor, turn: Tensor) -> Tensor:
-    """All hues moved by a share of the colour circle, -0.5 to 0.5."""
+    """All hues moved by a fraction of the colour circle, -0.5 to 0.5."""
     value, low = clip.amax(1, keepdim=True), clip.amin(1, keepdim=True)
     chroma = value - low
     red, green, blue = clip.split(1, dim=1)

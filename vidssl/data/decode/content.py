@@ -98,7 +98,7 @@ _KNOWN_STARTS = ((b"RIFF", "AVI"), (b"\x1aE\xdf\xa3", "Matroska or WebM"), (b"\x
 
 
 def why_not_a_file(file: File) -> str:
-    """What stands in the way of even opening ``file``; empty if nothing does.
+    """Why ``file`` cannot even be opened; empty if it can.
 
     A named pipe or a device is refused here: reading one can wait for ever.
     """
@@ -118,7 +118,7 @@ def why_not_a_file(file: File) -> str:
 
 
 def why_unreadable(file: File) -> str:
-    """What is wrong with a file that FFmpeg does not open, judged from its first bytes and its boxes."""
+    """Why FFmpeg does not open a file, judged from its first bytes and its boxes."""
     reason = why_not_a_file(file)
     if reason:
         return reason

@@ -51,7 +51,7 @@ class Keyframe:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What is known of a video file after one look.
+    """Properties of a video file, known after one look.
 
     Attributes:
         num_frames: frames that are there, whatever the header says.
@@ -227,7 +227,7 @@ def _read(file: File, frames: Sequence[int], facts: VideoFacts | None) -> Tensor
 
 
 def limits_of(facts: VideoFacts | None) -> Limits:
-    """What was let in before is let in again, squared pixels or not."""
+    """Limits under which a file that was let in before is let in again, squared pixels or not."""
     if facts is None:
         return LIMITS
     return Limits(
@@ -246,7 +246,7 @@ def check_numbers(file: File, frames: Sequence[int], facts: VideoFacts | None) -
 
 @dataclass(frozen=True)
 class _Packets:
-    """What a pass over the packets says, nothing being decoded."""
+    """Findings of a pass over the packets, nothing being decoded."""
 
     total: int
     promised: int  # frames by the header, those left out that an AVI skips

@@ -44,7 +44,7 @@ class FileToExamine:
 
 
 def examine(file: FileToExamine) -> Entry:
-    """What there is to say of a file. Never raises for what is wrong with it."""
+    """Look through a file. Its faults are in the result, and never raise an error."""
     path = file.root / file.key
     reason = why_not_a_file(path)
     if reason:
@@ -84,7 +84,7 @@ def examine_content(content: Content) -> Entry:
 
 @dataclass(frozen=True)
 class _Pass:
-    """What decoding a whole file showed.
+    """Findings of decoding a whole file.
 
     Attributes:
         pts: of each frame.

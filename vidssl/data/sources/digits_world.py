@@ -41,7 +41,7 @@ _JITTER = 1.0  # pixels by which the digit trembles in pan mode: a digit glued t
 
 @dataclass(kw_only=True, eq=False)
 class DigitsWorld:
-    """What the clips look like and how hard they are.
+    """Appearance and difficulty of the clips.
 
     Attributes:
         mode: what moves: the digit over a still photograph, or the photograph behind the digit.

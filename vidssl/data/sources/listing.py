@@ -228,7 +228,7 @@ def refuse_parts(root: Path, folders: set[str]) -> None:
 
 
 def _others(root: Path, extensions: Sequence[str]) -> str:
-    """What else the folder holds, and who reads that, to end a message with."""
+    """Other files of the folder and the source that reads them, to end a message with."""
     for others, who in _READERS.items():
         if others != tuple(extensions) and (found := find_files(root, others)):
             return f". It holds {found[0]}: {who}"

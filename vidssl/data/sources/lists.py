@@ -35,7 +35,7 @@ Exists = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Line:
     line: int
     path: str
     cells: tuple[str, ...]
@@ -47,19 +47,19 @@ class _Table:
 
     path: Path
     columns: tuple[str, ...]
-    rows: tuple[_Row, ...]
+    rows: tuple[_Line, ...]
 
     @property
     def labels(self) -> dict[str, int]:
         """Name of a label -> its column."""
         return {name: place for place, name in enumerate(self.columns) if name not in (*_TIMES, _GROUP)}
 
-    def group(self, row: _Row) -> str:
+    def group(self, row: _Line) -> str:
         """The source that a row's video was cut from with others; empty where the list names none."""
         return row.cells[self.columns.index(_GROUP)] if _GROUP in self.columns else ""
 
-    def segment(self, row: _Row) -> Segment | None:
-        """What a row's times say."""
+    def segment(self, row: _Line) -> Segment | None:
+        """The segment of a row's times; None where the list has none."""
         found = {
             _TIMES[name]: cell for name, cell in zip(self.columns, row.cells, strict=True) if name in _TIMES
         }
@@ -255,7 +255,7 @@ def _columns(path: Path, header: tuple[str, ...] | None, width: int) -> tuple[st
     return header
 
 
-def _is_header(rows: Sequence[_Row], exists: Exists) -> bool:
+def _is_header(rows: Sequence[_Line], exists: Exists) -> bool:
     """Whether the first row names columns: it names no file, and nothing that looks like a missing one."""
     first = rows[0]
     if exists(first.path) or _PATH_THEN_LABELS.fullmatch(first.path):
@@ -265,7 +265,7 @@ def _is_header(rows: Sequence[_Row], exists: Exists) -> bool:
     return not alike and not any(re.fullmatch(r"[0-9.]+", cell) for cell in first.cells)
 
 
-def _why_uneven(row: _Row, width: int, first: _Row, header: tuple[str, ...] | None) -> str:
+def _why_uneven(row: _Line, width: int, first: _Line, header: tuple[str, ...] | None) -> str:
     if not all(row.cells):
         return "a label is empty"
     of = "its header" if header is not None else f"line {first.line}"
@@ -276,7 +276,7 @@ def _why_uneven(row: _Row, width: int, first: _Row, header: tuple[str, ...] | No
     return f"it has {counted(len(row.cells), 'label')}, {of} has {width}{hint}"
 
 
-def _with_slashes(rows: Sequence[_Row], path: Path, exists: Exists) -> list[_Row]:
+def _with_slashes(rows: Sequence[_Line], path: Path, exists: Exists) -> list[_Line]:
     """Paths as Windows writes them become our own, where there is no file of that very name."""
     turned = [
         replace(row, path=row.path.replace("\\", "/"))
@@ -290,7 +290,7 @@ def _with_slashes(rows: Sequence[_Row], path: Path, exists: Exists) -> list[_Row
     return turned
 
 
-def _csv_rows(text: str, path: Path) -> list[_Row]:
+def _csv_rows(text: str, path: Path) -> list[_Line]:
     first = text.lstrip().split("\n")[0]
     behind_path = _PATH_THEN_DELIMITER.match(first)
     delimiter = behind_path[1] if behind_path else next((mark for mark in "\t;" if mark in first), ",")
@@ -300,13 +300,13 @@ def _csv_rows(text: str, path: Path) -> list[_Row]:
         file, *labels = (cell.strip() for cell in cells or [""])
         if file or any(labels):
             shown = tuple(printable(cell, one_line=True) for cell in labels)
-            rows.append(_Row(reader.line_num, file, shown))
+            rows.append(_Line(reader.line_num, file, shown))
             if delimiter == " " and '"' not in text:
                 _refuse_words(rows[-1], path)
     return rows
 
 
-def _text_rows(text: str, path: Path, exists: Exists) -> list[_Row]:
+def _text_rows(text: str, path: Path, exists: Exists) -> list[_Line]:
     """A path up to its extension, which may hold spaces, then labels parted by white space."""
     rows = []
     for line, content in enumerate(text.splitlines(), start=1):
@@ -324,7 +324,7 @@ def _text_rows(text: str, path: Path, exists: Exists) -> list[_Row]:
                 f"{path}:{line}: expected the path of a video, then its labels, got "
                 f"{printable(content[:80], one_line=True)!r}"
             )
-        row = _Row(line, file, tuple(printable(a or b, one_line=True) for a, b in _WORD.findall(labels)))
+        row = _Line(line, file, tuple(printable(a or b, one_line=True) for a, b in _WORD.findall(labels)))
         if '"' not in labels:
             _refuse_words(row, path)
         rows.append(row)
@@ -337,7 +337,7 @@ def _longest_file(content: str, exists: Exists) -> str:
     return next((content[:end] for end in [len(content), *reversed(ends)] if exists(content[:end])), "")
 
 
-def _refuse_words(row: _Row, path: Path) -> None:
+def _refuse_words(row: _Line, path: Path) -> None:
     """Raises UsageError for several words that may be one class name or several labels."""
     if len(row.cells) > 1 and not all(re.fullmatch(r"-?[0-9]+", cell) for cell in row.cells):
         words = " ".join(row.cells)

@@ -1,4 +1,4 @@
-"""What a scan found out about every file of a data set: a text file with one JSON object on each line.
+"""Findings of a scan about every file of a data set: a text file with one JSON object on each line.
 
 The first line says what the file is; each of the others describes a video (docs/data.md has all fields).
 Written by ``vidssl data check``, read by sources, which then neither open a bad file nor look twice at a
@@ -235,7 +235,7 @@ class Manifest:
         return len(self._spans)
 
     def entry(self, key: str) -> Entry:
-        """What was found out about a file.
+        """The record of a file.
 
         Raises:
             KeyError: if the manifest does not have it.
@@ -273,7 +273,7 @@ def line_spans(text: bytes) -> Iterator[tuple[int, int]]:
 
 
 def why_changed(path: Path, entry: Entry, status: os.stat_result) -> str:
-    """What says that a file is no longer the one that was scanned; empty if it is.
+    """Why a file is no longer the one that was scanned; empty if it is.
 
     A file of the same size and time is taken for the same. One of another time, as copies have, is the same
     if its content is.

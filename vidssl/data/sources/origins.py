@@ -177,12 +177,12 @@ def derived_origin(recorded: Mapping[str, object], *, store: Path, key: str, mad
 
 
 def recorded(origin: Origin) -> dict[str, object]:
-    """What of an origin is kept in files."""
+    """The parts of an origin that are kept in files."""
     return {key: getattr(origin, key) for key in _KEPT}
 
 
 def _origin(kept: Mapping[str, Any]) -> Origin:
-    """What ``recorded`` was made of; JSON has lists for tuples."""
+    """Inverse of ``recorded``; JSON has lists for tuples."""
     return Origin(**{**kept, "segment": kept["segment"] and tuple(kept["segment"])})
 
 
@@ -252,7 +252,7 @@ def read_videos(path: Path) -> dict[str, tuple[Video, ...]]:
 
 
 def changes(before: Mapping[str, Sequence[Video]], now: Mapping[str, Sequence[Video]]) -> str:
-    """What differs between lists of videos, in words; empty where they are the same."""
+    """Differences between lists of videos, in words; empty where they are the same."""
     return "; ".join(
         f"{name} has {said}" for name in now if name in before and (said := _changed(before[name], now[name]))
     )

@@ -43,7 +43,7 @@ _MAPS_KEPT = 64  # open files of a process
 
 @dataclass(frozen=True)
 class Transform:
-    """What was done to frames before they became ids: the release of VIMPAC keeps a database for each.
+    """Resizing and cropping of frames before they became ids; VIMPAC's release keeps a database for each.
 
     Attributes:
         short_side: in pixels, that the frames were resized to.
@@ -79,7 +79,7 @@ def transforms_of(
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a store holds.
+    """Description of a store.
 
     Attributes:
         tokenizer: sha256 of ``tokenizer_keys``.
@@ -170,7 +170,7 @@ def write_info(folder: Path, info: StoreInfo) -> None:
 
 
 def read_info(folder: Path) -> StoreInfo:
-    """What a store holds.
+    """Read the description of a store.
 
     Raises:
         UsageError: if there is none, or it is damaged or of another format.
@@ -286,7 +286,7 @@ class ShardWriter:
     def _full(self, error: OSError) -> UsageError:
         return UsageError(
             f"cannot write {data_path(self.folder, self.shard)}: {error.strerror or error}. Finished shards "
-            "are kept: make room, and the same command goes on from there"
+            "are kept: make room, and the same command resumes there"
         )
 
 
@@ -336,7 +336,7 @@ class StoreReader:
 
 @dataclass(frozen=True)
 class StoreNeeds:
-    """What views need of a store.
+    """Properties that views need of a store.
 
     Attributes:
         size: side of the square in pixels.

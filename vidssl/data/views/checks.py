@@ -1,4 +1,4 @@
-"""What the settings of views and augmentations must be, and the sentences for when they are not."""
+"""Checks of the settings of views and augmentations, with their messages."""
 
 from __future__ import annotations
 

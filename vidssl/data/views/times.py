@@ -109,7 +109,7 @@ def spread(first: float, last: float, length: int, num_frames: int) -> list[int]
 def segments(num_frames: int, length: int) -> list[tuple[int, int]]:
     """First and last frame, both included, of each of ``length`` equal parts of a video.
 
-    Neighbours share a border and a short video's parts repeat frames: BEVT's rule for Something-Something.
+    Neighbours meet in a frame and a short video's parts repeat frames: BEVT's rule for Something-Something.
     """
     part = (num_frames - 1) / length
     return [(round(part * place), round(part * (place + 1))) for place in range(length)]

@@ -144,7 +144,7 @@ def find_listed(
         max_missing_share: of the listed files, that may be missing.
 
     Raises:
-        UsageError: if the folder or all files are missing, or more than that share.
+        UsageError: if the folder or all files are missing, or more than that fraction.
     """
     check_missing_share(max_missing_share)
     files = _FilesByName(_keys(data_set, root, extensions))
@@ -196,10 +196,10 @@ def _stem(key: str) -> str:
     return os.path.splitext(os.path.basename(key))[0]
 
 
-def check_missing_share(share: float) -> None:
+def check_missing_share(fraction: float) -> None:
     """Raises ValueError unless it lies in [0, 1)."""
-    if not 0.0 <= share < 1.0:
-        raise ValueError(f"max_missing_share must be at least 0 and below 1, got {share}")
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"max_missing_share must be at least 0 and below 1, got {fraction}")
 
 
 def tell_found(what: str, found: int, missing: Sequence[str], max_missing_share: float, more: str) -> None:
@@ -209,7 +209,7 @@ def tell_found(what: str, found: int, missing: Sequence[str], max_missing_share:
         more: what else the line says.
 
     Raises:
-        UsageError: if more than the share of them are missing.
+        UsageError: if more than that fraction of them are missing.
     """
     total = found + len(missing)
     named = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
@@ -218,7 +218,7 @@ def tell_found(what: str, found: int, missing: Sequence[str], max_missing_share:
         raise UsageError(
             f"{line}; {len(missing)} ({len(missing) / total:.1%}) are missing, such as {named}, and "
             f"max_missing_share ({max_missing_share:g}) allows {int(max_missing_share * total)}: "
-            "fetch them, or state a larger share"
+            "fetch them, or state a larger fraction"
         )
     if missing:
         _log.warning("%s; missing: %s", line, named)

@@ -239,7 +239,7 @@ class ShardIndex:
         return self.start != NOWHERE
 
     def member(self, number: int) -> Member:
-        """What is known of a sample.
+        """The file of a sample, and where it lies.
 
         Raises:
             UsageError: if its line is damaged.

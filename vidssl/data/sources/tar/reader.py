@@ -220,7 +220,7 @@ class ShardReader:
         return found[BLOCK:]
 
     def mend(self, number: int, member: Member, content: bytes) -> bytes | None:
-        """What to decode instead of a content that does not decode; None if it is as it was indexed.
+        """Content to decode instead of one that does not decode; None if it is as it was indexed.
 
         Raises:
             UnreadableSample: if there is no other.

@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(kw_only=True, eq=False)
 class TarShards(ListKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, OrdersEpochs, KnowsOrigins):
-    """What ``vidssl data shard`` packed, or ``vidssl data index`` looked through.
+    """Tar shards that ``vidssl data shard`` packed, or ``vidssl data index`` looked through.
 
     Keys are those of the files that were packed, so lists that go with them go with the shards.
 
@@ -166,7 +166,7 @@ class TarShards(ListKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, Orde
         return None if self._segments is None else self._segments[index]
 
     def _look(self, index: int) -> tuple[Member, VideoFacts, range]:
-        """What is known of a sample's file, and the numbers of the frames that belong to it."""
+        """Record and facts of a sample's file, and the numbers of the frames that belong to it."""
         if self._last is None or self._last[0] != index:
             self._last = (index, self._index.member(int(self._numbers[index])))
         member = self._last[1]
@@ -236,7 +236,7 @@ class _Chosen:
 
 
 def _listing(index: ShardIndex, first: str | None, held_out: str | None, part: Part) -> tuple[Listing, Part]:
-    """What is listed, or all that is indexed, and the part of it that is still to be selected."""
+    """The listed samples, or all that are indexed, and the part of them that is still to be selected."""
     if first is not None:
         return listed_part(first, held_out, part, exists=lambda path: index.number(path) is not None)
     columns = {name: [*names, ""] for name, names in index.label_classes.items()}  # -1 is the last

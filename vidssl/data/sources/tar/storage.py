@@ -194,7 +194,7 @@ class Address:
             self._call(name, lambda system, path: system.rm_file(path))
 
     def _call(self, name: str, call: Callable[[fsspec.AbstractFileSystem, str], Given]) -> Given:
-        """What a call of fsspec's gives, tried again where that may help."""
+        """The result of a call of fsspec's, tried again where that may help."""
         if self.local is not None:
             return call(LocalFileSystem(), str(self.local / name))
         for pause in (*PAUSES_SECONDS, None):
