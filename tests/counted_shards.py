@@ -13,7 +13,7 @@ from PIL import Image
 
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import FileToExamine, examine
-from vidssl.data.sources.manifest import Entry
+from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.tar import storage as places
 from vidssl.data.sources.tar.index import IMAGE, INDEX, Member, Shard, write_index
 from vidssl.data.sources.tar.source import TarShards
@@ -34,14 +34,14 @@ def write_videos(root: Path) -> Path:
     return root
 
 
-def entry_of(root: Path, key: str) -> Entry:
+def entry_of(root: Path, key: str) -> FileRecord:
     labels = {"class": key.split("/")[0]}
     path = root / key
     if path.suffix != ".png":
         return examine(FileToExamine(root, key, labels))
     facts = VideoFacts(1, 1, 0.0, 20, 30, 0, "png", "", (), (), 0.0)
     size = path.stat().st_size
-    return Entry(key, "ok", "", size, 0, file_sha256(path), labels, facts, IMAGE, "unknown", 1)
+    return FileRecord(key, "ok", "", size, 0, file_sha256(path), labels, facts, IMAGE, "unknown", 1)
 
 
 def pack(root: Path, name: str, keys: list[str]) -> tuple[bytes, Shard]:

@@ -15,14 +15,14 @@ from vidssl.data.decode.decoders import TorchCodec
 from vidssl.data.decode.examine import FileToExamine, examine
 from vidssl.data.sources import video_files as videos
 from vidssl.data.sources.folders import VideoFolder, VideoList
-from vidssl.data.sources.manifest import Entry, Manifest, header
+from vidssl.data.sources.manifest import FileRecord, Manifest, header
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 
 FASTSTART = {"container_options": {"movflags": "faststart"}, "noise": 60}
 
 
-def look(path: Path, **how: object) -> Entry:
+def look(path: Path, **how: object) -> FileRecord:
     return examine(FileToExamine(path.parent, path.name, {}, **how))  # type: ignore[arg-type]
 
 
@@ -120,7 +120,7 @@ def test_a_steady_video_takes_three_numbers_for_its_timestamps(tmp_path: Path) -
     ],
 )
 def test_a_damaged_manifest_is_refused_with_its_line(tmp_path: Path, spoil, message: str) -> None:
-    lines = Entry("a", "unreadable", "x").to_line() + Entry("b", "unreadable", "x").to_line()
+    lines = FileRecord("a", "unreadable", "x").to_line() + FileRecord("b", "unreadable", "x").to_line()
     (tmp_path / "m").write_text(spoil(header(tmp_path) + lines))
     with pytest.raises(UsageError, match=message):
         Manifest(tmp_path / "m")

@@ -11,7 +11,7 @@ from ramp import Ramp, bytes_of, frames_of, seeded
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vidssl.data.views.crops import random_box, svt_crop_boxes, svt_published_box, svt_resize_short_side
+from vidssl.data.views.crops import random_box, svt_crop_boxes, svt_resize_short_side
 from vidssl.data.views.svt import (
     LOCAL_FRAMES,
     GlobalLocal,
@@ -176,7 +176,7 @@ def test_published_boxes(case: dict) -> None:
     height, width = case["source_hw"]
     area, aspect = tuple(case["scale_range"]), (3 / 4, 4 / 3)
     generator = seeded(0)
-    boxes = [svt_published_box(height, width, area, aspect, generator) for _ in range(1000)]
+    boxes = [random_box(height, width, area, aspect, generator, "svt_published") for _ in range(1000)]
     areas = torch.tensor([box.height * box.width / (height * width) for box in boxes])
     shapes = torch.tensor([box.width / box.height for box in boxes])
     touching = [box.top + box.height == height or box.left + box.width == width for box in boxes]

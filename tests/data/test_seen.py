@@ -11,7 +11,7 @@ import torch
 from vidssl.data import SOURCES
 from vidssl.data.sources.folders import ImageFolder, VideoFolder, VideoList
 from vidssl.data.sources.frame_folders import FrameFolders
-from vidssl.data.sources.manifest import Entry, header
+from vidssl.data.sources.manifest import FileRecord, header
 from vidssl.data.sources.moving_digits import MovingDigits
 from vidssl.data.sources.origins import (
     Overlap,
@@ -101,7 +101,7 @@ def test_checksums_of_a_manifest_are_those_of_files_elsewhere(vids: Path) -> Non
     """The file of the manifest need not be read, and one that has changed since has none."""
     key, path = "run/v0.mp4", Path("vids/run/v0.mp4")
     sha256 = file_sha256(path)
-    entry = Entry(key, "ok", bytes=path.stat().st_size, sha256=sha256)
+    entry = FileRecord(key, "ok", bytes=path.stat().st_size, sha256=sha256)
     Path("m.jsonl").write_text(header(Path("vids")) + entry.to_line())
     Path("list.txt").write_text(f"{key} 0\n")
     with pytest.raises(UsageError, match="none of the 1 listed videos can be used"):

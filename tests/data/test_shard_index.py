@@ -6,23 +6,23 @@ from io import BytesIO
 import pytest
 
 from vidssl.data.decode.decode import Keyframe, VideoFacts
-from vidssl.data.sources.manifest import Entry
+from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.tar.index import Member, Shard, ShardIndex, parse_shards, write_index
 from vidssl.errors import UsageError
 
 CLASSES = {"class": ("run", "walk")}
 
 
-def entry(key: str, name: str = "walk", frames: int = 5) -> Entry:
+def entry(key: str, name: str = "walk", frames: int = 5) -> FileRecord:
     keyframes = (Keyframe(0, 0),)
     facts = VideoFacts(
         frames, frames, 30.0, 48, 128, 0, "h264", "", array("q", range(frames)), keyframes, 0.5
     )
-    return Entry(key, "ok", "", 100, 7, "ab" * 32, {"class": name}, facts, "mov", "constant", frames)
+    return FileRecord(key, "ok", "", 100, 7, "ab" * 32, {"class": name}, facts, "mov", "constant", frames)
 
 
-def bad(key: str) -> Entry:
-    return Entry(key, "unreadable", "the file is empty (0 bytes)", 0)
+def bad(key: str) -> FileRecord:
+    return FileRecord(key, "unreadable", "the file is empty (0 bytes)", 0)
 
 
 def two_shards() -> list[Shard]:

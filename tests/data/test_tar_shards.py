@@ -26,7 +26,7 @@ from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.images import read_image
 from vidssl.data.loader import Loader, Stream
 from vidssl.data.sources.folders import VideoFolder
-from vidssl.data.sources.manifest import Entry
+from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.origins import shared_videos, videos_of
 from vidssl.data.sources.tar.index import INDEX, Member, Shard, write_index
 from vidssl.data.sources.tar.source import TarShards
@@ -302,7 +302,7 @@ def test_few_objects_are_kept_for_many_samples(tmp_path: Path) -> None:
         gc.unfreeze()
 
 
-def good(number: int) -> Entry:
+def good(number: int) -> FileRecord:
     facts = VideoFacts(9, 9, 30.0, 8, 8, 0, "h264", "", (), (), 0.1)
     labels = {"class": ("run", "walk")[number % 2]} if number else {}
-    return Entry(f"{number}.mp4", "ok", "", 100, 7, "ab" * 32, labels, facts, "mov", "constant", 9)
+    return FileRecord(f"{number}.mp4", "ok", "", 100, 7, "ab" * 32, labels, facts, "mov", "constant", 9)

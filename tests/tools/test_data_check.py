@@ -20,7 +20,7 @@ from vidssl.cli.main import main
 from vidssl.data.decode import examine
 from vidssl.data.decode.decode import probe
 from vidssl.data.sources.lists import read_lists
-from vidssl.data.sources.manifest import Entry, Manifest, Status
+from vidssl.data.sources.manifest import FileRecord, Manifest, Status
 from vidssl.data.sources.official.groups import group_of
 from vidssl.errors import UsageError
 from vidssl.tools.data import check as scan
@@ -121,11 +121,13 @@ def test_labels_are_those_of_the_last_list(root: Path, decoded: list[str]) -> No
 
 
 def test_a_scan_that_was_ended_goes_on(root: Path, decoded: list[str], monkeypatch) -> None:
-    real = Entry.to_line
-    monkeypatch.setattr(Entry, "to_line", lambda entry: 1 / 0 if entry.key == "run/c.mp4" else real(entry))
+    real = FileRecord.to_line
+    monkeypatch.setattr(
+        FileRecord, "to_line", lambda entry: 1 / 0 if entry.key == "run/c.mp4" else real(entry)
+    )
     with pytest.raises(ZeroDivisionError):
         check(root)
-    monkeypatch.setattr(Entry, "to_line", real)
+    monkeypatch.setattr(FileRecord, "to_line", real)
     part = root.parent / "videos.manifest.jsonl.part"
     with part.open("a") as file:
         file.write('{"key":"run/c.mp4","status":"o')  # as a kill leaves it
@@ -191,8 +193,8 @@ def test_a_killed_scan_leaves_no_process_and_goes_on(root: Path) -> None:
     assert len(Manifest(root.parent / "videos.manifest.jsonl")) == 34
 
 
-def entry(key: str, content: str = "") -> Entry:
-    return Entry(key, "ok", sha256=content)
+def entry(key: str, content: str = "") -> FileRecord:
+    return FileRecord(key, "ok", sha256=content)
 
 
 def test_duplicates_are_files_of_the_same_content() -> None:

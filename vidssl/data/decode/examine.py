@@ -14,7 +14,7 @@ from pathlib import Path
 from vidssl.data.decode.container import open_video
 from vidssl.data.decode.content import LIMITS, Content, File, Limits, bytes_missing, why_not_a_file
 from vidssl.data.decode.decode import OUT_OF_ORDER, VideoFacts, probe, read_frames, rising
-from vidssl.data.sources.manifest import Entry, Rate, Status, why_changed
+from vidssl.data.sources.manifest import FileRecord, Rate, Status, why_changed
 from vidssl.engine.atomic import file_sha256
 from vidssl.errors import agreed, counted
 from vidssl.interfaces import UnreadableSample
@@ -38,24 +38,24 @@ class FileToExamine:
     root: Path
     key: str
     labels: Mapping[str, str]
-    known: Entry | None = None
+    known: FileRecord | None = None
     timed: bool = False
     limits: Limits = LIMITS
 
 
-def examine(file: FileToExamine) -> Entry:
+def examine(file: FileToExamine) -> FileRecord:
     """Look through a file. Its faults are in the result, and never raise an error."""
     path = file.root / file.key
     reason = why_not_a_file(path)
     if reason:
-        return Entry(file.key, "unreadable", reason, labels=file.labels)
+        return FileRecord(file.key, "unreadable", reason, labels=file.labels)
     try:
         status = os.stat(path)
         if file.known is not None and not why_changed(path, file.known, status):
             return replace(file.known, mtime_ns=status.st_mtime_ns, labels=file.labels)
         sha256 = file_sha256(path)
     except OSError as error:
-        return Entry(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
+        return FileRecord(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
     about = {
         "bytes": status.st_size,
         "mtime_ns": status.st_mtime_ns,
@@ -65,12 +65,12 @@ def examine(file: FileToExamine) -> Entry:
     try:
         return _describe(file, path, about)
     except UnreadableSample as error:
-        return Entry(file.key, "unreadable", error.reason, **about)  # type: ignore[arg-type]
+        return FileRecord(file.key, "unreadable", error.reason, **about)  # type: ignore[arg-type]
     except OSError as error:
-        return Entry(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
+        return FileRecord(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
 
 
-def examine_content(content: Content) -> Entry:
+def examine_content(content: Content) -> FileRecord:
     """The same of a file that lies in memory, under its name; labels are the caller's business."""
     about: dict[str, object] = {
         "bytes": len(content.data),
@@ -79,7 +79,7 @@ def examine_content(content: Content) -> Entry:
     try:
         return _describe(FileToExamine(Path(), content.name, {}), content, about)
     except UnreadableSample as error:
-        return Entry(content.name, "unreadable", error.reason, **about)  # type: ignore[arg-type]
+        return FileRecord(content.name, "unreadable", error.reason, **about)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _Pass:
     missing: str
 
 
-def _describe(file: FileToExamine, path: File, about: dict[str, object]) -> Entry:
+def _describe(file: FileToExamine, path: File, about: dict[str, object]) -> FileRecord:
     facts = probe(path, file.limits)
     with open_video(path, file.limits) as video:
         shown = [(frame.pts, frame.key_frame, frame.interlaced_frame) for frame in video.frames()]
@@ -120,7 +120,7 @@ def _describe(file: FileToExamine, path: File, about: dict[str, object]) -> Entr
         )
     facts = _as_seen(facts, seen)
     status, reason = _judge(facts, seen)
-    return Entry(
+    return FileRecord(
         file.key,
         status,
         reason,

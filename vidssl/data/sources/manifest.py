@@ -29,7 +29,7 @@ _KIND = "vidssl manifest"
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileRecord:
     """A file as the scan found it.
 
     Attributes:
@@ -93,7 +93,7 @@ class Entry:
         return json.dumps(row, ensure_ascii=True, separators=(",", ":")) + "\n"
 
     @classmethod
-    def from_row(cls, row: Mapping[str, object]) -> Entry:
+    def from_row(cls, row: Mapping[str, object]) -> FileRecord:
         """The entry that a line of JSON describes.
 
         Raises:
@@ -228,13 +228,13 @@ class Manifest:
     def __contains__(self, key: str) -> bool:
         return key in self._spans
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[FileRecord]:
         return map(self.entry, self._spans)
 
     def __len__(self) -> int:
         return len(self._spans)
 
-    def entry(self, key: str) -> Entry:
+    def entry(self, key: str) -> FileRecord:
         """The record of a file.
 
         Raises:
@@ -243,7 +243,7 @@ class Manifest:
         """
         start, end = self._spans[key]
         try:
-            return Entry.from_row(json.loads(self._text[start:end]))
+            return FileRecord.from_row(json.loads(self._text[start:end]))
         except (KeyError, TypeError, ValueError) as error:
             line = self._text.count(b"\n", 0, start) + 1
             raise UsageError(f"{self.path}:{line}: a damaged line ({error})") from error
@@ -272,7 +272,7 @@ def line_spans(text: bytes) -> Iterator[tuple[int, int]]:
         start = end + 1
 
 
-def why_changed(path: Path, entry: Entry, status: os.stat_result) -> str:
+def why_changed(path: Path, entry: FileRecord, status: os.stat_result) -> str:
     """Why a file is no longer the one that was scanned; empty if it is.
 
     A file of the same size and time is taken for the same. One of another time, as copies have, is the same

@@ -17,7 +17,7 @@ from vidssl.data.decode.content import why_not_a_file
 from vidssl.data.decode.decode import VideoFacts, part_of, probe, read_frames
 from vidssl.data.decode.decoders import DecoderName, PyAV, choose_decoder
 from vidssl.data.sources.listing import Listed, ListedFiles, Listing
-from vidssl.data.sources.manifest import Entry, Manifest, why_changed
+from vidssl.data.sources.manifest import FileRecord, Manifest, why_changed
 from vidssl.data.sources.origins import origin_of
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo, UnreadableSample
@@ -201,7 +201,7 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
             _tell(manifest, len(kept), f"read by PyAV, not {self._decoder.name}", by_pyav)
         return tuple(kept)
 
-    def _why_out(self, file: Listed, entry: Entry) -> str:
+    def _why_out(self, file: Listed, entry: FileRecord) -> str:
         if not entry.usable or entry.facts is None:
             return entry.status
         try:

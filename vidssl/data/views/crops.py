@@ -83,8 +83,7 @@ class RandomResizedCrop:
         height, width = frames.shape[2:]
         if self.area is None:
             return Box(0, 0, height, width)
-        pick = random_box if self.draw == "usual" else svt_published_box
-        return pick(height, width, self.area, self.aspect, generator)
+        return random_box(height, width, self.area, self.aspect, generator, self.draw)
 
 
 class FramesOfClips:
@@ -120,26 +119,14 @@ def random_box(
     area: tuple[float, float],
     aspect: tuple[float, float],
     generator: torch.Generator,
+    drawn: Draw = "usual",
 ) -> Box:
-    """A box of random area and shape, inside these ranges; the middle if none of ten attempts fits."""
-    for _ in range(_ATTEMPTS):
-        box_height, box_width = _random_size(height, width, area, aspect, generator)
-        if box_height <= height and box_width <= width:
-            top, left = draw(generator, 0, height - box_height), draw(generator, 0, width - box_width)
-            return Box(top, left, box_height, box_width)
-    return _middle_box(height, width, aspect)
+    """A box of random area and shape, inside these ranges; the middle if none of ten attempts fits.
 
-
-def svt_published_box(
-    height: int,
-    width: int,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    generator: torch.Generator,
-) -> Box:
-    """A box as SVT's published code draws it: the last attempt's size at the last place that fitted.
-
-    So a few boxes are cut off at the border, and lie outside the range of areas and shapes.
+    Args:
+        drawn: "usual" takes the first attempt that fits; "svt_published", as SVT's code does, the last
+            attempt's size at the last place that fitted, so a few boxes are cut off at the border, and lie
+            outside the ranges.
     """
     place = None
     box_height = box_width = 1
@@ -147,6 +134,8 @@ def svt_published_box(
         box_height, box_width = _random_size(height, width, area, aspect, generator)
         if box_height <= height and box_width <= width:
             place = draw(generator, 0, height - box_height), draw(generator, 0, width - box_width)
+            if drawn == "usual":
+                break
     if place is None:
         return _middle_box(height, width, aspect)
     top, left = place

@@ -22,7 +22,7 @@ from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
 from vidssl.data.sources.lists import read_lists
-from vidssl.data.sources.manifest import Entry, Manifest, header
+from vidssl.data.sources.manifest import FileRecord, Manifest, header
 from vidssl.data.sources.official.groups import shared_groups
 from vidssl.engine.atomic import check_writable, write_atomically
 from vidssl.engine.logging import format_duration, terminal
@@ -136,8 +136,8 @@ def _scan(
         earlier = Manifest(out) if out.exists() else None
         places = _entries(journal)
 
-        def known(key: str) -> Entry | None:
-            entry = Entry.from_row(journal.row(places[key])) if key in places else None
+        def known(key: str) -> FileRecord | None:
+            entry = FileRecord.from_row(journal.row(places[key])) if key in places else None
             if entry is None and earlier is not None and key in earlier:
                 entry = earlier.entry(key)
             # with other limits than an earlier scan's a file is looked at again
@@ -164,7 +164,7 @@ def _scan(
 
 
 def _tasks(
-    root: Path, listing: Listing, known: Callable[[str], Entry | None], limits: Limits
+    root: Path, listing: Listing, known: Callable[[str], FileRecord | None], limits: Limits
 ) -> Iterator[FileToExamine]:
     every = max(len(listing.files) // _TIMED, 1)
     for place, file in enumerate(listing.files):
@@ -177,7 +177,7 @@ def _entries(journal: Journal) -> dict[str, tuple[int, int]]:
     found = {}
     for place, row in journal.rows():
         try:
-            found[Entry.from_row(row).key] = place
+            found[FileRecord.from_row(row).key] = place
         except (KeyError, TypeError, ValueError):
             continue
     return found
@@ -194,7 +194,7 @@ class Leak:
     train: str
 
 
-def duplicates(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
+def duplicates(entries: Iterable[FileRecord]) -> list[tuple[str, ...]]:
     """Keys of files with the same content, each set of them sorted."""
     by_content: dict[str, list[str]] = {}
     for entry in entries:
@@ -203,7 +203,7 @@ def duplicates(entries: Iterable[Entry]) -> list[tuple[str, ...]]:
     return sorted(tuple(sorted(keys)) for keys in by_content.values() if len(keys) > 1)
 
 
-def same_content(train: Iterable[Entry], test: Iterable[Entry]) -> list[Leak]:
+def same_content(train: Iterable[FileRecord], test: Iterable[FileRecord]) -> list[Leak]:
     """Test videos whose very bytes are those of a training video."""
     first: dict[str, str] = {}
     for entry in train:
@@ -212,7 +212,7 @@ def same_content(train: Iterable[Entry], test: Iterable[Entry]) -> list[Leak]:
     return [Leak(entry.key, first[entry.sha256]) for entry in test if entry.sha256 in first]
 
 
-def same_group(train: Iterable[Entry], test: Iterable[Entry]) -> list[Leak]:
+def same_group(train: Iterable[FileRecord], test: Iterable[FileRecord]) -> list[Leak]:
     """Test videos cut from the same video as a training video, by names of UCF101 and HMDB51."""
     keys = ([entry.key for entry in entries] for entries in (train, test))
     return [Leak(*pair) for pair in shared_groups(*keys)]
@@ -261,7 +261,7 @@ class Scanned:
         return found
 
     @cached_property
-    def bad(self) -> list[Entry]:
+    def bad(self) -> list[FileRecord]:
         return [entry for entry in self.manifest if not entry.usable]
 
     @property
@@ -303,7 +303,7 @@ def report(found: Scanned, console: Console, *, show_all: bool) -> None:
 _FRAMES_THERE = re.compile(r" \(\d+ of \d+ frames are there\)")
 
 
-def _summary(manifest: Manifest, usable: Sequence[tuple[Entry, VideoFacts]]) -> Table:
+def _summary(manifest: Manifest, usable: Sequence[tuple[FileRecord, VideoFacts]]) -> Table:
     table = Table(title=f"{len(usable)} usable videos found of {len(manifest)} listed", show_header=False)
     statuses: Counter[str] = Counter(entry.status for entry in manifest)
     table.add_row("status", _counted(statuses))

@@ -21,7 +21,7 @@ from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import FileToExamine, examine_content
 from vidssl.data.decode.images import is_animated, read_image
 from vidssl.data.sources.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from vidssl.data.sources.manifest import Entry
+from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.segments import NamedSegment, parse_segments
 from vidssl.data.sources.tar.index import IMAGE, Member, Shard
 from vidssl.data.sources.tar.storage import PAUSES_SECONDS, Address
@@ -29,21 +29,21 @@ from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data.pack import DamagedTar, split_name, walk_tar
 
 
-def examine_image(file: FileToExamine) -> Entry:
+def examine_image(file: FileToExamine) -> FileRecord:
     """The entry of an image: a clip of one frame. Never raises for faults of the file."""
     path = file.root / file.key
     reason = why_not_a_file(path)
     if reason:
-        return Entry(file.key, "unreadable", reason, labels=file.labels)
+        return FileRecord(file.key, "unreadable", reason, labels=file.labels)
     try:
         content = Content(file.key, path.read_bytes())
         mtime_ns = os.stat(path).st_mtime_ns
     except OSError as error:
-        return Entry(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
+        return FileRecord(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
     return replace(examine_image_content(content), mtime_ns=mtime_ns, labels=file.labels)
 
 
-def examine_image_content(content: Content) -> Entry:
+def examine_image_content(content: Content) -> FileRecord:
     """The same of an image that lies in memory, under its name."""
     about = {"bytes": len(content.data), "sha256": hashlib.sha256(content.data).hexdigest()}
     try:
@@ -51,7 +51,7 @@ def examine_image_content(content: Content) -> Entry:
         with Image.open(BytesIO(content.data)) as image:
             codec = (image.format or "").lower()
     except UnreadableSample as error:
-        return Entry(content.name, "unreadable", error.reason, **about)  # type: ignore[arg-type]
+        return FileRecord(content.name, "unreadable", error.reason, **about)  # type: ignore[arg-type]
     facts = VideoFacts(
         num_frames=1,
         promised_frames=1,
@@ -65,7 +65,7 @@ def examine_image_content(content: Content) -> Entry:
         keyframes=(),
         tick_seconds=0.0,
     )
-    return Entry(content.name, "ok", facts=facts, container=IMAGE, **about)  # type: ignore[arg-type]
+    return FileRecord(content.name, "ok", facts=facts, container=IMAGE, **about)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -183,12 +183,14 @@ class _Seen:
 
     def _member(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, kind: str) -> Member:
         if not info.isreg() or info.issparse():
-            return Member(Entry(name, "unreadable", "it is a link, or no regular file, inside its tar"), -1)
+            return Member(
+                FileRecord(name, "unreadable", "it is a link, or no regular file, inside its tar"), -1
+            )
         content = _content(tar, info)
         if content is None:
-            return Member(Entry(name, "unreadable", "it is cut off with its tar"), -1)
+            return Member(FileRecord(name, "unreadable", "it is cut off with its tar"), -1)
         if name in self._task.fatal:
-            return Member(Entry(name, "unreadable", self._task.fatal[name]), -1)
+            return Member(FileRecord(name, "unreadable", self._task.fatal[name]), -1)
         self._task.note.write_text(json.dumps(name))
         image = kind in IMAGE_EXTENSIONS and not is_animated(Content(name, content))
         entry = (examine_image_content if image else examine_content)(Content(name, content))

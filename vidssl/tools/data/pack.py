@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from vidssl.data.sources.manifest import Entry
+from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.tar.index import Member, Shard
 from vidssl.data.sources.tar.storage import OWN_DISK, Address
 
@@ -38,7 +38,7 @@ class ShardToPack:
     name: str
     first: int
     root: Path
-    entries: tuple[Entry, ...]
+    entries: tuple[FileRecord, ...]
     numbers: Mapping[str, int]
 
 
@@ -81,7 +81,7 @@ def _fill(file: BinaryIO, task: ShardToPack) -> tuple[Member, ...]:
     return tuple(members)
 
 
-def _content(root: Path, entry: Entry) -> bytes | str:
+def _content(root: Path, entry: FileRecord) -> bytes | str:
     """Content of a file; in words, why it is not what the entry describes."""
     try:
         # whole, as a reader of the shard does: a file that fails half-way must leave no half in the tar
@@ -93,7 +93,7 @@ def _content(root: Path, entry: Entry) -> bytes | str:
     return content
 
 
-def _about(entry: Entry) -> dict[str, object]:
+def _about(entry: FileRecord) -> dict[str, object]:
     """Facts of a sample for other readers, and for 'data index'."""
     about: dict[str, object] = {"key": entry.key, "labels": dict(entry.labels), "sha256": entry.sha256}
     if entry.segments:

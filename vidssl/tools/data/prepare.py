@@ -20,7 +20,7 @@ from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE
 from vidssl.data.pool import Lost
 from vidssl.data.sources.jpeg_shards import INDEX, KIND, VERSION, shard_name
 from vidssl.data.sources.listing import Listed, Listing
-from vidssl.data.sources.manifest import Entry, header
+from vidssl.data.sources.manifest import FileRecord, header
 from vidssl.data.sources.origins import origin_of, recorded
 from vidssl.engine.atomic import make_folder, write_text
 from vidssl.engine.logging import format_duration, terminal
@@ -320,9 +320,9 @@ class Files(Output):
         segments = listing.segments()
         for file in listing.whole().files:
             done = made[file.path]
-            entry = Entry(file.path, "unreadable", f"it could not be prepared: {done.reason}")
+            entry = FileRecord(file.path, "unreadable", f"it could not be prepared: {done.reason}")
             if not done.reason:
-                entry = Entry.from_row(done.about)
+                entry = FileRecord.from_row(done.about)
             labels, own = listing.class_names(file), segments.get(file.path, ())
             lines.append(replace(entry, labels=labels, segments=own).to_line())
         write_text(manifest, "".join(lines))

@@ -25,7 +25,7 @@ from vidssl.data.sources.listing import (
     named_listing,
 )
 from vidssl.data.sources.lists import read_lists
-from vidssl.data.sources.manifest import Entry, Manifest
+from vidssl.data.sources.manifest import FileRecord, Manifest
 from vidssl.engine.logging import progress_bar
 from vidssl.errors import UsageError, counted
 
@@ -51,7 +51,7 @@ class Operand:
     listing: Listing
     manifest: Manifest | None = None
 
-    def entry(self, key: str) -> Entry | None:
+    def entry(self, key: str) -> FileRecord | None:
         """The manifest's entry of a file, if there is one."""
         return self.manifest.entry(key) if self.manifest is not None and key in self.manifest else None
 
@@ -151,13 +151,16 @@ class Runner:
         return work(tasks, job, processes=self.processes, patience_seconds=patience_seconds)
 
     def examine(
-        self, files: Iterable[FileToExamine], job: Callable[[FileToExamine], Entry], limits: Limits = LIMITS
-    ) -> Iterator[Entry]:
+        self,
+        files: Iterable[FileToExamine],
+        job: Callable[[FileToExamine], FileRecord],
+        limits: Limits = LIMITS,
+    ) -> Iterator[FileRecord]:
         """Entries of files, one at a time in each process; one that takes its process down is unreadable."""
         patience = limits.max_seconds * _TRIES
         for file, result in self.run(files, job, patience_seconds=patience):
             if isinstance(result, Lost):  # without size and time, so that the next scan tries again
-                yield Entry(file.key, "unreadable", not_looked_at(result), labels=file.labels)
+                yield FileRecord(file.key, "unreadable", not_looked_at(result), labels=file.labels)
             else:
                 yield result
             self.advance()

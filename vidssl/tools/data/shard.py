@@ -15,7 +15,7 @@ from rich.console import Console
 
 from vidssl.data.decode.examine import FileToExamine, examine
 from vidssl.data.pool import Lost
-from vidssl.data.sources.manifest import Entry
+from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.segments import NamedSegment
 from vidssl.data.sources.tar.index import INDEX, Shard, ShardIndex, parse_shards, write_index
 from vidssl.data.sources.tar.storage import Address
@@ -147,7 +147,7 @@ class _Job:
                 )
 
     def _pack(
-        self, batch: Sequence[PlannedShard], entries: Mapping[str, Entry], parts: Parts, crew: Runner
+        self, batch: Sequence[PlannedShard], entries: Mapping[str, FileRecord], parts: Parts, crew: Runner
     ) -> None:
         classes = self.plan.label_classes.get("class", ())
         own = all(name.isdecimal() for name in classes)  # other readers find the numbers of the list

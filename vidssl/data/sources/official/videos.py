@@ -54,28 +54,46 @@ class OfficialVideos(ListedVideos):
         return listing, num_listed if self.limit is None else len(listing.files)
 
 
-def _refuse_leaks(
-    data_set: DataSet, split: int, train: tuple[OfficialEntry, ...], test: tuple[OfficialEntry, ...]
-) -> None:
-    """Warns of test videos that are cut from the same video as a training video.
+@dataclass(kw_only=True, eq=False)
+class SplitVideos(OfficialVideos):
+    """A data set with three official splits into train and test.
 
-    Raises:
-        UsageError: if a video is in both.
+    Args:
+        annotations: folder of the lists.
+        part, split: which videos.
     """
-    keys = [[f"{entry.folder}/{entry.names[0]}.avi" for entry in part] for part in (train, test)]
-    both = sorted(set(keys[0]) & set(keys[1]))
-    if both:
-        raise data_set.error(
-            f"{data_set.name} split {split}: {both[0]} and {len(both) - 1} more are listed for train "
-            "and for test"
-        )
-    leaks = shared_groups(*keys)
-    if leaks:
-        _log.warning(
-            "%s split %d leaks: %d of %d test videos are cut from the same video as a training video, "
-            "such as %s and %s. The official lists keep these apart: docs/data/%s.md",
-            *(data_set.name, split, len(leaks), len(test), *leaks[0], data_set.page),
-        )
+
+    annotations: str
+    part: Literal["train", "test"]
+    split: Literal[1, 2, 3] = 1
+
+    @abstractmethod
+    def read_split(self) -> tuple[tuple[str, ...], tuple[OfficialEntry, ...], tuple[OfficialEntry, ...]]:
+        """Classes in number order, the videos of train and those of test."""
+
+    def official_list(self) -> OfficialList:
+        """Warns of test videos that are cut from the same video as a training video.
+
+        Raises:
+            UsageError: if a video is in both.
+        """
+        check_choice("part", self.part, ("train", "test"))
+        classes, train, test = self.read_split()
+        name = f"{self.data_set.name} split {self.split}"
+        keys = [[f"{entry.folder}/{entry.names[0]}.avi" for entry in part] for part in (train, test)]
+        both = sorted(set(keys[0]) & set(keys[1]))
+        if both:
+            raise self.data_set.error(
+                f"{name}: {both[0]} and {len(both) - 1} more are listed for train and for test"
+            )
+        leaks = shared_groups(*keys)
+        if leaks:
+            _log.warning(
+                "%s leaks: %d of %d test videos are cut from the same video as a training video, such as %s "
+                "and %s. The official lists keep these apart: docs/data/%s.md",
+                *(name, len(leaks), len(test), *leaks[0], self.data_set.page),
+            )
+        return OfficialList(f"{name} {self.part}", train if self.part == "train" else test, classes)
 
 
 KINETICS = DataSet(
@@ -140,10 +158,10 @@ UCF = DataSet(
 
 
 @dataclass(kw_only=True, eq=False)
-class UCF101(OfficialVideos):
+class UCF101(SplitVideos):
     """UCF101 by its official lists, classes in the order of classInd.txt.
 
-    Says so where clips of one group, cut from one video, are in both train and test.
+    Warns where clips of one group, cut from one video, are in both train and test.
 
     Args:
         root: folder of the videos (``UCF-101``), relative to the working folder.
@@ -153,20 +171,14 @@ class UCF101(OfficialVideos):
     """
 
     data_set = UCF
-    annotations: str
-    part: Literal["train", "test"]
-    split: Literal[1, 2, 3] = 1
 
-    def official_list(self) -> OfficialList:
-        check_choice("part", self.part, ("train", "test"))
+    def read_split(self) -> tuple[tuple[str, ...], tuple[OfficialEntry, ...], tuple[OfficialEntry, ...]]:
         folder = Path(self.annotations)
         classes = _read_ucf_classes(folder / "classInd.txt")
         train, test = (
             _read_ucf_list(folder / f"{name}list{self.split:02d}.txt", classes) for name in ("train", "test")
         )
-        _refuse_leaks(UCF, self.split, train, test)
-        entries = train if self.part == "train" else test
-        return OfficialList(f"UCF101 split {self.split} {self.part}", entries, classes)
+        return classes, train, test
 
 
 def _read_ucf_classes(path: Path) -> tuple[str, ...]:
@@ -215,10 +227,10 @@ _TRAIN, _TEST = "1", "2"  # and "0" for clips that a split leaves out
 
 
 @dataclass(kw_only=True, eq=False)
-class HMDB51(OfficialVideos):
+class HMDB51(SplitVideos):
     """HMDB51 by its official lists, classes in the order of their names.
 
-    Says so where clips cut from one video are in both train and test, as their names tell.
+    Warns where clips cut from one video are in both train and test, as their names tell.
 
     Args:
         root: folder of the videos, relative to the working folder.
@@ -228,16 +240,10 @@ class HMDB51(OfficialVideos):
     """
 
     data_set = HMDB
-    annotations: str
-    part: Literal["train", "test"]
-    split: Literal[1, 2, 3] = 1
 
-    def official_list(self) -> OfficialList:
-        check_choice("part", self.part, ("train", "test"))
+    def read_split(self) -> tuple[tuple[str, ...], tuple[OfficialEntry, ...], tuple[OfficialEntry, ...]]:
         classes, marked = _read_hmdb_split(Path(self.annotations), self.split)
-        _refuse_leaks(HMDB, self.split, marked[_TRAIN], marked[_TEST])
-        entries = marked[_TRAIN if self.part == "train" else _TEST]
-        return OfficialList(f"HMDB51 split {self.split} {self.part}", entries, classes)
+        return classes, marked[_TRAIN], marked[_TEST]
 
 
 def _read_hmdb_split(

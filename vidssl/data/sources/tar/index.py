@@ -2,7 +2,7 @@
 
 The first line says what the file is and numbers the classes. Then, shard by shard, a line with its name, its
 bytes and the number of its samples, and behind it a line for each of these: the row of a manifest
-(``manifest.Entry``) and ``start``, where the content begins in the tar. So a sample is read in
+(``manifest.FileRecord``) and ``start``, where the content begins in the tar. So a sample is read in
 one piece without a look at the tar's own headers, and decoded without a look through it.
 
 Keys are those of the data that the shards were made of, and no two are the same. Files that cannot be used
@@ -22,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.data.sources.manifest import Entry, line_spans, whole_number
+from vidssl.data.sources.manifest import FileRecord, line_spans, whole_number
 from vidssl.data.sources.segments import NamedSegment, parse_segments
 from vidssl.errors import UsageError, agreed, counted
 
@@ -47,7 +47,7 @@ class Member:
     ``start``: -1 for a file that cannot be used and lies in no tar.
     """
 
-    entry: Entry
+    entry: FileRecord
     start: int
 
     def to_line(self) -> str:
@@ -61,7 +61,7 @@ class Member:
         Raises:
             KeyError, TypeError, ValueError: if it describes none.
         """
-        return cls(Entry.from_row(row), whole_number(row["start"]))
+        return cls(FileRecord.from_row(row), whole_number(row["start"]))
 
 
 @dataclass(frozen=True)
