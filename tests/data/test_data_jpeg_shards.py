@@ -13,7 +13,7 @@ from vidssl.data.sources.manifest import Manifest
 from vidssl.data.sources.origins import Overlap, shared_videos, videos_of
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
-from vidssl.tools.data import outputs
+from vidssl.tools.data import prepare
 from vidssl.tools.data.check import check_data
 from vidssl.tools.data.encode import Jpegs
 
@@ -35,7 +35,7 @@ def test_shards_leave_out_what_was_skipped(root: Path, tmp_path: Path, caplog) -
 
 
 def test_shards_roll_over(root: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(outputs, "_SHARD_BYTES", 1)
+    monkeypatch.setattr(prepare, "_SHARD_BYTES", 1)
     run(root, tmp_path / "out", Jpegs(short_side=24))
     assert sorted(path.name for path in (tmp_path / "out").glob("*.jpegs")) == [
         "00000.jpegs",
