@@ -22,9 +22,8 @@ from rich.console import Console
 
 from vidssl.config.strict_yaml import dump_flow
 from vidssl.errors import UsageError
-from vidssl.evaluate.evaluate import evaluate_run, find_checkpoint
+from vidssl.evaluate.evaluate import eval_words, evaluate_run, find_checkpoint
 from vidssl.evaluate.networks import ExternalNetwork, is_external
-from vidssl.evaluate.overrides import eval_words
 from vidssl.evaluate.score_file import ScoreFile, read_scores
 from vidssl.evaluators.statistics import wilson_interval
 

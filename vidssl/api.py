@@ -1,159 +1,103 @@
 """Every public name in one place, for scripts and notebooks: ``from vidssl import api as v``."""
 
-from vidssl.backbones.factorized import Factorized
-from vidssl.backbones.timesformer import TimeSformer
-from vidssl.backbones.video_swin import VideoSwin
-from vidssl.backbones.vit import ViT
-from vidssl.build.build import tokenizer as load_tokenizer
-from vidssl.config.recipe import RunSpec
-from vidssl.data.augment.batch import ColourAugment, PerClipAugment
-from vidssl.data.augment.rand_augment import FinetuneAugment
-from vidssl.data.loader import Loader, Stream
-from vidssl.data.sources.folders import ImageFolder, VideoFolder, VideoList
-from vidssl.data.sources.frame_folders import FrameFolders
-from vidssl.data.sources.jpeg_shards import JpegShards
-from vidssl.data.sources.moving_digits import MovingDigits
-from vidssl.data.sources.official.imagenet import ImageNet
+from vidssl.backbones.factorized import Factorized as Factorized
+from vidssl.backbones.timesformer import TimeSformer as TimeSformer
+from vidssl.backbones.video_swin import VideoSwin as VideoSwin
+from vidssl.backbones.vit import ViT as ViT
+from vidssl.build import build as _build
+from vidssl.config.recipe import RunSpec as RunSpec
+from vidssl.data.augment.batch import ColourAugment as ColourAugment, PerClipAugment as PerClipAugment
+from vidssl.data.augment.rand_augment import FinetuneAugment as FinetuneAugment
+from vidssl.data.loader import Loader as Loader, Stream as Stream
+from vidssl.data.sources.folders import (
+    ImageFolder as ImageFolder,
+    VideoFolder as VideoFolder,
+    VideoList as VideoList,
+)
+from vidssl.data.sources.frame_folders import FrameFolders as FrameFolders
+from vidssl.data.sources.jpeg_shards import JpegShards as JpegShards
+from vidssl.data.sources.moving_digits import MovingDigits as MovingDigits
+from vidssl.data.sources.official.imagenet import ImageNet as ImageNet
 from vidssl.data.sources.official.videos import (
-    diving48,
-    hmdb51,
-    howto100m,
-    kinetics,
-    something_something_v2,
-    ucf101,
+    diving48 as diving48,
+    hmdb51 as hmdb51,
+    howto100m as howto100m,
+    kinetics as kinetics,
+    something_something_v2 as something_something_v2,
+    ucf101 as ucf101,
 )
-from vidssl.data.sources.tar.source import TarShards
-from vidssl.data.views.random import RandomResizedClip, RandomSegments, SingleClip, SingleImage
-from vidssl.data.views.svt import GlobalLocal, IntervalClips, SlowFastTrain, SVTPublished
-from vidssl.data.views.uniform import SegmentMiddles, SlowFast, SVTPublishedTest, UniformClips
-from vidssl.data.views.vimpac import ClipPair, CornerClip
-from vidssl.engine.checkpoint import read_checkpoint
-from vidssl.engine.optim import SGD, AdamW
-from vidssl.engine.schedules import Cosine, LinearDecay, MultiStep, WarmupCosine
-from vidssl.evaluators.attentive import Attentive
-from vidssl.evaluators.extract import extract
-from vidssl.evaluators.knn import KNN, Retrieval
-from vidssl.evaluators.linear import Linear
-from vidssl.evaluators.linear_sgd import LinearSGD
-from vidssl.evaluators.scores import Score, probe
+from vidssl.data.sources.tar.source import TarShards as TarShards
+from vidssl.data.views.random import (
+    RandomResizedClip as RandomResizedClip,
+    RandomSegments as RandomSegments,
+    SingleClip as SingleClip,
+    SingleImage as SingleImage,
+)
+from vidssl.data.views.svt import (
+    GlobalLocal as GlobalLocal,
+    IntervalClips as IntervalClips,
+    SlowFastTrain as SlowFastTrain,
+    SVTPublished as SVTPublished,
+)
+from vidssl.data.views.uniform import (
+    SegmentMiddles as SegmentMiddles,
+    SlowFast as SlowFast,
+    SVTPublishedTest as SVTPublishedTest,
+    UniformClips as UniformClips,
+)
+from vidssl.data.views.vimpac import ClipPair as ClipPair, CornerClip as CornerClip
+from vidssl.engine.checkpoint import read_checkpoint as read_checkpoint
+from vidssl.engine.optim import SGD as SGD, AdamW as AdamW
+from vidssl.engine.schedules import (
+    Cosine as Cosine,
+    LinearDecay as LinearDecay,
+    MultiStep as MultiStep,
+    WarmupCosine as WarmupCosine,
+)
+from vidssl.evaluators.attentive import Attentive as Attentive
+from vidssl.evaluators.extract import extract as extract
+from vidssl.evaluators.knn import KNN as KNN, Retrieval as Retrieval
+from vidssl.evaluators.linear import Linear as Linear
+from vidssl.evaluators.linear_sgd import LinearSGD as LinearSGD
+from vidssl.evaluators.scores import Score as Score, probe as probe
 from vidssl.interfaces import (
-    Backbone,
-    Batch,
-    ClassAttention,
-    DataSource,
-    Evaluator,
-    Features,
-    FilledIn,
-    LossOutput,
-    MaskedPrediction,
-    Masker,
-    Objective,
-    Progress,
-    Tokenizer,
-    ViewSampler,
+    Backbone as Backbone,
+    Batch as Batch,
+    ClassAttention as ClassAttention,
+    DataSource as DataSource,
+    Evaluator as Evaluator,
+    Features as Features,
+    FilledIn as FilledIn,
+    LossOutput as LossOutput,
+    MaskedPrediction as MaskedPrediction,
+    Masker as Masker,
+    Objective as Objective,
+    Progress as Progress,
+    Tokenizer as Tokenizer,
+    ViewSampler as ViewSampler,
 )
-from vidssl.maskers.bevt import Blockwise, FrameDiff, Random3D, RandomFrame, Tube
-from vidssl.maskers.block_3d import Block3D
-from vidssl.objectives.bevt import BEVT, BEVTImage, BEVTVideo
-from vidssl.objectives.classification import Classification
-from vidssl.objectives.svt import SVT
-from vidssl.objectives.tokenizer import TokenizerTraining
-from vidssl.objectives.vimpac import VIMPAC, VIMPACContrast, VIMPACPredict
-from vidssl.tokenizers.dalle import DALLE
-from vidssl.tokenizers.fsq import FSQ
-from vidssl.tokenizers.vqvae import VQVAE
-from vidssl.train.loop import TrainResult
-from vidssl.train.start import train
-from vidssl.weights.load import load_init
+from vidssl.maskers.bevt import (
+    Blockwise as Blockwise,
+    FrameDiff as FrameDiff,
+    Random3D as Random3D,
+    RandomFrame as RandomFrame,
+    Tube as Tube,
+)
+from vidssl.maskers.block_3d import Block3D as Block3D
+from vidssl.objectives.bevt import BEVT as BEVT, BEVTImage as BEVTImage, BEVTVideo as BEVTVideo
+from vidssl.objectives.classification import Classification as Classification
+from vidssl.objectives.svt import SVT as SVT
+from vidssl.objectives.tokenizer import TokenizerTraining as TokenizerTraining
+from vidssl.objectives.vimpac import (
+    VIMPAC as VIMPAC,
+    VIMPACContrast as VIMPACContrast,
+    VIMPACPredict as VIMPACPredict,
+)
+from vidssl.tokenizers.dalle import DALLE as DALLE
+from vidssl.tokenizers.fsq import FSQ as FSQ
+from vidssl.tokenizers.vqvae import VQVAE as VQVAE
+from vidssl.train.loop import TrainResult as TrainResult
+from vidssl.train.start import train as train
+from vidssl.weights.load import load_init as load_init
 
-__all__ = [
-    "BEVT",
-    "DALLE",
-    "FSQ",
-    "KNN",
-    "SGD",
-    "SVT",
-    "VIMPAC",
-    "VQVAE",
-    "AdamW",
-    "Attentive",
-    "BEVTImage",
-    "BEVTVideo",
-    "Backbone",
-    "Batch",
-    "Block3D",
-    "Blockwise",
-    "ClassAttention",
-    "Classification",
-    "ClipPair",
-    "ColourAugment",
-    "CornerClip",
-    "Cosine",
-    "DataSource",
-    "Evaluator",
-    "Factorized",
-    "Features",
-    "FilledIn",
-    "FinetuneAugment",
-    "FrameDiff",
-    "FrameFolders",
-    "GlobalLocal",
-    "ImageFolder",
-    "ImageNet",
-    "IntervalClips",
-    "JpegShards",
-    "Linear",
-    "LinearDecay",
-    "LinearSGD",
-    "Loader",
-    "LossOutput",
-    "MaskedPrediction",
-    "Masker",
-    "MovingDigits",
-    "MultiStep",
-    "Objective",
-    "PerClipAugment",
-    "Progress",
-    "Random3D",
-    "RandomFrame",
-    "RandomResizedClip",
-    "RandomSegments",
-    "Retrieval",
-    "RunSpec",
-    "SVTPublished",
-    "SVTPublishedTest",
-    "Score",
-    "SegmentMiddles",
-    "SingleClip",
-    "SingleImage",
-    "SlowFast",
-    "SlowFastTrain",
-    "Stream",
-    "TarShards",
-    "TimeSformer",
-    "Tokenizer",
-    "TokenizerTraining",
-    "TrainResult",
-    "Tube",
-    "UniformClips",
-    "VIMPACContrast",
-    "VIMPACPredict",
-    "ViT",
-    "VideoFolder",
-    "VideoList",
-    "VideoSwin",
-    "ViewSampler",
-    "WarmupCosine",
-    "diving48",
-    "extract",
-    "hmdb51",
-    "howto100m",
-    "kinetics",
-    "load_init",
-    "load_tokenizer",
-    "probe",
-    "read_checkpoint",
-    "something_something_v2",
-    "train",
-    "ucf101",
-]
+load_tokenizer = _build.tokenizer

@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from docs.compatibility.page import WORKS, Combination, Reasons, by_hand, reason
-from docs.compatibility.table import Trials, combinations, covering, named_combinations, whole_page
-from docs.compatibility.table import main as write_page
+from docs.compatibility.table import (
+    Trials,
+    combinations,
+    covering,
+    main as write_page,
+    named_combinations,
+    whole_page,
+)
 from vidssl.objectives import OBJECTIVES
 
 PAGE_PATH = Path(__file__).parents[2] / "docs" / "compatibility.md"

@@ -16,9 +16,9 @@ from score_files import PROTOCOL, write_run
 
 from vidssl.cli.main import main
 from vidssl.compare import runs
-from vidssl.compare.entries import entries_of, together
 from vidssl.compare.grids import Grid, drawn, latex, latex_text, markdown
 from vidssl.compare.quoted import quoted_grid
+from vidssl.compare.run_groups import run_groups, together
 from vidssl.compare.runs import by_protocol, compare, run_grids
 from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
 from vidssl.config.published import Published, load_published
@@ -71,12 +71,12 @@ def cell(grid: Grid, row: str, column: str) -> str:
 
 def test_runs_that_differ_in_their_seed_are_one_with_mean_and_t_interval():
     runs = write_seeds("svt", [15, 18, 24])
-    (entry,) = entries_of(files_of(*runs), each=False)
-    assert entry.name == "runs/svt-{0,1,2}"
-    assert entry.seeds == ("0", "1", "2")
+    (group,) = run_groups(files_of(*runs), each=False)
+    assert group.name == "runs/svt-{0,1,2}"
+    assert group.seeds == ("0", "1", "2")
     values = [50.0, 60.0, 80.0]
     half = stats.t.ppf(0.975, 2) * stats.sem(values)
-    grid = score_grid([entry])
+    grid = score_grid([group])
     assert cell(grid, "class", "runs/svt-{0,1,2}, trained") == f"63.3 ± {half:.1f}"
     assert cell(grid, "seeds", "runs/svt-{0,1,2}, trained") == "3"
     assert "for several seeds ± half the 95 % t-interval of the mean" in grid.title
@@ -85,7 +85,7 @@ def test_runs_that_differ_in_their_seed_are_one_with_mean_and_t_interval():
 
 def test_each_shows_seeds_by_themselves():
     runs = write_seeds("svt", [15, 18])
-    assert [entry.name for entry in entries_of(files_of(*runs), each=True)] == runs
+    assert [group.name for group in run_groups(files_of(*runs), each=True)] == runs
     titles = [grid.title for grid in run_grids(files_of(*runs), each=True)]
     assert "seeds" not in titles[0]
     assert len(titles) == 3
@@ -98,8 +98,8 @@ def test_a_seed_counts_once_and_what_differs_otherwise_stands_apart():
     again = write_seeds("again", [20])  # seed 0 of the same recipe
     other = write_seeds("bevt", [21], objective="{type: bevt}", first=2)
     write_run(Path("runs/later"), TRUTH, guess(22), seed=7, step=9)
-    entries = entries_of(files_of(*one, *again, *other, "runs/later"), each=False)
-    assert [entry.name for entry in entries] == ["runs/svt-{0,1}", *again, *other, "runs/later"]
+    groups = run_groups(files_of(*one, *again, *other, "runs/later"), each=False)
+    assert [group.name for group in groups] == ["runs/svt-{0,1}", *again, *other, "runs/later"]
 
 
 def test_what_has_no_seed_stands_apart():
@@ -107,8 +107,8 @@ def test_what_has_no_seed_stands_apart():
     text = path.read_text().replace("seed: 0\\n", "")
     path.write_text(text)
     files = [*files_of("runs/a"), *files_of("runs/a")]
-    assert [len(entry.files) for entry in entries_of(files, each=False)] == [1, 1]
-    assert entries_of(files, each=False)[0].seeds == ("-",)
+    assert [len(group.files) for group in run_groups(files, each=False)] == [1, 1]
+    assert run_groups(files, each=False)[0].seeds == ("-",)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_names_together_are_those_a_shell_would_make(names, expected):
 
 
 def differences(*runs: str) -> list[Grid]:
-    return difference_grids([entries_of(files_of(*runs), each=False)])[0]
+    return difference_grids([run_groups(files_of(*runs), each=False)])[0]
 
 
 def test_groups_of_seeds_are_compared_by_seeds_and_videos_with_welch_beside():
@@ -198,7 +198,7 @@ def test_videos_of_a_group_count_together_also_in_files_of_an_earlier_version(tm
     assert "30 videos in 6 groups" in grid.title
     assert cell(grid, "class", "p") == f"{paired_difference(*right, None, groups).p:.3f}"
     assert float(cell(grid, "class", "p")) > 0.05 > paired_difference(*right).p
-    table = score_grid(entries_of(files, each=False))
+    table = score_grid(run_groups(files, each=False))
     assert cell(table, "runs/a, trained", "groups") == "6"
 
 
@@ -226,7 +226,7 @@ def test_two_runs_are_compared_on_the_same_videos():
 def test_scores_of_one_run_have_intervals_and_facts_beside_them():
     write_run(Path("runs/a"), TRUTH, {"trained": guess(15), "untrained": guess(3)})
     write_run(Path("runs/b"), TRUTH, {"trained": guess(21), "untrained": guess(3)}, objective="{type: bevt}")
-    grid = score_grid(entries_of(files_of("runs/a", "runs/b"), each=False))
+    grid = score_grid(run_groups(files_of("runs/a", "runs/b"), each=False))
     assert grid.heads == ("run", "step", "test videos", "class")  # more runs than scores: they go down
     assert [row[0] for row in grid.rows] == [
         "runs/a, trained", "runs/b, trained", "runs/a, untrained", "runs/b, untrained", "chance %"
@@ -239,17 +239,17 @@ def test_scores_of_one_run_have_intervals_and_facts_beside_them():
 def test_means_over_classes_have_a_line_where_they_are_others():
     truth = [0] * 9 + [1]
     write_run(Path("runs/a"), truth, [0] * 10)
-    grid = score_grid(entries_of(files_of("runs/a"), each=False))
+    grid = score_grid(run_groups(files_of("runs/a"), each=False))
     assert cell(grid, "class mean over classes", "runs/a, trained").startswith("50.0 (")
     assert cell(grid, "class", "runs/a, trained").startswith("90.0 (")
 
 
 def test_recipes_of_groups_differ_in_what_is_no_seed():
     one, other = write_seeds("svt", [15, 18]), write_seeds("bevt", [24, 20], objective="{type: bevt}")
-    (grid,) = recipe_grids(entries_of(files_of(*one, *other), each=False))
+    (grid,) = recipe_grids(run_groups(files_of(*one, *other), each=False))
     assert grid.rows == (("objective.type", "svt", "bevt"),)
     three = write_seeds("more", [24, 20, 21], objective="{type: more}")
-    (grid,) = recipe_grids(entries_of(files_of(*one, *three), each=False))
+    (grid,) = recipe_grids(run_groups(files_of(*one, *three), each=False))
     assert grid.rows == (("seed", "0, 1", "0, 1, 2"), ("objective.type", "svt", "more"))
 
 
@@ -421,7 +421,7 @@ def test_chance_is_that_of_top_1():
         write_run(Path("runs/a"), TRUTH, guess(15))
     finally:
         score_files.NAMES = names
-    grid = score_grid(entries_of(files_of("runs/a"), each=False))
+    grid = score_grid(run_groups(files_of("runs/a"), each=False))
     rows = {row[0]: row for row in grid.rows}
     assert rows["class"][-1] == "33.3"
     assert rows["class top-5"][-1] == ""

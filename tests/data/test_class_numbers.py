@@ -11,7 +11,7 @@ from vidssl.data.classes import class_counts, counted_classes, numbered_together
 from vidssl.data.loader import Loader, Stream, numbered_alike
 from vidssl.data.views.random import SingleClip
 from vidssl.errors import UsageError
-from vidssl.evaluate.report import tell_classes
+from vidssl.evaluate.report import print_classes
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.scores import probe
@@ -77,7 +77,7 @@ def test_a_probe_numbers_train_and_test_together(capsys) -> None:
     (score,) = probe(KNN(k=1), learned, tested)
     assert (score.top1, score.num_test) == (0.5, 2)  # b is b, though it is 1 in one and 0 in the other
     shared = numbered_together(learned.classes, tested.classes)
-    tell_classes(learned.renumbered(shared), tested.renumbered(shared), Console())
+    print_classes(learned.renumbered(shared), tested.renumbered(shared), Console())
     assert "test, label 'class': 3 classes: a (0), b (1), c (1)" in capsys.readouterr().out
 
 

@@ -24,8 +24,7 @@ from data_clips import (
 )
 from PIL import Image
 
-from vidssl.data.decode import container as video_file
-from vidssl.data.decode import decode
+from vidssl.data.decode import container as video_file, decode
 from vidssl.data.decode.content import LIMITS
 from vidssl.data.decode.decode import probe, read_frames
 from vidssl.interfaces import UnreadableSample

@@ -33,8 +33,7 @@ from vidssl.data.views.crops import resize_short_side
 from vidssl.data.views.stored import StoredClip
 from vidssl.data.views.times import kept_frames
 from vidssl.interfaces import UnreadableSample
-from vidssl.tools.tokenize import tokenize as tokenizing
-from vidssl.tools.tokenize import video_tokenizer
+from vidssl.tools.tokenize import tokenize as tokenizing, video_tokenizer
 from vidssl.tools.tokenize.settings import StoreSettings, purpose_settings
 from vidssl.tools.tokenize.tokenize import predicted_frames
 

@@ -28,8 +28,7 @@ from vidssl.data.loader import Loader
 from vidssl.engine.atomic import file_sha256
 from vidssl.engine.capture import Attempt, Conditions, read_capture, save_capture
 from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
-from vidssl.engine.distributed import end_group
-from vidssl.engine.distributed import here as processes_here
+from vidssl.engine.distributed import end_group, here as processes_here
 from vidssl.engine.guard import Guard, Skips
 from vidssl.engine.process import sole_process
 from vidssl.engine.runfolder import RunFolder

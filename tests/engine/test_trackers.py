@@ -9,7 +9,7 @@ import pytest
 from vidssl.config.recipe import RunSpec
 from vidssl.engine.logging import check_trackers, open_trackers
 from vidssl.errors import UsageError
-from vidssl.evaluate.overrides import eval_words
+from vidssl.evaluate.evaluate import eval_words
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -142,7 +142,7 @@ def test_damaged_features_are_made_anew(spoil, folder, encoder_runs, capsys):
     assert main(["eval", f"runs/{spoil}", "--protocol", "knn"]) == 0
     said = flat(capsys.readouterr().out)
     assert f"{path}: damaged" in said
-    assert "The features are made anew." in said
+    assert "The features are computed again." in said
     assert len(encoder_runs) == 1
     vectors = feature_store.read_encoded(path).vectors["normal"]
     path.write_bytes(content)

@@ -19,8 +19,8 @@ from working_folder import work_in
 
 from vidssl.backbones.pixels import Pixels
 from vidssl.cli.main import main
+from vidssl.evaluate.evaluate import eval_words
 from vidssl.evaluate.networks import ExternalNetwork, is_external
-from vidssl.evaluate.overrides import eval_words
 from vidssl.evaluate.score_file import read_scores
 
 RECIPE = recipe_text(steps=2, seed=3)

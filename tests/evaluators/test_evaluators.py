@@ -10,8 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 from vidssl.errors import UsageError
-from vidssl.evaluators import EVALUATORS
-from vidssl.evaluators import knn as neighbours
+from vidssl.evaluators import EVALUATORS, knn as neighbours
 from vidssl.evaluators.attentive import Attentive
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.held_out import folds

@@ -13,7 +13,7 @@ from vidssl.errors import UsageError
 from vidssl.pictures.pages import (
     HEAT_WEIGHT,
     MAX_COLUMNS,
-    Row,
+    FrameRow,
     Strip,
     animation,
     as_frames,
@@ -41,7 +41,7 @@ def strip(count: int, rows: int = 2, height: int = 48, width: int = 48) -> Strip
     return Strip(
         "a caption",
         tuple(f"frame {i + 1}" for i in range(count)),
-        tuple(Row(f"row {i}", coloured(i, count, height, width)) for i in range(rows)),
+        tuple(FrameRow(f"row {i}", coloured(i, count, height, width)) for i in range(rows)),
     )
 
 
@@ -73,7 +73,7 @@ def test_large_frames_keep_their_size_and_may_be_oblong() -> None:
 def test_every_pixel_of_a_small_frame_becomes_a_square() -> None:
     frame = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
     frame[0, 5, 7] = torch.tensor([255, 0, 0], dtype=torch.uint8)
-    picture = sheet("t", [Strip("c", ("f",), (Row("r", frame),))])
+    picture = sheet("t", [Strip("c", ("f",), (FrameRow("r", frame),))])
     left, top, right, bottom = box(picture, (255, 0, 0))
     assert (right - left, bottom - top) == (3, 3)
 
@@ -87,8 +87,8 @@ def test_of_long_clips_a_sheet_shows_evenly_spaced_frames_and_an_animation_all()
 
 
 def test_strips_of_a_sheet_stand_below_each_other_with_the_legend_last() -> None:
-    first = Strip("c", ("f",), (Row("r", coloured(0, 1)),))
-    second = Strip("c", ("f",), (Row("r", coloured(5, 1)),))
+    first = Strip("c", ("f",), (FrameRow("r", coloured(0, 1)),))
+    second = Strip("c", ("f",), (FrameRow("r", coloured(5, 1)),))
     legend = Image.new("RGB", (50, 10), (255, 200, 0))
     picture = sheet("t", [first, second], legend)
     tops = [box(picture, colour)[1] for colour in ((255, 0, 0), (255, 50, 0), (255, 200, 0))]

@@ -23,8 +23,7 @@ from vidssl.data.sources.lists import read_lists
 from vidssl.data.sources.manifest import FileRecord, Manifest, Status
 from vidssl.data.sources.official.groups import group_of
 from vidssl.errors import UsageError
-from vidssl.tools.data import check as scan
-from vidssl.tools.data import runner
+from vidssl.tools.data import check as scan, runner
 from vidssl.tools.data.check import duplicates, same_content, same_group
 
 CLIPS = os.environ.get("VIDSSL_CLIPS")

@@ -18,8 +18,7 @@ from vidssl.cli.main import main
 from vidssl.data.decode.examine import examine_content
 from vidssl.data.sources.tar.storage import Address
 from vidssl.errors import UsageError
-from vidssl.tools.data import index
-from vidssl.tools.data import look as looking
+from vidssl.tools.data import index, look as looking
 from vidssl.tools.data.index import Seen
 from vidssl.tools.data.look import SeenShard, ShardToLookAt, look_at
 

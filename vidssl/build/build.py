@@ -48,8 +48,7 @@ from vidssl.build.registry import (
     constructor_of,
 )
 from vidssl.build.token_checks import check_go_together, check_reads_ids, check_stored, check_stored_views
-from vidssl.config.files import PUBLISHED
-from vidssl.config.files import Kind as SpecKind
+from vidssl.config.files import PUBLISHED, Kind as SpecKind
 from vidssl.config.protocol import (
     FinetuneProtocol,
     Protocol,

@@ -1,4 +1,4 @@
-"""What all commands share: a parser whose options are keywords of what it runs, operands, numbers."""
+"""Parsers whose options are keywords of what they run, operands, and numbers, for all commands."""
 
 import argparse
 import math

@@ -1,4 +1,4 @@
-"""What papers report, in tables of their own: never in a column with what was measured here."""
+"""Numbers that papers report, in tables of their own: never in a column with what was measured here."""
 
 import csv
 import io
@@ -17,26 +17,26 @@ def quoted_grid(table: QuotedTable, title: str) -> Grid:
     Args:
         title: of the paper.
     """
-    told = [place for place in range(len(table.columns)) if any(row.cells[place] for row in table.rows)]
-    heads = (*(_words(table.columns[place]) for place in told), *map(_head, table.heads))
+    filled = [place for place in range(len(table.columns)) if any(row.cells[place] for row in table.rows)]
+    heads = (*(_words(table.columns[place]) for place in filled), *map(_head, table.heads))
     digits = [max(_digits(row.values[place]) for row in table.rows) for place in range(len(table.heads))]
     rows = tuple(
         (
-            *(row.cells[place] or "-" for place in told),
+            *(row.cells[place] or "-" for place in filled),
             *("-" if v is None else f"{v:.{n}f}" for v, n in zip(row.values, digits, strict=True)),
         )
         for row in table.rows
     )
     shared = "; ".join(f"{_words(name)}: {value}" for name, value in table.shared.items())
-    said = f"quoted, not measured here: {title}, Table {table.number}, {table.title}"
-    return Grid(f"{said} ({shared})" if shared else said, heads or ("method",), rows)
+    caption = f"quoted, not measured here: {title}, Table {table.number}, {table.title}"
+    return Grid(f"{caption} ({shared})" if shared else caption, heads or ("method",), rows)
 
 
-def _head(said: Mapping[str, str]) -> str:
+def _head(settings: Mapping[str, str]) -> str:
     """``UCF101, linear, top-1 %``: on what, how, and what was measured."""
-    order = sorted(said, key=lambda name: (name == "metric") - (name == "data_set"))
-    words = [said[name] if name in _BARE else f"{_words(name)} {said[name]}" for name in order]
-    return ", ".join(words) + (" %" if said.get("metric") in _IN_PERCENT else "")
+    order = sorted(settings, key=lambda name: (name == "metric") - (name == "data_set"))
+    words = [settings[name] if name in _BARE else f"{_words(name)} {settings[name]}" for name in order]
+    return ", ".join(words) + (" %" if settings.get("metric") in _IN_PERCENT else "")
 
 
 def _words(name: str) -> str:

@@ -8,9 +8,9 @@ from typing import Literal
 
 from rich.console import Console
 
-from vidssl.compare.entries import entries_of, run_name
 from vidssl.compare.grids import Grid, drawn, latex, markdown
 from vidssl.compare.quoted import quoted_csv, quoted_grid
+from vidssl.compare.run_groups import run_groups, run_name
 from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
 from vidssl.config.published import load_published
 from vidssl.engine.logging import terminal
@@ -93,13 +93,13 @@ def run_grids(files: Sequence[ScoreFile], *, each: bool) -> list[Grid]:
     Raises:
         UsageError: if two files were made under different protocols of one name.
     """
-    groups = [entries_of(same, each=each) for same in by_protocol(files)]
+    groups = [run_groups(same, each=each) for same in by_protocol(files)]
     differences = difference_grids(groups)
     grids = [grid for e, more in zip(groups, differences, strict=True) for grid in (score_grid(e), *more)]
     runs: dict[str, ScoreFile] = {}
     for file in files:
         runs.setdefault(run_name(file), file)
-    return grids + recipe_grids(entries_of(list(runs.values()), each=each))
+    return grids + recipe_grids(run_groups(list(runs.values()), each=each))
 
 
 def by_protocol(files: Sequence[ScoreFile]) -> list[list[ScoreFile]]:
@@ -153,7 +153,7 @@ def csv_text(files: Sequence[ScoreFile]) -> str:
     what = ("protocol", "run", "step", "network", "label", "setting", "frames")
     writer.writerow((*what, *_NUMBERS, *ends, "seed", "card_sha256"))
     for file in files:
-        known = (file.told.get("seed"), file.card_sha256)
+        known = (file.settings.get("seed"), file.card_sha256)
         for network, scores in file.scores.items():
             for score in scores:
                 row = (

@@ -1,11 +1,11 @@
-"""What is shown of runs side by side: scores, differences between them, and between their recipes."""
+"""Tables of runs side by side: scores, differences between them, and between their recipes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from vidssl.compare.entries import Entry, seeds_cell
 from vidssl.compare.grids import Grid
+from vidssl.compare.run_groups import RunGroup, seeds_cell
 from vidssl.errors import counted
 from vidssl.evaluate.report import class_mean_matters, difference_cells, p_cell, percent
 from vidssl.evaluate.score_file import ScoreFile
@@ -28,17 +28,17 @@ TWO_SEEDS = (
 Line = tuple[str, list[str]]  # what it is of, and a cell for each network
 
 
-def score_grid(entries: Sequence[Entry]) -> Grid:
+def score_grid(groups: Sequence[RunGroup]) -> Grid:
     """Scores with their intervals: all networks one way, all that was scored the other, the longer side down.
 
     Args:
-        entries: under one protocol.
+        groups: under one protocol.
     """
-    columns = list(_networks(entries))
+    columns = list(_networks(groups))
     lines = [*_facts(columns), *_scores(columns)]
-    names = [f"{entry.name}, {network}" for entry, network in columns]
-    title = f"{_protocol(entries)}: accuracy in %{_legend(entries)}"
-    chance = [_chance(entries[0], key, measure) for key, measure in _asked(columns)]
+    names = [f"{group.name}, {network}" for group, network in columns]
+    title = f"{_protocol(groups)}: accuracy in %{_legend(groups)}"
+    chance = [_chance(groups[0], key, measure) for key, measure in _asked(columns)]
     facts = len(lines) - len(chance)
     if len(columns) <= len(chance):
         rows = [(name, *cells, end) for (name, cells), end in zip(lines, [""] * facts + chance, strict=True)]
@@ -48,33 +48,33 @@ def score_grid(entries: Sequence[Entry]) -> Grid:
     return Grid(title, ("run", *(name for name, _ in lines)), tuple(rows))
 
 
-def _protocol(entries: Sequence[Entry]) -> str:
-    file = entries[0].files[0]
+def _protocol(groups: Sequence[RunGroup]) -> str:
+    file = groups[0].files[0]
     allowed = ", test videos may be in train" if file.card.get("overlap") == "allow" else ""
     return f"{file.name} (card {file.card_sha256[:8]}{allowed})"
 
 
-def _legend(entries: Sequence[Entry]) -> str:
-    drawn = any(score.spread is not None for _, score in _all_scores(entries[0].files[0]))
+def _legend(groups: Sequence[RunGroup]) -> str:
+    drawn = any(score.spread is not None for _, score in _all_scores(groups[0].files[0]))
     parts = []
-    if any(len(entry.files) == 1 for entry in entries):
-        groups = ", by groups of clips cut from one source" if entries[0].files[0].groups else ""
-        parts.append(f"in brackets the 95 % interval over test videos{groups}")
+    if any(len(group.files) == 1 for group in groups):
+        by_groups = ", by groups of clips cut from one source" if groups[0].files[0].groups else ""
+        parts.append(f"in brackets the 95 % interval over test videos{by_groups}")
         if drawn:
             parts.append("for few labels ± the standard deviation over draws")
-    if any(len(entry.files) > 1 for entry in entries):
+    if any(len(group.files) > 1 for group in groups):
         parts.append("for several seeds ± half the 95 % t-interval of the mean")
-    marks = set(chain.from_iterable(_marks(entry).values() for entry in entries))
+    marks = set(chain.from_iterable(_marks(group).values() for group in groups))
     words = {"+": "better", "-": "worse"}
     parts += [f"{mark} {words[mark]} than untrained beyond chance" for mark in words if mark in marks]
     return "".join(f", {part}" for part in parts)
 
 
-def _marks(entry: Entry) -> Mapping[What, str]:
-    """Where a run's first network differs from its second beyond chance; not for several seeds."""
-    if len(entry.files) > 1:
+def _marks(group: RunGroup) -> Mapping[What, str]:
+    """Marks where a run's first network differs from its second beyond chance; none for several seeds."""
+    if len(group.files) > 1:
         return {}
-    (file,) = entry.files
+    (file,) = group.files
     tested = {label: file.tested(label) for label in file.truth}
     return {what(each.row): each.mark for each in network_differences(file.scores, tested)}
 
@@ -85,21 +85,21 @@ def _all_scores(file: ScoreFile) -> Iterator[tuple[str, Score]]:
             yield network, score
 
 
-def _networks(entries: Sequence[Entry]) -> Iterator[tuple[Entry, str]]:
-    """What was trained first, then what it is compared with."""
-    for place in range(max(len(entry.files[0].scores) for entry in entries)):
-        for entry in entries:
-            for network in list(entry.files[0].scores)[place : place + 1]:
-                yield entry, network
+def _networks(groups: Sequence[RunGroup]) -> Iterator[tuple[RunGroup, str]]:
+    """The trained networks first, then those they are compared with."""
+    for place in range(max(len(group.files[0].scores) for group in groups)):
+        for group in groups:
+            for network in list(group.files[0].scores)[place : place + 1]:
+                yield group, network
 
 
-def _facts(columns: Sequence[tuple[Entry, str]]) -> Iterator[Line]:
-    yield "step", [str(entry.files[0].step) for entry, _ in columns]
-    if any(len(entry.files) > 1 for entry, _ in columns):
-        yield "seeds", [str(len(entry.files)) for entry, _ in columns]
-    yield "test videos", [_found(entry.files[0]) for entry, _ in columns]
-    if any(entry.files[0].groups for entry, _ in columns):
-        yield "groups", [str(len(set(entry.files[0].groups))) for entry, _ in columns]
+def _facts(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[Line]:
+    yield "step", [str(group.files[0].step) for group, _ in columns]
+    if any(len(group.files) > 1 for group, _ in columns):
+        yield "seeds", [str(len(group.files)) for group, _ in columns]
+    yield "test videos", [_found(group.files[0]) for group, _ in columns]
+    if any(group.files[0].groups for group, _ in columns):
+        yield "groups", [str(len(set(group.files[0].groups))) for group, _ in columns]
 
 
 def _found(file: ScoreFile) -> str:
@@ -107,10 +107,10 @@ def _found(file: ScoreFile) -> str:
     return f"{found} of {listed}"
 
 
-def _scores(columns: Sequence[tuple[Entry, str]]) -> Iterator[Line]:
-    tables = [entry.rows(network) for entry, network in columns]
+def _scores(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[Line]:
+    tables = [group.rows(network) for group, network in columns]
     marks = [
-        _marks(entry) if network == next(iter(entry.files[0].scores)) else {} for entry, network in columns
+        _marks(group) if network == next(iter(group.files[0].scores)) else {} for group, network in columns
     ]
     for key, measure in _asked(columns):
         name = " ".join(word for word in (head(key), measure) if word)
@@ -120,12 +120,12 @@ def _scores(columns: Sequence[tuple[Entry, str]]) -> Iterator[Line]:
         )
 
 
-def _asked(columns: Sequence[tuple[Entry, str]]) -> Iterator[tuple[What, str]]:
+def _asked(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[tuple[What, str]]:
     """Top-1 of every row; of clips in order also top-5 and the mean over classes, where that is another.
 
     Where classes are unbalanced the mean over them comes first.
     """
-    tables = [entry.rows(network) for entry, network in columns]
+    tables = [group.rows(network) for group, network in columns]
     for key, first in tables[0].items():
         scores = [score for rows in tables for score in rows[key]]
         leads = first[0].unbalanced
@@ -144,8 +144,8 @@ def head(key: What) -> str:
     return " ".join(word for word in (label, setting, "" if frames == "normal" else frames) if word)
 
 
-def _chance(entry: Entry, key: What, measure: str) -> str:
-    score = entry.rows(next(iter(entry.files[0].scores)))[key][0]
+def _chance(group: RunGroup, key: What, measure: str) -> str:
+    score = group.rows(next(iter(group.files[0].scores)))[key][0]
     if measure == TOP5:
         return ""
     return (
@@ -182,8 +182,8 @@ def _interval(score: Score, measure: str) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A difference of two entries in one row of a table.
+class _DifferenceRow:
+    """A difference of two groups in one row of a table.
 
     Attributes:
         cells: what stands before the difference.
@@ -199,23 +199,23 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two entries and how they differ."""
+    """Two groups and how they differ."""
 
     title: str
     heads: tuple[str, ...]
-    rows: tuple[_Row, ...]
+    rows: tuple[_DifferenceRow, ...]
     more_heads: tuple[str, ...] = ()
 
 
-def difference_grids(groups: Sequence[Sequence[Entry]]) -> list[list[Grid]]:
-    """For each protocol, how each entry differs from the first: on the same videos, or from seed to seed.
+def difference_grids(groups: Sequence[Sequence[RunGroup]]) -> list[list[Grid]]:
+    """For each protocol, how each group differs from the first: on the same videos, or from seed to seed.
 
     Two runs are compared on the videos that only one of them gets right, by a permutation test; two groups
     of seeds by seeds and videos together, with Welch's test, which leaves out the videos, beside it. One run
     and a group of seeds cannot be: a single run does not tell how far chance carries it. Holm's p are
     adjusted for all tests of all protocols.
     """
-    pairs = [[_pair(entries[0], other) for other in entries[1:]] for entries in groups]
+    pairs = [[_pair(first, other) for other in others] for first, *others in groups]
     tests = [row.found.p for some in pairs for pair in some for row in pair.rows if row.found is not None]
     adjusted = iter(holm(tests))
     return [[_grid(pair, adjusted, len(tests)) for pair in some] for some in pairs]
@@ -234,8 +234,8 @@ def _grid(pair: _Pair, adjusted: Iterator[float], tests: int) -> Grid:
     return Grid(f"{pair.title}; p adjusted for {counted(tests, 'test')} (Holm)", heads, tuple(rows))
 
 
-def _pair(first: Entry, other: Entry) -> _Pair:
-    several = [len(entry.files) > 1 for entry in (first, other)]
+def _pair(first: RunGroup, other: RunGroup) -> _Pair:
+    several = [len(group.files) > 1 for group in (first, other)]
     if all(several):
         return _over_seeds(first, other)
     if any(several):
@@ -244,18 +244,18 @@ def _pair(first: Entry, other: Entry) -> _Pair:
     return _on_videos(first, other)
 
 
-def _rows(entry: Entry) -> Mapping[What, tuple[Score, ...]]:
-    return entry.rows(next(iter(entry.files[0].scores)))
+def _rows(group: RunGroup) -> Mapping[What, tuple[Score, ...]]:
+    return group.rows(next(iter(group.files[0].scores)))
 
 
-def _tested(first: Entry, other: Entry, label: str) -> LabelledVideos:
+def _tested(first: RunGroup, other: RunGroup, label: str) -> LabelledVideos:
     """The same test videos; of two files of which an earlier version wrote one, the groups of the other."""
-    found = [entry.files[0].tested(label) for entry in (first, other)]
+    found = [group.files[0].tested(label) for group in (first, other)]
     return next((each for each in found if each.groups is not None), found[0])
 
 
-def _on_videos(first: Entry, other: Entry) -> _Pair:
-    rows: list[_Row] = []
+def _on_videos(first: RunGroup, other: RunGroup) -> _Pair:
+    rows: list[_DifferenceRow] = []
     others, shown = _rows(other), ""
     for key, (one,) in _rows(first).items():
         if one.draws:
@@ -264,7 +264,7 @@ def _on_videos(first: Entry, other: Entry) -> _Pair:
         right = [videos.right(score) for score in (one, others[key][0])]
         only = (sum(a and not b for a, b in zip(*pair, strict=True)) for pair in (right, right[::-1]))
         found = paired_difference(right[0], right[1], videos.classes(one), videos.groups)
-        rows.append(_Row(_measured(key, one), tuple(map(str, only)), found))
+        rows.append(_DifferenceRow(_measured(key, one), tuple(map(str, only)), found))
         shown = shown or f", {videos.shown()}"
     title = (
         f"{first.files[0].name}: videos that only one of the two gets right, and the difference in points"
@@ -273,9 +273,9 @@ def _on_videos(first: Entry, other: Entry) -> _Pair:
     return _Pair(title, (f"only {first.name}", f"only {other.name}"), tuple(rows))
 
 
-def _over_seeds(first: Entry, other: Entry) -> _Pair:
+def _over_seeds(first: RunGroup, other: RunGroup) -> _Pair:
     others = _rows(other)
-    rows: list[_Row] = []
+    rows: list[_DifferenceRow] = []
     tie = shown = ""
     for key, scores in _rows(first).items():
         one = scores[0]
@@ -292,8 +292,8 @@ def _over_seeds(first: Entry, other: Entry) -> _Pair:
         if by_seeds is None:
             tie = "; Welch: no p where the seeds of both tie"
         p = "-" if by_seeds is None else p_cell(by_seeds.p)
-        rows.append(_Row(_measured(key, one), tuple(map(seeds_cell, values)), found, (p,)))
-    fewest = min(len(entry.files) for entry in (first, other))
+        rows.append(_DifferenceRow(_measured(key, one), tuple(map(seeds_cell, values)), found, (p,)))
+    fewest = min(len(group.files) for group in (first, other))
     title = (
         f"{first.files[0].name}: means over seeds, and their difference in points for other seeds and other "
         f"test videos{shown}{tie}{f'; {TWO_SEEDS}' if fewest == 2 else ''}"
@@ -305,18 +305,18 @@ def _measured(key: What, score: Score) -> str:
     return f"{head(key)} {CLASS_MEAN}" if score.unbalanced else head(key)
 
 
-def recipe_grids(entries: Sequence[Entry]) -> list[Grid]:
-    """What the recipes differ in; nothing for a single run or group of seeds."""
-    if len(entries) < 2:
+def recipe_grids(groups: Sequence[RunGroup]) -> list[Grid]:
+    """Differences between the recipes; none for a single run or group of seeds."""
+    if len(groups) < 2:
         return []
-    recipes = [entry.told for entry in entries]
+    recipes = [group.settings for group in groups]
     keys = list(dict.fromkeys(key for recipe in recipes for key in recipe))
     rows = tuple(
         (key, *(recipe.get(key, "-") for recipe in recipes))
         for key in keys
         if len({recipe.get(key) for recipe in recipes}) > 1
     )
-    heads = ("key", *(entry.name for entry in entries))
+    heads = ("key", *(group.name for group in groups))
     if not rows:
         return [Grid("recipes: the same but for their names", heads, ())]
     return [Grid("recipes: what differs", heads, rows)]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from vidssl.build.registry import TOKENIZER, constructor_of
 from vidssl.config.protocol import FinetuneProtocol, Protocol, finetunes, load_protocol
 from vidssl.config.recipe import Recipe, RunSpec
 from vidssl.config.schema import construct
+from vidssl.config.strict_yaml import dump, override, parse
 from vidssl.data.sources.origins import videos_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.distributed import World, processes, told_once_a_machine
@@ -30,8 +31,7 @@ from vidssl.evaluate.networks import (
     is_external,
     recipe_named,
 )
-from vidssl.evaluate.overrides import EvalWords, eval_words
-from vidssl.evaluate.report import NotKept, report, tell_classes
+from vidssl.evaluate.report import NotKept, print_classes, report
 from vidssl.evaluate.seen import check_seen
 from vidssl.evaluate.subject import Subject, recipe_of, spec_of, subject_of, trained_backbone
 from vidssl.evaluators.extract import ALONE
@@ -41,6 +41,69 @@ from vidssl.interfaces import Backbone
 from vidssl.train.run import STOPPED
 
 Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]  # network -> features to learn from and to test on
+_HOW_TO_RUN = ("device", "precision", "workers")
+
+
+@dataclass(frozen=True)
+class EvalWords:
+    """The words ``key=value`` of an evaluation, by what they are for.
+
+    Attributes:
+        weights: of ``weights=``, None where there is none.
+        network: of ``network.key=value``, without the ``network.``.
+        data: recipe, run or checkpoint of ``data=`` whose labelled data are meant; None where there is none,
+            or where the data themselves are written out.
+        run: ``run.device=``, ``run.precision=`` and ``run.workers=``.
+        rest: for the protocols.
+    """
+
+    weights: str | None
+    network: tuple[str, ...]
+    data: str | None
+    run: tuple[str, ...]
+    rest: tuple[str, ...]
+
+    def for_protocol(self, finetunes: bool) -> tuple[str, ...]:
+        """Overrides of a protocol; one that finetunes has a section ``run`` of its own."""
+        return (*self.rest, *self.run) if finetunes else self.rest
+
+    def changed(self, run: RunSpec) -> RunSpec:
+        """How to run, with what these words change.
+
+        Raises:
+            UsageError: if a value is of another type or not among the choices.
+        """
+        node = parse(dump({"run": asdict(run)}), lambda line: "run")
+        for word in self.run:
+            node = override(node, word)
+        return construct(node.mapping()["run"], RunSpec)
+
+
+def eval_words(overrides: Sequence[str]) -> EvalWords:
+    """Sort overrides by what they are for; of several for one key the last holds.
+
+    Raises:
+        UsageError: if what stands after ``data=`` is not valid YAML.
+    """
+    weights = data = None
+    network, run, rest = [], [], []
+    for word in overrides:
+        key, _, value = word.partition("=")
+        if key == "weights":
+            weights = value
+        elif key.startswith("network."):
+            network.append(word.removeprefix("network."))
+        elif key == "data" and isinstance(_plain(word, value), str):
+            data = value
+        elif key in (f"run.{name}" for name in _HOW_TO_RUN):
+            run.append(word)
+        else:
+            rest.append(word)
+    return EvalWords(weights, tuple(network), data, tuple(run), tuple(rest))
+
+
+def _plain(word: str, value: str) -> object:
+    return parse(value, lambda line: f"override '{word}'", "data").value
 
 
 def find_checkpoint(target: str | None) -> Path:
@@ -114,7 +177,7 @@ def score_subject(
     """Score a network under protocols that were checked; exit code and errors as ``evaluate_run``.
 
     Args:
-        world: processes that all call this. They share the work of the network; the first one fits probes,
+        world: processes that all call this. They share the work of the network; rank 0 fits probes,
             prints and writes.
     """
     store = FeatureStore(
@@ -123,13 +186,13 @@ def score_subject(
     notes = [_seen(subject, protocol, store, world) for protocol in protocols]
     store.encode_patches(each for each in protocols if isinstance(each, Protocol))
     lost: list[str] = []  # scores that could not be written, which is no reason to leave out the others
-    for protocol, said in zip(protocols, notes, strict=True):
+    for protocol, noted in zip(protocols, notes, strict=True):
         if isinstance(protocol, FinetuneProtocol):
-            if not finetune_run(subject, protocol, console, said):
+            if not finetune_run(subject, protocol, console, noted):
                 return STOPPED
             continue
         features = store.tables(protocol)
-        lost += [world.from_first(partial(_scored, subject, protocol, features, said, console))]
+        lost += [world.from_first(partial(_scored, subject, protocol, features, noted, console))]
     if any(lost):
         raise UsageError("; ".join(filter(None, lost)))
     return 0
@@ -138,7 +201,7 @@ def score_subject(
 def _seen(
     subject: Subject, protocol: Protocol | FinetuneProtocol, store: FeatureStore, world: World
 ) -> list[str]:
-    """Notes on test videos that were learned from before; the first process compares."""
+    """Notes on test videos that were learned from before; rank 0 compares."""
     assert protocol.data is not None, "refused without labelled videos"
     sources = [store.source(part) for part in (protocol.data.train, protocol.data.test)]
 
@@ -155,7 +218,7 @@ def _scored(
 ) -> str:
     """Fits the probes and reports; why the scores could not be written, or nothing."""
     evaluator = build.evaluator(protocol.evaluator)
-    tell_classes(*next(iter(features.values())), console)
+    print_classes(*next(iter(features.values())), console)
     scores = {
         name: probe(
             evaluator,
@@ -177,12 +240,12 @@ def _scored(
 
 @dataclass(frozen=True)
 class _Asked:
-    """What is to be scored, before it is made.
+    """The network to score, before it is made.
 
     Attributes:
-        recipe: whose labelled videos are meant where nothing else names some.
-        run: on what it is run.
-        make: makes it; gets what says what was loaded.
+        recipe: whose labelled videos are used unless others are named.
+        run: device, precision and workers.
+        make: makes it; gets the function that prints what was loaded.
     """
 
     recipe: Recipe | None

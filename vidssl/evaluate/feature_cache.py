@@ -45,7 +45,7 @@ from vidssl.interfaces import Backbone, DataSource, Tokenizer
 
 @dataclass(frozen=True)
 class FeatureJob:
-    """Which features are needed of which videos.
+    """The features that are needed of some videos.
 
     Attributes:
         part: "train" or "test", for messages.
@@ -67,7 +67,7 @@ class FeatureStore:
         spec: how the networks are made and run.
         networks: name -> network made so.
         folder: for the files; made when there is something to keep.
-        world: processes that share the work. All of them get the vectors; the first one keeps them on disk,
+        world: processes that share the work. All of them get the vectors; rank 0 keeps them on disk,
             and it alone gets patch tokens.
     """
 
@@ -97,7 +97,7 @@ class FeatureStore:
         return build.tokenizer(self.spec.tokenizer)
 
     def _tokenizer_of(self, source: DataSource) -> Tokenizer | None:
-        """What makes ids of a source's pixels; none for stored ids and for networks that read pixels."""
+        """The tokenizer for a source's pixels; none for stored ids and for networks that read pixels."""
         of_pixels = all(network.input_kind == "pixels" for network in self.networks.values())
         return None if of_pixels or isinstance(source, TokenStore) else self._tokenizer
 
@@ -132,7 +132,7 @@ class FeatureStore:
         return found
 
     def source(self, part: PartSpec) -> DataSource:
-        """The source of a section, opened once; the first process makes what it keeps on disk."""
+        """The source of a section, opened once; rank 0 makes what it keeps on disk."""
         text = dump(resolved_part(part, SOURCE))
         if text not in self._sources:
             self._sources[text] = self.world.one_first(lambda: build.source(part))
@@ -172,13 +172,13 @@ class FeatureStore:
         return self._known[key, job.patches]
 
     def _is_kept(self, path: Path, job: FeatureJob) -> bool:
-        """Whether all files of a job are there and sound; says which is not."""
+        """Whether all files of a job are there and sound; prints which is not."""
         if not all(file.is_file() for file in (path, *patch_paths(path, job))):
             return False
         try:
             self._with_patches(read_encoded(path), path, job)
         except UsageError as error:
-            self._say(f"{error}. The features are made anew.")
+            self._say(f"{error}. The features are computed again.")
             return False
         return True
 
@@ -240,7 +240,7 @@ class FeatureStore:
 
 
 def _kept_elsewhere(order: FrameOrder, patches: Tensor) -> None:
-    """Of what goes to the first process, others keep nothing."""
+    """Patch tokens go to rank 0; others keep none."""
 
 
 def patch_paths(path: Path, job: FeatureJob) -> list[Path]:

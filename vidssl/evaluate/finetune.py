@@ -21,7 +21,7 @@ from vidssl.engine.distributed import here, take_device
 from vidssl.engine.logging import print_line
 from vidssl.engine.precision import on_meta, use_bfloat16
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.report import report, tell_classes
+from vidssl.evaluate.report import print_classes, report
 from vidssl.evaluate.subject import NetworkSpec, Subject, trained_objective
 from vidssl.evaluators.extract import extract
 from vidssl.evaluators.features import FeatureTable
@@ -37,7 +37,7 @@ _INHERITED = ("device", "precision", "workers")  # of the pre-training's ``run``
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What came of finetuning.
+    """Results of finetuning.
 
     Attributes:
         scores: "finetuned", and "from scratch" where that is compared -> a score for each label and order
@@ -52,7 +52,7 @@ class Finetuned:
 
 
 class FinetuningStopped(Exception):
-    """Finetuning was asked to stop before its last step; the message says where it lies."""
+    """Finetuning was asked to stop before its last step; the message names its folder."""
 
 
 def finetune_run(
@@ -63,10 +63,10 @@ def finetune_run(
     Several processes train and measure together. Runs are made in the folder ``finetune`` of its folder.
 
     Args:
-        notes: what is to be said below the table of test videos that were learned from before.
+        notes: printed below the table, on test videos that were learned from before.
 
     Returns:
-        Whether it came to its end; False after Ctrl-C or SIGTERM, which it says.
+        Whether it was finished; False after Ctrl-C or SIGTERM, which is printed.
 
     Raises:
         UsageError: for anything a user can mend.
@@ -77,13 +77,13 @@ def finetune_run(
         print_line(console, str(stopped))
         return False
 
-    def tell() -> str:
+    def print_scores() -> str:
         report(
             subject, protocol, found.scores, {"train": found.train, "test": found.test}, console, notes=notes
         )
         return ""
 
-    here().from_first(tell)
+    here().from_first(print_scores)
     return True
 
 
@@ -104,7 +104,7 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
     together = shared_labels(train.label_classes, test.label_classes)
     labels = _labels(protocol, tuple(together))
     starts, listed = _starts(subject, protocol), _listed(train).renumbered(together)
-    tell_classes(listed, _listed(test).renumbered(together), console)
+    print_classes(listed, _listed(test).renumbered(together), console)
     rows = [
         _row(subject.spec, protocol, name=name, init=init, label=label, amount=amount, listed=listed, out=out)
         for label in labels
@@ -265,7 +265,7 @@ def finetuning_recipe(
 
 
 def _draw_name(subset: Subset | None) -> str:
-    """What tells a draw's run from others: ``-10pct-draw0``, ``-5each-draw2``."""
+    """The end of the name of a draw's run: ``-10pct-draw0``, ``-5each-draw2``."""
     if subset is None:
         return ""
     few = f"{subset.per_class}each" if subset.share is None else f"{100 * subset.share:g}pct"
@@ -309,7 +309,7 @@ def _check_whole(result: TrainResult) -> None:
         raise FinetuningStopped(
             f"Finetuning stopped after {result.steps} of {counted(result.total_steps, 'step')}, so "
             "nothing was scored. "
-            "The same command with run.resume=auto goes on from there. "
+            "The same command with run.resume=auto resumes from there. "
             f"The network so far: {result.checkpoint}"
         )
 

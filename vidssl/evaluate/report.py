@@ -89,7 +89,7 @@ def report(
     print_line(console, f"Scores: {path}")
 
 
-def tell_classes(train: FeatureTable, test: FeatureTable, console: Console) -> None:
+def print_classes(train: FeatureTable, test: FeatureTable, console: Console) -> None:
     """Print the classes that are learned and tested, numbered together, and how many videos each has."""
     learned, tested = (
         {name: found.tolist() for name, found in part.labels.items()} for part in (train, test)
@@ -130,7 +130,7 @@ def score_tables(
 def difference_table(
     differences: Sequence[NetworkDifference], names: Sequence[str], tested: Mapping[str, LabelledVideos]
 ) -> Table:
-    """How the first network differs from the second, a row for each label, setting and order of frames."""
+    """Differences of the first network from the second, a row for each label, setting and order of frames."""
     count = counted(len(differences), "test")
     table = Table(
         title=f"{names[0]} minus {names[1]}, in percentage points, on the same videos",
@@ -223,7 +223,7 @@ def class_mean_matters(row: Sequence[Score]) -> bool:
 
 
 def probe_lines(scores: Scores) -> list[str]:
-    """What probes chose on training videos, and which of them named one class for all test videos."""
+    """Lines on what probes chose on training videos, and on those that name one class for all test videos."""
     lines = []
     for label in dict.fromkeys(score.label for rows in scores.values() for score in rows):
         chosen: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""What a file of scores holds: the numbers, and all that tells whether two of them may be compared."""
+"""Files of scores: the numbers, and all that decides whether two of them may be compared."""
 
 import hashlib
 import json
@@ -80,7 +80,7 @@ class ScoreFile:
         return _hash(json.dumps(self.card, sort_keys=True))
 
     @cached_property
-    def told(self) -> Mapping[str, str]:
+    def settings(self) -> Mapping[str, str]:
         """Dotted key -> value of the recipe."""
         return flattened(self.recipe)
 
@@ -155,11 +155,11 @@ def _by_class(score: Score, truth: Sequence[int], num_classes: int) -> dict[str,
 
 def score_card(protocol: str, videos: Mapping[str, FeatureTable]) -> dict[str, str]:
     """Dotted key -> value of what must be equal for two scores to be compared: protocol and videos found."""
-    told = flattened(protocol)
-    loose = NO_MATTER_FINETUNING if "objective.type" in told else NO_MATTER
+    settings = flattened(protocol)
+    loose = NO_MATTER_FINETUNING if "objective.type" in settings else NO_MATTER
     kept = {
         key: value
-        for key, value in told.items()
+        for key, value in settings.items()
         if key not in loose and key.rpartition(".")[2] not in WHERE and key.partition(".")[0] != "run"
     }
     for name, part in videos.items():

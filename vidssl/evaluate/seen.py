@@ -1,4 +1,4 @@
-"""Whether test videos were learned from: by the probe, by finetuning, or before that in pretraining."""
+"""Test videos that were learned from: by the probe, by finetuning, or before that in pretraining."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _READS_LABELS = "classification"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What a network was trained on before it is scored, as far as that is known.
+    """The videos that a network was trained on before it is scored, as far as they are known.
 
     Attributes:
         videos: the training videos, those of the runs that its weights started from too.
@@ -33,7 +33,7 @@ class Pretraining:
 
 
 def pretraining_of(checkpoint: Checkpoint) -> Pretraining:
-    """What a checkpoint was trained on, from the list of videos that each run keeps."""
+    """The videos that a checkpoint was trained on, from the list of videos that each run keeps."""
     lists = RunFolder(checkpoint.path.parent.parent).video_lists()
     if not lists or not checkpoint.recipe:
         return Pretraining(unknown=f"there is no list of what {checkpoint.path} was trained on")
@@ -74,7 +74,7 @@ def _of_init(init: str) -> Pretraining:
 def check_seen(
     train: Sequence[Video], test: Sequence[Video], pretraining: Pretraining, rule: OverlapRule
 ) -> list[str]:
-    """What is to be said below a table of which test videos were learned from before.
+    """Notes below a table on test videos that were learned from before.
 
     Raises:
         UsageError: if there are any that were learned from with their labels, unless ``rule`` allows them.

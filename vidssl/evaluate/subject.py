@@ -1,4 +1,4 @@
-"""What is scored: a network with its weights, how it is run, and where its scores go."""
+"""The network that is scored, with its weights, how it is run, and where its scores go."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from vidssl.weights.load import check_whole, load_whole
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """How a network is made and run: what of a recipe concerns scoring.
+    """The part of a recipe that concerns scoring: how a network is made and run.
 
     Attributes:
         keys: its type and all of its keys, defaults too.
@@ -53,13 +53,13 @@ class Subject:
         title: what tables are headed with.
         source: path of the checkpoint, or the name that a user gave.
         step: of the training; 0 for networks that were trained elsewhere or not at all.
-        recipe: text that says what it is: a run's resolved recipe, or the network's own keys.
+        recipe: its text: a run's resolved recipe, or the network's own keys.
         weights: sha256 of them.
         spec: how it is made and run.
         networks: column of a table -> the network with the weights that stand there.
         starts: column of a table of finetuning -> its ``backbone.init``, None for random weights.
         folder: where features and finetuned runs go.
-        scores: where scores go.
+        scores: folder of scores.
         stem: that names of files of scores end in.
         pretraining: what it was trained on.
     """
@@ -79,7 +79,7 @@ class Subject:
 
 
 def spec_of(recipe: Recipe) -> NetworkSpec:
-    """What of a recipe with a backbone concerns scoring."""
+    """The part of a recipe with a backbone that concerns scoring."""
     assert recipe.backbone is not None, "a run without a backbone is refused"
     return NetworkSpec(
         keys=resolved_part(recipe.backbone, BACKBONE),

@@ -1,4 +1,4 @@
-"""Which clips pictures are drawn of."""
+"""The clips that pictures are drawn of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -34,7 +34,7 @@ from vidssl.pictures.pages import (
 )
 
 MOST_COUNTED, MOST_NAMED = 32, 128  # classes of whose pairs the counts, and whose names, can be read
-NUM_MISTAKES = 10  # the most frequent ones, told in words
+NUM_MISTAKES = 10  # the most frequent ones, listed in words
 _WIDEST_NAME, _LARGEST_TEXT, _SMALL_CELL, _SIDE = 190, 13, 11, 900  # pixels
 _BRIGHT = 0.55  # share of a row from which on a count is written in dark ink
 _PALE = (235, 235, 235)
@@ -176,16 +176,16 @@ def _written(names: Sequence[str], side: int, *, to_right: bool) -> Image.Image:
 
 
 def most_frequent_mistakes(matrix: Tensor, names: Sequence[str]) -> list[str]:
-    """Lines that tell which class is taken for which most often, and how often."""
+    """Lines on which class is taken for which most often, and how often."""
     wrong = matrix - torch.diag(matrix.diagonal())
     videos = matrix.sum(1).tolist()
     ranked = wrong.flatten().sort(descending=True, stable=True)
-    told = [
+    lines = [
         f"{names[place // len(names)]} as {names[place % len(names)]}: {n} of {videos[place // len(names)]}"
         for n, place in zip(ranked.values.tolist()[:NUM_MISTAKES], ranked.indices.tolist(), strict=False)
         if n > 0
     ]
-    return ["most frequent mistakes:", *told] if told else ["no mistakes"]
+    return ["most frequent mistakes:", *lines] if lines else ["no mistakes"]
 
 
 def _scale() -> Image.Image:

@@ -10,7 +10,7 @@ from torch import Tensor
 from vidssl.interfaces import FilledIn, Tokenizer
 from vidssl.objectives.parts.masked_prediction import copy_nearest
 from vidssl.pictures.clips import Clips
-from vidssl.pictures.pages import MAX_COLUMNS, Row, Strip, as_frames, colour_bar, heat_over, spread
+from vidssl.pictures.pages import MAX_COLUMNS, FrameRow, Strip, as_frames, colour_bar, heat_over, spread
 from vidssl.tokenizers.frame_networks import of_length
 from vidssl.tokenizers.measure import psnr
 
@@ -19,7 +19,7 @@ HIDDEN = (240, 222, 130)  # what stands where a frame is hidden: light yellow, a
 
 @dataclass(frozen=True)
 class Drawing:
-    """What goes into a picture.
+    """Contents of a picture.
 
     Attributes:
         strips: a video each, or where there are single images up to eight of them.
@@ -52,7 +52,7 @@ def attention_drawing(clips: Clips, weights: Tensor, title: str) -> Drawing:
     }
     notes = [f"{_range(map_)} times the mean" for map_ in heat]
     heads = tuple(
-        Row(f"head {number}, {_range(map_)}", heat_over(frames[0], _stretched(map_)))
+        FrameRow(f"head {number}, {_range(map_)}", heat_over(frames[0], _stretched(map_)))
         for number, map_ in enumerate(weights[0], start=1)
     )
     caption = f"{clips.keys[0]}: each head, with its range"
@@ -155,7 +155,7 @@ def strips_of(
             Strip(
                 f"{key}: {note}",
                 _numbers(first[i]),
-                tuple(Row(label, frames[i]) for label, frames in labelled.items()),
+                tuple(FrameRow(label, frames[i]) for label, frames in labelled.items()),
             )
             for i, (key, note) in enumerate(zip(keys, notes, strict=True))
         )
@@ -164,7 +164,9 @@ def strips_of(
         Strip(
             f"{keys[group[0]]} to {keys[group[-1]]}" if len(group) > 1 else keys[group[0]],
             tuple(brief[i] for i in group),
-            tuple(Row(label, torch.cat([frames[i] for i in group])) for label, frames in labelled.items()),
+            tuple(
+                FrameRow(label, torch.cat([frames[i] for i in group])) for label, frames in labelled.items()
+            ),
         )
         for group in groups
     )

@@ -23,7 +23,7 @@ PAPER = (222, 226, 232)  # not white: what is white at the edge of a frame ends 
 
 
 @dataclass(frozen=True)
-class Row:
+class FrameRow:
     """Frames of one kind: uint8 [T, H, W, 3], RGB, and what they are called."""
 
     label: str
@@ -36,7 +36,7 @@ class Strip:
 
     caption: str
     headings: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[FrameRow, ...]
 
 
 def sheet(title: str, strips: Sequence[Strip], legend: Image.Image | None = None) -> Image.Image:

@@ -158,7 +158,7 @@ def _has(constructor: object, ability: type) -> bool:
 
 @contextmanager
 def _refusals_of(owner: str) -> Iterator[None]:
-    """What a part refuses (a size, a tokenizer without a decoder) as an error of the file it came from."""
+    """Raise the ValueError of a part (a size, a missing decoder) as an error of the file it came from."""
     try:
         yield
     except UsageError:

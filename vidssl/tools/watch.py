@@ -16,8 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from vidssl.config.strict_yaml import nearest
-from vidssl.engine.logging import UNTRACKED as HIDDEN
-from vidssl.engine.logging import format_metric, terminal
+from vidssl.engine.logging import UNTRACKED as HIDDEN, format_metric, terminal
 from vidssl.engine.process import trains_in
 from vidssl.engine.runfolder import RunFolder, last_begun, named_run
 from vidssl.errors import UsageError

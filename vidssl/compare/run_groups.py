@@ -11,11 +11,11 @@ from vidssl.evaluators.differences import What, what
 from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import mean_over_seeds
 
-NEVER_TOLD = ("name", "run.out")  # differ between any two runs
+IGNORED = ("name", "run.out")  # differ between any two runs
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunGroup:
     """A run, or several that differ only in their seed, under one protocol.
 
     Attributes:
@@ -32,21 +32,21 @@ class Entry:
     @property
     def seeds(self) -> tuple[str, ...]:
         """Of the runs, "-" for what has none."""
-        return tuple(file.told.get("seed", "-") for file in self.files)
+        return tuple(file.settings.get("seed", "-") for file in self.files)
 
     @cached_property
-    def told(self) -> Mapping[str, str]:
+    def settings(self) -> Mapping[str, str]:
         """Dotted key -> value of the recipe, which all runs share but for their seeds."""
-        shared = {key: value for key, value in self.files[0].told.items() if key not in NEVER_TOLD}
+        shared = {key: value for key, value in self.files[0].settings.items() if key not in IGNORED}
         return {**shared, "seed": ", ".join(self.seeds)}
 
     def rows(self, network: str) -> Mapping[What, tuple[Score, ...]]:
-        """What is scored -> the rows of all runs."""
+        """Label, setting and order of frames -> the rows of all runs."""
         found = [{what(score): score for score in file.scores[network]} for file in self.files]
         return {key: tuple(rows[key] for rows in found) for key in found[0]}
 
 
-def entries_of(files: Sequence[ScoreFile], *, each: bool) -> list[Entry]:
+def run_groups(files: Sequence[ScoreFile], *, each: bool) -> list[RunGroup]:
     """The runs in their order, those that differ only in their seed as one where the first of them stands.
 
     A seed counts once: of two runs of one recipe and seed, which are no independent trials, the second
@@ -58,13 +58,13 @@ def entries_of(files: Sequence[ScoreFile], *, each: bool) -> list[Entry]:
     """
     groups: dict[object, list[ScoreFile]] = {}
     for place, file in enumerate(files):
-        recipe = {key: value for key, value in file.told.items() if key not in (*NEVER_TOLD, "seed")}
+        recipe = {key: value for key, value in file.settings.items() if key not in (*IGNORED, "seed")}
         key: object = (tuple(sorted(recipe.items())), file.step, tuple(file.scores))
-        seed = file.told.get("seed")
-        if each or seed is None or seed in (other.told["seed"] for other in groups.get(key, ())):
+        seed = file.settings.get("seed")
+        if each or seed is None or seed in (other.settings["seed"] for other in groups.get(key, ())):
             key = place
         groups.setdefault(key, []).append(file)
-    return [Entry(tuple(group)) for group in groups.values()]
+    return [RunGroup(tuple(group)) for group in groups.values()]
 
 
 def together(names: Sequence[str]) -> str:
@@ -79,7 +79,7 @@ def together(names: Sequence[str]) -> str:
 
 
 def _shared(names: Sequence[str]) -> int:
-    """How many characters names have in common at their beginning."""
+    """The number of characters that names share at their beginning."""
     return len(list(takewhile(lambda same: len(set(same)) == 1, zip(*names, strict=False))))
 
 
