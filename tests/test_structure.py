@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vidssl.build.build import check_file
-from vidssl.config.files import NAMES, Kind
+from vidssl.config.files import NAMES, SpecKind
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vidssl"
@@ -237,7 +237,7 @@ def test_specs_are_found() -> None:
     [(kind, path) for kind, paths in SPECS.items() for path in paths],
     ids=lambda value: value.stem if isinstance(value, Path) else value,
 )
-def test_every_spec_builds_on_the_meta_device(kind: Kind, path: Path) -> None:
+def test_every_spec_builds_on_the_meta_device(kind: SpecKind, path: Path) -> None:
     check_file(kind, path)
 
 

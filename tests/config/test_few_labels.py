@@ -70,7 +70,7 @@ def test_a_class_that_would_have_none_or_too_few_is_named():
         ({"per_class": (1, 1)}, "none of them twice"),
         ({"shares": (1.5,)}, "at most 1"),
         ({"per_class": (0,)}, "at least 1"),
-        ({"shares": (0.1,), "draws": 0}, "draws must be at least 1"),
+        ({"shares": (0.1,), "draws": 0}, "draws: must be at least 1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(keys, says):

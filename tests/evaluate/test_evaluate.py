@@ -191,7 +191,7 @@ def test_other_views_are_learned_from_than_tested_on(folder):
         (("knn", "frames=[normal, normal]"), "nothing twice"),
         (("knn", "frames=[normal, sorted]"), "expected"),
         (("knn", "average=sums"), "expected 'features' or 'scores' or 'probabilities'"),
-        (("retrieval", "average=scores"), "tells what was found"),
+        (("retrieval", "average=scores"), "reports what was found"),
         (("knn", "data.views={type: global_local}"), "as many views of every name"),
     ],
 )

@@ -2,8 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,8 +21,10 @@ from vidssl.build.checks import (
     check_streams,
     check_tokenizer,
     check_views,
+    sizes_of,
 )
 from vidssl.build.part_checks import (
+    Shapes,
     attempted,
     check_declared,
     try_backbone,
@@ -48,7 +49,7 @@ from vidssl.build.registry import (
     constructor_of,
 )
 from vidssl.build.token_checks import check_go_together, check_reads_ids, check_stored, check_stored_views
-from vidssl.config.files import PUBLISHED, Kind as SpecKind
+from vidssl.config.files import PUBLISHED, SpecKind
 from vidssl.config.protocol import (
     FinetuneProtocol,
     Protocol,
@@ -68,7 +69,6 @@ from vidssl.config.recipe import (
     load_tokenizer_spec,
 )
 from vidssl.config.schema import PartSpec, ProbeSpec, bind, construct, keys_of, parts_of
-from vidssl.config.strict_yaml import Node
 from vidssl.data.loader import Stream
 from vidssl.data.sources.subset import LabelledSubset
 from vidssl.data.views.stored import StoredViews
@@ -88,7 +88,6 @@ from vidssl.interfaces import (
     Tokenizer,
     ViewSampler,
 )
-from vidssl.interfaces.grids import GridSize
 from vidssl.weights.load import check_init, load_init, load_whole, read_weights
 
 
@@ -97,14 +96,14 @@ def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Ob
 
     Args:
         say: gets one line on what ``backbone.init`` loaded.
-        with_init: off for a run that goes on, whose weights are its own.
+        with_init: off for a run that resumes, whose weights are its own.
 
     Raises:
         UsageError: if the parts do not fit, or weights are missing or altered.
     """
     made_tokenizer = None if recipe.tokenizer is None else tokenizer(recipe.tokenizer, say=say)
     made_backbone = None if recipe.backbone is None else backbone(recipe, with_init=with_init, say=say)
-    return _assemble(recipe, made_backbone, made_tokenizer, _masker(recipe))
+    return _assemble(recipe, made_backbone, made_tokenizer, _optional(recipe.masker, MASKER))
 
 
 def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Backbone:
@@ -123,7 +122,7 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
     if with_init and recipe.start.init is None:
         say(f"backbone: {recipe.backbone.type} starts from RANDOM weights ('backbone.init' names others)")
     elif with_init and recipe.start.init is not None:
-        try:
+        with recipe.backbone.node.mapping()["init"].located():
             report = load_init(
                 made,
                 recipe.start.init,
@@ -131,9 +130,7 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
                 window=recipe.start.init_window,
                 given=_stated_keys(recipe.backbone),
             )
-            say(str(report))
-        except UsageError as error:
-            raise recipe.backbone.node.mapping()["init"].error(str(error)) from error
+        say(str(report))
     return made
 
 
@@ -163,11 +160,11 @@ def tokenizer(spec: TokenizerSpec | Path | str, *, say: Say = print) -> Tokenize
 
 
 def _verified(weights: WeightsSpec, say: Say) -> Mapping[str, torch.Tensor]:
-    origin = _origin(weights)
+    origin, at = _origin(weights), weights.node.mapping()["weights"]
     try:
         content = weights.path.read_bytes()
     except OSError as error:
-        raise weights.node.mapping()["weights"].error(f"{weights.path}: {error.strerror}. {origin}") from None
+        raise at.error(f"{weights.path}: {error.strerror}. {origin}") from None
     digest = hashlib.sha256(content).hexdigest()
     if weights.sha256 == UNKNOWN_SHA256:
         say(
@@ -175,7 +172,7 @@ def _verified(weights: WeightsSpec, say: Say) -> Mapping[str, torch.Tensor]:
             f"If you trust this file, write there: sha256: {digest}"
         )
     elif digest != weights.sha256:
-        raise weights.node.mapping()["weights"].error(
+        raise at.error(
             f"{weights.path}: the file was altered, its sha256 is {digest} and not {weights.sha256}. {origin}"
         )
     return read_weights(weights.path)
@@ -257,22 +254,25 @@ def evaluator(part: PartSpec) -> Evaluator:
 
 
 def augment(recipe: Recipe) -> Augment | None:
-    """What is done to every batch on the training device; None for nothing."""
-    return None if recipe.augment is None else _construct(recipe.augment, AUGMENT)
+    """The augmentation of every batch on the training device; None for none."""
+    return _optional(recipe.augment, AUGMENT)
 
 
-def _masker(recipe: Recipe) -> Masker | None:
-    return None if recipe.masker is None else _construct(recipe.masker, MASKER)
+def _optional(part: PartSpec | None, kind: Kind[Component]) -> Component | None:
+    return None if part is None else _construct(part, kind)
+
+
+def _bare_tokenizer(recipe: Recipe) -> Tokenizer | None:
+    """The tokenizer of a recipe without its weights."""
+    return None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
 
 
 def _construct(part: PartSpec, kind: Kind[Component], *parts: object) -> Component:
     def make() -> Component:
         return construct(part.node, constructor_of(part, kind), *parts, apart=part.apart)
 
-    if not _is_own(part):
-        return make()
     try:
-        return attempted(part.type, "__init__", make)
+        return attempted(part.type, "__init__", make) if _is_own(part) else make()
     except UsageError:
         raise
     except ValueError as error:
@@ -315,13 +315,12 @@ def check(recipe: Recipe) -> None:
     update = optim(recipe).update
     schedule(recipe)
     _check_augment(recipe, shapes)
-    masker = _masker(recipe)
+    masker = _optional(recipe.masker, MASKER)
     _try_parts(recipe, shapes)
     with on_meta():
-        bare_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
-        bare_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
+        bare_tokenizer, bare_backbone = _bare_tokenizer(recipe), _optional(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
-    with _at(recipe.objective.node):
+    with recipe.objective.node.located():
         check_declared(objective)
     check_groups(recipe, objective, update)
     check_monitor(recipe, objective.encoder())
@@ -345,7 +344,7 @@ def _is_own(part: PartSpec | None) -> bool:
     return part is not None and ".py:" in part.type
 
 
-def _try_parts(recipe: Recipe, shapes: Mapping[str, Mapping[str, Sequence[GridSize]]]) -> None:
+def _try_parts(recipe: Recipe, shapes: Shapes) -> None:
     """Runs a user's own tokenizer and backbone on two random clips, and on images where there are such.
 
     Raises:
@@ -354,48 +353,30 @@ def _try_parts(recipe: Recipe, shapes: Mapping[str, Mapping[str, Sequence[GridSi
     own_tokenizer = recipe.tokenizer is not None and _is_own(recipe.tokenizer.part)
     if not own_tokenizer and not _is_own(recipe.backbone):
         return
-    sizes = {size for views in shapes.values() for slots in views.values() for size in slots}
-    smallest = {size[0] == 1: size for size in sorted(sizes, key=math.prod, reverse=True)}.values()
-    with random_state_kept(), torch.no_grad():
-        made_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
-        if recipe.tokenizer is not None and made_tokenizer is not None and own_tokenizer:
-            with _at(recipe.tokenizer.node):
+    by_size = sorted(sizes_of(shapes), key=math.prod, reverse=True)
+    smallest = {size[0] == 1: size for size in by_size}.values()
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        tokenizer = _bare_tokenizer(recipe)
+        if recipe.tokenizer is not None and tokenizer is not None and own_tokenizer:
+            with recipe.tokenizer.node.located():
                 for size in smallest:
-                    try_tokenizer(made_tokenizer, size)
+                    try_tokenizer(tokenizer, size)
         if recipe.backbone is not None and _is_own(recipe.backbone):
             net = _construct(recipe.backbone, BACKBONE)
-            reads_ids = net.input_kind == "tokens" and made_tokenizer is not None
-            with _at(recipe.backbone.node):
+            ids_of = tokenizer if net.input_kind == "tokens" else None
+            with recipe.backbone.node.located():
                 for size in smallest:
-                    reads = made_tokenizer.grid(*size) if made_tokenizer and reads_ids else size
-                    try_backbone(net, reads)
+                    try_backbone(net, size if ids_of is None else ids_of.grid(*size))
 
 
-def _try_objective(recipe: Recipe, shapes: Mapping[str, Mapping[str, tuple[GridSize, ...]]]) -> None:
+def _try_objective(recipe: Recipe, shapes: Shapes) -> None:
     """Takes a step with a user's own objective and the recipe's parts, fresh, on the CPU."""
-    with random_state_kept():
-        made_tokenizer = None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
-        made_backbone = None if recipe.backbone is None else _construct(recipe.backbone, BACKBONE)
-        objective = _assemble(recipe, made_backbone, made_tokenizer, _masker(recipe))
-        batch_size = max(stream.batch_size for stream in recipe.data.streams.values())
-        with _at(recipe.objective.node):
-            try_objective(objective, shapes, batch_size=batch_size)
-
-
-@contextmanager
-def _at(node: Node) -> Iterator[None]:
-    """Errors of a part, at the section that names it."""
-    try:
-        yield
-    except ValueError as error:
-        raise node.error(str(error)) from error
-
-
-@contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Puts torch's global random state of the CPU back."""
     with torch.random.fork_rng(devices=[]):
-        yield
+        tokenizer, net = _bare_tokenizer(recipe), _optional(recipe.backbone, BACKBONE)
+        objective = _assemble(recipe, net, tokenizer, _optional(recipe.masker, MASKER))
+        batch_size = max(stream.batch_size for stream in recipe.data.streams.values())
+        with recipe.objective.node.located():
+            try_objective(objective, shapes, batch_size=batch_size)
 
 
 def check_ready(recipe: Recipe, *, with_init: bool) -> None:
@@ -413,23 +394,19 @@ def check_ready(recipe: Recipe, *, with_init: bool) -> None:
     if weights is not None and not weights.path.is_file():
         raise weights.node.mapping()["weights"].error(f"{weights.path}: no such file. {_origin(weights)}")
     if with_init and recipe.start.init is not None and recipe.backbone is not None:
-        try:
+        with recipe.backbone.node.mapping()["init"].located():
             check_init(recipe.start.init)
-        except UsageError as error:
-            raise recipe.backbone.node.mapping()["init"].error(str(error)) from error
 
 
-def _check_augment(recipe: Recipe, shapes: Mapping[str, Mapping[str, Sequence[object]]]) -> None:
+def _check_augment(recipe: Recipe, shapes: Shapes) -> None:
     """Lets the augmentation act on one black clip of each slot: it may name views that there are not."""
     act = augment(recipe)
     if act is None or recipe.augment is None:
         return
     slots = {view: len(given) for stream in shapes.values() for view, given in stream.items()}
     black = {view: (torch.zeros(1, 3, 1, 32, 32),) * count for view, count in slots.items()}
-    try:
+    with recipe.augment.node.located():
         act(Batch(black), torch.Generator().manual_seed(0))
-    except ValueError as error:
-        raise recipe.augment.node.error(str(error)) from error
 
 
 def check_protocol(protocol: Protocol) -> None:
@@ -439,14 +416,13 @@ def check_protocol(protocol: Protocol) -> None:
         UsageError: at the first thing that is wrong, with its place.
     """
     made = evaluator(protocol.evaluator)
-    kind = made.score_kind
     if _is_own(protocol.evaluator):
-        with _at(protocol.evaluator.node), random_state_kept():
+        with protocol.evaluator.node.located(), torch.random.fork_rng(devices=[]):
             try_evaluator(made)
     check_patches(protocol, made)
-    if kind == "found" and protocol.average != "features":
+    if made.score_kind == "found" and protocol.average != "features":
         raise protocol.node.mapping()["average"].error(
-            f"evaluator '{protocol.evaluator.type}' tells what was found, which has no {protocol.average}: "
+            f"evaluator '{protocol.evaluator.type}' reports what was found, which has no {protocol.average}: "
             "average features"
         )
     for part in (protocol.views, protocol.train_views):
@@ -468,23 +444,9 @@ def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
 
 
 def check_tokenizer_protocol(protocol: TokenizerProtocol) -> None:
-    """Checks the parts of a protocol that measures tokenizers.
-
-    Raises:
-        UsageError: at the first thing that is wrong, with its place.
-    """
+    """``check_protocol`` for one that measures tokenizers."""
     views(protocol.views)
     _check_keys(protocol.data.test, SOURCE)
-
-
-def check_tokenizer_file(name: str) -> None:
-    """Builds the tokenizer of a file on the meta device, without its weights.
-
-    Raises:
-        UsageError: at the first thing that is wrong, with its place.
-    """
-    with on_meta():
-        _construct(load_tokenizer_spec(name).part, TOKENIZER)
 
 
 def check_file(kind: SpecKind, path: Path) -> None:
@@ -504,7 +466,8 @@ def check_file(kind: SpecKind, path: Path) -> None:
     elif kind == "evaluation":
         check_any_protocol(load_protocol(str(path)))
     else:
-        check_tokenizer_file(str(path))
+        with on_meta():
+            _construct(load_tokenizer_spec(str(path)).part, TOKENIZER)
 
 
 def _check_probe(probe: ProbeSpec, train_views: PartSpec | None = None) -> None:

@@ -1,10 +1,11 @@
 """What the parts of a recipe must have in common, checked before any data is touched."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import nn
 
-from vidssl.build.part_checks import try_masker
+from vidssl.build.part_checks import Shapes, try_masker
 from vidssl.build.registry import (
     AUGMENT,
     BACKBONE,
@@ -21,7 +22,7 @@ from vidssl.build.registry import (
     with_stand_ins,
 )
 from vidssl.config.protocol import FinetuneProtocol, Protocol
-from vidssl.config.recipe import Recipe, RunSpec
+from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec
 from vidssl.config.schema import PartSpec, bind, construct
 from vidssl.config.strict_yaml import Node
 from vidssl.data.loader import Stream
@@ -44,18 +45,12 @@ from vidssl.interfaces import (
 from vidssl.interfaces.grids import GridSize, common_grid
 from vidssl.objectives.classification import Classification
 
-ClipSize = tuple[int, int, int]  # (T, H, W)
-Shapes = Mapping[str, Mapping[str, tuple[ClipSize, ...]]]  # stream -> view -> size of each slot
-
 
 def check_sections(recipe: Recipe, takes: Mapping[str, bool]) -> None:
-    """The sections for parts are those that the objective takes.
+    """Refuse a missing section of a part, and one that the objective does not take.
 
     Args:
         takes: part -> whether the objective must have it.
-
-    Raises:
-        UsageError: for a part that is missing, or a section that nothing would read.
     """
     sections = recipe.node.mapping()
     name = recipe.objective.type
@@ -68,11 +63,7 @@ def check_sections(recipe: Recipe, takes: Mapping[str, bool]) -> None:
 
 
 def check_streams(recipe: Recipe) -> None:
-    """Held-out samples are given for all streams or for none.
-
-    Raises:
-        UsageError: if some have ``test_source`` and some have not; a batch needs every stream.
-    """
+    """Refuse held-out samples for one stream of two: a batch needs every stream."""
     streams = recipe.data.streams
     without = [name for name, stream in streams.items() if stream.test_source is None]
     if 0 < len(without) < len(streams):
@@ -100,11 +91,7 @@ def check_repeats(objective: Objective, streams: Mapping[str, Stream]) -> list[s
 
 
 def check_monitor(recipe: Recipe, encoder: nn.Module) -> None:
-    """A kNN probe in the course of the run has a network to probe, and videos.
-
-    Raises:
-        UsageError: if not.
-    """
+    """Refuse a kNN probe in the course of the run without a network to probe, or videos."""
     if recipe.run.knn_every_steps is None:
         return
     at = recipe.node.mapping()["run"].mapping()["knn_every_steps"]
@@ -117,38 +104,24 @@ def check_monitor(recipe: Recipe, encoder: nn.Module) -> None:
 
 
 def check_speed(recipe: Recipe, objective: Objective) -> None:
-    """The switches of ``run`` that change speed and memory are for such networks.
-
-    Raises:
-        UsageError: if not.
-    """
+    """Refuse switches of ``run`` for speed and memory that are not for such networks."""
     refused = refusal(objective, recipe.run)
     if refused is not None:
         raise recipe.node.mapping()["run"].mapping()[refused[0]].error(refused[1])
 
 
 def check_batches(recipe: Recipe, objective: Objective) -> None:
-    """The batches that go through the objective are such that it can compare what it compares.
-
-    Raises:
-        UsageError: if not.
-    """
+    """Refuse batches in which the objective could not compare what it compares."""
     check_whole(objective, recipe.run, launched())
     if isinstance(objective, ComparesVideos):
         for stream in recipe.data.streams.values():
             parts = recipe.run.accumulate if objective.splits_batch else 1
-            try:
+            with recipe.objective.node.located():
                 objective.check_batch(stream.batch_size // parts)
-            except UsageError as error:
-                raise recipe.objective.node.error(str(error)) from error
 
 
 def check_whole(objective: Objective, run: RunSpec, num_processes: int) -> None:
-    """Refuse to take apart what an objective, or a part of the run, needs whole.
-
-    Raises:
-        UsageError: then.
-    """
+    """Refuse to take apart what an objective, or a part of the run, needs whole."""
     joint = isinstance(objective, JointLoss) and not objective.splits_batch
     if run.accumulate > 1 and not (objective.splits_batch or joint):
         raise UsageError(
@@ -171,11 +144,7 @@ def check_whole(objective: Objective, run: RunSpec, num_processes: int) -> None:
 
 
 def check_epochs(recipe: Recipe, schedule: Schedule) -> None:
-    """Epochs are counted of a stream that there is.
-
-    Raises:
-        UsageError: if not.
-    """
+    """Refuse to count epochs of a stream that there is not."""
     length = schedule.length
     if length.counts_epochs and length.epoch_of not in recipe.data.streams:
         raise recipe.schedule.node.error(
@@ -185,23 +154,13 @@ def check_epochs(recipe: Recipe, schedule: Schedule) -> None:
 
 
 def check_groups(recipe: Recipe, objective: Objective, update: Update) -> None:
-    """The optimizer can treat the encoder's layers as its keys ask.
-
-    Raises:
-        UsageError: if the encoder does not name its layers, or nothing of it is trained.
-    """
-    try:
+    """Refuse keys that ask for layers of an encoder that does not name them, or is not trained."""
+    with recipe.optim.node.located():
         update.groups(objective)
-    except ValueError as error:
-        raise recipe.optim.node.error(str(error)) from error
 
 
 def check_patches(protocol: Protocol, evaluator: Evaluator) -> None:
-    """What a protocol says of patch tokens is read.
-
-    Raises:
-        UsageError: if the evaluator reads none, or those of all stages are asked for.
-    """
+    """Refuse keys on patch tokens that the evaluator does not read, and patch tokens of all stages."""
     sections, name = protocol.node.mapping(), protocol.evaluator.type
     if isinstance(evaluator, PatchEvaluator):
         if protocol.layers != "last":
@@ -211,11 +170,7 @@ def check_patches(protocol: Protocol, evaluator: Evaluator) -> None:
 
 
 def check_tokenizer(recipe: Recipe, objective: Objective, tokenizer: Tokenizer | None) -> None:
-    """A tokenizer has weights unless it is what the objective trains.
-
-    Raises:
-        UsageError: if it has none; random targets teach nothing.
-    """
+    """Refuse a tokenizer without weights that is not trained: random targets teach nothing."""
     spec = recipe.tokenizer
     if spec is not None and spec.weights is None and objective.encoder() is not tokenizer:
         raise spec.node.error(
@@ -231,14 +186,10 @@ def check_inputs(
     tokenizer: Tokenizer | None,
     masker: Masker | None,
 ) -> None:
-    """The backbone can be fed what the objective has.
+    """Refuse a backbone that reads ids where nothing makes them, or others, or takes no mask that is drawn.
 
     Args:
         takes: as for ``check_sections``.
-
-    Raises:
-        UsageError: if it reads ids and nothing makes them, or ids of another vocabulary than the tokenizer's,
-            or takes no mask where one is drawn.
     """
     if backbone is None or recipe.backbone is None:
         return
@@ -266,11 +217,7 @@ def check_inputs(
 
 
 def check_views(recipe: Recipe, objective: Objective, shapes: Shapes) -> None:
-    """The streams give the views that the objective needs, each from one stream, and no others.
-
-    Raises:
-        UsageError: for a view that is missing, has too few slots, is given twice or is never read.
-    """
+    """Refuse views that are missing, have too few slots, are given twice or never read."""
     needed, data, name = objective.needs_views, recipe.data, recipe.objective.type
     givers: dict[str, str] = {}
     for stream, given in shapes.items():
@@ -298,51 +245,37 @@ def check_grids(
     tokenizer: Tokenizer | None,
     masker: Masker | None,
 ) -> None:
-    """Backbone and tokenizer take the clips' sizes, and one mask can be drawn for both.
-
-    Raises:
-        UsageError: naming the size, if a part refuses it, the grids do not nest, or no mask can be drawn.
-    """
-    for size in sorted(set(_sizes(shapes))):
+    """Refuse sizes of clips that a part does not take, grids that do not nest, and masks that fail there."""
+    for size in sizes_of(shapes):
         ids = patches = None
-        if tokenizer is not None and recipe.tokenizer is not None:
-            ids = _grid(recipe.tokenizer.node, tokenizer, size, size)
-        if backbone is not None and recipe.backbone is not None:
-            reads = ids if backbone.input_kind == "tokens" and ids is not None else size
-            patches = _grid(recipe.backbone.node, backbone, reads, size)
+        if tokenizer is not None:
+            with _located(recipe.tokenizer, recipe, size):
+                ids = tokenizer.grid(*size)
+        if backbone is not None:
+            with _located(recipe.backbone, recipe, size):
+                patches = backbone.grid(*(ids if backbone.input_kind == "tokens" and ids else size))
         if masker is not None and patches is not None:
-            _check_mask(recipe, masker, patches, ids, size)
+            with _located(recipe.tokenizer, recipe, size):
+                grid = patches if ids is None else common_grid(patches, ids)
+            with _located(recipe.masker, recipe, size):
+                try_masker(masker, grid)
 
 
-def _sizes(shapes: Shapes) -> Iterator[ClipSize]:
-    for views in shapes.values():
-        for slots in views.values():
-            yield from slots
+def sizes_of(shapes: Shapes) -> list[GridSize]:
+    """The sizes (T, H, W) of all views, each once."""
+    return sorted({size for views in shapes.values() for slots in views.values() for size in slots})
 
 
-def _grid(at: Node, part: Backbone | Tokenizer, reads: ClipSize, size: ClipSize) -> GridSize:
+@contextmanager
+def _located(at: PartSpec | TokenizerSpec | None, recipe: Recipe, size: GridSize) -> Iterator[None]:
+    """Errors of a part name its section and the clip's size."""
     try:
-        return part.grid(*reads)
+        yield
     except ValueError as error:
-        raise at.error(f"{error} ({_in_words(size)})") from error
+        raise (recipe if at is None else at).node.error(f"{error} ({_in_words(size)})") from error
 
 
-def _check_mask(
-    recipe: Recipe, masker: Masker, patches: GridSize, ids: GridSize | None, size: ClipSize
-) -> None:
-    try:
-        grid = patches if ids is None else common_grid(patches, ids)
-    except ValueError as error:
-        at = recipe.node if recipe.tokenizer is None else recipe.tokenizer.node
-        raise at.error(f"{error} ({_in_words(size)})") from error
-    try:
-        try_masker(masker, grid)
-    except ValueError as error:
-        at = recipe.node if recipe.masker is None else recipe.masker.node
-        raise at.error(f"{error} ({_in_words(size)})") from error
-
-
-def _in_words(size: ClipSize) -> str:
+def _in_words(size: GridSize) -> str:
     frames, height, width = size
     return (
         f"an image of {height}x{width}"
@@ -386,11 +319,7 @@ def _objective(protocol: FinetuneProtocol) -> Objective:
 
 
 def _check_views(part: PartSpec, needed: Mapping[str, int]) -> None:
-    """The views are those that the objective reads, as many slots of each.
-
-    Raises:
-        UsageError: if not.
-    """
+    """Refuse views that the objective does not read, and unequal numbers of slots."""
     slots = {name: len(shapes) for name, shapes in _construct(part, VIEW_SAMPLER).shapes.items()}
     if set(slots) != set(needed) or len(set(slots.values())) != 1:
         given = ", ".join(f"{count} of '{name}'" for name, count in slots.items())

@@ -1,4 +1,4 @@
-"""Whether stored ids are those that a recipe's tokenizer would give, and views those that the store has."""
+"""Checks that stored ids are those of a recipe's tokenizer, and its views those that the store has."""
 
 import hashlib
 import json
@@ -41,14 +41,11 @@ def _weights_hash(weights: WeightsSpec) -> str:
 def check_stored(
     tokenizer: TokenizerSpec | None, part: PartSpec, views: PartSpec, source: DataSource, sampler: ViewSampler
 ) -> None:
-    """A store was made with the tokenizer of those who read it, and holds what views want of it.
+    """Refuse a store of another tokenizer than its reader's, and views that it does not hold.
 
     Args:
         part: section of the source.
         views: section of the sampler.
-
-    Raises:
-        UsageError: if not, with both hashes, or with what the store holds.
     """
     if not isinstance(source, TokenStore) or not isinstance(sampler, StoredViews):
         return
@@ -65,17 +62,14 @@ def check_stored(
             f"{source.root} was made with another tokenizer ({stored.tokenizer}) than the recipe's "
             f"({keys_hash(keys)}): {', '.join(sorted(differ))} differ"
         )
-    try:
+    with views.node.located():
         source.check(sampler.wanted)
-    except ValueError as error:
-        raise views.node.error(str(error)) from error
 
 
 def check_stored_views(recipe: Recipe, name: str, views: ViewSampler, backbone: Backbone | None) -> None:
-    """Views of ids and sources of ids go together, and nothing of the recipe needs pixels.
+    """Refuse views of ids without a source of ids, the reverse, and parts of the recipe that need pixels.
 
-    Raises:
-        UsageError: naming what does not fit. Opens no data.
+    Opens no data.
     """
     stream = recipe.data.streams[name]
     for source in (stream.source, stream.test_source):
@@ -93,11 +87,7 @@ def check_stored_views(recipe: Recipe, name: str, views: ViewSampler, backbone: 
 
 
 def check_go_together(source: PartSpec, views: PartSpec, sampler: ViewSampler) -> None:
-    """Views of ids are taken of stores, and others are not.
-
-    Raises:
-        UsageError: if it is otherwise. Opens no data.
-    """
+    """Refuse views of ids of a source of pixels, and the reverse. Opens no data."""
     wants = isinstance(sampler, StoredViews)
     if (constructor_of(source, SOURCE) is TokenStore) == wants:
         return
@@ -112,10 +102,6 @@ def check_go_together(source: PartSpec, views: PartSpec, sampler: ViewSampler) -
 
 
 def check_reads_ids(backbone: Backbone, name: str, data: str, sampler: ViewSampler, at: Node) -> None:
-    """Stored ids go to a network that reads ids.
-
-    Raises:
-        UsageError: if this one reads pixels.
-    """
+    """Refuse stored ids for a network that reads pixels."""
     if isinstance(sampler, StoredViews) and backbone.input_kind == "pixels":
         raise at.error(f"'{name}' reads pixels, and {data} gives stored ids")

@@ -8,31 +8,43 @@ larger one.
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-from vidssl.config.schema import Quiet, check_fields
+from vidssl.config.schema import Count, Index, Quiet, check_fields
 from vidssl.errors import UsageError
+
+
+def _fraction(share: float) -> float:
+    if not 0 < share <= 1:
+        raise ValueError(f"must be above 0 and at most 1, got {share}")
+    return share
+
+
+def _some(amounts: tuple[float, ...]) -> tuple[float, ...]:
+    if not amounts or len(set(amounts)) < len(amounts):
+        raise ValueError(f"must name one or more amounts, none of them twice, got {amounts}")
+    return amounts
+
+
+Share = Annotated[float, _fraction]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
-    """How many labelled videos of each class.
+    """A number of labelled videos of each class.
 
     Attributes:
-        share: of each class's videos, above 0 and at most 1, rounded to whole videos.
+        share: fraction of each class's videos, above 0 and at most 1, rounded to whole videos.
         per_class: videos of each class.
     """
 
-    share: float | None = None
-    per_class: int | None = None
+    share: Share | None = None
+    per_class: Count | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
         if (self.share is None) == (self.per_class is None):
             raise ValueError("give 'share' or 'per_class', one of the two")
-        if self.share is not None and not 0 < self.share <= 1:
-            raise ValueError(f"a share must be above 0 and at most 1, got {self.share}")
-        if self.per_class is not None and self.per_class < 1:
-            raise ValueError(f"per_class must be at least 1, got {self.per_class}")
 
     def __str__(self) -> str:
         return f"{self.per_class} a class" if self.share is None else f"{100 * self.share:g} % of labels"
@@ -52,27 +64,21 @@ class FewLabels:
     """The amounts that a protocol learns from, each several times.
 
     Attributes:
-        shares: of the labelled videos, 0.01 for 1 %; 1.0 is all of them, learned from once.
+        shares: fractions of the labelled videos, 0.01 for 1 %; 1.0 is all of them, learned from once.
         per_class: videos of each class; ``shares`` or this.
         draws: times that each amount is drawn.
         seed: of the draws; that of the run plays no part.
     """
 
-    shares: Quiet[tuple[float, ...] | None] = None
-    per_class: Quiet[tuple[int, ...] | None] = None
-    draws: int = 3
-    seed: int = 0
+    shares: Quiet[Annotated[tuple[Share, ...], _some] | None] = None
+    per_class: Quiet[Annotated[tuple[Count, ...], _some] | None] = None
+    draws: Count = 3
+    seed: Index = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
         if (self.shares is None) == (self.per_class is None):
             raise ValueError("give 'shares' or 'per_class', one of the two")
-        given = self.shares or self.per_class or ()
-        if not given or len(set(given)) < len(given):
-            raise ValueError(f"must name one or more amounts, none of them twice, got {given}")
-        if self.draws < 1 or self.seed < 0:
-            raise ValueError(f"draws must be at least 1 and seed at least 0, got {self.draws}, {self.seed}")
-        assert self.amounts, "each is checked in being made"
 
     @property
     def amounts(self) -> tuple[Amount, ...]:
@@ -92,25 +98,24 @@ class Subset:
 
     Attributes:
         label: whose classes are drawn from.
-        share: of the videos of each class.
-        per_class: videos of each class; ``share`` or this.
+        share, per_class: the amount, as in ``Amount``.
         draw: number of the draw.
         seed: of the draws; that of the run plays no part.
     """
 
     label: str
-    share: Quiet[float | None] = None
-    per_class: Quiet[int | None] = None
+    share: Quiet[Share | None] = None
+    per_class: Quiet[Count | None] = None
     draw: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self)
-        assert self.amount, "it is checked in being made"
+        Amount(share=self.share, per_class=self.per_class)
 
     @property
     def amount(self) -> Amount:
-        """How many of each class."""
+        """Videos of each class."""
         return Amount(share=self.share, per_class=self.per_class)
 
 

@@ -10,10 +10,10 @@ import vidssl
 from vidssl.config.strict_yaml import Node, load
 from vidssl.errors import UsageError
 
-Kind = Literal["recipes", "evaluation", "tokenizers"]
+SpecKind = Literal["recipes", "evaluation", "tokenizers"]
 PUBLISHED = Path("evaluation/published.yaml")  # what papers report; no protocol, though it lies among them
-NAMES: Mapping[Kind, str] = {"recipes": "recipe", "evaluation": "protocol", "tokenizers": "tokenizer"}
-_USES: Mapping[Kind, str] = {
+NAMES: Mapping[SpecKind, str] = {"recipes": "recipe", "evaluation": "protocol", "tokenizers": "tokenizer"}
+_USES: Mapping[SpecKind, str] = {
     "recipes": "Train it: vidssl train {0}",
     "evaluation": "Score a run under it: vidssl eval RUN --protocol {0}",
     "tokenizers": "A recipe names it: tokenizer={0}",
@@ -27,7 +27,7 @@ def spec_roots() -> tuple[Path, Path]:
     return Path.cwd(), installed if installed.is_dir() else package.parent
 
 
-def spec_files(kind: Kind) -> dict[str, Path]:
+def spec_files(kind: SpecKind) -> dict[str, Path]:
     """Name (path below the folder, without ``.yaml``) -> file of every spec that ``find`` reaches by name."""
     files: dict[str, Path] = {}
     for root in reversed(spec_roots()):
@@ -37,7 +37,7 @@ def spec_files(kind: Kind) -> dict[str, Path]:
     return files
 
 
-def find(kind: Kind, name: str) -> Path:
+def find(kind: SpecKind, name: str) -> Path:
     """The file of a spec: a path that exists, or a name looked up in the working folder, then in the package.
 
     Raises:
@@ -52,7 +52,7 @@ def find(kind: Kind, name: str) -> Path:
     return files[short]
 
 
-def read(kind: Kind, name: str) -> tuple[Node, Path]:
+def read(kind: SpecKind, name: str) -> tuple[Node, Path]:
     """Tree and file of a spec.
 
     Raises:
@@ -66,7 +66,7 @@ def read(kind: Kind, name: str) -> tuple[Node, Path]:
     return tree, path
 
 
-def kind_of(tree: Node) -> Kind | None:
+def kind_of(tree: Node) -> SpecKind | None:
     """Which kind of spec a tree is, by its sections; None where they do not show it."""
     keys = tree.value if isinstance(tree.value, Mapping) else {}
     if "objective" in keys:
@@ -76,28 +76,28 @@ def kind_of(tree: Node) -> Kind | None:
     return "tokenizers" if "type" in keys else None
 
 
-def locate(word: str) -> tuple[Kind, Path]:
-    """Kind and file of a spec that a user names, by its content, or else by its folder; a bare name is a
+def locate(word: str) -> tuple[SpecKind, Path]:
+    """SpecKind and file of a spec that a user names, by its content, or else by its folder; a bare name is a
     recipe's.
 
     Raises:
         UsageError: if there is none.
     """
-    kinds: dict[str, Kind] = {kind: kind for kind in NAMES}
+    kinds: dict[str, SpecKind] = {kind: kind for kind in NAMES}
     folders = [part for part in Path(word).absolute().parts[:-1] if part in kinds]
     kind = kinds[folders[-1]] if folders else "recipes"
     path = find(kind, word)
     return (kind if folders else kind_of(load(path)) or kind), path
 
 
-def _short(kind: Kind, name: str) -> str:
+def _short(kind: SpecKind, name: str) -> str:
     """A name as ``spec_files`` has it: below the kind's folder, without ``.yaml``."""
     given = Path(name)
     short = given.with_suffix("") if given.suffix == ".yaml" else given
     return (short.relative_to(kind) if short.parts[:1] == (kind,) else short).as_posix()
 
 
-def _missing(kind: Kind, name: str, files: Mapping[str, Path]) -> str:
+def _missing(kind: SpecKind, name: str, files: Mapping[str, Path]) -> str:
     """Why a word names no spec of a kind, and what may have been meant."""
     given, wanted, short = Path(name), NAMES[kind], _short(kind, name)
     if name and given.is_dir():

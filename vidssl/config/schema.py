@@ -178,10 +178,8 @@ def construct(
         UsageError: for what ``bind`` refuses, and, with the mapping's place, what the constructor does.
     """
     values = bind(node, constructor, apart, below=below, readers=readers)
-    try:
+    with node.located():
         return constructor(*parts, **values)
-    except ValueError as error:
-        raise node.error(str(error)) from error
 
 
 def written(section: object, part: Callable[["PartSpec"], Mapping[str, object]]) -> dict[str, object]:

@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,12 +45,16 @@ class Node:
         place = f"{self.where}: {self.path}" if self.path else self.where
         return UsageError(f"{place}: {' '.join(problem.split())}")
 
-    def mapping(self) -> "Mapping[str, Node]":
-        """The entries of a mapping.
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Errors that are raised inside become errors about this value."""
+        try:
+            yield
+        except ValueError as error:
+            raise self.error(str(error)) from error
 
-        Raises:
-            UsageError: if this is no mapping.
-        """
+    def mapping(self) -> "Mapping[str, Node]":
+        """The entries of a mapping; a ``UsageError`` if this is none."""
         if not isinstance(self.value, Mapping):
             raise self.error(f"expected keys with values, got {self.shown()}")
         return self.value
