@@ -55,7 +55,7 @@ def test_videos_without_the_label_are_never_drawn():
 
 
 def test_a_class_that_would_have_none_or_too_few_is_named():
-    with pytest.raises(UsageError, match=r"1 % of labels: class 'run' has 30 .* take a larger share"):
+    with pytest.raises(UsageError, match=r"1 % of labels: class 'run' has 30 .* take a larger fraction"):
         keys_of(Amount(share=0.01))
     with pytest.raises(UsageError, match=r"11 a class: class 'fall' has only 10"):
         keys_of(Amount(per_class=11))

@@ -168,7 +168,7 @@ def test_overrides_reach_every_section(folder: Path) -> None:
         ),
         (
             "tokenizer={type: vqvae, weights: x, sha256: unknown, source: y, licence: MIT}",
-            "tokenizer.sha256: may only be 'unknown' where 'command' says how the file is made",
+            "tokenizer.sha256: may only be 'unknown' where 'command' gives how the file is made",
         ),
     ],
 )

@@ -18,8 +18,10 @@ from vidssl.build import build
 from vidssl.build.registry import resolved_text
 from vidssl.cli.main import main
 from vidssl.config.recipe import recipe_from_text
-from vidssl.engine.checkpoint import save_checkpoint
+from vidssl.engine.checkpoint import read_checkpoint, save_checkpoint
 from vidssl.engine.runfolder import create_run
+from vidssl.errors import UsageError
+from vidssl.evaluate.subject import trained_tokenizer
 from vidssl.interfaces import Tokenizer
 from vidssl.pictures.pages import Strip, sheet
 from vidssl.tokenizers import measure as measuring
@@ -228,6 +230,26 @@ def evaluate(*words: str) -> int:
 def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert main(["eval", *words, *SMALL]) == 2
     return re.sub(r"\s+", " ", capsys.readouterr().err)
+
+
+def test_a_recipe_takes_the_tokenizer_that_a_run_trained() -> None:
+    checkpoint = read_checkpoint(Path("runs/tubes/checkpoints/step-000007.safetensors"))
+    recipe = recipe_from_text(checkpoint.recipe, "run.yaml")
+    start, end = checkpoint.recipe.index("tokenizer:"), checkpoint.recipe.index("data:")
+    text = checkpoint.recipe[:start] + "tokenizer: runs/tubes\n" + checkpoint.recipe[end:]
+    found = recipe_from_text(text, "mine.yaml")
+    made = build.tokenizer(found.tokenizer, say=lambda line: None)
+    for name, tensor in trained_tokenizer(recipe, checkpoint).state_dict().items():
+        assert torch.equal(made.state_dict()[name], tensor)
+    again = recipe_from_text(resolved_text(found), "kept.yaml").tokenizer
+    assert again is not None
+    assert again.weights is not None
+    assert again.weights.path.name == "step-000007.safetensors"
+    assert resolved_text(recipe_from_text(resolved_text(found), "kept.yaml")) == resolved_text(found)
+    Path("runs/borrowed").mkdir()
+    Path("runs/borrowed/recipe.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"mine.yaml:\d+: tokenizer: runs/borrowed: this run trained no tok"):
+        recipe_from_text(text.replace("runs/tubes", "runs/borrowed"), "mine.yaml")
 
 
 def test_named_tokenizers_stand_in_one_table_and_one_file(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,7 @@
-"""From specs to objects. The one module that sees every kind of component at once."""
+"""From specs to objects. The one module that sees every kind of component at once.
+
+Whatever is wrong with a spec raises a ``UsageError`` with its place.
+"""
 
 import hashlib
 import math
@@ -238,11 +241,7 @@ def optim(recipe: Recipe) -> Optim:
 
 
 def schedule(recipe: Recipe) -> Schedule:
-    """The schedule.
-
-    Raises:
-        UsageError: if its keys are wrong, or it counts epochs of a stream that the recipe lacks.
-    """
+    """The schedule."""
     made = _construct(recipe.schedule, SCHEDULE)
     check_epochs(recipe, made)
     return made
@@ -298,11 +297,7 @@ def _assemble(
 
 
 def check(recipe: Recipe) -> None:
-    """Builds a recipe on the meta device and checks that its parts fit each other.
-
-    Raises:
-        UsageError: at the first thing that is wrong, with its place.
-    """
+    """Builds a recipe on the meta device and checks that its parts fit each other."""
     samplers = {name: views(stream.views) for name, stream in recipe.data.streams.items()}
     shapes = {name: sampler.shapes for name, sampler in samplers.items()}
     for stream in recipe.data.streams.values():
@@ -345,11 +340,7 @@ def _is_own(part: PartSpec | None) -> bool:
 
 
 def _try_parts(recipe: Recipe, shapes: Shapes) -> None:
-    """Runs a user's own tokenizer and backbone on two random clips, and on images where there are such.
-
-    Raises:
-        UsageError: if what they return is not what ``vidssl.interfaces`` says.
-    """
+    """Runs a user's own tokenizer and backbone on two random clips, and on images where there are such."""
     own_tokenizer = recipe.tokenizer is not None and _is_own(recipe.tokenizer.part)
     if not own_tokenizer and not _is_own(recipe.backbone):
         return
@@ -410,11 +401,7 @@ def _check_augment(recipe: Recipe, shapes: Shapes) -> None:
 
 
 def check_protocol(protocol: Protocol) -> None:
-    """Checks the parts of a protocol.
-
-    Raises:
-        UsageError: at the first thing that is wrong, with its place.
-    """
+    """Checks the parts of a protocol."""
     made = evaluator(protocol.evaluator)
     if _is_own(protocol.evaluator):
         with protocol.evaluator.node.located(), torch.random.fork_rng(devices=[]):
@@ -450,11 +437,7 @@ def check_tokenizer_protocol(protocol: TokenizerProtocol) -> None:
 
 
 def check_file(kind: SpecKind, path: Path) -> None:
-    """Checks a spec file.
-
-    Raises:
-        UsageError: at the first thing that is wrong, with its place.
-    """
+    """Checks a spec file."""
     if kind == "recipes":
         recipe = load_recipe(str(path))
         check_name(recipe.name)

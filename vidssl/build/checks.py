@@ -1,4 +1,4 @@
-"""What the parts of a recipe must have in common, checked before any data is touched."""
+"""Checks that the parts of a recipe fit each other, before data are opened; each raises ``UsageError``."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -285,11 +285,7 @@ def _in_words(size: GridSize) -> str:
 
 
 def check_finetune_protocol(protocol: FinetuneProtocol) -> None:
-    """Builds the parts of a protocol, with a stand-in for the backbone, and checks that its views fit.
-
-    Raises:
-        UsageError: at the first thing that is wrong, with its place.
-    """
+    """Builds the parts of a protocol, with a stand-in for the backbone, and checks that its views fit."""
     objective = _objective(protocol)
     for part, kind in ((protocol.optim, OPTIMIZER), (protocol.schedule, SCHEDULE)):
         _construct(part, kind)

@@ -1,4 +1,4 @@
-"""What backbones can do, network by network: measured on networks without memory, not stated by hand."""
+"""Abilities of backbones, network by network: measured on networks without memory, not stated by hand."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -52,7 +52,7 @@ def named(part: object) -> str:
 
 
 def shown(value: object) -> str:
-    """What a part returned, in a few words: ``torch.float32 [2, 8]``, or the name of its type."""
+    """A value that a part returned, in a few words: ``torch.float32 [2, 8]``, or the name of its type."""
     return f"{value.dtype} {[*value.shape]}" if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -66,12 +66,12 @@ def _tried(part: object, doing: str, call: Callable[[], Given]) -> Given:
     try:
         return attempted(named(part), doing, call)
     except UsageError as error:
-        said = str(error).removeprefix(f"{type(part).__name__}: ")
-        raise ValueError(f"{named(part)}: {said}") from error
+        problem = str(error).removeprefix(f"{type(part).__name__}: ")
+        raise ValueError(f"{named(part)}: {problem}") from error
 
 
 def attempted(who: str, doing: str, call: Callable[[], Given]) -> Given:
-    """What a call of a user's code gives.
+    """The result of a call of a user's code.
 
     Raises:
         ValueError: with its error, and the line of it, if it fails; a ``UsageError`` as it is.
@@ -84,8 +84,8 @@ def attempted(who: str, doing: str, call: Callable[[], Given]) -> Given:
         frames = traceback.extract_tb(error.__traceback__)
         last = [frame for frame in frames if "site-packages" not in frame.filename][-1]  # not torch's own
         where = f"{Path(last.filename).name}:{last.lineno}"
-        said = str(error).strip().split("\n")[0] or "no message"
-        raise ValueError(f"{who}: {doing} failed: {type(error).__name__}: {said} ({where})") from error
+        message = str(error).strip().split("\n")[0] or "no message"
+        raise ValueError(f"{who}: {doing} failed: {type(error).__name__}: {message} ({where})") from error
 
 
 def _strides(part: Backbone | Tokenizer) -> None:
@@ -235,7 +235,7 @@ def try_masker(masker: Masker, grid: GridSize, rows: int = 8) -> None:
 
 
 def check_declared(objective: Objective) -> None:
-    """What an objective declares before it is run: the views that it reads, and an encoder of its own."""
+    """Declarations of an objective before it is run: the views that it reads, and an encoder of its own."""
     views = getattr(objective, "needs_views", None)
     _expect(
         isinstance(views, Mapping) and bool(views) and all(type(count) is int for count in views.values()),

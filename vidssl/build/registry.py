@@ -81,11 +81,7 @@ KINDS: Mapping[str, Kind[object]] = {
 
 
 def constructor_of(part: PartSpec, kind: Kind[Component]) -> Callable[..., Component]:
-    """The class that a part's ``type`` names, in the table or as ``my_file.py:MyClass``.
-
-    Raises:
-        UsageError: if there is none, or it is not of that kind.
-    """
+    """The class that a part's ``type`` names, in the table or as ``my_file.py:MyClass``."""
     at = part.node.mapping()["type"]
     if ".py:" not in part.type:
         file = Path(part.type.partition(":")[0]).with_suffix(".py")

@@ -14,11 +14,7 @@ from vidssl.interfaces import Backbone, DataSource, ViewSampler
 
 
 def tokenizer_keys(spec: TokenizerSpec) -> dict[str, object]:
-    """All that a tokenizer's ids depend on: its type, all of its keys, and the sha256 of its weights.
-
-    Raises:
-        UsageError: if there is no weights file.
-    """
+    """All that a tokenizer's ids depend on: its type, all of its keys, and the sha256 of its weights."""
     assert spec.weights is not None, "refused without weights"
     keys: dict[str, object] = json.loads(json.dumps(resolved_part(spec.part, TOKENIZER)))
     return keys | {"weights_sha256": _weights_hash(spec.weights)}

@@ -129,9 +129,9 @@ def drawn(
     classes: Sequence[str],
     groups: Sequence[str] = (),
 ) -> list[int]:
-    """Places of the videos to learn from, rising; as many of each class as ``amount`` says.
+    """Places of the videos to learn from, rising; as many of each class as ``amount`` asks for.
 
-    A share takes whole groups, to the whole number of them that comes nearest; so many of each class take
+    A fraction takes whole groups, to the whole number of them that comes nearest; so many of each class take
     one video from each of as many groups, and second ones only where there are fewer groups.
 
     Args:
@@ -153,7 +153,7 @@ def drawn(
         if number == 0:
             raise UsageError(
                 f"{amount}: class '{classes[label]}' has {len(places)} labelled videos, so none would be "
-                "learned from: take a larger share, or per_class"
+                "learned from: take a larger fraction, or per_class"
             )
         if number > len(places):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Where recipes, evaluation protocols and tokenizers lie, and how a name finds its file."""
+"""Where recipes, evaluation protocols and tokenizers lie, and how a name finds its file"""
 
 import difflib
 from collections import Counter
@@ -38,11 +38,7 @@ def spec_files(kind: SpecKind) -> dict[str, Path]:
 
 
 def find(kind: SpecKind, name: str) -> Path:
-    """The file of a spec: a path that exists, or a name looked up in the working folder, then in the package.
-
-    Raises:
-        UsageError: if there is none, with the nearest name there is.
-    """
+    """The file of a spec: a path that exists, or a name in the working folder, or else in the package."""
     given = Path(name)
     if given.suffix in (".yaml", ".yml") and given.is_file():
         return given
@@ -53,11 +49,7 @@ def find(kind: SpecKind, name: str) -> Path:
 
 
 def read(kind: SpecKind, name: str) -> tuple[Node, Path]:
-    """Tree and file of a spec.
-
-    Raises:
-        UsageError: if there is none, or it is a spec of another kind.
-    """
+    """Tree and file of a spec."""
     path = find(kind, name)
     tree = load(path)
     other = kind_of(tree)
@@ -77,11 +69,8 @@ def kind_of(tree: Node) -> SpecKind | None:
 
 
 def locate(word: str) -> tuple[SpecKind, Path]:
-    """SpecKind and file of a spec that a user names, by its content, or else by its folder; a bare name is a
+    """Kind and file of a spec that a user names, by its content, or else by its folder; a bare name is a
     recipe's.
-
-    Raises:
-        UsageError: if there is none.
     """
     kinds: dict[str, SpecKind] = {kind: kind for kind in NAMES}
     folders = [part for part in Path(word).absolute().parts[:-1] if part in kinds]

@@ -1,4 +1,4 @@
-"""Evaluation protocols: how a model is measured."""
+"""Evaluation protocols: how a model is measured. Errors as those of recipes."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -68,7 +68,7 @@ class Protocol:
 
     Attributes:
         layers: "last" for the last layer's vector, "all" for the means of all stages side by side, "patches"
-            for the mean of the last patches though there is a class token, which BEVT, say, never trains.
+            for the mean of the last patches though there is a class token, which BEVT never trains.
         average: over the views of a video: "features" before the probe; or each view is a sample to the
             probe, and its "scores" as they are or the "probabilities" made of them are averaged.
         frames: orders of a test clip's frames that the probe is scored on; it learns on "normal" ones.
@@ -189,9 +189,6 @@ def load_protocol(
     Args:
         recipe: its ``data.probe`` stands in for the ``data`` of a protocol that has none, so that
             overrides can change a part of it.
-
-    Raises:
-        UsageError: for anything wrong with the file that shows without knowing the components.
     """
     node = protocol_tree(name, overrides, recipe)
     if "objective" in node.mapping():
@@ -223,11 +220,7 @@ def _without_views_of(data: Node, tree: Node) -> Node:
 
 
 def _with_views(node: Node) -> Node:
-    """The tree with a protocol's own ``views`` put into its ``data``, where it has both.
-
-    Raises:
-        UsageError: if the views are given twice.
-    """
+    """The tree with a protocol's own ``views`` put into its ``data``, where it has both."""
     sections = node.mapping()
     views, data = sections.get("views"), sections.get("data")
     if views is None or views.value is None or data is None or data.value is None:
@@ -239,27 +232,15 @@ def _with_views(node: Node) -> Node:
 
 
 def finetunes(name: str) -> bool:
-    """Whether the protocol of a file or name finetunes.
-
-    Raises:
-        UsageError: if there is no such protocol.
-    """
+    """Whether the protocol of a file or name finetunes."""
     return "objective" in read("evaluation", name)[0].mapping()
 
 
 def measures_tokenizers(name: str) -> bool:
-    """Whether the protocol of a file or name measures tokenizers.
-
-    Raises:
-        UsageError: if there is no such protocol.
-    """
+    """Whether the protocol of a file or name measures tokenizers."""
     return "measure" in read("evaluation", name)[0].mapping()
 
 
 def load_tokenizer_protocol(name: str, overrides: Sequence[str] = ()) -> TokenizerProtocol:
-    """The protocol of a file or name, with dotted overrides applied.
-
-    Raises:
-        UsageError: for anything wrong with the file that shows without knowing the components.
-    """
+    """The protocol of a file or name, with dotted overrides applied."""
     return construct(overridden(read("evaluation", name)[0], overrides), TokenizerProtocol)

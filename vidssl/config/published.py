@@ -22,7 +22,7 @@ class Quoted:
         table: its number in the paper.
         row: of the table, from 1.
         method: as the table names it.
-        settings: all else that table, row and column say, by name.
+        settings: all else in table, row and column, by name.
         data_set, metric: names of the file's own lists.
         value: in the metric's unit, percent for accuracies.
     """
@@ -39,7 +39,7 @@ class Quoted:
 
 @dataclass(frozen=True)
 class QuotedRow:
-    """A row: what it says of itself, None where the paper says nothing, and its numbers."""
+    """A row: its cells, None where the paper leaves one out, and its numbers."""
 
     number: int
     cells: tuple[Cell, ...]
@@ -68,14 +68,14 @@ class QuotedTable:
     rows: tuple[QuotedRow, ...]
 
     def numbers(self) -> Iterator[Quoted]:
-        """Every number with all that is said of it."""
+        """Every number with its settings."""
         for row in self.rows:
-            told = {
+            given = {
                 name: cell for name, cell in zip(self.columns, row.cells, strict=True) if cell is not None
             }
             for head, value in zip(self.heads, row.values, strict=True):
                 if value is not None:
-                    fields = {**self.shared, **told, **head}
+                    fields = {**self.shared, **given, **head}
                     method, data_set, metric = (fields.pop(name) for name in NEEDED)
                     yield Quoted(self.paper, self.number, row.number, method, fields, data_set, metric, value)
 
@@ -83,8 +83,8 @@ class QuotedTable:
         """The same table with the numbers on these data sets alone; it may have no row left."""
 
         def data_set(row: QuotedRow, head: Mapping[str, str]) -> Cell:
-            told = dict(zip(self.columns, row.cells, strict=True))
-            return {**self.shared, **told, **head}["data_set"]
+            given = dict(zip(self.columns, row.cells, strict=True))
+            return {**self.shared, **given, **head}["data_set"]
 
         kept = [
             tuple(
@@ -121,9 +121,6 @@ class Published:
         """The tables of some papers, with the numbers on some data sets; all where none is named.
 
         Names may be written in any case, with or without hyphens.
-
-        Raises:
-            UsageError: for a name that is not there, with the nearest one.
         """
         wanted = [_known(name, self.papers, "paper") for name in papers]
         on = [_known(name, self.data_sets, "data set") for name in data_sets]
@@ -155,9 +152,6 @@ def load_published(path: Path | None = None) -> Published:
 
     Args:
         path: None for ``published_path()``.
-
-    Raises:
-        UsageError: for anything wrong with it, with its line.
     """
     root = load(path or published_path())
     sections = root.entries(("data_sets", "metrics", "settings", "papers"))
@@ -193,13 +187,13 @@ def _table(paper: str, number: str, node: Node, meanings: Mapping[str, Mapping[s
 
 
 def _check_whole(node: Node, names: Sequence[str]) -> None:
-    """Refuses numbers that lack one of what each must have, or are told something twice."""
+    """Refuses numbers that lack one of what each must have, or have something twice."""
     for name in names:
         if names.count(name) > 1:
-            raise node.error(f"'{name}' is said twice of these numbers: in 'all', 'columns' or here")
+            raise node.error(f"'{name}' is given twice for these numbers: in 'all', 'columns' or here")
     missing = [name for name in NEEDED if name not in names]
     if missing:
-        raise node.error(f"neither 'all' nor 'columns' nor this says the {missing[0]} of these numbers")
+        raise node.error(f"neither 'all' nor 'columns' nor this gives the {missing[0]} of these numbers")
 
 
 def _fields(node: Node, meanings: Mapping[str, Mapping[str, str]]) -> dict[str, str]:

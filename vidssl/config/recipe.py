@@ -1,5 +1,9 @@
-"""Recipes and tokenizer files as frozen dataclasses."""
+"""Recipes and tokenizer files as frozen dataclasses.
 
+Anything wrong with a file that shows without knowing the components raises a ``UsageError`` with its line.
+"""
+
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -27,7 +31,7 @@ from vidssl.config.schema import (
     convert,
     named_once,
 )
-from vidssl.config.strict_yaml import Node, override, parse
+from vidssl.config.strict_yaml import Node, load, override, parse
 from vidssl.errors import UsageError
 
 
@@ -57,14 +61,14 @@ class RunSpec:
         parallel: how several processes (``torchrun``) train together. "ddp" keeps the whole network in each,
             "fsdp" a shard of it, for networks that are too large for that. Means nothing to one process.
         timeout_minutes: how long processes wait for each other before one is taken for lost.
-        keep_checkpoints: how many checkpoints one can go on from; older ones keep their weights alone.
+        keep_checkpoints: how many checkpoints a run can resume from; older ones keep their weights alone.
         keep_every_steps: of the older ones the weights of multiples of this are kept; null keeps them all.
-        max_skipped_steps: of steps in a row whose loss or gradient is no number; none of them is taken, and
+        max_skipped_steps: of steps in a row whose loss or gradient is not finite; none of them is taken, and
             with the last of so many the run stops and leaves a capture.
         trackers: where metrics go besides ``metrics.jsonl``; their packages are the extras of these names.
         on_changed_data: whether a run resumes on a list of videos that is not the one that it began with.
         on_collapse: whether a sign of collapse, a metric that has left its band, stops the run.
-        resume: "auto" goes on with the newest run of this name and recipe where there is one, so that a
+        resume: "auto" resumes the newest run of this name and recipe where there is one, so that a
             scheduler can repeat one command.
     """
 
@@ -233,21 +237,13 @@ class Recipe:
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a file or name, with dotted overrides (``optim.lr=1e-3``) applied.
-
-    Raises:
-        UsageError: for anything wrong with the file that shows without knowing the components.
-    """
+    """The recipe of a file or name, with dotted overrides (``optim.lr=1e-3``) applied."""
     tree, path = read("recipes", name)
     return read_recipe(overridden(tree, overrides), path.parent)
 
 
 def recipe_from_text(text: str, name: str) -> Recipe:
-    """The recipe in a text of one's own; ``name`` is for messages.
-
-    Raises:
-        UsageError: as ``load_recipe``.
-    """
+    """The recipe in a text of one's own; ``name`` is for messages."""
     return read_recipe(parse(text, lambda line: f"{name}:{line}"), Path.cwd())
 
 
@@ -276,9 +272,6 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
 
     Args:
         folder: that paths of tokenizer weights are relative to.
-
-    Raises:
-        UsageError: at the first thing that is wrong.
     """
     recipe = construct(
         node, Recipe, below=_BELOW, readers={"tokenizer": lambda entry: _recipe_tokenizer(entry, folder)}
@@ -293,11 +286,32 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
 def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:
     if not isinstance(node.value, str):
         return _tokenizer(node, folder)
+    if (Path(node.value) / "recipe.yaml").is_file():
+        return _of_run(Path(node.value), node)
     try:
         path = read("tokenizers", node.value)[1]
     except UsageError as error:
         raise node.error(str(error)) from None
     return replace(load_tokenizer_spec(str(path)), name=node.value, node=node)
+
+
+def _of_run(run: Path, node: Node) -> TokenizerSpec:
+    """The tokenizer that a run trained, with the weights of its newest checkpoint."""
+    spec = read_recipe(load(run / "recipe.yaml"), run).tokenizer
+    if spec is None or spec.weights is not None:
+        raise node.error(f"{run}: this run trained no tokenizer")
+    checkpoints = (run / "checkpoints").glob("step-*.safetensors")
+    newest = max(checkpoints, key=lambda path: (len(path.name), path.name), default=None)
+    if newest is None:
+        raise node.error(f"{run}: there is no checkpoint of this run yet")
+    weights = WeightsSpec(
+        weights=str(newest.resolve()),
+        sha256=hashlib.sha256(newest.read_bytes()).hexdigest(),
+        source=f"the run {run}",
+        licence="as its videos",
+        node=replace(node, value={"weights": node}),
+    )
+    return TokenizerSpec(replace(spec.part, beside=weights), weights, None, node)
 
 
 def _tokenizer(node: Node, folder: Path) -> TokenizerSpec:
@@ -311,6 +325,6 @@ def _tokenizer(node: Node, folder: Path) -> TokenizerSpec:
     if not isinstance(weights, WeightsSpec):
         return TokenizerSpec(part, None, None, node)
     if weights.sha256 == UNKNOWN_SHA256 and weights.command is None:
-        raise entries["sha256"].error("may only be 'unknown' where 'command' says how the file is made")
+        raise entries["sha256"].error("may only be 'unknown' where 'command' gives how the file is made")
     weights = replace(weights, weights=str((folder / weights.weights).resolve()))
     return TokenizerSpec(replace(part, beside=weights), weights, None, node)

@@ -172,11 +172,7 @@ def construct(
     below: Collection[str] = (),
     readers: Mapping[str, Callable[[Node], object]] | None = None,
 ) -> Made:
-    """Calls a constructor with its positional parts and the keys of a mapping.
-
-    Raises:
-        UsageError: for what ``bind`` refuses, and, with the mapping's place, what the constructor does.
-    """
+    """Calls a constructor with its positional parts and the keys of a mapping."""
     values = bind(node, constructor, apart, below=below, readers=readers)
     with node.located():
         return constructor(*parts, **values)

@@ -1,6 +1,6 @@
 """Strict YAML: every value with its file and line, and the nearest valid name for every misspelt one.
 
-Knows nothing of video.
+Knows nothing of video. Whatever cannot be read raises a ``UsageError`` that names the place.
 """
 
 import difflib
@@ -123,20 +123,12 @@ def nearest(name: str, choices: Iterable[str], label: str) -> str:
 
 
 def load(path: Path) -> Node:
-    """The tree of a YAML file, every value with its file and line.
-
-    Raises:
-        UsageError: for a file that is missing, unreadable, not valid YAML, or uses what is refused here.
-    """
+    """The tree of a YAML file, every value with its file and line."""
     return parse(read_file(path), lambda line: f"{displayed(path)}:{line}")
 
 
 def read_file(path: Path) -> str:
-    """The text of a file in UTF-8.
-
-    Raises:
-        UsageError: if it is missing, cannot be read or is no text.
-    """
+    """The text of a file in UTF-8."""
     name = displayed(path)
     try:
         return path.read_bytes().decode("utf-8")
@@ -161,9 +153,6 @@ def parse(text: str, where: Callable[[int], str], path: str = "") -> Node:
         text: one YAML document.
         where: from a line number to the place that messages name.
         path: dotted key at which the text stands.
-
-    Raises:
-        UsageError: if the text is not valid, or uses what is refused.
     """
     try:
         _refuse_indirection(text, where)

@@ -28,7 +28,7 @@ class Group(TypedDict):
     """Parameters that are updated alike.
 
     ``names`` are those of ``params`` in the module, ``lr_scale`` multiplies the learning rate, ``decays``
-    says whether weight decay applies.
+    is whether weight decay applies.
     """
 
     params: list[nn.Parameter]
@@ -42,8 +42,8 @@ def decayed_names(module: nn.Module, rule: Decay = "layers") -> set[str]:
 
     Gains and biases of norms and relative position biases decay under ``all`` alone. Of the rest:
 
-    - ``layers``: the weights of linear and convolution layers alone, which is what BEVT, SVT and VIMPAC
-      say they do;
+    - ``layers``: the weights of linear and convolution layers alone, as BEVT, SVT and VIMPAC
+      describe;
     - ``tables``: all but biases, so also position tables, embeddings, class and mask tokens, as the released
       SVT and VIMPAC do (VIMPAC's decays the gains of its heads' norms too, for their names; not followed);
     - ``biases``: biases as well, as BEVT's released pre-training does;

@@ -41,8 +41,8 @@ def epoch_cosine_factor(
 
     BEVT's released finetuning and SVT's linear probe move so.
     """
-    share = min(epochs_before(step, steps_per_epoch) / epochs, 1.0)
-    cosine = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * share))
+    done = min(epochs_before(step, steps_per_epoch) / epochs, 1.0)
+    cosine = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
     return cosine * warmup_line(step, warmup_steps, warmup_start)
 
 
@@ -144,8 +144,8 @@ class Length:
         if min(warmups, default=0) < 0:
             raise ValueError("the warm-up cannot be negative")
         if self.steps is not None:
-            share = int((self.warmup_share or 0) * self.steps)
-            self._refuse_warmup_of((self.warmup_steps or 0) + share, self.steps)
+            steps = (self.warmup_steps or 0) + int((self.warmup_share or 0) * self.steps)
+            self._refuse_warmup_of(steps, self.steps)
 
     @classmethod
     def of(cls, schedule: "Schedule") -> "Length":
