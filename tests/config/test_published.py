@@ -243,7 +243,7 @@ def written(folder: Path, text: str) -> Path:
         ("[A, ViT, 70.1]", "[A, ViT, true]", "expected a number"),
         ("[A, ViT, 70.1]", "[A, ViT, null]", "a row without a number"),
         ("[A, ViT, 70.1]", "[null, ViT, 70.1]", "expected a word or a number, got nothing"),
-        ("all: {data_set: K400}", "all: {data_set: K400, backbone: ViT}", "'backbone' is said twice"),
+        ("all: {data_set: K400}", "all: {data_set: K400, backbone: ViT}", "'backbone' is given twice"),
         ("        all: {data_set: K400}\n", "", "neither 'all' nor 'columns' nor this gives the data_set"),
         ("tables:", "tabels:", "unknown key. Did you mean 'tables'?"),
         ("rows:", "row:", "unknown key. Did you mean 'rows'?"),
