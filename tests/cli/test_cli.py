@@ -4,6 +4,7 @@ import errno
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -16,6 +17,7 @@ from toy_parts import RECIPE, set_up
 from vidssl.build.registry import KINDS
 from vidssl.cli import main as cli
 from vidssl.cli.check import LISTED
+from vidssl.config.files import spec_roots
 
 
 @pytest.fixture(autouse=True)
@@ -278,7 +280,18 @@ def test_check_knows_a_protocol_by_its_content(capsys: pytest.CaptureFixture[str
     assert "'a/b' leads out of its folder; it is a name of a file" in capsys.readouterr().err
 
 
-def test_check_without_a_name_takes_every_file_it_finds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_without_a_name_takes_every_file_it_finds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the working folder and the package, here with two files: test_structure.py builds all of them."""
+    package = Path("package/evaluation")
+    package.mkdir(parents=True)
+    for name in ("linear.yaml", "published.yaml"):
+        shutil.copy(spec_roots()[1] / "evaluation" / name, package)
+    for module in ("files", "published"):
+        monkeypatch.setattr(
+            f"vidssl.config.{module}.spec_roots", lambda: (Path.cwd(), package.parent.resolve())
+        )
     (Path("recipes") / "deep").mkdir(parents=True)
     (Path("recipes") / "deep" / "mine.yaml").write_text(RECIPE)
     Path("tokenizers/untrained.yaml").write_text("type: toy\n")
@@ -288,6 +301,7 @@ def test_check_without_a_name_takes_every_file_it_finds(capsys: pytest.CaptureFi
     assert "tokenizers/trained.yaml: ok\n" in said.out
     assert "evaluation/linear.yaml: ok\n" in said.out
     assert "evaluation/published.yaml: ok\n" in said.out
+    assert said.out.count(": ok\n") == 4
     assert said.err.startswith("vidssl: tokenizers/untrained.yaml:1: missing 'weights'")
 
 

@@ -90,6 +90,7 @@ def steps_of(stream: Stream, epoch: int) -> range:
     return range(epoch * len(stream) // stream.batch_size, -(-(epoch + 1) * len(stream) // stream.batch_size))
 
 
+@pytest.mark.slow
 def test_64_nodes_of_8_gpus_of_8_workers_read_every_sample_of_100_000_shards_once() -> None:
     stream = stream_of(uneven(SHARDS, mean=2))
     assert len(stream) % BATCH  # so that the second epoch begins and ends within a batch

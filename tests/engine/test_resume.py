@@ -79,6 +79,7 @@ def test_a_run_that_goes_on_ends_as_the_whole_run_does(name: str) -> None:
     assert_same_end(whole, again)
 
 
+@pytest.mark.slow
 def test_a_run_may_be_stopped_again_and_again() -> None:
     whole = train(load_recipe("svt.yaml"))
     parts = train(load_recipe("svt.yaml"), stop_after=1)
