@@ -103,7 +103,7 @@ def test_ratios_and_lengths_that_hide_all_or_nothing_are_refused() -> None:
         with pytest.raises(ValueError, match="must hide some and leave some"):
             Tube(ratio=ratio, min_block=1)(1, (2, 4, 4), generator())
     for length in ((0.0, 0.5), (0.8, 0.4), (0.5, 1.5)):
-        with pytest.raises(ValueError, match="range of shares"):
+        with pytest.raises(ValueError, match="range of fractions"):
             Tube(length=length)
 
 

@@ -1,4 +1,4 @@
-"""What backbones of pixels begin with: normalised clips, patches, and hidden ones among them."""
+"""First steps of backbones that read pixels: normalised clips, patches, and mask tokens among them."""
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Normalise(nn.Module):
-    """Clips [B, 3, T, H, W] in [0, 1] with the training set's mean taken off and divided by its deviation."""
+    """Clips [B, 3, T, H, W] in [0, 1] with the training set's mean subtracted, divided by its std."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: tuple[float, float, float], std: tuple[float, float, float]) -> None:
         super().__init__()
-        # not in the state: foreign checkpoints do not have them, and the recipe says what they are
+        # not in the state: external checkpoints do not have them, and the recipe holds them
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1, 1), persistent=False)
 
@@ -66,7 +66,7 @@ def hide(embedded: Tensor, mask: Tensor | None, mask_token: Tensor) -> Tensor:
 
 
 def first_token_attention(attention: Attention, x: Tensor) -> Tensor:
-    """What the first of N tokens [B, N, D] attends to: its weights over all others, [B, heads, N - 1].
+    """Attention of the first of N tokens [B, N, D]: its weights over all others, [B, heads, N - 1].
 
     The weight that it gives itself is left out, so they sum to less than 1.
     """

@@ -154,7 +154,7 @@ class Layer(nn.Module):
                 tokens = norm(tokens + self.dropout(attention(tokens, grid, seen)))
                 continue
             normed = norm(tokens)
-            # the released pre-norm goes on from the normalised input, a textbook's from the input itself
+            # the released pre-norm continues from the normalised input, a textbook's from the input itself
             kept = normed if self.norm == "pre_published" else tokens
             tokens = kept + self.dropout(attention(normed, grid, seen))
         if self.norm == "post":
@@ -319,7 +319,7 @@ class Factorized(Backbone, Blockwise):
         norm: "post", "pre" as textbooks have it, or "pre_published": Table 13's pre-norm as released, where
             the residual of an attention block adds to the normalised input.
         dropout: after the embedding, on attention weights, and after each branch.
-        init_std: deviation of the linear layers' first weights.
+        init_std: standard deviation of the linear layers' initial weights.
 
     Raises:
         ValueError: if sizes, layout or heads do not fit each other.

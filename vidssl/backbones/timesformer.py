@@ -103,7 +103,7 @@ class TimeSformer(Backbone, Blockwise, ClassAttention):
         temporal_init: what ``init`` from an image model or any other without temporal attention does to
             it: "copy" that of space, as SVT's code does, or leave it "random", as SVT's text says (Sec. 4.1).
         drop_path: rate of the last block; it rises linearly from 0.
-        init_std: deviation of the linear layers' first weights, see ``ViT``.
+        init_std: standard deviation of the linear layers' initial weights, see ``ViT``.
         mean: of the training pixels, taken off each channel.
         std: of the training pixels, by which each channel is divided.
     """

@@ -219,8 +219,8 @@ class VideoSwin(Backbone, Blockwise, ResizesWindows):
         window: cells of an attention window. BEVT: (8, 7, 7), for Something-Something (16, 7, 7).
         mlp_ratio: hidden width of a block's MLP over its own.
         drop_path: rate of the last block; it rises linearly from 0. BEVT: 0.3 in pre-training.
-        init_std: deviation of the linear layers' first weights. 0.02 is published, for widths of 96 and more;
-            a network of width 32 learns nothing for long with it, and at once with 0.1 (measured).
+        init_std: standard deviation of the linear layers' initial weights. 0.02 is published, for widths of
+            96 and more; a network of width 32 learns nothing for long with it, at once with 0.1 (measured).
         mean: of the training pixels, taken off each channel.
         std: of the training pixels, by which each channel is divided.
     """

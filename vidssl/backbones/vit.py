@@ -37,8 +37,8 @@ class ViT(Backbone, Blockwise, ClassAttention):
         drop_path: rate of the last block; it rises linearly from 0.
         class_token: whether a learned token joins the patches; ``Features.pooled`` is then its output.
             An objective that trains only patches, as BEVT does, leaves it untrained: off by default.
-        init_std: deviation of the linear layers' first weights. 0.02 is published, for widths of 96 and more;
-            a network of width 32 learns nothing for long with it, and at once with 0.1 (measured).
+        init_std: standard deviation of the linear layers' initial weights. 0.02 is published, for widths of
+            96 and more; a network of width 32 learns nothing for long with it, at once with 0.1 (measured).
         mean: of the training pixels, taken off each channel.
         std: of the training pixels, by which each channel is divided.
     """

@@ -23,11 +23,11 @@ class AttentiveNetwork(nn.Module):
     Args:
         num_queries: learned queries; what they find goes side by side into the linear layer.
         depth: blocks, the last of which is the cross-attention.
-        published: draw weights as both releases do, a normal of deviation 0.02 (which they cut at -2 and 2,
-            a hundred deviations out), and divide those that end branch l by the root of 2 l: projections
+        published: draw weights as both releases do, a normal of standard deviation 0.02 (cut at -2 and 2, a
+            hundred times that), and divide those that end branch l by the root of 2 l: projections
             and MLPs of block l, counted from 1, and the MLP of the cross-attention, which counts as the
-            block before it. Otherwise the deviation follows the width that a matrix reads, cut at two
-            deviations, so that narrow networks start on V-JEPA's scale.
+            block before it. Otherwise the standard deviation follows the width that a matrix reads, with a
+            cut at twice that, so that narrow networks start on V-JEPA's scale.
         generator: draws the weights, on the CPU.
     """
 
@@ -188,8 +188,8 @@ class Attentive(PatchEvaluator):
             num_heads: of every attention; the width of the tokens must be a multiple.
             mlp_ratio: width of the MLPs' hidden layer, in widths of a token.
             batch_size: samples a step; an epoch's last batch may be smaller.
-            held_out: share of the training videos that chooses where several pairs are given. Of fewer than
-                100 samples each such share is held out in turn.
+            held_out: fraction of the training videos that chooses where several pairs are given. Of fewer
+                than 100 samples each such part is held out in turn.
             variant: initial weights and steps as in the release of V-JEPA or V-JEPA 2, or "scaled", whose
                 initial weights follow the tokens' width. The releases' rate falls to 0 at the last step, not
                 after it. "vjepa" clips gradients at a norm of 1, and its decay falls along a cosine to 1e-6.
@@ -322,7 +322,7 @@ class Attentive(PatchEvaluator):
 def parameter_groups(
     network: nn.Module, lr: float, weight_decay: float, *, everything: bool = False
 ) -> list[dict[str, object]]:
-    """What decays, matrices and queries or ``everything``, and what does not, biases and norms."""
+    """Groups of parameters that decay (matrices and queries, or ``everything``) and that do not (the rest)."""
     decayed = [parameter for parameter in network.parameters() if everything or parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if not everything and parameter.ndim <= 1]
     return [

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vidssl.evaluators.scores import Score
 
-NUM_TOLD = 3  # best and worst classes in the line of a label
+NUM_NAMED = 3  # best and worst classes in the line of a label
 
 
 def confusion(truth: Sequence[int], predicted: Sequence[int], num_classes: int) -> Tensor:
@@ -33,13 +33,13 @@ def best_and_worst(score: Score, truth: Sequence[int], names: Sequence[str]) -> 
     there = (videos > 0).nonzero()[:, 0].tolist()
     share = (matrix.diagonal() / videos.clamp(min=1)).tolist()
     ranked = sorted(there, key=lambda number: -share[number])
-    some = min(NUM_TOLD, len(ranked) // 2)
+    some = min(NUM_NAMED, len(ranked) // 2)
     worst = [number for number in reversed(ranked[-some:]) if share[number] < 1]
     if not worst:
         return f"{score.label}: all of {len(ranked)} classes 100 %"
-    told = [_of(names[number], share[number]) for number in ranked[:some]]
+    best = [_of(names[number], share[number]) for number in ranked[:some]]
     worse = [_of(names[n], share[n]) + _instead(score, matrix, n, names) for n in worst]
-    return f"{score.label}: best {', '.join(told)}; worst {', '.join(worse)}"
+    return f"{score.label}: best {', '.join(best)}; worst {', '.join(worse)}"
 
 
 def _of(name: str, share: float) -> str:

@@ -32,7 +32,7 @@ ALONE = World()
 
 @dataclass(frozen=True)
 class Encoded:
-    """What an encoder makes of the videos of a source, or of a batch of them.
+    """Features of the videos of a source, or of a batch of them.
 
     Attributes:
         vectors: order of frames, "normal" among them -> float32 [N, V, D]; empty where none could be read.
@@ -87,7 +87,7 @@ def extract(
         layers: the last layer's vector (``Features.pooled``), or the means of all stages side by side.
         frames: orders of a clip's frames, "normal" among them; the others become ``FeatureTable.reordered``.
         patches: keep patch tokens too, for an attentive probe, in memory and in this precision.
-        world: processes that all call this and share the work; all get the features, the first one patch
+        world: processes that all call this and share the work; all get the features, rank 0 the patch
             tokens.
 
     Raises:
@@ -135,7 +135,7 @@ def encode(
 
     Args:
         world: processes that all call this and share the work. All get the features, and bit for bit those
-            that one would have found; ``keep_patches`` is called in the first.
+            that one would have found; ``keep_patches`` is called on rank 0.
     """
     backbone = backbone.to(device).eval()
     tokenizer = tokenizer.to(device).eval() if tokenizer is not None else None

@@ -27,8 +27,8 @@ class Linear(Evaluator):
         Args:
             penalties: L2 weights to try, lambda in ``sum of cross entropies + lambda/2 |W|^2``
                 (scikit-learn's 1/C).
-            held_out: share of the training set that chooses among them; the winner is fitted again on all.
-                Of fewer than 500 samples each such share is held out in turn.
+            held_out: fraction of the training set that chooses among them; the winner is fitted again on all.
+                Of fewer than 500 samples each such part is held out in turn.
             max_iterations: L-BFGS iterations a fit.
 
         Raises:

@@ -35,9 +35,9 @@ class LinearSGD(Evaluator):
             lr: for 256 samples a batch; ``lr * batch_size / 256`` is used, as in SVT's published code.
             weight_decay: of weights and biases.
             batch_size: samples a step; an epoch's last batch may be smaller.
-            held_out: share of the training videos that chooses where several ``lr`` or ``weight_decay``
+            held_out: fraction of the training videos that chooses where several ``lr`` or ``weight_decay``
                 are given. All pairs of them are trained side by side; the best is trained again on all.
-                Of fewer than 500 samples each such share is held out in turn.
+                Of fewer than 500 samples each such part is held out in turn.
 
         Raises:
             ValueError: if a number is out of its range.

@@ -53,7 +53,7 @@ class PatchWriter:
 
     Args:
         vectors: the file of vectors that they belong to.
-        num_videos: at most; for the size that is told before anything is written.
+        num_videos: at most; for the size that is logged before anything is written.
         say: gets that size.
     """
 

@@ -146,14 +146,14 @@ class Score:
         setting: of an evaluator that has several, "k=20" for one, and how many labels were learned from where
             not all were; empty for one that has a single one.
         frames: order of the test clips' frames; the probe learned on normal ones.
-        top1: share of test videos whose best class is the right one; for retrieval, that were found.
+        top1: fraction of test videos whose best class is the right one; for retrieval, that were found.
         low, high: 95 % interval of ``top1``; by groups, where videos have them.
-        top5: share of test videos whose right class is among the best five; None for five classes or fewer.
-        class_mean: mean over classes of the share of a class's test videos that are right; equal to ``top1``
-            where all classes have as many videos.
+        top5: fraction of test videos whose class is among the best five; None for five classes or fewer.
+        class_mean: mean over classes of the fraction of a class's test videos that are right; ``top1`` where
+            all classes have as many videos.
         top5_interval, class_interval: 95 % intervals of these two; None where unknown.
-        chance: share of test videos right when guessing evenly or when always naming the commonest class of
-            train, whichever is larger; None for retrieval.
+        chance: fraction of test videos right when guessing evenly or when always naming train's commonest
+            class, whichever is larger; None for retrieval.
         class_chance: the same of the mean over classes.
         unbalanced: whether the commonest class of the test videos has over 1.5 times as many as the mean one,
             and more than drawing at random makes, so that the mean over classes leads.
@@ -194,7 +194,7 @@ class Score:
 
     @property
     def names_classes(self) -> bool:
-        """Whether each video was given one class; retrieval tells only whether the right one was found."""
+        """Whether each video was given one class; retrieval finds only whether the right one was found."""
         return self.chance is not None
 
 
@@ -210,7 +210,7 @@ def score(
     groups: Tensor | None = None,
     chosen: str = "",
 ) -> Score:
-    """What scores of classes are worth.
+    """Accuracies of scores of classes.
 
     Args:
         scores: [M, K] of the test videos, views averaged.

@@ -35,7 +35,7 @@ def average_views(scores: Tensor, average: Average, kind: ScoreKind) -> Tensor:
     Args:
         scores: [N, V, K].
         average: "scores" averages them as they are (SVT's published test sums them, which ranks classes
-            the same way); "probabilities" the softmax of logits, as BEVT and VIMPAC test, or shares of votes.
+            the same way); "probabilities" the softmax of logits, as BEVT and VIMPAC test, or vote fractions.
         kind: what the scores are.
 
     Returns:

@@ -277,10 +277,10 @@ def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
         The half is None where all runs tie: seeds that agree by chance do not make an interval of no width.
     """
     runs = np.asarray(values, dtype=np.float64)
-    deviation = float(runs.std(ddof=1))
-    if deviation < 1e-12:
+    std = float(runs.std(ddof=1))
+    if std < 1e-12:
         return float(runs.mean()), None
-    half = special.stdtrit(len(runs) - 1, 1 - LEVEL / 2) * deviation / np.sqrt(len(runs))
+    half = special.stdtrit(len(runs) - 1, 1 - LEVEL / 2) * std / np.sqrt(len(runs))
     return float(runs.mean()), float(half)
 
 

@@ -65,7 +65,7 @@ class Block(nn.Module):
 
 
 def check_heads(dim: int, num_heads: int) -> None:
-    """Raises ValueError if ``dim`` channels cannot be shared out among the heads."""
+    """Raises ValueError if ``dim`` channels cannot be divided among the heads."""
     if num_heads < 1 or dim % num_heads:
         raise ValueError(f"{dim} channels cannot be divided among {num_heads} heads")
 
@@ -78,7 +78,7 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
 
 
 def init_linear(network: nn.Module, std: float) -> None:
-    """Linear layers as transformers start: weights truncated normal of deviation ``std``, biases zero.
+    """Initialises linear layers: weights from a truncated normal of standard deviation ``std``, biases zero.
 
     Raises:
         ValueError: if ``std`` is not above 0.

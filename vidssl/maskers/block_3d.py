@@ -58,7 +58,7 @@ def cells_of(boxes: Boxes, grid: GridSize) -> Tensor:
 class Block3D(Masker):
     """A number of boxes in space and time, which may overlap (VIMPAC, App. B.1).
 
-    How much is hidden varies from clip to clip (14.5 % with a deviation of 5.4 for 5 blocks on 5x16x16). A
+    How much is hidden varies from clip to clip (14.5 %, standard deviation 5.4, for 5 blocks on 5x16x16). A
     clip that the blocks would hide whole, which happens on tiny grids, is drawn again.
 
     Args:

@@ -102,10 +102,10 @@ Placement = Literal["circular", "straight"]
 
 
 def check_length(length: tuple[float, float]) -> None:
-    """Raises ValueError unless ``length`` is a range of shares of the clip."""
+    """Raises ValueError unless ``length`` is a range of fractions of the clip."""
     shortest, longest = length
     if not 0 < shortest <= longest <= 1:
-        raise ValueError(f"length is a range of shares of the clip, such as (0.5, 1.0), got {length}")
+        raise ValueError(f"length is a range of fractions of the clip, such as (0.5, 1.0), got {length}")
 
 
 def draw_lengths(
@@ -115,7 +115,7 @@ def draw_lengths(
 
     Both ends are rounded down, as in the published code: of 8 frames, (0.5, 1.0) means 4 to 8.
     """
-    shortest, longest = (max(1, int(share * num_frames)) for share in length)
+    shortest, longest = (max(1, int(part * num_frames)) for part in length)
     return torch.randint(shortest, longest + 1, (count, 1), generator=generator, device=generator.device)
 
 
@@ -129,7 +129,7 @@ def draw_spans(
 ) -> Tensor:
     """bool [count, num_frames]: a run of neighbouring frames for each clip.
 
-    "circular" starts at any frame and goes on at the clip's beginning when it meets its end (published
+    "circular" starts at any frame and continues at the clip's beginning when it meets its end (published
     code of BEVT: 45 % of clips); "straight" starts where the whole run fits (paper: "from t to t + l").
     """
     lengths = draw_lengths(count, num_frames, length, generator)

@@ -176,7 +176,7 @@ class DVAEEncoder(nn.Module):
         self.output = nn.Conv2d(width * 2 ** (_NUM_GROUPS - 1), vocab_size, 1)
 
     def features(self, x: Tensor) -> Tensor:
-        """What the last convolution reads, [N, 8 * width, H / 8, W / 8], of mapped pixels [N, 3, H, W]."""
+        """Input of the last convolution, [N, 8 * width, H / 8, W / 8], of mapped pixels [N, 3, H, W]."""
         x = self.input(x)
         for number, group in enumerate(self.groups):
             x = group(x if number == 0 else F.max_pool2d(x, 2))

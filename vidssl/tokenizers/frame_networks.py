@@ -13,7 +13,7 @@ def as_weights(x: Tensor, network: nn.Module) -> Tensor:
 
 
 def in_chunks(network: Callable[[Tensor], Tensor], frames: Tensor, size: int) -> Tensor:
-    """What ``network`` makes of frames [N, ...], ``size`` of them at a time.
+    """Outputs of ``network`` for frames [N, ...], ``size`` of them at a time.
 
     That bounds the memory, and on a CPU it makes what a frame gives the same whatever stands beside it:
     oneDNN and MKL choose their kernels by shape, and kernels differ in the last bit, which is enough to flip
@@ -27,7 +27,7 @@ def in_chunks(network: Callable[[Tensor], Tensor], frames: Tensor, size: int) ->
 
 
 def of_length(pixels: Tensor, num_frames: int) -> Tensor:
-    """What a tokenizer made of a clip, at the clip's own length.
+    """A reconstruction at the length of the clip that it was made of.
 
     A tokenizer whose ids stand for several frames sees an image as a still tubelet and gives a tubelet back;
     the mean of its frames is the image.

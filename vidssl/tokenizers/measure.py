@@ -1,4 +1,4 @@
-"""What a tokenizer keeps, how much of its codebook it uses, how steady and how fast its ids are."""
+"""Measures of a tokenizer: what it keeps, how many codes it uses, how steady and how fast its ids are."""
 
 import math
 import time
@@ -27,7 +27,7 @@ class TokenizerMeasure:
         perplexity: exp of the entropy of the ids: how many equally frequent codes would be as varied.
         used_codes: codes that occur at least once.
         vocab_size: codes there are.
-        flicker: share of the ids that differ between two noisy copies of one frame.
+        flicker: fraction of the ids that differ between two noisy copies of one frame.
     """
 
     psnr: float

@@ -105,7 +105,7 @@ def _weighted_sum(x: Tensor, taps: _Taps, axis: int) -> Tensor:
 
 @cache
 def _opencv_taps(size: int) -> _Taps:
-    """Eight taps around the middle between two pixels; beyond the border the last pixel goes on."""
+    """Eight taps around the middle between two pixels; beyond the border the last pixel is repeated."""
     distances = [k - 3.5 for k in range(8)]
     weights = _whole([_lanczos(d, 4) for d in distances], _OPENCV_BITS)
     return tuple(

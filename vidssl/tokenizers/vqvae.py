@@ -42,8 +42,8 @@ class VQVAE(TrainableTokenizer):
         stride: side of the square of pixels that one id stands for.
         temporal_stride: frames that one id stands for.
         num_res_blocks: residual blocks in the encoder and again in the decoder.
-        ema_decay: share of the old average that a step keeps; gamma in App. A.1, where it is 0.99.
-        revive_below: a code is dead when its average count falls below this share of an even share of
+        ema_decay: fraction of the old average that a step keeps; gamma in App. A.1, where it is 0.99.
+        revive_below: a code is dead when its average count falls below this fraction of an even share of
             the outputs; 0 keeps the dead dead.
 
     Raises:
