@@ -322,7 +322,7 @@ class Attentive(PatchEvaluator):
 def parameter_groups(
     network: nn.Module, lr: float, weight_decay: float, *, everything: bool = False
 ) -> list[dict[str, object]]:
-    """Groups of parameters that decay (matrices and queries, or ``everything``) and that do not (the rest)."""
+    """Parameters that decay (matrices and queries, or ``everything``) and that do not (the rest)."""
     decayed = [parameter for parameter in network.parameters() if everything or parameter.ndim > 1]
     others = [parameter for parameter in network.parameters() if not everything and parameter.ndim <= 1]
     return [
