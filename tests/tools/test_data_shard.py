@@ -36,7 +36,8 @@ from vidssl.data.sources.tar.storage import Address
 from vidssl.engine.process import sole_process
 from vidssl.errors import UsageError
 from vidssl.tools.data.check import check_data
-from vidssl.tools.data.pack import CannotWrite, ShardToPack, pack_shard
+from vidssl.tools.data.pack import ShardToPack, pack_shard
+from vidssl.tools.data.runner import CannotWrite
 
 
 @pytest.fixture(scope="module")

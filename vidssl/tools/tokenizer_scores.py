@@ -56,7 +56,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoredTokenizer:
     """Measurements of a tokenizer; ``speed``: its ids a second over those of the first in the table."""
 
     candidate: Candidate
@@ -161,7 +161,9 @@ def _named(target: str, say: Say, trust: bool) -> Candidate:
     return Candidate(target.rstrip("/"), recipe.tokenizer.part.type, made, checkpoint.path, run)
 
 
-def _measured(candidates: Sequence[Candidate], clips: Clips, protocol: TokenizerProtocol) -> list[Row]:
+def _measured(
+    candidates: Sequence[Candidate], clips: Clips, protocol: TokenizerProtocol
+) -> list[ScoredTokenizer]:
     device = pick_device("auto")
     for candidate in candidates:
         candidate.tokenizer.to(device)
@@ -169,7 +171,7 @@ def _measured(candidates: Sequence[Candidate], clips: Clips, protocol: Tokenizer
     batch = clips.pixels[: protocol.batch_size].to(device)
     speeds = ids_per_second([candidate.tokenizer for candidate in candidates], batch)
     return [
-        Row(candidate, measured, speed, speed / speeds[0])
+        ScoredTokenizer(candidate, measured, speed, speed / speeds[0])
         for candidate, measured, speed in zip(candidates, found, speeds, strict=True)
     ]
 
@@ -190,7 +192,7 @@ def _measure(
         raise UsageError(f"{candidate.name}: {error}") from error
 
 
-def _table(rows: Sequence[Row], title: str) -> Table:
+def _table(rows: Sequence[ScoredTokenizer], title: str) -> Table:
     table = Table(
         title=title,
         title_justify="left",
@@ -245,7 +247,7 @@ def _place(candidates: Sequence[Candidate], name: str) -> tuple[Path, str]:
 def _keep(
     folder: Path,
     stem: str,
-    rows: Sequence[Row],
+    rows: Sequence[ScoredTokenizer],
     missing: Sequence[str],
     protocol: TokenizerProtocol,
     clips: Clips,
@@ -268,7 +270,7 @@ def _keep(
     _save_sheet(few, [row.candidate for row in rows], folder / f"{stem}.png")
 
 
-def _record(row: Row) -> dict[str, object]:
+def _record(row: ScoredTokenizer) -> dict[str, object]:
     measured = asdict(row.measured)
     if math.isinf(row.measured.psnr):
         measured["psnr"] = None  # nothing was lost; JSON has no infinity

@@ -27,7 +27,7 @@ _LIBRARIES = ("timm", "torchvision", "pytorchvideo")
 # mean and std of its Kinetics networks, which its code does not hold
 PYTORCHVIDEO_PIXELS = ((0.45,) * 3, (0.225,) * 3)
 
-Given = TypeVar("Given")
+Answer = TypeVar("Answer")
 
 
 def _scalar(module: str) -> Callable[..., Any]:
@@ -121,7 +121,7 @@ def _fetched(library: str, name: str) -> Mapping[str, Tensor]:
     return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(check_hash=True)
 
 
-def of_library(library: str, name: str, ask: Callable[[], Given]) -> Given:
+def of_library(library: str, name: str, ask: Callable[[], Answer]) -> Answer:
     """The answer of a library that is asked for a network.
 
     Raises:

@@ -80,10 +80,10 @@ def check_data(
     divided = f"test as 'part' divides them (test_share {test_share:g})"
     where = f"train and {test_list or divided}"
     given = test_list is not None
-    overlaps = [Overlap(where, same_content(train, test), same_group(train, test), chosen=given)]
+    overlaps = [SharedVideos(where, same_content(train, test), same_group(train, test), chosen=given)]
     for other_path, other in others:
         content, group = (find(other, manifest) for find in (same_content, same_group))
-        overlaps.append(Overlap(f"this and {other_path}", content, group, chosen=True))
+        overlaps.append(SharedVideos(f"this and {other_path}", content, group, chosen=True))
     found = Scanned(manifest, out, tuple(overlaps), listing)
     report(found, console, show_all=show_all)
     return FLAWED if found.flawed else CLEAN
@@ -219,7 +219,7 @@ def same_group(train: Iterable[FileRecord], test: Iterable[FileRecord]) -> list[
 
 
 @dataclass(frozen=True)
-class Overlap:
+class SharedVideos:
     """The videos that a test part has in common with what is trained on.
 
     Attributes:
@@ -244,7 +244,7 @@ class Scanned:
 
     manifest: Manifest
     out: Path
-    overlaps: tuple[Overlap, ...]
+    overlaps: tuple[SharedVideos, ...]
     listing: Listing
 
     @cached_property

@@ -30,6 +30,7 @@ from vidssl.data.sources.jpeg_shards import read_block, write_block
 from vidssl.data.sources.manifest import packed
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import UnreadableSample
+from vidssl.tools.data.runner import CannotWrite
 
 PATIENCE_SECONDS = 6 * 3600.0  # for one file: a film takes longer to encode than to decode
 _SAMPLED = 8  # frames of each video that are held against the source
@@ -200,13 +201,6 @@ class Prepared:
     before: float = 0.0
     after: float = 0.0
     about: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class CannotWrite:
-    """The disk took no more; ``reason`` in words."""
-
-    reason: str
 
 
 def prepare_file(file: FileToPrepare) -> Prepared | CannotWrite:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.tar.index import Member, Shard
 from vidssl.data.sources.tar.storage import OWN_DISK, Address
+from vidssl.tools.data.runner import CannotWrite
 
 _BESIDE = (".json", ".cls")  # endings of what lies beside a video or image
 
@@ -40,13 +41,6 @@ class ShardToPack:
     root: Path
     entries: tuple[FileRecord, ...]
     numbers: Mapping[str, int]
-
-
-@dataclass(frozen=True)
-class CannotWrite:
-    """The place took no more; ``reason`` in words."""
-
-    reason: str
 
 
 def pack_shard(task: ShardToPack) -> Shard | CannotWrite:

@@ -29,7 +29,6 @@ from vidssl.errors import UsageError, agreed, counted
 from vidssl.tools.data.encode import (
     H264,
     PATIENCE_SECONDS,
-    CannotWrite,
     FileToPrepare,
     Form,
     Prepared,
@@ -41,6 +40,7 @@ from vidssl.tools.data.runner import (
     CLEAN,
     FLAWED,
     RESUMES,
+    CannotWrite,
     Journal,
     Operand,
     read_operand,
@@ -89,8 +89,8 @@ def prepare_data(
     _check_places(operand.root, listing, out)
     make_folder(out)
     with sole_process(out, lambda line: say(console, line), _BUSY):
-        made = Made(out, settings(form))
-        output: Output = Files(out) if isinstance(form, H264) else Shards(out, made)
+        made = PreparedVideos(out, settings(form))
+        output: Results = Files(out) if isinstance(form, H264) else Shards(out, made)
         prediction = _Job(operand, out, form, made, output, console, processes or num_cpus()).do_all()
         where = output.describe(operand.listing, made.latest, operand.root)
         rows = [made.latest[file.path] for file in listing.files]
@@ -114,7 +114,7 @@ def _check_places(root: Path, listing: Listing, out: Path) -> None:
             )
 
 
-class Made:
+class PreparedVideos:
     """The journal of a folder of results. Of several rows about a video the last one counts.
 
     Args:
@@ -173,8 +173,8 @@ class _Job:
     operand: Operand
     out: Path
     form: Form
-    made: Made
-    output: Output
+    made: PreparedVideos
+    output: Results
     console: Console
     processes: int
 
@@ -263,7 +263,7 @@ class _Job:
 # where results lie
 
 
-class Output(ABC):
+class Results(ABC):
     """A folder of results: a file for each, or blocks in shards; and what describes them in the end."""
 
     @abstractmethod
@@ -295,7 +295,7 @@ class Output(ABC):
         """
 
 
-class Files(Output):
+class Files(Results):
     """A file for each video, under the key that it has; the manifest lies beside the folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -329,13 +329,13 @@ class Files(Output):
         return manifest
 
 
-class Shards(Output):
+class Shards(Results):
     """Blocks of JPEGs in shards of about a gibibyte, one process adding to them.
 
     What lies behind the last block of the journal was left by a process that was ended, and is cut off.
     """
 
-    def __init__(self, folder: Path, made: Made) -> None:
+    def __init__(self, folder: Path, made: PreparedVideos) -> None:
         self.folder = folder
         self._work = folder / ".work"
         self._work.mkdir(exist_ok=True)

@@ -38,14 +38,14 @@ def print_list(console: Console, title: str, lines: Sequence[str], *, show_all: 
         say(console, f"  and {count - len(shown)} more ('--all' shows them)")
 
 
-def format_size(count: int) -> str:
+def format_size(count: float) -> str:
     """Bytes with three digits: ``1.23 GB``."""
     value, unit = float(count), "bytes"
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
             break
         value /= 1000
-    return f"{value:.3g} {unit}" if unit != "bytes" else counted(count, "byte")
+    return f"{value:.3g} {unit}" if unit != "bytes" else counted(round(count), "byte")
 
 
 def shard_report(

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 
 from vidssl.data.classes import ordered_classes
 from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.examine import FileToExamine
-from vidssl.data.pool import Lost, work
+from vidssl.data.pool import Lost, Result, Task, work
 from vidssl.data.sources.listing import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -34,8 +33,12 @@ RESUMES = "the same command resumes from there"
 _TRIES = 4  # packets, frames, all frames, a clip: each may take the limit of seconds
 _SLOWEST = 10**5  # bytes a second that are looked through or written, or a process is taken for hung
 
-Task = TypeVar("Task")
-Output = TypeVar("Output")
+
+@dataclass(frozen=True)
+class CannotWrite:
+    """The disk or place took no more; ``reason`` in words."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,11 @@ class Runner:
     def run(
         self,
         tasks: Iterable[Task],
-        job: Callable[[Task], Output],
+        job: Callable[[Task], Result],
         *,
         largest: int = 0,
         patience_seconds: float | None = None,
-    ) -> Iterator[tuple[Task, Output | Lost]]:
+    ) -> Iterator[tuple[Task, Result | Lost]]:
         """Does a job for every task; results come as they are ready, see ``data.pool.work``.
 
         Args:

@@ -24,12 +24,13 @@ from vidssl.engine.logging import terminal
 from vidssl.engine.process import num_cpus, sole_process
 from vidssl.errors import UsageError, counted
 from vidssl.tools.data.look import examine_image
-from vidssl.tools.data.pack import CannotWrite, ShardToPack, pack_shard
+from vidssl.tools.data.pack import ShardToPack, pack_shard
 from vidssl.tools.data.report import format_size, say, shard_report
 from vidssl.tools.data.runner import (
     CLEAN,
     FLAWED,
     RESUMES,
+    CannotWrite,
     Operand,
     Runner,
     read_operand,

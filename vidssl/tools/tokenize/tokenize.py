@@ -42,6 +42,7 @@ from vidssl.engine.logging import Say, format_duration, print_line, shown_messag
 from vidssl.engine.precision import pick_device
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, Tokenizer, UnreadableSample
+from vidssl.tools.data.report import format_size
 from vidssl.tools.tokenize.settings import (
     Purpose,
     StoreSettings,
@@ -274,7 +275,7 @@ def _estimate(maker: VideoTokenizer, todo: Sequence[int], folder: Path, who: str
     say(
         f"{who}{counted(len(indices), 'video')}, {shown}, "
         f"{counted(len(info.transforms), 'transform')} "
-        f"({', '.join(map(str, info.transforms))}): {_bytes(size)}; {_bytes(free)} are free"
+        f"({', '.join(map(str, info.transforms))}): {format_size(size)}; {format_size(free)} are free"
         + (". THAT IS TOO LITTLE." if free < size else ".")
     )
     tried = [index for index in counts if counts[index]][:_TRIED]
@@ -301,14 +302,6 @@ def predicted_frames(counts: Sequence[int], num_videos: int) -> tuple[float, flo
         return total, total
     error = statistics.stdev(counts) / math.sqrt(len(counts)) * math.sqrt(1 - len(counts) / num_videos)
     return total, 2 * error * num_videos
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _spot_check(maker: VideoTokenizer, folder: Path, count: int) -> int:
@@ -362,6 +355,6 @@ def _conclude(folder: Path, info: StoreInfo, which: VideoSection, max_unreadable
     }
     say(
         f"{folder}: {info.num_videos - len(failed)} of {counted(info.num_videos, 'video')}, "
-        f"{_bytes(size * DTYPE.itemsize)}. To read it, set {which}="
+        f"{format_size(size * DTYPE.itemsize)}. To read it, set {which}="
         f"'{{type: token_store, root: {folder}}}' and {views[which[:10]]}."
     )
