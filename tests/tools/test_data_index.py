@@ -226,7 +226,7 @@ def test_an_address_elsewhere_is_read_as_a_stream(clips: list[bytes], tmp_path: 
     out = tmp_path / "here.jsonl"
     code, text = look(f"shelf://{tmp_path}/s", out=out)
     assert code == 0, text
-    assert text.endswith(f"source: {{type: tar_shards, root: shelf://{tmp_path}/s, index: {out}}}\n")
+    assert text.endswith(f'source: {{type: tar_shards, root: "shelf://{tmp_path}/s", index: {out}}}\n')
     assert [content(tmp_path / "s", row) for row in rows(out)] == clips[:2]
     look(tmp_path / "s")
     assert out.read_bytes() == (tmp_path / "s" / "index.jsonl").read_bytes()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from data_clips import cut_off, damage_middle, write_clip
 from data_prepared import SMALL, UNEVEN, numbers, run, write_three
 from rich.console import Console
@@ -324,6 +325,14 @@ def test_a_disk_that_fills_up_within_the_journal_keeps_what_is_finished(root: Pa
     assert f"{7 - int(done)} video" in text
     assert f"; {done} are done already" in text
     assert "; 7 are done already" in run(root, out)[1]
+
+
+def test_the_line_for_recipes_reads_back_as_yaml(tmp_path: Path) -> None:
+    write_clip(tmp_path / "videos" / "a.mp4", 3)
+    out = tmp_path / "out: 1e-5, [x]"
+    line = run(tmp_path / "videos", out, Jpegs(short_side=24))[1].splitlines()[-1]
+    source = yaml.safe_load(line.removeprefix("In recipes: source: "))
+    assert source == {"type": "jpeg_shards", "root": str(out)}
 
 
 def test_segments_of_a_list_are_told_to_stay_segments_of_whole_files(root: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -90,7 +89,7 @@ def prepare_data(
     make_folder(out)
     with sole_process(out, lambda line: say(console, line), _BUSY):
         made = PreparedVideos(out, settings(form))
-        output: Results = Files(out) if isinstance(form, H264) else Shards(out, made)
+        output = Files(out) if isinstance(form, H264) else Shards(out, made)
         prediction = _Job(operand, out, form, made, output, console, processes or num_cpus()).do_all()
         where = output.describe(operand.listing, made.latest, operand.root)
         rows = [made.latest[file.path] for file in listing.files]
@@ -174,7 +173,7 @@ class _Job:
     out: Path
     form: Form
     made: PreparedVideos
-    output: Results
+    output: Files | Shards
     console: Console
     processes: int
 
@@ -260,42 +259,12 @@ class _Job:
         )
 
 
-# where results lie
+# Where results lie. In both classes ``target`` is the file that a video is made into; ``keep`` takes in what
+# was made and returns it with all that is needed to find it, or raises OSError if the disk is full; ``has``
+# tests that a result is still there whole; ``describe`` writes the manifest or index of all results.
 
 
-class Results(ABC):
-    """A folder of results: a file for each, or blocks in shards; and what describes them in the end."""
-
-    @abstractmethod
-    def target(self, key: str) -> Path:
-        """The file that a video is made into."""
-
-    @abstractmethod
-    def keep(self, done: Prepared) -> Prepared:
-        """Takes in what was made; returns it with all that is needed to find it.
-
-        Raises:
-            OSError: if the disk is full.
-        """
-
-    @abstractmethod
-    def has(self, done: Prepared) -> bool:
-        """Whether a result is still there whole."""
-
-    @abstractmethod
-    def describe(self, listing: Listing, made: Mapping[str, Prepared], root: Path) -> Path:
-        """Writes the manifest or index of all results and returns its path.
-
-        Args:
-            made: key -> what became of it.
-            root: folder of the originals.
-
-        Raises:
-            UsageError: if it cannot be written.
-        """
-
-
-class Files(Results):
+class Files:
     """A file for each video, under the key that it has; the manifest lies beside the folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -329,7 +298,7 @@ class Files(Results):
         return manifest
 
 
-class Shards(Results):
+class Shards:
     """Blocks of JPEGs in shards of about a gibibyte, one process adding to them.
 
     What lies behind the last block of the journal was left by a process that was ended, and is cut off.

@@ -22,6 +22,7 @@ from vidssl.build.registry import SOURCE, resolved_part
 from vidssl.build.token_checks import keys_hash, tokenizer_keys
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec
+from vidssl.config.strict_yaml import dump_flow
 from vidssl.data.sources.token_store import (
     DTYPE,
     HIGHEST_ID,
@@ -356,5 +357,5 @@ def _conclude(folder: Path, info: StoreInfo, which: VideoSection, max_unreadable
     say(
         f"{folder}: {info.num_videos - len(failed)} of {counted(info.num_videos, 'video')}, "
         f"{format_size(size * DTYPE.itemsize)}. To read it, set {which}="
-        f"'{{type: token_store, root: {folder}}}' and {views[which[:10]]}."
+        f"'{dump_flow({'type': 'token_store', 'root': str(folder)})}' and {views[which[:10]]}."
     )
