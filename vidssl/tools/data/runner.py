@@ -15,7 +15,7 @@ from rich.console import Console
 from vidssl.data.classes import ordered_classes
 from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.examine import FileToExamine
-from vidssl.data.pool import Lost, Result, Task, work
+from vidssl.data.pool import Lost, Made, Task, work
 from vidssl.data.sources.listing import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -138,11 +138,11 @@ class Runner:
     def run(
         self,
         tasks: Iterable[Task],
-        job: Callable[[Task], Result],
+        job: Callable[[Task], Made],
         *,
         largest: int = 0,
         patience_seconds: float | None = None,
-    ) -> Iterator[tuple[Task, Result | Lost]]:
+    ) -> Iterator[tuple[Task, Made | Lost]]:
         """Does a job for every task; results come as they are ready, see ``data.pool.work``.
 
         Args:
