@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from vidssl.compare.grids import Grid
 from vidssl.config.published import QuotedTable
 
-_BARE = ("data_set", "metric", "evaluation")  # whose value says what it is
+_BARE = ("data_set", "metric", "evaluation")  # whose value needs no name
 _IN_PERCENT = ("top-1", "mask accuracy")
 
 

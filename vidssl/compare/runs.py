@@ -121,11 +121,11 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
     for other in files[1:]:
         keys = [key for key in {**first.card, **other.card} if _differs(key, first.card, other.card)]
         if keys:
-            said = "; ".join(
+            differences = "; ".join(
                 f"{key} is {_shown(first.card.get(key))} and {_shown(other.card.get(key))}" for key in keys
             )
             raise UsageError(
-                f"'{first.name}' was not the same protocol for {first.path} and {other.path}: {said}. "
+                f"'{first.name}' was not the same protocol for {first.path} and {other.path}: {differences}. "
                 f"Score one anew on the data of the other, if its network takes those clips: vidssl eval "
                 f"{run_name(other)} data={run_name(first)} --protocol {first.name}"
             )

@@ -175,8 +175,8 @@ def _value(score: Score, measure: str) -> float:
 
 def _interval(score: Score, measure: str) -> tuple[float, float]:
     if measure == TOP5:
-        share = score.top5 or 0.0
-        return score.top5_interval or wilson_interval(share * score.num_test, score.num_test)
+        correct = (score.top5 or 0.0) * score.num_test
+        return score.top5_interval or wilson_interval(correct, score.num_test)
     by_class = score.class_interval if measure == CLASS_MEAN else None
     return by_class or (score.low, score.high)
 
@@ -212,7 +212,7 @@ def difference_grids(groups: Sequence[Sequence[RunGroup]]) -> list[list[Grid]]:
 
     Two runs are compared on the videos that only one of them gets right, by a permutation test; two groups
     of seeds by seeds and videos together, with Welch's test, which leaves out the videos, beside it. One run
-    and a group of seeds cannot be: a single run does not tell how far chance carries it. Holm's p are
+    and a group of seeds cannot be: a single run does not show how far seeds differ. Holm's p are
     adjusted for all tests of all protocols.
     """
     pairs = [[_pair(first, other) for other in others] for first, *others in groups]

@@ -1,4 +1,4 @@
-"""Networks that are no run's: those of other projects, untrained ones, and the pixels themselves.
+"""External networks: those of other projects, untrained ones, and the pixels themselves.
 
 A user names them where a run would stand: ``torchvision:swin3d_t``, ``timm:resnet50``,
 ``pytorchvideo:slow_r50``, ``untrained:`` before one of these, a recipe or a run, or ``pixels``.
@@ -33,7 +33,7 @@ PIXELS, UNTRAINED = "pixels", "untrained"
 
 @dataclass(frozen=True)
 class ExternalNetwork:
-    """A network that is no run's, as a user asks for it.
+    """A network of no run of ours, as a user names it.
 
     Attributes:
         name: ``torchvision:swin3d_t``, ``untrained:bevt`` and so on.
@@ -60,7 +60,7 @@ class ExternalNetwork:
 
 
 def is_external(word: str) -> bool:
-    """Whether a word names a network that is no run's; a file or folder of that name goes first."""
+    """Whether a word names an external network; a file or folder of that name goes first."""
     kind, colon, _ = word.partition(":")
     named = kind in (*LIBRARIES, UNTRAINED) if colon else word == PIXELS
     return named and not Path(word).exists()
@@ -92,7 +92,7 @@ def external_subject(asked: ExternalNetwork, recipe: Recipe | None, run: RunSpec
         say: gets the report of what was loaded.
 
     Raises:
-        UsageError: if there is no such network, or nobody said which weights.
+        UsageError: if there is no such network, or no weights are named.
     """
     library = asked.name.partition(":")[0]
     if asked.weights is not None and library not in LIBRARIES:

@@ -68,7 +68,7 @@ def report(
     for note in notes:
         print_line(console, note)
     for name, part in videos.items():
-        # finetuning encodes no train videos; it says of each that it cannot read when it comes to it
+        # finetuning encodes no train videos; it reports each unreadable one when it reaches it
         found = f"{counted(len(part.keys), 'video')} found of " if part.vectors.numel() else ""
         print_line(console, f"{name}: {found}{part.num_listed} listed")
         for problem in part.unreadable:
@@ -310,9 +310,9 @@ def _spanned(value: float | None, interval: tuple[float, float] | None, apart: s
     return f"{percent(value)}{apart}({percent(interval[0])} to {percent(interval[1])})"
 
 
-def percent(share: float | None) -> str:
+def percent(fraction: float | None) -> str:
     """``12.3``, or a dash for what there is not."""
-    return "-" if share is None else f"{100 * share:.1f}"
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _set_aside(path: Path, card: object) -> Path | None:

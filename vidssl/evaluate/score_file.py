@@ -208,7 +208,7 @@ def read_scores(path: Path) -> ScoreFile:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise UsageError(f"{path}: not scores that this version writes: make them again with 'vidssl eval'")
     keys = tuple(record["keys"])
-    # files of earlier versions hold no groups; names of files tell those of UCF101 and HMDB51
+    # files of earlier versions hold no groups; names of files give those of UCF101 and HMDB51
     named = tuple(record.get("groups") or map(group_of, keys))
     groups = named if any(named) else ()
     truth = {label: _unpacked(numbers) for label, numbers in record["truth"].items()}

@@ -36,7 +36,7 @@ from vidssl.pictures.pages import (
 MOST_COUNTED, MOST_NAMED = 32, 128  # classes of whose pairs the counts, and whose names, can be read
 NUM_MISTAKES = 10  # the most frequent ones, listed in words
 _WIDEST_NAME, _LARGEST_TEXT, _SMALL_CELL, _SIDE = 190, 13, 11, 900  # pixels
-_BRIGHT = 0.55  # share of a row from which on a count is written in dark ink
+_BRIGHT = 0.55  # fraction of a row from which on a count is written in dark ink
 _PALE = (235, 235, 235)
 
 
@@ -125,7 +125,7 @@ def confusion_page(file: ScoreFile, network: str, row: Score) -> Image.Image:
 
 
 def matrix_picture(matrix: Tensor, names: Sequence[str]) -> Image.Image:
-    """A cell for each pair of classes, coloured by its share of its row, with counts and names if they fit.
+    """A cell for each pair of classes, coloured by its fraction of its row, with counts and names if they fit.
 
     Args:
         matrix: int64 [K, K], a row for each true class.

@@ -38,8 +38,8 @@ class Drawing:
 def attention_drawing(clips: Clips, weights: Tensor, title: str) -> Drawing:
     """Heat where the class token looks, mean over heads; for the first clip also head by head.
 
-    Every map is coloured from its least to its largest weight in the whole clip, and the caption says what
-    these are in multiples of the mean weight, so that an even attention is not mistaken for a sharp one.
+    Every map is coloured from its least to its largest weight in the whole clip, and the caption gives
+    these in multiples of the mean weight, so that an even attention is not mistaken for a sharp one.
 
     Args:
         weights: [B, heads, t, h, w].
@@ -107,8 +107,8 @@ def prediction_drawing(clips: Clips, filled: FilledIn, tokenizer: Tokenizer, tit
         "prediction": _frames(predicted),
         "nearest id": _frames(copied),
     }
-    right = _shares_right(filled.predicted, filled)
-    by_copying = _shares_right(nearest, filled)
+    right = _fractions_right(filled.predicted, filled)
+    by_copying = _fractions_right(nearest, filled)
     notes = [
         f"{float(mask.float().mean()):.0%} of the ids hidden, of these {own} predicted right, "
         f"{other} by copying the nearest visible id"
@@ -119,10 +119,10 @@ def prediction_drawing(clips: Clips, filled: FilledIn, tokenizer: Tokenizer, tit
     return Drawing(f"{title}prediction of what is hidden", strips, clips.move)
 
 
-def _shares_right(ids: Tensor, filled: FilledIn) -> list[str]:
+def _fractions_right(ids: Tensor, filled: FilledIn) -> list[str]:
     """For each clip how many of its hidden ids are right, in percent."""
     correct = ((ids == filled.ids) & filled.hidden).flatten(1).sum(dim=1)
-    return [f"{float(share):.0%}" for share in correct / filled.hidden.flatten(1).sum(dim=1)]
+    return [f"{float(fraction):.0%}" for fraction in correct / filled.hidden.flatten(1).sum(dim=1)]
 
 
 def _covered(frames: Tensor, hidden: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def strips_of(
 
     Args:
         labelled: label of a row -> its frames of every clip, each uint8 [T, H, W, 3].
-        notes: what is said of each clip.
+        notes: on each clip.
         brief: the same in few words, to stand above an image.
     """
     first = next(iter(labelled.values()))

@@ -126,7 +126,7 @@ def _of_run(checkpoint: Checkpoint, what: Picture, trust: bool, clips_of: ClipsO
     clips = clips_of(recipe)
     objective.to(device).eval()
     tokenizer = build.tokenizer(
-        recipe.tokenizer, say=lambda said: None
+        recipe.tokenizer, say=lambda text: None
     )  # printed for the objective's already
     tokenizer.to(device)
     with _refusals_of(owner):
