@@ -125,7 +125,7 @@ def confusion_page(file: ScoreFile, network: str, row: Score) -> Image.Image:
 
 
 def matrix_picture(matrix: Tensor, names: Sequence[str]) -> Image.Image:
-    """A cell for each pair of classes, coloured by its fraction of its row, with counts and names if they fit.
+    """A cell for each pair of classes coloured by its fraction of the row, with counts and names if they fit.
 
     Args:
         matrix: int64 [K, K], a row for each true class.
