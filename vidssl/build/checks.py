@@ -145,10 +145,9 @@ def check_whole(objective: Objective, run: RunSpec, num_processes: int) -> None:
 
 def check_epochs(recipe: Recipe, schedule: Schedule) -> None:
     """Refuse to count epochs of a stream that there is not."""
-    length = schedule.length
-    if length.counts_epochs and length.epoch_of not in recipe.data.streams:
+    if schedule.counts_epochs and schedule.epoch_of not in recipe.data.streams:
         raise recipe.schedule.node.error(
-            f"epochs are counted of the '{length.epoch_of}' stream, and data has only "
+            f"epochs are counted of the '{schedule.epoch_of}' stream, and data has only "
             f"{', '.join(recipe.data.streams)}: set 'epoch_of'"
         )
 

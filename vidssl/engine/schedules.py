@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -106,8 +106,8 @@ class StepPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Length:
-    """Length of a run and its warm-up, as a recipe counts them.
+class Schedule(ABC):
+    """A learning rate over a run: how long run and warm-up are, as a recipe counts them; subclasses bend it.
 
     Attributes:
         steps: optimizer steps of the whole run; or else
@@ -115,21 +115,20 @@ class Length:
         warmup_steps: of the warm-up; or else
         warmup_epochs: or else
         warmup_share: fraction of the whole run's steps, rounded down.
-        bends_at_epochs: whether the curve itself counts epochs.
 
     Raises:
         ValueError: if a length is given twice or not at all, or is none.
     """
 
-    steps: int | None
-    epochs: float | None
-    epoch_of: EpochOf
-    warmup_steps: int | None
-    warmup_epochs: float | None
-    warmup_share: float | None
-    bends_at_epochs: bool
+    steps: int | None = None
+    epochs: float | None = None
+    epoch_of: EpochOf = "video"
+    warmup_steps: int | None = None
+    warmup_epochs: float | None = None
+    warmup_share: float | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give the length of the run once: either 'steps' or 'epochs'")
         warmups = [w for w in (self.warmup_steps, self.warmup_epochs, self.warmup_share) if w is not None]
@@ -147,10 +146,10 @@ class Length:
             steps = (self.warmup_steps or 0) + int((self.warmup_share or 0) * self.steps)
             self._refuse_warmup_of(steps, self.steps)
 
-    @classmethod
-    def of(cls, schedule: "Schedule") -> "Length":
-        """The length that a schedule has."""
-        return cls(**{key.name: getattr(schedule, key.name) for key in fields(cls)})
+    @property
+    def bends_at_epochs(self) -> bool:
+        """Whether the curve itself counts epochs, besides the run's length."""
+        return False
 
     @property
     def counts_epochs(self) -> bool:
@@ -188,30 +187,12 @@ class Length:
         self._refuse_warmup_of(warmup, total)
         return total, warmup, epoch
 
-
-class Schedule(ABC):
-    """A learning rate over a run: a frozen dataclass with the keys of ``Length`` and its own."""
-
-    @property
-    def bends_at_epochs(self) -> bool:
-        """Whether the curve itself counts epochs, besides the run's length."""
-        return False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        Length.of(self)
-
-    @property
-    def length(self) -> Length:
-        """The length of the run and of its warm-up."""
-        return Length.of(self)
-
     @abstractmethod
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
         """The schedule in steps, given how many steps one pass over each stream takes.
 
         Raises:
-            ValueError: as ``Length.in_steps``.
+            ValueError: as ``in_steps``.
         """
 
 
@@ -225,15 +206,9 @@ class Cosine(Schedule):
         moves_every: whether the cosine moves with each step (BEVT's pre-training) or with each epoch
             (its finetuning, and SVT's linear probe); the warm-up moves with each step.
 
-    The other keys and what is refused: ``Length``.
+    The other keys and what is refused: ``Schedule``.
     """
 
-    steps: int | None = None
-    epochs: float | None = None
-    epoch_of: EpochOf = "video"
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
-    warmup_share: float | None = None
     warmup_start: float = 0.1
     final: float = 0.0
     moves_every: Literal["step", "epoch"] = "step"
@@ -243,7 +218,7 @@ class Cosine(Schedule):
         return self.moves_every == "epoch"
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
-        total, warmup, epoch = self.length.in_steps(steps_per_epoch)
+        total, warmup, epoch = self.in_steps(steps_per_epoch)
         if self.bends_at_epochs:
             epochs = self.epochs or total / epoch
             curve = partial(epoch_cosine_factor, epochs=epochs, steps_per_epoch=epoch)
@@ -261,20 +236,14 @@ class WarmupCosine(Schedule):
         warmup_start: fraction of the peak at the first step.
         final: fraction of the peak that the cosine ends at. SVT's release: 1e-6 of 6.25e-5, 0.016.
 
-    The other keys and what is refused: ``Length``.
+    The other keys and what is refused: ``Schedule``.
     """
 
-    steps: int | None = None
-    epochs: float | None = None
-    epoch_of: EpochOf = "video"
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
-    warmup_share: float | None = None
     warmup_start: float = 0.0
     final: float = 0.0
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
-        total, warmup, epoch = self.length.in_steps(steps_per_epoch)
+        total, warmup, epoch = self.in_steps(steps_per_epoch)
         curve = partial(
             warmup_cosine_factor,
             total_steps=total,
@@ -295,20 +264,14 @@ class LinearDecay(Schedule):
         cooldown_steps: last steps of the run, at least 1, over which the rate falls; it is constant
             before them, so that the run can be made longer up to there. Null: all steps after the warm-up.
 
-    The other keys and what is refused: ``Length``.
+    The other keys and what is refused: ``Schedule``.
     """
 
-    steps: int | None = None
-    epochs: float | None = None
-    epoch_of: EpochOf = "video"
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
-    warmup_share: float | None = None
     final: float = 0.0
     cooldown_steps: Count | None = None
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
-        total, warmup, epoch = self.length.in_steps(steps_per_epoch)
+        total, warmup, epoch = self.in_steps(steps_per_epoch)
         cooldown = total - warmup if self.cooldown_steps is None else self.cooldown_steps
         if cooldown > total - warmup:
             raise ValueError(
@@ -334,38 +297,31 @@ class MultiStep(Schedule):
         drop_epochs: epochs, counted from 0, that begin with them.
         warmup_start: fraction of the peak at the first step of a warm-up, which multiplies.
 
-    The other keys and what is refused: ``Length``.
+    The other keys and what is refused: ``Schedule``.
 
     Raises:
         ValueError: if drops are given twice or not at all, or do not rise.
     """
 
-    steps: int | None = None
-    epochs: float | None = None
-    epoch_of: EpochOf = "video"
     drop_steps: tuple[int, ...] | None = None
     drop_epochs: tuple[float, ...] | None = None
     gamma: float = 0.1
-    warmup_steps: int | None = None
-    warmup_epochs: float | None = None
-    warmup_share: float | None = None
     warmup_start: float = 0.1
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        Schedule.__post_init__(self)
         if (self.drop_steps is None) == (self.drop_epochs is None):
             raise ValueError("give the drops of the rate once: either 'drop_steps' or 'drop_epochs'")
         drops = self.drop_epochs if self.drop_steps is None else self.drop_steps
         if not drops or min(drops) <= 0 or list(drops) != sorted(set(drops)):
             raise ValueError(f"the drops must rise and lie above 0, got {drops}")
-        Length.of(self)
 
     @property
     def bends_at_epochs(self) -> bool:
         return self.drop_epochs is not None
 
     def plan(self, steps_per_epoch: Mapping[str, float]) -> StepPlan:
-        total, warmup, epoch = self.length.in_steps(steps_per_epoch)
+        total, warmup, epoch = self.in_steps(steps_per_epoch)
         drops = self.drop_steps or tuple(math.ceil(at * epoch - 1e-6) for at in self.drop_epochs or ())
         if drops[-1] >= total:
             raise ValueError(f"the rate would drop at step {drops[-1]}, and the run ends after {total}")

@@ -70,7 +70,7 @@ def train_recipe(
         found = world.from_first(lambda: _found(recipe, text, say))
         resume = Path(found) if found else None
     longer = None if resume is None else _longer(recipe, RunFolder(resume))
-    counted = build.schedule(recipe).length.counts_epochs
+    counted = build.schedule(recipe).counts_epochs
     if longer is not None and not counted:
         _check_longer(longer, recipe, dict.fromkeys(recipe.data.streams, 1.0))
     streams, test_streams = world.one_first(lambda: (build.streams(recipe), build.test_streams(recipe)))
