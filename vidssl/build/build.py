@@ -10,31 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vidssl.build.checks import (
-    check_batches,
-    check_epochs,
-    check_finetune_protocol,
-    check_grids,
-    check_groups,
-    check_inputs,
-    check_monitor,
-    check_patches,
-    check_sections,
-    check_speed,
-    check_streams,
-    check_tokenizer,
-    check_views,
-    sizes_of,
-)
-from vidssl.build.part_checks import (
-    Shapes,
-    attempted,
-    check_declared,
-    try_backbone,
-    try_evaluator,
-    try_objective,
-    try_tokenizer,
-)
+from vidssl.build import checks, part_checks
 from vidssl.build.registry import (
     AUGMENT,
     BACKBONE,
@@ -243,7 +219,7 @@ def optim(recipe: Recipe) -> Optim:
 def schedule(recipe: Recipe) -> Schedule:
     """The schedule."""
     made = _construct(recipe.schedule, SCHEDULE)
-    check_epochs(recipe, made)
+    checks.check_epochs(recipe, made)
     return made
 
 
@@ -271,7 +247,7 @@ def _construct(part: PartSpec, kind: Kind[Component], *parts: object) -> Compone
         return construct(part.node, constructor_of(part, kind), *parts, apart=part.apart)
 
     try:
-        return attempted(part.type, "__init__", make) if _is_own(part) else make()
+        return part_checks.attempted(part.type, "__init__", make) if _is_own(part) else make()
     except UsageError:
         raise
     except ValueError as error:
@@ -286,10 +262,10 @@ def _assemble(
 ) -> Objective:
     made = {"backbone": backbone, "tokenizer": tokenizer, "masker": masker}
     takes = parts_of(constructor_of(recipe.objective, OBJECTIVE))
-    check_sections(recipe, takes)
-    check_inputs(recipe, takes, backbone, tokenizer, masker)  # first: it names the parts that would do
+    checks.check_sections(recipe, takes)
+    checks.check_inputs(recipe, takes, backbone, tokenizer, masker)  # first: it names the parts that would do
     objective = _construct(recipe.objective, OBJECTIVE, *(made[name] for name in takes))
-    check_tokenizer(recipe, objective, tokenizer)
+    checks.check_tokenizer(recipe, objective, tokenizer)
     return objective
 
 
@@ -306,7 +282,7 @@ def check(recipe: Recipe) -> None:
             _check_keys(stream.test_source, SOURCE)
     if recipe.data.probe is not None:
         _check_probe(recipe.data.probe)
-    check_streams(recipe)
+    checks.check_streams(recipe)
     update = optim(recipe).update
     schedule(recipe)
     _check_augment(recipe, shapes)
@@ -316,18 +292,18 @@ def check(recipe: Recipe) -> None:
         bare_tokenizer, bare_backbone = _bare_tokenizer(recipe), _optional(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
     with recipe.objective.node.located():
-        check_declared(objective)
-    check_groups(recipe, objective, update)
-    check_monitor(recipe, objective.encoder())
-    check_speed(recipe, objective)
-    check_batches(recipe, objective)
+        part_checks.check_declared(objective)
+    checks.check_groups(recipe, objective, update)
+    checks.check_monitor(recipe, objective.encoder())
+    checks.check_speed(recipe, objective)
+    checks.check_batches(recipe, objective)
     for name, sampler in samplers.items():
         check_stored_views(recipe, name, sampler, bare_backbone)
     if recipe.data.probe is not None and recipe.backbone is not None and bare_backbone is not None:
         probed = views(recipe.data.probe.views)
         check_reads_ids(bare_backbone, recipe.backbone.type, "data.probe", probed, recipe.backbone.node)
-    check_views(recipe, objective, shapes)
-    check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
+    checks.check_views(recipe, objective, shapes)
+    checks.check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
     if _is_own(recipe.objective) and not any(isinstance(each, StoredViews) for each in samplers.values()):
         _try_objective(recipe, shapes)
 
@@ -339,35 +315,35 @@ def _is_own(part: PartSpec | None) -> bool:
     return part is not None and ".py:" in part.type
 
 
-def _try_parts(recipe: Recipe, shapes: Shapes) -> None:
+def _try_parts(recipe: Recipe, shapes: part_checks.Shapes) -> None:
     """Runs a user's own tokenizer and backbone on two random clips, and on images where there are such."""
     own_tokenizer = recipe.tokenizer is not None and _is_own(recipe.tokenizer.part)
     if not own_tokenizer and not _is_own(recipe.backbone):
         return
-    by_size = sorted(sizes_of(shapes), key=math.prod, reverse=True)
+    by_size = sorted(checks.sizes_of(shapes), key=math.prod, reverse=True)
     smallest = {size[0] == 1: size for size in by_size}.values()
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         tokenizer = _bare_tokenizer(recipe)
         if recipe.tokenizer is not None and tokenizer is not None and own_tokenizer:
             with recipe.tokenizer.node.located():
                 for size in smallest:
-                    try_tokenizer(tokenizer, size)
+                    part_checks.try_tokenizer(tokenizer, size)
         if recipe.backbone is not None and _is_own(recipe.backbone):
             net = _construct(recipe.backbone, BACKBONE)
             ids_of = tokenizer if net.input_kind == "tokens" else None
             with recipe.backbone.node.located():
                 for size in smallest:
-                    try_backbone(net, size if ids_of is None else ids_of.grid(*size))
+                    part_checks.try_backbone(net, size if ids_of is None else ids_of.grid(*size))
 
 
-def _try_objective(recipe: Recipe, shapes: Shapes) -> None:
+def _try_objective(recipe: Recipe, shapes: part_checks.Shapes) -> None:
     """Takes a step with a user's own objective and the recipe's parts, fresh, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         tokenizer, net = _bare_tokenizer(recipe), _optional(recipe.backbone, BACKBONE)
         objective = _assemble(recipe, net, tokenizer, _optional(recipe.masker, MASKER))
         batch_size = max(stream.batch_size for stream in recipe.data.streams.values())
         with recipe.objective.node.located():
-            try_objective(objective, shapes, batch_size=batch_size)
+            part_checks.try_objective(objective, shapes, batch_size=batch_size)
 
 
 def check_ready(recipe: Recipe, *, with_init: bool) -> None:
@@ -389,7 +365,7 @@ def check_ready(recipe: Recipe, *, with_init: bool) -> None:
             check_init(recipe.start.init)
 
 
-def _check_augment(recipe: Recipe, shapes: Shapes) -> None:
+def _check_augment(recipe: Recipe, shapes: part_checks.Shapes) -> None:
     """Lets the augmentation act on one black clip of each slot: it may name views that there are not."""
     act = augment(recipe)
     if act is None or recipe.augment is None:
@@ -405,8 +381,8 @@ def check_protocol(protocol: Protocol) -> None:
     made = evaluator(protocol.evaluator)
     if _is_own(protocol.evaluator):
         with protocol.evaluator.node.located(), torch.random.fork_rng(devices=[]):
-            try_evaluator(made)
-    check_patches(protocol, made)
+            part_checks.try_evaluator(made)
+    checks.check_patches(protocol, made)
     if made.score_kind == "found" and protocol.average != "features":
         raise protocol.node.mapping()["average"].error(
             f"evaluator '{protocol.evaluator.type}' reports what was found, which has no {protocol.average}: "
@@ -423,7 +399,7 @@ def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
     """``check_protocol``, or the same for one that finetunes."""
     check_name(protocol.name, folders=False)
     if isinstance(protocol, FinetuneProtocol):
-        check_finetune_protocol(protocol)
+        checks.check_finetune_protocol(protocol)
         if protocol.data is not None:
             check_go_together(protocol.data.test, protocol.data.views, views(protocol.data.views))
     else:
