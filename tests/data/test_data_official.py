@@ -3,6 +3,7 @@
 import inspect
 import logging
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from official_files import fill, keys, labelled
 
 from vidssl.config.schema import keys_of
 from vidssl.data import SOURCES
+from vidssl.data.decode.decoders import DecoderName
+from vidssl.data.sources.listing import Part
 from vidssl.data.sources.official.videos import hmdb51, ucf101
 from vidssl.errors import UsageError
 from vidssl.evaluators.extract import Encoded, table_of
@@ -250,3 +253,12 @@ def test_official_videos_share_their_keys() -> None:
         found = keys_of(SOURCES[name])
         reference = keys_of(SOURCES["video_list"]) | {"max_missing_share": found["max_missing_share"]}
         assert {key: found[key] for key in shared} == {key: reference[key] for key in shared}
+
+
+def test_keys_of_sources_are_typed_where_they_are_written() -> None:
+    """The module of a source need not import the types of the keys that it inherits."""
+    module = sys.modules[SOURCES["video_folder"].__module__]
+    assert "DecoderName" not in vars(module)
+    wanted = {name: key.wanted for name, key in keys_of(SOURCES["video_folder"]).items()}
+    assert wanted["decoder"] == DecoderName
+    assert wanted["part"] == Part
