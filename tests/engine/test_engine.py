@@ -15,7 +15,7 @@ from torch import nn
 from vidssl.engine import capture
 from vidssl.engine.atomic import write_text
 from vidssl.engine.checkpoint import FORMAT, read_checkpoint, save_checkpoint
-from vidssl.engine.logging import Window
+from vidssl.engine.logging import Meter
 from vidssl.engine.optim import AdamW, decayed_names
 from vidssl.engine.precision import pick_device, use_bfloat16
 from vidssl.engine.process import StopAsked, stop_requests
@@ -197,7 +197,7 @@ def test_first_signal_is_a_request_and_a_second_interrupt_ends_at_once():
 
 
 def test_window_averages_and_starts_anew():
-    window = Window()
+    window = Meter()
     batch = Batch({"clip": (torch.zeros(4, 3, 2, 8, 8),)})
     window.add({"loss": torch.tensor(1.0)}, torch.tensor(2.0), batch, 0.0)
     window.add({"loss": torch.tensor(3.0)}, torch.tensor(4.0), batch, 0.0)

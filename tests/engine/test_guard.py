@@ -163,7 +163,7 @@ def test_another_process_s_step_is_not_taken_either() -> None:
     assert not guard.passes(ONE, ONE)
     assert int(objective.count.sum()) == 0
     assert skips.total == 1
-    assert "another process's loss or gradient is no number" in said[0]
+    assert "another process's loss or gradient is not finite" in said[0]
 
 
 def test_an_overflow_under_a_scaled_loss_is_no_mishap() -> None:
@@ -332,7 +332,7 @@ def test_a_run_resumes_from_its_last_finite_state() -> None:
     said = io.StringIO()
     _, again = train_recipe(recipe, Console(width=10_000, file=said), resume=run.path)
     assert "step-000006.safetensors: not finite (NaN or inf): 1 tensor (head.bias) of " in said.getvalue()
-    assert "Goes on after step 4 of 6." in said.getvalue()
+    assert "Resumes after step 4 of 6." in said.getvalue()
     assert again.skipped == 0
 
 
@@ -395,7 +395,7 @@ def test_processes_skip_together_and_the_one_at_fault_leaves_the_capture(tmp_pat
         process.join(60)
     assert [passed for _, passed, _, _ in found] == [[True, False]] * 2
     assert [counts for _, _, counts, _ in found] == [[1, 1, 1]] * 2
-    assert "another process's loss or gradient is no number" in found[0][3]
+    assert "another process's loss or gradient is not finite" in found[0][3]
     assert "the loss is nan" in found[1][3]
     (path,) = (tmp_path / "captures").iterdir()
     assert read_capture(path).conditions.rank == 1

@@ -151,8 +151,8 @@ def test_another_number_of_processes_goes_on(start):
         path.unlink()
     codes, said = end(start("train", "--resume", str(run.path), size=1))
     assert codes == [0], said
-    assert "Goes on after step 4 of 6." in said
-    assert "saved by 2 processes and goes on with 1" in said
+    assert "Resumes after step 4 of 6." in said
+    assert "saved by 2 processes and resumes with 1" in said
     for path in (run.state_path(6), run.checkpoint_path(6)):
         path.unlink()
     codes, said = end(start("train", "--resume", str(run.path), "run.parallel=ddp"))

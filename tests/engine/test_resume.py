@@ -25,7 +25,7 @@ from vidssl.config.strict_yaml import load
 from vidssl.data.loader import Loader
 from vidssl.data.sources.origins import Video, read_videos, write_videos
 from vidssl.engine.checkpoint import load_objective, read_checkpoint, save_checkpoint
-from vidssl.engine.logging import Window
+from vidssl.engine.logging import Meter
 from vidssl.engine.resume import (
     Moving,
     Restored,
@@ -136,7 +136,7 @@ def test_the_command_goes_on_and_keeps_the_newest_states(run, capsys):
     code, said = resumed(run, capsys)
     assert code == 0
     assert f"Run folder: {run.path}" in said
-    assert "Goes on after step 3 of 6." in said
+    assert "Resumes after step 3 of 6." in said
     assert "Trained steps 4 to 6 in " in said
     assert [path.name[5:11] for path in run.states()] == ["000004", "000006"]
     weights = sorted(path.name[5:11] for path in run.checkpoints.iterdir())
@@ -144,7 +144,7 @@ def test_the_command_goes_on_and_keeps_the_newest_states(run, capsys):
     oldest = run.states()[0]
     shutil.copy(oldest, oldest.with_name("step-000001.safetensors"))  # as a kill at the last step leaves one
     code, said = resumed(run, capsys)
-    assert (code, "Goes on after step 6 of 6." in said) == (0, True)
+    assert (code, "Resumes after step 6 of 6." in said) == (0, True)
     assert [path.name[5:11] for path in run.states()] == ["000004", "000006"]
     assert "All of the run's 6 steps were done before." in said
 
@@ -216,13 +216,13 @@ def restored(run: RunFolder) -> tuple[Restored, list[str]]:
 def moving() -> Moving:
     recipe = load_recipe("vimpac_contrast.yaml")
     objective = build.objective(recipe)
-    return Moving(objective, build.optim(recipe).build(objective), torch.Generator(), Window())
+    return Moving(objective, build.optim(recipe).build(objective), torch.Generator(), Meter())
 
 
 def test_where_nothing_is_whole_the_way_out_is_named(run):
     for path in run.states():
         path.write_bytes(b"noise")
-    with pytest.raises(UsageError, match=r"no state to go on from .*backbone\.init"):
+    with pytest.raises(UsageError, match=r"no state to resume from .*backbone\.init"):
         restored(run)
 
 
@@ -445,7 +445,7 @@ def test_a_run_that_is_asked_to_stop_says_130_and_goes_on(number):
     process.send_signal(number)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 130, said
-    assert f"To go on: vidssl train --resume {folder.path}" in said
+    assert f"To resume: vidssl train --resume {folder.path}" in said
     process = start("--resume", str(folder.path))
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said

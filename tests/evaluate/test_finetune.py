@@ -207,7 +207,7 @@ def test_finished_labels_are_not_finetuned_again(capsys: pytest.CaptureFixture[s
     first = scores(name="once")
     capsys.readouterr()
     assert tune("name=once", "run.resume=auto") == 0
-    assert "Goes on after step 3 of 3" in capsys.readouterr().out
+    assert "Resumes after step 3 of 3" in capsys.readouterr().out
     assert scores(name="once") == first
     assert not Path("runs/vit/finetune/once-digit-2").exists()
 
@@ -227,7 +227,7 @@ def test_finetuning_that_was_stopped_keeps_its_checkpoint_and_can_go_on(
     assert "run.resume=auto" in said
     assert not Path("runs/vit/scores/stopped-step-000002.json").exists()
     assert tune("name=stopped", "labels=[digit]", "run.resume=auto") == 0
-    assert "Goes on after step 1 of 3" in capsys.readouterr().out
+    assert "Resumes after step 1 of 3" in capsys.readouterr().out
     assert scores(name="stopped")["finetuned"]
 
 

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Blockwise, Features, Translated
+from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
 from vidssl.interfaces.grids import GridSize
 from vidssl.layers.transformer import Mlp, check_heads
 from vidssl.weights.vimpac_keys import from_published, is_published, resize_table, with_resized_tables
@@ -285,7 +285,7 @@ VARIANTS = {
 }
 
 
-class Factorized(Backbone, Blockwise):
+class Factorized(Backbone, HasBlocks):
     """Transformer over token ids with attention factorised into axes (VIMPAC, App. A).
 
     A layer attends along the axes of ``layout`` one after another, then applies its MLP. In an attention

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import channels_last, prefixed
 from vidssl.errors import counted
-from vidssl.interfaces import Backbone, Blockwise, Features, Translated
+from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
 from vidssl.interfaces.grids import GridSize
 from vidssl.weights.foreign import pytorchvideo_hub
 
@@ -39,7 +39,7 @@ _SHAPES: dict[str, tuple[int, GridSize]] = {
 _ONLY_SIZE = {"mvit_base_16x4": (16, 224, 224), "mvit_base_32x3": (32, 224, 224)}
 
 
-class PyTorchVideoNet(Backbone, Blockwise):
+class PyTorchVideoNet(Backbone, HasBlocks):
     """A network of PyTorchVideo, without its classifier: a rival for the papers' own backbones.
 
     It takes no mask. MViT takes the clips of its name only; of the others SlowFast, C2D and I3D need a

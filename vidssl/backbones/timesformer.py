@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, first_token_attention, hide
 from vidssl.backbones.positions import PositionResize, resize_positions
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Blockwise, ClassAttention, Features, Translated
+from vidssl.interfaces import Backbone, ClassAttention, Features, HasBlocks, Translated
 from vidssl.layers.transformer import Attention, Block, DropPath, Mlp, drop_path_rates, init_linear
 from vidssl.weights.vit_keys import to_timesformer
 
@@ -76,7 +76,7 @@ class DividedBlock(nn.Module):
         return first_token_attention(self.attn, self.norm1(frames))
 
 
-class TimeSformer(Backbone, Blockwise, ClassAttention):
+class TimeSformer(Backbone, HasBlocks, ClassAttention):
     """Transformer with attention divided between time and space (TimeSformer; SVT, Sec. 3.1).
 
     One class token a clip. Positions are two learned tables, one of places in a frame and one of frames;

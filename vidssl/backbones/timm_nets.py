@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import prefixed
-from vidssl.interfaces import Backbone, Blockwise, Features, Translated
+from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
 from vidssl.interfaces.grids import GridSize
 
 
-class TimmNet(Backbone, Blockwise):
+class TimmNet(Backbone, HasBlocks):
     """Any image network of timm, applied to every frame: what there is without motion.
 
     It takes no mask. Frames go through the network one by one; a class token is averaged over them, and

@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.backbones.blocks import Normalise
-from vidssl.interfaces import Backbone, Blockwise, Features, Translated
+from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
 from vidssl.interfaces.grids import GridSize
 
 Name = Literal[
@@ -15,7 +15,7 @@ Name = Literal[
 ]
 
 
-class TorchvisionNet(Backbone, Blockwise):
+class TorchvisionNet(Backbone, HasBlocks):
     """A video network of torchvision, without its classifier: a rival for the papers' own backbones.
 
     It takes no mask. Residual nets, S3D and Swins take clips of any size (S3D from 8 frames and 32 pixels

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, PatchEmbed, hide
-from vidssl.interfaces import Backbone, Blockwise, Features, ResizesWindows, Translated
+from vidssl.interfaces import Backbone, Features, HasBlocks, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize
 from vidssl.layers.transformer import DropPath, Mlp, check_heads, drop_path_rates, init_linear
 from vidssl.weights.swin import read_swin
@@ -202,7 +202,7 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
 
 
-class VideoSwin(Backbone, Blockwise, ResizesWindows):
+class VideoSwin(Backbone, HasBlocks, ResizesWindows):
     """Pyramid transformer with attention in shifted space-time windows (Video Swin; BEVT Sec. 3).
 
     A clip and an image (T = 1) share all but the patch embedding, as in BEVT: with one frame the windows

@@ -16,12 +16,12 @@ from vidssl.backbones.blocks import (
     hide,
 )
 from vidssl.backbones.positions import sincos_positions
-from vidssl.interfaces import Backbone, Blockwise, ClassAttention, Features, Translated
+from vidssl.interfaces import Backbone, ClassAttention, Features, HasBlocks, Translated
 from vidssl.layers.transformer import Block, drop_path_rates, init_linear
 from vidssl.weights.vit_keys import to_vit
 
 
-class ViT(Backbone, Blockwise, ClassAttention):
+class ViT(Backbone, HasBlocks, ClassAttention):
     """Plain transformer with joint attention over all space-time patches (ViT; ViViT Sec. 3.3, Model 1).
 
     Positions are fixed sine and cosine codes, separate for time, row and column. They need no table, so a

@@ -24,7 +24,7 @@ from vidssl.interfaces import Batch, LossOutput, Objective, Progress
 
 @dataclass(frozen=True)
 class PartOutput:
-    """What an objective makes of a part of a batch before the parts meet.
+    """Result of a micro-batch before the micro-batches meet.
 
     Attributes:
         vectors: [b, ...], of each sample, what is compared with those of all others.
@@ -141,7 +141,7 @@ def _add(means: dict[str, Tensor], metrics: Mapping[str, Tensor], share: float) 
 
 @contextmanager
 def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    """What a forward pass writes into buffers (running statistics) is undone."""
+    """Undoes writes of forward passes into buffers (running statistics)."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()]
     yield
     for buffer, value in before:

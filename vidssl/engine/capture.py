@@ -49,7 +49,7 @@ class Attempt:
 
 
 @dataclass(frozen=True)
-class Place:
+class SamplePlace:
     """Which sample a row of the batch was, and where it stood: place ``place`` of epoch ``epoch``."""
 
     key: str
@@ -80,16 +80,16 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Capture:
-    """What a capture file holds; ``samples`` names the rows of each stream."""
+    """The content of a capture file; ``samples`` names the rows of each stream."""
 
     path: Path
     attempt: Attempt
     conditions: Conditions
-    samples: Mapping[str, tuple[Place, ...]]
+    samples: Mapping[str, tuple[SamplePlace, ...]]
 
 
 class OrderedStream(Protocol):
-    """What a stream of training samples says of their order."""
+    """A stream of training samples, for their order."""
 
     @property
     def source(self) -> DataSource: ...
@@ -128,7 +128,7 @@ def save_capture(
 ) -> Path:
     """Writes a step to the run's folder and says where.
 
-    All processes call this together. The first whose loss is no number writes, process 0 if there is none.
+    All processes call this together. The first whose loss is not finite writes, rank 0 if there is none.
 
     Args:
         streams: of this process.
@@ -148,19 +148,19 @@ def save_capture(
 
 
 def _writer(attempt: Attempt) -> int:
-    """The first process whose own loss is no number; 0 if there is none (the gradient is everyone's)."""
+    """The first rank whose own loss is not finite; 0 if there is none (the gradient is everyone's)."""
     own = num_processes() if math.isfinite(attempt.loss) else rank()
     first = -int(max_over_processes(torch.tensor(-own)))
     return first if first < num_processes() else 0
 
 
-def _places(attempt: Attempt, streams: Mapping[str, OrderedStream]) -> dict[str, list[Place]]:
+def _places(attempt: Attempt, streams: Mapping[str, OrderedStream]) -> dict[str, list[SamplePlace]]:
     found = {}
     for name, indices in attempt.batch.indices.items():
         stream = streams[name]
         positions = stream.positions(attempt.progress.step)
         found[name] = [
-            Place(_key(stream.source, index), *divmod(position, len(stream)))
+            SamplePlace(_key(stream.source, index), *divmod(position, len(stream)))
             for index, position in zip(indices.tolist(), positions, strict=False)
         ]
     return found
@@ -185,7 +185,9 @@ def _tensors(attempt: Attempt) -> dict[str, Tensor]:
     return tensors
 
 
-def _metadata(attempt: Attempt, conditions: Conditions, samples: Mapping[str, list[Place]]) -> dict[str, str]:
+def _metadata(
+    attempt: Attempt, conditions: Conditions, samples: Mapping[str, list[SamplePlace]]
+) -> dict[str, str]:
     facts = {
         "progress": asdict(attempt.progress),
         "loss": repr(attempt.loss),  # JSON has no nan
@@ -207,7 +209,7 @@ def read_capture(path: Path) -> Capture:
     if metadata.get("format") != FORMAT:
         raise UsageError(
             f"{path}: a safetensors file, but no capture of a training step (its metadata lacks format: "
-            f"{FORMAT!r}); they lie in captures/ of a run whose loss was no number"
+            f"{FORMAT!r}); they lie in captures/ of a run whose loss was not finite"
         )
     known = ("progress", "loss", "grad_norm", "scale", "conditions", "samples")
     facts = Facts(path, metadata).json("facts").entries(known)
@@ -234,10 +236,10 @@ def _from_repr(node: Node) -> float:
         raise node.error(f"expected a number in quotes, got {node.shown()}") from None
 
 
-def _sample_places(node: Node) -> tuple[Place, ...]:
+def _sample_places(node: Node) -> tuple[SamplePlace, ...]:
     if not isinstance(node.value, tuple):
         raise node.error(f"expected a list, got {node.shown()}")
-    return tuple(record(place, Place) for place in node.value)
+    return tuple(record(place, SamplePlace) for place in node.value)
 
 
 def _batch(tensors: Mapping[str, Tensor], path: Path) -> Batch:

@@ -28,7 +28,7 @@ FORMAT = "vidssl checkpoint 1"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
         path: where it was read from.
@@ -111,7 +111,7 @@ def load_objective(objective: Objective, checkpoint: Checkpoint) -> None:
 
 
 def objective_state(objective: Objective, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What a checkpoint holds, under the objective's own names."""
+    """A checkpoint's weights under the objective's own names."""
     prefix = encoder_prefix(objective)
     return {f"{prefix}{key}": value for key, value in checkpoint.encoder.items()} | dict(checkpoint.objective)
 

@@ -1,4 +1,4 @@
-"""Signs that a network has come to say the same of everything: measures, and a watch over them."""
+"""Signs that a network collapses to one answer for everything: measures, and a watch over them."""
 
 import math
 from collections import deque
@@ -40,7 +40,7 @@ def predicted_perplexity(logits: Tensor) -> Tensor:
 
 
 def feature_std(features: Tensor) -> Tensor:
-    """How far clips lie apart: the deviation of L2-normalised features over clips, times sqrt(D).
+    """How far clips lie apart: the standard deviation of L2-normalised features over clips, times sqrt(D).
 
     About 1 if they spread in all directions, 0 if all are alike (SimSiam, Sec. 4.1). Each view is measured
     by itself: that views differ from one another is no spread.
@@ -55,9 +55,8 @@ def feature_std(features: Tensor) -> Tensor:
 def rank_me(features: Tensor) -> Tensor:
     """The effective number of dimensions of features [N, D]: RankMe (Garrido et al. 2023, Sec. 3).
 
-    The exponential of the entropy of the singular values' shares. It lies from 1 to the smaller of N and D,
-    so features of few clips cannot have a large one. Rows of zeros change nothing. Not a number where a
-    feature is none.
+    The exponential of the entropy of the normalised singular values, from 1 to the smaller of N and D, so
+    that few clips cannot have a large one. Rows of zeros change nothing. NaN if a feature is not finite.
     """
     if not bool(torch.isfinite(features).all()):
         return features.new_tensor(math.nan, dtype=torch.float32)
@@ -69,7 +68,7 @@ def rank_me(features: Tensor) -> Tensor:
 
 
 class RecentFeatures:
-    """The features of the last clips that this process learned from, and what they tell of collapse.
+    """The features of the last clips that this process learned from, and their measures of collapse.
 
     Adding costs next to nothing; ``measures`` takes an eigenvalue problem of ``RECENT_CLIPS`` rows at most.
     """
@@ -92,11 +91,11 @@ class RecentFeatures:
         return {"rankme": float(rank_me(features)), "feature_std": float(feature_std(features[:, None]))}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What going on needs; ``load`` takes it back."""
+        """State for a resume; ``load`` takes it back."""
         return {"features": self._all()} if self._batches else {}
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Goes on with what ``tensors`` gave."""
+        """Restores the state of ``tensors``."""
         self._batches = deque([tensors["features"].to(device)] if "features" in tensors else [])
 
     def _all(self) -> Tensor:
@@ -105,7 +104,7 @@ class RecentFeatures:
 
 @dataclass
 class _Memory:
-    """Of one band: the metric's highest value, since when it is outside, whether that was said."""
+    """Of one band: the metric's highest value, since when it is outside, whether that was reported."""
 
     best: float = -math.inf
     since: int = -1  # -1: it is inside
@@ -113,10 +112,10 @@ class _Memory:
 
 
 class CollapseWatch:
-    """Looks at a run's logged metrics and says once, each time one has left its band, what that means.
+    """Watches a run's logged metrics and reports once each time one has left its band.
 
     A metric has left its band when it has been outside at every look for 100 steps and a twentieth of the
-    run (ours). When it has come back and leaves again, it is said again.
+    run (ours). When it has come back and leaves again, it is reported again.
 
     Args:
         bands: an objective's.
@@ -156,12 +155,12 @@ class CollapseWatch:
         return due
 
     def tensors(self) -> dict[str, Tensor]:
-        """What going on needs; ``load`` takes it back."""
+        """State for a resume; ``load`` takes it back."""
         rows = [[memory.best, memory.since, memory.said] for memory in self._memory]
         return self._features.tensors() | {"bands": torch.tensor(rows, dtype=torch.float64).view(-1, 3)}
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Goes on with what ``tensors`` gave; starts anew where there are now other bands."""
+        """Restores the state of ``tensors``; starts anew where there are now other bands."""
         self._features.load(tensors, device)
         rows = tensors["bands"].tolist() if "bands" in tensors else []
         if len(rows) == len(self._bands):
@@ -179,7 +178,7 @@ def _sentence(band: Band, step: int, steps: int, value: float, best: float) -> s
 
 
 def feature_bands(cure: str = CURE, *, after: float = 0.0) -> tuple[Band, Band]:
-    """Bands of RankMe and of the features' deviation: a quarter of the highest value of the run (ours).
+    """Bands of RankMe and the features' standard deviation: a quarter of the run's highest value (ours).
 
     Args:
         after: share of the run that is left out of account.

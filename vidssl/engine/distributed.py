@@ -1,4 +1,4 @@
-"""The processes of a run: how they meet, what they agree on, and what is said when one is lost.
+"""The processes of a run: how they meet, agree, and report that one is lost.
 
 A launcher (``torchrun``, or ``srun`` with the same variables) starts the same command several times. Here
 they find each other. Random numbers and sums over the batch are the business of ``gather``.
@@ -39,7 +39,7 @@ class LostProcess(UsageError):
 
 
 class AlreadyTold(UsageError):
-    """An error that another process tells the user; it has no message of its own."""
+    """An error that another process reports; it has no message of its own."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class World:
     Every method is to be called by all of them, in the same order.
 
     Attributes:
-        rank: the number of this process, from 0. The first writes and speaks for all.
+        rank: the number of this process, from 0; rank 0 writes and prints for all.
         size: how many there are.
         local_rank: the number of this process on its machine, which is that of its GPU.
         store: what they keep in common, None where there is nothing of the kind.
@@ -63,7 +63,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this is rank 0, which writes and prints for all."""
         return self.rank == 0
 
     def any(self, flag: bool | Tensor) -> bool:
@@ -83,10 +83,10 @@ class World:
         self.any(False)
 
     def from_first(self, make: Callable[[], str]) -> str:
-        """What the first process makes; the others wait, however long it takes, unless it ends.
+        """Text made by rank 0; the others wait, however long it takes, unless it ends.
 
         Raises:
-            UsageError: in all of them, as the first raised it.
+            UsageError: in all of them, as rank 0 raised it.
         """
         if self.size == 1:
             return make()
@@ -102,10 +102,10 @@ class World:
         return made
 
     def one_first(self, make: Callable[[], T]) -> T:
-        """What ``make`` gives in each of them; the first makes it before the others do (files, for all).
+        """The result of ``make`` in each of them; rank 0 makes it before the others do (files, for all).
 
         Raises:
-            UsageError: in all of them, as the first raised it; or in each its own.
+            UsageError: in all of them, as rank 0 raised it; or in each its own.
         """
         made: list[T] = []
 
@@ -134,15 +134,15 @@ class World:
         return found
 
     def speaker(self, say: Callable[[str], None]) -> Callable[[str], None]:
-        """``say`` in the first; in the others what says, on the error output, which of them it is."""
+        """``say`` in rank 0; in the others a print to the error output that names their rank."""
         if self.first:
             return say
         return lambda text: print(f"process {self.rank}: {printable(text)}", file=sys.stderr, flush=True)
 
     def says(self, message: str) -> bool:
-        """Whether it falls to this process to tell the user an error: the first to come with it does.
+        """Whether this process reports an error: the first to come with it does.
 
-        That a process was lost is no news where another has said why. May be called by any, at any time.
+        A lost process is no news where another has reported why. May be called by any, at any time.
         """
         if self.store is None:
             return True
@@ -157,7 +157,7 @@ class World:
             return True
 
     def leave(self) -> None:
-        """Lets the first, which may keep the store, wait some seconds until all know who tells an error."""
+        """Lets rank 0, which may keep the store, wait some seconds until all know who reports an error."""
         if self.store is None:
             return
         deadline = time.monotonic() + _LINGER_SECONDS
@@ -168,7 +168,7 @@ class World:
                 left = self.store.add("vidssl/left", 0)
 
     def _handed_on(self, *texts: str) -> list[str]:
-        """The texts of the first process."""
+        """The texts of rank 0."""
         if self.store is not None:  # a collective would end with the timeout
             key = f"vidssl/turn/{next(self._turns)}"
             if self.first:
@@ -202,7 +202,7 @@ def launched() -> int:
 
 @contextmanager
 def told_once_a_machine() -> Iterator[None]:
-    """Lets the first process of a machine tell what all of them find wrong before they meet.
+    """Lets local rank 0 of a machine report an error that all of them find before they meet.
 
     Raises:
         AlreadyTold: in the others, in place of a UsageError.
@@ -220,7 +220,7 @@ def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
     """Joins the processes that a launcher has started, for the time of the context; alone without one.
 
     Communication is nccl's on GPUs, of which each process takes one, and gloo's on CPUs. What one of them
-    cannot go on from ends all; the user is told once.
+    cannot recover from ends all; it is reported once.
 
     Args:
         device: that all of them run on.
@@ -228,7 +228,7 @@ def processes(device: Device, *, timeout_minutes: float) -> Iterator[World]:
 
     Raises:
         UsageError: if the launcher's variables are incomplete, a machine lacks GPUs, or a process is lost.
-        AlreadyTold: in place of an error that another process tells.
+        AlreadyTold: in place of an error that another process reports.
     """
     if launched() == 1 or dist.is_initialized():
         yield here()
@@ -317,7 +317,7 @@ def told_if_lost(timeout_minutes: float) -> Iterator[None]:
             raise
         raise LostProcess(
             f"{_LOST}, or given no answer for {timeout_minutes:g} minutes (run.timeout_minutes); look for "
-            "its own message. Go on from the newest checkpoint with vidssl train --resume"
+            "its own message. Resume from the newest checkpoint with vidssl train --resume"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""A step whose loss or gradient is no number is not taken, by no process, and leaves no trace."""
+"""A step whose loss or gradient is not finite is taken by no process and leaves no trace."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ class Skips:
     """How many steps of a run were not taken.
 
     Attributes:
-        total: because the loss or the gradient was no number.
+        total: because the loss or the gradient was not finite.
         in_a_row: of these, the last ones without a step between them.
         scaled_down: because float16 gradients overflowed, whereupon the scale of the loss is lowered.
     """
@@ -41,11 +41,11 @@ class Skips:
         return {name: float(count) for name, count in counts.items() if count}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What going on needs; ``load`` takes it back."""
+        """State for a resume; ``load`` takes it back."""
         return {"counts": torch.tensor([self.total, self.in_a_row, self.scaled_down])}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on with what ``tensors`` gave."""
+        """Restores the state of ``tensors``."""
         if "counts" in tensors:
             self.total, self.in_a_row, self.scaled_down = (int(count) for count in tensors["counts"])
 
@@ -93,7 +93,7 @@ class Guard:
 
     Args:
         generator: the objective's.
-        skips: counts, which go on with the run.
+        skips: counts, which a resume restores.
         most_in_a_row: of skipped steps; with the last of them the run stops.
         say: gets a line for each skipped step, after the number of that step, from 1.
         capture: keeps a step for ``vidssl replay`` and says where; all processes call it together.
@@ -139,8 +139,8 @@ class Guard:
         Args:
             loss: before any scaling.
             grad_norm: before clipping, after unscaling.
-            scale: that the loss was multiplied by for float16; None where it was not. A gradient that is no
-                number under a loss that is one then asks for a lower scale; it is counted by itself.
+            scale: that the loss was multiplied by for float16; None where it was not. An infinite
+                gradient under a finite loss then asks for a lower scale; it is counted by itself.
 
         Raises:
             UsageError: at the last skipped step in a row that may be, and at the first one if weights are NaN
@@ -166,7 +166,7 @@ class Guard:
         self._skips.in_a_row += 1
         found = f"step {progress.step + 1}: the loss is {loss:.4g}, the gradient norm {grad_norm:.4g}"
         if math.isfinite(loss) and math.isfinite(grad_norm):
-            found = f"step {progress.step + 1}: another process's loss or gradient is no number"
+            found = f"step {progress.step + 1}: another process's loss or gradient is not finite"
         row, total = self._skips.in_a_row, self._skips.total
         weights = broken_weights(self._objective)
         hopeless = self._agree(bool(weights))

@@ -1,4 +1,4 @@
-"""What a training run shows: a live line with its numbers on a terminal, plain lines elsewhere."""
+"""Display of a training run: a live line with its numbers on a terminal, plain lines elsewhere."""
 
 import logging
 import os
@@ -195,7 +195,7 @@ def shown_messages(console: Console) -> Iterator[None]:
         log.setLevel(level)
 
 
-class Window:
+class Meter:
     """Collects metrics of steps without waiting for the device; ``means`` empties it."""
 
     def __init__(self) -> None:
@@ -223,11 +223,11 @@ class Window:
         self._waited += waited_seconds
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was collected, one tensor a metric; ``load`` takes it back. Times are left out."""
+        """The values collected, one tensor a metric; ``load`` takes them back. Times are left out."""
         return {name: torch.stack(values) for name, values in self._metrics.items()}
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Goes on with what ``tensors`` gave; speeds are measured anew."""
+        """Restores the state of ``tensors``; speeds are measured anew."""
         self._clear()
         self._metrics = {name: list(values.to(device).unbind()) for name, values in tensors.items()}
 
@@ -243,7 +243,7 @@ class Window:
 
 
 def over_processes(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What processes measured, as one: means over those that have a metric, speeds added up."""
+    """Metrics of all processes as one: means over those that have a metric, speeds added up."""
     if len(found) == 1:
         return dict(found[0])
     names = dict.fromkeys(name for values in found for name in values)
@@ -326,7 +326,7 @@ def _tensorboard(folder: Path, config: str, first_step: int) -> Iterator[Track]:
 def _wandb(folder: Path, config: str, first_step: int) -> Iterator[Track]:
     import wandb
 
-    kept = folder / "wandb_id"  # so that a run that goes on is one run there too
+    kept = folder / "wandb_id"  # so that a resumed run is one run there too
     known = kept.read_text(encoding="utf-8").strip() if first_step and kept.is_file() else None
     try:
         run = wandb.init(

@@ -15,13 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vidssl.engine.distributed import World
 from vidssl.errors import UsageError
-from vidssl.interfaces import Batch, Blockwise, LossOutput, Objective, Progress
+from vidssl.interfaces import Batch, HasBlocks, LossOutput, Objective, Progress
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
 
-Kind = Literal["ddp", "fsdp"]
+Wrapper = Literal["ddp", "fsdp"]
 
 
 class Parallel:
@@ -32,7 +32,7 @@ class Parallel:
     together one at a time; parameters are then ``DTensor``s, so an optimizer is built afterwards.
 
     Buffers are each process's own; those of this package agree anyway. Only the running statistics of batch
-    norms inside networks of others may differ, and ``share_buffers`` makes them the first process's.
+    norms inside external networks may differ, and ``share_buffers`` makes them rank 0's.
 
     Args:
         objective: on the device it trains on; sharded in place by ``fsdp``.
@@ -41,7 +41,7 @@ class Parallel:
         UsageError: if it is to be sharded on CPUs by a torch that cannot.
     """
 
-    def __init__(self, objective: Objective, world: World, kind: Kind, device: torch.device) -> None:
+    def __init__(self, objective: Objective, world: World, kind: Wrapper, device: torch.device) -> None:
         self.objective = objective
         self.world = world
         self.kind = kind
@@ -78,7 +78,7 @@ class Parallel:
         return self._through(self._replicas, batch, progress, generator)
 
     def _replicated(self, loss: Tensor) -> DistributedDataParallel:
-        """What exchanges gradients in the backward pass, when the first one is about to begin."""
+        """DDP, which exchanges gradients in backward passes, made before the first one begins."""
         # Which parameters have none may change later: SVT's prototypes rest in the first epochs, and a mask
         # token is of no use to an objective that hides nothing. Where there are such, every step looks anew
         # which they are; elsewhere that would cost time, and torch would complain.
@@ -127,7 +127,7 @@ class Parallel:
                 parameter.grad = gradient.div_(self.world.size)
 
     def share_buffers(self) -> None:
-        """Makes every buffer the first process's."""
+        """Makes every buffer rank 0's."""
         if self.world.size > 1:
             self._from_first(list(self.objective.buffers()))
 
@@ -153,7 +153,7 @@ class _Called(nn.Module):
 
 
 class _CalledAlike(_Called):
-    """The same without buffers, as DDP sees it: it would overwrite them with the first process's.
+    """The same without buffers, as DDP sees it: it would overwrite them with rank 0's.
 
     Its own switch has changed its name between versions of torch.
     """
@@ -180,7 +180,7 @@ def unsynchronised(module: nn.Module, *, find_unused: bool) -> DistributedDataPa
     """DDP that leaves parameters alone when it is made: a graph of them is there, and all have the same."""
     if "init_sync" in signature(DistributedDataParallel).parameters:
         return DistributedDataParallel(module, find_unused_parameters=find_unused, init_sync=False)
-    # torch 2.6 always writes the first process's parameters over everybody's. They are the same already, so
+    # torch 2.6 always writes rank 0's parameters over everybody's. They are the same already, so
     # that the graph remains true of them, and need only be taken for untouched.
     with ExitStack() as untouched:
         for parameter in module.parameters():
@@ -195,7 +195,7 @@ def _sharded(objective: Objective, device: torch.device) -> _Called:
     called = _Called(objective)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in list(objective.modules()):
-        for block in module.blocks_in_order() if isinstance(module, Blockwise) else ():
+        for block in module.blocks_in_order() if isinstance(module, HasBlocks) else ():
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # the rest comes together for the whole of a forward pass, and goes apart after it in an averaged teacher
     # too, which has no backward pass
@@ -263,7 +263,7 @@ def _is_sharded(tensor: Tensor) -> TypeIs[DTensor]:
 
 
 def own_shards(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What this process holds of them, not copied."""
+    """This process's shards of them, not copied."""
     return [tensor.to_local() if _is_sharded(tensor) else tensor for tensor in tensors]
 
 

@@ -67,7 +67,7 @@ def full_precision(x: torch.Tensor) -> torch.Tensor:
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
-    """What the forward pass of training is cast to, None for full precision; "auto" as ``use_bfloat16``."""
+    """Type of the forward pass of training, None for full precision; "auto" as ``use_bfloat16``."""
     if use_bfloat16(precision, device):
         return torch.bfloat16
     return torch.float16 if precision == "fp16" else None
@@ -102,7 +102,7 @@ def loss_scaler(dtype: torch.dtype | None, device: torch.device) -> GradScaler:
 
 
 def scale_of(scaler: GradScaler) -> float | None:
-    """What the loss is multiplied by; None where it is not scaled."""
+    """Factor of the loss; None where it is not scaled."""
     return scaler.get_scale() if scaler.is_enabled() else None
 
 
@@ -119,7 +119,7 @@ def scale_metrics(scaler: GradScaler) -> dict[str, float]:
 
 
 def scaler_tensors(scaler: GradScaler) -> dict[str, Tensor]:
-    """What going on needs: the scale, and the steps since it last changed; ``load_scaler`` takes it back."""
+    """State for a resume: the scale, and the steps since it last changed; ``load_scaler`` takes it back."""
     if not scaler.is_enabled():
         return {}
     state = scaler.state_dict()
@@ -130,7 +130,7 @@ def scaler_tensors(scaler: GradScaler) -> dict[str, Tensor]:
 
 
 def load_scaler(scaler: GradScaler, tensors: Mapping[str, Tensor]) -> None:
-    """Goes on with what ``scaler_tensors`` gave; a run that was none of float16 has nothing to give."""
+    """Restores the state of ``scaler_tensors``; there is none of a run that was not in float16."""
     if scaler.is_enabled() and tensors:
         state = {"scale": float(tensors["scale"]), "_growth_tracker": int(tensors["steps"])}
         scaler.load_state_dict({**scaler.state_dict(), **state})

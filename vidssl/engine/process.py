@@ -104,7 +104,7 @@ def sole_process(folder: Path, say: Callable[[str], None], does: str = _TRAINS) 
     """Keeps every other process that asks for the same from a run's folder, on any host that shares its disk.
 
     The operating system lets go of the lock when the process ends, however it ends. Where a file system keeps
-    no locks (some network file systems, and Windows), a line says so and the run goes on without.
+    no locks (some network file systems, and Windows), a line reports that and the run does without.
 
     Args:
         folder: the run's, which exists.

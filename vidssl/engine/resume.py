@@ -1,4 +1,4 @@
-"""What a run needs besides its weights to go on at the very step, and how it is found again.
+"""State of a run besides its weights, for a resume at the very step; and the runs that can be resumed.
 
 A resume state is a safetensors file in ``resume/`` that belongs to the checkpoint of its step: the
 optimizer's tensors, the random states, and what was measured since the last log line. Schedules are
@@ -32,7 +32,7 @@ from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.distributed import World
 from vidssl.engine.facts import Facts
 from vidssl.engine.guard import Skips
-from vidssl.engine.logging import Window
+from vidssl.engine.logging import Meter
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.parallel import spread_like, whole
 from vidssl.engine.precision import load_scaler, loss_scaler, scaler_tensors
@@ -41,13 +41,13 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
 
 FORMAT = "vidssl resume state 1"
-FREE = ("run",)  # sections of a recipe that may change while a run goes on
+FREE = ("run",)  # sections of a recipe that may change when a run resumes
 LENGTH = ("schedule.steps", "schedule.epochs")  # keys that may change where no step taken depends on them
 
 
 @dataclass(frozen=True)
 class Moving:
-    """Everything of a run that changes from step to step, and that a run that goes on must find as it was.
+    """Everything of a run that changes from step to step, and that a resume must find as it was.
 
     An objective keeps what it changes in parameters and persistent buffers; randomness comes from
     ``generator`` or from torch's global generators.
@@ -56,7 +56,7 @@ class Moving:
     objective: Objective
     optimizer: Optimizer
     generator: torch.Generator
-    window: Window
+    window: Meter
     watch: CollapseWatch = field(default_factory=CollapseWatch)
     skips: Skips = field(default_factory=Skips)
     scaler: GradScaler = field(default_factory=lambda: loss_scaler(None, torch.device("cpu")))
@@ -64,7 +64,7 @@ class Moving:
 
 @dataclass(frozen=True)
 class Restored:
-    """Where a run goes on: steps done, and the seconds that they took."""
+    """Where a run resumes: steps done, and the seconds that they took."""
 
     step: int
     seconds: float
@@ -76,7 +76,7 @@ def save_state(
     """Writes the resume state that belongs to the checkpoint of ``step``, which is there already.
 
     Args:
-        world: all processes call this together, and the first writes.
+        world: all processes call this together, and rank 0 writes.
 
     Raises:
         UsageError: if it cannot be written; older ones stay.
@@ -101,7 +101,7 @@ def save_state(
 
 
 def _own_tensors(moving: Moving) -> dict[str, Tensor]:
-    """What each process has of its own."""
+    """State of each process by itself."""
     return {
         **{f"window.{key}": value for key, value in moving.window.tensors().items()},
         **{f"watch.{key}": value for key, value in moving.watch.tensors().items()},
@@ -112,7 +112,7 @@ def _own_tensors(moving: Moving) -> dict[str, Tensor]:
 
 
 def _owner(number: int) -> str:
-    """What the names of a process's own tensors begin with; the first's are those of a run that is alone."""
+    """Prefix of a process's own tensors; rank 0's are those of a run of one process."""
     return f"process{number}." if number else ""
 
 
@@ -125,7 +125,7 @@ def restore(
 ) -> Restored:
     """Puts a run back to its newest step that is whole on disk, and takes away what was written after that.
 
-    It may go on with another number of processes than it was saved by.
+    It may resume with another number of processes than it was saved by.
 
     Args:
         say: gets a line for each damaged file that is passed over, and where numbers of processes differ.
@@ -179,7 +179,7 @@ def _newest_whole(folder: RunFolder, objective: Objective, say: Callable[[str], 
 def no_state(folder: RunFolder) -> UsageError:
     """The error about a run that there is nothing to resume of."""
     return UsageError(
-        f"{folder.path}: no state to go on from (they lie in {folder.resume.name}/ beside the checkpoints). "
+        f"{folder.path}: no state to resume from (they lie in {folder.resume.name}/ beside the checkpoints). "
         "Start a new run, from these weights with backbone.init"
     )
 
@@ -199,10 +199,10 @@ def _load_own(moving: Moving, state: _Whole, world: World, say: Callable[[str], 
     saved = state.facts.count("processes", 1)
     if saved != world.size:
         say(
-            f"The run was saved by {saved} process{'es' if saved > 1 else ''} and goes on with {world.size}: "
-            "it goes on from the same weights with the same batches and masks, but not bit for bit. Sums are "
+            f"The run was saved by {saved} process{'es' if saved > 1 else ''} and resumes with {world.size}: "
+            "from the same weights, with the same batches and masks, but not bit for bit. Sums are "
             "taken in another order, dropout and drop path draw anew, and the next line of the log is a mean "
-            "over the first process's metrics up to here."
+            "over rank 0's metrics up to here."
         )
     known = saved == world.size or world.first
     own = _below(state.tensors, _owner(world.rank if saved == world.size else 0))
@@ -211,11 +211,11 @@ def _load_own(moving: Moving, state: _Whole, world: World, say: Callable[[str], 
     moving.skips.load(_below(own, "skips."))
     load_scaler(moving.scaler, _below(own, "scaler."))
     if not _set_random_states(moving.generator, _below(own, "random."), torchs_too=known):
-        say("The run goes on on another kind of device: random numbers there start anew.")
+        say("The run resumes on another kind of device: random numbers there start anew.")
 
 
 def find_run(out: Path, name: str, recipe: str, say: Callable[[str], None]) -> RunFolder | None:
-    """The newest run of a name below ``out`` that can go on with a recipe; None where there is none.
+    """The newest run of a name below ``out`` that can resume with a recipe; None where there is none.
 
     Args:
         recipe: text of the resolved recipe.
@@ -306,7 +306,7 @@ def _set_random_states(
     """Whether all could be set; a generator of a GPU takes no state of a CPU's, nor the other way round.
 
     Args:
-        torchs_too: off where torch's own generators are to go on as they are, and not as another process's.
+        torchs_too: off where torch's own generators stay as they are, and are not set to another process's.
     """
     if torchs_too:
         torch.set_rng_state(states["cpu"])

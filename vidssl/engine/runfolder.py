@@ -8,8 +8,8 @@ runs/bevt/
   code/              copies of the recipe's own parts (type: my_file.py:MyClass), and of modules beside them
   videos.json.gz     the files that it is trained and tested on, with their sizes
   checkpoints/       step-000300.safetensors ...
-  resume/            step-000300.safetensors: what the run needs besides to go on from there
-  resumed.jsonl      one line each time it went on
+  resume/            step-000300.safetensors: the rest of the run's state, for a resume
+  resumed.jsonl      one line each time it resumed
   captures/          steps that could not be taken, for 'vidssl replay'
   scores/            what 'vidssl eval' found
   features/          vectors it was found from, kept for the next probe; safe to remove
@@ -100,7 +100,7 @@ class RunFolder:
                     remove(path)
 
     def forget_after(self, step: int) -> None:
-        """Takes away what a run that goes on from ``step`` will write again: metrics, checkpoints, states.
+        """Removes all that a run resumed from ``step`` will write again: metrics, checkpoints, states.
 
         Also what a process that was killed left half written.
         """
@@ -118,7 +118,7 @@ class RunFolder:
                 write_text(log, "".join(f"{line}\n" for line in kept))
 
     def note_resume(self, step: int) -> None:
-        """Describes, beside the run's first environment, the one that it goes on in."""
+        """Notes the environment that the run resumes in, beside its first one."""
         append_line(self.path / "resumed.jsonl", json.dumps({"step": step, **describe_environment()}))
 
 

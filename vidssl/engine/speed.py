@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vidssl.config.recipe import RunSpec
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Blockwise, TrainableTokenizer
+from vidssl.interfaces import Backbone, HasBlocks, TrainableTokenizer
 
 R = TypeVar("R")
 
@@ -83,7 +83,7 @@ def _networks(objective: nn.Module) -> list[Backbone]:
 
 
 def _blocks(network: Backbone) -> tuple[nn.Module, ...]:
-    return network.blocks_in_order() if isinstance(network, Blockwise) else ()
+    return network.blocks_in_order() if isinstance(network, HasBlocks) else ()
 
 
 # channels last
@@ -114,7 +114,7 @@ def _put_channels_last(convolution: nn.Conv2d | nn.Conv3d) -> None:
 
 def _compute_again(block: nn.Module) -> None:
     """Lets a block keep its inputs alone; the rest is computed again for the gradient, draws included."""
-    # a partial, which ``copy.deepcopy`` binds to the copy; a closure would go on with this block's weights
+    # a partial, which ``copy.deepcopy`` binds to the copy; a closure would keep this block's weights
     block.forward = partial(_checkpointed, block.forward)
 
 

@@ -6,9 +6,9 @@ Shapes are the contract. Letters: ``B C T H W`` in pixel space, ``t h w`` on a g
 
 from vidssl.interfaces.backbone import (
     Backbone,
-    Blockwise,
     ClassAttention,
     Features,
+    HasBlocks,
     InputKind,
     ResizesWindows,
     Translated,
@@ -57,7 +57,6 @@ __all__ = [
     "Backbone",
     "Band",
     "Batch",
-    "Blockwise",
     "ClassAttention",
     "ComparesVideos",
     "DataSource",
@@ -66,6 +65,7 @@ __all__ = [
     "Features",
     "FilledIn",
     "GridSize",
+    "HasBlocks",
     "InputKind",
     "KnowsGroups",
     "KnowsMissing",

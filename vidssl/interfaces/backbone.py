@@ -17,7 +17,7 @@ InputKind = Literal["pixels", "tokens"]
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone says of a batch.
+    """A backbone's output for a batch.
 
     Attributes:
         patches: [B, t, h, w, D], the last stage.
@@ -214,7 +214,7 @@ class ClassAttention(ABC):
         """
 
 
-class Blockwise(ABC):
+class HasBlocks(ABC):
     """A backbone of blocks that follow one another, for what is done block by block."""
 
     @abstractmethod

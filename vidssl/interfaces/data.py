@@ -15,7 +15,7 @@ Augment = Callable[[Batch, torch.Generator], Batch]
 
 @dataclass(frozen=True)
 class SampleInfo:
-    """What a data source knows of one sample without decoding its pixels.
+    """Facts of one sample that are known without decoding its pixels.
 
     Attributes:
         key: unique in the source and stable between runs, e.g. the path below the root.
@@ -56,7 +56,7 @@ class DataSource(ABC):
 
     @abstractmethod
     def info(self, index: int) -> SampleInfo:
-        """What is known of a sample before its pixels.
+        """Facts of a sample that are known before its pixels.
 
         Raises:
             UnreadableSample: if the file cannot be opened.

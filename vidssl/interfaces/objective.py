@@ -1,4 +1,4 @@
-"""What is learned: batches, masks, losses and what a training loop asks of an objective."""
+"""Batches, masks, losses, and the interface of objectives."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -72,11 +72,6 @@ class Progress:
     steps_per_epoch: float = 1.0
 
     @property
-    def fraction(self) -> float:
-        """0 before the first step, approaching 1 at the last."""
-        return self.step / max(1, self.total_steps)
-
-    @property
     def epoch(self) -> int:
         """Whole passes over the counted stream that lie behind this step."""
         return int(self.step / self.steps_per_epoch * (1 + 1e-12))  # 35 steps of 7 / 3 are 15 epochs
@@ -86,7 +81,7 @@ class Progress:
 class LossOutput:
     """The loss to descend (a scalar) and what is logged beside it, named after the paper's terms.
 
-    ``features`` are [B, D], a vector a video: of the last ones the loop logs RankMe and the deviation.
+    ``features`` are [B, D], a vector a video: the loop logs RankMe and standard deviation of the last ones.
     """
 
     loss: Tensor
@@ -145,7 +140,7 @@ def _check_output(made: object, name: str) -> None:
 
 
 class Objective(nn.Module, ABC):
-    """What is minimised. Positional constructor parameters are parts (backbone, tokenizer, masker);
+    """The loss that is minimised. Positional constructor parameters are parts (backbone, tokenizer, masker);
     keyword-only ones are the keys of its recipe section. Heads and decoders live here.
 
     ``needs_views``: view name -> slots read; set in the constructor where keys decide it.
@@ -182,14 +177,14 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def encoder(self) -> "Backbone | TrainableTokenizer":
-        """What the run saves, exports and evaluates; a recipe that trains a tokenizer returns that."""
+        """The network that the run saves, exports and evaluates; a tokenizer where that is trained."""
 
     def trained_encoder(self) -> "Backbone | TrainableTokenizer":
-        """What the optimizer moves of it: ``encoder()`` itself, unless that is a running average."""
+        """The network that the optimizer moves: ``encoder()`` itself, unless that is a running average."""
         return self.encoder()
 
     def describe(self, metrics: Mapping[str, float]) -> str:
-        """What held-out metrics (``forward``'s in eval mode) mean, in plain words for the end of a run."""
+        """Held-out metrics (``forward``'s in eval mode) in plain words, for the end of a run."""
         return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
     def after_step(self, progress: Progress, generator: torch.Generator) -> None:
@@ -274,7 +269,7 @@ class Band:
         return value - self.zero < (self.share_of_best or 0.0) * (best - self.zero)
 
     def edge(self, best: float) -> str:
-        """What a sound value would be, in words."""
+        """A sound value, in words."""
         if self.lowest is not None:
             return f"sound from {self.lowest:.3g}"
         if self.apart_from is not None:

@@ -42,7 +42,7 @@ class Tokenizer(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What a tokenizer under training makes of a clip.
+    """A tokenizer's reconstruction of a clip, under training.
 
     Attributes:
         pixels: [B, 3, T, H, W], with gradient to encoder and decoder.

@@ -1,4 +1,4 @@
-"""What is minimised."""
+"""Objectives: the losses that are minimised."""
 
 from vidssl.interfaces import Objective
 from vidssl.interfaces.table import Table

@@ -51,7 +51,7 @@ class Classification(Objective):
         label: which of the labels; null where the videos have but one.
         views: names of the views that are read, a clip each. The features of several are averaged.
         dropout: before the linear layer.
-        head_std: deviation of the linear layer's first weights: 0.01 in BEVT's code, 0 in VIMPAC (App. A.2).
+        head_std: of the linear layer's initial weights: 0.01 in BEVT's code, 0 in VIMPAC (App. A.2).
         label_smoothing: share of the target that is spread over all classes.
         mixup: alpha of mixup, 0 is off.
         cutmix: alpha of CutMix, 0 is off; if both are on, each batch gets one of them.
@@ -121,7 +121,7 @@ class Classification(Objective):
         return (self.classifier if self.training else self.answering())(inputs)
 
     def answering(self) -> Classifier:
-        """What is saved and measured: the averaged weights where an average is kept."""
+        """The network that is saved and measured: the averaged weights where an average is kept."""
         return self.classifier if self.average is None else self.average
 
     def trained_encoder(self) -> Backbone:

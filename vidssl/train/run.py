@@ -1,4 +1,4 @@
-"""A recipe trained from end to end: built, run or gone on with, and what came of it said."""
+"""A recipe trained from end to end: built, run or resumed, and its result reported."""
 
 import logging
 import time
@@ -27,13 +27,13 @@ from vidssl.train.loop import Monitor, TrainResult
 from vidssl.train.monitors import KnnMonitor
 from vidssl.train.start import train
 
-STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can go on
+STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can be resumed
 
 
 def run_recipe(recipe: Recipe, console: Console | None = None, resume: Path | None = None) -> int:
-    """Train what a recipe describes, say what came of it and what to do next.
+    """Train what a recipe describes, report the result and what to do next.
 
-    Where a launcher has started several processes, they train together and the first one speaks.
+    Where a launcher has started several processes, they train together and rank 0 prints.
 
     Args:
         resume: as for ``train_recipe``.
@@ -56,7 +56,7 @@ def train_recipe(
     """Build what a recipe describes, train it, and hand it over as it is then.
 
     Args:
-        resume: folder of a run of this recipe to go on with; otherwise ``run.resume`` decides.
+        resume: folder of a run of this recipe to resume; otherwise ``run.resume`` decides.
         stop_after: steps of the run after which to stop.
     """
     build.check(recipe)
@@ -123,7 +123,7 @@ def _longer(recipe: Recipe, folder: RunFolder) -> _Longer | None:
     if others:
         raise UsageError(
             f"{folder.path} was begun with another recipe: {', '.join(others)} "
-            f"{agreed(len(others), 'differ')}. A run goes on with its own; only keys of "
+            f"{agreed(len(others), 'differ')}. A run resumes with its own; only keys of "
             f"{', '.join(FREE)} may change, and {' or '.join(LENGTH)} under a constant learning rate. For "
             f"another recipe start a new run, from these weights with backbone.init={folder.path}"
         )
@@ -172,7 +172,7 @@ def _note_longer(longer: _Longer, recipe: Recipe, say: Callable[[str], None]) ->
 
 
 def _found(recipe: Recipe, text: str, say: Callable[[str], None]) -> str:
-    """The run that ``run.resume`` goes on with; nothing if there is none."""
+    """The run that ``run.resume`` resumes; an empty text if there is none."""
     found = find_run(Path(recipe.run.out), recipe.name, text, say)
     return "" if found is None else str(found.path)
 
@@ -184,7 +184,7 @@ def _monitor(recipe: Recipe, objective: Objective) -> Monitor | None:
 
 
 def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None = None) -> int:
-    """Go on with a run at the very step of its newest checkpoint, under the recipe in its folder.
+    """Resume a run at the very step of its newest checkpoint, under the recipe in its folder.
 
     Args:
         run: its folder.
@@ -200,7 +200,7 @@ def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None 
         path = named_run(run).path / "recipe.yaml"
         moved = [word for word in overrides if word.split("=")[0] in ("run.out", "run.resume")]
         if moved:
-            raise UsageError(f"{moved[0]}: a run that goes on stays in its folder, {run}")
+            raise UsageError(f"{moved[0]}: a run that resumes stays in its folder, {run}")
         recipe = read_recipe(overridden(load(path), overrides), path.parent)
     return run_recipe(recipe, console, resume=Path(run))
 
@@ -210,7 +210,7 @@ def _conclude(result: TrainResult, objective: Objective, seconds: float, console
         lines = [
             f"Stopped after {result.steps} of {counted(result.total_steps, 'step')}; the network so far "
             "is saved.",
-            f"To go on: vidssl train --resume {result.folder}",
+            f"To resume: vidssl train --resume {result.folder}",
         ]
     elif result.steps_before == result.steps:
         lines = [f"All of the run's {counted(result.steps, 'step', verb='were')} done before."]

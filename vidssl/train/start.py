@@ -24,9 +24,9 @@ from vidssl.data.sources.origins import (
 from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.distributed import World, here, take_device
 from vidssl.engine.logging import (
+    Meter,
     Say,
     TrainDisplay,
-    Window,
     check_trackers,
     open_trackers,
     print_line,
@@ -79,17 +79,17 @@ def train(
         test_streams: held-out streams that give the same views.
         recipe_text: the resolved recipe, kept in the checkpoints so that ``vidssl eval`` can read them.
         code: files of the recipe's own parts (``files_of``), kept in the run's folder.
-        resume: folder of a run to go on with, at the very step of its newest checkpoint: all further steps
-            are those that the run would have taken. No folder is made then, ``name`` is not used.
+        resume: folder of a run to resume at the very step of its newest checkpoint; it takes the further
+            steps that it would have taken. No folder is made then, ``name`` is not used.
         stop_after: steps of the run after which to stop as Ctrl-C would.
-        monitor: called every ``run.knn_every_steps`` steps, by the first process; what it measures is logged.
+        monitor: called every ``run.knn_every_steps`` steps, by rank 0; its measures are logged.
         world: the processes that train together, each calling this; by default those of torch's process
-            group. Of streams they take slices, and the first of them writes and speaks.
+            group. Of streams they take slices; rank 0 writes and prints.
 
     Raises:
         UsageError: if the loss is not finite for too many steps or for all of them, the weights become NaN
             or inf, the network collapses and the run is to stop then, another process trains in the folder,
-            the disk is full, too many videos cannot be read, or the run cannot go on. Checkpoints written
+            the disk is full, too many videos cannot be read, or the run cannot resume. Checkpoints written
             before stay, and are finite.
     """
     run, world = run or RunSpec(), world or here()
@@ -114,7 +114,7 @@ def train(
     watch = CollapseWatch(objective.bands() if isinstance(objective, Watched) else ())
     generator = torch.Generator(device).manual_seed(seed)
     scaler = loss_scaler(dtype, device)
-    moving = Moving(objective, optim.build(objective), generator, Window(), watch, scaler=scaler)
+    moving = Moving(objective, optim.build(objective), generator, Meter(), watch, scaler=scaler)
     if not world.first:
         torch.manual_seed(seed + world.rank)  # of dropout and drop path; all else is drawn by ``generator``
     plan = _plan(schedule, streams)
@@ -126,7 +126,7 @@ def train(
         start = Restored(0, 0.0)
         if resume is not None:
             start = restore(folder, moving, say=say, world=world)
-            say(f"Goes on after step {start.step} of {plan.total_steps}.")
+            say(f"Resumes after step {start.step} of {plan.total_steps}.")
         if resume is not None and world.first:
             folder.note_resume(start.step)
             if not moving.skips.in_a_row:  # a kill behind the last save has left one more than are kept
@@ -254,7 +254,7 @@ def _restarted(folder: RunFolder, world: World, display: TrainDisplay, step: int
 def _check_classes(
     objective: Objective, streams: Mapping[str, Stream], test_streams: Mapping[str, Stream]
 ) -> None:
-    """Refuses test videos of classes that the objective has no number for, before a step is taken."""
+    """Refuses test videos of classes that the objective does not know, before a step is taken."""
     if not isinstance(objective, Classification):
         return
     for name, stream in test_streams.items():

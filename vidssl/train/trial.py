@@ -18,7 +18,7 @@ from vidssl.engine.capture import Attempt
 from vidssl.engine.distributed import World
 from vidssl.engine.gather import in_parts
 from vidssl.engine.guard import Guard
-from vidssl.engine.logging import Window
+from vidssl.engine.logging import Meter
 from vidssl.engine.parallel import Parallel
 from vidssl.engine.precision import autocast_dtype, load_scaler, loss_scaler, lower, pick_device, scale_of
 from vidssl.engine.resume import Moving
@@ -45,7 +45,7 @@ class Trial:
         optim, self._dtype = build.optim(recipe), autocast_dtype(run.precision, self.device)
         generator = torch.Generator(self.device).manual_seed(recipe.seed)
         scaler = _unscaled(self._dtype, self.device)
-        self.moving = Moving(objective, optim.build(objective), generator, Window(), scaler=scaler)
+        self.moving = Moving(objective, optim.build(objective), generator, Meter(), scaler=scaler)
         self._plan, self._update, self._parts = plan, optim.update, run.accumulate
         self._augment = build.augment(recipe)
         self._parallel = Parallel(objective, World(), run.parallel, self.device)
@@ -90,7 +90,7 @@ class Trial:
         return self.descend(step, self.augment(batch.to(self.device)))
 
     def timed(self, do: Callable[[], R]) -> tuple[R, float]:
-        """What ``do`` gives, and the seconds until the device was done with it."""
+        """The result of ``do``, and the seconds until the device was done with it."""
         self._wait()
         started = time.perf_counter()
         done = do()

@@ -403,7 +403,7 @@ class CollapseMonitor(nn.Module):
         if not self.training:
             return rank_me(features)
         newest = torch.cat((self.recent, features))[-RECENT_CLIPS:]
-        # a batch that is no number is not kept: its step is not taken either
+        # a batch that is not finite is not kept: its step is not taken either
         self.recent.copy_(torch.where(torch.isfinite(features).all(), newest, self.recent))
         if step % LOOK_EVERY_STEPS == 0:
             self.last_rank.copy_(rank_me(self.recent))

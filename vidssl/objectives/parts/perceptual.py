@@ -108,7 +108,7 @@ def evenly(count: int) -> tuple[int, ...]:
 def perceptual_distance(
     network: str | None, *, weight: float | None, init: str | None, layers: tuple[int, ...] | None
 ) -> PerceptualDistance | None:
-    """What the ``perceptual_`` keys of a recipe ask for; None where they name no network.
+    """The distance of a recipe's ``perceptual_`` keys; None where they name no network.
 
     Raises:
         ValueError: if one stands without the network, or the network without a weight; and as
