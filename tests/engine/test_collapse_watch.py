@@ -305,7 +305,7 @@ def test_a_run_that_is_to_stop_is_saved_and_can_go_on(sinking: None, capsys) -> 
 def test_what_stops_a_run_is_chosen_by_name() -> None:
     with pytest.raises(UsageError, match="on_collapse"):
         load_recipe("bevt_video.yaml", ["run.on_collapse=cry"])
-    with pytest.raises(UsageError, match="max_skipped_steps must be at least 1, got 0"):
+    with pytest.raises(UsageError, match="max_skipped_steps: must be at least 1, got 0"):
         load_recipe("bevt_video.yaml", ["run.max_skipped_steps=0"])
 
 
