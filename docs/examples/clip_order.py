@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidssl.api import Backbone, Batch, LossOutput, Objective, Progress
+from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress
 
 
 class ClipOrder(Objective):
