@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from vidssl.evaluate.score_file import ScoreFile
-from vidssl.evaluators.differences import What, what
+from vidssl.evaluators.differences import RowKey, what
 from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import mean_over_seeds
 
@@ -40,7 +40,7 @@ class RunGroup:
         shared = {key: value for key, value in self.files[0].settings.items() if key not in IGNORED}
         return {**shared, "seed": ", ".join(self.seeds)}
 
-    def rows(self, network: str) -> Mapping[What, tuple[Score, ...]]:
+    def rows(self, network: str) -> Mapping[RowKey, tuple[Score, ...]]:
         """Label, setting and order of frames -> the rows of all runs."""
         found = [{what(score): score for score in file.scores[network]} for file in self.files]
         return {key: tuple(rows[key] for rows in found) for key in found[0]}

@@ -9,7 +9,7 @@ from vidssl.compare.run_groups import RunGroup, seeds_cell
 from vidssl.errors import counted
 from vidssl.evaluate.report import class_mean_matters, difference_cells, p_cell, percent
 from vidssl.evaluate.score_file import ScoreFile
-from vidssl.evaluators.differences import LabelledVideos, What, network_differences, what
+from vidssl.evaluators.differences import LabelledVideos, RowKey, network_differences, what
 from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import (
     Difference,
@@ -70,7 +70,7 @@ def _legend(groups: Sequence[RunGroup]) -> str:
     return "".join(f", {part}" for part in parts)
 
 
-def _marks(group: RunGroup) -> Mapping[What, str]:
+def _marks(group: RunGroup) -> Mapping[RowKey, str]:
     """Marks where a run's first network differs from its second beyond chance; none for several seeds."""
     if len(group.files) > 1:
         return {}
@@ -120,7 +120,7 @@ def _scores(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[Line]:
         )
 
 
-def _asked(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[tuple[What, str]]:
+def _asked(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[tuple[RowKey, str]]:
     """Top-1 of every row; of clips in order also top-5 and the mean over classes, where that is another.
 
     Where classes are unbalanced the mean over them comes first.
@@ -138,13 +138,13 @@ def _asked(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[tuple[What, str]
             yield key, CLASS_MEAN
 
 
-def head(key: What) -> str:
+def head(key: RowKey) -> str:
     """A row's name: label, setting, and the order of frames where it is not the normal one."""
     label, setting, frames = key
     return " ".join(word for word in (label, setting, "" if frames == "normal" else frames) if word)
 
 
-def _chance(group: RunGroup, key: What, measure: str) -> str:
+def _chance(group: RunGroup, key: RowKey, measure: str) -> str:
     score = group.rows(next(iter(group.files[0].scores)))[key][0]
     if measure == TOP5:
         return ""
@@ -244,7 +244,7 @@ def _pair(first: RunGroup, other: RunGroup) -> _Pair:
     return _on_videos(first, other)
 
 
-def _rows(group: RunGroup) -> Mapping[What, tuple[Score, ...]]:
+def _rows(group: RunGroup) -> Mapping[RowKey, tuple[Score, ...]]:
     return group.rows(next(iter(group.files[0].scores)))
 
 
@@ -301,7 +301,7 @@ def _over_seeds(first: RunGroup, other: RunGroup) -> _Pair:
     return _Pair(title, (first.name, other.name), tuple(rows), ("Welch's p, seeds alone",))
 
 
-def _measured(key: What, score: Score) -> str:
+def _measured(key: RowKey, score: Score) -> str:
     return f"{head(key)} {CLASS_MEAN}" if score.unbalanced else head(key)
 
 

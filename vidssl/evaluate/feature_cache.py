@@ -24,7 +24,7 @@ import vidssl
 from vidssl.build import build
 from vidssl.build.registry import SOURCE, VIEW_SAMPLER, patch_type, resolved_part
 from vidssl.build.token_checks import check_reads_ids, check_stored
-from vidssl.config.protocol import FrameOrder, PatchType, Protocol
+from vidssl.config.protocol import FrameOrder, Layers, PatchType, Protocol
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import dump, plain
 from vidssl.data.classes import numbered_together
@@ -38,7 +38,7 @@ from vidssl.engine.precision import use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluate.subject import NetworkSpec, state_hash
 from vidssl.evaluators.extract import ALONE, Encoded, encode, table_of
-from vidssl.evaluators.features import FeatureTable, KeepPatches, Layers
+from vidssl.evaluators.features import FeatureTable, KeepPatches
 from vidssl.evaluators.patch_tokens import PatchWriter, patch_path, read_patches
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
 

@@ -22,7 +22,7 @@ from vidssl.evaluators.confusion import best_and_worst
 from vidssl.evaluators.differences import (
     LabelledVideos,
     NetworkDifference,
-    What,
+    RowKey,
     network_differences,
     tested_videos,
     what,
@@ -162,7 +162,7 @@ def p_cell(p: float) -> str:
     return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
 
 
-def _by_network(scores: Scores, title: str, marks: Mapping[What, str], apart: str) -> Table:
+def _by_network(scores: Scores, title: str, marks: Mapping[RowKey, str], apart: str) -> Table:
     """A row for each label and setting, below it what else there is of it: top-5, mean over classes."""
     table = _table(title, list(chain.from_iterable(scores.values())), marks.values())
     for name in scores:
@@ -260,7 +260,7 @@ def class_lines(scores: Scores, test: FeatureTable) -> list[str]:
     ]
 
 
-def _by_order(rows: Sequence[Score], title: str, marks: Mapping[What, str], apart: str) -> Table:
+def _by_order(rows: Sequence[Score], title: str, marks: Mapping[RowKey, str], apart: str) -> Table:
     """A row for each label and setting, a column for each order of frames."""
     orders = list(dict.fromkeys(score.frames for score in rows))
     found = {(_name(score), score.frames): score for score in rows}

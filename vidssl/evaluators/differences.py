@@ -9,7 +9,7 @@ from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import LEVEL, Difference, holm, paired_difference
 
-What = tuple[str, str, str]  # label, setting, order of frames
+RowKey = tuple[str, str, str]  # label, setting, order of frames
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def tested_videos(test: FeatureTable) -> dict[str, LabelledVideos]:
     return {label: tested_of(numbers.tolist(), test.groups) for label, numbers in test.labels.items()}
 
 
-def what(score: Score) -> What:
+def what(score: Score) -> RowKey:
     """Which of a file's rows this is."""
     return score.label, score.setting, score.frames
 

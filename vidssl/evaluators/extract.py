@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from vidssl.config.protocol import FrameOrder, PatchType
+from vidssl.config.protocol import FrameOrder, Layers, PatchType
 from vidssl.data.loader import iterate_once
 from vidssl.data.samples import InOrder, Parcel, parcels
 from vidssl.data.sources.official.groups import groups_of
@@ -19,7 +19,7 @@ from vidssl.data.sources.origins import video_of
 from vidssl.engine.distributed import World
 from vidssl.engine.precision import pick_device
 from vidssl.errors import UsageError, counted
-from vidssl.evaluators.features import FeatureTable, KeepPatches, Layers, encode_views
+from vidssl.evaluators.features import FeatureTable, KeepPatches, encode_views
 from vidssl.evaluators.patch_tokens import in_memory, joined
 from vidssl.interfaces import Backbone, DataSource, Tokenizer, ViewSampler, num_listed
 

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vidssl.config.protocol import FrameOrder
+from vidssl.config.protocol import FrameOrder, Layers
 from vidssl.data.classes import LabelClasses, renumbered
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Features, Origin, Tokenizer, as_clip
@@ -47,7 +46,6 @@ def in_order(clip: Tensor, order: FrameOrder, numbers: Tensor, *, draw: int) -> 
     return clip.transpose(1, time)[every, frames].transpose(1, time)
 
 
-Layers = Literal["last", "all", "patches"]
 KeepPatches = Callable[[FrameOrder, Tensor], None]  # gets those of the next videos, [B, V, n, D]
 
 
