@@ -85,10 +85,7 @@ def replay(
     Raises:
         UsageError: if the file is no capture, or what its recipe names cannot be built.
     """
-    console = console or terminal()
-
-    say = partial(print_line, console)
-
+    say = partial(print_line, console or terminal())
     capture = read_capture(Path(name))
     if not capture.conditions.recipe:
         raise UsageError(f"{name}: holds no recipe, as the run was started by train() without recipe_text")

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from vidssl.config.recipe import load_recipe
 from vidssl.engine.checkpoint import read_tensors
-from vidssl.engine.logging import terminal
+from vidssl.engine.logging import print_line, terminal
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError, counted
 from vidssl.train.run import train_recipe
@@ -44,7 +44,7 @@ def selftest_resume(
         console.print(f"  {key}: differs by up to {difference:.3g}", highlight=False)
     if different:
         reason = "" if recipe.run.device == "cpu" else " (on a GPU some sums depend on the order of threads)"
-        console.print(f"Not the same: {len(different)} of {count} tensors differ{reason}.", soft_wrap=True)
+        print_line(console, f"Not the same: {len(different)} of {count} tensors differ{reason}.")
         return 1
     console.print(
         f"The same, bit for bit: all {counted(count, 'tensor')} of weights, optimizer and random states."

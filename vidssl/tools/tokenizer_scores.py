@@ -89,9 +89,7 @@ def score_tokenizers(
         UsageError: for anything a user can mend.
     """
     console = console or terminal()
-
     say = partial(print_line, console)
-
     protocol = _only_protocol(protocols, overrides)
     build.check_tokenizer_protocol(protocol)
     with shown_messages(console), torch.no_grad():
