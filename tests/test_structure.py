@@ -37,7 +37,7 @@ FLOORS = (
 MOST_AT_TOP = 25
 MOST_LINES_A_FILE = 600
 FEWEST_LINES_A_FILE = 40
-MOST_LINES = 41_000
+MOST_LINES = 42_000  # VideoMAE came with 1,000
 MOST_FILES = 220
 MOST_IMPORTS = 0.113  # of the lines of code, without docstrings, comments and empty lines
 SMALL = {"__main__.py": "python -m vidssl"}  # file -> why it stands alone
@@ -224,7 +224,7 @@ def test_spec_folders_hold_no_python() -> None:
 
 def test_specs_are_found() -> None:
     """A glob that finds nothing passes for ever."""
-    least = {"recipes": 74, "evaluation": 27, "tokenizers": 4}
+    least = {"recipes": 83, "evaluation": 27, "tokenizers": 4}
     assert {kind: len(paths) for kind, paths in SPECS.items() if len(paths) < least[kind]} == {}
 
 

@@ -60,6 +60,13 @@ TOYS: dict[str, dict[str, str]] = {
         "tokenizer": "{type: vqvae, vocab_size: 8, code_dim: 4, width: 4, stride: 8}",
         "image": IMAGE,
     },
+    "videomae": {
+        "objective": "decoder_dim: 8, decoder_depth: 1, decoder_heads: 2",
+        "backbone": VIT,
+        "masker": "{type: random_tube, ratio: 0.5}",
+        "decoder_masker": "{type: running_cell}",
+        "video": CLIP,
+    },
     "vimpac": {
         "objective": HEAD,
         "backbone": IDS,
@@ -86,6 +93,7 @@ def _of_its_toy(name: str) -> dict[str, str]:
 
 
 TOYS |= {name: _of_its_toy(name) for name in OBJECTIVES if name not in TOYS}
+PARTS = ("backbone", "tokenizer", "masker", "decoder_masker")
 OPTIMS = {
     "svt": "{type: adamw, lr: 1e-2, final_weight_decay: 0.4, clip_norm: 3.0, clip: each, decay: tables}",
     "classification": "{type: sgd, lr: 1e-2, nesterov: true, weight_decay: 1e-4}",
@@ -95,7 +103,7 @@ OPTIMS = {
 def recipe_text(name: str) -> str:
     toy = TOYS[name]
     lines = [f"name: {name}", f"objective: {{type: {name}, {toy.get('objective', '')}}}".replace(", }", "}")]
-    lines += [f"{part}: {toy[part]}" for part in ("backbone", "tokenizer", "masker") if part in toy]
+    lines += [f"{part}: {toy[part]}" for part in PARTS if part in toy]
     lines += ["data:"]
     for stream in ("video", "image"):
         if stream in toy:

@@ -28,6 +28,7 @@ from vidssl.data.sources.official.videos import (
 )
 from vidssl.data.sources.tar.source import TarShards as TarShards
 from vidssl.data.views.random import (
+    MultiScaleClip as MultiScaleClip,
     RandomResizedClip as RandomResizedClip,
     RandomSegments as RandomSegments,
     SingleClip as SingleClip,
@@ -65,6 +66,7 @@ from vidssl.interfaces import (
     Batch as Batch,
     ClassAttention as ClassAttention,
     DataSource as DataSource,
+    EncodesVisible as EncodesVisible,
     Evaluator as Evaluator,
     Features as Features,
     FilledIn as FilledIn,
@@ -75,6 +77,7 @@ from vidssl.interfaces import (
     Progress as Progress,
     Tokenizer as Tokenizer,
     ViewSampler as ViewSampler,
+    VisibleFeatures as VisibleFeatures,
 )
 from vidssl.maskers.bevt import (
     Blockwise as Blockwise,
@@ -84,10 +87,12 @@ from vidssl.maskers.bevt import (
     Tube as Tube,
 )
 from vidssl.maskers.block_3d import Block3D as Block3D
+from vidssl.maskers.videomae import RandomTube as RandomTube, RunningCell as RunningCell
 from vidssl.objectives.bevt import BEVT as BEVT, BEVTImage as BEVTImage, BEVTVideo as BEVTVideo
 from vidssl.objectives.classification import Classification as Classification
 from vidssl.objectives.svt import SVT as SVT
 from vidssl.objectives.tokenizer import TokenizerTraining as TokenizerTraining
+from vidssl.objectives.videomae import VideoMAE as VideoMAE
 from vidssl.objectives.vimpac import (
     VIMPAC as VIMPAC,
     VIMPACContrast as VIMPACContrast,

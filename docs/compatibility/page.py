@@ -88,6 +88,7 @@ def reason(combination: Combination, refusal: str) -> str:
     sentence = re.sub(r",? got .*", "", sentence)  # the sizes of these toys
     for word in _names(combination.backbone):
         sentence = sentence.replace(word, "the backbone")
+    sentence = sentence.replace(f"'{combination.masker}'", "the masker")
     for word in (f"objective '{combination.objective}'", f"'{combination.objective}'"):
         sentence = sentence.replace(word, "the objective")
     return sentence

@@ -162,7 +162,7 @@ def toy_recipe(objective: str, parts: Mapping[str, Section], sizes: Sizes = TOY_
     """A recipe of an objective and of sections for its parts, with the views that it needs."""
     recipe = {
         "name": "toy",
-        "objective": toy(OBJECTIVE, objective),
+        "objective": toy(OBJECTIVE, objective) | _target(objective, parts),
         **parts,
         "data": {
             stream: {"source": _SOURCE, "views": views, "batch_size": VIDEOS}
@@ -174,13 +174,18 @@ def toy_recipe(objective: str, parts: Mapping[str, Section], sizes: Sizes = TOY_
     return read_recipe(parse(json.dumps(recipe), lambda line: "toy"), Path.cwd())
 
 
+def _target(objective: str, parts: Mapping[str, Section]) -> Section:
+    """Where a tokenizer decides it, the key that says what is predicted."""
+    return {"target": "tokens"} if objective == "videomae" and "tokenizer" in parts else {}
+
+
 def needed_views(objective: str) -> Mapping[str, int]:
     """``needs_views`` of an objective; where its keys decide them, of its toy."""
     made = OBJECTIVE.table[objective]
     some = {
         "backbone": BACKBONE.table["vit"],
         "tokenizer": TOKENIZER.table["fsq"],
-        "masker": MASKER.table["tube"],
+        "masker": MASKER.table["random_3d" if getattr(made, "visible_only", False) else "tube"],
     }
     with torch.device("meta"):
         parts = [some[part](**some[part].toy) for part, needed in parts_of(made).items() if needed]

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from vidssl.backbones.positions import sincos_positions
 from vidssl.backbones.vit import ViT
+from vidssl.layers.transformer import Attention, line_positions
 
 CPU = torch.device("cpu")
 
@@ -73,3 +76,35 @@ def test_position_codes_do_not_depend_on_the_size_of_the_grid() -> None:
 def test_odd_width_is_refused_when_the_model_is_built() -> None:
     with pytest.raises(ValueError, match="even number of channels"):
         ViT(embed_dim=27, depth=1, num_heads=1)
+
+
+def test_line_positions_are_one_ladder_over_the_flattened_grid() -> None:
+    table = line_positions(24, 8, CPU)
+    for place, channel in ((0, 0), (5, 2), (23, 7)):
+        angle = place / 10_000 ** (2 * (channel // 2) / 8)
+        expected = math.cos(angle) if channel % 2 else math.sin(angle)
+        assert float(table[place, channel]) == pytest.approx(expected, abs=1e-6)
+    vit = ViT(embed_dim=8, depth=1, num_heads=2, patch_size=(2, 8, 8), positions="line")
+    assert torch.equal(vit._codes((2, 3, 4), CPU).flatten(0, 2), table)
+    assert not any("position" in key for key in vit.state_dict())
+
+
+def test_a_bias_of_keys_changes_nothing() -> None:
+    torch.manual_seed(0)
+    with_bias, without = (Attention(12, 2, key_bias=key_bias) for key_bias in (True, False))
+    torch.nn.init.normal_(with_bias.qkv.bias)
+    q, _, v = with_bias.qkv.bias.detach().chunk(3)
+    state = {key: x for key, x in with_bias.state_dict().items() if key != "qkv.bias"}
+    without.load_state_dict(state | {"q_bias": q, "v_bias": v})
+    x = torch.rand(2, 5, 12)
+    assert torch.allclose(with_bias(x), without(x), atol=1e-6)
+
+
+def test_the_norm_of_the_mean_is_what_is_pooled() -> None:
+    vit = ViT(embed_dim=12, depth=1, num_heads=2, patch_size=(2, 8, 8), norm="mean").eval()
+    torch.nn.init.normal_(vit.fc_norm.weight)
+    features = vit(torch.rand(2, 3, 4, 16, 16))
+    assert torch.allclose(features.pooled(), vit.fc_norm(features.patches.mean(dim=(1, 2, 3))))
+    assert vit.final_norm() is None
+    with pytest.raises(ValueError, match="set one of the two"):
+        ViT(embed_dim=12, depth=1, num_heads=2, norm="mean", class_token=True)

@@ -75,7 +75,9 @@ def test_what_the_page_says_is_so(objective: str, trials: Trials) -> None:
             assert WORKS in cell, one
         else:
             # of the parts, and not of the toy recipe around them
-            assert refusal.startswith(("toy: objective: ", "toy: backbone: ", "toy: tokenizer: ")), refusal
+            assert refusal.startswith(
+                ("toy: objective: ", "toy: backbone: ", "toy: tokenizer: ", "toy: masker: ")
+            ), refusal
             assert reason(one, refusal) in {numbered[number] for number in re.findall(r"\((\d+)\)", cell)}, (
                 f"{one}: {refusal}: write the page anew"
             )
@@ -83,7 +85,7 @@ def test_what_the_page_says_is_so(objective: str, trials: Trials) -> None:
 
 @objectives
 def test_an_objective_works_with_something(objective: str) -> None:
-    assert WORKS in said_of(objective).values()
+    assert any(WORKS in cell for cell in said_of(objective).values())
 
 
 def test_the_page_lists_no_component_that_is_gone() -> None:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from vidssl.data.augment.batch import PerClipAugment
 from vidssl.data.views.crops import crop_boxes, resized
-from vidssl.data.views.random import RandomResizedClip, RandomSegments, SingleClip, SingleImage
+from vidssl.data.views.random import (
+    MultiScaleClip,
+    RandomResizedClip,
+    RandomSegments,
+    SingleClip,
+    SingleImage,
+)
 from vidssl.data.views.svt import SlowFastTrain
 from vidssl.data.views.times import clip_frames, last_start
 from vidssl.data.views.uniform import SegmentMiddles, SlowFast, UniformClips
@@ -264,3 +270,25 @@ def test_no_flip_and_always_flip() -> None:
     for flip, expected in ((0.0, clip), (1.0, clip.flip(-1))):
         given = PerClipAugment(flip=flip)(Batch(views={"clip": (clip,)}), seeded(0))
         assert torch.equal(given.views["clip"][0], expected)
+
+
+def test_multi_scale_boxes_have_neighbouring_scales_and_thirteen_places() -> None:
+    """VideoMAE's: on 100x160 sides of 100, 87, 75 and 66, of which neighbours make ten pairs."""
+
+    class Places(Ramp):
+        def read(self, index: int, frames: Sequence[int]) -> Tensor:
+            rows, columns = torch.meshgrid(torch.arange(100), torch.arange(160), indexing="ij")
+            return torch.stack((rows, columns, rows)).to(torch.uint8).expand(len(frames), -1, -1, -1)
+
+    sampler, found = MultiScaleClip(num_frames=1, frame_stride=1, size=100), []
+    for seed in range(600):
+        clip = sampler.sample(Places(4, 100, 160), 0, seeded(seed))["clip"][0].float()[:, 0]
+        edges = (clip[0, 0, 0], clip[0, -1, 0], clip[1, 0, 0], clip[1, 0, -1])
+        top, bottom, left, right = (round(float(edge)) for edge in edges)
+        found.append((bottom - top + 1, right - left + 1, top, left))
+    pairs = {(tall, wide) for tall, wide, _, _ in found}
+    sides = (100, 87, 75, 66)
+    assert pairs == {(a, b) for a in sides for b in sides if abs(a - b) <= 13}
+    whole = {(top, left) for tall, wide, top, left in found if (tall, wide) == (75, 75)}
+    assert whole <= {(6 * a, 21 * b) for a in range(5) for b in range(5) if a % 2 == b % 2}
+    assert len(whole) > 8

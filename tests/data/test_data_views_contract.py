@@ -20,6 +20,7 @@ TOY_VIEWS: dict[str, dict[str, object]] = {
     "corner_clip": {"size": 6, "num_frames": 3},
     "global_local": {"size": 8, "local_size": 4},
     "interval_clips": {"size": 8, "local_size": 4},
+    "multi_scale_clip": {"size": 6, "num_frames": 3, "frame_stride": 2},
     "random_resized_clip": {"size": 6, "num_frames": 3, "short_side": 10},
     "random_segments": {"size": 6, "num_frames": 3},
     "segment_middles": {"size": 6, "num_frames": 3},

@@ -33,6 +33,7 @@ RUNS = {
     "bevt": ["bevt.yaml", STILL],
     "bevt-in-parts": ["bevt.yaml", STILL, "run.accumulate=2"],
     "svt": ["svt.yaml", STILL],
+    "videomae": ["videomae.yaml", STILL],
     "vimpac": ["vimpac.yaml", *SOUND, "objective.replace=bert"],
     "vimpac-in-parts": ["vimpac.yaml", *SOUND, "run.accumulate=2"],
 }

@@ -8,11 +8,13 @@ from einops import rearrange
 from torch import Tensor
 
 from vidssl.backbones.factorized import Factorized
+from vidssl.backbones.timesformer import TimeSformer
 from vidssl.backbones.vit import ViT
 from vidssl.interfaces import (
     Backbone,
     Batch,
     ClassAttention,
+    EncodesVisible,
     MaskedPrediction,
     Objective,
     Progress,
@@ -99,6 +101,53 @@ def test_a_vits_class_attention_is_what_its_last_block_does(frames: int) -> None
     assert weights.shape == (2, 2, max(1, frames // 2), 2, 3)
     assert torch.allclose(read[1][:, 0], expected, atol=1e-5)
     assert isinstance(net, ClassAttention)
+
+
+def visible_nets() -> dict[str, Backbone]:
+    toy = {"embed_dim": 12, "depth": 2, "num_heads": 2}
+    return {
+        "vit": ViT(**toy, patch_size=(2, 8, 8)),
+        "vit, as VideoMAE": ViT(
+            **toy, patch_size=(2, 8, 8), positions="line", key_bias=False, class_token=True
+        ),
+        "timesformer": TimeSformer(**toy, patch_size=8, num_frames=4, size=16, attention="joint"),
+    }
+
+
+@pytest.mark.parametrize("name", visible_nets())
+@pytest.mark.parametrize("size", [(4, 16, 24), (1, 16, 16)])
+def test_visible_cells_alone_are_encoded(name: str, size: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    net = visible_nets()[name].eval()
+    assert isinstance(net, EncodesVisible)
+    x, row = torch.rand(2, 3, *size), torch.arange(2)[:, None]
+    grid = net.grid(*size)
+    cells = grid[0] * grid[1] * grid[2]
+    order = torch.stack([torch.randperm(cells) for _ in range(2)])
+    whole, seen = net(x), net.forward_visible(x, order)
+    assert torch.allclose(seen.patches, whole.patches.flatten(1, 3)[row, order], atol=1e-5)
+    assert torch.allclose(seen.pooled(), whole.pooled(), atol=1e-5)
+    keep = order[:, : cells // 2]
+    part = net.forward_visible(x, keep)
+    assert (part.grid, part.patches.shape) == (grid, (2, cells // 2, 12))
+    assert not torch.allclose(part.patches, seen.patches[:, : cells // 2], atol=1e-4)
+    t, h, w = (wide // fine for wide, fine in zip(size, grid, strict=True))
+    hidden = torch.ones(2, cells, dtype=torch.bool)
+    hidden[row, keep] = False
+    shown = hidden.view(2, 1, *grid).repeat_interleave(t, 2).repeat_interleave(h, 3).repeat_interleave(w, 4)
+    other = torch.where(shown, torch.rand_like(x), x)
+    assert torch.equal(net.forward_visible(other, keep).patches, part.patches)
+
+
+def test_what_cannot_be_encoded_so_is_refused() -> None:
+    toy = {"embed_dim": 12, "depth": 1, "num_heads": 2}
+    x, keep = torch.rand(2, 3, 4, 16, 16), torch.arange(2).expand(2, -1)
+    with pytest.raises(ValueError, match="TimeSformer can leave hidden cells out with attention: joint only"):
+        TimeSformer(**toy, patch_size=8, num_frames=4, size=16).forward_visible(x, keep)
+    net = ViT(**toy, patch_size=(2, 8, 8))
+    for wrong in (keep[:1], keep[0], keep.float(), keep[:, :0]):
+        with pytest.raises(ValueError, match=r"ViT: keep must be int64 \[2, n\]"):
+            net.forward_visible(x, wrong)
 
 
 def test_class_attention_lies_on_the_patches_that_drew_it() -> None:

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from vidssl.maskers.bevt import Blockwise, FrameDiff, Random3D, RandomFrame, Tube
 from vidssl.maskers.shapes import blockwise_planes
+from vidssl.maskers.videomae import RandomTube, RunningCell
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -111,3 +112,35 @@ def test_a_plane_that_found_no_block_tries_again() -> None:
     # on 3x3 with blocks of 3 or 4 cells most attempts have a side of 3, which is not allowed
     planes = blockwise_planes(3000, 3, 3, ratio=0.45, min_block=3, generator=generator())
     assert planes.flatten(1).sum(dim=1).min() >= 1
+
+
+def test_random_tube_hides_the_same_cells_of_every_slot_and_as_many_in_every_clip() -> None:
+    masks = RandomTube()(2000, (8, 14, 14), generator())
+    assert torch.equal(masks, masks[:, :1].expand_as(masks))
+    assert masks[:, 0].flatten(1).sum(1).unique().tolist() == [176]  # int(0.9 * 196), published
+    assert (masks[:, 0].float().mean(dim=0) - 176 / 196).abs().max() < 0.04
+    assert RandomTube(ratio=0.75)(3, (2, 14, 14), generator()).sum().item() == 3 * 2 * 147  # UCF101
+    # no blocks: whether a cell is hidden says next to nothing of its neighbour
+    plane = RandomTube(ratio=0.5)(4000, (1, 8, 8), generator())[:, 0].float()
+    together = (plane[:, :, :-1] * plane[:, :, 1:]).mean()
+    assert abs(float(together) - 0.5 * 31 / 63) < 0.01
+    with pytest.raises(ValueError, match="hides 0: it must hide some"):
+        RandomTube(ratio=0.1)(1, (1, 2, 2), generator())
+
+
+def test_running_cell_moves_its_pattern_on_by_a_cell_a_slot() -> None:
+    masks = RunningCell()(400, (8, 6, 4), generator())
+    squares = masks.unflatten(3, (2, 2)).unflatten(2, (3, 2)).permute(0, 1, 2, 4, 3, 5).flatten(4)
+    assert torch.equal(squares, squares[:, :, :1, :1].expand_as(squares))  # one pattern in all squares
+    pattern = squares[:, :, 0, 0]  # [B, t, 4]
+    assert torch.equal(pattern[:, 1:], pattern[:, :-1].roll(-1, dims=2))
+    assert sorted(map(tuple, pattern[:, 0].int().unique(dim=0).tolist())) == [
+        (0, 0, 1, 1), (0, 1, 1, 0), (1, 0, 0, 1), (1, 1, 0, 0),
+    ]  # fmt: skip
+    assert (masks[:, 0, 0, 0].float().mean() - 0.5).abs() < 0.1  # the start is drawn
+    for ratio in (0.25, 0.5, 0.75):
+        assert RunningCell(ratio=ratio)(9, (4, 4, 4), generator()).flatten(1).sum(1).unique() == 64 * ratio
+    with pytest.raises(ValueError, match="do not tile a plane of 3x4"):
+        RunningCell()(1, (1, 3, 4), generator())
+    with pytest.raises(ValueError, match=r"0.25, 0.5 or 0.75, got 0.9"):
+        RunningCell(ratio=0.9)

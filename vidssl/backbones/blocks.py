@@ -42,11 +42,18 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(embed_dim) if norm else nn.Identity()
 
     def forward(self, clip: Tensor) -> Tensor:
+        return self.embed(self.pixels(clip))
+
+    def pixels(self, clip: Tensor) -> Tensor:
+        """The numbers of every patch, [B, t, h, w, 3 * pixels of a patch]."""
         missing = [-size % patch for size, patch in zip(clip.shape[2:], self.patch_size, strict=True)]
         if any(missing):
             clip = F.pad(clip, (0, missing[2], 0, missing[1], 0, missing[0]))
         p, q, r = self.patch_size
-        pixels = rearrange(clip, "b c (t p) (h q) (w r) -> b t h w (c p q r)", p=p, q=q, r=r)
+        return rearrange(clip, "b c (t p) (h q) (w r) -> b t h w (c p q r)", p=p, q=q, r=r)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """[..., D] of such numbers."""
         return self.norm(F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias))
 
 
@@ -70,7 +77,7 @@ def first_token_attention(attention: Attention, x: Tensor) -> Tensor:
 
     The weight that it gives itself is left out, so they sum to less than 1.
     """
-    qkv = rearrange(attention.qkv(x), "b n (three m d) -> three b m n d", three=3, m=attention.num_heads)
-    query, keys = qkv[0][:, :, :1], qkv[1]
+    queries, keys, _ = attention.project(x)
+    query = queries[:, :, :1]
     scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     return scores.softmax(dim=-1)[:, :, 0, 1:]

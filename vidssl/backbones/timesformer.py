@@ -14,7 +14,8 @@ from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, firs
 from vidssl.backbones.positions import PositionResize, resize_positions
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, ClassAttention, Features, HasBlocks, Translated
-from vidssl.layers.transformer import Attention, Block, DropPath, Mlp, drop_path_rates, init_linear
+from vidssl.interfaces.backbone import EncodesVisible, VisibleFeatures, check_clip, check_keep
+from vidssl.layers.transformer import Attention, Block, DropPath, Mlp, drop_path_rates, init_linear, rows_at
 from vidssl.weights.vit_keys import to_timesformer
 
 # Tokens of a clip, [B, 1 + h*w*t, D]: the class token, then the patches, row by row, time fastest. So the
@@ -76,7 +77,7 @@ class DividedBlock(nn.Module):
         return first_token_attention(self.attn, self.norm1(frames))
 
 
-class TimeSformer(Backbone, HasBlocks, ClassAttention):
+class TimeSformer(Backbone, HasBlocks, ClassAttention, EncodesVisible):
     """Transformer with attention divided between time and space (TimeSformer; SVT, Sec. 3.1).
 
     One class token a clip. Positions are two learned tables, one of places in a frame and one of frames;
@@ -118,6 +119,8 @@ class TimeSformer(Backbone, HasBlocks, ClassAttention):
         "drop_path": 0.0,
     }
 
+    visible_needs = "attention: joint"
+
     def __init__(
         self,
         *,
@@ -149,6 +152,7 @@ class TimeSformer(Backbone, HasBlocks, ClassAttention):
         self.gives_cls = True
         self.strides = (1, patch_size, patch_size)
         self.attention = attention
+        self.encodes_visible = attention == "joint"
         self.position_resize = position_resize
         self.temporal_init = temporal_init
         self.side = size // patch_size
@@ -237,6 +241,16 @@ class TimeSformer(Backbone, HasBlocks, ClassAttention):
         patches = rearrange(tokens[:, 1:], "b (h w t) d -> b t h w d", h=h, w=w)
         return Features(patches=patches, cls=tokens[:, 0])
 
+    def forward_visible(self, x: Tensor, keep: Tensor) -> VisibleFeatures:
+        check_clip(x, self)
+        check_keep(x, keep, self)
+        grid = self.grid(*x.shape[2:])
+        pixels = rows_at(self.patch_embed.pixels(self.normalise(x)).flatten(1, 3), keep)
+        positions = rearrange(self._positions(*grid), "p t d -> (t p) d")
+        tokens = self._with_class_token(self.patch_embed.embed(pixels) + positions[keep])
+        tokens = self.norm(self._run(tokens, grid[0], self.blocks))
+        return VisibleFeatures(tokens[:, 1:], keep, grid, tokens[:, 0])
+
     def class_attention(self, x: Tensor) -> Tensor:
         """How much of each patch the class token takes in the last block, [B, heads, T, h, w].
 
@@ -261,14 +275,21 @@ class TimeSformer(Backbone, HasBlocks, ClassAttention):
         """Tokens with their positions: of clips, [B, 1 + h*w*t, D], of single frames where all is space."""
         t, h, w = self.grid(*x.shape[2:])
         patches = hide(self.patch_embed(self.normalise(x)), mask, self.mask_token)
-        positions = self._places(h, w).flatten(0, 1).unsqueeze(1)
-        if self.time_embed is not None:
-            times = self.time_embed.transpose(0, 1)
-            positions = positions + resize_positions(times, (t, 1), self.position_resize).squeeze(1)
-        patches = rearrange(patches, "b t h w d -> b (h w) t d") + positions
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
-        tokens = torch.cat((cls, patches.flatten(1, 2)), dim=1)
+        patches = rearrange(patches, "b t h w d -> b (h w) t d")
+        tokens = self._with_class_token((patches + self._positions(t, h, w)).flatten(1, 2))
         return to_frames(tokens, t) if self.attention == "space" else tokens
+
+    def _positions(self, t: int, h: int, w: int) -> Tensor:
+        """[h*w, t, D], of single frames [h*w, 1, D] where all is space."""
+        positions = self._places(h, w).flatten(0, 1).unsqueeze(1)
+        if self.time_embed is None:
+            return positions
+        times = self.time_embed.transpose(0, 1)
+        return positions + resize_positions(times, (t, 1), self.position_resize).squeeze(1)
+
+    def _with_class_token(self, tokens: Tensor) -> Tensor:
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        return torch.cat((cls, tokens), dim=1)
 
     def _places(self, h: int, w: int) -> Tensor:
         """Positions of the patches of a frame, [h, w, D]."""
@@ -291,6 +312,13 @@ class FrameEmbed(nn.Module):
         self.patch_size = patch_size
 
     def forward(self, clip: Tensor) -> Tensor:
+        return self.embed(self.pixels(clip))
+
+    def pixels(self, clip: Tensor) -> Tensor:
+        """The numbers of every patch, [B, t, h, w, 3 * pixels of a patch]."""
         p = self.patch_size
-        pixels = rearrange(clip, "b c t (h q) (w r) -> b t h w (c q r)", q=p, r=p)
+        return rearrange(clip, "b c t (h q) (w r) -> b t h w (c q r)", q=p, r=p)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """[..., D] of such numbers."""
         return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)

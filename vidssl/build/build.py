@@ -62,7 +62,6 @@ from vidssl.interfaces import (
     Batch,
     DataSource,
     Evaluator,
-    Masker,
     Objective,
     Tokenizer,
     ViewSampler,
@@ -82,7 +81,7 @@ def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Ob
     """
     made_tokenizer = None if recipe.tokenizer is None else tokenizer(recipe.tokenizer, say=say)
     made_backbone = None if recipe.backbone is None else backbone(recipe, with_init=with_init, say=say)
-    return _assemble(recipe, made_backbone, made_tokenizer, _optional(recipe.masker, MASKER))
+    return _assemble(recipe, made_backbone, made_tokenizer, _maskers(recipe))
 
 
 def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Backbone:
@@ -189,6 +188,7 @@ def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
         source=opened,
         views=sampler,
         batch_size=spec.batch_size,
+        samples_per_decode=spec.samples_per_decode if part is spec.source else 1,
         # streams over one source must not walk it in step
         seed=seed * len(STREAMS) + STREAMS.index(name),
         workers=recipe.run.workers,
@@ -242,6 +242,11 @@ def _bare_tokenizer(recipe: Recipe) -> Tokenizer | None:
     return None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
 
 
+def _maskers(recipe: Recipe) -> checks.Maskers:
+    """The masker of the input and that of the decoder."""
+    return _optional(recipe.masker, MASKER), _optional(recipe.decoder_masker, MASKER)
+
+
 def _construct(part: PartSpec, kind: Kind[Component], *parts: object) -> Component:
     def make() -> Component:
         return construct(part.node, constructor_of(part, kind), *parts, apart=part.apart)
@@ -258,12 +263,18 @@ def _assemble(
     recipe: Recipe,
     backbone: Backbone | None,
     tokenizer: Tokenizer | None,
-    masker: Masker | None,
+    maskers: checks.Maskers,
 ) -> Objective:
-    made = {"backbone": backbone, "tokenizer": tokenizer, "masker": masker}
+    masker, decoder_masker = maskers
+    made = {
+        "backbone": backbone,
+        "tokenizer": tokenizer,
+        "masker": masker,
+        "decoder_masker": decoder_masker,
+    }
     takes = parts_of(constructor_of(recipe.objective, OBJECTIVE))
     checks.check_sections(recipe, takes)
-    checks.check_inputs(recipe, takes, backbone, tokenizer, masker)  # first: it names the parts that would do
+    checks.check_inputs(recipe, takes, backbone, tokenizer, maskers)  # first: it names parts that would do
     objective = _construct(recipe.objective, OBJECTIVE, *(made[name] for name in takes))
     checks.check_tokenizer(recipe, objective, tokenizer)
     return objective
@@ -286,11 +297,11 @@ def check(recipe: Recipe) -> None:
     update = optim(recipe).update
     schedule(recipe)
     _check_augment(recipe, shapes)
-    masker = _optional(recipe.masker, MASKER)
+    maskers = _maskers(recipe)
     _try_parts(recipe, shapes)
     with on_meta():
         bare_tokenizer, bare_backbone = _bare_tokenizer(recipe), _optional(recipe.backbone, BACKBONE)
-        objective = _assemble(recipe, bare_backbone, bare_tokenizer, masker)
+        objective = _assemble(recipe, bare_backbone, bare_tokenizer, maskers)
     with recipe.objective.node.located():
         part_checks.check_declared(objective)
     checks.check_groups(recipe, objective, update)
@@ -303,7 +314,7 @@ def check(recipe: Recipe) -> None:
         probed = views(recipe.data.probe.views)
         check_reads_ids(bare_backbone, recipe.backbone.type, "data.probe", probed, recipe.backbone.node)
     checks.check_views(recipe, objective, shapes)
-    checks.check_grids(recipe, shapes, bare_backbone, bare_tokenizer, masker)
+    checks.check_grids(recipe, shapes, bare_backbone, bare_tokenizer, maskers)
     if _is_own(recipe.objective) and not any(isinstance(each, StoredViews) for each in samplers.values()):
         _try_objective(recipe, shapes)
 
@@ -340,7 +351,7 @@ def _try_objective(recipe: Recipe, shapes: part_checks.Shapes) -> None:
     """Takes a step with a user's own objective and the recipe's parts, fresh, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         tokenizer, net = _bare_tokenizer(recipe), _optional(recipe.backbone, BACKBONE)
-        objective = _assemble(recipe, net, tokenizer, _optional(recipe.masker, MASKER))
+        objective = _assemble(recipe, net, tokenizer, _maskers(recipe))
         batch_size = max(stream.batch_size for stream in recipe.data.streams.values())
         with recipe.objective.node.located():
             part_checks.try_objective(objective, shapes, batch_size=batch_size)

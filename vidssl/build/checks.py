@@ -10,6 +10,7 @@ from vidssl.build.registry import (
     AUGMENT,
     BACKBONE,
     DECIDED_BY_VIDEOS,
+    MASKER,
     OBJECTIVE,
     OPTIMIZER,
     SCHEDULE,
@@ -18,6 +19,7 @@ from vidssl.build.registry import (
     Component,
     Kind,
     constructor_of,
+    names_of,
     names_with,
     with_stand_ins,
 )
@@ -36,6 +38,7 @@ from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
     Backbone,
     ComparesVideos,
+    EncodesVisible,
     Evaluator,
     Masker,
     Objective,
@@ -44,6 +47,13 @@ from vidssl.interfaces import (
 )
 from vidssl.interfaces.grids import GridSize, common_grid
 from vidssl.objectives.classification import Classification
+
+Maskers = tuple[Masker | None, Masker | None]  # of the input, and of what a decoder fills in
+
+
+def masker_parts(recipe: Recipe) -> tuple[PartSpec | None, PartSpec | None]:
+    """The sections of both maskers."""
+    return recipe.masker, recipe.decoder_masker
 
 
 def check_sections(recipe: Recipe, takes: Mapping[str, bool]) -> None:
@@ -113,6 +123,19 @@ def check_speed(recipe: Recipe, objective: Objective) -> None:
 def check_batches(recipe: Recipe, objective: Objective) -> None:
     """Refuse batches in which the objective could not compare what it compares."""
     check_whole(objective, recipe.run, launched())
+    for stream in recipe.data.streams.values():
+        if stream.samples_per_decode == 1:
+            continue
+        at = stream.node.mapping()["samples_per_decode"]
+        if isinstance(objective, ComparesVideos):
+            name = recipe.objective.type
+            raise at.error(f"objective '{name}' tells the videos of a batch apart: leave it out")
+        parts = recipe.run.accumulate
+        if stream.batch_size % (stream.samples_per_decode * parts):
+            raise at.error(
+                f"batch_size {stream.batch_size} does not divide into {stream.samples_per_decode} samples of "
+                "each video" + f" in {parts} parts (run.accumulate)" * (parts > 1)
+            )
     if isinstance(objective, ComparesVideos):
         for stream in recipe.data.streams.values():
             parts = recipe.run.accumulate if objective.splits_batch else 1
@@ -183,7 +206,7 @@ def check_inputs(
     takes: Mapping[str, bool],
     backbone: Backbone | None,
     tokenizer: Tokenizer | None,
-    masker: Masker | None,
+    maskers: Maskers,
 ) -> None:
     """Refuse a backbone that reads ids where nothing makes them, or others, or takes no mask that is drawn.
 
@@ -207,12 +230,33 @@ def check_inputs(
             f"'{name}' reads ids of a vocabulary of {backbone.vocab_size}, and the tokenizer's has {ids}: "
             f"set vocab_size to {ids}"
         )
-    if masker is not None and not backbone.takes_mask:
+    if getattr(constructor_of(recipe.objective, OBJECTIVE), "visible_only", False):
+        _check_visible(recipe, backbone, maskers)
+    elif maskers[0] is not None and not backbone.takes_mask:
         able = names_with(BACKBONE, "takes_mask", True)
         raise at.error(
             f"'{name}' takes no mask, and objective '{recipe.objective.type}' masks its input. "
             f"Backbones that take one: {able}"
         )
+
+
+def _check_visible(recipe: Recipe, backbone: Backbone, maskers: Maskers) -> None:
+    """The backbone can encode visible cells alone, and every clip has as many of them."""
+    assert recipe.backbone is not None, "there is one"
+    name = recipe.objective.type
+    if not isinstance(backbone, EncodesVisible) or not backbone.encodes_visible:
+        able = names_of(BACKBONE, EncodesVisible, needs="visible_needs")
+        raise recipe.backbone.node.error(
+            f"'{recipe.backbone.type}' cannot leave hidden cells out, and objective '{name}' encodes visible "
+            f"ones alone. Backbones that can: {able}"
+        )
+    for part, masker in zip(masker_parts(recipe), maskers, strict=True):
+        if part is not None and masker is not None and not masker.equal_counts:
+            able = names_with(MASKER, "equal_counts", True)
+            raise part.node.error(
+                f"'{part.type}' hides different numbers of cells in the clips of a batch, and objective "
+                f"'{name}' needs the same. Maskers that keep to it: {able}"
+            )
 
 
 def check_views(recipe: Recipe, objective: Objective, shapes: Shapes) -> None:
@@ -242,7 +286,7 @@ def check_grids(
     shapes: Shapes,
     backbone: Backbone | None,
     tokenizer: Tokenizer | None,
-    masker: Masker | None,
+    maskers: Maskers,
 ) -> None:
     """Refuse sizes of clips that a part does not take, grids that do not nest, and masks that fail there."""
     for size in sizes_of(shapes):
@@ -253,10 +297,12 @@ def check_grids(
         if backbone is not None:
             with _located(recipe.backbone, recipe, size):
                 patches = backbone.grid(*(ids if backbone.input_kind == "tokens" and ids else size))
-        if masker is not None and patches is not None:
+        for part, masker in zip(masker_parts(recipe), maskers, strict=True):
+            if masker is None or patches is None:
+                continue
             with _located(recipe.tokenizer, recipe, size):
                 grid = patches if ids is None else common_grid(patches, ids)
-            with _located(recipe.masker, recipe, size):
+            with _located(part, recipe, size):
                 try_masker(masker, grid)
 
 

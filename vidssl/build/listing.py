@@ -12,7 +12,7 @@ from vidssl.config.schema import Key, describe, keys_of
 from vidssl.config.strict_yaml import dump_flow
 from vidssl.engine.precision import on_meta
 from vidssl.errors import counted
-from vidssl.interfaces import Backbone
+from vidssl.interfaces import Backbone, EncodesVisible
 from vidssl.interfaces.grids import GridSize
 
 # keys without a default, as the paper has them (VIMPAC's clips of ids)
@@ -88,6 +88,7 @@ def _abilities(made: Backbone) -> tuple[str, ...]:
     abilities = (
         "reads ids" if made.input_kind == "tokens" else "",
         "mask" if made.takes_mask else "",
+        "visible cells alone" if isinstance(made, EncodesVisible) and made.encodes_visible else "",
         "class token" if made.gives_cls else "",
         f"{stages} stages" if stages else "",
     )

@@ -18,6 +18,7 @@ from vidssl.evaluators.scoring import check_scores
 from vidssl.interfaces import (
     Backbone,
     Batch,
+    EncodesVisible,
     Evaluator,
     Features,
     LabelledFeatures,
@@ -30,6 +31,7 @@ from vidssl.interfaces import (
     Reconstruction,
     Tokenizer,
     TrainableTokenizer,
+    VisibleFeatures,
 )
 from vidssl.interfaces.grids import GridSize
 
@@ -125,6 +127,15 @@ def try_backbone(net: Backbone, size: GridSize) -> None:
     mask = (torch.arange(grid[0] * grid[1] * grid[2]) % 2 == 0).view(grid).expand(_ROWS, *grid)
     hidden = _tried(net, f"{given} with a mask {[*mask.shape]}", lambda: net(x, mask))
     _check_features(net, hidden, grid)
+    if isinstance(net, EncodesVisible) and net.encodes_visible:
+        keep = torch.arange(0, grid[0] * grid[1] * grid[2], 2).expand(_ROWS, -1)
+        seen = _tried(net, f"forward_visible of {given}", lambda: net.forward_visible(x, keep))
+        _expect(
+            isinstance(seen, VisibleFeatures) and seen.patches.shape == (*keep.shape, net.embed_dim),
+            net,
+            f"forward_visible returned {shown(getattr(seen, 'patches', seen))}, expected "
+            f"VisibleFeatures(patches={[*keep.shape, net.embed_dim]})",
+        )
     # one whose fresh output is constant shows nothing
     if not torch.equal(features.patches, _tried(net, given, lambda: net(other)).patches):
         _expect(
@@ -221,6 +232,11 @@ def try_masker(masker: Masker, grid: GridSize, rows: int = 8) -> None:
         f"returned {shown(mask)}, expected torch.bool {[rows, *grid]}, True where hidden",
     )
     counts = mask.flatten(1).sum(1)
+    _expect(
+        not masker.equal_counts or bool((counts == counts[0]).all()),
+        masker,
+        f"equal_counts is True, and it hid {int(counts.min())} to {int(counts.max())} cells of {rows} clips",
+    )
     cells = mask[0].numel()
     for word, count in (("none", 0), ("all", cells)):
         wrong = int((counts == count).sum())

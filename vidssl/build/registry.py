@@ -54,7 +54,7 @@ class Kind(Generic[Component]):
 
 
 OBJECTIVE: Kind[Objective] = Kind(
-    "objective", OBJECTIVES, Objective, parts=("backbone", "tokenizer", "masker")
+    "objective", OBJECTIVES, Objective, parts=("backbone", "tokenizer", "masker", "decoder_masker")
 )
 BACKBONE: Kind[Backbone] = Kind("backbone", BACKBONES, Backbone)
 TOKENIZER: Kind[Tokenizer] = Kind("tokenizer", TOKENIZERS, Tokenizer)
@@ -193,6 +193,22 @@ def names_with(kind: Kind[object], ability: str, value: object) -> str:
     """Names in a table whose classes have an attribute of that value, for messages."""
     names = sorted(name for name, entry in kind.table.items() if getattr(entry, ability) == value)
     return ", ".join(names) or "none"
+
+
+def names_of(kind: Kind[object], ability: type, needs: str = "") -> str:
+    """Names in a table whose classes have an ability, for messages.
+
+    Args:
+        needs: attribute of the classes that holds the key it takes, shown beside the name.
+    """
+    able = {name: made for name, made in sorted(kind.table.items()) if has_ability(made, ability)}
+    keys = {name: getattr(made, needs) if needs else "" for name, made in able.items()}
+    return ", ".join(f"{name} ({key})" if key else name for name, key in keys.items()) or "none"
+
+
+def has_ability(constructor: object, ability: type) -> bool:
+    """Whether a component's class derives from an ability."""
+    return isinstance(constructor, type) and issubclass(constructor, ability)
 
 
 def summary(constructor: Callable[..., object]) -> str:

@@ -167,6 +167,7 @@ class StreamSpec:
 
     Attributes:
         test_source: held-out samples that the objective's metrics are measured on, through the same views.
+        samples_per_decode: of ``batch_size``, how many are cut from one decoded video.
         subset: the draw of labelled samples of ``source`` that is trained on; None for all.
     """
 
@@ -175,6 +176,7 @@ class StreamSpec:
     subset: Quiet[Subset | None] = None
     views: ViewsSpec
     batch_size: Count
+    samples_per_decode: Quiet[Count] = 1
     node: Node = field(repr=False)
 
 
@@ -217,6 +219,7 @@ class Recipe:
     backbone: Quiet[Annotated[PartSpec, "backbones", InitSpec] | None] = None
     tokenizer: Quiet[TokenizerSpec | None] = None
     masker: Quiet[Annotated[PartSpec, "maskers"] | None] = None
+    decoder_masker: Quiet[Annotated[PartSpec, "maskers"] | None] = None
     data: DataSpec
     augment: Quiet[AugmentSpec | None] = None
     optim: OptimizerSpec

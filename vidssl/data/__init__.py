@@ -26,6 +26,7 @@ SOURCES: Table[DataSource] = Table(
 VIEWS: Table[ViewSampler] = Table(
     {
         "single_clip": "vidssl.data.views.random:SingleClip",
+        "multi_scale_clip": "vidssl.data.views.random:MultiScaleClip",
         "single_image": "vidssl.data.views.random:SingleImage",
         "random_resized_clip": "vidssl.data.views.random:RandomResizedClip",
         "random_segments": "vidssl.data.views.random:RandomSegments",

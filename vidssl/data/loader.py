@@ -39,6 +39,9 @@ class Stream:
 
     Attributes:
         batch_size: samples a step, of all processes together.
+        samples_per_decode: how many of them follow one another that are cut from one video, whose frames are
+            decoded once (repeated augmentation): the same frames in crops of their own. An epoch has as many
+            times the source's samples.
         seed: decides the order and every random view.
         workers: processes that decode; 0 decodes in this one. The batches are the same.
         max_unreadable_share: of the source; past it training stops with the list.
@@ -56,6 +59,7 @@ class Stream:
     views: ViewSampler
     _: KW_ONLY
     batch_size: int
+    samples_per_decode: int = 1
     seed: int = 0
     workers: int = 0
     max_unreadable_share: float = 0.01
@@ -72,16 +76,27 @@ class Stream:
             raise ValueError(
                 f"batch_size must be at least 1 and workers at least 0, got {self.batch_size}, {self.workers}"
             )
+        if self.samples_per_decode < 1 or (self.samples_per_decode > 1 and (self.distinct or self.once)):
+            raise ValueError(
+                f"samples_per_decode must be at least 1, and 1 where the videos of a batch are told apart or "
+                f"measured on, got {self.samples_per_decode}"
+            )
         if self.batch_size % self.world:
             raise ValueError(f"batch_size {self.batch_size} does not divide among {self.world} processes")
         if self.batch_size // self.world % self.parts:
             raise ValueError(
                 f"a process's {self.batch_size // self.world} samples do not divide into {self.parts} parts"
             )
+        together = self.batch_size // self.world // self.parts
+        if together % self.samples_per_decode:
+            raise ValueError(
+                f"{together} samples at a time do not divide into those of {self.samples_per_decode} to a "
+                "decode (samples_per_decode)"
+            )
 
     def __len__(self) -> int:
         """Samples of an epoch."""
-        return len(self.source)
+        return len(self.source) * self.samples_per_decode
 
     def share(self, rank: int, world: int, parts: int = 1) -> Stream:
         """The slice of every batch, or of every part of each, that one of ``world`` processes takes."""
@@ -122,8 +137,10 @@ def slices(streams: Mapping[str, Stream], rank: int, world: int, parts: int = 1)
         UsageError: if a batch does not divide among them.
     """
     for name, stream in streams.items():
-        if stream.batch_size % (world * parts):
+        each = stream.samples_per_decode
+        if stream.batch_size % (world * parts * each):
             shares = [f"{parts} parts (run.accumulate)"] * (parts > 1) + [f"{world} processes"] * (world > 1)
+            shares += [f"{each} samples of a decode (samples_per_decode)"] * (each > 1)
             raise UsageError(
                 f"data.{name}.batch_size is {stream.batch_size}, of all processes together, and does not "
                 f"divide among {' of '.join(shares)}"
@@ -221,7 +238,7 @@ def _batches(
     if not len(stream):
         raise UsageError(f"the stream '{name}' has no samples")
     # one failure more than may be is enough to stop, so a worker need not look further
-    tries = min(_allowed(stream) + 1, len(stream))
+    tries = min(_allowed(stream) + 1, len(stream.source))
     samples = Endless(
         stream.source,
         stream.views,
@@ -229,6 +246,7 @@ def _batches(
         seed=stream.seed,
         tries=tries,
         distinct=stream.distinct,
+        samples_per_decode=stream.samples_per_decode,
     )
     deaths: list[int] = []
     workers, lack = workers_that_fit(
@@ -266,9 +284,9 @@ def _sound(
                 if failure.index not in failed:
                     failed[failure.index] = failure
                     say(f"{name}: an unreadable sample was replaced by the next: {failure}")
-            if len(failed) > allowed or len(failed) == len(stream):
+            if len(failed) > allowed or len(failed) == len(stream.source):
                 raise UsageError(
-                    f"{name}: {len(failed)} of {counted(len(stream), 'sample')} cannot be read, and "
+                    f"{name}: {len(failed)} of {counted(len(stream.source), 'sample')} cannot be read, and "
                     f"data.max_unreadable_share ({stream.max_unreadable_share:g}) allows {allowed}. Mend "
                     f"them, take them out or raise that fraction.{_listed([*failed.values()])}"
                 )
@@ -284,7 +302,7 @@ def _sound(
 
 def _allowed(stream: Stream) -> int:
     """How many of its samples may be unreadable."""
-    return int(stream.max_unreadable_share * len(stream))
+    return int(stream.max_unreadable_share * len(stream.source))
 
 
 def iterate_once(

@@ -19,9 +19,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vidssl.data.views.crops import Views
+from vidssl.data.views.stored import StoredViews
 from vidssl.data.workers import WorkerDied, Workers
 from vidssl.errors import UsageError
-from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, UnreadableSample, ViewSampler
+from vidssl.interfaces import (
+    DataSource,
+    EpochOrder,
+    OrdersEpochs,
+    SampleInfo,
+    UnreadableSample,
+    ViewSampler,
+)
 
 _DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
 _PAGE = 16384  # a tensor in shared memory takes a page at least, and a batch has several
@@ -84,14 +92,55 @@ class InOrder(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         return self.draw(index, mix(index))
 
-    def draw(self, index: int, seed: int) -> Sample:
-        """One sample's views, their randomness from this seed alone."""
+    def draw(self, index: int, seed: int, reads: SharedReads | None = None, number: int = 0) -> Sample:
+        """One sample's views, their randomness from this seed alone.
+
+        Args:
+            reads: of several samples of one decode: what they draw before they read, times, is the same, and
+                what comes after it, crops, is each one's own.
+            number: of the sample among those.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        if reads is not None and number:
+            reads.generator, reads.seed = generator, mix(seed, number)
         try:
-            views = self.views.sample(self.source, index, torch.Generator().manual_seed(seed))
+            views = self.views.sample(self.source if reads is None else reads, index, generator)
             given = self.source.labels(index)
         except UnreadableSample as error:
             return Sample(index, None, (Failure(index, error.key, error.reason),))
         return Sample(index, views, labels={name: given.get(name, -1) for name in self.source.label_classes})
+
+
+class SharedReads(DataSource):
+    """A source of which one sample is read for several draws of its views, each frame decoded once.
+
+    Attributes:
+        generator: of a draw that is to differ from the first: reseeded when its frames have been read, so
+            that it asks for the same ones; None for the first.
+        seed: for that.
+    """
+
+    def __init__(self, source: DataSource) -> None:
+        self.source = source
+        self.label_classes = source.label_classes
+        self.generator: torch.Generator | None = None
+        self.seed = 0
+        self._kept: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def info(self, index: int) -> SampleInfo:
+        return self.source.info(index)
+
+    def read(self, index: int, frames: Sequence[int]) -> Tensor:
+        wanted = index, tuple(frames)
+        if wanted not in self._kept:
+            self._kept[wanted] = self.source.read(index, frames)
+        if self.generator is not None:
+            self.generator.manual_seed(self.seed)
+            self.seed = mix(self.seed)  # for a sampler that reads again
+        return self._kept[wanted]
 
 
 class Endless(Dataset[Sample]):
@@ -104,6 +153,8 @@ class Endless(Dataset[Sample]):
         distinct: no batch holds a sample twice. Where a batch spans two epochs, those of the later epoch that
             the earlier one has brought already change places with the next ones of their epoch; in the place
             of a sample that cannot be read comes one that is not in the batch.
+        samples_per_decode: so many positions in a row are samples of one video, whose frames are decoded
+            once. Stored ids, which are not decoded, are drawn anew for each.
     """
 
     def __init__(
@@ -115,14 +166,17 @@ class Endless(Dataset[Sample]):
         seed: int,
         tries: int,
         distinct: bool = False,
+        samples_per_decode: int = 1,
     ) -> None:
         self.samples = InOrder(source, views)
         self.length = len(source)
-        self.batch_size = batch_size
+        self.samples_per_decode = samples_per_decode
+        self.batch_size = batch_size // samples_per_decode  # in videos, as are positions from here on
         self.seed = seed
         self.tries = tries
         self.distinct = distinct and batch_size <= self.length
         self._orders: dict[int, EpochOrder] = {}
+        self._reads: tuple[int, SharedReads] | None = None  # of the video that was asked for last
 
     def index(self, position: int, attempt: int = 0) -> int:
         """The number of the sample at a position, or of the one to read in its place at a later attempt."""
@@ -189,11 +243,20 @@ class Endless(Dataset[Sample]):
         return torch.randperm(self.length, generator=torch.Generator().manual_seed(seed)).numpy()
 
     def __getitem__(self, position: int) -> Sample:
+        position, number = divmod(position, self.samples_per_decode)
         epoch, place = divmod(position, self.length)
+        seed, reads = mix(self.seed, epoch, place), None
+        if self.samples_per_decode > 1 and isinstance(self.samples.views, StoredViews):
+            seed = mix(seed, number) if number else seed
+        elif self.samples_per_decode > 1:
+            if self._reads is None or self._reads[0] != position:
+                self._reads = position, SharedReads(self.samples.source)
+            reads = self._reads[1]
+            reads.generator = None
         failures: tuple[Failure, ...] = ()
         for attempt in range(self.tries):
             index = self.index(position, attempt)
-            sample = self.samples.draw(index, mix(self.seed, epoch, place))
+            sample = self.samples.draw(index, seed, reads, number)
             failures += sample.failures
             if sample.views is not None:
                 return replace(sample, failures=failures)

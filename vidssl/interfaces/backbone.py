@@ -23,14 +23,18 @@ class Features:
         patches: [B, t, h, w, D], the last stage.
         cls: [B, D], or None for a backbone without a class token.
         stages: one [B, t, h, w, D_i] a stage, finest first; empty for a backbone of one scale.
+        summary: [B, D], one vector of the whole clip where a backbone makes its own of the patches.
     """
 
     patches: Tensor
     cls: Tensor | None = None
     stages: tuple[Tensor, ...] = ()
+    summary: Tensor | None = None
 
     def pooled(self) -> Tensor:
-        """One vector a clip, [B, D]: the class token, or the mean over patches where there is none."""
+        """One vector a clip, [B, D]: the backbone's own, or the class token, or the mean over patches."""
+        if self.summary is not None:
+            return self.summary
         return self.patches.mean(dim=(1, 2, 3)) if self.cls is None else self.cls
 
     def pooled_stages(self) -> Tensor:
@@ -38,6 +42,27 @@ class Features:
         if not self.stages:
             return self.pooled()
         return torch.cat([stage.mean(dim=(1, 2, 3)) for stage in self.stages], dim=1)
+
+
+@dataclass(frozen=True)
+class VisibleFeatures:
+    """Features of the visible cells alone of a batch.
+
+    Attributes:
+        patches: [B, n, D], the last stage, a row a visible cell.
+        places: int64 [B, n], each cell's number on the flattened grid, t, then h, then w.
+        grid: of the whole clips, (t, h, w).
+        cls: [B, D], or None for a backbone without a class token.
+    """
+
+    patches: Tensor
+    places: Tensor
+    grid: GridSize
+    cls: Tensor | None = None
+
+    def pooled(self) -> Tensor:
+        """One vector a clip, [B, D]: the class token, or the mean over the visible cells."""
+        return self.patches.mean(dim=1) if self.cls is None else self.cls
 
 
 _BRIGHTEST = 16.0  # far above what augmentations make of 1; any but a black clip in [0, 255] exceeds it
@@ -224,3 +249,45 @@ class HasBlocks(ABC):
         A block's output depends on its arguments, its parameters and torch's global random generators
         alone, and it changes nothing but statistics of batch norms.
         """
+
+
+class EncodesVisible(ABC):
+    """A backbone that can leave hidden cells out, so that the cost of a pass falls with their number.
+
+    Attributes:
+        encodes_visible: whether this one can; set by a constructor of which a key decides it.
+        visible_needs: that key and its value, as messages show them; empty where every one can.
+    """
+
+    encodes_visible: bool = True
+    visible_needs: ClassVar[str] = ""
+
+    @abstractmethod
+    def forward_visible(self, x: Tensor, keep: Tensor) -> VisibleFeatures:
+        """Features of the cells ``keep``, computed as if the others did not exist.
+
+        With all cells kept, in any order, each has the features that ``forward`` gives it.
+
+        Args:
+            x: as for ``forward``.
+            keep: int64 [B, n], numbers of the visible cells on the flattened grid, no cell twice.
+
+        Raises:
+            ValueError: if ``keep`` is not [B, n], or this one was made such that it cannot.
+        """
+
+
+def check_keep(x: Tensor, keep: Tensor, net: EncodesVisible) -> None:
+    """Refuse what ``forward_visible`` cannot take.
+
+    Raises:
+        ValueError: if ``keep`` is not int64 [B, n], n above 0, or the network cannot leave cells out.
+    """
+    name = type(net).__name__
+    if not net.encodes_visible:
+        raise ValueError(f"{name} can leave hidden cells out with {net.visible_needs} only")
+    if keep.dtype != torch.int64 or keep.dim() != 2 or len(keep) != len(x) or not keep.shape[1]:
+        raise ValueError(
+            f"{name}: keep must be int64 [{len(x)}, n], the numbers of n visible cells of each clip, got "
+            f"{keep.dtype} {[*keep.shape]}"
+        )

@@ -95,6 +95,9 @@ class ViewSampler(ABC):
     ) -> dict[str, tuple[Tensor, ...]]:
         """The views of one sample, each slot uint8 [3, T, H, W]; one decode serves all of them.
 
+        Times are drawn before frames are read and crops after it, so that samples of one decode can share the
+        times (``samples_per_decode``).
+
         Raises:
             UnreadableSample: as the source does.
         """

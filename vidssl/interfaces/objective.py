@@ -93,9 +93,11 @@ class Masker(ABC):
     """Draws which cells are hidden.
 
     ``toy``: constructor arguments that suit a grid of 2x4x4 cells, for the tests that every masker passes.
+    ``equal_counts``: whether it hides the same number of cells in every clip, on any one grid.
     """
 
     toy: ClassVar[Mapping[str, object]] = {}
+    equal_counts: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
@@ -149,12 +151,15 @@ class Objective(nn.Module, ABC):
     ``follows_length``: whether a step depends on ``Progress.total_steps``, so that a run that is made longer
     would have taken other steps from the first on.
     ``toy``: keys of a small one, for the tests that every objective passes.
+    ``visible_only``: whether the encoder sees visible cells alone, so that the backbone must be one that
+    ``EncodesVisible`` and the masker one of ``equal_counts``.
     """
 
     toy: ClassVar[Mapping[str, object]] = {}
     needs_views: Mapping[str, int]
     splits_batch: bool = False
     follows_length: bool = False
+    visible_only: ClassVar[bool] = False
 
     def __call__(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         """``forward``, and the contract of its input and output.
@@ -206,11 +211,26 @@ class FilledIn:
     predicted: Tensor
 
 
+@dataclass(frozen=True)
+class FilledPixels:
+    """Clips of which part was hidden and its pixels predicted from the rest.
+
+    Attributes:
+        pixels: [B, 3, T, H, W] in [0, 1], predicted where hidden, the clips' own elsewhere.
+        baseline: the same, with each hidden cell in its own mean colour.
+        hidden: bool [B, t, h, w].
+    """
+
+    pixels: Tensor
+    baseline: Tensor
+    hidden: Tensor
+
+
 class MaskedPrediction(ABC):
-    """An objective that predicts the ids of hidden parts of a clip."""
+    """An objective that predicts hidden parts of a clip, their ids or their pixels."""
 
     @abstractmethod
-    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn:
+    def fill_in(self, clips: Tensor, generator: torch.Generator) -> FilledIn | FilledPixels:
         """Hides parts of clips as in training and predicts them. No gradient; best in eval mode.
 
         Args:

@@ -1,5 +1,7 @@
 """Pre-norm transformer blocks: what plain backbones, and the decoders of objectives, are built of."""
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -33,17 +35,32 @@ class DropPath(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all of N tokens, [B, N, D]."""
+    """Multi-head self-attention over all of N tokens, [B, N, D].
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    Args:
+        key_bias: off for BEiT's and VideoMAE's parameters, where keys have no bias and those of queries and
+            values lie apart. Softmax takes a bias of keys away again, so that the functions are the same.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, key_bias: bool = True) -> None:
         super().__init__()
         check_heads(dim, num_heads)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=key_bias)
+        self.q_bias = None if key_bias else nn.Parameter(torch.zeros(dim))
+        self.v_bias = None if key_bias else nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
 
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, [3, B, heads, N, D / heads]."""
+        bias: Tensor | None = self.qkv.bias
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat((self.q_bias, torch.zeros_like(self.q_bias), self.v_bias))
+        joined = F.linear(x, self.qkv.weight, bias)
+        return rearrange(joined, "b n (three m d) -> three b m n d", three=3, m=self.num_heads)
+
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three m d) -> three b m n d", three=3, m=self.num_heads)
+        q, k, v = self.project(x)
         attended = F.scaled_dot_product_attention(q, k, v)
         return self.proj(rearrange(attended, "b m n d -> b n (m d)"))
 
@@ -51,10 +68,12 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A pre-norm transformer block with attention over all tokens."""
 
-    def __init__(self, dim: int, num_heads: int, *, mlp_ratio: float, drop_path: float) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, *, mlp_ratio: float, drop_path: float, key_bias: bool = True
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, num_heads)
+        self.attn = Attention(dim, num_heads, key_bias=key_bias)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
@@ -77,16 +96,44 @@ def drop_path_rates(last: float, depth: int) -> list[float]:
     return [last * i / max(1, depth - 1) for i in range(depth)]
 
 
-def init_linear(network: nn.Module, std: float) -> None:
+def init_linear(network: nn.Module, std: float | None) -> None:
     """Initialises linear layers: weights from a truncated normal of standard deviation ``std``, biases zero.
+
+    Without one the weights are uniform as Glorot has them, the root of 6 / (inputs + outputs) at most.
 
     Raises:
         ValueError: if ``std`` is not above 0.
     """
-    if std <= 0:
-        raise ValueError(f"init_std must be above 0, got {std}")
+    if std is not None and std <= 0:
+        raise ValueError(f"init_std must be above 0 or null, got {std}")
     for layer in network.modules():
         if isinstance(layer, nn.Linear):
-            nn.init.trunc_normal_(layer.weight, std=std)
+            if std is None:
+                nn.init.xavier_uniform_(layer.weight)
+            else:
+                nn.init.trunc_normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+@lru_cache(maxsize=64)
+def line_positions(count: int, dim: int, device: torch.device) -> Tensor:
+    """Sine and cosine codes of the numbers 0 to count - 1, float32 [count, dim] (Vaswani et al. 2017, 3.5).
+
+    One ladder of frequencies over all channels, sines at even and cosines at odd ones. VideoMAE counts the
+    cells of a flattened grid with it, and keeps no such table in its weights.
+
+    Raises:
+        ValueError: if ``dim`` is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"position codes need an even number of channels, got {dim}")
+    with torch.inference_mode(False):
+        frequency = 10_000 ** -(torch.arange(0, dim, 2, device="cpu", dtype=torch.float64) / dim)
+        angle = torch.arange(count, device="cpu", dtype=torch.float64)[:, None] * frequency
+        return torch.stack((angle.sin(), angle.cos()), dim=2).flatten(1).float().to(device)
+
+
+def rows_at(x: Tensor, places: Tensor) -> Tensor:
+    """Rows [B, n, D] of each clip's rows [B, N, D] at ``places``, int64 [B, n]."""
+    return x[torch.arange(len(x), device=x.device)[:, None], places]

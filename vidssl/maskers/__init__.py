@@ -9,7 +9,10 @@ MASKERS: Table[Masker] = Table(
         "blockwise": "vidssl.maskers.bevt:Blockwise",
         "frame_diff": "vidssl.maskers.bevt:FrameDiff",
         "random_3d": "vidssl.maskers.bevt:Random3D",
+        "random_cells": "vidssl.maskers.bevt:Random3D",  # the name that MAE-ST's readers look for
         "random_frame": "vidssl.maskers.bevt:RandomFrame",
+        "random_tube": "vidssl.maskers.videomae:RandomTube",
+        "running_cell": "vidssl.maskers.videomae:RunningCell",
         "tube": "vidssl.maskers.bevt:Tube",
     }
 )

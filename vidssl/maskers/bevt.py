@@ -130,12 +130,13 @@ class RandomFrame(Masker):
 
 @dataclass(frozen=True, kw_only=True)
 class Random3D(Masker):
-    """Cells hidden one by one, uniformly over space and time (BEVT, Table 9, "Random-3D").
+    """Cells hidden one by one, uniformly over space and time (BEVT, Table 9, "Random-3D"; MAE-ST).
 
     Args:
         ratio: fraction of the cells that is hidden, the same number in every clip.
     """
 
+    equal_counts = True
     ratio: float = 0.5
 
     def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ OBJECTIVES: Table[Objective] = Table(
         "classification": "vidssl.objectives.classification:Classification",
         "svt": "vidssl.objectives.svt:SVT",
         "tokenizer": "vidssl.objectives.tokenizer:TokenizerTraining",
+        "videomae": "vidssl.objectives.videomae:VideoMAE",
         "vimpac": "vidssl.objectives.vimpac:VIMPAC",
         "vimpac_contrast": "vidssl.objectives.vimpac:VIMPACContrast",
         "vimpac_predict": "vidssl.objectives.vimpac:VIMPACPredict",

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vidssl.interfaces import FilledIn, Tokenizer
+from vidssl.interfaces import FilledIn, FilledPixels, Tokenizer
 from vidssl.objectives.parts.masked_prediction import copy_nearest
 from vidssl.pictures.clips import Clips
 from vidssl.pictures.pages import MAX_COLUMNS, FrameRow, Strip, as_frames, colour_bar, heat_over, spread
@@ -116,6 +116,28 @@ def prediction_drawing(clips: Clips, filled: FilledIn, tokenizer: Tokenizer, tit
     ]
     brief = [f"{own} right" for own in right]
     strips = strips_of(clips.keys, labelled, notes, brief)
+    return Drawing(f"{title}prediction of what is hidden", strips, clips.move)
+
+
+def filled_drawing(clips: Clips, filled: FilledPixels, title: str) -> Drawing:
+    """Frames, what was hidden, what was filled in, and hidden cells in their true mean colours."""
+    hidden = filled.hidden.cpu()
+    both = filled.pixels.cpu(), filled.baseline.cpu()
+    labelled = {
+        "frames": _frames(clips.pixels),
+        "hidden": [_covered(own, mask) for own, mask in zip(_frames(clips.pixels), hidden, strict=True)],
+        "prediction": _frames(both[0]),
+        "mean colours": _frames(both[1]),
+    }
+    shares = hidden.flatten(1).float().mean(dim=1)
+    # visible pixels are exact: of the hidden ones alone
+    errors = ((made - clips.pixels).square().flatten(1).mean(dim=1) / shares for made in both)
+    ours, theirs = (psnr(error).tolist() for error in errors)
+    notes = [
+        f"{share:.0%} hidden, filled in at {own:.1f} dB, mean colours {other:.1f} dB"
+        for share, own, other in zip(shares.tolist(), ours, theirs, strict=True)
+    ]
+    strips = strips_of(clips.keys, labelled, notes, [f"{own:.1f} dB" for own in ours])
     return Drawing(f"{title}prediction of what is hidden", strips, clips.move)
 
 

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from vidssl.build import build
-from vidssl.build.registry import BACKBONE, OBJECTIVE, Kind, constructor_of
+from vidssl.build.registry import BACKBONE, OBJECTIVE, Kind, constructor_of, has_ability, names_of
 from vidssl.config.files import find, read, spec_files
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec
@@ -21,9 +21,15 @@ from vidssl.engine.runfolder import no_run
 from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import find_checkpoint
 from vidssl.evaluate.subject import home, recipe_of, trained_backbone, trained_objective, trained_tokenizer
-from vidssl.interfaces import ClassAttention, MaskedPrediction, Tokenizer
+from vidssl.interfaces import ClassAttention, FilledPixels, MaskedPrediction, Tokenizer
 from vidssl.pictures.clips import Clips, Picture, clips_to_show
-from vidssl.pictures.drawings import Drawing, attention_drawing, prediction_drawing, tokenizer_drawing
+from vidssl.pictures.drawings import (
+    Drawing,
+    attention_drawing,
+    filled_drawing,
+    prediction_drawing,
+    tokenizer_drawing,
+)
 from vidssl.pictures.pages import animation, save_gif, save_png, sheet
 
 ClipsOf = Callable[[Recipe | None], Clips]  # clips to draw of a run, or of no run's tokenizer
@@ -119,18 +125,18 @@ def _of_run(checkpoint: Checkpoint, what: Picture, trust: bool, clips_of: ClipsO
         with _refusals_of(owner):
             weights = network.class_attention(clips.pixels.to(device))
         return attention_drawing(clips, weights.float().cpu(), title)
-    _require(recipe.objective, OBJECTIVE, MaskedPrediction, "predicts no ids of what is hidden")
+    _require(recipe.objective, OBJECTIVE, MaskedPrediction, "predicts nothing that is hidden")
     objective = trained_objective(recipe, checkpoint, say)
     assert isinstance(objective, MaskedPrediction), "its class was looked at"
-    assert recipe.tokenizer is not None, "without one there are no ids to predict"
     clips = clips_of(recipe)
     objective.to(device).eval()
-    tokenizer = build.tokenizer(
-        recipe.tokenizer, say=lambda text: None
-    )  # printed for the objective's already
-    tokenizer.to(device)
     with _refusals_of(owner):
         filled = objective.fill_in(clips.pixels.to(device), torch.Generator(device).manual_seed(0))
+        if isinstance(filled, FilledPixels):
+            return filled_drawing(clips, filled, title)
+        assert recipe.tokenizer is not None, "without one there are no ids to predict"
+        # printed for the objective's already
+        tokenizer = build.tokenizer(recipe.tokenizer, say=lambda said: None).to(device)
         return prediction_drawing(clips, filled, tokenizer, title)
 
 
@@ -147,13 +153,8 @@ def _tokenizer(
 
 def _require(part: PartSpec, kind: Kind[object], ability: type, lacks: str) -> None:
     """Refuses a component whose class lacks an ability, with the names of those that have it."""
-    if not _has(constructor_of(part, kind), ability):
-        able = ", ".join(sorted(name for name, entry in kind.table.items() if _has(entry, ability)))
-        raise part.node.error(f"{kind.word} '{part.type}' {lacks}; these do: {able}")
-
-
-def _has(constructor: object, ability: type) -> bool:
-    return isinstance(constructor, type) and issubclass(constructor, ability)
+    if not has_ability(constructor_of(part, kind), ability):
+        raise part.node.error(f"{kind.word} '{part.type}' {lacks}; these do: {names_of(kind, ability)}")
 
 
 @contextmanager

@@ -296,7 +296,12 @@ class _Maker:
         self._look, self._decode = _Watch(), _Watch()
         source = _watched(stream.source, self._look, self._decode)
         self._samples = Endless(
-            source, stream.views, batch_size=stream.batch_size, seed=stream.seed, tries=len(source)
+            source,
+            stream.views,
+            batch_size=stream.batch_size,
+            seed=stream.seed,
+            tries=len(source),
+            samples_per_decode=stream.samples_per_decode,
         )
         self._clips = sum(len(slots) for slots in stream.views.shapes.values())
         self._position = 0

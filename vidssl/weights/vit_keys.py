@@ -4,7 +4,7 @@ All of them call their blocks' parameters alike; what differs is the wrapping, t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -18,9 +18,23 @@ _PATCHES = "patch_embed.proj.weight"  # the key by which such a network is found
 _PATCH_BIAS = "patch_embed.proj.bias"
 _FIRST_BLOCK = "blocks.0.attn.qkv.weight"
 IMAGE_VIT = "image ViT (timm, DINO)"
-VIDEO_MAE = "VideoMAE, published, without its positions, which are others"
+VIDEO_MAE = "VideoMAE, published"
 # outside the blocks, and a network without them computes something else
 _ALTERING = ("norm_pre", "dist_token", "reg_token", "register_tokens")
+
+
+_HUB_PATCHES = "embeddings.patch_embeddings.projection.weight"
+_HUB_BLOCK = {  # names within a block of the transformers library -> the published ones
+    "attention.output.dense": "attn.proj",
+    "attention.attention.query.bias": "attn.q_bias",  # as transformers 5 saves it
+    "attention.attention.value.bias": "attn.v_bias",
+    "attention.attention.q_bias": "attn.q_bias",  # as transformers 4 does, and files of the hub have it
+    "attention.attention.v_bias": "attn.v_bias",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+}
 
 
 @dataclass(frozen=True)
@@ -93,8 +107,8 @@ def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated
     """Parameters of ``ViT`` out of an image ViT, its patch embedding inflated, or out of VideoMAE's.
 
     ``ViT`` has position codes of its own, so others are dropped, but for the class token's, which is part of
-    what the token is. Of VideoMAE's patch embedding, which is for clips, images get the sum over its frames.
-    None if it is no such network.
+    what the token is. Of VideoMAE's patch embedding, which is for clips, images get the sum over its frames;
+    names may be those of its release or of the transformers library. None if it is no such network.
 
     Args:
         state: with any prefix.
@@ -103,9 +117,13 @@ def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated
     Raises:
         UsageError: if the source has parameters that change what it computes, and the network does not.
     """
-    source = _find(state)
+    source = _find(_published_names(state))
     if source is None:
         return None
+    if "fc_norm.weight" in source.tensors and "norm.weight" not in source.tensors and "norm.weight" in own:
+        raise UsageError("these weights norm the mean of the patches (fc_norm): set backbone.norm=mean")
+    if "blocks.0.attn.q_bias" in own:
+        source = replace(source, tensors=_without_key_biases(source.tensors))
     used = {key for key in own if key in source.tensors and key != "mask_token"}
     found = {key: source.tensors[key] for key in used}
     made = []
@@ -164,6 +182,51 @@ def _find(state: Mapping[str, Tensor]) -> _Source | None:
         )
     others = tuple(key for key in state if not key.startswith(prefix))
     return _Source(_with_whole_biases(tensors), prefix, others, chosen)
+
+
+def _published_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """VideoMAE's published names for those of the transformers library; other states as they are.
+
+    Raises:
+        UsageError: if the biases of queries and values are missing.
+    """
+    prefix = next((key.removesuffix(_HUB_PATCHES) for key in state if key.endswith(_HUB_PATCHES)), None)
+    if prefix is None or state[prefix + _HUB_PATCHES].ndim != 5 or f"{prefix}embeddings.cls_token" in state:
+        return state  # ViViT's have a class token, and learned positions
+    found: dict[str, Tensor] = {}
+    layers = f"{prefix}encoder.layer."
+    for key, x in state.items():
+        name = key.removeprefix(prefix)
+        if key.startswith(layers):
+            number, _, inner = key.removeprefix(layers).partition(".")
+            theirs = next((one for one in _HUB_BLOCK if inner.startswith(one)), None)
+            if theirs is not None:
+                found[f"blocks.{number}.{_HUB_BLOCK[theirs]}{inner.removeprefix(theirs)}"] = x
+            elif inner == "attention.attention.query.weight":
+                parts = (key.replace(".query.", f".{part}.") for part in ("query", "key", "value"))
+                found[f"blocks.{number}.attn.qkv.weight"] = torch.cat([state[part] for part in parts])
+        elif name.startswith("embeddings.patch_embeddings.projection."):
+            found[f"patch_embed.proj.{name.rpartition('.')[2]}"] = x
+        elif name.startswith("layernorm.") or key.startswith("fc_norm."):
+            found[name.replace("layernorm.", "norm.")] = x
+        else:
+            found[key] = x  # of the decoder and the classifier
+    if "blocks.0.attn.q_bias" not in found:
+        raise UsageError(
+            "these weights lack the biases of queries and values, which transformers 5 dropped in releases "
+            "before September 2026: take the file that it read"
+        )
+    return found
+
+
+def _without_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``_with_whole_biases``; what keys have is lost, and softmax takes it away anyhow."""
+    found = dict(tensors)
+    for key in [key for key in tensors if key.endswith("attn.qkv.bias")]:
+        q, _, v = found.pop(key).chunk(3)
+        name = key.removesuffix("qkv.bias")
+        found |= {f"{name}q_bias": q, f"{name}v_bias": v}
+    return found
 
 
 def _with_whole_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

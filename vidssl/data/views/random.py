@@ -14,8 +14,10 @@ from vidssl.data.views.crops import (
     RandomResizedCrop,
     Shapes,
     Views,
+    as_view,
     random_square,
     resize_short_side,
+    resized,
     short_side_range,
 )
 from vidssl.data.views.times import clip_frames, draw, last_start, segments
@@ -57,6 +59,54 @@ class SingleClip(ViewSampler):
         clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
         frames = source.read(index, clip)
         return {"clip": (random_square(frames, self.size, self.short_side, generator, self.interpolation),)}
+
+
+# where a box lies, in quarters of the room around it: corners, middle, edges, in between
+_PLACES = tuple((a, b) for a in range(5) for b in range(5) if a % 2 == b % 2)
+
+
+@dataclass(kw_only=True, eq=False)
+class MultiScaleClip(ViewSampler):
+    """One random clip in a box of one of a few scales at one of 13 places: VideoMAE's view for pre-training.
+
+    Height and width of the box are scales of the frame's short side that are next to each other in the list,
+    or the same; every pair is equally likely, and so is every place (TSN's "multi-scale cropping", published
+    code). Starts are as those of ``single_clip``.
+
+    Args:
+        num_frames: of the clip.
+        frame_stride: video frames from one clip frame to the next.
+        size: side of the square in pixels that the box is resized to.
+        scales: of the box's sides, falling.
+        interpolation: of the resizing; the published one is bilinear and antialiased.
+    """
+
+    num_frames: int = 16
+    frame_stride: int = 4
+    size: int = 224
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    interpolation: Interpolation = "bicubic_antialiased"
+
+    def __post_init__(self) -> None:
+        check_counts(self, "num_frames", "frame_stride", "size")
+        if not self.scales or not 0 < min(self.scales) <= max(self.scales) <= 1:
+            raise ValueError(f"scales must be fractions of the short side, up to 1, got {self.scales}")
+
+    @property
+    def shapes(self) -> Shapes:
+        return {"clip": ((self.num_frames, self.size, self.size),)}
+
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+        clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
+        frames = source.read(index, clip)
+        height, width = frames.shape[2:]
+        sides = [max(1, int(min(height, width) * scale)) for scale in self.scales]
+        pairs = [(a, b) for i, a in enumerate(sides) for j, b in enumerate(sides) if abs(i - j) <= 1]
+        tall, wide = pairs[draw(generator, 0, len(pairs) - 1)]
+        down, right = _PLACES[draw(generator, 0, len(_PLACES) - 1)]
+        top, left = down * ((height - tall) // 4), right * ((width - wide) // 4)
+        box = frames[:, :, top : top + tall, left : left + wide]
+        return {"clip": (as_view(resized(box, self.size, self.size, self.interpolation)),)}
 
 
 @dataclass(kw_only=True, eq=False)

@@ -52,11 +52,10 @@ class CornerClip(ViewSampler):
         kept = kept_frames(source.info(index), self.fps)
         start = draw(generator, 0, vimpac_last_start(len(kept), self.num_frames, self.frame_stride))
         clip = held_frames(start, len(kept), length=self.num_frames, stride=self.frame_stride)
+        frames = source.read(index, [kept[tick] for tick in clip])  # before what is drawn of its crop
         ratio = self.resize[draw(generator, 0, len(self.resize) - 1)]
         place = draw(generator, 0, 2)
-        frames = resize_short_side(
-            source.read(index, [kept[tick] for tick in clip]), round(ratio * self.size)
-        )
+        frames = resize_short_side(frames, round(ratio * self.size))
         top, left = (place * (side - self.size) // 2 for side in frames.shape[2:])
         return {"clip": (crop(frames, top, left, self.size),)}
 
