@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vidssl.config.schema import convert
 from vidssl.config.strict_yaml import Node
-from vidssl.engine.checkpoint import read_tensors, save_tensors
+from vidssl.engine.checkpoint import below, read_tensors, save_tensors
 from vidssl.engine.facts import Facts, record
 from vidssl.engine.gather import max_over_processes, num_processes, rank
 from vidssl.engine.runfolder import RunFolder
@@ -213,15 +213,15 @@ def read_capture(path: Path) -> Capture:
         )
     known = ("progress", "loss", "grad_norm", "scale", "conditions", "samples")
     facts = Facts(path, metadata).json("facts").entries(known)
-    check_random_states(_below(tensors, "random."), path)
+    check_random_states(below(tensors, "random."), path)
     scale = convert(facts["scale"], float | None)
     attempt = Attempt(
         record(facts["progress"], Progress),
         _batch(tensors, path),
-        _below(tensors, "random."),
+        below(tensors, "random."),
         _from_repr(facts["loss"]),
         _from_repr(facts["grad_norm"]),
-        _below(tensors, "state."),
+        below(tensors, "state."),
         scale if isinstance(scale, float) else None,
     )
     samples = {stream: _sample_places(places) for stream, places in facts["samples"].mapping().items()}
@@ -244,21 +244,17 @@ def _sample_places(node: Node) -> tuple[SamplePlace, ...]:
 
 def _batch(tensors: Mapping[str, Tensor], path: Path) -> Batch:
     views: dict[str, dict[int, Tensor]] = {}
-    for key, slot in _below(tensors, "views.").items():
+    for key, slot in below(tensors, "views.").items():
         name, _, number = key.rpartition(".")
         if not number.isdecimal():
             raise UsageError(f"{path}: damaged, 'views.{key}' numbers no slot of a view")
         views.setdefault(name, {})[int(number)] = slot
     labels: dict[str, dict[str, Tensor]] = {}
-    for key, numbers in _below(tensors, "labels.").items():
+    for key, numbers in below(tensors, "labels.").items():
         stream, _, name = key.partition(".")
         labels.setdefault(stream, {})[name] = numbers
     return Batch(
         views={name: tuple(slots[number] for number in sorted(slots)) for name, slots in views.items()},
-        indices=_below(tensors, "indices."),
+        indices=below(tensors, "indices."),
         labels=labels,
     )
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -142,8 +142,8 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         path,
         step=facts.count("step"),
         recipe=facts.text("recipe"),
-        encoder=_below(tensors, "encoder."),
-        objective=_below(tensors, "objective."),
+        encoder=below(tensors, "encoder."),
+        objective=below(tensors, "objective."),
     )
 
 
@@ -174,5 +174,6 @@ def tensors_digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -
     return made.hexdigest()
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

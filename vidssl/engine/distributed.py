@@ -74,10 +74,6 @@ class World:
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return bool(found)
 
-    def all(self, flag: bool | Tensor) -> bool:
-        """Whether it is so in all of them."""
-        return not self.any(not bool(flag))
-
     def barrier(self) -> None:
         """Waits for all."""
         self.any(False)

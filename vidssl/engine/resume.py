@@ -21,6 +21,7 @@ from vidssl.engine.atomic import file_sha256
 from vidssl.engine.capture import check_random_states, random_states
 from vidssl.engine.checkpoint import (
     Checkpoint,
+    below,
     load_objective,
     objective_state,
     read_checkpoint,
@@ -144,7 +145,7 @@ def restore(
     step = int(world.from_first(newest))
     state = found[0] if found else _read_whole(folder, folder.state_path(step))
     load_objective(moving.objective, state.checkpoint)
-    load_optimizer(moving.optimizer, _below(state.tensors, "optimizer."))
+    load_optimizer(moving.optimizer, below(state.tensors, "optimizer."))
     _load_own(moving, state, world, say)
     world.barrier()
     if world.first:
@@ -169,7 +170,7 @@ def _newest_whole(folder: RunFolder, objective: Objective, say: Callable[[str], 
             found = _read_whole(folder, path)
             weights, buffers = objective_state(objective, found.checkpoint), buffers_of(objective)
             refuse_broken(found.checkpoint.path, weights, buffers)
-            refuse_broken(path, _below(found.tensors, "optimizer."), frozenset())
+            refuse_broken(path, below(found.tensors, "optimizer."), frozenset())
             return found
         except UsageError as error:
             say(f"{error}. The state before it is used.")
@@ -190,7 +191,7 @@ def _read_whole(folder: RunFolder, path: Path) -> _Whole:
     checkpoint = read_checkpoint(folder.checkpoint_path(step))
     if file_sha256(checkpoint.path) != facts.text("weights_sha256"):
         raise UsageError(f"{checkpoint.path}: damaged, its checksum is not that of what was written")
-    check_random_states(_below(tensors, "random."), path)
+    check_random_states(below(tensors, "random."), path)
     return _Whole(step, checkpoint, facts, tensors)
 
 
@@ -205,12 +206,12 @@ def _load_own(moving: Moving, state: _Whole, world: World, say: Callable[[str], 
             "over rank 0's metrics up to here."
         )
     known = saved == world.size or world.first
-    own = _below(state.tensors, _owner(world.rank if saved == world.size else 0))
-    moving.window.load(_below(own, "window."), moving.generator.device)
-    moving.watch.load(_below(own, "watch."), moving.generator.device)
-    moving.skips.load(_below(own, "skips."))
-    load_scaler(moving.scaler, _below(own, "scaler."))
-    if not _set_random_states(moving.generator, _below(own, "random."), torchs_too=known):
+    own = below(state.tensors, _owner(world.rank if saved == world.size else 0))
+    moving.window.load(below(own, "window."), moving.generator.device)
+    moving.watch.load(below(own, "watch."), moving.generator.device)
+    moving.skips.load(below(own, "skips."))
+    load_scaler(moving.scaler, below(own, "scaler."))
+    if not _set_random_states(moving.generator, below(own, "random."), torchs_too=known):
         say("The run resumes on another kind of device: random numbers there start anew.")
 
 
@@ -331,7 +332,3 @@ def _read_state(path: Path) -> tuple[Facts, dict[str, Tensor]]:
     if metadata.pop("digest", "") != tensors_digest(tensors, metadata):
         raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
     return Facts(path, {"processes": "1", **metadata}), tensors  # older files lack it
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
