@@ -30,7 +30,6 @@ SOUND = ["backbone.dropout=0", "backbone.init_std=0.5", "optim.lr=1e-4"]
 
 # what is run: name -> recipe and overrides
 RUNS = {
-    "bevt": ["bevt.yaml", STILL],
     "bevt-in-parts": ["bevt.yaml", STILL, "run.accumulate=2"],
     "svt": ["svt.yaml", STILL],
     "videomae": ["videomae.yaml", STILL],
