@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vidssl.engine.collapse import CURE, EARLY, feature_bands, predicted_perplexity, prediction_bands
-from vidssl.engine.gather import OwnRows, share_of_mean
+from vidssl.engine.gather import OwnRows, num_processes, share_of_mean, sum_over_processes
 from vidssl.interfaces import (
     Backbone,
     Band,
@@ -130,9 +130,8 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
         decoded = self._decode(clips, generator, len(slots), self.decoder_masker)
         share = 1.0 if self.decoder_masker is None else share_of_mean(int(decoded.counts.sum()), clips.device)
         measured = self._pixel_loss if self.tokenizer is None else self._token_loss
-        output = measured(clips, decoded)
-        metrics = {name: value * share for name, value in output.metrics.items()}
-        return LossOutput(output.loss * share, metrics, decoded.visible.pooled().detach()[: len(slots[0])])
+        output = measured(clips, decoded, share)
+        return LossOutput(output.loss, output.metrics, decoded.visible.pooled().detach()[: len(slots[0])])
 
     def _decode(
         self, clips: Tensor, generator: torch.Generator, slots: int, decoder_masker: Masker | None
@@ -151,28 +150,30 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
         counts = hidden.flatten(1).gather(1, wanted)
         return Decoded(visible, hidden, wanted, counts, self.decoder(visible, wanted))
 
-    def _pixel_loss(self, clips: Tensor, decoded: Decoded) -> LossOutput:
+    def _pixel_loss(self, clips: Tensor, decoded: Decoded, share: Tensor | float) -> LossOutput:
+        """``share``: how many times the mean count of all processes this one's is."""
         tubelets = rows_at(cut_tubelets(clips, decoded.visible.grid), decoded.wanted)
         shift, scale = scale_of(tubelets, self.norm)
         target = (tubelets - shift) / scale
         weights = decoded.counts.to(target.dtype) / decoded.counts.sum()  # [B, m]
         errors = (decoded.predicted.unflatten(2, (-1, 3)) - target).square().mean(dim=2)  # [B, m, 3]
-        loss = (errors.mean(dim=-1) * weights).sum()
+        loss = (errors.mean(dim=-1) * weights).sum() * share
         with torch.no_grad():
-            mean = (target * weights[..., None, None]).sum(dim=(0, 1))
-            spread = (target.square().mean(dim=(2, 3)) * weights).sum() - mean.square().mean()
-            squared = ((errors * scale.squeeze(2).square()).mean(dim=-1) * weights).sum()
+            mean = _over_all((target * weights[..., None, None]).sum(dim=(0, 1)) * share)
+            square = _over_all((target.square().mean(dim=(2, 3)) * weights).sum() * share)
+            spread = square - mean.square().mean()
+            squared = _over_all(((errors * scale.squeeze(2).square()).mean(dim=-1) * weights).sum() * share)
             metrics = {
                 "loss": loss.detach(),
                 "loss_of_mean": loss.detach() / spread.clamp(min=1e-12),
                 "psnr": -10 * squared.log10(),
             }
             if not self.training:
-                flat = (tubelets.var(dim=2, correction=0).mean(dim=-1) * weights).sum()
+                flat = _over_all((tubelets.var(dim=2, correction=0).mean(dim=-1) * weights).sum() * share)
                 metrics["psnr_of_mean"] = -10 * flat.log10()
         return LossOutput(loss, metrics)
 
-    def _token_loss(self, clips: Tensor, decoded: Decoded) -> LossOutput:
+    def _token_loss(self, clips: Tensor, decoded: Decoded, share: Tensor | float) -> LossOutput:
         ids = self._ids(clips)
         targets = rows_at(_by_cell(ids, self.ids_of_cell), decoded.wanted)[decoded.counts].flatten()
         logits = self._logits(decoded.predicted)[decoded.counts].flatten(0, 1)
@@ -190,7 +191,7 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
             found = rows_at(_by_cell(copied, self.ids_of_cell), decoded.wanted)[decoded.counts].flatten()
             metrics["most_frequent_mask"] = most_frequent_accuracy(targets)
             metrics["copy_nearest_mask"] = (found == targets).float().mean()
-        return LossOutput(loss, metrics)
+        return LossOutput(loss * share, {name: value * share for name, value in metrics.items()})
 
     def _ids(self, clips: Tensor) -> Tensor:
         assert self.tokenizer is not None, "asked for with target tokens alone"
@@ -248,6 +249,11 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
             after=EARLY,
         )
         return (stuck, *feature_bands(after=EARLY))
+
+
+def _over_all(x: Tensor) -> Tensor:
+    """The mean over the processes."""
+    return sum_over_processes(x) / num_processes()
 
 
 def _check_parts(
