@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from vidssl.config.few_labels import Subset
 from vidssl.config.protocol import FinetuneProtocol, load_protocol
 from vidssl.config.recipe import load_recipe
 from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.process import StopRequest
 from vidssl.errors import UsageError
 
 WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
@@ -215,9 +217,18 @@ def test_finished_labels_are_not_finetuned_again(capsys: pytest.CaptureFixture[s
 def test_finetuning_that_was_stopped_keeps_its_checkpoint_and_can_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    class BetweenSteps(StopRequest):
+        """A signal that came while a step was taken, so that no wait for data ends by it."""
+
+        @contextmanager
+        def ends_wait(self) -> Iterator[None]:
+            yield
+
     @contextmanager
-    def stop_at_once() -> Iterator[bool]:
-        yield True
+    def stop_at_once() -> Iterator[StopRequest]:
+        request = BetweenSteps()
+        request.signal = signal.SIGTERM
+        yield request
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vidssl.train.start.stop_requests", stop_at_once)

@@ -224,8 +224,8 @@ def test_an_objective_that_predicts_nothing_is_refused_with_those_that_do(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     said = fails(capsys, "runs/looks", "--what", "reconstruction")
-    assert "'vimpac_contrast' predicts no ids of what is hidden; these do: bevt, bevt_image" in said
-    assert "svt" not in said
+    assert "'vimpac_contrast' predicts nothing that is hidden; these do: bevt, bevt_image" in said
+    assert ", svt" not in said
 
 
 def test_what_to_draw_must_be_said(capsys: pytest.CaptureFixture[str]) -> None:

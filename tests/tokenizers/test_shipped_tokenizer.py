@@ -26,7 +26,7 @@ def test_weights_that_ship_are_small() -> None:
 def test_the_weights_of_the_dvae_are_asked_for_with_where_and_how(name: str) -> None:
     spec = load_tokenizer_spec(name)
     assert spec.weights is not None
-    without = replace(spec, weights=replace(spec.weights, path=Path("none.safetensors")))
+    without = replace(spec, weights=replace(spec.weights, weights="none.safetensors"))
     with pytest.raises(UsageError) as caught:
         build.tokenizer(without)
     for part in (
