@@ -5,6 +5,7 @@ import torch
 
 from vidssl.backbones.positions import sincos_positions
 from vidssl.backbones.vit import ViT
+from vidssl.layers.rotary import rotary_positions
 from vidssl.layers.transformer import Attention, line_positions
 
 CPU = torch.device("cpu")
@@ -106,5 +107,138 @@ def test_the_norm_of_the_mean_is_what_is_pooled() -> None:
     features = vit(torch.rand(2, 3, 4, 16, 16))
     assert torch.allclose(features.pooled(), vit.fc_norm(features.patches.mean(dim=(1, 2, 3))))
     assert vit.final_norm() is None
-    with pytest.raises(ValueError, match="set one of the two"):
+    with pytest.raises(ValueError, match="leave class_token and levels out"):
         ViT(embed_dim=12, depth=1, num_heads=2, norm="mean", class_token=True)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_rotary_positions_turn_neighbouring_channels_by_time_row_and_column(tiled: bool) -> None:
+    """A slow, obvious version: channels of 20 are 6 for each axis, in 3 pairs, and 2 that rest."""
+    turns = rotary_positions((2, 3, 4), 20, CPU, tiled=tiled)
+    x = torch.rand(1, 1, 24, 20, generator=torch.Generator().manual_seed(0))
+    turned = turns.turn(x)[0, 0]
+    for place, index in ((23, (1, 2, 3)), (6, (0, 1, 2))):
+        for channel in range(18):
+            axis, inner = channel // 6, channel % 6
+            angle = index[axis] / 10_000 ** ((inner % 3 if tiled else inner // 2) / 3)
+            partner = -x[0, 0, place, channel + 1] if inner % 2 == 0 else x[0, 0, place, channel - 1]
+            expected = x[0, 0, place, channel] * math.cos(angle) + partner * math.sin(angle)
+            assert float(turned[place, channel]) == pytest.approx(float(expected), abs=1e-6)
+    assert torch.equal(turned[:, 18:], x[0, 0, :, 18:])
+
+
+def test_true_rotation_keeps_lengths_and_depends_on_differences_alone() -> None:
+    turns = rotary_positions((4, 4, 4), 18, CPU, tiled=False)
+    q, k = torch.rand(2, 1, 1, 1, 18).expand(2, 1, 1, 64, 18)
+    turned_q, turned_k = turns.turn(q), turns.turn(k)
+    assert torch.allclose(turned_q.norm(dim=-1), q.norm(dim=-1), atol=1e-5)
+    products = turned_q[0, 0] @ turned_k[0, 0].T
+    step = 16 + 4 + 1  # a cell later, lower and further right
+    assert float(products[0, step]) == pytest.approx(float(products[step, 2 * step]), abs=1e-4)
+    tiled = rotary_positions((4, 4, 4), 18, CPU, tiled=True)
+    assert not torch.allclose(tiled.turn(q).norm(dim=-1), q.norm(dim=-1), atol=1e-2)
+
+
+def test_a_span_scales_rows_and_columns_and_never_times() -> None:
+    wide = rotary_positions((3, 31, 16), 18, CPU, tiled=False, span=16)
+    plain = rotary_positions((3, 16, 16), 18, CPU, tiled=False)
+    assert torch.allclose(wide.cos.view(3, 31, 16, 18)[:, ::2], plain.cos.view(3, 16, 16, 18), atol=1e-6)
+
+
+@pytest.mark.parametrize("positions", ["rotary", "rotary_tiled"])
+def test_rotary_positions_alone_tell_places_apart(positions: str) -> None:
+    torch.manual_seed(0)
+    net = ViT(
+        embed_dim=24, depth=2, num_heads=2, patch_size=(2, 8, 8), positions=positions, init_std=0.2
+    ).eval()  # type: ignore[arg-type]
+    clip = torch.rand(1, 3, 4, 16, 16)
+    with torch.no_grad():
+        pooled = net(clip).pooled()
+        assert not torch.allclose(net(clip.roll(2, dims=2)).pooled(), pooled, atol=1e-5)
+        assert not torch.allclose(net(clip.roll(8, dims=3)).pooled(), pooled, atol=1e-5)
+
+
+def test_block_causal_cells_know_no_later_ones_and_the_class_token_knows_all() -> None:
+    torch.manual_seed(0)
+    net = ViT(
+        embed_dim=12, depth=2, num_heads=2, patch_size=(1, 8, 8), positions="rotary", class_token=True,
+        attention="block_causal", init_std=0.3,
+    ).eval()  # fmt: skip
+    clip = torch.rand(1, 3, 4, 16, 16)
+    other = torch.cat((clip[:, :, :2], torch.rand(1, 3, 2, 16, 16)), dim=2)
+    with torch.no_grad():
+        first, second = net(clip), net(other)
+        assert torch.allclose(first.patches[:, :2], second.patches[:, :2], atol=1e-6)
+        assert not torch.allclose(first.patches[:, 2], second.patches[:, 2], atol=1e-3)
+        assert not torch.allclose(first.pooled(), second.pooled(), atol=1e-4)
+        torch.nn.init.normal_(net.class_token)
+        assert torch.allclose(net(clip).patches, first.patches, atol=1e-6)  # nobody looks at it
+        within = clip.clone()
+        within[:, :, 0, 8:] = 0.0
+        assert not torch.allclose(net(within).patches[:, 0, 0], first.patches[:, 0, 0], atol=1e-4)
+
+
+def test_levels_are_blocks_outputs_each_behind_a_norm_of_its_own() -> None:
+    torch.manual_seed(0)
+    net = ViT(
+        embed_dim=12, depth=3, num_heads=2, patch_size=(2, 8, 8), levels=(0, 2), positions="rotary"
+    ).eval()
+    torch.nn.init.normal_(net.level_norms[0].weight)
+    seen: list[torch.Tensor] = []
+    net.blocks[0].register_forward_hook(lambda module, given, made: seen.append(made))
+    clip = torch.rand(1, 3, 4, 16, 16)
+    made = net(clip)
+    assert (len(made.levels), net.num_levels) == (2, 2)
+    assert torch.equal(made.levels[0].flatten(1, 3), net.level_norms[0](seen[0]))
+    assert torch.equal(made.levels[1], made.patches)
+    visible = net.forward_visible(clip, torch.arange(8)[None])
+    assert torch.allclose(visible.levels[0], made.levels[0].flatten(1, 3), atol=1e-6)
+    with pytest.raises(ValueError, match=r"rise to the last one, 2, got \[0, 1\]"):
+        ViT(embed_dim=12, depth=3, num_heads=2, levels=(0, 1))
+
+
+def test_clips_and_images_get_a_vector_of_their_own() -> None:
+    torch.manual_seed(0)
+    net = ViT(embed_dim=12, depth=1, num_heads=2, patch_size=(2, 8, 8), modality=True).eval()
+    clip, image = torch.rand(1, 3, 2, 16, 16), torch.rand(1, 3, 1, 16, 16)
+    with torch.no_grad():
+        before = net(clip).patches, net(image).patches
+        torch.nn.init.normal_(net.image_vector)
+        assert torch.equal(net(clip).patches, before[0])
+        assert not torch.allclose(net(image).patches, before[1], atol=1e-3)
+
+
+def test_deep_layers_start_smaller_by_the_root_of_twice_their_number() -> None:
+    nets = []
+    for shrink in (False, True):
+        torch.manual_seed(0)
+        nets.append(ViT(embed_dim=12, depth=3, num_heads=2, shrink_deep=shrink))
+    for number, (plain, shrunk) in enumerate(zip(nets[0].blocks, nets[1].blocks, strict=True), 1):
+        assert torch.allclose(shrunk.attn.proj.weight * (2 * number) ** 0.5, plain.attn.proj.weight)
+        assert torch.allclose(shrunk.mlp.fc2.weight * (2 * number) ** 0.5, plain.mlp.fc2.weight)
+        assert torch.equal(shrunk.mlp.fc1.weight, plain.mlp.fc1.weight)
+
+
+# (embed_dim, depth, num_heads, mlp_ratio) -> parameters of the encoders of V-JEPA 2 (L, H, g) as released
+VJEPA2_SIZES = {
+    "large": (1024, 24, 16, 4.0, 303_885_312),
+    "giant": (1408, 40, 22, 48 / 11, 1_012_173_952),
+}
+
+
+@pytest.mark.parametrize("size", VJEPA2_SIZES)
+def test_released_encoders_have_as_many_parameters(size: str) -> None:
+    dim, depth, heads, ratio, published = VJEPA2_SIZES[size]
+    with torch.device("meta"):
+        net = ViT(embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=ratio, positions="rotary_tiled")
+    own = ("mask_token", "embed_image")
+    assert sum(p.numel() for key, p in net.named_parameters() if not key.startswith(own)) == published
+
+
+def test_positions_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="even number of them, at least 6, got 4"):
+        ViT(embed_dim=8, depth=1, num_heads=2, positions="rotary")
+    with pytest.raises(ValueError, match="position_span is of rotary positions"):
+        ViT(embed_dim=12, depth=1, num_heads=2, position_span=16)
+    with pytest.raises(ValueError, match="expected one of full, block_causal, got causal"):
+        ViT(embed_dim=12, depth=1, num_heads=2, attention="causal")  # type: ignore[arg-type]

@@ -81,10 +81,14 @@ def test_ids_that_only_the_backbone_knows_are_never_predicted() -> None:
     assert int(filled.predicted.max()) < 4
 
 
+@pytest.mark.parametrize("positions", ["axes", "rotary"])
 @pytest.mark.parametrize("frames", [1, 4])
-def test_a_vits_class_attention_is_what_its_last_block_does(frames: int) -> None:
+def test_a_vits_class_attention_is_what_its_last_block_does(frames: int, positions: str) -> None:
     torch.manual_seed(0)
-    net = ViT(embed_dim=12, depth=2, num_heads=2, patch_size=(2, 8, 8), class_token=True, init_std=0.5).eval()
+    net = ViT(
+        embed_dim=12, depth=2, num_heads=2, patch_size=(2, 8, 8), class_token=True, init_std=0.5,
+        positions=positions,  # type: ignore[arg-type]
+    ).eval()  # fmt: skip
     x = torch.rand(2, 3, frames, 16, 24)
     read: list[Tensor] = []
     last = net.blocks[-1].attn
@@ -109,6 +113,12 @@ def visible_nets() -> dict[str, Backbone]:
         "vit": ViT(**toy, patch_size=(2, 8, 8)),
         "vit, as VideoMAE": ViT(
             **toy, patch_size=(2, 8, 8), positions="line", key_bias=False, class_token=True
+        ),
+        "vit, as V-JEPA 2.1": ViT(
+            **toy, patch_size=(2, 8, 8), positions="rotary", position_span=4, modality=True, levels=(0, 1)
+        ),
+        "vit, as LeVJEPA": ViT(
+            **toy, patch_size=(1, 8, 8), positions="rotary", class_token=True, attention="block_causal"
         ),
         "timesformer": TimeSformer(**toy, patch_size=8, num_frames=4, size=16, attention="joint"),
     }

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.interfaces.grids import GridSize
+from vidssl.layers.rotary import Rotation
 from vidssl.layers.transformer import Attention
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -72,12 +73,14 @@ def hide(embedded: Tensor, mask: Tensor | None, mask_token: Tensor) -> Tensor:
     return torch.where(mask.unsqueeze(-1), mask_token.to(embedded.dtype), embedded)
 
 
-def first_token_attention(attention: Attention, x: Tensor) -> Tensor:
+def first_token_attention(attention: Attention, x: Tensor, rotation: Rotation | None = None) -> Tensor:
     """Attention of the first of N tokens [B, N, D]: its weights over all others, [B, heads, N - 1].
 
     The weight that it gives itself is left out, so they sum to less than 1.
     """
     queries, keys, _ = attention.project(x)
+    if rotation is not None:
+        queries, keys = rotation.turn(queries), rotation.turn(keys)
     query = queries[:, :, :1]
     scores = (query * query.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     return scores.softmax(dim=-1)[:, :, 0, 1:]

@@ -24,12 +24,15 @@ class Features:
         cls: [B, D], or None for a backbone without a class token.
         stages: one [B, t, h, w, D_i] a stage, finest first; empty for a backbone of one scale.
         summary: [B, D], one vector of the whole clip where a backbone makes its own of the patches.
+        levels: one [B, t, h, w, D] for each depth that features are taken at, shallowest first, the last one
+            ``patches``; empty where there is one depth.
     """
 
     patches: Tensor
     cls: Tensor | None = None
     stages: tuple[Tensor, ...] = ()
     summary: Tensor | None = None
+    levels: tuple[Tensor, ...] = ()
 
     def pooled(self) -> Tensor:
         """One vector a clip, [B, D]: the backbone's own, or the class token, or the mean over patches."""
@@ -53,12 +56,14 @@ class VisibleFeatures:
         places: int64 [B, n], each cell's number on the flattened grid, t, then h, then w.
         grid: of the whole clips, (t, h, w).
         cls: [B, D], or None for a backbone without a class token.
+        levels: as of ``Features``, each [B, n, D].
     """
 
     patches: Tensor
     places: Tensor
     grid: GridSize
     cls: Tensor | None = None
+    levels: tuple[Tensor, ...] = ()
 
     def pooled(self) -> Tensor:
         """One vector a clip, [B, D]: the class token, or the mean over the visible cells."""
@@ -119,7 +124,8 @@ class Backbone(nn.Module, ABC):
 
     A constructor sets ``embed_dim`` (D of ``Features.pooled()``), ``strides`` (frames, rows and columns
     of pixels that one cell of ``grid`` spans; of ids where it reads those) and, if it has stages,
-    ``stage_dims`` and ``stage_strides``, finest first. ``gives_cls`` says whether ``Features.cls`` is there.
+    ``stage_dims`` and ``stage_strides``, finest first. ``gives_cls`` says whether ``Features.cls`` is there,
+    ``num_levels`` at how many depths ``Features.levels`` are taken.
     One that reads ids also sets ``vocab_size``, how many different ones a tokenizer may give it.
     ``toy``: constructor arguments of a small one, for the tests that every backbone passes.
     """
@@ -131,6 +137,7 @@ class Backbone(nn.Module, ABC):
     strides: GridSize
     vocab_size: int | None = None
     gives_cls: bool = False
+    num_levels: int = 1
     stage_dims: tuple[int, ...] = ()
     stage_strides: tuple[GridSize, ...] = ()
 

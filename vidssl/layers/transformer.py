@@ -1,11 +1,14 @@
 """Pre-norm transformer blocks: what plain backbones, and the decoders of objectives, are built of."""
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from vidssl.layers.rotary import Rotation
 
 
 class Mlp(nn.Module):
@@ -37,6 +40,8 @@ class DropPath(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over all of N tokens, [B, N, D].
 
+    ``forward`` may be told how queries and keys are turned, and which tokens each one may look at.
+
     Args:
         key_bias: off for BEiT's and VideoMAE's parameters, where keys have no bias and those of queries and
             values lie apart. Softmax takes a bias of keys away again, so that the functions are the same.
@@ -59,14 +64,16 @@ class Attention(nn.Module):
         joined = F.linear(x, self.qkv.weight, bias)
         return rearrange(joined, "b n (three m d) -> three b m n d", three=3, m=self.num_heads)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None, seen: Tensor | None = None) -> Tensor:
         q, k, v = self.project(x)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        if rotation is not None:
+            q, k = rotation.turn(q), rotation.turn(k)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         return self.proj(rearrange(attended, "b m n d -> b n (m d)"))
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block with attention over all tokens."""
+    """A pre-norm transformer block with attention over all tokens, or, by ``seen``, over some."""
 
     def __init__(
         self, dim: int, num_heads: int, *, mlp_ratio: float, drop_path: float, key_bias: bool = True
@@ -78,8 +85,8 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
+    def forward(self, x: Tensor, rotation: Rotation | None = None, seen: Tensor | None = None) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x), rotation, seen))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -114,6 +121,15 @@ def init_linear(network: nn.Module, std: float | None) -> None:
                 nn.init.trunc_normal_(layer.weight, std=std)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def shrink_deep_layers(blocks: Iterable[nn.Module]) -> None:
+    """Divides the layers that end block l's two branches by the root of 2 l, l from 1 (V-JEPA, BEiT)."""
+    with torch.no_grad():
+        for number, block in enumerate(blocks, 1):
+            assert isinstance(block, Block), "blocks of this file"
+            for layer in (block.attn.proj, block.mlp.fc2):
+                layer.weight.div_((2 * number) ** 0.5)
 
 
 @lru_cache(maxsize=64)
