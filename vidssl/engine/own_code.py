@@ -19,7 +19,9 @@ from vidssl.config.strict_yaml import Node, parse
 from vidssl.engine.atomic import make_folder, write_atomically
 
 _PROSE = ("source", "licence", "command")  # of a tokenizer's weights: texts, nothing is fetched from them
-_FETCHED = re.compile(r"(?!file://).*(://|::)|(timm|torchvision|pytorchvideo|hf[-_]hub|local-dir):")
+_FETCHED = re.compile(
+    r"(?!file://).*(://|::)|(timm|torchvision|pytorchvideo|transformers|hf[-_]hub|local-dir):"
+)
 
 
 def code_in(node: Node) -> list[Node]:

@@ -1,7 +1,8 @@
 """External networks: those of other projects, untrained ones, and the pixels themselves.
 
 A user names them where a run would stand: ``torchvision:swin3d_t``, ``timm:resnet50``,
-``pytorchvideo:slow_r50``, ``untrained:`` before one of these, a recipe or a run, or ``pixels``.
+``pytorchvideo:slow_r50``, ``transformers:MCG-NJU/videomae-base``, ``untrained:`` before one of these, a
+recipe or a run, or ``pixels``.
 """
 
 import re
@@ -13,6 +14,7 @@ from typing import cast
 import torch
 
 from vidssl.backbones.pixels import Pixels
+from vidssl.backbones.transformers_nets import TransformersNet, published_state
 from vidssl.build import build
 from vidssl.build.registry import BACKBONE, resolved_part, resolved_text
 from vidssl.config.recipe import Recipe, RunSpec, load_recipe
@@ -29,6 +31,7 @@ from vidssl.weights.load import LoadReport, load_init
 
 LIBRARIES = ("torchvision", "timm", "pytorchvideo")
 PIXELS, UNTRAINED = "pixels", "untrained"
+TRANSFORMERS = "transformers"  # its models come with their weights, and no recipe can name them
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class ExternalNetwork:
 def is_external(word: str) -> bool:
     """Whether a word names an external network; a file or folder of that name goes first."""
     kind, colon, _ = word.partition(":")
-    named = kind in (*LIBRARIES, UNTRAINED) if colon else word == PIXELS
+    named = kind in (*LIBRARIES, TRANSFORMERS, UNTRAINED) if colon else word == PIXELS
     return named and not Path(word).exists()
 
 
@@ -73,7 +76,7 @@ def external_recipe(asked: ExternalNetwork) -> Recipe | None:
         UsageError: if there is no such recipe, or its network has no features.
     """
     kind, _, name = asked.name.partition(":")
-    if kind != UNTRAINED or name.partition(":")[0] in LIBRARIES:
+    if kind != UNTRAINED or name.partition(":")[0] in (*LIBRARIES, TRANSFORMERS):
         return None
     seed, others = _seed(asked)
     words = [f"backbone.{key}" for key in others] + ([] if seed is None else [f"seed={seed}"])
@@ -102,7 +105,12 @@ def external_subject(asked: ExternalNetwork, recipe: Recipe | None, run: RunSpec
         torch.manual_seed(recipe.seed)
         networks = {"untrained": build.backbone(recipe, with_init=False)}
         return _subject(asked, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, None)
-    made = _pixels(asked, run) if library == PIXELS else _of_library(asked, run, say)
+    if library == PIXELS:
+        made = _pixels(asked, run)
+    elif TRANSFORMERS in (library, asked.name.removeprefix(f"{UNTRAINED}:").partition(":")[0]):
+        made = _of_transformers(asked, run)
+    else:
+        made = _of_library(asked, run, say)
     spec, networks, init = made
     start = {} if init is None else {"init": init}
     text = dump({"name": asked.shown, "seed": spec.seed, "backbone": {**spec.keys, **start}})
@@ -137,6 +145,24 @@ def _pixels(asked: ExternalNetwork, run: RunSpec) -> tuple[NetworkSpec, dict[str
     node = _node(asked, {"type": PIXELS})
     keys = {"type": PIXELS, **bind(node, Pixels, ("type",))}
     return NetworkSpec(keys, None, run=run), {"no weights": construct(node, Pixels, apart=("type",))}, None
+
+
+def _of_transformers(
+    asked: ExternalNetwork, run: RunSpec
+) -> tuple[NetworkSpec, dict[str, Backbone], str | None]:
+    """A model of the hub: with its published weights beside random ones, or only with random ones."""
+    name = asked.name.removeprefix(f"{UNTRAINED}:").partition(":")[2]
+    given, others = _seed(asked)
+    node = _node(ExternalNetwork(asked.name, keys=others), {"type": TRANSFORMERS, "name": name})
+    keys = {"type": TRANSFORMERS, **bind(node, TransformersNet, ("type",))}
+    spec = NetworkSpec(keys, None, seed=given or 0, run=run)
+    torch.manual_seed(spec.seed)
+    fresh = construct(node, TransformersNet, apart=("type",))
+    if asked.name.startswith(f"{UNTRAINED}:"):
+        return spec, {"untrained": fresh}, None
+    trained = construct(node, TransformersNet, apart=("type",))
+    trained.net.load_state_dict(published_state(name))
+    return spec, {"trained": trained, "untrained": fresh}, asked.name
 
 
 def _of_library(
