@@ -52,8 +52,8 @@ class TransformersNet(Backbone):
         name: of a model on the hub, or a folder that ``save_pretrained`` wrote.
 
     Raises:
-        UsageError: if the library is not installed, or the model cannot be had, is of another kind, or does not
-            say how its pixels are normalised.
+        UsageError: if the library is not installed, or the model cannot be had, is of another kind, or does
+            not say how its pixels are normalised.
     """
 
     takes_mask: ClassVar[bool] = False
@@ -90,7 +90,7 @@ class TransformersNet(Backbone):
         if self._only_size not in (None, (num_frames, height, width)):
             frames, *sides = self._only_size
             raise ValueError(
-                f"transformers:{self._name} takes clips of {frames} frames of {'x'.join(map(str, sides))} only, "
+                f"transformers:{self._name} takes {frames} frames of {'x'.join(map(str, sides))} only, "
                 f"got {num_frames} of {height}x{width}: set views.num_frames and views.size"
             )
         return super().grid(num_frames, height, width)
@@ -162,8 +162,8 @@ def published_state(name: str) -> Mapping[str, Tensor]:
         fate = "would stay random" if missing else "would be left out"
         keys = missing or dropped
         raise UsageError(
-            f"transformers:{name}: {len(keys)} of its tensors {fate} ({', '.join(keys[:4])}); these are not the "
-            "weights of this model, or transformers is too old: version 5.24 reads them"
+            f"transformers:{name}: {len(keys)} of its tensors {fate} ({', '.join(keys[:4])}); these are not "
+            "the weights of this model, or transformers is too old: version 5.24 reads them"
         )
     return model.state_dict()
 
@@ -192,6 +192,6 @@ def _asked(name: str, ask: Any) -> Any:
         return ask()
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(
-            f"transformers:{name}: cannot be had ({' '.join(str(error).split())[:200]}). Without a network, give "
-            "a folder of the model, as save_pretrained writes it"
+            f"transformers:{name}: cannot be had ({' '.join(str(error).split())[:200]}). Without a network, "
+            "give a folder of the model, as save_pretrained writes it"
         ) from error
