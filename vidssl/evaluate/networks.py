@@ -105,6 +105,7 @@ def external_subject(asked: ExternalNetwork, recipe: Recipe | None, run: RunSpec
         torch.manual_seed(recipe.seed)
         networks = {"untrained": build.backbone(recipe, with_init=False)}
         return _subject(asked, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, None)
+    made: tuple[NetworkSpec, dict[str, Backbone], str | None]
     if library == PIXELS:
         made = _pixels(asked, run)
     elif TRANSFORMERS in (library, asked.name.removeprefix(f"{UNTRAINED}:").partition(":")[0]):
