@@ -6,7 +6,7 @@ Takes turns in one process and on one thread: views of BEVT, SVT and VIMPAC at t
 original files with and without a manifest, of files and shards that ``vidssl data`` made of them, of a token
 store; and the same frames, boxes and sizes by decord, torchcodec and pytorchvideo, where they are installed.
 What they give is compared with ours first. Then: what the ten views of SVT cost, over one pass over the
-frames that they need.
+frames that they need, and what several crops of one decode gain (``samples_per_decode``).
 
 Each FOLDER holds videos of one kind. Without one, videos are made: moving textures under grain, as many bytes
 a frame and as long to decode as files of Kinetics and UCF101. What counts is processor time, the shortest of
@@ -35,11 +35,12 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl.data.decode.decode import probe
+from vidssl.data.samples import Endless
 from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.sources.token_store import TokenStore
-from vidssl.data.views.random import SingleClip
+from vidssl.data.views.random import MultiScaleClip, SingleClip
 from vidssl.data.views.stored import StoredClipPair
 from vidssl.data.views.svt import GlobalLocal
 from vidssl.data.views.vimpac import ClipPair
@@ -257,6 +258,25 @@ def print_union(kind: str, forms: Forms, given: argparse.Namespace) -> None:
         print(f"| {kind} | {form} | {over_pass} | {took['views'] / took['read']:.2f} |", flush=True)
 
 
+def print_per_decode(kind: str, forms: Forms, given: argparse.Namespace) -> None:
+    """Clips of VideoMAE a second, several to a decode, over one to a decode."""
+    clip = MultiScaleClip(num_frames=16, frame_stride=4, size=224)  # recipes/paper/videomae_base_k400.yaml
+    for form in (ORIGINAL, PREPARED, "JPEG shards"):
+        way = forms.ways[form]
+        source = way.source()
+
+        def draw(each: int, source: DataSource = source) -> None:
+            options = {"batch_size": 4 * len(source), "tries": 1, "samples_per_decode": each}
+            samples = Endless(source, clip, seed=0, **options)
+            for place in range(4 * len(source)):
+                assert samples[place].views is not None
+
+        took = seconds({str(each): partial(draw, each) for each in (1, 2, 4)}, given.turns)
+        gains = " | ".join(f"{took['1'] / took[each]:.2f}" for each in took)
+        rate = 4 * len(source) / took["1"]
+        print(f"| {kind} | {form} | {rate:.1f} | {gains} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -280,6 +300,11 @@ def main() -> None:
         print("\n| ten views of SVT | | over one pass | over reading |\n| --- | --- | ---: | ---: |")
         for name, each in forms.items():
             print_union(name, each, given)
+        print(
+            "\n| VideoMAE | | clips a second | 1 a decode | 2 | 4 |\n| --- | --- | ---: | ---: | ---: | ---: |"
+        )
+        for name, each in forms.items():
+            print_per_decode(name, each, given)
 
 
 if __name__ == "__main__":
