@@ -300,9 +300,8 @@ def main() -> None:
         print("\n| ten views of SVT | | over one pass | over reading |\n| --- | --- | ---: | ---: |")
         for name, each in forms.items():
             print_union(name, each, given)
-        print(
-            "\n| VideoMAE | | clips a second | 1 a decode | 2 | 4 |\n| --- | --- | ---: | ---: | ---: | ---: |"
-        )
+        print("\n| VideoMAE | | clips a second | 1 a decode | 2 | 4 |")
+        print("| --- | --- | ---: | ---: | ---: | ---: |")
         for name, each in forms.items():
             print_per_decode(name, each, given)
 
