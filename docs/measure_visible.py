@@ -18,8 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidssl.backbones.vit import ViT
 from vidssl.interfaces import Batch, Progress
+from vidssl.interfaces.grids import places_of
 from vidssl.maskers.videomae import RandomTube
-from vidssl.objectives.parts.visible import places_of
 from vidssl.objectives.videomae import VideoMAE
 
 SIZES = {"S": (384, 12, 6, 192, 4, 3), "B": (768, 12, 12, 384, 4, 6), "L": (1024, 24, 16, 512, 12, 8)}

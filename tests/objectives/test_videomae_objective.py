@@ -9,9 +9,10 @@ from vidssl.backbones.timesformer import TimeSformer
 from vidssl.backbones.video_swin import VideoSwin
 from vidssl.backbones.vit import ViT
 from vidssl.interfaces import Batch, FilledIn, FilledPixels, LossOutput, Progress
+from vidssl.interfaces.grids import places_of
 from vidssl.maskers.bevt import Tube
 from vidssl.maskers.videomae import RandomTube, RunningCell
-from vidssl.objectives.parts.visible import cut_tubelets, join_tubelets, places_of, scale_of
+from vidssl.objectives.parts.visible import cut_tubelets, join_tubelets, scale_of
 from vidssl.objectives.videomae import VideoMAE
 from vidssl.tokenizers.vqvae import VQVAE
 

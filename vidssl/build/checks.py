@@ -243,7 +243,8 @@ def check_inputs(
 def _check_visible(recipe: Recipe, backbone: Backbone, maskers: Maskers) -> None:
     """The backbone can encode visible cells alone, and every clip has as many of them."""
     assert recipe.backbone is not None, "there is one"
-    name = recipe.objective.type
+    name, objective = recipe.objective.type, constructor_of(recipe.objective, OBJECTIVE)
+    ways = ("equal_counts", "cuts_splits")[: 1 + getattr(objective, "reads_splits", False)]
     if not isinstance(backbone, EncodesVisible) or not backbone.encodes_visible:
         able = names_of(BACKBONE, EncodesVisible, needs="visible_needs")
         raise recipe.backbone.node.error(
@@ -251,8 +252,8 @@ def _check_visible(recipe: Recipe, backbone: Backbone, maskers: Maskers) -> None
             f"ones alone. Backbones that can: {able}"
         )
     for part, masker in zip(masker_parts(recipe), maskers, strict=True):
-        if part is not None and masker is not None and not masker.equal_counts:
-            able = names_with(MASKER, "equal_counts", True)
+        if part is not None and masker is not None and not any(getattr(masker, way) for way in ways):
+            able = ", ".join(names_with(MASKER, way, True) for way in ways)
             raise part.node.error(
                 f"'{part.type}' hides different numbers of cells in the clips of a batch, and objective "
                 f"'{name}' needs the same. Maskers that keep to it: {able}"

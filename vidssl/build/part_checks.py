@@ -245,6 +245,16 @@ def try_masker(masker: Masker, grid: GridSize, rows: int = 8) -> None:
             masker,
             f"hides {word} of the {cells} cells in {wrong} of {rows} masks, expected some and never all",
         )
+    if masker.cuts_splits:
+        given = masker.splits(rows, grid, torch.Generator().manual_seed(0))
+        sizes = [(split.seen.shape, split.predicted.shape) for split in given]
+        good = all(one[0] == other[0] == rows and one[1] and other[1] for one, other in sizes)
+        _expect(
+            good and len(given) == masker.num_splits,
+            masker,
+            f"splits returned {sizes}, expected num_splits ({masker.num_splits}) pairs of [{rows}, n], "
+            f"[{rows}, m]",
+        )
 
 
 # objectives

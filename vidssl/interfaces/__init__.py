@@ -39,7 +39,7 @@ from vidssl.interfaces.evaluator import (
     PatchTokens,
     ScoreKind,
 )
-from vidssl.interfaces.grids import GridSize, common_grid, divide_exactly, expand_mask
+from vidssl.interfaces.grids import GridSize, common_grid, divide_exactly, expand_mask, places_of
 from vidssl.interfaces.objective import (
     Band,
     Batch,
@@ -51,6 +51,7 @@ from vidssl.interfaces.objective import (
     Masker,
     Objective,
     Progress,
+    Split,
     Watched,
     as_clip,
 )
@@ -91,6 +92,7 @@ __all__ = [
     "ResizesWindows",
     "SampleInfo",
     "ScoreKind",
+    "Split",
     "Tokenizer",
     "TrainableTokenizer",
     "Translated",
@@ -105,4 +107,5 @@ __all__ = [
     "divide_exactly",
     "expand_mask",
     "num_listed",
+    "places_of",
 ]

@@ -55,3 +55,18 @@ def expand_mask(mask: Tensor, grid: GridSize) -> Tensor:
         raise ValueError(f"a mask on {own} cannot be expanded to {grid}: not a whole multiple on every axis")
     factors = {f"f{axis}": fine // coarse for axis, fine, coarse in zip("thw", grid, own, strict=True)}
     return repeat(mask, "b t h w -> b (t ft) (h fh) (w fw)", **factors)
+
+
+def places_of(mask: Tensor) -> Tensor:
+    """Numbers of the marked cells, int64 [B, n] in raster order, of bool [B, t, h, w] with n in each row.
+
+    Raises:
+        ValueError: if the rows differ in their number.
+    """
+    flat = mask.flatten(1)
+    numbers = flat.nonzero()[:, 1]
+    count = len(numbers) // len(flat)
+    # a sum of each row waits for the device no more than nonzero has
+    if len(numbers) != count * len(flat) or not bool((flat.sum(dim=1) == count).all()):
+        raise ValueError("the clips of a batch must have as many hidden cells each: take another masker")
+    return numbers.view(len(flat), count)

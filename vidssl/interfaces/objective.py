@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vidssl.errors import UsageError
 from vidssl.interfaces.backbone import Backbone, check_clip
-from vidssl.interfaces.grids import GridSize
+from vidssl.interfaces.grids import GridSize, places_of
 from vidssl.interfaces.tokenizer import TrainableTokenizer
 
 
@@ -89,15 +89,31 @@ class LossOutput:
     features: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Split:
+    """Cells of clips that are seen, and cells that are predicted from them; any others take no part.
+
+    Attributes:
+        seen: int64 [B, n], numbers on the flattened grid, rising.
+        predicted: int64 [B, m], likewise; none of them is seen.
+    """
+
+    seen: Tensor
+    predicted: Tensor
+
+
 class Masker(ABC):
     """Draws which cells are hidden.
 
     ``toy``: constructor arguments that suit a grid of 2x4x4 cells, for the tests that every masker passes.
     ``equal_counts``: whether it hides the same number of cells in every clip, on any one grid.
+    ``cuts_splits``: whether ``splits`` has equal numbers all the same. ``num_splits``: how many it gives.
     """
 
     toy: ClassVar[Mapping[str, object]] = {}
     equal_counts: ClassVar[bool] = False
+    cuts_splits: ClassVar[bool] = False
+    num_splits: int = 1
 
     @abstractmethod
     def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
@@ -116,6 +132,15 @@ class Masker(ABC):
         mask = self(batch_size, grid, generator)
         numbers = torch.arange(mask[0].numel(), device=mask.device).view(grid)
         return torch.where(mask, numbers, -1)
+
+    def splits(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> tuple[Split, ...]:
+        """What is seen and what predicted of the clips in a step, ``num_splits`` times; by default a mask.
+
+        Raises:
+            ValueError: if clips differ in their number of hidden cells.
+        """
+        mask = self(batch_size, grid, generator)
+        return (Split(places_of(~mask), places_of(mask)),)
 
 
 def _check_output(made: object, name: str) -> None:
@@ -152,7 +177,7 @@ class Objective(nn.Module, ABC):
     would have taken other steps from the first on.
     ``toy``: keys of a small one, for the tests that every objective passes.
     ``visible_only``: whether the encoder sees visible cells alone, so that the backbone must be one that
-    ``EncodesVisible`` and the masker one of ``equal_counts``.
+    ``EncodesVisible`` and the masker one of ``equal_counts``; or of ``cuts_splits`` where ``reads_splits``.
     """
 
     toy: ClassVar[Mapping[str, object]] = {}
@@ -160,6 +185,7 @@ class Objective(nn.Module, ABC):
     splits_batch: bool = False
     follows_length: bool = False
     visible_only: ClassVar[bool] = False
+    reads_splits: ClassVar[bool] = False
 
     def __call__(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         """``forward``, and the contract of its input and output.

@@ -29,7 +29,7 @@ from vidssl.interfaces import (
     VisibleFeatures,
     Watched,
 )
-from vidssl.interfaces.grids import GridSize, expand_mask
+from vidssl.interfaces.grids import GridSize, expand_mask, places_of
 from vidssl.layers.transformer import rows_at
 from vidssl.objectives.parts.masked_prediction import (
     FrozenTokenizer,
@@ -43,7 +43,6 @@ from vidssl.objectives.parts.visible import (
     VisibleDecoder,
     cut_tubelets,
     join_tubelets,
-    places_of,
     scale_of,
 )
 

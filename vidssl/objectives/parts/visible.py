@@ -53,21 +53,6 @@ class VisibleDecoder(nn.Module):
         return self.head(self.norm(tokens[:, -wanted.shape[1] :]))
 
 
-def places_of(mask: Tensor) -> Tensor:
-    """Numbers of the marked cells, int64 [B, n] in raster order, of bool [B, t, h, w] with n in each row.
-
-    Raises:
-        ValueError: if the rows differ in their number.
-    """
-    flat = mask.flatten(1)
-    numbers = flat.nonzero()[:, 1]
-    count = len(numbers) // len(flat)
-    # a sum of each row waits for the device no more than nonzero has
-    if len(numbers) != count * len(flat) or not bool((flat.sum(dim=1) == count).all()):
-        raise ValueError("the clips of a batch must have as many hidden cells each: take another masker")
-    return numbers.view(len(flat), count)
-
-
 def cut_tubelets(clips: Tensor, grid: GridSize) -> Tensor:
     """Pixels by cell, [B, cells, pixels of a cell, 3], from clips [B, 3, T, H, W]; colours lie innermost."""
     t, h, w = grid
