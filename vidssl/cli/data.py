@@ -1,5 +1,6 @@
 """The command ``vidssl data`` and those below it."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ _EXIT_CODE = "Exit code 0: all are {done}; 1: some {flaw}; 2: it was not finishe
 def add_commands(commands: "Commands[Parser]") -> None:
     data = commands.add_parser("data", help="scan, prepare and pack the videos of a data set")
     below = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (_add_check, _add_prepare, _add_shard, _add_index):
+    for command in (_add_list, _add_split, _add_check, _add_prepare, _add_shard, _add_index):
         command(below)
 
 
@@ -27,6 +28,97 @@ def _add_shared(parser: Parser, each: str, bad: str, *, root: str | None = None)
         "--processes", type=at_least(1), metavar="N", help=f"{each} at a time; default: one a core"
     )
     parser.add_argument("--all", dest="show_all", action="store_true", help=f"name all {bad} files, not 20")
+
+
+def _add_list(commands: "Commands[Parser]") -> None:
+    making = add(
+        commands,
+        "list",
+        _list,
+        "make a list of videos, with labels from folders, paths or annotations",
+        ("FOLDER", "videos, in a folder for each class where neither option says what their labels are"),
+    )
+    making.add_argument(
+        "--pattern", help="of paths, their fields being labels: '{camera}_{action}_{take}.mp4'"
+    )
+    making.add_argument(
+        "--annotations", type=Path, metavar="CSV", help="a row for each video or segment, with a header"
+    )
+    making.add_argument("--labels", type=_names, metavar="A,B", help="these fields or columns alone")
+    making.add_argument("--group", metavar="NAME", help="field or column of what no split may part")
+    making.add_argument(
+        "--column",
+        dest="columns",
+        action="append",
+        type=_pair,
+        metavar="NAME=MEANING",
+        help="of annotations: path, start, end, start_frame, end_frame or a label's name; may be repeated",
+    )
+    making.add_argument("--unit", choices=("seconds", "frames"), help="of start and end")
+    making.add_argument("--out", type=Path, metavar="FILE", help="the list; default: NAME.csv beside it")
+    making.add_argument("--all", dest="show_all", action="store_true", help="name all that is left out")
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, meaning = text.partition("=")
+    if not (name and equals and meaning):
+        raise argparse.ArgumentTypeError(f"expected NAME=MEANING, got {text}")
+    return name, meaning
+
+
+def _list(words: list[str], *, columns: list[tuple[str, str]] | None = None, **options: Any) -> int:
+    path = only(words, "data list takes one folder", "vidssl data list videos/")
+    from vidssl.tools.collection.make_list import make_list
+
+    return make_list(Path(path), columns=dict(columns or ()), **options)
+
+
+def _add_split(commands: "Commands[Parser]") -> None:
+    parting = add(
+        commands,
+        "split",
+        _split,
+        "part a list for training and testing; groups and near-duplicates stay together",
+        ("LIST", "as 'data list' writes it, or any that sources read"),
+    )
+    parting.add_argument(
+        "--fractions",
+        type=_numbers,
+        metavar="A,B[,C]",
+        help="train, (validation,) test; default 0.7,0.15,0.15",
+    )
+    parting.add_argument("--folds", type=at_least(2), metavar="K", help="each video is tested on in one of K")
+    parting.add_argument("--leave-one-group-out", action="store_true", help="a fold for each group")
+    parting.add_argument("--seed", type=at_least(0), metavar="N", help="default 0")
+    parting.add_argument(
+        "--stratify", metavar="LABEL", help="whose classes are shared out; default the first"
+    )
+    parting.add_argument(
+        "--no-duplicates", action="store_true", help="do not look for near-duplicates: no video is opened"
+    )
+    parting.add_argument(
+        "--root", type=Path, metavar="FOLDER", help="of the paths; default: as the list says"
+    )
+    parting.add_argument("--out", type=Path, metavar="FOLDER", help="of the parts; default: the list's own")
+    parting.add_argument("--all", dest="show_all", action="store_true", help="name all near-duplicates")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(
+        number(each, float, lambda x: 0 < x < 1, "fractions such as 0.7,0.3") for each in text.split(",")
+    )
+
+
+def _split(words: list[str], *, no_duplicates: bool = False, **options: Any) -> int:
+    path = only(words, "data split takes one list", "vidssl data split videos.csv")
+    from vidssl.tools.collection.split import Rule, split_list
+
+    rule = taken(options, "fractions", "folds", "leave_one_group_out", "seed", "stratify")
+    return split_list(Path(path), Rule(**rule, duplicates=not no_duplicates), **options)
 
 
 def _add_check(commands: "Commands[Parser]") -> None:
@@ -56,6 +148,9 @@ def _add_check(commands: "Commands[Parser]") -> None:
     )
     check.add_argument(
         "--test-share", type=_fraction, metavar="SHARE", help="as sources have it; default: 0.25"
+    )
+    check.add_argument(
+        "--sheets", type=Path, metavar="FOLDER", help="for a contact sheet (PNG) of each class"
     )
     _add_shared(check, "files", "bad", root="list")
     limits = check.add_argument_group("limits", "a file past one of them is unreadable")

@@ -75,6 +75,7 @@ def terminal(*, quiet: bool = False) -> Console:
 
 
 Say = Callable[[str], None]  # prints or logs a line
+LINE_SECONDS = 30.0  # between two lines on progress where there is no terminal
 
 
 def print_line(console: Console, text: str) -> None:
@@ -82,9 +83,29 @@ def print_line(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
+class _Lines:
+    """Progress in a log: ``scan: 120 of 649, 3 min left``, at most every half minute."""
+
+    def __init__(self, console: Console, title: str, total: int) -> None:
+        self._say, self._title, self._total = partial(print_line, console), title, total
+        self._began = self._told = time.monotonic()
+        self._done = 0
+
+    def advance(self) -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._told >= LINE_SECONDS and self._done < self._total:
+            self._told = now
+            left = (now - self._began) / self._done * (self._total - self._done)
+            self._say(f"{self._title}: {self._done} of {self._total}, {format_duration(left)} left")
+
+
 @contextmanager
 def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[[], None]]:
-    """Show a bar on a terminal, and nothing elsewhere; gives the function that moves it by one."""
+    """Show a bar on a terminal, elsewhere a line now and then; gives the function that moves it by one."""
+    if not console.is_terminal:
+        yield _Lines(console, title, total).advance
+        return
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -92,7 +113,7 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         yield partial(bar.advance, bar.add_task("", total=total))
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import logging
 import math
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import get_args
 
@@ -30,6 +32,7 @@ _TIMES = {
     "time_end": "end",
 }  # columns that are no labels
 _GROUP = "group"  # nor is this one
+ROOT_NOTE = "root"  # in the lines that a list may open with: the folder of its paths
 
 Exists = Callable[[str], bool]
 
@@ -88,13 +91,13 @@ def read_lists(*paths: Path, exists: Exists | None = None, labels_needed: bool =
     Args:
         paths: of the lists.
         exists: whether there is a file of this path, by which a header is told from a video; by default
-            below the list's own folder.
+            below ``list_root``.
         labels_needed: whether a list without labels beside one with them is an error.
 
     Raises:
         UsageError: for a list that is missing, empty or not in order, with the line.
     """
-    tables = [_read_table(path, exists or _below(path.parent)) for path in paths]
+    tables = [_read_table(path, exists or _below(list_root(path))) for path in paths]
     first = tables[0].labels
     for table in tables:
         if set(table.labels) != set(first) and (table.labels or labels_needed):
@@ -112,6 +115,24 @@ def read_lists(*paths: Path, exists: Exists | None = None, labels_needed: bool =
     numbers = {name: {one: place for place, one in enumerate(found)} for name, found in classes.items()}
     return [_listing(table, {name: _canonical(values) for name, values in cells.items()}, numbers, classes)
             for table in tables]  # fmt: skip
+
+
+def list_notes(path: Path) -> dict[str, str]:
+    """What a list says of itself in the lines that it opens with: ``# root: videos``."""
+    notes = {}
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in takewhile(lambda line: line.startswith("# "), file):
+                name, _, value = line[2:].strip().partition(": ")
+                notes[name] = value
+    except OSError:  # reading it as a list says why
+        pass
+    return notes
+
+
+def list_root(path: Path) -> Path:
+    """The folder that a list's paths are relative to: as its first lines state it, else its own."""
+    return Path(os.path.normpath(path.parent / list_notes(path).get(ROOT_NOTE, "")))
 
 
 def _below(folder: Path) -> Exists:
@@ -291,10 +312,13 @@ def _with_slashes(rows: Sequence[_Line], path: Path, exists: Exists) -> list[_Li
 
 
 def _csv_rows(text: str, path: Path) -> list[_Line]:
-    first = text.lstrip().split("\n")[0]
+    lines = text.splitlines()
+    for number in takewhile(lambda number: lines[number].startswith("# "), range(len(lines))):
+        lines[number] = ""  # what says how a list was made is no row
+    first = next((line for line in lines if line.strip()), "")
     behind_path = _PATH_THEN_DELIMITER.match(first)
     delimiter = behind_path[1] if behind_path else next((mark for mark in "\t;" if mark in first), ",")
-    reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     rows = []
     for cells in reader:
         file, *labels = (cell.strip() for cell in cells or [""])

@@ -21,7 +21,7 @@ from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
-from vidssl.data.sources.lists import read_lists
+from vidssl.data.sources.lists import list_root, read_lists
 from vidssl.data.sources.manifest import FileRecord, Manifest, header
 from vidssl.data.sources.official.groups import shared_groups
 from vidssl.engine.atomic import check_writable, write_atomically
@@ -29,6 +29,10 @@ from vidssl.engine.logging import format_duration, terminal
 from vidssl.engine.process import num_cpus
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import UnreadableSample
+from vidssl.tools.collection.alike import FRAMES, SIDE, alike
+from vidssl.tools.collection.glimpses import glimpses
+from vidssl.tools.collection.rows import rows_of
+from vidssl.tools.collection.survey import Seen, contact_sheets, survey_lines, survey_table
 from vidssl.tools.data.report import print_list, say
 from vidssl.tools.data.runner import CLEAN, FLAWED, Journal, refuse_missing, runner
 
@@ -44,6 +48,7 @@ def check_data(
     out: Path | None = None,
     processes: int | None = None,
     test_share: float = 0.25,
+    sheets: Path | None = None,
     show_all: bool = False,
     limits: Limits = LIMITS,
     console: Console | None = None,
@@ -58,6 +63,7 @@ def check_data(
         out: where the manifest goes; by default beside ``path``, never in the folder that is looked at.
         processes: that decode; by default one for each core.
         test_share: as ``video_folder`` and ``video_list`` have it, where there is no ``test_list``.
+        sheets: folder for a picture of each class; None draws none.
         show_all: name every bad file, not only the first few.
         limits: that each file has to keep.
 
@@ -81,11 +87,16 @@ def check_data(
     where = f"train and {test_list or divided}"
     given = test_list is not None
     overlaps = [SharedVideos(where, same_content(train, test), same_group(train, test), chosen=given)]
+    if given:
+        overlaps[0] = replace(overlaps[0], alike=_near_duplicates(listing, root, parts, manifest, console))
     for other_path, other in others:
         content, group = (find(other, manifest) for find in (same_content, same_group))
         overlaps.append(SharedVideos(f"this and {other_path}", content, group, chosen=True))
     found = Scanned(manifest, out, tuple(overlaps), listing)
     report(found, console, show_all=show_all)
+    if sheets is not None and (rows := [row for row in rows_of(listing) if manifest.entry(row.path).usable]):
+        for picture in contact_sheets(rows, root, sheets, console):
+            say(console, f"Picture: {picture}")
     return FLAWED if found.flawed else CLEAN
 
 
@@ -99,7 +110,7 @@ def _files(
             raise UsageError(f"{path}: --test-list and --root go with a list, not with a folder")
         listing = list_folder(path, VIDEO_EXTENSIONS, "video")
         return path, listing, _parts(listing, test_share, str(path))
-    root = root or path.parent
+    root = root or list_root(path)
     paths = (each for each in (path, test_list) if each is not None)
     train, *others = read_lists(*paths, exists=lambda key: (root / key).is_file(), labels_needed=False)
     if not others:
@@ -218,6 +229,23 @@ def same_group(train: Iterable[FileRecord], test: Iterable[FileRecord]) -> list[
     return [Leak(*pair) for pair in shared_groups(*keys)]
 
 
+def _near_duplicates(
+    listing: Listing, root: Path, parts: tuple[list[str], list[str]], manifest: Manifest, console: Console
+) -> list[Leak]:
+    """Test samples that show the same as a training sample, though the files differ."""
+    train, test = map(set, parts)
+    rows = [row for row in rows_of(listing) if manifest.entry(row.path).usable]
+    seen = glimpses(rows, root, console, "near-duplicates", count=FRAMES, height=SIDE, width=SIDE)
+    leaks = []
+    for pair in alike(seen):
+        for one, other in (pair, pair[::-1]):
+            a, b = rows[one].path, rows[other].path
+            same = manifest.entry(a).sha256 == manifest.entry(b).sha256
+            if a in test and b in train and not same:
+                leaks.append(Leak(a, b))
+    return leaks
+
+
 @dataclass(frozen=True)
 class SharedVideos:
     """The videos that a test part has in common with what is trained on.
@@ -226,6 +254,7 @@ class SharedVideos:
         where: which two, in words.
         content: videos with the same bytes.
         group: videos cut from the same video.
+        alike: videos of another content that show the same; looked for where the user named the division.
         chosen: the user named this division; otherwise it is that of the sources' ``part``.
     """
 
@@ -233,6 +262,7 @@ class SharedVideos:
     content: Sequence[Leak]
     group: Sequence[Leak]
     chosen: bool
+    alike: Sequence[Leak] = ()
 
 
 # the report
@@ -261,13 +291,33 @@ class Scanned:
         return found
 
     @cached_property
+    def seen(self) -> list[Seen]:
+        """The samples that can be used, as a survey takes them."""
+        found = []
+        for sample in self.listing.files:
+            entry = self.manifest.entry(sample.path)
+            if not entry.usable or entry.facts is None:
+                continue
+            facts, frames = entry.facts, entry.facts.num_frames
+            if sample.segment is not None:
+                try:
+                    frames = len(sample.segment.frames_of(sample.key, facts))
+                except UnreadableSample:
+                    continue
+            names = self.listing.class_names(sample)
+            found.append(Seen(names, frames, facts.fps, facts.height, facts.width))
+        return found
+
+    @cached_property
     def bad(self) -> list[FileRecord]:
         return [entry for entry in self.manifest if not entry.usable]
 
     @property
     def flawed(self) -> bool:
         """Whether anything is there that its owner must decide on."""
-        return bool(self.bad or self.empty) or any(o.chosen and (o.content or o.group) for o in self.overlaps)
+        return bool(self.bad or self.empty) or any(
+            o.chosen and (o.content or o.group or o.alike) for o in self.overlaps
+        )
 
 
 def report(found: Scanned, console: Console, *, show_all: bool) -> None:
@@ -282,6 +332,11 @@ def report(found: Scanned, console: Console, *, show_all: bool) -> None:
     for label, names in found.listing.label_classes.items():
         numbers = [sample.labels.get(label, -1) for sample in found.listing.files]
         say(console, f"Label '{label}': {counted_classes(numbers, names)}")
+    if seen := found.seen:
+        for label in found.listing.label_classes:
+            console.print(survey_table(seen, label, show_all=show_all))
+        for line in survey_lines(seen):
+            say(console, line)
     if found.listing.segments():
         say(console, f"Segments: {len(found.listing.files)} of {counted(len(found.manifest), 'file')}")
     cut = [entry for entry in found.manifest if entry.status == "cut"]
@@ -292,7 +347,12 @@ def report(found: Scanned, console: Console, *, show_all: bool) -> None:
         "The same content": [" = ".join(keys) for keys in duplicates(found.manifest)],
     }
     for overlap in found.overlaps:
-        for kind, leaks in (("content", overlap.content), ("group", overlap.group)):
+        kinds = (
+            ("content", overlap.content),
+            ("group", overlap.group),
+            ("pictures, encoded anew,", overlap.alike),
+        )
+        for kind, leaks in kinds:
             title = f"Leaks, the same {kind} in {overlap.where}"
             lists[title] = [f"{leak.test} ({leak.train})" for leak in leaks]
     for title, lines in lists.items():

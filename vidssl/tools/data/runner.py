@@ -23,7 +23,7 @@ from vidssl.data.sources.listing import (
     list_folder,
     named_listing,
 )
-from vidssl.data.sources.lists import read_lists
+from vidssl.data.sources.lists import list_root, read_lists
 from vidssl.data.sources.manifest import FileRecord, Manifest
 from vidssl.engine.logging import progress_bar
 from vidssl.errors import UsageError, counted
@@ -99,7 +99,7 @@ def read_operand(path: Path, root: Path | None = None, *, images: bool = False) 
     if path.suffix == ".jsonl":
         manifest = Manifest(path)
         return Operand(root or manifest.root, _listing_of(manifest), manifest)
-    root = root or path.parent
+    root = root or list_root(path)
     (listing,) = read_lists(path, exists=lambda key: (root / key).is_file())
     return Operand(root, listing)
 
