@@ -10,6 +10,7 @@ from rich.console import Console
 
 from vidssl.data.sources.folders import VideoList
 from vidssl.data.sources.lists import list_notes, list_root, read_lists
+from vidssl.engine import logging
 from vidssl.errors import UsageError
 from vidssl.tools.collection.make_list import make_list
 from vidssl.tools.collection.split import Rule, given_out, parted, split_list, united
@@ -172,6 +173,17 @@ def test_shares_are_kept_class_by_class() -> None:
     assert given_out(table, np.array([0.7, 0.3]), 1) == given_out(table, np.array([0.7, 0.3]), 1)
     pair = np.eye(1, dtype=np.int64).repeat(2, 0)
     assert sorted(given_out(pair, np.array([0.6, 0.2, 0.2]), 0)) == [0, 2], "train, then test"
+
+
+def test_progress_is_told_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = said()
+    with logging.progress_bar(console, "scan", 3) as advance:
+        advance()
+    assert text_of(console) == "", "nothing in the first half minute"
+    monkeypatch.setattr(logging, "LINE_SECONDS", 0.0)
+    with logging.progress_bar(console, "scan", 3) as advance:
+        advance()
+    assert text_of(console).startswith("scan: 1 of 3, ")
 
 
 def test_a_clip_is_as_wide_as_nine_in_ten_samples_and_two_seconds_allow() -> None:
