@@ -67,6 +67,13 @@ TOYS: dict[str, dict[str, str]] = {
         "decoder_masker": "{type: running_cell}",
         "video": CLIP,
     },
+    "vjepa": {  # as V-JEPA 2.1
+        "objective": "predictor_dim: 12, predictor_depth: 1, predictor_heads: 2, teacher_momentum: 0.5, "
+        "predictor_modality: true, context_weight: 0.5, context_full_step: 2",
+        "backbone": VIT[:-1] + ", positions: rotary, position_span: 4, modality: true, levels: [0, 1]}",
+        "masker": "{type: multi_block, num_blocks: [1, 1], areas: [0.3, 0.5]}",
+        "video": CLIP,
+    },
     "vimpac": {
         "objective": HEAD,
         "backbone": IDS,

@@ -88,6 +88,7 @@ from vidssl.maskers.bevt import (
 )
 from vidssl.maskers.block_3d import Block3D as Block3D
 from vidssl.maskers.videomae import RandomTube as RandomTube, RunningCell as RunningCell
+from vidssl.maskers.vjepa import MultiBlock as MultiBlock
 from vidssl.objectives.bevt import BEVT as BEVT, BEVTImage as BEVTImage, BEVTVideo as BEVTVideo
 from vidssl.objectives.classification import Classification as Classification
 from vidssl.objectives.svt import SVT as SVT
@@ -98,6 +99,7 @@ from vidssl.objectives.vimpac import (
     VIMPACContrast as VIMPACContrast,
     VIMPACPredict as VIMPACPredict,
 )
+from vidssl.objectives.vjepa import VJEPA as VJEPA
 from vidssl.tokenizers.dalle import DALLE as DALLE
 from vidssl.tokenizers.fsq import FSQ as FSQ
 from vidssl.tokenizers.vqvae import VQVAE as VQVAE

@@ -35,6 +35,11 @@ def sum_over_processes(x: Tensor) -> Tensor:
     return _Sum.apply(x) if num_processes() > 1 else x
 
 
+def mean_over_processes(x: Tensor) -> Tensor:
+    """The mean of all processes' tensors of one shape."""
+    return sum_over_processes(x) / num_processes()
+
+
 @torch.no_grad()
 def max_over_processes(x: Tensor) -> Tensor:
     """The largest of all processes' values at each place of tensors of one shape. No gradient."""

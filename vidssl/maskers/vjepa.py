@@ -14,7 +14,7 @@ CLIPS_PER_CUT = 24  # of a process in the published configurations
 _MAX_ROUNDS = 100  # of drawing planes again that hide too much or too little
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MultiBlock(Masker):
     """Groups of blocks; each hides the union of its blocks and is a task of its own (V-JEPA, Sec. 3.2).
 

@@ -15,6 +15,7 @@ OBJECTIVES: Table[Objective] = Table(
         "vimpac": "vidssl.objectives.vimpac:VIMPAC",
         "vimpac_contrast": "vidssl.objectives.vimpac:VIMPACContrast",
         "vimpac_predict": "vidssl.objectives.vimpac:VIMPACPredict",
+        "vjepa": "vidssl.objectives.vjepa:VJEPA",
     }
 )
 

@@ -19,6 +19,7 @@ from vidssl.objectives.parts.distillation import (
     Projector,
     SinkhornTargets,
     TeacherTemp,
+    check_shares,
     distillation_bands,
     follow,
     match_views,
@@ -112,7 +113,7 @@ class SVT(Objective, Watched):
         super().__init__()
         if backbone.input_kind != "pixels":
             raise ValueError("svt matches views of pixels, and this backbone reads token ids")
-        _check_shares(teacher_momentum=teacher_momentum, centre_momentum=centre_momentum)
+        check_shares(teacher_momentum=teacher_momentum, centre_momentum=centre_momentum)
         if freeze_last_layer_epochs < 0 or head_layers < 1 or student_temp <= 0:
             raise ValueError(
                 "freeze_last_layer_epochs cannot be negative, head_layers is at least 1 and student_temp "
@@ -209,9 +210,3 @@ def _targets(
             raise ValueError("targets 'sinkhorn' has no centre: leave out centre_momentum")
         return SinkhornTargets(iterations)
     raise ValueError(f"targets must be 'centre' or 'sinkhorn', got {kind!r}")
-
-
-def _check_shares(**shares: float) -> None:
-    for name, share in shares.items():
-        if not 0 <= share <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], got {share}")

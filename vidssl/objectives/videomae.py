@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vidssl.engine.collapse import CURE, EARLY, feature_bands, predicted_perplexity, prediction_bands
-from vidssl.engine.gather import OwnRows, num_processes, share_of_mean, sum_over_processes
+from vidssl.engine.gather import OwnRows, mean_over_processes, share_of_mean
 from vidssl.interfaces import (
     Backbone,
     Band,
@@ -158,17 +158,21 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
         errors = (decoded.predicted.unflatten(2, (-1, 3)) - target).square().mean(dim=2)  # [B, m, 3]
         loss = (errors.mean(dim=-1) * weights).sum() * share
         with torch.no_grad():
-            mean = _over_all((target * weights[..., None, None]).sum(dim=(0, 1)) * share)
-            square = _over_all((target.square().mean(dim=(2, 3)) * weights).sum() * share)
+            mean = mean_over_processes((target * weights[..., None, None]).sum(dim=(0, 1)) * share)
+            square = mean_over_processes((target.square().mean(dim=(2, 3)) * weights).sum() * share)
             spread = square - mean.square().mean()
-            squared = _over_all(((errors * scale.squeeze(2).square()).mean(dim=-1) * weights).sum() * share)
+            squared = mean_over_processes(
+                ((errors * scale.squeeze(2).square()).mean(dim=-1) * weights).sum() * share
+            )
             metrics = {
                 "loss": loss.detach(),
                 "loss_of_mean": loss.detach() / spread.clamp(min=1e-12),
                 "psnr": -10 * squared.log10(),
             }
             if not self.training:
-                flat = _over_all((tubelets.var(dim=2, correction=0).mean(dim=-1) * weights).sum() * share)
+                flat = mean_over_processes(
+                    (tubelets.var(dim=2, correction=0).mean(dim=-1) * weights).sum() * share
+                )
                 metrics["psnr_of_mean"] = -10 * flat.log10()
         return LossOutput(loss, metrics)
 
@@ -248,11 +252,6 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
             after=EARLY,
         )
         return (stuck, *feature_bands(after=EARLY))
-
-
-def _over_all(x: Tensor) -> Tensor:
-    """The mean over the processes."""
-    return sum_over_processes(x) / num_processes()
 
 
 def _check_parts(

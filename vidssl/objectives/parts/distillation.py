@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidssl.engine.collapse import RECENT_CLIPS, entropy, feature_bands, feature_std, rank_me
-from vidssl.engine.gather import gather_rows, max_over_processes, num_processes, sum_over_processes
+from vidssl.engine.gather import gather_rows, max_over_processes, mean_over_processes, sum_over_processes
 from vidssl.interfaces import Backbone, Band, Batch, Progress
 from vidssl.objectives.parts.batch_norm import BatchNorm
 
@@ -168,7 +168,7 @@ class CentredTargets(nn.Module):
     def after_step(self) -> None:
         """Moves the centre to the mean over what all processes have seen in this step."""
         if self._seen:
-            mean = sum_over_processes(torch.stack(self._seen).mean(dim=0)) / num_processes()
+            mean = mean_over_processes(torch.stack(self._seen).mean(dim=0))
             self.centre.lerp_(mean, 1 - self.momentum)
             self._seen = []
 
@@ -212,6 +212,13 @@ def _log_sum_over_rows(x: Tensor) -> Tensor:
     """The logarithm of the sum of ``exp(x)`` [N, K] over the rows of all processes, [K]."""
     top = max_over_processes(x.amax(dim=0))
     return top + sum_over_processes((x - top).exp().sum(dim=0)).log()
+
+
+def check_shares(**shares: float) -> None:
+    """Raises ValueError if one does not lie in [0, 1], naming it."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], got {share}")
 
 
 @torch.no_grad()
