@@ -34,6 +34,7 @@ RUNS = {
     "svt": ["svt.yaml", STILL],
     "videomae": ["videomae.yaml", STILL],
     "vimpac": ["vimpac.yaml", *SOUND, "objective.replace=bert"],
+    "vjepa": ["vjepa.yaml", STILL],
     "vimpac-in-parts": ["vimpac.yaml", *SOUND, "run.accumulate=2"],
 }
 SWIN = (
@@ -99,7 +100,7 @@ def assert_same_losses(folder: Path, name: str) -> None:
     held_out = 2e-3 if name.startswith("vimpac") else 1e-5
     for before, after in zip(one, two, strict=True):
         for key in before:
-            if key.startswith(("loss", "accuracy")):
+            if key.startswith(("loss", "accuracy", "target_std", "teacher_student_gap")):
                 assert after[key] == pytest.approx(before[key], abs=1e-5), (key, before["step"])
             elif key.startswith("test_loss"):
                 assert after[key] == pytest.approx(before[key], abs=held_out), (key, before["step"])

@@ -113,7 +113,7 @@ class SVT(Objective, Watched):
         super().__init__()
         if backbone.input_kind != "pixels":
             raise ValueError("svt matches views of pixels, and this backbone reads token ids")
-        check_shares(teacher_momentum=teacher_momentum, centre_momentum=centre_momentum)
+        check_shares({"teacher_momentum": teacher_momentum, "centre_momentum": centre_momentum})
         if freeze_last_layer_epochs < 0 or head_layers < 1 or student_temp <= 0:
             raise ValueError(
                 "freeze_last_layer_epochs cannot be negative, head_layers is at least 1 and student_temp "

@@ -91,7 +91,7 @@ class VJEPA(Objective, Watched):
     ) -> None:
         super().__init__()
         _check_parts(backbone, masker)
-        check_shares(teacher_momentum=teacher_momentum)
+        check_shares({"teacher_momentum": teacher_momentum})
         if context_weight < 0 or not 0 <= context_from_step <= context_full_step:
             raise ValueError(
                 "context_weight is not negative, and context_from_step not behind context_full_step, got "

@@ -214,7 +214,7 @@ def _log_sum_over_rows(x: Tensor) -> Tensor:
     return top + sum_over_processes((x - top).exp().sum(dim=0)).log()
 
 
-def check_shares(**shares: float) -> None:
+def check_shares(shares: Mapping[str, float]) -> None:
     """Raises ValueError if one does not lie in [0, 1], naming it."""
     for name, share in shares.items():
         if not 0 <= share <= 1:
