@@ -12,7 +12,9 @@ from vidssl.data.sources.digits_world import LABEL_NAMES, PROFILES, DigitsWorld,
 
 OBJECT = DigitsWorld()
 PAN = DigitsWorld(mode="pan", ground=1.0, digit_size=8)
+WAVES = DigitsWorld(mode="pan", pattern="waves", ground=0.7, digit_size=8, speeds=(0.5, 2.0))
 WORLDS = pytest.mark.parametrize("world", [OBJECT, PAN], ids=["object", "pan"])
+ALL_WORLDS = pytest.mark.parametrize("world", [OBJECT, PAN, WAVES], ids=["object", "pan", "waves"])
 SPLITS = ("train", "test")
 CONSTANT, ACCELERATING, DECELERATING = range(3)
 
@@ -71,7 +73,7 @@ def windows(clip: Clip) -> NDArray[np.float64]:
     return np.stack([rows, columns], axis=1)
 
 
-@WORLDS
+@ALL_WORLDS
 def test_a_clip_depends_on_its_arguments_alone(world: DigitsWorld) -> None:
     first = render(world, seed=3, split="train", index=7)
     known = labels(world, seed=3, split="train", index=7)
@@ -139,7 +141,7 @@ def test_train_and_test_share_no_pixel_of_a_photograph() -> None:
 def test_a_clip_shows_the_digit_and_the_texture_of_its_labels_and_split(
     world: DigitsWorld, split: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def greys(split: str) -> tuple[NDArray[np.float32], ...]:
+    def greys(split: str, has_val: bool) -> tuple[NDArray[np.float32], ...]:
         """Plain samples whose grey names digit and split: (1 + digit + 10 split) / 25 of opaque."""
         shares = (np.arange(1, 11) + 10 * SPLITS.index(split)) / 25
         return tuple(np.full((1, 8, 8), 0.3 + 0.4 * share, np.float32) for share in shares)
@@ -212,7 +214,7 @@ def test_profiles_share_their_length_and_differ_in_when_they_are_fast() -> None:
             assert (np.sign(np.round(np.diff(steps), 4)) == trend).all()
 
 
-@WORLDS
+@ALL_WORLDS
 def test_the_frames_of_a_clip_in_reverse_are_a_clip_of_the_opposite_labels(
     world: DigitsWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +289,12 @@ def test_a_panning_window_starts_anywhere_whatever_its_direction(monkeypatch: py
             {"mode": "pan", "speeds": (1.0, 20.0)},
             r"a clip needs 190 pixels of a photograph, which has 213x135",
         ),
+        ({"pattern": "plaid"}, "pattern must be 'photographs' or 'waves', got 'plaid'"),
+        ({"noise": 1.0}, r"noise must lie in \[0, 1\), got 1.0"),
+        (
+            {"pattern": "waves", "mode": "pan", "speeds": (1.0, 2.1)},
+            r"2.1 pixels a frame on average are up to 3.6, and waves that move by half a wavelength \(3.5\)",
+        ),
     ],
 )
 def test_an_impossible_world_is_refused(keys: dict, message: str) -> None:
@@ -296,5 +304,55 @@ def test_an_impossible_world_is_refused(keys: dict, message: str) -> None:
 
 def test_an_unknown_split_is_refused() -> None:
     for function in (labels, render):
-        with pytest.raises(ValueError, match="split must be one of train, test, got 'val'"):
+        with pytest.raises(ValueError, match="split must be one of train, test, val, got 'dev'"):
+            function(WAVES, seed=0, split="dev", index=0)
+        with pytest.raises(ValueError, match="take pattern 'waves', which has one"):
             function(OBJECT, seed=0, split="val", index=0)
+
+
+def test_splits_of_waves_share_no_digit_sample_and_test_has_that_of_photographs() -> None:
+    pools = {split: digits_world._digits(split, True) for split in ("train", "val", "test")}
+    seen = {split: {one.tobytes() for pool in pools[split] for one in pool} for split in pools}
+    assert not seen["val"] & (seen["train"] | seen["test"])
+    assert not seen["train"] & seen["test"]
+    assert min(len(pool) for pool in pools["val"]) > 15
+    photographs = {split: digits_world._digits(split) for split in ("train", "test")}
+    assert seen["test"] == {one.tobytes() for pool in photographs["test"] for one in pool}
+    before = {one.tobytes() for pool in photographs["train"] for one in pool}
+    assert seen["train"] | seen["val"] == before
+
+
+def test_waves_lie_and_are_as_long_as_their_class_says() -> None:
+    down, right = np.meshgrid(*[np.fft.fftfreq(192)] * 2, indexing="ij")
+    for texture in range(6):
+        for seed in range(5):
+            still = np.zeros((1, 2), np.float32)
+            grey = digits_world._waves(texture, still, WAVES, np.random.default_rng(seed))[0].mean(-1)
+            grey = (grey - grey.mean()) * np.outer(np.hanning(48), np.hanning(48))
+            power = np.abs(np.fft.fft2(grey, (192, 192))) ** 2
+            double = np.degrees(np.angle((power * np.exp(2j * np.arctan2(down, right))).sum()))
+            assert abs((double / 2 - 60.0 * (texture % 3) + 90.0) % 180.0 - 90.0) < 25.0
+            wavelength = power.sum() / (power * np.hypot(down, right)).sum()
+            assert (wavelength > 10.8) == (texture >= 3)
+
+
+def test_waves_move_along_the_path_of_their_labels() -> None:
+    for known, clip in clips_where(WAVES, 8, profile=CONSTANT, speed=1):
+        if known["direction"] % 2 == 0:  # whole pixels: 2 a frame along an axis
+            right, down = ((2, 0), (0, 2), (-2, 0), (0, -2))[known["direction"] // 2]
+            moved = np.roll(clip[:-1].astype(int), (down, right), axis=(1, 2))[:, 2:-2, 2:-2]
+            assert np.median(np.abs(moved - clip[1:, 2:-2, 2:-2])) <= 1
+            assert np.abs(clip[:-1].astype(int) - clip[1:]).mean() > 3
+
+
+def test_every_clip_has_waves_and_noise_of_its_own() -> None:
+    noisy = DigitsWorld(pattern="waves", ground=0.7, noise=0.05)
+    clean = DigitsWorld(pattern="waves", ground=0.7)
+    pairs = [(render(world, seed=0, split="train", index=3).astype(float)) for world in (noisy, clean)]
+    inside = (pairs[1] > 60) & (pairs[1] < 200)  # where nothing is cut off
+    assert abs((pairs[0] - pairs[1])[inside].std() - 0.05 * 255) < 0.5
+    drawn = [labels(clean, seed=0, split="train", index=i)["texture"] for i in range(40)]
+    same = [i for i, texture in enumerate(drawn) if texture == drawn[3]]
+    grounds = [render(clean, seed=0, split="train", index=i)[0].mean(-1).ravel() for i in same[:4]]
+    correlations = np.corrcoef(grounds) - np.eye(len(grounds))
+    assert np.abs(correlations).max() < 0.9

@@ -1,20 +1,22 @@
 """Moving digits: short clips whose every factor is known, made from what scikit-learn ships.
 
-A clip shows one hand-written digit (``load_digits``, 8x8 samples enlarged) over one of two colour
-photographs (``load_sample_images``). Either the digit travels over a still photograph (``object``)
-or the photograph pans behind a digit that stays put (``pan``). Five labels, drawn independently,
-say what there is to learn: ``digit`` and ``texture`` can be read from one frame, ``direction``,
-``speed`` and ``profile`` only from several, the first and the last of them only in their order.
+A clip shows one hand-written digit (``load_digits``, 8x8 samples enlarged) over a ground: one of two colour
+photographs (``load_sample_images``), or waves, a texture made anew for each clip, so that none can be
+learned by heart. Either the digit travels over a still ground (``object``) or the ground pans behind a digit
+that stays put (``pan``). Five labels, drawn independently, say what there is to learn: ``digit`` and
+``texture`` can be read from one frame, ``direction``, ``speed`` and ``profile`` only from several, the first
+and the last of them only in their order.
 
 The world is a measuring instrument, which sets two rules for the motion:
 
 - A path runs symmetrically about a centre that is uniform over the frame (``object``) or over the
-  photograph (``pan``), and every path played backwards is a path of another label, so that no set
-  of frames without their order tells a direction from its opposite, or acceleration from braking.
+  photograph (``pan``; waves are the same everywhere), and every path played backwards is a path of another
+  label, so that no set of frames without their order tells a direction from its opposite, or acceleration
+  from braking.
 - The digit leaves at one edge and enters at the other (the frame is a torus), so that its position
   in a single frame is uniform whatever its motion.
 
-Train and test share neither a digit sample nor a pixel of a photograph.
+Train, val and test share neither a digit sample nor a pixel of a photograph nor a texture.
 """
 
 from __future__ import annotations
@@ -31,11 +33,20 @@ Array = NDArray[np.float32]
 LABEL_NAMES = ("digit", "texture", "direction", "speed", "profile")
 PROFILES = ("constant", "accelerating", "decelerating")
 
-_SPLITS = ("train", "test")
-_DIGIT_FRACTION = 0.7  # of the digit samples that train gets
+_SPLITS = ("train", "test", "val")  # in this order: the place of a split is part of its clips' seeds
+_DIGIT_FRACTION = 0.7  # of the digit samples that train gets; the rest is test's
+_VAL_FRACTION = 0.1  # of them that val gets, out of train's, in worlds that have one
 _PHOTO_FRACTION = 0.58  # of each photograph's width: both parts need some of the flower in its centre
 _STROKE = (0.3, 0.7)  # ink of the enlarged digit that becomes clear and opaque: bilinear ink is grey
 _EASE = 0.7  # a changing speed runs from (1 - _EASE) to (1 + _EASE) times its mean
+_NUM_WAVES = 24  # of a texture: fewer show a grid, more look no different
+_ORIENTATIONS = 3  # of textures, evenly spaced
+_WAVELENGTHS = ((7.0, 9.5), (12.0, 17.0))  # pixels, of fine and of coarse textures
+_SPREAD = (
+    np.pi * 25.0 / 180.0
+)  # of the waves of a texture to either side: parallel waves would hide motion along them
+_LEAST_CONTRAST = 0.43  # of a texture's two colours, in brightness, before ``ground``
+_LUMA = (0.299, 0.587, 0.114)
 _JITTER = 1.0  # pixels by which the digit trembles in pan mode: a digit glued to the lens is no video
 
 
@@ -44,16 +55,20 @@ class DigitsWorld:
     """Appearance and difficulty of the clips.
 
     Attributes:
-        mode: what moves: the digit over a still photograph, or the photograph behind the digit.
+        mode: what moves: the digit over a still ground, or the ground behind the digit.
+        pattern: the ground: one of two "photographs", or "waves": a sum of waves of one of three orientations
+            and two scales, six classes of the label ``texture``, in two colours, dark to bright; waves,
+            phases and colours are drawn for each clip.
         size: side of the square frame in pixels.
         num_frames: frames of a clip.
         digit_size: side of the digit's box in pixels, at most ``size``.
         num_directions: 4 or 8 directions, evenly spaced; label k points at 360 k / n degrees,
             counted from "right" towards "down".
         speeds: mean speed of each value of the label ``speed``, in pixels a frame.
-        ground: brightness of the photograph, 0 (black) to 1; the digit is always white.
+        ground: brightness of the ground, 0 (black) to 1; the digit is always white.
         photo_shrink: the photographs (427x640) are reduced by this factor first; 2 shows more of
             them in a frame.
+        noise: standard deviation of what is added to every value of every frame, of pixels in [0, 1].
     """
 
     mode: Literal["object", "pan"] = "object"
@@ -64,6 +79,8 @@ class DigitsWorld:
     speeds: tuple[float, ...] = (1.0, 2.0)
     ground: float = 0.1
     photo_shrink: int = 2
+    pattern: Literal["photographs", "waves"] = "photographs"
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.mode not in ("object", "pan"):
@@ -78,12 +95,36 @@ class DigitsWorld:
             raise ValueError(f"ground must lie between 0 and 1, got {self.ground}")
         if not self.speeds or min(self.speeds) <= 0:
             raise ValueError(f"speeds must hold positive numbers, got {self.speeds}")
+        if not 0.0 <= self.noise < 1.0:
+            raise ValueError(f"noise must lie in [0, 1), got {self.noise}")
+        if self.pattern == "photographs":
+            self._check_photographs()
+        elif self.pattern == "waves":
+            self._check_waves()
+        else:
+            raise ValueError(f"pattern must be 'photographs' or 'waves', got {self.pattern!r}")
+
+    def _check_photographs(self) -> None:
         height, width = _photo(0, "test", self.photo_shrink).shape[:2]
         if min(height, width) < self._window():
             raise ValueError(
                 f"a clip needs {self._window()} pixels of a photograph, which has {height}x{width}: lower "
                 f"size, num_frames or speeds, or photo_shrink ({self.photo_shrink})"
             )
+
+    def _check_waves(self) -> None:
+        half = _WAVELENGTHS[0][0] / 2.0
+        fastest = max(self.speeds) * (1.0 + _EASE)
+        if self.mode == "pan" and fastest >= half:
+            raise ValueError(
+                f"speeds: {max(self.speeds)} pixels a frame on average are up to {fastest:.1f}, and waves "
+                f"that move by half a wavelength ({half}) or more in a frame look as if they went backwards"
+            )
+
+    @property
+    def has_val(self) -> bool:
+        """Whether train leaves digit samples and textures to a third split, to choose settings by."""
+        return self.pattern == "waves"
 
     def _window(self) -> int:
         """Side of the piece of photograph that one clip can show, in pixels."""
@@ -92,36 +133,47 @@ class DigitsWorld:
 
     def num_classes(self) -> dict[str, int]:
         """Number of values of each label."""
-        counts = (10, 2, self.num_directions, len(self.speeds), len(PROFILES))
+        textures = 2 if self.pattern == "photographs" else _ORIENTATIONS * len(_WAVELENGTHS)
+        counts = (10, textures, self.num_directions, len(self.speeds), len(PROFILES))
         return dict(zip(LABEL_NAMES, counts, strict=True))
 
 
 def labels(world: DigitsWorld, *, seed: int, split: str, index: int) -> dict[str, int]:
     """The labels of one clip, independent and uniform, in the order of ``LABEL_NAMES``."""
-    return _draw_labels(world, _generator(seed, split, index))
+    return _draw_labels(world, _generator(world, seed, split, index))
 
 
 def render(world: DigitsWorld, *, seed: int, split: str, index: int) -> NDArray[np.uint8]:
     """Draw one clip, a pure function of its arguments: uint8 [T, H, W, 3], RGB."""
-    rng = _generator(seed, split, index)
+    rng = _generator(world, seed, split, index)
     drawn = _draw_labels(world, rng)  # first, as in `labels`: both read the same numbers
-    digit = _pick_digit(drawn["digit"], split, rng)
-    photo = _photo(drawn["texture"], split, world.photo_shrink)
+    digit = _pick_digit(world, drawn["digit"], split, rng)
     path = _path(world, drawn)
     place = rng.uniform(0.0, world.size, size=2)
-    if world.mode == "object":
-        ink = _draw_digit(digit, place + path, world)
-        ground = _still(photo, world, rng)
+    tremble = path if world.mode == "object" else rng.uniform(-_JITTER, _JITTER, size=path.shape)
+    ink = _draw_digit(digit, place + tremble, world)
+    if world.pattern == "waves":
+        ground = _waves(
+            drawn["texture"], np.zeros_like(path[:1]) if world.mode == "object" else path, world, rng
+        )
     else:
-        ink = _draw_digit(digit, place + rng.uniform(-_JITTER, _JITTER, size=path.shape), world)
-        ground = _pan(photo, path, world, rng)
+        photo = _photo(drawn["texture"], split, world.photo_shrink)
+        ground = _still(photo, world, rng) if world.mode == "object" else _pan(photo, path, world, rng)
     ground = ground * np.float32(world.ground)
-    return (ground + ink[..., None] * (255.0 - ground) + 0.5).astype(np.uint8)
+    frames = ground + ink[..., None] * (255.0 - ground)
+    if world.noise:
+        frames += np.float32(255.0 * world.noise) * rng.standard_normal(frames.shape, dtype=np.float32)
+        frames = frames.clip(0.0, 255.0)
+    return (frames + 0.5).astype(np.uint8)
 
 
-def _generator(seed: int, split: str, index: int) -> np.random.Generator:
+def _generator(world: DigitsWorld, seed: int, split: str, index: int) -> np.random.Generator:
     if split not in _SPLITS:
         raise ValueError(f"split must be one of {', '.join(_SPLITS)}, got {split!r}")
+    if split == "val" and not world.has_val:
+        raise ValueError(
+            "split val: train and test share out the two photographs; take pattern 'waves', which has one"
+        )
     return np.random.default_rng([seed, _SPLITS.index(split), index])
 
 
@@ -183,13 +235,39 @@ def _pan(photo: Array, path: Array, world: DigitsWorld, rng: np.random.Generator
     return np.stack(frames)
 
 
-def _pick_digit(digit: int, split: str, rng: np.random.Generator) -> Array:
-    samples = _digits(split)[digit]
+def _waves(texture: int, path: Array, world: DigitsWorld, rng: np.random.Generator) -> Array:
+    """A texture made of waves that moves along ``path`` [T, 2]: float32 [T, H, W, 3].
+
+    Each wave is exact at any sub-pixel place, so nothing is interpolated, and it has no edges.
+    """
+    shortest, longest = _WAVELENGTHS[texture // _ORIENTATIONS]
+    lengths = np.exp(rng.uniform(np.log(shortest), np.log(longest), _NUM_WAVES))
+    angles = np.pi * (texture % _ORIENTATIONS) / _ORIENTATIONS + rng.uniform(-_SPREAD, _SPREAD, _NUM_WAVES)
+    vectors = 2.0 * np.pi / lengths * np.stack([np.sin(angles), np.cos(angles)])  # (y, x), radians a pixel
+    phases = rng.uniform(0.0, 2.0 * np.pi, _NUM_WAVES) - path @ vectors
+    rows, columns = np.exp(1j * np.arange(world.size)[:, None] * vectors[:, None]).astype(np.complex64)
+    frames = np.exp(1j * phases).astype(np.complex64)[:, None] * rows  # [T, H, waves]
+    height = (frames @ columns.T).real * np.float32(np.sqrt(2.0 / _NUM_WAVES))  # variance 1
+    share = (0.5 + 0.5 * np.tanh(0.9 * height))[..., None]
+    dark, bright = _two_colours(rng)
+    return (dark + share * (bright - dark)).astype(np.float32)
+
+
+def _two_colours(rng: np.random.Generator) -> Array:
+    """A dark and a bright colour, uniform but for their distance in brightness: float32 [2, 3], 0 to 255."""
+    while True:
+        colours = rng.uniform(0.0, 1.0, (2, 3))
+        if (colours[1] - colours[0]) @ _LUMA >= _LEAST_CONTRAST:
+            return (255.0 * colours).astype(np.float32)
+
+
+def _pick_digit(world: DigitsWorld, digit: int, split: str, rng: np.random.Generator) -> Array:
+    samples = _digits(split, world.has_val)[digit]
     return samples[int(rng.integers(len(samples)))]
 
 
 @cache
-def _digits(split: str) -> tuple[Array, ...]:
+def _digits(split: str, has_val: bool = False) -> tuple[Array, ...]:
     """The split's samples of each digit: ten arrays float32 [n, 8, 8] in [0, 1]."""
     from sklearn.datasets import load_digits  # here: importing scikit-learn takes a second
 
@@ -198,7 +276,9 @@ def _digits(split: str) -> tuple[Array, ...]:
     for digit in range(10):
         samples = (data.images[data.target == digit] / 16.0).astype(np.float32)
         cut = int(len(samples) * _DIGIT_FRACTION)
-        pools.append(samples[:cut] if split == "train" else samples[cut:])
+        kept = cut - int(len(samples) * _VAL_FRACTION) if has_val else cut
+        parts = {"train": samples[:kept], "val": samples[kept:cut], "test": samples[cut:]}
+        pools.append(parts[split])
     return tuple(pools)
 
 

@@ -36,8 +36,10 @@ _log = logging.getLogger(__name__)
 _FPS = 8
 _MANIFEST = "manifest.csv"
 _CHECKSUMS = "sha256.txt"  # as sha256sum writes and reads them
+_LATER_KEYS = {"pattern": "photographs", "noise": 0.0}
+_ALWAYS = object()  # equal to no key's value
 _SAY_EVERY_SECONDS = 5.0
-_BYTES_A_FRAME = 1000  # of 64x64 pixels, rounded up; what the disk must have room for
+_BYTES_A_FRAME = 4000  # of 64x64 pixels with noise, rounded up; what the disk must have room for
 # crisp, and still small: 41 dB and 5 kB (H.264), 38 dB and 4 kB (MPEG-4) for 8 frames of 48x48; the rest is
 # lost to the halved colour resolution of yuv420p, which users' files have too
 _QUALITY = {
@@ -51,28 +53,31 @@ _ENCODING = {"threads": 1, "max_b_frames": 0}
 
 @dataclass(kw_only=True, eq=False)
 class MovingDigits(DigitsWorld, DataSource, KnowsOrigins):
-    """Short videos of a digit that moves over a photograph, with every factor known as a label.
+    """Short videos of a digit that moves over a ground, with every factor known as a label.
 
     Labels: digit, texture, direction, speed and profile, see ``digits_world``. The videos are files, H.264 or
     MPEG-4, in ``$VIDSSL_CACHE``, else ``$XDG_CACHE_HOME/vidssl``, else ``~/.cache/vidssl``;
     they are written when they are first asked for, a few hundred a second.
 
     Args:
-        split: "train" and "test" share neither a digit sample nor a pixel of a photograph.
-        num_videos: of this split; by default 4000 to train and 1000 to test.
+        split: "train", "test" and "val" share neither a digit sample nor a pixel of a photograph; "val", to
+            choose settings by, is there where ``pattern`` is "waves".
+        num_videos: of this split; by default 4000 to train, 1000 to test and 1000 in val.
         limit: use only the first so many of them.
         seed: of the whole world.
-        mode, size, num_frames, digit_size, num_directions, speeds, ground, photo_shrink: see ``DigitsWorld``.
+        mode, size, num_frames, digit_size, num_directions, speeds, ground, photo_shrink, pattern, noise: see
+            ``DigitsWorld``.
     """
 
-    split: Literal["train", "test"]
+    split: Literal["train", "test", "val"]
     num_videos: int | None = None
     limit: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         DigitsWorld.__post_init__(self)
-        num_videos = {"train": 4000, "test": 1000}[self.split] if self.num_videos is None else self.num_videos
+        default = 4000 if self.split == "train" else 1000
+        num_videos = default if self.num_videos is None else self.num_videos
         for name, number, least in (
             ("num_videos", num_videos, 1),
             ("limit", self.limit, 1),
@@ -134,7 +139,7 @@ def prepare(world: DigitsWorld, *, seed: int, split: str, num_videos: int) -> Pa
     """
     codec = _codec()
     made_from = {
-        "world": {field.name: getattr(world, field.name) for field in fields(DigitsWorld)},
+        "world": _keys(world),
         "seed": seed,
         "first_clip": hashlib.sha256(render(world, seed=seed, split=split, index=0).tobytes()).hexdigest(),
         "codec": codec,
@@ -159,6 +164,15 @@ def prepare(world: DigitsWorld, *, seed: int, split: str, num_videos: int) -> Pa
             "the environment variable VIDSSL_CACHE to a folder with room that you may write to"
         ) from error
     return folder
+
+
+def _keys(world: DigitsWorld) -> dict[str, object]:
+    """Name -> value of what decides the pixels; keys that came later count where they are used.
+
+    So the folders of older worlds are still found.
+    """
+    given = {field.name: getattr(world, field.name) for field in fields(DigitsWorld)}
+    return {name: value for name, value in given.items() if value != _LATER_KEYS.get(name, _ALWAYS)}
 
 
 def cache_folder() -> Path:
