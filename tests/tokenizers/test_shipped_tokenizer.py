@@ -53,3 +53,19 @@ def test_digits_of_unseen_videos_come_back_and_every_code_is_used(
     assert measured.used_codes > 0.9 * measured.vocab_size
     assert measured.perplexity > perplexity
     assert measured.flicker < flicker
+
+
+def test_words_of_motion_are_all_used_and_tell_moving_waves_from_still_ones() -> None:
+    tokenizer = build.tokenizer("moving_digits_motion")
+    world = DigitsWorld(
+        mode="pan", pattern="waves", ground=0.7, digit_size=28, speeds=(0.7, 1.6), noise=0.03
+    )
+    frames = np.stack([render(world, seed=0, split="test", index=i) for i in range(60)])
+    clips = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 255
+    ids = tokenizer.encode(clips)
+    shares = torch.bincount(ids.flatten(), minlength=64) / ids.numel()
+    assert int((shares > 0).sum()) > 54
+    assert float(torch.special.entr(shares).sum().exp()) > 38
+    still = tokenizer.encode(clips[:, :, :1])
+    common = shares.topk(20).indices  # of what moves
+    assert float(torch.isin(still, common).float().mean()) < 0.25

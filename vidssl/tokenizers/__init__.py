@@ -7,6 +7,7 @@ TOKENIZERS: Table[Tokenizer] = Table(
     {
         "dalle": "vidssl.tokenizers.dalle:DALLE",
         "fsq": "vidssl.tokenizers.fsq:FSQ",
+        "structure_tensor": "vidssl.tokenizers.structure_tensor:StructureTensor",
         "vqvae": "vidssl.tokenizers.vqvae:VQVAE",
     }
 )
