@@ -57,9 +57,7 @@ def test_digits_of_unseen_videos_come_back_and_every_code_is_used(
 
 def test_words_of_motion_are_all_used_and_tell_moving_waves_from_still_ones() -> None:
     tokenizer = build.tokenizer("moving_digits_motion")
-    world = DigitsWorld(
-        mode="pan", pattern="waves", ground=0.7, digit_size=28, speeds=(0.7, 1.6), noise=0.03
-    )
+    world = DigitsWorld(mode="pan", pattern="waves", ground=0.7, digit_size=28, speeds=(0.7, 1.6), noise=0.03)
     frames = np.stack([render(world, seed=0, split="test", index=i) for i in range(60)])
     clips = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 255
     ids = tokenizer.encode(clips)
