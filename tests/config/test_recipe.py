@@ -10,6 +10,7 @@ from vidssl.config.few_labels import FewLabels, Subset
 from vidssl.config.files import find, locate, spec_files
 from vidssl.config.protocol import MeasureSpec, load_protocol
 from vidssl.config.recipe import Recipe, RunSpec, load_recipe, load_tokenizer_spec, recipe_from_text
+from vidssl.config.strict_yaml import plain
 from vidssl.engine.optim import AdamW
 from vidssl.errors import UsageError
 
@@ -133,6 +134,47 @@ def test_overrides_reach_every_section(folder: Path) -> None:
     assert recipe.data.probe.test.type == "b"
     assert recipe.run.precision == "bf16"
     assert recipe.masker is not None
+
+
+SHARED = RECIPE.replace(
+    "  video:\n    source: {type: toy_source}\n",
+    "  source: {type: s, root: x, limit: 3}\n  train: {part: train}\n"
+    "  test: {part: test, limit: null}\n  video:\n",
+)
+
+
+def shared(*overrides: str) -> dict[str, object]:
+    """Sources of a recipe that names one once, as plain keys."""
+    write(Path("toy.yaml"), SHARED)
+    data = load_recipe("toy.yaml", overrides).data
+    video = data.streams["video"]
+    found = {"source": video.source, "test_source": video.test_source}
+    if data.probe is not None:
+        found |= {"train": data.probe.train, "test": data.probe.test}
+    return {name: None if part is None else plain(part.node) for name, part in found.items()}
+
+
+def test_a_source_named_once_is_that_of_streams_and_probe(folder: Path) -> None:
+    train = {"type": "s", "root": "x", "limit": 3, "part": "train"}
+    test = {"type": "s", "root": "x", "limit": None, "part": "test"}
+    assert shared() == {"source": train, "test_source": test}
+    found = shared("data.probe={views: {type: c}, train: {limit: 9}, test: {type: b}}", "data.source.root=y")
+    assert found["train"] == {**train, "root": "y", "limit": 9}
+    assert found["test"] == {"type": "b"}, "one with a type stands for itself"
+    assert found["source"] == {**train, "root": "y"}
+    assert shared("data.video.test_source=null")["test_source"] is None
+    assert shared("data.test=null")["test_source"] is None, "nothing was held out"
+
+
+def test_mistakes_in_a_shared_source_are_named(folder: Path) -> None:
+    write(Path("toy.yaml"), SHARED)
+    apart = ["data.video.source={type: t}", "data.video.test_source={type: t}"]
+    assert message(lambda: load_recipe("toy.yaml", apart)) == (
+        "toy.yaml:5: data.source: nothing takes it: every stream and the probe have sources of their own"
+    )
+    assert "holds keys that differ from 'data.source'" in message(lambda: changed("data.train={part: train}"))
+    lacking = "data.source={root: x}"
+    assert message(lambda: shared(lacking)) == f"override '{lacking}': data.source: missing 'type'"
 
 
 @pytest.mark.parametrize(

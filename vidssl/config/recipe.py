@@ -4,7 +4,7 @@ Anything wrong with a file that shows without knowing the components raises a ``
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +31,7 @@ from vidssl.config.schema import (
     convert,
     named_once,
 )
-from vidssl.config.strict_yaml import Node, load, override, parse
+from vidssl.config.strict_yaml import Node, load, moved, override, parse
 from vidssl.errors import UsageError
 
 
@@ -276,6 +276,7 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
     Args:
         folder: that paths of tokenizer weights are relative to.
     """
+    node = _with_shared_source(node)
     recipe = construct(
         node, Recipe, below=_BELOW, readers={"tokenizer": lambda entry: _recipe_tokenizer(entry, folder)}
     )
@@ -284,6 +285,59 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
         if key in entries and "init" not in entries:
             raise entries[key].error("describes 'init', and there is none")
     return recipe
+
+
+def _with_shared_source(root: Node) -> Node:
+    """The tree with ``data.source`` written out wherever it is meant.
+
+    ``data: {source: ..., train: ..., test: ...}`` names a source once; ``train`` and ``test`` hold the keys
+    that differ in these parts. Streams and the probe then need no sources of their own: one that is left out
+    is the shared one of its part, and one without ``type`` holds keys that differ from that.
+
+    Raises:
+        UsageError: if parts of a shared source are given without it, or nothing takes it.
+    """
+    data = root.mapping().get("data")
+    if data is None or not isinstance(data.value, Mapping):
+        return root
+    entries = dict(data.value)
+    given = [entries.pop(key, None) for key in ("source", "train", "test")]
+    source, *differ = (None if each is None or each.value is None else each for each in given)
+    if source is None:
+        stray = next((part for part in differ if part is not None), None)
+        if stray is not None:
+            raise stray.error("holds keys that differ from 'data.source', and there is none")
+        return replace(root, value={**root.mapping(), "data": replace(data, value=entries)})
+    if "type" not in source.mapping():
+        raise source.error("missing 'type'")
+    train, test = (source if part is None else _changed(source, part) for part in differ)
+    wanted = {name: {"source": train, "test_source": test} for name in STREAMS}
+    if differ[1] is None:  # without a test part nothing is held out
+        for sources in wanted.values():
+            del sources["test_source"]
+    wanted["probe"] = {"train": train, "test": test}
+    used = False
+    for name, sources in wanted.items():
+        section = entries.get(name)
+        if section is None or not isinstance(section.value, Mapping):
+            continue
+        own = dict(section.value)
+        for key, shared in sources.items():
+            mine = own.get(key)
+            if mine is None or (isinstance(mine.value, Mapping) and "type" not in mine.value):
+                whole = shared if mine is None else _changed(shared, mine)
+                own[key] = moved(whole, f"data.{name}.{key}")
+                used = True
+        entries[name] = replace(section, value=own)
+    if not used:
+        raise source.error("nothing takes it: every stream and the probe have sources of their own")
+    return replace(root, value={**root.mapping(), "data": replace(data, value=entries)})
+
+
+def _changed(source: Node, keys: Node) -> Node:
+    """A source with other values of some keys; one with a ``type`` stands for itself."""
+    changes = keys.mapping()
+    return keys if "type" in changes else replace(source, value={**source.mapping(), **changes})
 
 
 def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:
