@@ -221,7 +221,7 @@ def golden(name: str) -> str:
 @pytest.mark.parametrize("name", ["svt", "tokenizer_fsq"])
 def test_a_recipe_is_written_as_ever_and_read_back(name: str) -> None:
     old, new = golden(f"recipe_{name}"), resolved_text(load_recipe(name))
-    assert flattened(new) == flattened(old)
+    assert flattened(new).items() >= flattened(old).items()  # parts have got keys since, with defaults
     assert resolved_text(recipe_from_text(old, "run.yaml")) == new
 
 
