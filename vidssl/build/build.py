@@ -57,15 +57,7 @@ from vidssl.engine.precision import on_meta, pick_device
 from vidssl.engine.runfolder import check_name
 from vidssl.engine.schedules import Schedule
 from vidssl.errors import UsageError
-from vidssl.interfaces import (
-    Backbone,
-    Batch,
-    DataSource,
-    Evaluator,
-    Objective,
-    Tokenizer,
-    ViewSampler,
-)
+from vidssl.interfaces import Backbone, Batch, DataSource, Evaluator, Objective, Tokenizer, ViewSampler
 from vidssl.weights.load import check_init, load_init, load_whole, read_weights
 
 

@@ -22,14 +22,7 @@ from vidssl.data.views.crops import Views
 from vidssl.data.views.stored import StoredViews
 from vidssl.data.workers import WorkerDied, Workers
 from vidssl.errors import UsageError
-from vidssl.interfaces import (
-    DataSource,
-    EpochOrder,
-    OrdersEpochs,
-    SampleInfo,
-    UnreadableSample,
-    ViewSampler,
-)
+from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, SampleInfo, UnreadableSample, ViewSampler
 
 _DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
 _PAGE = 16384  # a tensor in shared memory takes a page at least, and a batch has several
