@@ -1,7 +1,25 @@
-"""One thread for the tests and the processes they start: on tiny tensors threads only wait for each other."""
+"""One thread for the tests and the processes they start: on tiny tensors threads only wait for each other.
+
+SIGTERM ends the tests as Ctrl-C does, so that fixtures end the processes that they started.
+"""
 
 import os
+import signal
 import tempfile
+from types import FrameType
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, which reads it once
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="vidssl-tests-")  # what runs of own parts are noted in
+_OWN_PID = os.getpid()
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    if os.getpid() == _OWN_PID:
+        pytest.exit("ended by SIGTERM", returncode=143)
+    signal.signal(number, signal.SIG_DFL)  # a forked child ends as if this handler were not there
+    os.kill(os.getpid(), number)
+
+
+signal.signal(signal.SIGTERM, _end)

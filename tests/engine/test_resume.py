@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
@@ -57,7 +58,15 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(recipe: Recipe, resume: Path | None = None, stop_after: int | None = None) -> RunFolder:
     _, result = train_recipe(recipe, Console(quiet=True), resume, stop_after)
+    if result.steps < (stop_after or result.total_steps) and not Signals.expected:
+        pytest.exit("the tests were asked to stop, and the run in them took the signal", returncode=143)
     return RunFolder(result.folder)
+
+
+class Signals:
+    """Whether a test sends signals to its own process; others end the tests."""
+
+    expected = False
 
 
 PARTS_OF_OTHERS = ("bevt_image", "bevt_video", "vimpac_contrast", "vimpac_predict")
@@ -103,6 +112,7 @@ def test_a_signal_ends_a_wait_for_data(monkeypatch: pytest.MonkeyPatch) -> None:
         return take(loader)
 
     monkeypatch.setattr(Loader, "__next__", slow)
+    monkeypatch.setattr(Signals, "expected", True)
     waited = train(load_recipe("svt.yaml"))
     assert [path.name for path in waited.states()] == ["step-000002.safetensors"]
     assert_same_end(stopped, waited)
@@ -400,9 +410,21 @@ def test_an_optimizer_comes_back_by_names():
 LONG = ["schedule.steps=90", "run.checkpoint_every_steps=4", "run.log_every_steps=3", "run.workers=1"]
 
 
-def start(*words: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "vidssl", "train", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+@pytest.fixture
+def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Starts ``vidssl train``; no process outlives the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def starts(*words: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "vidssl", "train", *words]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, **pipes))
+        return started[-1]
+
+    yield starts
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def wait_for_states(folder: RunFolder, more_than: int, process: "subprocess.Popen[str]") -> None:
@@ -417,7 +439,7 @@ def wait_for_states(folder: RunFolder, more_than: int, process: "subprocess.Pope
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bevt", "svt", "vimpac"])
-def test_a_run_killed_at_random_moments_ends_as_the_whole_run_does(name):
+def test_a_run_killed_at_random_moments_ends_as_the_whole_run_does(name, start):
     words = [f"{name}.yaml", f"name=killed-{name}", *LONG]
     whole = train(load_recipe(words[0], words[1:]))
     folder, luck = RunFolder(Path(f"runs/killed-{name}-2")), random.Random(0)
@@ -435,7 +457,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_whole_run_does(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_run_that_is_asked_to_stop_says_130_and_goes_on(number):
+def test_a_run_that_is_asked_to_stop_says_130_and_goes_on(number, start):
     name = f"asked-{number.name}"
     words = ["vimpac.yaml", f"name={name}", *LONG]
     whole = train(load_recipe(words[0], words[1:]))
