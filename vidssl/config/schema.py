@@ -13,6 +13,7 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -87,6 +88,7 @@ class Key:
         return self.default is inspect.Parameter.empty
 
 
+@cache
 def keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
     """The keys that a constructor takes: its keyword-only parameters.
 
@@ -369,7 +371,7 @@ class PartSpec:
     beside: object = None
 
 
-def _part(node: Node, table: str, beside: type[object] | None = None) -> PartSpec:
+def _part(node: Node, table: str, beside: Callable[..., object] | None = None) -> PartSpec:
     entries = node.mapping()
     if "type" not in entries:
         raise node.error("missing 'type'")

@@ -6,10 +6,12 @@ Knows nothing of video. Whatever cannot be read raises a ``UsageError`` that nam
 import difflib
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -21,6 +23,8 @@ MAX_DEPTH = 32  # nesting of brackets; deeper is no recipe, and would exhaust Py
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+# many times as fast as the one in Python, which stands in where PyYAML was built without libyaml
+_LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 _KEY_PATH = re.compile(r"\w+(\.\w+)*")
 _SYNONYMS = {"gpu": "cuda"}  # what people type, and what it is called here
 _NEEDS_NO_QUOTES = re.compile(r"[A-Za-z_./][\w./-]*", re.ASCII)
@@ -124,7 +128,8 @@ def nearest(name: str, choices: Iterable[str], label: str) -> str:
 
 def load(path: Path) -> Node:
     """The tree of a YAML file, every value with its file and line."""
-    return parse(read_file(path), lambda line: f"{displayed(path)}:{line}")
+    name = displayed(path)
+    return parse(read_file(path), lambda line: f"{name}:{line}")
 
 
 def read_file(path: Path) -> str:
@@ -155,66 +160,87 @@ def parse(text: str, where: Callable[[int], str], path: str = "") -> Node:
         path: dotted key at which the text stands.
     """
     try:
-        _refuse_indirection(text, where)
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        events = _events(text)
     except yaml.MarkedYAMLError as error:
         raise UsageError(f"{where(_line(error.problem_mark))}: not valid YAML: {error.problem}") from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UsageError(f"{where(line)}: not valid YAML: {error.reason}") from None
-    if tree is None:
-        return Node(None, where(1), path)
-    return _node(tree, where, _line(tree.start_mark), path)
+    _refuse_indirection(events, where)
+    values = (event for event in events if isinstance(event, (yaml.NodeEvent, yaml.CollectionEndEvent)))
+    first = next(values, None)
+    return (
+        Node(None, where(1), path)
+        if first is None
+        else _node(first, values, where, _line(first.start_mark), path)
+    )
 
 
-def _refuse_indirection(text: str, where: Callable[[int], str]) -> None:
-    depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        place = where(_line(event.start_mark))
-        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
-            raise UsageError(f"{place}: anchors (&) and aliases (*) are refused: write the value out")
-        if isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag is not None:
-            raise UsageError(f"{place}: the tag {event.tag!r} is refused: write the plain value")
+def _events(text: str) -> list[yaml.Event]:
+    """All events. Of what the C parser refuses, or takes more lightly (tabs), the slow one judges."""
+    if "\t" not in text:
+        with suppress(yaml.YAMLError):
+            return list(yaml.parse(text, Loader=_LOADER))
+    return list(yaml.parse(text, Loader=yaml.SafeLoader))
+
+
+def _refuse_indirection(events: Sequence[yaml.Event], where: Callable[[int], str]) -> None:
+    depth = documents = 0
+    for event in events:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise UsageError(f"{place}: nested more than {MAX_DEPTH} deep")
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        problem = ""
+        if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
+            problem = "anchors (&) and aliases (*) are refused: write the value out"
+        elif isinstance(event, (yaml.ScalarEvent, yaml.CollectionStartEvent)) and event.tag is not None:
+            problem = f"the tag {event.tag!r} is refused: write the plain value"
+        elif depth > MAX_DEPTH:
+            problem = f"nested more than {MAX_DEPTH} deep"
+        elif documents > 1:
+            problem = "not valid YAML: but found another document"
+        if problem:
+            raise UsageError(f"{where(_line(event.start_mark))}: {problem}")
 
 
-def _line(mark: object) -> int:
-    assert isinstance(mark, yaml.Mark), "the parser marks every event, node and problem"
-    return mark.line + 1
+def _line(mark: Any) -> int:
+    line: int = mark.line  # the C parser has marks of its own
+    return line + 1
 
 
-def _node(tree: yaml.Node, where: Callable[[int], str], line: int, path: str) -> Node:
+def _node(
+    event: yaml.Event, rest: Iterator[yaml.Event], where: Callable[[int], str], line: int, path: str
+) -> Node:
+    """The value that begins with an event; takes those that belong to it from the rest."""
     place = where(line)
-    if isinstance(tree, yaml.ScalarNode):
-        value = tree.value if tree.style else _plain(tree.value, Node(None, place, path))
-        return Node(value, place, path)
-    if isinstance(tree, yaml.SequenceNode):
-        items = (
-            _node(item, where, _line(item.start_mark), f"{path}[{i}]") for i, item in enumerate(tree.value)
-        )
+    if isinstance(event, yaml.ScalarEvent):
+        scalar = event.value if event.style else _plain(event.value, Node(None, place, path))
+        return Node(scalar, place, path)
+    if isinstance(event, yaml.SequenceStartEvent):
+        items: list[Node] = []
+        while not isinstance(item := next(rest), yaml.SequenceEndEvent):
+            items.append(_node(item, rest, where, _line(item.start_mark), f"{path}[{len(items)}]"))
         return Node(tuple(items), place, path)
     entries: dict[str, Node] = {}
-    for key, value in tree.value:
+    while not isinstance(key := next(rest), yaml.MappingEndEvent):
         at = Node(None, where(_line(key.start_mark)), path)
-        if not isinstance(key, yaml.ScalarNode):
+        if not isinstance(key, yaml.ScalarEvent):
             raise at.error("a key must be a word")
-        if isinstance(tree, yaml.MappingNode) and tree.flow_style:
+        value = next(rest)
+        if isinstance(event, yaml.MappingStartEvent) and event.flow_style:
             _refuse_missing_blank(key.value, value, at)
         if key.value == "<<":
             raise at.error("merge keys (<<) are refused: write the keys out")
-        entry = _node(value, where, _line(key.start_mark), f"{path}.{key.value}" if path else key.value)
+        entry = _node(value, rest, where, _line(key.start_mark), f"{path}.{key.value}" if path else key.value)
         if key.value in entries:
             raise entry.error(f"repeated key, already set at {entries[key.value].where}")
         entries[key.value] = entry
     return Node(entries, place, path)
 
 
-def _refuse_missing_blank(key: str, value: yaml.Node, at: Node) -> None:
+def _refuse_missing_blank(key: str, value: yaml.Event, at: Node) -> None:
     """``{lr:1e-3}`` is a key 'lr:1e-3' without a value to YAML."""
     name, colon, rest = key.partition(":")
-    if colon and rest and isinstance(value, yaml.ScalarNode) and value.value == "":
+    if colon and rest and isinstance(value, yaml.ScalarEvent) and value.value == "":
         raise at.error(f"'{key}': a blank is missing behind the colon: write '{name}: {rest}'")
 
 
@@ -312,6 +338,11 @@ def dump_flow(value: object) -> str:
         return _float_text(value)
     if not isinstance(value, str):
         raise TypeError(f"{value!r} cannot be written as YAML")
+    return _text(value)
+
+
+@lru_cache(maxsize=4096)
+def _text(value: str) -> str:
     # other YAML readers take on, no and True for truth values
     read = _plain(value, Node(None, "", "")) if _NEEDS_NO_QUOTES.fullmatch(value) else None
     if read == value == yaml.safe_load(value):
