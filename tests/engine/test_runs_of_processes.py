@@ -32,10 +32,12 @@ SOUND = ["backbone.dropout=0", "backbone.init_std=0.5", "optim.lr=1e-4"]
 RUNS = {
     "bevt-in-parts": ["bevt.yaml", STILL, "run.accumulate=2"],
     "svt": ["svt.yaml", STILL],
+    "vimpac-in-parts": ["vimpac.yaml", *SOUND, "run.accumulate=2"],
+}
+MORE_RUNS = {
     "videomae": ["videomae.yaml", STILL],
     "vimpac": ["vimpac.yaml", *SOUND, "objective.replace=bert"],
     "vjepa": ["vjepa.yaml", STILL],
-    "vimpac-in-parts": ["vimpac.yaml", *SOUND, "run.accumulate=2"],
 }
 SWIN = (
     "backbone={type: video_swin, embed_dim: 12, depths: [1, 1], num_heads: [2, 2], patch_size: [2, 4, 4], "
@@ -87,6 +89,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def more(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return on_one_and_on_two(tmp_path_factory.mktemp("more"), MORE_RUNS)
+
+
+@pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     skip_without_shards()
     return on_one_and_on_two(tmp_path_factory.mktemp("shards"), SHARDED, ["run.parallel=fsdp"])
@@ -114,6 +121,12 @@ def test_two_processes_have_the_losses_of_one(name: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", MORE_RUNS)
+def test_two_processes_have_the_losses_of_one_in_other_runs(name: str, more: Path) -> None:
+    assert_same_losses(more, name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED)
 def test_two_processes_with_shards_have_the_losses_of_one(name: str, sharded: Path) -> None:
     assert_same_losses(sharded, name)
@@ -134,7 +147,7 @@ def test_two_processes_with_shards_have_the_losses_of_one(name: str, sharded: Pa
 
 def test_of_two_processes_the_first_writes_all(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "two").iterdir()) == sorted(RUNS)
-    run = RunFolder(folder / "two" / "vimpac")
+    run = RunFolder(folder / "two" / "vimpac-in-parts")
     assert [path.name for path in run.states()] == ["step-000002.safetensors", "step-000004.safetensors"]
     metadata, tensors = read_tensors(run.state_path(4))
     assert metadata["processes"] == "2"

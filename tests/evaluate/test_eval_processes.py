@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,17 @@ def walls() -> None:
     v.extract(net, source, views, batch_size=4, device=torch.device("cpu"), world=here())
 
 
-def score(folder: Path) -> None:
+def extract_hurdles(folder: Path) -> None:
     """What is done in a folder, by one process or by each of two."""
+    os.chdir(folder)
+    for patches in (False, True):
+        torch.save(hurdles(patches=patches), f"hurdles-{patches}-{here().rank}.pt")
+    with pytest.raises(UsageError, match="none of the 22 samples can be read"):
+        walls()
+
+
+def score(folder: Path) -> None:
+    """The same, by the command."""
     os.chdir(folder)
     # 22 videos are five batches of 4 and one of 2: three rounds
     frames = ("frames=[normal, shuffled]", "batch_size=4")
@@ -80,33 +90,36 @@ def score(folder: Path) -> None:
         assert evaluate_run("runs/toy", ("knn", "retrieval"), frames, console) == 0
         assert evaluate_run("untrained:timm:test_resnet", ("knn",), other, console) == 0
         assert evaluate_run("untrained:timm:test_resnet", ("knn",), other, console) == 0  # from kept features
-    for patches in (False, True):
-        table = hurdles(patches=patches)
-        torch.save(table, f"hurdles-{patches}-{here().rank}.pt")
-    with pytest.raises(UsageError, match="none of the 22 samples can be read"):
-        walls()
 
 
-def one_of_two(number: int, folder: Path) -> None:
+def one_of_two(number: int, folder: Path, work: Callable[[Path], None]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=number, world_size=2)
-    score(folder)
+    work(folder)
     end_group()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def on_one_and_on_two(path: Path, work: Callable[[Path], None]) -> Path:
     """A folder with what one process found, and what two did."""
-    path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         work_in(path, patch)
         Path("toy.yaml").write_text(RECIPE)
         for name in ("one", "two"):
             make_run(Path(name, "runs", "toy"), RECIPE, seed=5, step=1)
-        score(path / "one")
+        work(path / "one")
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        mp.start_processes(one_of_two, (path / "two",), nprocs=2, start_method="fork")
+        mp.start_processes(one_of_two, (path / "two", work), nprocs=2, start_method="fork")
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return on_one_and_on_two(tmp_path_factory.mktemp("scored"), score)
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return on_one_and_on_two(tmp_path_factory.mktemp("extracted"), extract_hurdles)
 
 
 @pytest.mark.slow
@@ -151,12 +164,12 @@ def test_of_two_processes_the_first_speaks(folder: Path) -> None:
 
 @pytest.mark.parametrize("patches", [False, True])
 def test_unreadable_videos_are_left_out_and_each_of_the_others_counts_once(
-    folder: Path, patches: bool
+    extracted: Path, patches: bool
 ) -> None:
-    one = torch.load(folder / "one" / f"hurdles-{patches}-0.pt", weights_only=False)
+    one = torch.load(extracted / "one" / f"hurdles-{patches}-0.pt", weights_only=False)
     assert len(one.keys) == 22 - 6 == len(set(one.keys))
     for rank in (0, 1):
-        two = torch.load(folder / "two" / f"hurdles-{patches}-{rank}.pt", weights_only=False)
+        two = torch.load(extracted / "two" / f"hurdles-{patches}-{rank}.pt", weights_only=False)
         assert two.keys == one.keys
         assert two.unreadable == one.unreadable
         assert two.num_listed == 22

@@ -147,7 +147,7 @@ def test_train_says_what_was_learned_and_what_comes_next(capsys):
 def test_eval_without_a_name_takes_the_newest_run_and_reports_every_label(capsys):
     assert main(["train", "bevt.yaml", "name=newest"]) == 0
     capsys.readouterr()
-    assert main(["eval", "--protocol", "knn", "--protocol", "linear"]) == 0
+    assert main(["eval", "--protocol", "knn", "--protocol", "retrieval"]) == 0
     said = capsys.readouterr().out
     assert "runs/newest" in said
     for word in ("digit", "texture", "direction", "speed", "profile", "untrained", "chance", "95 %"):
@@ -158,7 +158,7 @@ def test_eval_without_a_name_takes_the_newest_run_and_reports_every_label(capsys
     assert [row["label"] for row in rows] == ["digit", "texture", "direction", "speed", "profile"]
     assert all(row["low"] <= row["top1"] <= row["high"] and row["num_test"] == 24 for row in rows)
     assert "k: 20" in record["protocol"]
-    assert Path("runs/newest/scores/linear-step-000006.json").is_file()
+    assert Path("runs/newest/scores/retrieval-step-000006.json").is_file()
 
 
 def test_a_checkpoint_can_be_scored_wherever_it_is_copied_to(tmp_path):
@@ -346,11 +346,9 @@ def test_readme_code_runs(monkeypatch, tmp_path, capsys):
     readme = (Path(__file__).parents[2] / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    small = code.replace('split="train"', 'split="train", num_videos=40').replace(
-        'split="test"', 'split="test", num_videos=20'
-    )
-    small = re.sub(r"steps=\d+", "steps=2", small)
-    assert small.count("num_videos") == 2
+    small = re.sub(r'split="(train|test)"', r'split="\1", num_videos=20', code)
+    small = re.sub(r"(steps|batch_size)=\d+", r"\1=2", small).replace("Linear()", "Linear(penalties=[1.0])")
+    assert (small.count("num_videos"), small.count("penalties")) == (2, 1)
     exec(compile(small, "README.md", "exec"), {})
     assert "digit" in capsys.readouterr().out
 
