@@ -88,7 +88,6 @@ class Key:
         return self.default is inspect.Parameter.empty
 
 
-@cache
 def keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
     """The keys that a constructor takes: its keyword-only parameters.
 
@@ -96,6 +95,11 @@ def keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
         ValueError: for a parameter without a type or of one that YAML lacks, and for ``**kwargs``, which
             would swallow misspelt keys.
     """
+    return _keys_of(constructor)
+
+
+@cache
+def _keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
     # of a dataclass as a class: the annotations of inherited fields are names of another module
     of_class = inspect.isclass(constructor) and not is_dataclass(constructor)
     hints = get_type_hints(constructor.__init__ if of_class else constructor, include_extras=True)
@@ -371,7 +375,7 @@ class PartSpec:
     beside: object = None
 
 
-def _part(node: Node, table: str, beside: Callable[..., object] | None = None) -> PartSpec:
+def _part(node: Node, table: str, beside: type[object] | None = None) -> PartSpec:
     entries = node.mapping()
     if "type" not in entries:
         raise node.error("missing 'type'")
