@@ -272,6 +272,6 @@ def test_held_out_metrics_are_put_into_words() -> None:
     objective = svt().eval()
     metrics = objective(batch(), Progress(0, 1), torch.Generator()).metrics
     said = objective.describe({name: float(value) for name, value in metrics.items()})
-    assert "ln K = 2.773" in said
-    assert f"loss {float(metrics['loss']):.3f}" in said
-    assert "of 12 dimensions" in said
+    assert f"at a loss of {float(metrics['loss']):.3g}: " in said
+    assert "one answer for all clips (2.77)" in said  # ln 16
+    assert f"deviate by {float(metrics['feature_std']):.3g} of 1: better than all alike (0)" in said

@@ -133,15 +133,21 @@ def test_checkpoint_holds_no_tokenizer_and_the_whole_recipe():
     assert [key for key in checkpoint.objective if "to_vocab" in key]
 
 
-def test_train_says_what_was_learned_and_what_comes_next(capsys):
+def test_train_says_what_was_learned_draws_it_and_names_what_comes_next(capsys):
     assert main(["train", "bevt.yaml", "name=words"]) == 0
     said = capsys.readouterr().out
+    one_line = " ".join(said.split())
     assert re.search(
-        r"in clips [\d.]+% of the hidden ids are predicted right \(always the most frequent", said
+        r"[\d.]+ % of the hidden ids of clips are predicted right: \S.* the most frequent id \([\d.]+ %\)",
+        one_line,
     )
-    assert "copying the nearest visible id" in said
-    assert "Next: vidssl eval runs/words --protocol linear" in said
-    assert re.search(r"step 6/6 .*loss_video", said)
+    assert re.search(r"earned.*, on test videos, never trained on: ", one_line)
+    assert said.endswith("Next: vidssl eval runs/words --protocol linear\n")
+    assert Path("runs/words/pictures/reconstruction-step-000006.png").stat().st_size > 1000
+    assert "Picture: runs/words/pictures/reconstruction-step-000006.png" in said
+    assert re.search(r"^step 6/6  0 s left  accuracy_video [\d.]+ %.* clips/s  .*data wait \d+%", said, re.M)
+    assert re.search(r"^step 4, test videos: hidden ids of clips [\d.]+ % \(the most frequent id", said, re.M)
+    assert max(map(len, said.splitlines())) < 120
 
 
 def test_eval_without_a_name_takes_the_newest_run_and_reports_every_label(capsys):

@@ -1,8 +1,10 @@
 """Commands on recipes and their runs: train, bench, selftest, and replay of a step."""
 
+import os
 from typing import Any
 
 from vidssl.cli.operands import RECIPE, Commands, Parser, add, add_trust, at_least, only, positive, split
+from vidssl.engine.process import Cpus, look_at_cpus
 from vidssl.errors import UsageError
 
 
@@ -57,9 +59,11 @@ def _train(
             raise UsageError("--dry-run tries a recipe, and --resume resumes a run: give one of them")
         if names:
             raise UsageError(f"a run resumes with its own recipe: leave out {names[0]}")
+        cpus = _free_cpus()
+        from vidssl.pictures.show import draw_learned
         from vidssl.train.run import resume_run
 
-        return resume_run(resume, overrides)
+        return resume_run(resume, overrides, cpus=cpus, draw=draw_learned)
     name = only(names, "train takes one recipe", hint if names else "vidssl train recipes/bevt.yaml")
     from vidssl.config.recipe import load_recipe
     from vidssl.engine.distributed import told_once_a_machine
@@ -71,9 +75,25 @@ def _train(
 
         try_out(recipe)
         return 0
+    cpus = _free_cpus()
+    from vidssl.pictures.show import draw_learned
     from vidssl.train.run import run_recipe
 
-    return run_recipe(recipe)
+    return run_recipe(recipe, cpus=cpus, draw=draw_learned)
+
+
+def _free_cpus() -> Cpus | None:
+    """The CPUs to choose threads by, before torch is imported; None where the user has chosen them.
+
+    Threads that wait for one another actively keep the CPU from other processes, and these the threads from
+    getting on: where there are others, they are to sleep.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return None
+    cpus = look_at_cpus()
+    if cpus.threads < cpus.allowed:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return cpus
 
 
 def _bench(words: list[str], **options: Any) -> int:

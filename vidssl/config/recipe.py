@@ -49,7 +49,7 @@ class RunSpec:
             the gradient: less memory, more time, the same numbers.
         channels_last: memory layout of convolutions that overlap.
         deterministic: only algorithms that give the same numbers in every run on a GPU; slower. On a CPU that
-            is so anyway.
+            is so anyway, from the same number of threads: all CPUs, whatever else runs.
         workers: processes that decode, for each stream of each training process; 0 decodes in that itself.
         checkpoint_every_steps: how often to save, and to measure on held-out streams.
         test_batches: of the held-out streams, a measurement.

@@ -1,4 +1,4 @@
-"""Display of a training run: a live line with its numbers on a terminal, plain lines elsewhere."""
+"""Consoles, lines and bars of all commands, metrics as they are written, and where else they go."""
 
 import logging
 import os
@@ -8,20 +8,17 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Literal
 
 import torch
 from rich.console import (
     Console,
     ConsoleOptions,
-    Group,
     HighlighterType,
     JustifyMethod,
     OverflowMethod,
     RenderableType,
 )
-from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.style import Style
@@ -31,8 +28,6 @@ from torch import Tensor
 from vidssl.engine.atomic import write_text
 from vidssl.errors import UsageError, printable
 from vidssl.interfaces import Batch
-
-HIDDEN = {"step", "seconds", "memory_gib"}
 
 
 class _Terminal(Console):
@@ -78,9 +73,9 @@ Say = Callable[[str], None]  # prints or logs a line
 LINE_SECONDS = 30.0  # between two lines on progress where there is no terminal
 
 
-def print_line(console: Console, text: str) -> None:
+def print_line(console: Console, text: str, style: str = "") -> None:
     """Print a text as it stands: not wrapped, nothing in it highlighted or taken for markup."""
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
+    console.print(text, soft_wrap=True, highlight=False, markup=False, style=style)
 
 
 class _Lines:
@@ -117,13 +112,6 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
         yield partial(bar.advance, bar.add_task("", total=total))
 
 
-def format_metrics(metrics: Mapping[str, float]) -> str:
-    """``loss_video 3.21  accuracy_video 18.4%  ...``; accuracies and shares in percent."""
-    return "  ".join(
-        f"{name} {format_metric(name, value)}" for name, value in metrics.items() if name not in HIDDEN
-    )
-
-
 def format_metric(name: str, value: float) -> str:
     """A metric's value as it is shown: shares in percent, rates in powers of ten."""
     if "accuracy" in name or name.endswith("_share") or name.startswith(("most_frequent", "copy_nearest")):
@@ -141,54 +129,6 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-class TrainDisplay:
-    """Shows steps, time left and metrics; a context manager around the loop."""
-
-    def __init__(self, total_steps: int, console: Console, first_step: int = 0) -> None:
-        self.console = console
-        self.total_steps = total_steps
-        self.first_step = first_step
-        self.started = time.monotonic()
-        self._bar = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("left"),
-            console=console,
-        )  # fmt: skip
-        self._task = self._bar.add_task("", total=total_steps, completed=first_step)
-        self._live = Live(self._bar, console=console, refresh_per_second=4) if console.is_terminal else None
-
-    def __enter__(self) -> "TrainDisplay":
-        self.started = time.monotonic()
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def step(self, done: int) -> None:
-        """Moves the bar."""
-        self._bar.update(self._task, completed=done)
-
-    def metrics(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Shows the means of the last steps."""
-        text = format_metrics(metrics)
-        if self._live is not None:
-            self._live.update(Group(self._bar, Text(text)))
-            return
-        left = (time.monotonic() - self.started) / (done - self.first_step) * (self.total_steps - done)
-        self.say(f"step {done}/{self.total_steps}  {format_duration(left)} left  {text}")
-
-    def say(self, text: str) -> None:
-        """Prints a line that stays, above the bar."""
-        print_line(self.console, text)
 
 
 class _Messages(logging.Handler):
@@ -226,7 +166,7 @@ class Meter:
         self._metrics: dict[str, list[Tensor]] = {}
         self._samples: dict[str, int] = {}
         self._waited = 0.0
-        self._started = time.monotonic()
+        self._started, self._on_cpu = time.monotonic(), time.thread_time()
 
     def add(
         self,
@@ -253,12 +193,17 @@ class Meter:
         self._metrics = {name: list(values.to(device).unbind()) for name, values in tensors.items()}
 
     def means(self) -> dict[str, float]:
-        """Mean of each metric, samples a second of each view, share of the time spent waiting for data."""
+        """Mean of each metric, samples a second of each view, and shares of the time.
+
+        ``data_wait_share`` is that spent waiting for data, ``off_cpu_share`` that in which this thread waited
+        for none and had no CPU.
+        """
         means = {name: float(torch.stack(values).float().mean()) for name, values in self._metrics.items()}
         seconds = max(time.monotonic() - self._started, 1e-9)
         means.update({f"{name}s_per_second": count / seconds for name, count in self._samples.items()})
         if self._samples:
-            means["data_wait_share"] = self._waited / seconds
+            means["data_wait_share"] = waited = self._waited / seconds
+            means["off_cpu_share"] = max(0.0, 1 - waited - (time.thread_time() - self._on_cpu) / seconds)
         self._clear()
         return means
 

@@ -3,13 +3,15 @@
 import ctypes
 import errno
 import json
+import math
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +24,7 @@ except ImportError:  # Windows
 
 _TAKEN = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _ATTEMPTS = 3
+_HELD_UP = 0.3  # of the time
 _TRAINS = (
     "is training in this folder. Let it end or stop it; or start a run of its own, without --resume and "
     "run.resume"
@@ -41,8 +44,91 @@ if fcntl is not None:
 
 
 def num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    """CPUs that this process may use: those of its affinity, as far as control groups grant their time."""
+    return max(1, math.ceil(min(len(_own_cpus()), _granted())))
+
+
+def _own_cpus() -> Collection[int]:
+    return os.sched_getaffinity(0) if sys.platform == "linux" else range(os.cpu_count() or 1)
+
+
+def _granted(root: Path = Path("/")) -> float:
+    """CPUs whose time the control groups of this process grant it, as those of a container; inf for all.
+
+    Args:
+        root: of the file system.
+    """
+    granted = math.inf
+    with suppress(OSError, ValueError):  # another operating system
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, kinds, name = line.split(":", 2)
+            if not kinds or "cpu" in kinds.split(","):
+                mount = root / "sys/fs/cgroup" / kinds
+                lowest = mount / name.lstrip("/")  # of a container its own group is the mount itself
+                for folder in (lowest, *lowest.parents)[: len(lowest.relative_to(mount).parts) + 1]:
+                    granted = min(granted, _quota(folder))
+    return granted
+
+
+def _quota(group: Path) -> float:
+    with suppress(OSError, ValueError):  # "max" is no number, and no limit
+        quota, period = (group / "cpu.max").read_text().split()
+        return int(quota) / int(period)
+    with suppress(OSError, ValueError):
+        quota, period = ((group / f"cpu.cfs_{key}_us").read_text() for key in ("quota", "period"))
+        return int(quota) / int(period) if int(quota) > 0 else math.inf
+    return math.inf
+
+
+@dataclass(frozen=True)
+class Cpus:
+    """CPUs that this process may use, and how many of them are not at work for other processes."""
+
+    allowed: int
+    free: float
+
+    @property
+    def threads(self) -> int:
+        """As many as compute: threads without a CPU each wait for one another at every layer."""
+        return max(1, min(self.allowed, int(self.free + 0.25)))
+
+
+def look_at_cpus(seconds: float = 0.3) -> Cpus:
+    """What other processes leave, while this one waits for so long."""
+    allowed, before = num_cpus(), _busy_seconds()
+    if before is None:  # no Linux: those that ran or waited in the last minute
+        return Cpus(allowed, max(0.0, min(allowed, len(_own_cpus()) - os.getloadavg()[0])))
+    started = time.monotonic()
+    time.sleep(seconds)
+    busy = ((_busy_seconds() or before) - before) / (time.monotonic() - started)
+    return Cpus(allowed, max(0.0, min(allowed, len(_own_cpus()) - busy)))
+
+
+def _busy_seconds() -> float | None:
+    """For how long the CPUs of this process were at work since the machine started; None where unknown."""
+    own = {f"cpu{number}" for number in _own_cpus()}
+    try:
+        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    except OSError:
+        return None
+    # user, nice, system, idle, waiting for a disk, two kinds of interrupts, time that a host took away
+    rows = [[int(ticks) for ticks in words[1:9]] for words in lines if words[0] in own]
+    return sum(sum(row) - row[3] - row[4] for row in rows) / os.sysconf("SC_CLK_TCK")
+
+
+def slow_machine(off_cpu_share: float) -> str:
+    """That others hold the CPUs up, in a sentence; empty if they do not.
+
+    Args:
+        off_cpu_share: of the time that the thread which computes had no CPU and waited for no data.
+    """
+    load, cpus = os.getloadavg()[0], num_cpus()
+    if off_cpu_share < _HELD_UP or load < cpus + 0.5:
+        return ""
+    return (
+        f"The machine is slow, not the data: other processes had the CPU for {off_cpu_share:.0%} of the time "
+        f"(load {load:.1f} on {cpus} CPUs)"
+    )
 
 
 def can_lock() -> bool:

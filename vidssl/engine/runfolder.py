@@ -117,6 +117,14 @@ class RunFolder:
                 kept = [line for line in lines if (done := _step_of(line)) is not None and done <= step]
                 write_text(log, "".join(f"{line}\n" for line in kept))
 
+    def began_with_threads(self) -> int | None:
+        """Threads that the run's first step was computed with; None if its environment was not noted."""
+        try:
+            environment = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+            return int(environment["torch_threads"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def note_resume(self, step: int) -> None:
         """Notes the environment that the run resumes in, beside its first one."""
         append_line(self.path / "resumed.jsonl", json.dumps({"step": step, **describe_environment()}))

@@ -53,6 +53,7 @@ from vidssl.interfaces.objective import (
     Progress,
     Split,
     Watched,
+    Yardstick,
     as_clip,
 )
 from vidssl.interfaces.tokenizer import Reconstruction, Tokenizer, TrainableTokenizer
@@ -100,6 +101,7 @@ __all__ = [
     "ViewSampler",
     "VisibleFeatures",
     "Watched",
+    "Yardstick",
     "as_clip",
     "check_clip",
     "check_keep",

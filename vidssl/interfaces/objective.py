@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +166,63 @@ def _check_output(made: object, name: str) -> None:
         raise UsageError(f"{name}: forward {problem}")
 
 
+_SAME = 0.01  # a point of percent, and of other values a hundredth: nothing is made of less
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yardstick:
+    """A metric that tells what the pretext task has taught, beside what it has to beat.
+
+    Attributes:
+        metric: its name in the log.
+        label: what it measures, in the few words of a table: "hidden ids of clips".
+        says: the same as a clause, with ``{}`` in the place of the value.
+        baselines: what the value is compared with, in words -> the metric that gives its value, or the value.
+        unit: of all of them; "%" of what the log has as fractions.
+        lower_is_better: as of a loss.
+    """
+
+    metric: str
+    label: str
+    says: str
+    baselines: Mapping[str, str | float] = field(default_factory=dict)
+    unit: Literal["%", "dB", ""] = ""
+    lower_is_better: bool = False
+
+    def beside(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The baselines whose values are known; some are measured on held-out streams alone."""
+        values = {
+            name: metrics.get(given) if isinstance(given, str) else given
+            for name, given in self.baselines.items()
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def shown(self, value: float) -> str:
+        """``46.8 %``, ``21.3 dB``, ``1.23``."""
+        return {"%": f"{100 * value:.1f} %", "dB": f"{value:.1f} dB", "": f"{value:.3g}"}[self.unit]
+
+    def ahead(self, value: float, baseline: float) -> int:
+        """1 if a value is better than a baseline, -1 if it is worse, 0 where there is little between them."""
+        lead = baseline - value if self.lower_is_better else value - baseline
+        if abs(lead) < _SAME * (1.0 if self.unit == "%" else max(1.0, abs(baseline))):
+            return 0
+        return 1 if lead > 0 else -1
+
+    def learned(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the metric is better than all its baselines."""
+        value = metrics[self.metric]
+        return all(self.ahead(value, baseline) > 0 for baseline in self.beside(metrics).values())
+
+    def sentence(self, metrics: Mapping[str, float]) -> str:
+        """The value and what it is worth: ``... 46.8 % ...: better than chance (0.1 %)``."""
+        value, groups = metrics[self.metric], dict[str, list[str]]()
+        for name, baseline in self.beside(metrics).items():
+            place = {1: "better than", 0: "no better than", -1: "worse than"}[self.ahead(value, baseline)]
+            groups.setdefault(place, []).append(f"{name} ({self.shown(baseline)})")
+        worth = ", ".join(f"{place} {' and '.join(names)}" for place, names in groups.items())
+        return self.says.format(self.shown(value)) + (f": {worth}" if worth else "")
+
+
 class Objective(nn.Module, ABC):
     """The loss that is minimised. Positional constructor parameters are parts (backbone, tokenizer, masker);
     keyword-only ones are the keys of its recipe section. Heads and decoders live here.
@@ -214,9 +271,14 @@ class Objective(nn.Module, ABC):
         """The network that the optimizer moves: ``encoder()`` itself, unless that is a running average."""
         return self.encoder()
 
+    def yardsticks(self) -> "Sequence[Yardstick]":
+        """The metrics that tell what is learned, each beside its baselines: shown while a run trains."""
+        return ()
+
     def describe(self, metrics: Mapping[str, float]) -> str:
         """Held-out metrics (``forward``'s in eval mode) in plain words, for the end of a run."""
-        return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        said = [each.sentence(metrics) for each in self.yardsticks() if each.metric in metrics]
+        return "; ".join(said) or ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
 
     def after_step(self, progress: Progress, generator: torch.Generator) -> None:
         """Called after each optimizer step (EMA, codebooks). The only hook; by default nothing."""

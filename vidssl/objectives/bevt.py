@@ -19,10 +19,11 @@ from vidssl.interfaces import (
     Progress,
     Tokenizer,
     Watched,
+    Yardstick,
 )
-from vidssl.objectives.parts.masked_prediction import StreamName, TokenPrediction, described
+from vidssl.objectives.parts.masked_prediction import StreamName, TokenPrediction, prediction_yardstick
 
-_IN_IMAGES, _IN_CLIPS = "in single frames", "in clips"
+_OF_IMAGES, _OF_CLIPS = " of images", " of clips"
 
 
 class BEVT(Objective, MaskedPrediction, Watched):
@@ -75,8 +76,8 @@ class BEVT(Objective, MaskedPrediction, Watched):
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
-        return f"{_IN_IMAGES} {described(metrics, 'image')}; {_IN_CLIPS} {described(metrics, 'video')}"
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        return prediction_yardstick("video", _OF_CLIPS), prediction_yardstick("image", _OF_IMAGES)
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("image"), *prediction_bands("video"), *feature_bands(after=EARLY))
@@ -105,8 +106,8 @@ class BEVTImage(Objective, MaskedPrediction, Watched):
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
-        return f"{_IN_IMAGES} {described(metrics, 'image')}"
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        return (prediction_yardstick("image", _OF_IMAGES),)
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("image"), *feature_bands(after=EARLY))
@@ -133,8 +134,8 @@ class BEVTVideo(Objective, MaskedPrediction, Watched):
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
-        return f"{_IN_CLIPS} {described(metrics, 'video')}"
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        return (prediction_yardstick("video", _OF_CLIPS),)
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("video"), *feature_bands(after=EARLY))

@@ -1,7 +1,7 @@
 """Classes of whole videos: what finetuning minimises, and a supervised network beside the others."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress, Tokenizer
+from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress, Tokenizer, Yardstick
 from vidssl.objectives.parts.masked_prediction import (
     FrozenTokenizer,
     accuracy,
@@ -141,10 +141,15 @@ class Classification(Objective):
             for kept, current in zip(self.average.buffers(), self.classifier.buffers(), strict=True):
                 kept.copy_(current)  # statistics of batch norms are averages already
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
+    def yardsticks(self) -> tuple[Yardstick, ...]:
         return (
-            f"{metrics['accuracy']:.1%} of the videos are classified right "
-            f"(always the most frequent class: {metrics['most_frequent']:.1%})"
+            Yardstick(
+                metric="accuracy",
+                label="videos classified",
+                says="{} of the videos are classified right",
+                baselines={"the most frequent class": "most_frequent"},
+                unit="%",
+            ),
         )
 
     def _labelled(self, batch: Batch) -> tuple[list[Tensor], Tensor]:

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from vidssl.engine.precision import full_precision
 from vidssl.engine.schedules import cosine_between
-from vidssl.interfaces import Backbone, Band, Batch, LossOutput, Objective, Progress, Watched
+from vidssl.interfaces import Backbone, Band, Batch, LossOutput, Objective, Progress, Watched, Yardstick
 from vidssl.objectives.parts.batch_norm import BatchNorm
 from vidssl.objectives.parts.distillation import (
     CentredTargets,
@@ -186,15 +186,21 @@ class SVT(Objective, Watched):
         """Share of itself that the teacher keeps after this step."""
         return cosine_between(self.teacher_momentum, 1.0, progress.step, progress.total_steps)
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
-        each, mean = metrics["teacher_entropy_share"], metrics["batch_entropy_share"]
+    def yardsticks(self) -> tuple[Yardstick, ...]:
         return (
-            f"loss {metrics['loss']:.3f} (ln K = {self.monitor.log_k:.3f} if the student answered every "
-            f"clip alike); the teacher's targets have {each:.0%} of the possible entropy each, {mean:.0%} in "
-            "their mean (collapsed, both would be near 0 or both near 100 %); features of clips deviate "
-            f"by {metrics['feature_std']:.2f} (0: all alike, 1: spread in all directions) and use "
-            f"{metrics['rankme']:.1f} of {self.encoder().embed_dim} dimensions (RankMe, at most the clips "
-            "of a batch)"
+            Yardstick(
+                metric="loss",
+                label="loss between views",
+                says="views of a video get the same answer of student and teacher at a loss of {}",
+                baselines={"one answer for all clips": self.monitor.log_k},
+                lower_is_better=True,
+            ),
+            Yardstick(
+                metric="feature_std",
+                label="deviation of features",
+                says="features of different clips deviate by {} of 1",
+                baselines={"all alike": 0.0},
+            ),
         )
 
 

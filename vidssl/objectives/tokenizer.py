@@ -16,6 +16,7 @@ from vidssl.interfaces import (
     Tokenizer,
     TrainableTokenizer,
     Watched,
+    Yardstick,
 )
 from vidssl.objectives.parts.perceptual import perceptual_distance
 
@@ -138,6 +139,17 @@ class TokenizerTraining(Objective, Watched):
         self.tokenizer.update_codebook(generator)
         self.recent_counts[progress.step % len(self.recent_counts)] = self._seen
         self._seen_at = -1
+
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        return (
+            Yardstick(metric="psnr", label="reconstruction", says="frames are rebuilt at {}", unit="dB"),
+            Yardstick(
+                metric="used_codes",
+                label="codes in use",
+                says="{} of the codes are used",
+                unit="%",
+            ),
+        )
 
     def bands(self) -> tuple[Band, ...]:
         """Of the use of codes (ours)."""

@@ -28,6 +28,7 @@ from vidssl.interfaces import (
     Tokenizer,
     VisibleFeatures,
     Watched,
+    Yardstick,
 )
 from vidssl.interfaces.grids import GridSize, expand_mask, places_of
 from vidssl.layers.transformer import rows_at
@@ -37,6 +38,7 @@ from vidssl.objectives.parts.masked_prediction import (
     copy_nearest,
     fit_strides,
     most_frequent_accuracy,
+    prediction_yardstick,
 )
 from vidssl.objectives.parts.visible import (
     TargetNorm,
@@ -228,17 +230,25 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
     def encoder(self) -> Backbone:
         return self.backbone
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
+    def yardsticks(self) -> tuple[Yardstick, ...]:
         if self.tokenizer is not None:
-            return (
-                f"{metrics['accuracy_mask']:.1%} of the hidden ids are predicted right "
-                f"(always the most frequent id: {metrics['most_frequent_mask']:.1%}, "
-                f"copying the nearest visible id: {metrics['copy_nearest_mask']:.1%})"
-            )
+            return (prediction_yardstick("mask"),)
         return (
-            f"the loss is {metrics['loss_of_mean']:.1%} of that of predicting the mean; hidden pixels are "
-            f"filled in at {metrics['psnr']:.1f} dB "
-            f"(each cell in its true mean colour: {metrics['psnr_of_mean']:.1f} dB)"
+            Yardstick(
+                metric="loss_of_mean",
+                label="error on hidden pixels",
+                says="the loss on hidden pixels is {} of that of the best constant",
+                baselines={"the best constant": 1.0},
+                unit="%",
+                lower_is_better=True,
+            ),
+            Yardstick(
+                metric="psnr",
+                label="hidden pixels",
+                says="they are filled in at {}",
+                baselines={"each cell in its true mean colour": "psnr_of_mean"},
+                unit="dB",
+            ),
         )
 
     def bands(self) -> tuple[Band, ...]:

@@ -26,6 +26,7 @@ from vidssl.interfaces import (
     Progress,
     Tokenizer,
     Watched,
+    Yardstick,
 )
 from vidssl.objectives.parts.contrastive import ProjectionHead, info_nce
 from vidssl.objectives.parts.masked_prediction import (
@@ -33,11 +34,18 @@ from vidssl.objectives.parts.masked_prediction import (
     MaskedClips,
     Replace,
     TokenPrediction,
-    described,
     ids_of,
+    prediction_yardstick,
 )
 
 NegativesFrom = Literal["batch", "part"]
+_CONTRAST = Yardstick(
+    metric="accuracy_contrast",
+    label="clips that find their video",
+    says="of all clips of a batch the nearest is the other clip of its video for {} of them",
+    baselines={"chance": "chance_contrast"},
+    unit="%",
+)
 
 
 class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
@@ -54,7 +62,8 @@ class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
     - ``loss_contrast``: gamma L_cl, the paper's "CL-Loss": both directions added up.
     - ``predicted_perplexity_mask``: in training, how many equally frequent ids would be as varied as those
       predicted.
-    - ``accuracy_contrast``: how often the other clip of its video is the nearest one to a clip.
+    - ``accuracy_contrast``: how often the other clip of its video is the nearest one to a clip;
+      ``chance_contrast``: how often it would be by chance.
     - ``positive_negative_gap``: mean cosine of clips of one video, less that of clips of different ones.
     - ``negatives``: other videos that a clip is told apart from, as Table 11 counts: of a step's whole batch,
       all processes together, or of a part of it, see ``negatives_from``.
@@ -163,8 +172,8 @@ class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
-        return f"{described(metrics, 'mask')}; {_describe_contrast(metrics)}"
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        return prediction_yardstick("mask"), _CONTRAST
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("mask"), *contrast_bands(), *feature_bands(after=EARLY))
@@ -197,8 +206,8 @@ class VIMPACPredict(Objective, MaskedPrediction, Watched):
     def encoder(self) -> Backbone:
         return self.prediction.backbone
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
-        return described(metrics, "mask")
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        return (prediction_yardstick("mask"),)
 
     def bands(self) -> tuple[Band, ...]:
         return (*prediction_bands("mask"), *feature_bands(after=EARLY))
@@ -275,8 +284,8 @@ class VIMPACContrast(JointLoss, Watched, ComparesVideos):
     def encoder(self) -> Backbone:
         return self.backbone
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
-        return _describe_contrast(metrics)
+    def yardsticks(self) -> tuple[Yardstick, ...]:
+        return (_CONTRAST,)
 
     def bands(self) -> tuple[Band, ...]:
         return (*contrast_bands(), *feature_bands(after=EARLY))
@@ -318,6 +327,7 @@ class ClipContrast(nn.Module):
             "accuracy_contrast": contrast.accuracy,
             "positive_negative_gap": contrast.gap,
             "negatives": torch.full((), contrast.num_videos - 1.0, device=loss.device),
+            "chance_contrast": torch.full((), 1 / (2 * contrast.num_videos - 1), device=loss.device),
         }
         return LossOutput(loss, metrics, vectors[:, 0].detach())
 
@@ -355,11 +365,3 @@ def _side_by_side(slots: Sequence[Tensor], exactly: int | None = None) -> Tensor
     if len({slot.shape for slot in slots}) > 1:
         raise ValueError(f"clips of one shape are needed, got {[tuple(slot.shape) for slot in slots]}")
     return torch.cat(tuple(slots))
-
-
-def _describe_contrast(metrics: Mapping[str, float]) -> str:
-    others = 2 * round(metrics["negatives"]) + 1
-    return (
-        f"the other clip of its video is the nearest of {counted(others, 'clip')} for "
-        f"{metrics['accuracy_contrast']:.1%} of them (by chance {1 / others:.1%})"
-    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +81,31 @@ def show(
     return 0
 
 
+def draw_learned(checkpoint: Path, console: Console) -> None:
+    """A picture of two videos that shows what a run has learned; none where its parts have none to show.
+
+    It is made on the CPU: the run may still fill the GPU.
+    """
+    say = partial(print_line, console)
+    read = read_checkpoint(checkpoint)
+    recipe = recipe_of(read, "", trust=True)
+    part = recipe.backbone
+    what: Picture = "reconstruction"
+    if part is not None and not has_ability(constructor_of(recipe.objective, OBJECTIVE), MaskedPrediction):
+        if not has_ability(constructor_of(part, BACKBONE), ClassAttention):
+            return
+        what = "attention"
+    clips_of = partial(clips_to_show, what=what, say=say, videos=2)
+    try:
+        with torch.no_grad():
+            drawing = _of_run(read, what, True, clips_of, say, on_cpu=True)
+    except UsageError as error:  # a tokenizer that cannot draw, a clip that is too short: the run is done
+        say(f"No picture: {error}")
+        return
+    path = _save(replace(drawing, moves=False), home(read) / "pictures", f"{what}-{checkpoint.stem}")[0]
+    say(f"Picture: {path}")
+
+
 def _names_tokenizer(target: str) -> bool:
     """Whether a word is no run or checkpoint but a tokenizer.
 
@@ -107,9 +133,13 @@ def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
     return [png, gif]
 
 
-def _of_run(checkpoint: Checkpoint, what: Picture, trust: bool, clips_of: ClipsOf, say: Say) -> Drawing:
+def _of_run(
+    checkpoint: Checkpoint, what: Picture, trust: bool, clips_of: ClipsOf, say: Say, *, on_cpu: bool = False
+) -> Drawing:
     without = "without one its parts and data are not known, and nothing can be drawn"
     recipe = recipe_of(checkpoint, without, trust=trust)
+    if on_cpu:
+        recipe = replace(recipe, run=replace(recipe.run, device="cpu"))
     title, owner = f"{recipe.name}, step {checkpoint.step}: ", str(checkpoint.path)
     device = pick_device(recipe.run.device)
     if recipe.backbone is None:

@@ -16,10 +16,11 @@ from vidssl.data.sources.origins import Overlap
 from vidssl.engine.accumulate import forward_backward, split_batch
 from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import save_checkpoint
+from vidssl.engine.display import TrainDisplay
 from vidssl.engine.distributed import World
 from vidssl.engine.gather import in_parts
 from vidssl.engine.guard import Guard
-from vidssl.engine.logging import Track, TrainDisplay, over_processes
+from vidssl.engine.logging import Track, over_processes
 from vidssl.engine.nonfinite import broken_weights, listed
 from vidssl.engine.optim import Update
 from vidssl.engine.parallel import Parallel, whole
@@ -166,10 +167,11 @@ def train_steps(fixed: Fixed, moving: Moving) -> TrainResult:
         tested = _test(fixed) if due else {}
         if tested:
             _log(fixed, done, {f"test_{key}": value for key, value in tested.items()})
+            display.tested(done, tested)
         if fixed.monitor is not None and run.knn_every_steps and done % run.knn_every_steps == 0:
             found = json.loads(world.from_first(partial(_monitored, fixed.monitor)))
             _log(fixed, done, found)
-            display.metrics(done, found)
+            display.probed(done, found)
 
         # save
         if due or stopped or collapse:

@@ -15,10 +15,12 @@ from vidssl.build.registry import OBJECTIVE, constructor_of, resolved_text
 from vidssl.config.recipe import Recipe, overridden, read_recipe
 from vidssl.config.strict_yaml import load
 from vidssl.engine.atomic import check_writable, write_text
+from vidssl.engine.display import say_wrapped
 from vidssl.engine.distributed import here, processes, told_once_a_machine
 from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
 from vidssl.engine.own_code import code_in, files_of
-from vidssl.engine.process import sole_process
+from vidssl.engine.precision import pick_device
+from vidssl.engine.process import Cpus, sole_process
 from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
 from vidssl.engine.runfolder import RunFolder, check_name, named_run
 from vidssl.errors import UsageError, agreed, counted
@@ -30,13 +32,24 @@ from vidssl.train.start import train
 STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can be resumed
 
 
-def run_recipe(recipe: Recipe, console: Console | None = None, resume: Path | None = None) -> int:
+Draw = Callable[[Path, Console], None]  # draws a picture of a checkpoint, and names it
+
+
+def run_recipe(
+    recipe: Recipe,
+    console: Console | None = None,
+    resume: Path | None = None,
+    *,
+    cpus: Cpus | None = None,
+    draw: Draw | None = None,
+) -> int:
     """Train what a recipe describes, report the result and what to do next.
 
     Where a launcher has started several processes, they train together and rank 0 prints.
 
     Args:
-        resume: as for ``train_recipe``.
+        resume, cpus: as for ``train_recipe``.
+        draw: called by rank 0 when all steps are done.
 
     Returns:
         Exit code: 0, or 130 if the run was asked to stop before its last step.
@@ -45,19 +58,30 @@ def run_recipe(recipe: Recipe, console: Console | None = None, resume: Path | No
     with processes(recipe.run.device, timeout_minutes=recipe.run.timeout_minutes) as world:
         console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
-            objective, result = train_recipe(recipe, console, resume)
+            objective, result = train_recipe(recipe, console, resume, cpus=cpus)
         _conclude(result, objective, time.monotonic() - started, console)
+        if draw is not None and world.first and result.steps == result.total_steps:
+            draw(result.checkpoint, console)
+        if world.first:
+            for line in _next(result, objective, recipe):
+                print_line(console, line)
     return 0 if result.steps == result.total_steps else STOPPED
 
 
 def train_recipe(
-    recipe: Recipe, console: Console, resume: Path | None = None, stop_after: int | None = None
+    recipe: Recipe,
+    console: Console,
+    resume: Path | None = None,
+    stop_after: int | None = None,
+    *,
+    cpus: Cpus | None = None,
 ) -> tuple[Objective, TrainResult]:
     """Build what a recipe describes, train it, and hand it over as it is then.
 
     Args:
         resume: folder of a run of this recipe to resume; otherwise ``run.resume`` decides.
         stop_after: steps of the run after which to stop.
+        cpus: by which to choose the number of threads; None leaves it as it is.
     """
     build.check(recipe)
     build.check_ready(recipe, with_init=resume is None)
@@ -69,6 +93,8 @@ def train_recipe(
     if resume is None and recipe.run.resume == "auto":
         found = world.from_first(lambda: _found(recipe, text, say))
         resume = Path(found) if found else None
+    if cpus is not None:
+        recipe = _on_cpus(recipe, cpus, resume, say)
     longer = None if resume is None else _longer(recipe, RunFolder(resume))
     counted = build.schedule(recipe).counts_epochs
     if longer is not None and not counted:
@@ -99,6 +125,27 @@ def train_recipe(
         world=world,
     )
     return objective, result
+
+
+def _on_cpus(recipe: Recipe, cpus: Cpus, resume: Path | None, say: Callable[[str], None]) -> Recipe:
+    """Takes as many threads as there are CPUs free, and no more data workers than can run beside them.
+
+    A run that resumes takes those that it began with, and ``run.deterministic`` all CPUs: sums of another
+    number of threads differ in their last digits.
+    """
+    run, threads = recipe.run, cpus.threads
+    if run.deterministic:
+        threads = cpus.allowed
+    elif resume is not None:
+        threads = min(RunFolder(resume).began_with_threads() or threads, cpus.allowed)
+    torch.set_num_threads(threads)
+    workers = run.workers if cpus.free >= 1.5 else min(run.workers, 1)
+    if pick_device(run.device).type == "cpu" or cpus.free < cpus.allowed / 2:
+        say(
+            f"CPUs: {cpus.allowed}, {cpus.free:.1f} of them free: {counted(threads, 'thread')} "
+            f"(OMP_NUM_THREADS=N for another number), {counted(workers, 'data worker')} a stream"
+        )
+    return replace(recipe, run=replace(run, workers=workers))
 
 
 @dataclass(frozen=True)
@@ -183,12 +230,20 @@ def _monitor(recipe: Recipe, objective: Objective) -> Monitor | None:
     return KnnMonitor(recipe, encoder) if wanted and isinstance(encoder, Backbone) else None
 
 
-def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None = None) -> int:
+def resume_run(
+    run: str,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+    *,
+    cpus: Cpus | None = None,
+    draw: Draw | None = None,
+) -> int:
     """Resume a run at the very step of its newest checkpoint, under the recipe in its folder.
 
     Args:
         run: its folder.
         overrides: of keys of ``run``, for the time that is left; others are refused.
+        cpus, draw: as for ``run_recipe``.
 
     Returns:
         As ``run_recipe``.
@@ -202,15 +257,14 @@ def resume_run(run: str, overrides: Sequence[str] = (), console: Console | None 
         if moved:
             raise UsageError(f"{moved[0]}: a run that resumes stays in its folder, {run}")
         recipe = read_recipe(overridden(load(path), overrides), path.parent)
-    return run_recipe(recipe, console, resume=Path(run))
+    return run_recipe(recipe, console, resume=Path(run), cpus=cpus, draw=draw)
 
 
 def _conclude(result: TrainResult, objective: Objective, seconds: float, console: Console) -> None:
     if result.steps < result.total_steps:
         lines = [
             f"Stopped after {result.steps} of {counted(result.total_steps, 'step')}; the network so far "
-            "is saved.",
-            f"To resume: vidssl train --resume {result.folder}",
+            "is saved."
         ]
     elif result.steps_before == result.steps:
         lines = [f"All of the run's {counted(result.steps, 'step', verb='were')} done before."]
@@ -226,13 +280,31 @@ def _conclude(result: TrainResult, objective: Objective, seconds: float, console
             "weights since "
             f"step {last} gave no finite loss: of the checkpoints use one before that."
         ]
-    lines += [f"Run folder: {result.folder}", f"Checkpoint: {result.checkpoint}"]
-    if result.test_metrics:
-        lines += [f"{_on_test(result)}: {objective.describe(result.test_metrics)}"]
-    if isinstance(objective.encoder(), Backbone):
-        lines += [f"Next: vidssl eval {result.folder} --protocol linear"]
     for line in lines:
-        print_line(console, line)
+        say_wrapped(console, line)
+    if result.test_metrics:
+        say_wrapped(console, _learned(result, objective), "bold")
+    print_line(console, f"Run folder: {result.folder}")
+    print_line(console, f"Checkpoint: {result.checkpoint}")
+
+
+def _learned(result: TrainResult, objective: Objective) -> str:
+    """What the pretext task has taught, by the objective's own yardsticks."""
+    metrics = result.test_metrics
+    learned = [each.learned(metrics) for each in objective.yardsticks() if each.metric in metrics]
+    verdict = "Learned" if all(learned) else "Learned in part" if any(learned) else "Not learned yet"
+    return f"{verdict if learned else 'Measured'}, {_on_test(result)}: {objective.describe(metrics)}."
+
+
+def _next(result: TrainResult, objective: Objective, recipe: Recipe) -> list[str]:
+    """The next command."""
+    if result.steps < result.total_steps:
+        return [f"To resume: vidssl train --resume {result.folder}"]
+    if not isinstance(objective.encoder(), Backbone):
+        return [f"Next: vidssl eval {result.folder} --protocol tokenizer"]
+    if recipe.data.probe is None:
+        return [f"Next: vidssl eval {result.folder} --protocol linear data=RECIPE (one with labelled videos)"]
+    return [f"Next: vidssl eval {result.folder} --protocol linear"]
 
 
 def _on_test(result: TrainResult) -> str:
@@ -240,7 +312,7 @@ def _on_test(result: TrainResult) -> str:
     found = result.test_overlap
     if found.keys:
         were = agreed(len(found.keys), "were")
-        return f"On {found.total} test videos, of which {len(found.keys)} {were} trained on"
+        return f"on {found.total} test videos, of which {len(found.keys)} {were} trained on"
     if found.unknown:
-        return "On test videos, of which it is not known whether they were trained on"
-    return "On test videos, never trained on"
+        return "on test videos, of which it is not known whether they were trained on"
+    return "on test videos, never trained on"

@@ -22,16 +22,9 @@ from vidssl.data.sources.origins import (
     write_videos,
 )
 from vidssl.engine.collapse import CollapseWatch
+from vidssl.engine.display import TrainDisplay, say_wrapped
 from vidssl.engine.distributed import World, here, take_device
-from vidssl.engine.logging import (
-    Meter,
-    Say,
-    TrainDisplay,
-    check_trackers,
-    open_trackers,
-    print_line,
-    terminal,
-)
+from vidssl.engine.logging import Meter, Say, check_trackers, open_trackers, terminal
 from vidssl.engine.optim import Optim
 from vidssl.engine.own_code import keep_own
 from vidssl.engine.parallel import Parallel
@@ -100,7 +93,7 @@ def train(
     objective.to(device).train()
     prepare(objective, run)
     check_whole(objective, run, world.size)
-    say = partial(print_line, console)
+    say = partial(say_wrapped, console)
     for line in check_repeats(objective, streams):
         say(line)
     distinct = isinstance(objective, ComparesVideos)
@@ -136,7 +129,9 @@ def train(
         with (
             deterministic(run.deterministic),
             stop_requests() as stop,
-            TrainDisplay(plan.total_steps, console, start.step) as display,
+            TrainDisplay(
+                plan.total_steps, console, start.step, objective.yardsticks(), on_cpu=device.type == "cpu"
+            ) as display,
             Loader(
                 streams,
                 start_step=start.step,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vidssl.engine.collapse import predicted_perplexity
 from vidssl.engine.gather import OwnRows, num_processes, sum_over_processes
 from vidssl.errors import UsageError
-from vidssl.interfaces import Backbone, Features, FilledIn, LossOutput, Masker, Tokenizer
+from vidssl.interfaces import Backbone, Features, FilledIn, LossOutput, Masker, Tokenizer, Yardstick
 from vidssl.interfaces.grids import GridSize, common_grid, expand_mask
 
 StreamName = Literal["image", "video"]
@@ -155,12 +155,21 @@ class TokenPrediction(nn.Module):
         return self.head(masked.features.patches, masked.hidden, embedding)
 
 
-def described(metrics: Mapping[str, float], name: str) -> str:
-    """Held-out metrics of masked prediction in plain words."""
-    return (
-        f"{metrics[f'accuracy_{name}']:.1%} of the hidden ids are predicted right "
-        f"(always the most frequent id: {metrics[f'most_frequent_{name}']:.1%}, "
-        f"copying the nearest visible id: {metrics[f'copy_nearest_{name}']:.1%})"
+def prediction_yardstick(name: str, of: str = "") -> Yardstick:
+    """``accuracy_NAME`` beside its baselines.
+
+    Args:
+        of: which ids, " of clips" say.
+    """
+    return Yardstick(
+        metric=f"accuracy_{name}",
+        label=f"hidden ids{of}",
+        says=f"{{}} of the hidden ids{of} are predicted right",
+        baselines={
+            "the most frequent id": f"most_frequent_{name}",
+            "copying the nearest id": f"copy_nearest_{name}",
+        },
+        unit="%",
     )
 
 
