@@ -143,7 +143,7 @@ def make_world(folder: Path) -> None:
 def records(folder: RunFolder) -> list[dict[str, float]]:
     """The metrics without what is measured in seconds or bytes."""
     found = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
-    timed = re.compile(r"seconds|.*_per_second|data_wait_share|memory_gib")
+    timed = re.compile(r"seconds|.*_per_second|data_wait_share|off_cpu_share|memory_gib")
     return [{key: value for key, value in record.items() if not timed.fullmatch(key)} for record in found]
 
 

@@ -29,7 +29,7 @@ def standing_in(monkeypatch: pytest.MonkeyPatch, module: str, function: str) -> 
     """Replaces a function that the command calls by one that notes its arguments and returns 7."""
     calls: list[tuple[object, ...]] = []
     fake = ModuleType(module)
-    setattr(fake, function, lambda *given, trust=False: calls.append(given) or 7)
+    setattr(fake, function, lambda *given, **options: calls.append(given) or 7)
     monkeypatch.setitem(sys.modules, module, fake)
     return calls
 
@@ -247,7 +247,7 @@ def test_a_working_folder_that_was_removed_is_named(
 
 
 def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*given: object) -> int:
+    def interrupted(*given: object, **options: object) -> int:
         raise KeyboardInterrupt
 
     fake = ModuleType("vidssl.train.run")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 from toy_parts import Means
 
@@ -11,7 +10,7 @@ from vidssl.data.classes import class_counts, counted_classes, numbered_together
 from vidssl.data.loader import Loader, Stream, numbered_alike
 from vidssl.data.views.random import SingleClip
 from vidssl.errors import UsageError
-from vidssl.evaluate.report import print_classes
+from vidssl.evaluate.report import classes_of
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.scores import probe
@@ -71,14 +70,14 @@ def test_a_test_set_may_lack_classes_and_have_its_own() -> None:
     )
 
 
-def test_a_probe_numbers_train_and_test_together(capsys) -> None:
+def test_a_probe_numbers_train_and_test_together() -> None:
     learned = table([[1.0, 0.0], [0.0, 1.0]], [0, 1], "a", "b")
     tested = table([[0.1, 1.0], [1.0, 0.2], [0.0, 1.0]], [0, 1, -1], "b", "c")
     (score,) = probe(KNN(k=1), learned, tested)
     assert (score.top1, score.num_test) == (0.5, 2)  # b is b, though it is 1 in one and 0 in the other
     shared = numbered_together(learned.classes, tested.classes)
-    print_classes(learned.renumbered(shared), tested.renumbered(shared), Console())
-    assert "test, label 'class': 3 classes: a (0), b (1), c (1)" in capsys.readouterr().out
+    lines = classes_of(learned.renumbered(shared), tested.renumbered(shared))
+    assert "test, label 'class': 3 classes: a (0), b (1), c (1)" in lines
 
 
 def test_test_streams_go_by_the_numbers_of_training_streams() -> None:

@@ -1,7 +1,10 @@
 """Commands on recipes and their runs: train, bench, selftest, and replay of a step."""
 
 import os
+from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from vidssl.cli.operands import RECIPE, Commands, Parser, add, add_trust, at_least, only, positive, split
 from vidssl.engine.process import Cpus, look_at_cpus
@@ -60,10 +63,9 @@ def _train(
         if names:
             raise UsageError(f"a run resumes with its own recipe: leave out {names[0]}")
         cpus = _free_cpus()
-        from vidssl.pictures.show import draw_learned
         from vidssl.train.run import resume_run
 
-        return resume_run(resume, overrides, cpus=cpus, draw=draw_learned)
+        return resume_run(resume, overrides, cpus=cpus, draw=_draw)
     name = only(names, "train takes one recipe", hint if names else "vidssl train recipes/bevt.yaml")
     from vidssl.config.recipe import load_recipe
     from vidssl.engine.distributed import told_once_a_machine
@@ -76,10 +78,15 @@ def _train(
         try_out(recipe)
         return 0
     cpus = _free_cpus()
-    from vidssl.pictures.show import draw_learned
     from vidssl.train.run import run_recipe
 
-    return run_recipe(recipe, cpus=cpus, draw=draw_learned)
+    return run_recipe(recipe, cpus=cpus, draw=_draw)
+
+
+def _draw(checkpoint: Path, console: Console) -> None:
+    from vidssl.pictures.show import draw_learned  # when all is trained: it needs more of the package
+
+    draw_learned(checkpoint, console)
 
 
 def _free_cpus() -> Cpus | None:

@@ -31,7 +31,7 @@ from vidssl.evaluate.networks import (
     is_external,
     recipe_named,
 )
-from vidssl.evaluate.report import NotKept, print_classes, report
+from vidssl.evaluate.report import NotKept, classes_of, report
 from vidssl.evaluate.seen import check_seen
 from vidssl.evaluate.subject import Subject, recipe_of, spec_of, subject_of, trained_backbone
 from vidssl.evaluators.extract import ALONE
@@ -218,7 +218,6 @@ def _scored(
 ) -> str:
     """Fits the probes and reports; why the scores could not be written, or nothing."""
     evaluator = build.evaluator(protocol.evaluator)
-    print_classes(*next(iter(features.values())), console)
     scores = {
         name: probe(
             evaluator,
@@ -230,9 +229,10 @@ def _scored(
         )
         for name, tables in features.items()
     }
-    videos = dict(zip(("train", "test"), next(iter(features.values())), strict=True))
+    found = next(iter(features.values()))
+    videos = dict(zip(("train", "test"), found, strict=True))
     try:
-        report(subject, protocol, scores, videos, console, notes=notes)
+        report(subject, protocol, scores, videos, console, notes=notes, details=classes_of(*found))
     except NotKept as error:
         return str(error)
     return ""

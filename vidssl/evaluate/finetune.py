@@ -21,7 +21,7 @@ from vidssl.engine.distributed import here, take_device
 from vidssl.engine.logging import print_line
 from vidssl.engine.precision import on_meta, use_bfloat16
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.report import print_classes, report
+from vidssl.evaluate.report import classes_of, report
 from vidssl.evaluate.subject import NetworkSpec, Subject, trained_objective
 from vidssl.evaluators.extract import extract
 from vidssl.evaluators.features import FeatureTable
@@ -104,7 +104,8 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
     together = shared_labels(train.label_classes, test.label_classes)
     labels = _labels(protocol, tuple(together))
     starts, listed = _starts(subject, protocol), _listed(train).renumbered(together)
-    print_classes(listed, _listed(test).renumbered(together), console)
+    for line in classes_of(listed, _listed(test).renumbered(together)):
+        print_line(console, line)
     rows = [
         _row(subject.spec, protocol, name=name, init=init, label=label, amount=amount, listed=listed, out=out)
         for label in labels

@@ -47,26 +47,29 @@ def report(
     console: Console,
     *,
     notes: Sequence[str] = (),
+    details: Sequence[str] = (),
 ) -> None:
-    """Print a table of scores and what was left out, and keep them in a file.
+    """Print what was found in a sentence, a table of scores and what was left out, and keep them in a file.
 
     Args:
         videos: those to learn from ("train") and to test on ("test"), as they were found.
         notes: on test videos that were learned from before.
+        details: lines that are printed below the tables, and not kept.
 
     Raises:
         NotKept: if the file cannot be written, when all is shown.
     """
     tested = tested_videos(videos["test"])
     differences = network_differences(scores, tested)
+    console.print(Text.assemble((f"{protocol.name}: ", "bold"), verdict(scores, differences)))
     for table in fitting(scores, f"{protocol.name} of {subject.title}", differences, console):
         console.print(table)
     if differences:
         console.print(difference_table(differences, list(scores), tested))
     for line in [*probe_lines(scores), *class_lines(scores, videos["test"])]:
         print_line(console, line)
-    for note in notes:
-        print_line(console, note)
+    for line in (*details, *notes):
+        print_line(console, line)
     for name, part in videos.items():
         # finetuning encodes no train videos; it reports each unreadable one when it reaches it
         found = f"{counted(len(part.keys), 'video')} found of " if part.vectors.numel() else ""
@@ -89,13 +92,47 @@ def report(
     print_line(console, f"Scores: {path}")
 
 
-def print_classes(train: FeatureTable, test: FeatureTable, console: Console) -> None:
-    """Print the classes that are learned and tested, numbered together, and how many videos each has."""
+def classes_of(train: FeatureTable, test: FeatureTable) -> list[str]:
+    """The classes that are learned and tested, numbered together, and how many videos each has."""
     learned, tested = (
         {name: found.tolist() for name, found in part.labels.items()} for part in (train, test)
     )
-    for line in class_counts(learned, tested, train.classes):
-        print_line(console, line)
+    return list(class_counts(learned, tested, train.classes))
+
+
+_STYLES = {"+": "bold green", "-": "bold red"}
+
+
+def verdict(scores: Scores, differences: Sequence[NetworkDifference]) -> Text:
+    """What the scores of a table say, in a sentence: of the first network, against the second or chance."""
+    first, *others = scores
+    if others and not differences:
+        return Text(f"{first} and {' and '.join(others)} beside each other; several draws are not tested")
+    marked: dict[str, list[str]] = {"+": [], "-": [], "": []}
+    for each in differences:
+        if each.row.frames == "normal":
+            by = f" ({100 * each.found.mean:+.1f} points)" if each.mark else ""
+            marked[each.mark].append(f"{_name(each.row)}{by}")
+    worded = {"+": "better on ", "-": "worse on ", "": "not clearly different on "}
+    if not others:
+        for row in scores[first]:
+            if row.frames == "normal" and row.chance is not None:
+                above = row.top1 - 2 * row.spread if row.spread is not None else row.low
+                marked["+" if above > row.chance else ""].append(_name(row))
+        worded = {"+": "above chance on ", "-": "", "": "not clearly above chance on "}
+    clauses = [
+        (f"{worded[mark]}{_in_words(names)}", _STYLES.get(mark, ""))
+        for mark, names in marked.items()
+        if names
+    ]
+    sentence = Text(f"{first} is " if not others else f"{first}, against {others[0]}, is ")
+    for place, clause in enumerate(clauses):
+        sentence.append(", and " if 0 < place == len(clauses) - 1 else ", " if place else "").append(*clause)
+    return sentence if clauses else Text(f"what {first} finds is below")
+
+
+def _in_words(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def fitting(
@@ -148,7 +185,7 @@ def difference_table(
         name = f"{_name(row)}, {row.frames}" if row.frames != "normal" else _name(row)
         name += ", mean over classes" if row.unbalanced else ""
         cells = (*difference_cells(found), p_cell(found.p), p_cell(each.p_holm), tested[row.label].shown())
-        table.add_row(name, *cells)
+        table.add_row(name, Text(cells[0], _STYLES.get(each.mark, "")), *cells[1:])
     return table
 
 
@@ -172,7 +209,8 @@ def _by_network(scores: Scores, title: str, marks: Mapping[RowKey, str], apart: 
     for row in zip(*scores.values(), strict=True):
         lead, *more = lines_of(row, marks.get(what(row[0]), ""), apart)
         name = ", ".join(word for word in (_name(row[0]), lead.name) if word)
-        table.add_row(name, *lead.cells, lead.chance, _videos(row[0]))
+        own = Text(lead.cells[0], _STYLES.get(marks.get(what(row[0]), ""), ""))
+        table.add_row(name, own, *lead.cells[1:], lead.chance, _videos(row[0]))
         for line in more:
             table.add_row(f"  {line.name}", *line.cells, line.chance, "")
     return table
