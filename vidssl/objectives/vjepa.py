@@ -24,6 +24,7 @@ from vidssl.interfaces import (
     Split,
     VisibleFeatures,
     Watched,
+    Yardstick,
 )
 from vidssl.layers.transformer import rows_at
 from vidssl.objectives.parts.distillation import check_shares, follow
@@ -187,10 +188,22 @@ class VJEPA(Objective, Watched):
             return self.context_weight
         return self.context_weight * max(0, step - first) / (last - first)
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
+    def yardsticks(self) -> tuple[Yardstick, ...]:
         return (
-            f"the loss is {metrics['loss_of_mean']:.1%} of that of predicting the mean target; targets "
-            f"deviate by {metrics['target_std']:.2f} from cell to cell (0: all alike)"
+            Yardstick(
+                metric="loss_of_mean",
+                label="error on hidden features",
+                says="the loss on the features of hidden cells is {} of that of the mean target",
+                baselines={"the mean target": 1.0},
+                unit="%",
+                lower_is_better=True,
+            ),
+            Yardstick(
+                metric="target_std",
+                label="deviation of targets",
+                says="targets deviate by {} from cell to cell",
+                baselines={"all alike": 0.0},
+            ),
         )
 
     def bands(self) -> tuple[Band, ...]:
