@@ -50,7 +50,7 @@ def test_lines_without_a_terminal_name_the_pretext_first_and_are_short() -> None
     assert "grad_norm" not in first
     assert (
         test
-        == "step 400, test videos: hidden ids of clips 39.0 % (the most frequent id 28.6 %, chance 5.0 %)"
+        == "step 400, held-out videos: hidden ids of clips 39.0 % (the most frequent id 28.6 %, chance 5.0 %)"
     )
     assert probe == "step 400, kNN: digit 50.0%"
 

@@ -170,7 +170,7 @@ def test_a_run_whose_videos_have_changed_stops_unless_that_is_allowed(run, capsy
     assert code == 0
     said = " ".join(said.split())
     assert "It resumes with other batches than an uninterrupted run" in said
-    assert "on 10 test videos, of which 10 were trained on: " in said
+    assert "on 10 held-out videos, of which 10 were trained on: " in said
     assert read_videos(run.videos) == now
     assert [read_videos(path) for path in run.video_lists()] == [before, now]
     for path in run.video_lists():

@@ -141,12 +141,12 @@ def test_train_says_what_was_learned_draws_it_and_names_what_comes_next(capsys):
         r"[\d.]+ % of the hidden ids of clips are predicted right: \S.* the most frequent id \([\d.]+ %\)",
         one_line,
     )
-    assert re.search(r"earned.*, on test videos, never trained on: ", one_line)
+    assert re.search(r"earned.*, on held-out videos, never trained on: ", one_line)
     assert said.endswith("Next: vidssl eval runs/words --protocol linear\n")
     assert Path("runs/words/pictures/reconstruction-step-000006.png").stat().st_size > 1000
     assert "Picture: runs/words/pictures/reconstruction-step-000006.png" in said
     assert re.search(r"^step 6/6  0 s left  accuracy_video [\d.]+ %.* clips/s  .*data wait \d+%", said, re.M)
-    assert re.search(r"^step 4, test videos: hidden ids of clips [\d.]+ % \(the most frequent id", said, re.M)
+    assert re.search(r"^step 4, held-out videos: hidden ids of clips [\d.]+ % \(the most frequent id", said, re.M)
     assert max(map(len, said.splitlines())) < 120
 
 

@@ -104,7 +104,7 @@ class TrainDisplay:
         for each in self._rows(found):
             beside = [f"{name} {each.shown(value)}" for name, value in each.beside(found).items()]
             lines.append(f"{each.label} {each.shown(found[each.metric])}" + _in_brackets(beside))
-        self._show(*(f"step {done}, test videos: {line}" for line in lines))
+        self._show(*(f"step {done}, held-out videos: {line}" for line in lines))
 
     def probed(self, done: int, found: Mapping[str, float]) -> None:
         """Shows what probes in the course of the run find."""
@@ -131,7 +131,7 @@ class TrainDisplay:
             names = list(dict.fromkeys(name for each in rows for name in each.baselines))
             table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
             table.add_column("", no_wrap=True)
-            heads = ("training", f"test, step {step}" if found else "test", *names)
+            heads = ("training", f"held out, step {step}" if found else "held out", *names)
             for head in heads:
                 table.add_column(head, justify="right")
             for each in rows:

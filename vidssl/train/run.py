@@ -312,7 +312,7 @@ def _on_test(result: TrainResult) -> str:
     found = result.test_overlap
     if found.keys:
         were = agreed(len(found.keys), "were")
-        return f"on {found.total} test videos, of which {len(found.keys)} {were} trained on"
+        return f"on {found.total} held-out videos, of which {len(found.keys)} {were} trained on"
     if found.unknown:
-        return "on test videos, of which it is not known whether they were trained on"
-    return "on test videos, never trained on"
+        return "on held-out videos, of which it is not known whether they were trained on"
+    return "on held-out videos, never trained on"
