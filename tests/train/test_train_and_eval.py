@@ -146,7 +146,9 @@ def test_train_says_what_was_learned_draws_it_and_names_what_comes_next(capsys):
     assert Path("runs/words/pictures/reconstruction-step-000006.png").stat().st_size > 1000
     assert "Picture: runs/words/pictures/reconstruction-step-000006.png" in said
     assert re.search(r"^step 6/6  0 s left  accuracy_video [\d.]+ %.* clips/s  .*data wait \d+%", said, re.M)
-    assert re.search(r"^step 4, held-out videos: hidden ids of clips [\d.]+ % \(the most frequent id", said, re.M)
+    assert re.search(
+        r"^step 4, held-out videos: hidden ids of clips [\d.]+ % \(the most frequent id", said, re.M
+    )
     assert max(map(len, said.splitlines())) < 120
 
 
