@@ -29,6 +29,7 @@ from vidssl.build.registry import (
 )
 from vidssl.build.token_checks import check_go_together, check_reads_ids, check_stored, check_stored_views
 from vidssl.config.files import PUBLISHED, SpecKind
+from vidssl.config.grid import check_grid
 from vidssl.config.protocol import (
     FinetuneProtocol,
     Protocol,
@@ -421,6 +422,12 @@ def check_file(kind: SpecKind, path: Path) -> None:
         recipe = load_recipe(str(path))
         check_name(recipe.name)
         check(recipe)
+    elif kind == "grids":
+        for cell, recipe in check_grid(str(path)):
+            try:
+                check(recipe)
+            except UsageError as error:
+                raise UsageError(f"{error} (cell {cell})") from error
     elif kind == "evaluation" and path.name == PUBLISHED.name:
         load_published(path)
     elif kind == "evaluation" and measures_tokenizers(str(path)):

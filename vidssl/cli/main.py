@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from vidssl import __version__
-from vidssl.cli import check, data, evaluate, show, tokenize, train
+from vidssl.cli import check, data, evaluate, grid, show, tokenize, train
 from vidssl.cli.operands import BAD_INPUT, Commands, Parser
 from vidssl.engine.process import end_with_launcher
 from vidssl.errors import UsageError, printable
@@ -78,7 +78,7 @@ def parsers() -> "tuple[Parser, Commands[Parser]]":
     parser = Parser(prog="vidssl", description="Self-supervised video learning from interchangeable parts.")
     parser.add_argument("--version", action="version", version=f"vidssl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (train, evaluate, show, tokenize, data, check):
+    for group in (train, evaluate, grid, show, tokenize, data, check):
         group.add_commands(commands)
     return parser, commands
 

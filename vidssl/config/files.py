@@ -1,4 +1,4 @@
-"""Where recipes, evaluation protocols and tokenizers lie, and how a name finds its file"""
+"""Where recipes, grids of them, evaluation protocols and tokenizers lie, and how a name finds its file"""
 
 import difflib
 from collections import Counter
@@ -10,11 +10,18 @@ import vidssl
 from vidssl.config.strict_yaml import Node, load
 from vidssl.errors import UsageError
 
-SpecKind = Literal["recipes", "evaluation", "tokenizers"]
+SpecKind = Literal["recipes", "grids", "evaluation", "tokenizers"]
 PUBLISHED = Path("evaluation/published.yaml")  # what papers report; no protocol, though it lies among them
-NAMES: Mapping[SpecKind, str] = {"recipes": "recipe", "evaluation": "protocol", "tokenizers": "tokenizer"}
+NAMES: Mapping[SpecKind, str] = {
+    "recipes": "recipe",
+    "grids": "grid of recipes",
+    "evaluation": "protocol",
+    "tokenizers": "tokenizer",
+}
+FOLDERS: Mapping[SpecKind, str] = {**{kind: kind for kind in NAMES}, "grids": "recipes/grids"}
 _USES: Mapping[SpecKind, str] = {
     "recipes": "Train it: vidssl train {0}",
+    "grids": "Train them all: vidssl grid {0}",
     "evaluation": "Score a run under it: vidssl eval RUN --protocol {0}",
     "tokenizers": "A recipe names it: tokenizer={0}",
 }
@@ -31,8 +38,12 @@ def spec_files(kind: SpecKind) -> dict[str, Path]:
     """Name (path below the folder, without ``.yaml``) -> file of every spec that ``find`` reaches by name."""
     files: dict[str, Path] = {}
     for root in reversed(spec_roots()):
-        folder = root / kind
-        found = (path for path in sorted(folder.rglob("*.yaml")) if path != root / PUBLISHED)
+        folder, grids = root / FOLDERS[kind], root / FOLDERS["grids"]
+        found = (
+            path
+            for path in sorted(folder.rglob("*.yaml"))
+            if path != root / PUBLISHED and (folder == grids or grids not in path.parents)
+        )
         files |= {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
     return files
 
@@ -65,6 +76,8 @@ def kind_of(tree: Node) -> SpecKind | None:
         return "evaluation" if "train_views" in keys else "recipes"
     if "evaluator" in keys or "measure" in keys:
         return "evaluation"
+    if "cells" in keys or "axes" in keys:
+        return "grids"
     return "tokenizers" if "type" in keys else None
 
 
@@ -83,7 +96,8 @@ def _short(kind: SpecKind, name: str) -> str:
     """A name as ``spec_files`` has it: below the kind's folder, without ``.yaml``."""
     given = Path(name)
     short = given.with_suffix("") if given.suffix == ".yaml" else given
-    return (short.relative_to(kind) if short.parts[:1] == (kind,) else short).as_posix()
+    folder = FOLDERS[kind]
+    return (short.relative_to(folder) if short.is_relative_to(folder) else short).as_posix()
 
 
 def _missing(kind: SpecKind, name: str, files: Mapping[str, Path]) -> str:

@@ -276,6 +276,18 @@ def override(root: Node, text: str) -> Node:
     return _replaced(root, path.split("."), parse(value, lambda line: place, path))
 
 
+def put(root: Node, path: str, leaf: Node) -> Node:
+    """The tree with one value replaced or added; the value still names the place where it was written.
+
+    Args:
+        path: dotted key.
+
+    Raises:
+        UsageError: at the value, if it reaches into something that has no keys.
+    """
+    return _replaced(root, path.split("."), moved(leaf, path))
+
+
 def moved(node: Node, path: str) -> Node:
     """The same values under another key, each still naming the place where it was written."""
     value = node.value

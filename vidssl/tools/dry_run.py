@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import median
 
 import torch
 from rich.console import Console
@@ -74,10 +75,10 @@ class StepCost:
 
     Attributes:
         flops: of forward and backward pass, as PyTorch counts them: matrix products, convolutions, attention.
-        seconds: of the second step.
-        data_seconds: to make the second batch, in this process and with nothing beside it.
+        seconds: of a step after the first.
+        data_seconds: to make its batch, in this process and with nothing beside it.
         memory: peak bytes, of the GPU or of this process.
-        metrics: of the second step.
+        metrics: of the last step.
         weights, state: bytes of a checkpoint, and of what resuming needs besides.
     """
 
@@ -185,9 +186,9 @@ def _hidden(masker: Masker, cells: GridSize, ids: GridSize | None) -> tuple[floa
 
 
 def two_steps(
-    recipe: Recipe, objective: Objective, streams: Mapping[str, Stream], plan: StepPlan
+    recipe: Recipe, objective: Objective, streams: Mapping[str, Stream], plan: StepPlan, timed: int = 1
 ) -> StepCost:
-    """Takes two steps as a run would; the first is counted, the second timed.
+    """Takes steps as a run would; the first is counted, the ``timed`` after it are timed, by their median.
 
     Raises:
         UsageError: if a loss or gradient is not finite.
@@ -196,14 +197,19 @@ def two_steps(
     slices = {name: replace(stream, workers=0, parts=run.accumulate) for name, stream in streams.items()}
     with Loader(slices) as loader:
         flops = _count(partial(trial.take, 0, next(loader)))
-        batch, data_seconds = trial.timed(lambda: next(loader))
+        batch, waited = trial.timed(lambda: next(loader))
         if run.compile:  # compiling is no part of a step
             trial.take(1, batch)
-        metrics, seconds = trial.timed(lambda: trial.take(1, batch))
+        metrics, took = trial.timed(partial(trial.take, 1, batch))
+        waits, takes = [waited], [took]
+        for step in range(2, timed + 1):
+            batch, waited = trial.timed(lambda: next(loader))
+            metrics, took = trial.timed(partial(trial.take, step, batch))
+            waits, takes = [*waits, waited], [*takes, took]
     return StepCost(
         flops,
-        seconds,
-        data_seconds,
+        median(takes),
+        median(waits),
         peak_memory(trial.device),
         {name: float(value) for name, value in metrics.items()},
         weights=sum(value.nbytes for value in objective.state_dict().values()),

@@ -1,0 +1,174 @@
+"""A grid from its file to its tables, each run in this process."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from score_files import write_run
+from toy_probe import recipe_text
+
+from vidssl.cli import main as cli
+from vidssl.compare.grid_tables import StepPrice, grid_tables, read_results
+from vidssl.errors import UsageError
+from vidssl.tools import grid as grids, submit
+from vidssl.tools.grid import Execution, run_grid
+
+GRID = """name: toy
+question: Does it matter?
+recipe: base
+axes:
+  optim.lr: [1e-3, 4e-2]
+seeds: [0, 1]
+equal: {steps: 2}
+labels: [digit]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(grids, "TIMED", 1)
+    Path("recipes/grids").mkdir(parents=True)
+    text = recipe_text(num_videos=8).replace("tokenizer: moving_digits\n", "")  # asking it takes longest
+    text = text.replace("{type: tube, min_block: 1}", "{type: random_tube, ratio: 0.5}")
+    text = text.replace(
+        "{type: bevt_video}", "{type: videomae, decoder_dim: 8, decoder_depth: 1, decoder_heads: 2}"
+    )
+    Path("recipes/base.yaml").write_text(text)
+    Path("recipes/grids/toy.yaml").write_text(GRID)
+
+
+def here(given: list[Sequence[str]], fails: str = "") -> submit.Runner:
+    """Runs commands of vidssl in this process, and notes them."""
+
+    def run(commands: submit.Commands, log: Path, name: str) -> int:
+        given.extend(command[3:] for command in commands)
+        log.write_text("it broke\n" if name == fails else "")
+        return 2 if name == fails else max(cli.main(list(command[3:])) for command in commands)
+
+    return run
+
+
+def test_a_grid_is_trained_once_and_ends_in_tables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[Sequence[str]] = []
+    monkeypatch.setattr(grids, "on_this_machine", lambda *_: here(given, fails="lr_0.04-seed-1"))
+    assert run_grid("toy") == 1
+    assert "FAILED: lr_0.04-seed-1: it broke" in capsys.readouterr().out
+    assert [words[0] for words in given] == ["train", "eval"] * 4
+
+    given.clear()
+    monkeypatch.setattr(grids, "on_this_machine", lambda *_: here(given))
+    assert run_grid("toy") == 0  # what is done is left alone
+    assert [words[1] for words in given] == [
+        "runs/toy/recipes/lr_0.04-seed-1.yaml",
+        "runs/toy/lr_0.04-seed-1",
+    ]
+    written = Path("runs/toy/results.md").read_text()
+    for words in (
+        "# Does it matter?",
+        "pairs",
+        "cost, all trained for 2 steps",
+    ):
+        assert words in written
+    assert len(Path("runs/toy/scores.csv").read_text().splitlines()) > 8
+
+    results = read_results(Path("runs/toy"))
+    assert [cell.price.steps for cell in results.cells] == [2] * 2
+    assert results.cells[0].price.flops > 1e5
+    assert results.cells[0].price.samples == 4
+    with pytest.raises(UsageError, match=r"was begun with another grid \(schedule.steps\)"):
+        run_grid("toy", ["equal={steps: 3}"])
+
+
+def test_effects_are_differences_of_means_over_all_else() -> None:
+    """Four cells, two seeds, twelve videos of four classes; the answers are made up."""
+    truth, price = [0, 1, 2, 3] * 3, StepPrice("", 10, 0.5, 7, 4, 100)
+    wrong = {("a", "x"): (6, 5), ("a", "y"): (5, 4), ("b", "x"): (4, 4), ("b", "y"): (0, 1)}
+    for (one, other), counts in wrong.items():
+        for seed, count in enumerate(counts):
+            guess = [(number + 1) % 4 for number in truth[:count]] + truth[count:]
+            run = Path(f"runs/g/{one}-{other}-seed-{seed}")
+            write_run(run, truth, guess, seed=seed, objective=f"{{type: {one}{other}}}")
+            (run / "metrics.jsonl").write_text('{"step": 5, "seconds": 12.0}\n')
+    names = {f"{one}-{other}": {"one": one, "other": other} for one, other in wrong}
+    described = {
+        "format": "vidssl grid 1", "name": "g", "question": "", "equal": {"steps": 100}, "labels": [],
+        "axes": ["one", "other"], "seeds": [0, 1, 2], "cells": names,
+        "prices": {name: asdict(price) for name in names},
+    }  # fmt: skip
+    Path("runs/g/grid.json").write_text(json.dumps(described))
+    cells, main, interactions, pairs, costs = grid_tables(read_results(Path("runs/g")))
+    assert [row[:2] for row in cells.rows] == [*wrong, ("chance", "")]
+    assert cells.rows[0][2].startswith("54.2 ± ")  # 11 of 24 wrong
+    assert "2 seeds" in cells.title
+    assert [row[1:5] for row in main.rows] == [
+        ("one", "a to b", "2", "+22.9"),  # (20 - 9) of 48
+        ("other", "x to y", "2", "+18.8"),  # (19 - 10) of 48
+    ]
+    assert [row[1:4] for row in interactions.rows] == [("a to b", "x to y", "+20.8")]  # (8 - 1) less (11 - 9)
+    assert [row[1:3] for row in pairs.rows] == [
+        ("a-x", "a-y"), ("a-x", "b-x"), ("a-y", "b-y"), ("b-x", "b-y")
+    ]  # fmt: skip
+    assert [row[3] for row in pairs.rows] == ["+8.3", "+12.5", "+33.3", "+29.2"]
+    assert costs.rows[0] == ("a-x", "7", "100", "400", "10", "1e+03", "12 s")
+
+
+def test_equal_compute_gives_a_dearer_cell_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grids, "_run_all", lambda *_: 130)  # nothing is trained
+    Path("recipes/grids/toy.yaml").write_text(
+        GRID.split("axes")[0] + "cells: {small: {}, deep: {backbone.depth: 8}}\nequal: {flops: 2e8}\n"
+    )
+    assert run_grid("toy") == 130
+    prices = json.loads(Path("runs/toy/grid.json").read_text())["prices"]
+    for price in prices.values():
+        assert price["steps"] == int(2e8 / price["flops"])
+    assert prices["deep"]["flops"] > 1.5 * prices["small"]["flops"]
+    recipe = Path("runs/toy/recipes/deep-seed-0.yaml").read_text()
+    assert f"steps: {prices['deep']['steps']}" in recipe
+    with pytest.raises(UsageError, match="is less than a step takes"):
+        run_grid("toy", ["name=less", "equal={flops: 10}"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "execution", "said"),
+    [
+        ([], Execution(parameters=["a=1"]), "add --submit slurm"),
+        (["protocols=[tokenizer]"], Execution(), "measures tokenizers"),
+        (["data.probe=null"], Execution(), "--eval 'data.train={...}'"),
+        (["optim.rate=1"], Execution(), "unknown key"),
+    ],
+)
+def test_what_would_fail_later_is_refused_before_anything_is_trained(
+    changed: list[str], execution: Execution, said: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        run_grid("toy", changed, execution=execution)
+    assert said in str(caught.value)
+    assert not Path("runs").exists()
+
+
+def test_commands_run_one_after_another_up_to_the_first_that_fails() -> None:
+    def command(code: int) -> list[str]:
+        return [sys.executable, "-c", f"print('ran {code}'); raise SystemExit({code})"]
+
+    log = Path("log.txt")
+    assert submit.on_this_machine(1, 1)([command(0), command(3), command(0)], log, "x") == 3
+    assert [line for line in log.read_text().splitlines() if not line.startswith("$")] == ["ran 0", "ran 3"]
+
+
+@pytest.mark.slow
+def test_jobs_go_through_submitit() -> None:
+    pytest.importorskip("submitit")
+    run = submit.through_submitit("local", ["timeout_min=1"], Path("jobs"))
+    log = Path("log.txt")
+    assert run([[sys.executable, "-c", "print('ran')"]], log, "one") == 0
+    assert "ran" in log.read_text()
+    assert run([[sys.executable, "-c", "raise SystemExit(4)"]], log, "two") == 4
+    with pytest.raises(UsageError, match="KEY=VALUE"):
+        submit.through_submitit("local", ["timeout"], Path("jobs"))

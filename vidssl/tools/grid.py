@@ -1,0 +1,369 @@
+"""A grid trained and scored: a run for each cell and seed, one after another or several at once.
+
+runs/GRID/
+  grid.json        what was varied, where each run lies, what a step of each cell takes
+  recipes/         the recipe of each run
+  logs/            what each run printed
+  CELL-seed-0/     a run
+  results.md       the tables
+  scores.csv       a line for every score
+
+A grid that was interrupted goes on with the same command: what is trained and scored is left alone, and a run
+that was stopped resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from vidssl.build import build
+from vidssl.build.registry import resolved_text
+from vidssl.compare.grid_tables import StepPrice, grid_tables, read_results
+from vidssl.compare.grids import drawn, markdown
+from vidssl.compare.runs import csv_text
+from vidssl.config.grid import Cell, Grid, load_grid
+from vidssl.config.protocol import finetunes, load_protocol, measures_tokenizers
+from vidssl.config.recipe import Recipe
+from vidssl.engine.atomic import make_folder, write_text
+from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
+from vidssl.engine.process import sole_process
+from vidssl.engine.resume import changed_keys
+from vidssl.engine.runfolder import RunFolder, check_name
+from vidssl.engine.speed import deterministic
+from vidssl.errors import UsageError, counted
+from vidssl.tools.dry_run import part_sizes, step_seconds, two_steps
+from vidssl.tools.submit import Runner, on_this_machine, through_submitit
+from vidssl.train.run import STOPPED
+from vidssl.train.trial import random_states_kept
+
+TIMED = 5  # steps, whose median decides how many fit into a time
+_FAILED = 1
+_RUNS_ITSELF = "is running this grid. Let it end or stop it; or give this one a folder of its own (name=NAME)"
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the runs of a grid are started.
+
+    Attributes:
+        jobs: runs at once.
+        processes: of each run, by torchrun; 1 starts it without.
+        submit: "slurm", or "local" for processes of submitit on this machine; None starts them here.
+        parameters: of submitit, ``timeout_min=600``.
+        evaluation: ``key=value`` for ``vidssl eval``.
+    """
+
+    jobs: int = 1
+    processes: int = 1
+    submit: str | None = None
+    parameters: Sequence[str] = ()
+    evaluation: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A cell with a seed: its recipe, the folder of its run, and the steps that it takes."""
+
+    name: str
+    recipe: Recipe = field(repr=False)
+    folder: Path
+    steps: int
+
+    def trained(self) -> bool:
+        newest = RunFolder(self.folder).newest_checkpoint()
+        return newest is not None and RunFolder.step_of(newest) == self.steps
+
+    def missing(self, protocols: Mapping[str, str]) -> list[str]:
+        """Words of the protocols (word -> name) that it has no scores under."""
+        scores = RunFolder(self.folder).scores
+        return [w for w, n in protocols.items() if not (scores / f"{n}-step-{self.steps:06d}.json").is_file()]
+
+
+def run_grid(
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: str = "runs",
+    execution: Execution | None = None,
+    tables_only: bool = False,
+    console: Console | None = None,
+) -> int:
+    """Train and score every cell of a grid with every seed, then print the tables.
+
+    Args:
+        name: file or name of a grid.
+        overrides: as for ``load_grid``.
+        out: folder that the grid's own lies in.
+        tables_only: train nothing; show what there is.
+
+    Returns:
+        Exit code: 0; 1 where a run failed; 130 where one was stopped.
+
+    Raises:
+        UsageError: for anything a user can mend, before the first run begins.
+    """
+    console, execution = console or terminal(), execution or Execution()
+    grid = load_grid(name, overrides)
+    check_name(grid.spec.name)
+    folder = Path(out) / grid.spec.name
+    if tables_only:
+        return show_tables(folder, console)
+    protocols = _check(grid, execution)
+    runner = on_this_machine(execution.jobs, execution.processes)
+    if execution.submit is not None:
+        runner = through_submitit(execution.submit, execution.parameters, folder / "jobs")
+    make_folder(folder, "name another with --out")
+    say = partial(print_line, console)
+    with sole_process(folder, say, _RUNS_ITSELF):
+        with shown_messages(console):
+            trials = _trials(grid, folder, say)
+        code = _run_all(trials, protocols, execution, runner, folder, say)
+        if code == STOPPED:
+            say("Stopped. To go on, give the same command again.")
+            return code
+        return show_tables(folder, console) or code
+
+
+def show_tables(folder: Path, console: Console) -> int:
+    """Prints a grid's tables and keeps them as ``results.md`` and ``scores.csv``; exit code 0.
+
+    Raises:
+        UsageError: if the folder is no grid's, or no run of it has scores.
+    """
+    results = read_results(folder)
+    grids = grid_tables(results)
+    for grid in grids:
+        console.print(drawn(grid))
+    title = f"# {results.question}\n\n" if results.question else ""
+    write_text(folder / "results.md", title + "\n".join(map(markdown, grids)))
+    write_text(folder / "scores.csv", csv_text(results.files))
+    print_line(console, f"Tables: {folder / 'results.md'}")
+    print_line(console, f"Scores: {folder / 'scores.csv'}")
+    print_line(console, f"Next: vidssl report {folder} -o report.html")
+    return 0
+
+
+def _check(grid: Grid, execution: Execution) -> dict[str, str]:
+    """Refuses what would fail hours later; word -> name of each protocol."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("grid starts torchrun itself (--processes N): start it without")
+    if execution.parameters and execution.submit is None:
+        raise UsageError("--job is for jobs that submitit starts: add --submit slurm")
+    protocols: dict[str, str] = {}
+    for cell in grid.cells:
+        recipe = _priced(cell, grid, 0, Path("runs"))
+        build.check(recipe)
+        build.check_ready(recipe, with_init=True)
+        for word in grid.spec.protocols:
+            if measures_tokenizers(word):
+                raise UsageError(f"{word}: measures tokenizers; a grid scores networks")
+            given = [w for w in execution.evaluation if finetunes(word) or not w.startswith("run.")]
+            protocol = load_protocol(word, given, recipe)
+            if protocol.data is None:
+                raise UsageError(
+                    f"{word}: neither it nor cell {cell.name} names labelled videos: add them with "
+                    "--eval 'data.train={...}' --eval 'data.test={...}' --eval 'data.views={...}'"
+                )
+            build.check_any_protocol(protocol)
+            protocols[word] = protocol.name
+    return protocols
+
+
+# how long each cell trains
+
+
+def _priced(cell: Cell, grid: Grid, seed: int, folder: Path, steps: int | None = None) -> Recipe:
+    """A cell's recipe with a seed; where ``steps`` is None, of the length that is known beforehand."""
+    name = f"{cell.name}-seed-{seed}"
+    values: dict[str, object] = {"name": name, "seed": seed, "run.out": str(folder)}
+    equal = grid.spec.equal
+    if steps is not None:
+        values |= cell.of_length("steps", steps)
+    elif equal is not None and equal.measure == "steps":
+        values |= cell.of_length("steps", int(equal.amount))
+    elif equal is not None and equal.measure == "epochs":
+        values |= cell.of_length("epochs", equal.amount)
+    return cell.recipe(values)
+
+
+def _trials(grid: Grid, folder: Path, say: Callable[[str], None]) -> list[_Trial]:
+    """All runs of a grid, cell by cell for the first seed, then for the next; described in ``grid.json``.
+
+    Raises:
+        UsageError: if runs that are there already were begun with other recipes.
+    """
+    record = folder / "grid.json"
+    known = json.loads(record.read_text(encoding="utf-8"))["prices"] if record.is_file() else {}
+    prices: dict[str, StepPrice] = {}
+    for cell in grid.cells:
+        recipe = _priced(cell, grid, grid.spec.seeds[0], folder)
+        key = hashlib.sha256(resolved_text(recipe).encode()).hexdigest()
+        old = known.get(cell.name, {})
+        if old.get("recipe_sha256") != key:
+            say(f"{cell.name}: measuring what a step takes")
+            old = asdict(_price(recipe, key))
+        price = StepPrice(**old)
+        prices[cell.name] = replace(price, steps=_steps(grid, price))
+    trials = []
+    for seed in grid.spec.seeds:
+        for cell in grid.cells:
+            free = grid.spec.equal is None or grid.spec.equal.measure == "epochs"
+            steps = prices[cell.name].steps
+            recipe = _priced(cell, grid, seed, folder, None if free else steps)
+            trials.append(_Trial(recipe.name, recipe, folder / recipe.name, steps))
+    _check_same(trials)
+    make_folder(folder / "recipes")
+    make_folder(folder / "logs")
+    for trial in trials:
+        write_text(folder / "recipes" / f"{trial.name}.yaml", resolved_text(trial.recipe))
+    equal = grid.spec.equal
+    described = {
+        "format": "vidssl grid 1",
+        "name": grid.spec.name,
+        "question": grid.spec.question,
+        "equal": None if equal is None else equal.given,
+        "labels": grid.spec.labels,
+        "axes": grid.axes,
+        "seeds": grid.spec.seeds,
+        "cells": {cell.name: dict(cell.levels) for cell in grid.cells},
+        "prices": {name: asdict(price) for name, price in prices.items()},
+    }
+    write_text(record, json.dumps(described, indent=2) + "\n")
+    return trials
+
+
+def _price(recipe: Recipe, key: str) -> StepPrice:
+    """What a step of a recipe takes on this machine, in this process."""
+    with random_states_kept(), deterministic(recipe.run.deterministic):
+        streams = build.streams(recipe)
+        torch.manual_seed(recipe.seed)
+        objective = build.objective(recipe, say=logging.getLogger(__name__).debug)
+        plan = build.schedule(recipe).plan({name: len(s) / s.batch_size for name, s in streams.items()})
+        parts = part_sizes(objective)
+        cost = two_steps(recipe, objective, streams, plan, timed=TIMED)
+    return StepPrice(
+        recipe_sha256=key,
+        flops=cost.flops,
+        seconds=step_seconds(cost, recipe.run.workers),
+        parameters=sum(part.parameters for part in parts if part.fate == "trained"),
+        samples=sum(stream.batch_size for stream in streams.values()),
+        steps=plan.total_steps,
+    )
+
+
+def _steps(grid: Grid, price: StepPrice) -> int:
+    """Optimizer steps that a cell takes.
+
+    Raises:
+        UsageError: if not one fits.
+    """
+    equal = grid.spec.equal
+    if equal is None or equal.measure in ("epochs", "steps"):
+        return price.steps
+    one = price.flops if equal.measure == "flops" else price.seconds
+    steps = int(equal.amount / one)
+    if steps < 1:
+        raise UsageError(f"equal.{equal.measure}: {equal.amount:g} is less than a step takes ({one:.3g})")
+    return steps
+
+
+def _check_same(trials: Sequence[_Trial]) -> None:
+    for trial in trials:
+        path = trial.folder / "recipe.yaml"
+        if path.is_file():
+            changed = changed_keys(path.read_text(encoding="utf-8"), resolved_text(trial.recipe))
+            if changed:
+                raise UsageError(
+                    f"{trial.folder} was begun with another grid ({', '.join(changed)}): give this one "
+                    "another name (name=NAME) or remove that folder"
+                )
+
+
+# running
+
+
+def _run_all(
+    trials: Sequence[_Trial],
+    protocols: Mapping[str, str],
+    execution: Execution,
+    runner: Runner,
+    folder: Path,
+    say: Callable[[str], None],
+) -> int:
+    todo = [trial for trial in trials if not trial.trained() or trial.missing(protocols)]
+    if len(todo) < len(trials):
+        say(f"{len(trials) - len(todo)} of {counted(len(trials), 'run')} trained and scored before")
+    done, lock, stop = len(trials) - len(todo), threading.Lock(), threading.Event()
+
+    def one(trial: _Trial) -> int:
+        nonlocal done
+        if stop.is_set():
+            return STOPPED
+        started, log = time.monotonic(), folder / "logs" / f"{trial.name}.txt"
+        code = _run_one(trial, protocols, execution, runner, log)
+        with lock:
+            done += code == 0
+            took = format_duration(time.monotonic() - started)
+            if code == 0:
+                say(f"{done} of {len(trials)}: {trial.name} trained and scored in {took}")
+            elif code == STOPPED:
+                stop.set()
+            else:
+                say(f"FAILED: {trial.name}: {_last_line(log)} ({log})")
+        return code
+
+    codes: list[int] = []
+    with _ends(stop):
+        if execution.jobs == 1:
+            codes += map(one, todo)
+        else:
+            with ThreadPoolExecutor(execution.jobs) as pool:
+                codes += pool.map(one, todo)
+    if STOPPED in codes or stop.is_set():
+        return STOPPED
+    return _FAILED if any(codes) else 0
+
+
+@contextmanager
+def _ends(stop: threading.Event) -> Iterator[None]:
+    """After Ctrl-C no further run begins; those that are under way get the signal themselves and save."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop.set()
+
+
+def _run_one(
+    trial: _Trial, protocols: Mapping[str, str], execution: Execution, runner: Runner, log: Path
+) -> int:
+    recipe = log.parent.parent / "recipes" / f"{trial.name}.yaml"
+    words = [["train", str(recipe), "run.resume=auto"]] if not trial.trained() else []
+    missing = trial.missing(protocols)
+    if missing:
+        asked = [word for name in missing for word in ("--protocol", name)]
+        words.append(["eval", str(trial.folder), *asked, *execution.evaluation])
+    launcher = ["-m", "vidssl"]
+    if execution.processes > 1:
+        count = f"--nproc-per-node={execution.processes}"
+        launcher = ["-m", "torch.distributed.run", "--standalone", count, *launcher]
+    return runner([[sys.executable, *launcher, *each] for each in words], log, trial.name)
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
