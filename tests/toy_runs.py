@@ -50,6 +50,14 @@ TOYS: dict[str, dict[str, str]] = {
         "backbone": VIT,
         "video": CLIP,
     },
+    "lejepa": {
+        "objective": f"{HEAD}, num_directions: 8, average_momentum: 0.5, average_every_steps: 2",
+        "backbone": VIT[:-1]
+        + ", positions: rotary, class_token: true, attention: block_causal, init_std: 0.5}",
+        "masker": "{type: random_cells, ratio: 0.5}",
+        "video": "{type: clip_crops, num_frames: 4, frame_stride: 1, size: 16, local_frames: [4, 2], "
+        "local_size: 16}",
+    },
     "svt": {
         "objective": "out_dim: 12, head_hidden: 8, bottleneck: 4, teacher_momentum: 0.9",
         "backbone": "{type: timesformer, embed_dim: 12, depth: 2, num_heads: 2, patch_size: 8, size: 16, "

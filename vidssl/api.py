@@ -91,6 +91,7 @@ from vidssl.maskers.videomae import RandomTube as RandomTube, RunningCell as Run
 from vidssl.maskers.vjepa import MultiBlock as MultiBlock
 from vidssl.objectives.bevt import BEVT as BEVT, BEVTImage as BEVTImage, BEVTVideo as BEVTVideo
 from vidssl.objectives.classification import Classification as Classification
+from vidssl.objectives.lejepa import LeJEPA as LeJEPA
 from vidssl.objectives.svt import SVT as SVT
 from vidssl.objectives.tokenizer import TokenizerTraining as TokenizerTraining
 from vidssl.objectives.videomae import VideoMAE as VideoMAE

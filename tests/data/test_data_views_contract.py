@@ -19,6 +19,7 @@ TOY_VIEWS: dict[str, dict[str, object]] = {
     "clip_pair": {"size": 6, "num_frames": 3},
     "corner_clip": {"size": 6, "num_frames": 3},
     "global_local": {"size": 8, "local_size": 4},
+    "clip_crops": {"size": 8, "local_size": 4},
     "interval_clips": {"size": 8, "local_size": 4},
     "multi_scale_clip": {"size": 6, "num_frames": 3, "frame_stride": 2},
     "random_resized_clip": {"size": 6, "num_frames": 3, "short_side": 10},

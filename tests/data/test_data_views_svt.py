@@ -14,6 +14,7 @@ from torch import Tensor
 from vidssl.data.views.crops import random_box, svt_crop_boxes, svt_resize_short_side
 from vidssl.data.views.svt import (
     LOCAL_FRAMES,
+    ClipCrops,
     GlobalLocal,
     IntervalClips,
     SlowFastTrain,
@@ -317,6 +318,7 @@ def test_boxes_have_the_areas_asked_for() -> None:
         small_views(),
         SVTPublished(size=8, local_size=4),
         IntervalClips(size=8, local_size=4),
+        ClipCrops(size=8, local_size=4),
         SlowFast(sizes=(8, 4)),
         SlowFastTrain(sizes=(8, 4)),
         SVTPublishedTest(size=8, num_clips=2),
@@ -355,6 +357,25 @@ def test_interval_clips_have_locals() -> None:
     given = IntervalClips(size=4, local_size=2, local_frames=(2, 16)).sample(Ramp(100), 0, seeded(0))
     assert [tuple(slot.shape) for slot in given["local"]] == [(3, 2, 2, 2), (3, 16, 2, 2)]
     assert {frames_of(slot)[-1] - frames_of(slot)[0] for slot in given["local"]} == {11}
+
+
+def test_crops_of_a_clip_show_the_same_frames_and_other_places() -> None:
+    views, video = (
+        ClipCrops(num_frames=5, num_globals=2, local_frames=(5, 5, 3), size=8, local_size=4),
+        Ramp(40),
+    )
+    starts, places = set(), set()
+    for seed in range(30):
+        given = views.sample(video, 0, seeded(seed))
+        clip = frames_of(given["global"][0])
+        assert [b - a for a, b in pairwise(clip)] == [2, 2, 2, 2]
+        assert [frames_of(slot) for slot in given["global"]] == [clip, clip]
+        assert [frames_of(slot) for slot in given["local"]] == [clip, clip, clip[::2]]
+        starts.add(clip[0])
+        places |= {int(slot[1, 0, 0, 0]) for slot in given["local"]}
+    assert len(video.reads) == 30  # one for all views
+    assert max(starts) > 20
+    assert len(places) > 5
 
 
 def test_slow_and_fast_cover_the_same_frames_with_as_many_slots() -> None:

@@ -231,7 +231,8 @@ def check_inputs(
             f"set vocab_size to {ids}"
         )
     if getattr(constructor_of(recipe.objective, OBJECTIVE), "visible_only", False):
-        _check_visible(recipe, backbone, maskers)
+        if takes.get("masker") or maskers[0] is not None:
+            _check_visible(recipe, backbone, maskers)
     elif maskers[0] is not None and not backbone.takes_mask:
         able = names_with(BACKBONE, "takes_mask", True)
         raise at.error(

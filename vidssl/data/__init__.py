@@ -32,6 +32,7 @@ VIEWS: Table[ViewSampler] = Table(
         "random_segments": "vidssl.data.views.random:RandomSegments",
         "global_local": "vidssl.data.views.svt:GlobalLocal",
         "svt_published": "vidssl.data.views.svt:SVTPublished",
+        "clip_crops": "vidssl.data.views.svt:ClipCrops",
         "interval_clips": "vidssl.data.views.svt:IntervalClips",
         "slow_fast_train": "vidssl.data.views.svt:SlowFastTrain",
         "clip_pair": "vidssl.data.views.vimpac:ClipPair",

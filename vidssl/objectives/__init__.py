@@ -9,6 +9,7 @@ OBJECTIVES: Table[Objective] = Table(
         "bevt_image": "vidssl.objectives.bevt:BEVTImage",
         "bevt_video": "vidssl.objectives.bevt:BEVTVideo",
         "classification": "vidssl.objectives.classification:Classification",
+        "lejepa": "vidssl.objectives.lejepa:LeJEPA",
         "svt": "vidssl.objectives.svt:SVT",
         "tokenizer": "vidssl.objectives.tokenizer:TokenizerTraining",
         "videomae": "vidssl.objectives.videomae:VideoMAE",

@@ -229,6 +229,40 @@ class IntervalClips(GlobalsAndLocals):
 
 
 @dataclass(kw_only=True, eq=False)
+class ClipCrops(GlobalsAndLocals):
+    """Crops of one clip: views that differ in space and not in time (LeVJEPA).
+
+    The clip lies at a random place; a video too short for it is read round and round. Every global shows all
+    of its frames, a local of fewer frames takes them evenly, first and last included.
+
+    Args:
+        size, area, local_frames, local_size, local_area, aspect: see ``GlobalsAndLocals``.
+        num_frames: of the clip.
+        frame_stride: video frames from one of the clip's to the next.
+        num_globals: global views.
+    """
+
+    num_frames: int = 16
+    frame_stride: int = 2
+    num_globals: int = 1
+    area: tuple[float, float] = (0.8, 1.0)
+    local_frames: tuple[int, ...] = (16,) * 10
+    local_area: tuple[float, float] = (0.02, 0.4)
+
+    def __post_init__(self) -> None:
+        self.prepare((self.num_frames,) * self.num_globals)
+        check_counts(self, "frame_stride", "num_globals")
+
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+        total = source.info(index).num_frames
+        start = draw(generator, 0, last_start(total, self.num_frames, self.frame_stride))
+        clip = clip_frames(start, total, length=self.num_frames, stride=self.frame_stride)
+        places = (spread(0, self.num_frames - 1, length, self.num_frames) for length in self.local_frames)
+        locals_ = [[clip[place] for place in of_local] for of_local in places]
+        return self.views(source, index, [clip] * self.num_globals, locals_, generator)
+
+
+@dataclass(kw_only=True, eq=False)
 class SlowFastTrain(SlowAndFast):
     """Slow and fast clips for training a classifier on both (SVT, Sec. 4.1), from one random place.
 

@@ -4,7 +4,7 @@ Logits are called so before any temperature. ``V`` views, ``B`` clips, ``K`` pro
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -303,6 +303,22 @@ def read_slots(batch: Batch, slots: Sequence[Slot]) -> list[Tensor]:
     return [batch.views[name][slot] for name, slot in slots]
 
 
+def features_of_views(views: Sequence[Tensor], vectors: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Features [V, B, D] of V views [B, 3, T, H, W] of the same B clips; those of one shape go together.
+
+    Args:
+        vectors: gives [n * B, D] for n views, one behind the other, and n.
+    """
+    groups: dict[torch.Size, list[int]] = {}
+    for place, view in enumerate(views):
+        groups.setdefault(view.shape, []).append(place)
+    features: dict[int, Tensor] = {}
+    for places in groups.values():
+        made = vectors(torch.cat([views[place] for place in places]), len(places))
+        features.update(zip(places, made.chunk(len(places)), strict=True))
+    return torch.stack([features[place] for place in range(len(views))])
+
+
 class Projector(nn.Module):
     """A backbone and a head on its feature: the class token, or the mean over patches where there is none."""
 
@@ -319,14 +335,7 @@ class Projector(nn.Module):
         Args:
             freeze_last: see ``DinoHead``.
         """
-        groups: dict[torch.Size, list[int]] = {}
-        for place, view in enumerate(views):
-            groups.setdefault(view.shape, []).append(place)
-        features: dict[int, Tensor] = {}
-        for places in groups.values():
-            pooled = self.backbone(torch.cat([views[place] for place in places])).pooled()
-            features.update(zip(places, pooled.chunk(len(places)), strict=True))
-        stacked = torch.stack([features[place] for place in range(len(views))])
+        stacked = features_of_views(views, lambda clips, _: self.backbone(clips).pooled())
         logits = self.head(stacked.flatten(0, 1), freeze_last=freeze_last)
         return stacked, logits.unflatten(0, stacked.shape[:2])
 

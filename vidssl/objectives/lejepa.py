@@ -1,0 +1,170 @@
+"""LeJEPA: views of a video agree, and their projections keep to a standard normal cloud; no teacher."""
+
+import copy
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from vidssl.engine.accumulate import JointLoss, PartOutput
+from vidssl.engine.collapse import CURE, EARLY, feature_bands
+from vidssl.engine.gather import OwnRows
+from vidssl.engine.precision import full_precision
+from vidssl.interfaces import (
+    Backbone,
+    Band,
+    Batch,
+    EncodesVisible,
+    LossOutput,
+    Masker,
+    Progress,
+    Watched,
+    places_of,
+)
+from vidssl.objectives.parts.contrastive import ProjectionHead
+from vidssl.objectives.parts.distillation import check_shares, features_of_views, follow
+from vidssl.objectives.parts.sigreg import directions_of_step, sigreg
+
+_CURE = f"{CURE}, or a larger sigreg_weight"
+
+
+class LeJEPA(JointLoss, Watched):
+    """Invariance over views plus SIGReg (LeJEPA, Balestriero and LeCun 2025; of videos, LeVJEPA, 2026).
+
+    Each view's vector is projected. The first term is the mean squared distance of all views to the mean of
+    the global ones; the second, ``sigreg``, keeps each view's projections of a batch near a standard normal
+    cloud, which rules collapse out. No teacher, no predictor, no stop-gradient, and one knob. All slots that
+    the streams give are used. With a masker, the cells that it hides are dropped in training: 95 % of them
+    in LeVJEPA, uniformly, ``masker: {type: random_cells, ratio: 0.95}``.
+
+    Of the scalings in circulation this is the one of LeVJEPA and stable-pretraining: invariance plus
+    ``sigreg_weight`` times a statistic that is multiplied by N. LeJEPA's example weighs invariance by 1 -
+    ``sigreg_weight``.
+
+    Metrics: ``loss``, ``loss_invariance`` and ``loss_sigreg``; 1.05 is that of standard normal samples.
+
+    Args:
+        views: which are read. Without locals, at least two globals.
+        sigreg_weight: lambda.
+        num_directions: random directions of a step.
+        head_layers: linear layers of the projector, with batch norm and ReLU between.
+        head_hidden_dim: width of all but the last.
+        head_dim: width of the projections.
+        average_momentum: share of itself that an average of the weights keeps in each update; the average is
+            what is saved and evaluated, and has no part in training. LeVJEPA: 0.9999. Null for none.
+        average_every_steps: steps from one update to the next. LeVJEPA: 32.
+    """
+
+    toy: ClassVar = {"head_layers": 2, "head_hidden_dim": 16, "head_dim": 8, "num_directions": 16}
+    visible_only = True  # where there is a masker
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        masker: Masker | None = None,
+        *,
+        views: tuple[Literal["global", "local"], ...] = ("global", "local"),
+        sigreg_weight: float = 0.02,
+        num_directions: int = 1024,
+        head_layers: int = 3,
+        head_hidden_dim: int = 2048,
+        head_dim: int = 256,
+        average_momentum: float | None = None,
+        average_every_steps: int = 1,
+    ) -> None:
+        super().__init__()
+        _check_parts(backbone, masker, views)
+        check_shares({"average_momentum": average_momentum or 0.0})
+        if sigreg_weight < 0 or min(num_directions, average_every_steps) < 1:
+            raise ValueError(
+                "sigreg_weight is not negative, num_directions and average_every_steps are at least 1, got "
+                f"{sigreg_weight}, {num_directions} and {average_every_steps}"
+            )
+        if average_momentum is None and average_every_steps != 1:
+            raise ValueError("average_every_steps is of an average: set average_momentum, or leave it out")
+        self.needs_views: Mapping[str, int] = dict.fromkeys(views, 1 if "local" in views else 2)
+        self.masker = masker
+        self.sigreg_weight = sigreg_weight
+        self.num_directions = num_directions
+        self.average_momentum = average_momentum
+        self.average_every_steps = average_every_steps
+        self.backbone = backbone
+        self.average = None if average_momentum is None else copy.deepcopy(backbone).requires_grad_(False)
+        self.head = ProjectionHead(
+            backbone.embed_dim,
+            num_layers=head_layers,
+            hidden_dim=head_hidden_dim,
+            out_dim=head_dim,
+            norm_last=False,
+        )
+        self._step = self._num_globals = 0  # of the batch whose vectors come next
+
+    def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
+        return self.joint_loss(self.forward_part(batch, progress, generator).vectors)
+
+    def forward_part(self, batch: Batch, progress: Progress, generator: torch.Generator) -> PartOutput:
+        self._step, self._num_globals = progress.step, len(batch.views["global"])
+        slots = [slot for name in self.needs_views for slot in batch.views[name]]
+        vectors = features_of_views(slots, lambda clips, views: self._vectors(clips, views, generator))
+        return PartOutput(vectors.transpose(0, 1), torch.zeros((), device=vectors.device))
+
+    def _vectors(self, clips: Tensor, views: int, generator: torch.Generator) -> Tensor:
+        """[views * B, D] of clips of some views, one view behind the other."""
+        if self.masker is None or not self.training:
+            return self.backbone(clips).pooled()
+        assert isinstance(self.backbone, EncodesVisible), "checked when it was made"
+        rows = OwnRows(len(clips), views)
+        hidden = rows.of(self.masker(rows.all, self.backbone.grid(*clips.shape[2:]), generator))
+        return self.backbone.forward_visible(clips, places_of(~hidden).to(clips.device)).pooled()
+
+    def joint_loss(self, vectors: Tensor) -> LossOutput:
+        """Of vectors [B, V, D], global views first."""
+        by_view = vectors.transpose(0, 1)
+        projected = full_precision(self.head(by_view.flatten(0, 1))).unflatten(0, by_view.shape[:2])
+        centre = projected[: self._num_globals].mean(dim=0)
+        invariance = (projected - centre).square().mean()
+        directions = directions_of_step(
+            self._step, projected.shape[-1], self.num_directions, projected.device
+        )
+        spread = sigreg(projected, directions)
+        loss = invariance + self.sigreg_weight * spread
+        metrics = {
+            "loss": loss.detach(),
+            "loss_invariance": invariance.detach(),
+            "loss_sigreg": spread.detach(),
+        }
+        return LossOutput(loss, metrics, vectors[:, 0].detach())
+
+    def encoder(self) -> Backbone:
+        return self.backbone if self.average is None else self.average
+
+    def trained_encoder(self) -> Backbone:
+        return self.backbone
+
+    def after_step(self, progress: Progress, generator: torch.Generator) -> None:
+        if self.average is None or (progress.step + 1) % self.average_every_steps:
+            return
+        follow(self.average, self.backbone, self.average_momentum or 0.0)
+        for own, new in zip(self.average.buffers(), self.backbone.buffers(), strict=True):
+            own.copy_(new)  # the average never sees a batch, and has no statistics of its own
+
+    def describe(self, metrics: Mapping[str, float]) -> str:
+        return (
+            f"views lie {metrics['loss_invariance']:.3f} (squared, a channel) from the mean of their video's "
+            f"global ones; SIGReg is {metrics['loss_sigreg']:.2f} (1.05 for a standard normal cloud)"
+        )
+
+    def bands(self) -> tuple[Band, ...]:
+        return feature_bands(_CURE, after=EARLY)
+
+
+def _check_parts(backbone: Backbone, masker: Masker | None, views: tuple[str, ...]) -> None:
+    if backbone.input_kind != "pixels":
+        raise ValueError("lejepa matches views of pixels, and this backbone reads token ids")
+    if "global" not in views or len(set(views)) < len(views) or not set(views) <= {"global", "local"}:
+        raise ValueError(f"views are [global, local] or [global], got {[*views]}")
+    if masker is not None and not masker.equal_counts:
+        raise ValueError(f"{type(masker).__name__} hides different numbers of cells in the clips of a batch")
+    if masker is not None and not (isinstance(backbone, EncodesVisible) and backbone.encodes_visible):
+        raise ValueError(f"a masker drops cells, and {type(backbone).__name__} cannot leave cells out")
