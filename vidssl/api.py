@@ -35,6 +35,7 @@ from vidssl.data.views.random import (
     SingleImage as SingleImage,
 )
 from vidssl.data.views.svt import (
+    ClipCrops as ClipCrops,
     GlobalLocal as GlobalLocal,
     IntervalClips as IntervalClips,
     SlowFastTrain as SlowFastTrain,

@@ -31,7 +31,7 @@ SOUND = ["backbone.dropout=0", "backbone.init_std=0.5", "optim.lr=1e-4"]
 # what is run: name -> recipe and overrides
 RUNS = {
     "bevt-in-parts": ["bevt.yaml", STILL, "run.accumulate=2"],
-    "lejepa-in-parts": ["lejepa.yaml", STILL, "run.accumulate=2"],
+    "lejepa-in-parts": ["lejepa.yaml", STILL, "optim.lr=1e-4", "run.accumulate=2"],
     "svt": ["svt.yaml", STILL],
     "vimpac-in-parts": ["vimpac.yaml", *SOUND, "run.accumulate=2"],
 }
