@@ -17,6 +17,7 @@ from vidssl.backbones.blocks import (
     hide,
 )
 from vidssl.backbones.positions import sincos_positions
+from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, ClassAttention, Features, HasBlocks, Translated
 from vidssl.interfaces.backbone import EncodesVisible, VisibleFeatures, check_clip, check_keep
 from vidssl.interfaces.grids import GridSize
@@ -29,7 +30,7 @@ from vidssl.layers.transformer import (
     rows_at,
     shrink_deep_layers,
 )
-from vidssl.weights.vit_keys import VIDEO_MAE, to_vit
+from vidssl.weights.vit_keys import V_JEPA_2, V_JEPA_2_1, VIDEO_MAE, to_vit
 
 Positions = Literal["axes", "line", "rotary", "rotary_tiled"]
 Attends = Literal["full", "block_causal"]
@@ -171,15 +172,40 @@ class ViT(Backbone, HasBlocks, ClassAttention, EncodesVisible):
         return (first, *inner)
 
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
-        """Weights of an image ViT or of VideoMAE, with any prefix; its positions are dropped.
+        """Weights of an image ViT, of VideoMAE or V-JEPA, with any prefix; their positions are dropped.
 
         Raises:
-            UsageError: if they are of another architecture: more blocks, layer scale, registers, fc_norm.
+            UsageError: if they are of another architecture: more blocks, layer scale, registers, fc_norm; or
+                of V-JEPA, whose layout shows its rotary positions, and these are others.
         """
         found = to_vit(state, self.state_dict())
-        if found is None or self.positions == "line" or not found.layout.startswith(VIDEO_MAE):
+        if found is None:
+            return None
+        self._check_rotary(found.layout)
+        if self.positions == "line" or not found.layout.startswith(VIDEO_MAE):
             return found
         return replace(found, layout=f"{found.layout}, without its positions (positions: line)")
+
+    def _check_rotary(self, layout: str) -> None:
+        needed: dict[str, object] = {}
+        if layout.startswith(V_JEPA_2_1):
+            needed = {"positions": "rotary", "position_span": 16, "modality": True}
+        elif layout.startswith(V_JEPA_2):
+            needed = {"positions": "rotary_tiled", "position_span": None, "modality": False}
+        own = {
+            "positions": self.positions,
+            "position_span": self.position_span,
+            "modality": self.clip_vector is not None,
+        }
+        wrong = [key for key in needed if needed[key] != own[key]]
+        if wrong:
+            shown = " ".join(
+                f"backbone.{key}={'null' if needed[key] is None else str(needed[key]).lower()}"
+                for key in wrong
+            )
+            raise UsageError(
+                f"these weights ({layout}) compute something else with other positions: set {shown}"
+            )
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
         grid = self.grid(*x.shape[2:])

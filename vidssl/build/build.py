@@ -59,14 +59,14 @@ from vidssl.engine.runfolder import check_name
 from vidssl.engine.schedules import Schedule
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, DataSource, Evaluator, Objective, Tokenizer, ViewSampler
-from vidssl.weights.load import check_init, load_init, load_whole, read_weights
+from vidssl.weights.load import check_init, load_init, load_rest, load_whole, read_weights
 
 
 def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Objective:
-    """The objective of a recipe with its parts, on the CPU; its backbone starts from ``init``.
+    """The objective of a recipe with its parts, on the CPU; backbone and the rest start from their ``init``.
 
     Args:
-        say: gets one line on what ``backbone.init`` loaded.
+        say: gets a line on what each ``init`` loaded.
         with_init: off for a run that resumes, whose weights are its own.
 
     Raises:
@@ -74,7 +74,11 @@ def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Ob
     """
     made_tokenizer = None if recipe.tokenizer is None else tokenizer(recipe.tokenizer, say=say)
     made_backbone = None if recipe.backbone is None else backbone(recipe, with_init=with_init, say=say)
-    return _assemble(recipe, made_backbone, made_tokenizer, _maskers(recipe))
+    made = _assemble(recipe, made_backbone, made_tokenizer, _maskers(recipe))
+    if with_init and recipe.rest_init is not None:
+        with recipe.objective.node.mapping()["init"].located():
+            say(f"objective: {load_rest(made, recipe.rest_init)}")
+    return made
 
 
 def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Backbone:
@@ -367,6 +371,9 @@ def check_ready(recipe: Recipe, *, with_init: bool) -> None:
     if with_init and recipe.start.init is not None and recipe.backbone is not None:
         with recipe.backbone.node.mapping()["init"].located():
             check_init(recipe.start.init)
+    if with_init and recipe.rest_init is not None:
+        with recipe.objective.node.mapping()["init"].located():
+            check_init(recipe.rest_init)
 
 
 def _check_augment(recipe: Recipe, shapes: part_checks.Shapes) -> None:

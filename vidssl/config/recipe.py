@@ -16,7 +16,6 @@ from vidssl.config.schema import (
     Count,
     Fraction,
     Index,
-    ObjectiveSpec,
     OptimizerSpec,
     PartSpec,
     ProbeSpec,
@@ -122,6 +121,17 @@ class InitSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RestSpec:
+    """The weights that an objective starts from, besides its backbone's.
+
+    Attributes:
+        init: a run, whose student, predictor and heads are taken, or a file; None for random weights.
+    """
+
+    init: Quiet[Text | None] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightsSpec:
     """Weights that a tokenizer file names.
 
@@ -215,7 +225,7 @@ class Recipe:
 
     name: Text
     seed: Index = 0
-    objective: ObjectiveSpec
+    objective: Annotated[PartSpec, "objectives", RestSpec]
     backbone: Quiet[Annotated[PartSpec, "backbones", InitSpec] | None] = None
     tokenizer: Quiet[TokenizerSpec | None] = None
     masker: Quiet[Annotated[PartSpec, "maskers"] | None] = None
@@ -232,6 +242,12 @@ class Recipe:
         """The weights that the backbone starts from."""
         beside = None if self.backbone is None else self.backbone.beside
         return beside if isinstance(beside, InitSpec) else InitSpec()
+
+    @property
+    def rest_init(self) -> str | None:
+        """The weights that the objective starts from, besides its backbone's."""
+        beside = self.objective.beside
+        return beside.init if isinstance(beside, RestSpec) else None
 
     @property
     def trees(self) -> tuple[Node, ...]:

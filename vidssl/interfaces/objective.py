@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.errors import UsageError
-from vidssl.interfaces.backbone import Backbone, check_clip
+from vidssl.interfaces.backbone import Backbone, Translated, check_clip
 from vidssl.interfaces.grids import GridSize, places_of
 from vidssl.interfaces.tokenizer import TrainableTokenizer
 
@@ -274,6 +274,13 @@ class Objective(nn.Module, ABC):
     def yardsticks(self) -> "Sequence[Yardstick]":
         """The metrics that tell what is learned, each beside its baselines: shown while a run trains."""
         return ()
+
+    def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
+        """Published weights of what stands beside the encoder (a predictor), under this objective's names.
+
+        None if it is no layout that it knows. Nothing of the objective is changed.
+        """
+        return None
 
     def describe(self, metrics: Mapping[str, float]) -> str:
         """Held-out metrics (``forward``'s in eval mode) in plain words, for the end of a run."""

@@ -22,6 +22,7 @@ from vidssl.interfaces import (
     Objective,
     Progress,
     Split,
+    Translated,
     VisibleFeatures,
     Watched,
     Yardstick,
@@ -29,6 +30,7 @@ from vidssl.interfaces import (
 from vidssl.layers.transformer import rows_at
 from vidssl.objectives.parts.distillation import check_shares, follow
 from vidssl.objectives.parts.predictor import Predictor, distance_weights
+from vidssl.weights.vjepa_keys import to_predictor
 
 _CURE = f"{CURE}, or a teacher_momentum nearer to 1"
 
@@ -171,6 +173,18 @@ class VJEPA(Objective, Watched):
         seen = self.student.forward_visible(clips, split.seen)
         predicted, context = self.predictor(_joined(seen), seen, split.predicted, group)
         return seen, full_precision(predicted), None if context is None else full_precision(context)
+
+    def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
+        """The predictor of V-JEPA 2 or 2.1, as released (FILE#predictor) or as transformers has it."""
+        found = to_predictor(state, self.masker.num_splits)
+        if found is None:
+            return None
+        return Translated(
+            {f"predictor.{key}": x for key, x in found.state.items()},
+            found.layout,
+            tuple(f"predictor.{key}" for key in found.reshaped),
+            found.dropped,
+        )
 
     def encoder(self) -> Backbone:
         return self.teacher

@@ -20,8 +20,11 @@ from vidssl.engine.checkpoint import read_tensors
 from vidssl.errors import UsageError
 
 # where training scripts keep the network inside a checkpoint; of student and teacher, the teacher is
-# what SVT and DINO evaluate
-_WRAPPERS = ("teacher", "state_dict", "model_state", "model", "module", "student")
+# what SVT, DINO and V-JEPA evaluate
+_WRAPPERS = (
+    *("teacher", "target_encoder", "ema_encoder"),
+    *("state_dict", "model_state", "model", "module", "student", "encoder"),
+)
 
 _LIBRARIES = ("timm", "torchvision", "pytorchvideo")
 # mean and std of its Kinetics networks, which its code does not hold
@@ -80,8 +83,8 @@ def read_foreign(init: str) -> Taken:
         init: ``timm:NAME``, ``torchvision:NAME`` or ``pytorchvideo:NAME``, whose weights those libraries
             fetch and keep; or a file (safetensors, or what ``torch.save`` wrote). ``FILE#student`` names the
             part of a nested checkpoint, or what stands before a dot in the tensors' names
-            (``FILE#encoder_q``); without it the first of teacher, state_dict, model_state, model, module,
-            student.
+            (``FILE#encoder_q``); without it the first of teacher, target_encoder, ema_encoder, state_dict,
+            model_state, model, module, student, encoder.
 
     Raises:
         UsageError: if the weights cannot be had, or the file is damaged, holds no weights, or would execute

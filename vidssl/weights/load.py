@@ -18,10 +18,10 @@ from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_t
 from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.runfolder import RunFolder, no_run
 from vidssl.errors import UsageError, counted
-from vidssl.interfaces import Backbone, ResizesWindows, Translated
+from vidssl.interfaces import Backbone, Objective, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize
 from vidssl.weights.foreign import read_foreign
-from vidssl.weights.stated import Stated, check_stated, check_unstated, stated_by_library
+from vidssl.weights.stated import Stated, check_stated, check_unstated, stated_by_layout, stated_by_library
 from vidssl.weights.swin import inflate_image_stage
 
 
@@ -113,12 +113,40 @@ def load_init(
     found = _translated(network, taken.state, init, window)
     layout = "" if found is None else found.layout
     if stated is None:
-        notes = check_unstated(network, layout, init, given)
+        known = stated_by_layout(layout, network.embed_dim)
+        notes = (
+            check_unstated(network, layout, init, given)
+            if known is None
+            else check_stated(network, known, init, given)
+        )
     report = load_state(network, taken.state if found is None else found.state, init, min_matched)
     report = replace(report, layout=layout, notes=(*taken.notes, *notes))
     if found is None:
         return report
     return replace(report, reshaped=found.reshaped, unused=(*report.unused, *found.dropped))
+
+
+def load_rest(objective: Objective, init: str) -> LoadReport:
+    """Start an objective's parts besides its encoder from existing weights: ``objective.init`` of a recipe.
+
+    Args:
+        init: a run folder or checkpoint of this package, of the same objective; or a file in a layout that
+            the objective knows, such as ``FILE#predictor``.
+
+    Raises:
+        UsageError: if it cannot be read, shares no key with the objective, or a shared key has another shape.
+    """
+    checkpoint = own_checkpoint(init)
+    if checkpoint is not None:
+        return load_state(objective, checkpoint.objective, checkpoint.path)
+    taken = read_foreign(init)
+    found = objective.translate(taken.state)
+    if found is None:
+        return load_state(objective, taken.state, init)
+    report = load_state(objective, found.state, init)
+    return replace(
+        report, layout=found.layout, reshaped=found.reshaped, unused=found.dropped, notes=taken.notes
+    )
 
 
 def check_init(init: str) -> None:

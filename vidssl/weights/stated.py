@@ -12,11 +12,14 @@ from torch import nn
 from vidssl.engine.precision import on_meta
 from vidssl.errors import UsageError
 from vidssl.weights.foreign import PYTORCHVIDEO_PIXELS, library_of, of_library
-from vidssl.weights.vit_keys import IMAGE_VIT, VIDEO_MAE
+from vidssl.weights.vit_keys import IMAGE_VIT, V_JEPA_2, V_JEPA_2_1, VIDEO_MAE
 
 _KEYS = ("mean", "std", "num_heads")
 # published under more than one normalisation of pixels
 _AMBIGUOUS = (IMAGE_VIT, VIDEO_MAE)
+# V-JEPA: one normalisation, and the heads of each width
+_V_JEPA_PIXELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_V_JEPA_HEADS = {768: 12, 1024: 16, 1280: 16, 1408: 22, 1664: 26}
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,14 @@ def stated_by_library(init: str) -> Stated | None:
         return Stated(tuple(pixels[0]), tuple(pixels[1]), heads_of(net))
 
     return of_library(library, name, look)
+
+
+def stated_by_layout(layout: str, embed_dim: int) -> Stated | None:
+    """The facts of a layout that is published in one form for each width; None for others."""
+    if not layout.startswith((V_JEPA_2, V_JEPA_2_1)):
+        return None
+    heads = _V_JEPA_HEADS.get(embed_dim)
+    return Stated(*_V_JEPA_PIXELS, () if heads is None else (heads,))
 
 
 def stated_in(network: nn.Module) -> Stated:

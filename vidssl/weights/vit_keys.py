@@ -19,11 +19,16 @@ _PATCH_BIAS = "patch_embed.proj.bias"
 _FIRST_BLOCK = "blocks.0.attn.qkv.weight"
 IMAGE_VIT = "image ViT (timm, DINO)"
 VIDEO_MAE = "VideoMAE, published"
+V_JEPA_2 = "V-JEPA 2, published"
+V_JEPA_2_1 = "V-JEPA 2.1, published"
+_OLDER = "; its position table is not used, and V-JEPA 1, whose keys are the same, would need it"
 # outside the blocks, and a network without them computes something else
 _ALTERING = ("norm_pre", "dist_token", "reg_token", "register_tokens")
 
 
+_LEVEL_NORM = "norms_block.{}."  # V-JEPA 2.1; the fourth is the last norm
 _HUB_PATCHES = "embeddings.patch_embeddings.projection.weight"
+_HUB_VJEPA_PATCHES = "encoder.embeddings.patch_embeddings.proj.weight"
 _HUB_BLOCK = {  # names within a block of the transformers library -> the published ones
     "attention.output.dense": "attn.proj",
     "attention.attention.query.bias": "attn.q_bias",  # as transformers 5 saves it
@@ -39,12 +44,17 @@ _HUB_BLOCK = {  # names within a block of the transformers library -> the publis
 
 @dataclass(frozen=True)
 class _Source:
-    """A vision transformer found in a state: its tensors without their prefix, and the other keys."""
+    """A vision transformer found in a state: its tensors without their prefix, and the other keys.
+
+    Attributes:
+        whole_biases: whether queries, keys and values had one bias in the file.
+    """
 
     tensors: Mapping[str, Tensor]
     prefix: str
     others: tuple[str, ...]
     chosen: str = ""
+    whole_biases: bool = False
 
     @property
     def layout(self) -> str:
@@ -52,6 +62,10 @@ class _Source:
 
     @property
     def _layout(self) -> str:
+        if any(key.startswith((_LEVEL_NORM.format(0), "level_norms.")) for key in self.tensors):
+            return V_JEPA_2_1
+        if self.tensors[_PATCHES].ndim == 5 and self.whole_biases and "cls_token" not in self.tensors:
+            return V_JEPA_2 + (_OLDER if "pos_embed" in self.tensors else "")
         if self.tensors[_PATCHES].ndim == 5:
             return VIDEO_MAE
         if any(key == "time_embed" or ".temporal_" in key for key in self.tensors):
@@ -104,11 +118,11 @@ def to_timesformer(
 
 
 def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated | None:
-    """Parameters of ``ViT`` out of an image ViT, its patch embedding inflated, or out of VideoMAE's.
+    """Parameters of ``ViT`` out of an image ViT, its patch embedding inflated, of VideoMAE or of V-JEPA.
 
     ``ViT`` has position codes of its own, so others are dropped, but for the class token's, which is part of
-    what the token is. Of VideoMAE's patch embedding, which is for clips, images get the sum over its frames;
-    names may be those of its release or of the transformers library. None if it is no such network.
+    what the token is. Of a patch embedding that is for clips alone, images get the sum over its frames; names
+    may be those of the releases or of the transformers library. None if it is no such network.
 
     Args:
         state: with any prefix.
@@ -117,9 +131,10 @@ def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated
     Raises:
         UsageError: if the source has parameters that change what it computes, and the network does not.
     """
-    source = _find(_published_names(state))
+    source = _find(_published_names(_vjepa_names(state)))
     if source is None:
         return None
+    source = replace(source, tensors=_own_vjepa_names(source.tensors))
     if "fc_norm.weight" in source.tensors and "norm.weight" not in source.tensors and "norm.weight" in own:
         raise UsageError("these weights norm the mean of the patches (fc_norm): set backbone.norm=mean")
     if "blocks.0.attn.q_bias" in own:
@@ -128,6 +143,8 @@ def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated
     found = {key: source.tensors[key] for key in used}
     made = []
     for name in ("embed_clip.proj", "embed_image.proj"):
+        if f"{name}.weight" in used:  # V-JEPA 2.1 has both
+            continue
         frames, rows = own[f"{name}.weight"].shape[2:4]
         patches = _folded(source.tensors[_PATCHES], rows)
         if patches.ndim == 5 and frames == 1:
@@ -146,6 +163,49 @@ def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated
         made.append("class_token")
         used.add("cls_token")
     return Translated(found, source.layout, tuple(made), _dropped(source, used))
+
+
+def _vjepa_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """V-JEPA's published names for those of the transformers library; other states as they are."""
+    prefix = next((k.removesuffix(_HUB_VJEPA_PATCHES) for k in state if k.endswith(_HUB_VJEPA_PATCHES)), None)
+    if prefix is None:
+        return state
+    encoder, found = f"{prefix}encoder.", dict[str, Tensor]()
+    for key, x in state.items():
+        name = key.removeprefix(encoder)
+        if name == key:
+            found[key] = x  # of the predictor, or a classifier's
+        else:
+            name = name.replace("embeddings.patch_embeddings.", "patch_embed.").replace("layernorm.", "norm.")
+            found[name.replace("layer.", "blocks.")] = x
+    return joined_attention(found)
+
+
+def joined_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``attention.query``, ``key`` and ``value`` of each block as one ``attn.qkv``, and its ``proj``."""
+    found: dict[str, Tensor] = {}
+    for key, x in state.items():
+        if ".attention.query." in key:
+            parts = [key.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+            found[key.replace(".attention.query.", ".attn.qkv.")] = torch.cat([state[part] for part in parts])
+        elif ".attention.key." not in key and ".attention.value." not in key:
+            found[key.replace(".attention.proj.", ".attn.proj.")] = x
+    return found
+
+
+def _own_vjepa_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """V-JEPA 2.1's norms, vectors and embedding of images under our names; others' tensors as they are."""
+    levels = sum(key.startswith("norms_block.") and key.endswith(".weight") for key in tensors)
+    names = {_LEVEL_NORM.format(number): f"level_norms.{number}." for number in range(levels - 1)}
+    names |= {_LEVEL_NORM.format(levels - 1): "norm.", "patch_embed_img.": "embed_image."}
+    found = {}
+    for key, x in tensors.items():
+        theirs = next((one for one in names if key.startswith(one)), None)
+        found[key if theirs is None else names[theirs] + key.removeprefix(theirs)] = x
+    for theirs, own in (("video_mod_embed", "clip_vector"), ("img_mod_embed", "image_vector")):
+        if theirs in found:
+            found[own] = found.pop(theirs).flatten()
+    return found
 
 
 def _folded(weight: Tensor, patch_size: int) -> Tensor:
@@ -181,7 +241,8 @@ def _find(state: Mapping[str, Tensor]) -> _Source | None:
             "[D, 3, h, w] for images, [D, 3, t, h, w] for clips"
         )
     others = tuple(key for key in state if not key.startswith(prefix))
-    return _Source(_with_whole_biases(tensors), prefix, others, chosen)
+    whole = "blocks.0.attn.qkv.bias" in tensors
+    return _Source(_with_whole_biases(tensors), prefix, others, chosen, whole)
 
 
 def _published_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
