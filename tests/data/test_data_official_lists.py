@@ -177,7 +177,7 @@ def test_something_something_s_test_part_has_labels_where_its_answers_are(tmp_pa
     ("name", "text", "message"),
     [
         ("labels", '{"a": "0", "b": "2"}', r"labels.json: its 2 templates must be numbered from 0 on"),
-        ("labels", "[", r"labels.json: it is no JSON"),
+        ("labels", "[", r"labels.json: not valid JSON"),
         ("labels", '{"Holding something next to something": "0"}', r"video 9 is of the class 'Putting"),
         ("train", '[{"id": "9"}]', r"train.json: entry 0 lacks template"),
         ("train", "[]", r"train.json: it must be a list of entries"),

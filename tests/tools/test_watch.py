@@ -119,7 +119,7 @@ def test_a_line_that_is_being_written_is_left_out_and_a_broken_one_is_named(tmp_
     metrics.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert [(each.name, each.steps, each.values) for each in read_curves(metrics)] == [("loss", (1,), (2.0,))]
     metrics.write_text('{"step": 1, "loss": 2.0}\nnonsense\n')
-    with pytest.raises(UsageError, match=r"metrics.jsonl:2: no line of metrics \('nonsense'\)"):
+    with pytest.raises(UsageError, match=r"metrics.jsonl:2: no line of metrics"):
         read_curves(metrics)
 
 

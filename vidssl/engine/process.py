@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from vidssl.engine.facts import Row, parsed
 from vidssl.errors import UsageError
 
 try:
@@ -268,9 +269,9 @@ def _sign(descriptor: int) -> None:
 
 def _owner(path: Path) -> str:
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {owner['pid']} on {owner['host']} (since {owner['since']})"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not signed yet
+        owner = Row(parsed(path.read_bytes()))
+        return f"process {owner.whole('pid')} on {owner.text('host')} (since {owner.text('since')})"
+    except (OSError, ValueError):  # it has not signed yet
         return "another process"
 
 

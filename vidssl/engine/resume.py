@@ -228,7 +228,11 @@ def find_run(out: Path, name: str, recipe: str, say: Callable[[str], None]) -> R
     for folder in map(RunFolder, sorted(found, key=_number, reverse=True)):
         if not folder.states():
             continue
-        changed = changed_keys((folder.path / "recipe.yaml").read_text(encoding="utf-8"), recipe)
+        try:
+            changed = changed_keys((folder.path / "recipe.yaml").read_text(encoding="utf-8"), recipe)
+        except (OSError, ValueError) as error:  # another's fault is no reason not to train
+            say(f"{folder.path}: its recipe cannot be read ({error}), so this is no part of it.")
+            continue
         if not changed:
             return folder
         say(f"{folder.path} has another recipe ({', '.join(changed)}), so this is no part of it.")

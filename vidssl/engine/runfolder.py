@@ -31,6 +31,7 @@ import torch
 
 from vidssl.config.files import kind_of, read
 from vidssl.engine.atomic import append_line, remove, write_text
+from vidssl.engine.facts import Row, parsed
 from vidssl.errors import UsageError
 
 PACKAGES = (
@@ -113,7 +114,7 @@ class RunFolder:
                 remove(path)
         for log in (self.metrics, self.events):
             if log.exists():
-                lines = log.read_text(encoding="utf-8").splitlines()
+                lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
                 kept = [line for line in lines if (done := _step_of(line)) is not None and done <= step]
                 write_text(log, "".join(f"{line}\n" for line in kept))
 
@@ -141,10 +142,9 @@ def _by_step(folder: Path) -> dict[int, Path]:
 def _step_of(line: str) -> int | None:
     """The step of a line of a log; None for one that is cut, as the last one of a killed process may be."""
     try:
-        step = json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
+        return Row(parsed(line)).whole("step")
+    except ValueError:
         return None
-    return step if isinstance(step, int) else None
 
 
 def create_run(out: Path, name: str, recipe: str) -> RunFolder:
@@ -281,8 +281,8 @@ def _in_order(out: Path) -> list[RunFolder]:
 def _started(environment: Path) -> float:
     """Unix time of a run's start, 0 if the file is damaged."""
     try:
-        return float(json.loads(environment.read_text(encoding="utf-8"))["started_unix"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Row(parsed(environment.read_bytes())).real("started_unix")
+    except (OSError, ValueError):
         return 0.0
 
 

@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
@@ -33,9 +34,10 @@ from vidssl.data.sources.token_store import TokenStore
 from vidssl.engine.atomic import file_sha256, make_folder
 from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
 from vidssl.engine.distributed import World, take_device
+from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import print_line
 from vidssl.engine.precision import use_bfloat16
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.evaluate.subject import NetworkSpec, state_hash
 from vidssl.evaluators.extract import ALONE, Encoded, encode, table_of
 from vidssl.evaluators.features import FeatureTable, KeepPatches
@@ -146,9 +148,9 @@ class FeatureStore:
         key = self._key(name, job, source)
         if (key, job.patches) not in self._known:
             path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.safetensors"
-            kept = self.world.from_first(lambda: "kept" if self._is_kept(path, job) else "")
+            kept = self.world.from_first(lambda: "kept" if self._is_kept(path, job, key, source) else "")
             if kept:
-                found = self._with_patches(read_encoded(path), path, job)
+                found = self._with_patches(read_encoded(path, key, source), path, job)
                 missing = f"; remove it to try {len(found.unreadable)} unreadable videos again"
                 self._say(
                     f"{name} network, {job.part} videos: features read from {path}"
@@ -171,12 +173,12 @@ class FeatureStore:
             self._known[key, job.patches] = table
         return self._known[key, job.patches]
 
-    def _is_kept(self, path: Path, job: FeatureJob) -> bool:
+    def _is_kept(self, path: Path, job: FeatureJob, key: str, source: DataSource) -> bool:
         """Whether all files of a job are there and sound; prints which is not."""
         if not all(file.is_file() for file in (path, *patch_paths(path, job))):
             return False
         try:
-            self._with_patches(read_encoded(path), path, job)
+            self._with_patches(read_encoded(path, key, source), path, job)
         except UsageError as error:
             self._say(f"{error}. The features are computed again.")
             return False
@@ -270,18 +272,35 @@ def write_encoded(path: Path, found: Encoded, key: str, source: DataSource) -> N
     save_tensors(path, tensors, metadata)
 
 
-def read_encoded(path: Path) -> Encoded:
+def read_encoded(path: Path, key: str, source: DataSource) -> Encoded:
     """Features out of a file, mapped into memory.
 
+    Args:
+        key: what they have to depend on, as ``write_encoded`` got it.
+        source: of the videos.
+
     Raises:
-        UsageError: if it is damaged.
+        UsageError: if it is damaged, or holds features of anything else.
     """
     metadata, tensors = read_tensors(path)
     if metadata.pop("digest", "") != tensors_digest(tensors, metadata):
         raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
+    if metadata.get("key") != key:
+        raise UsageError(f"{path}: it holds features of something else than its name says")
     orders: tuple[FrameOrder, ...] = get_args(FrameOrder)
     vectors = {order: tensors[f"vectors.{order}"] for order in orders if f"vectors.{order}" in tensors}
-    return Encoded(vectors, tensors["numbers"], tuple(json.loads(metadata["unreadable"])))
+    numbers, count = tensors.get("numbers", torch.empty(0)), len(source)
+    sound = numbers.dtype == torch.int64 and numbers.dim() == 1 and "normal" in vectors
+    sound = sound and all(0 <= number < count for number in numbers.tolist())
+    for part in vectors.values():
+        sound = sound and part.dim() == 3 and len(part) == len(numbers) and bool(part.isfinite().all())
+    if not sound:
+        raise UsageError(f"{path}: damaged, it holds no finite vectors of {counted(count, 'video')}")
+    try:
+        unreadable = Row({"unreadable": parsed(metadata.get("unreadable", ""))}).many_texts("unreadable")
+    except ValueError as error:
+        raise UsageError(f"{path}: its metadata: {error}") from error
+    return Encoded(vectors, numbers, unreadable)
 
 
 @cache

@@ -1,6 +1,7 @@
 """Scores as a table on the console and as a file beside the run."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,6 +15,7 @@ from vidssl.build.registry import resolved_text
 from vidssl.config.protocol import FinetuneProtocol, Protocol
 from vidssl.data.classes import class_counts
 from vidssl.engine.atomic import make_folder, write_text
+from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import print_line
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.score_file import Scores, score_record
@@ -359,11 +361,11 @@ def _set_aside(path: Path, card: object) -> Path | None:
     So the newest stand where ``vidssl compare`` looks, and no others are written over.
     """
     try:
-        old = json.loads(path.read_text(encoding="utf-8"))
+        old = Row(parsed(path.read_bytes())).text("card_sha256")
     except (OSError, ValueError):  # there are none, or nothing that could be lost
         return None
-    if not isinstance(old, dict) or old.get("card_sha256") == card:
+    if old == card:
         return None
-    aside = path.parent / "earlier" / f"{path.stem}-{str(old.get('card_sha256'))[:8]}.json"
+    aside = path.parent / "earlier" / f"{path.stem}-{re.sub('[^0-9a-f]', '', old)[:8]}.json"
     aside.parent.mkdir(exist_ok=True)
     return path.replace(aside)

@@ -4,13 +4,15 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
+from vidssl.config.protocol import FrameOrder
 from vidssl.config.strict_yaml import dump_flow, parse, plain
 from vidssl.data.sources.official.groups import group_of
+from vidssl.engine.facts import HIGHEST, Row, parsed
 from vidssl.engine.runfolder import RunFolder, describe_environment, no_run
 from vidssl.errors import UsageError
 from vidssl.evaluate.subject import Subject
@@ -23,7 +25,7 @@ from vidssl.evaluators.differences import (
     tested_videos,
 )
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scores import Score
+from vidssl.evaluators.scores import Interval, Score
 from vidssl.evaluators.statistics import accuracy
 
 FORMAT = "vidssl scores 2"
@@ -200,36 +202,54 @@ def read_scores(path: Path) -> ScoreFile:
         UsageError: if it is none, is damaged, or was written by an earlier version.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = Row(parsed(path.read_bytes()))
+        if record.value("format", "") != FORMAT:
+            raise UsageError(
+                f"{path}: not scores that this version writes: make them again with 'vidssl eval'"
+            )
+        return _score_file(path, record)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from error
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"{path}: damaged, or no file of scores ({error})") from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise UsageError(f"{path}: not scores that this version writes: make them again with 'vidssl eval'")
-    keys = tuple(record["keys"])
+
+
+def _score_file(path: Path, record: Row) -> ScoreFile:
+    """Raises ValueError, naming the entry, if something in it does not fit."""
+    keys, classes = record.many_texts("keys"), record.row("classes").names()
     # files of earlier versions hold no groups; names of files give those of UCF101 and HMDB51
-    named = tuple(record.get("groups") or map(group_of, keys))
+    named = record.many_texts("groups", ()) or tuple(map(group_of, keys))
     groups = named if any(named) else ()
-    truth = {label: _unpacked(numbers) for label, numbers in record["truth"].items()}
-    scores = {
-        network: tuple(
-            _score(row, predicted, tested_of(truth[row["label"]], groups))
-            for row, predicted in zip(rows, record["predicted"][network], strict=True)
+    truths, networks, videos = record.row("truth"), record.row("scores"), record.row("videos")
+    truth = {label: _numbers(truths, label, len(names)) for label, names in classes.items()}
+    if any(len(numbers) != len(keys) for numbers in truth.values()) or len(named) != len(keys):
+        raise ValueError("'truth' and 'groups' must have as many entries as 'keys'")
+    tested = {label: tested_of(numbers, groups) for label, numbers in truth.items()}
+    scores: dict[str, tuple[Score, ...]] = {}
+    for network, _ in networks.entries():
+        rows, predicted = networks.items(network), record.row("predicted").items(network)
+        if len(rows) != len(predicted):
+            raise ValueError(f"'predicted.{network}' must have as many entries as 'scores.{network}'")
+        scores[network] = tuple(
+            _score(Row({**dict(Row(row, "scores").entries()), "predicted": given}, "scores"), tested, classes)
+            for row, given in zip(rows, predicted, strict=True)
         )
-        for network, rows in record["scores"].items()
-    }
     return ScoreFile(
         path=path,
-        checkpoint=record["checkpoint"],
-        step=record["step"],
-        recipe=record["recipe"],
-        protocol=record["protocol"],
-        card=record["card"],
-        videos={name: (part["found"], part["listed"]) for name, part in record["videos"].items()},
+        checkpoint=record.text("checkpoint"),
+        step=record.whole("step"),
+        recipe=record.text("recipe"),
+        protocol=record.text("protocol"),
+        card=record.texts("card"),
+        videos={
+            name: (videos.row(name).whole("found"), videos.row(name).whole("listed"))
+            for name, _ in videos.entries()
+        },
         keys=keys,
         truth=truth,
-        classes={label: tuple(names) for label, names in record["classes"].items()},
+        classes=classes,
         scores=scores,
         groups=groups,
     )
@@ -260,20 +280,68 @@ def _step(path: Path) -> int:
     return int(found[1]) if found else -1
 
 
-def _score(row: Mapping[str, Any], predicted: str, tested: LabelledVideos) -> Score:
-    values = {**row, "draws": tuple(row["draws"]), "predicted": _unpacked(predicted)}
-    if "bootstrap" in values:  # an earlier version's intervals, which knew no groups
-        spans = values.pop("bootstrap")
-        values |= {"top5_interval": spans["top5"], "class_interval": spans["class_mean"]}
-        if tested.groups is not None and not values["draws"]:
-            right = [a == b for a, b in zip(values["predicted"], tested.truth, strict=True)]
-            top1 = accuracy(right, None, tested.groups)
-            by_class = accuracy(right, tested.truth, tested.groups)
-            values |= {"low": top1.low, "high": top1.high, "class_interval": (by_class.low, by_class.high)}
-            values |= {"num_groups": len(set(tested.groups)), "top5_interval": None}
-    for name in ("top5_interval", "class_interval"):
-        values[name] = values[name] and tuple(values[name])
-    return Score(**values)
+def _score(row: Row, tested: Mapping[str, LabelledVideos], classes: Mapping[str, Sequence[str]]) -> Score:
+    """A row of the file, with the packed classes that were named."""
+    label, chance = row.one_of("label", list(classes)), row.real_or_none("chance")
+    truth, spans = tested[label], row.row("bootstrap", {})  # an earlier version's intervals, without groups
+    draws = tuple(row.reals("draws"))
+    named = _numbers(row, "predicted", len(classes[label]) if chance is not None else HIGHEST)
+    if len(named) != len(truth.truth):
+        raise ValueError(
+            f"'scores.predicted' must have an entry for each test video with the label {label!r}"
+        )
+    found = Score(
+        label=label,
+        setting=row.text("setting", ""),
+        frames=row.one_of("frames", get_args(FrameOrder)),
+        top1=row.real("top1"),
+        low=row.real("low"),
+        high=row.real("high"),
+        top5=row.real_or_none("top5"),
+        class_mean=row.real("class_mean"),
+        chance=chance,
+        num_train=row.whole("num_train"),
+        num_test=row.whole("num_test"),
+        predicted=named,
+        draws=draws,
+        spread=row.real_or_none("spread"),
+        top5_interval=_interval(spans, "top5") if "top5" in spans else _interval(row, "top5_interval"),
+        class_interval=_interval(spans, "class_mean") or _interval(row, "class_interval"),
+        class_chance=row.real_or_none("class_chance"),
+        unbalanced=row.flag("unbalanced", False),
+        num_groups=None if row.value("num_groups", None) is None else row.whole("num_groups"),
+        chosen=row.text("chosen", ""),
+    )
+    if "bootstrap" not in row or truth.groups is None or draws:
+        return found
+    right = [a == b for a, b in zip(named, truth.truth, strict=True)]
+    top1, by_class = (accuracy(right, units, truth.groups) for units in (None, truth.truth))
+    return replace(
+        found,
+        low=top1.low,
+        high=top1.high,
+        class_interval=(by_class.low, by_class.high),
+        num_groups=len(set(truth.groups)),
+        top5_interval=None,
+    )
+
+
+def _interval(row: Row, name: str) -> Interval | None:
+    if row.value(name, None) is None:
+        return None
+    ends = row.parts(name, "low", "high")
+    return ends.real("low"), ends.real("high")
+
+
+def _numbers(row: Row, name: str, count: int) -> tuple[int, ...]:
+    """Class numbers below ``count`` in a line of text, -1 for none."""
+    try:
+        numbers = tuple(map(int, row.text(name).split()))
+    except ValueError as error:
+        raise ValueError(f"'{name}' must be numbers of classes ({error})") from None
+    if not all(-1 <= number < count for number in numbers):
+        raise ValueError(f"'{name}' must be numbers of classes below {count}")
+    return numbers
 
 
 def _row(score: Score) -> dict[str, object]:
@@ -285,10 +353,6 @@ def _row(score: Score) -> dict[str, object]:
 def _packed(numbers: Sequence[int]) -> str:
     """``3 4 -1``: a line of text instead of one a number."""
     return " ".join(map(str, numbers))
-
-
-def _unpacked(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split()))
 
 
 def _hash(text: str) -> str:

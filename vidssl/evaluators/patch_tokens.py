@@ -39,7 +39,10 @@ def read_patches(
     found: dict[FrameOrder, Tensor] = {}
     for order in orders:
         path = patch_path(vectors, order, kind)
-        found[order] = read_tensors(path)[1]["patches"]
+        tensors = read_tensors(path)[1]
+        if "patches" not in tensors or tensors["patches"].dim() != 4:
+            raise UsageError(f"{path}: damaged, it holds no patch tokens [videos, views, tokens, values]")
+        found[order] = tensors["patches"]
         if len(found[order]) != num_videos:
             raise UsageError(
                 f"{path}: holds {counted(len(found[order]), 'video')} and {vectors} {num_videos}: remove "

@@ -1,10 +1,10 @@
 """Curves of a run in the terminal, while it trains or afterwards."""
 
 import fnmatch
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from vidssl.config.strict_yaml import nearest
+from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import UNTRACKED as HIDDEN, format_metric, terminal
 from vidssl.engine.process import trains_in
 from vidssl.engine.runfolder import RunFolder, last_begun, named_run
@@ -75,6 +76,7 @@ def _join(letters: list[list[int]], start: tuple[float, float], end: tuple[float
 
 FIRST = ("loss*", "test_loss*", "accuracy*", "test_accuracy*", "knn*", "rankme*", "grad_norm", "lr")
 PANEL_WIDTH, PANEL_HEIGHT = 38, 5  # of a curve, in letters; two fit into 80 columns
+_LAST_STEP, _LARGEST = 2**53, 1e300  # beyond, a number is not one that was logged
 SECONDS = 2.0  # between looks at the file
 
 
@@ -96,19 +98,19 @@ def read_curves(metrics: Path) -> list[Curve]:
         UsageError: if another line is no record.
     """
     found: dict[str, tuple[list[int], list[float]]] = {}
-    for number, line in enumerate(metrics.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
+    for number, line in enumerate(metrics.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
             break
         try:
-            record = json.loads(line)
-            step = int(record["step"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{metrics}:{number}: no line of metrics ({line.strip()[:60]!r})") from error
-        for name, value in record.items():
+            record = Row(parsed(line))
+            step = record.whole("step", highest=_LAST_STEP)
+        except ValueError as error:
+            raise UsageError(f"{metrics}:{number}: no line of metrics ({error})") from error
+        for name, value in record.entries():
             if name not in HIDDEN and isinstance(value, (int, float)):
                 steps, values = found.setdefault(name, ([], []))
                 steps.append(step)
-                values.append(float(value))
+                values.append(float(value) if abs(value) <= _LARGEST else math.copysign(math.inf, value))
     return [Curve(name, tuple(steps), tuple(values)) for name, (steps, values) in found.items()]
 
 
@@ -187,9 +189,9 @@ def _counts(events: Path) -> Mapping[str, int]:
     """Counts of a run's events, by kind."""
     counts: dict[str, int] = {}
     if events.is_file():
-        for line in events.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("}\n"):
-                kind = str(json.loads(line)["kind"])
+        for line in events.read_bytes().splitlines(keepends=True):
+            with suppress(ValueError):  # of a line that is cut or damaged
+                kind = Row(parsed(line)).text("kind")
                 counts[kind] = counts.get(kind, 0) + 1
     return counts
 

@@ -8,8 +8,8 @@ the page cache as through a memory map, but a file that shrinks under a map ends
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,10 +26,11 @@ from torch import Tensor
 from vidssl.data.decode.decode import part_of, seconds_of
 from vidssl.data.sources.listing import Listed, ListedFiles, Listing, ListKeys, named_listing, select
 from vidssl.data.sources.lists import listed_part
-from vidssl.data.sources.manifest import unpacked
-from vidssl.data.sources.origins import derived_origin
-from vidssl.data.sources.segments import parse_segments
+from vidssl.data.sources.manifest import MOST_FRAMES, unpacked
+from vidssl.data.sources.origins import derived_origin, recorded_origin
+from vidssl.data.sources.segments import NamedSegment, parse_segments
 from vidssl.data.sources.tar.storage import Address
+from vidssl.engine.facts import HIGHEST, Row, parsed
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
@@ -38,6 +39,8 @@ KIND, VERSION = "vidssl JPEG shards", 1
 
 _log = logging.getLogger(__name__)
 _OFFSET = np.dtype("<u8")
+_LARGEST_IMAGE = 1 << 28  # bytes
+_SHARD_NAME = re.compile(r"\d{5,}\.jpegs")
 
 
 def shard_name(number: int) -> str:
@@ -78,7 +81,7 @@ def read_block(read: Callable[[int, int], bytes], frames: Sequence[int]) -> Tens
 def _read_image(read: Callable[[int, int], bytes], number: int) -> np.ndarray:
     row = _all_of(read, number * _OFFSET.itemsize, 2 * _OFFSET.itemsize)
     begins, ends = (int(offset) for offset in np.frombuffer(row, dtype=_OFFSET))
-    if ends <= begins:
+    if not begins < ends <= begins + _LARGEST_IMAGE < HIGHEST:
         raise ValueError(f"the offsets of frame {number} are damaged")
     try:
         with Image.open(BytesIO(_all_of(read, begins, ends - begins)), formats=["JPEG"]) as image:
@@ -94,6 +97,49 @@ def _all_of(read: Callable[[int, int], bytes], start: int, length: int) -> bytes
     return found
 
 
+@dataclass(frozen=True)
+class Block:
+    """Where a video lies, and what is known of its frames.
+
+    Attributes:
+        shard: name of the file.
+        start: in bytes.
+        short: its timestamps, made short; none where frames are evenly spaced.
+        tick_seconds: unit of the timestamps.
+    """
+
+    shard: str
+    start: int
+    frames: int
+    fps: float
+    short: tuple[int, ...]
+    tick_seconds: float
+
+    def times(self) -> array[int]:
+        """Timestamp of each frame; none where frames are evenly spaced."""
+        return unpacked(self.short, self.frames)
+
+    @classmethod
+    def from_row(cls, row: Row, sizes: Mapping[str, int]) -> Block:
+        """The block that a line of an index describes.
+
+        Args:
+            sizes: bytes of the shards that are there.
+
+        Raises:
+            ValueError: if it describes none, naming the field, or the shard is too short for it.
+        """
+        shard, start = row.text("shard"), row.whole("start")
+        frames = row.whole("frames", lowest=1, highest=MOST_FRAMES)
+        if not _SHARD_NAME.fullmatch(shard):
+            raise ValueError(f"'shard' must be the name of a shard, got {shard!r:.60}")
+        if start + _OFFSET.itemsize * (frames + 1) > sizes.get(shard, HIGHEST):
+            raise ValueError(f"{counted(frames, 'frame')} from byte {start} on do not fit into {shard}")
+        short: tuple[int, ...] = tuple(row.whole_numbers("pts", ()))
+        unpacked(short, frames)
+        return cls(shard, start, frames, row.real("fps"), short, row.real("tick_seconds", 0.0))
+
+
 @dataclass(kw_only=True, eq=False)
 class JpegShards(ListKeys, ListedFiles, KnowsOrigins):
     """Videos as ``vidssl data prepare --jpeg-shards`` wrote them, with the keys and labels that they had.
@@ -106,10 +152,10 @@ class JpegShards(ListKeys, ListedFiles, KnowsOrigins):
     root: str
 
     def __post_init__(self) -> None:
-        self._rows, own = _read_index(Path(self.root).absolute() / INDEX)
+        self._videos, own = _read_index(Path(self.root).absolute() / INDEX)
         part = self.part
         if self.list is not None:
-            listing, part = listed_part(self.list, self.test_list, part, exists=self._rows.__contains__)
+            listing, part = listed_part(self.list, self.test_list, part, exists=self._videos.__contains__)
         elif self.test_list is not None:
             raise ValueError("'test_list' goes with 'list'")
         else:
@@ -121,49 +167,53 @@ class JpegShards(ListKeys, ListedFiles, KnowsOrigins):
 
     def info(self, index: int) -> SampleInfo:
         file = self.files[index]
-        own, row = self._frames(file), self._rows[file.path]
-        times = seconds_of(*_times(row))
-        return SampleInfo(file.key, len(own), row["fps"], file.labels, part_of(times, own))
+        own, block = self._frames(file), self._block(file)
+        times = seconds_of(block.times(), block.tick_seconds)
+        return SampleInfo(file.key, len(own), block.fps, file.labels, part_of(times, own))
 
     def origin(self, index: int) -> Origin:
         file = self.files[index]
-        row = self._rows[file.path]
-        made = self.folder / row["shard"]
-        origin = derived_origin(row.get("origin", {}), store=self.folder, key=file.path, made=made)
+        made, recorded = self.folder / self._block(file).shard, self._videos[file.path].origin
+        origin = derived_origin(recorded, store=self.folder, key=file.path, made=made)
         return replace(origin, segment=None if file.segment is None else file.segment.seconds)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         key = self.files[index].key
-        row, own = self._rows[self.files[index].path], self._frames(self.files[index])
+        block, own = self._block(self.files[index]), self._frames(self.files[index])
         if not frames or min(frames) < 0 or max(frames) >= len(own):
             raise ValueError(f"{key} has {counted(len(own), 'frame')}, asked for {[*frames]}")
 
         def part(length: int, start: int) -> bytes:
-            return self._address.read_range(row["shard"], row["start"] + start, length)
+            return self._address.read_range(block.shard, block.start + start, length)
 
         try:
             return read_block(part, [own[frame] for frame in frames])
         except OSError as error:
-            raise UnreadableSample(key, f"{row['shard']} cannot be read ({error.strerror})") from error
+            raise UnreadableSample(key, f"{block.shard} cannot be read ({error.strerror})") from error
         except ValueError as error:
-            raise UnreadableSample(key, f"{row['shard']}: {error}") from error
+            raise UnreadableSample(key, f"{block.shard}: {error}") from error
 
     def _frames(self, file: Listed) -> range:
         """Numbers of the frames that belong to a sample."""
-        row = self._rows[file.path]
+        block = self._block(file)
         if file.segment is None:
-            return range(row["frames"])
-        return file.segment.frames(file.key, row["frames"], row["fps"], *_times(row))
+            return range(block.frames)
+        return file.segment.frames(file.key, block.frames, block.fps, block.times(), block.tick_seconds)
+
+    def _block(self, file: Listed) -> Block:
+        block = self._videos[file.path].block
+        assert block is not None, "videos without one are left out"
+        return block
 
     def _usable(self, files: Sequence[Listed], where: str) -> tuple[Listed, ...]:
-        unknown = [file.path for file in files if file.path not in self._rows]
+        unknown = [file.path for file in files if file.path not in self._videos]
         if unknown:
             raise UsageError(
                 f"{self.folder}: {len(unknown)} of the {counted(len(files), 'video')} of {where} are not "
                 "in it, such as "
                 f"{unknown[0]}. Have them added with 'vidssl data prepare'"
             )
-        reasons = Counter(self._rows[file.path]["reason"] for file in files)
+        reasons = Counter(self._videos[file.path].reason for file in files)
         del reasons[""]
         if reasons:
             _log.warning(
@@ -173,7 +223,7 @@ class JpegShards(ListKeys, ListedFiles, KnowsOrigins):
                 len(files),
                 reasons.most_common(1)[0][0],
             )
-        kept = tuple(file for file in files if not self._rows[file.path]["reason"])
+        kept = tuple(file for file in files if not self._videos[file.path].reason)
         if not kept:
             raise UsageError(
                 f"{self.folder}: none of the {counted(len(files), 'video')} of {where} could be prepared"
@@ -181,36 +231,64 @@ class JpegShards(ListKeys, ListedFiles, KnowsOrigins):
         return kept
 
 
-def _times(row: Mapping) -> tuple[array[int], float]:
-    """Timestamps and their unit in seconds; none of a video whose frames are evenly spaced."""
-    return unpacked(row.get("pts", ()), row["frames"]), row.get("tick_seconds", 0.0)
+@dataclass(frozen=True)
+class _Prepared:
+    """A video of the index: why it could not be prepared, or its block, and what it was made of."""
+
+    reason: str
+    block: Block | None
+    origin: Mapping[str, object]
 
 
-def _read_index(path: Path) -> tuple[dict[str, dict], Listing]:
-    """Key -> its line, and the videos with the labels that they were prepared with."""
+def _read_index(path: Path) -> tuple[dict[str, _Prepared], Listing]:
+    """The videos by their keys, and these with the labels that they were prepared with."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()
     except OSError as error:
         raise UsageError(
             f"{path}: the index of JPEG shards cannot be read ({error.strerror}); "
             "'vidssl data prepare --jpeg-shards' writes it into the folder 'root' when all is done"
         ) from error
+    sizes = {shard.name: shard.stat().st_size for shard in path.parent.glob("*.jpegs")}
+    videos: dict[str, _Prepared] = {}
+    named: list[tuple[str, dict[str, str], tuple[NamedSegment, ...]]] = []
+    classes: dict[str, tuple[str, ...]] = {}
+    number = 1
     try:
-        head, *rows = map(json.loads, lines)
-        if head["kind"] != KIND:
-            raise UsageError(f"{path}: it is no index of JPEG shards but of {head['kind']}")
-        if head["version"] != VERSION:
-            raise ValueError(f"it is no index of version {VERSION}")
-        classes = {name: tuple(names) for name, names in head["label_classes"].items()}
-        by_key = {row["key"]: row for row in rows}
-        named = (
-            (row["key"], {name: classes[name][number] for name, number in row["labels"].items()},
-             parse_segments(row.get("segments", ())))
-            for row in rows
-        )  # fmt: skip
-        listing = named_listing(named, classes)
+        if not lines:
+            raise ValueError("the file is empty")
+        for number, line in enumerate(lines, 1):
+            row = Row(parsed(line))
+            if number == 1:
+                classes = _read_head(row, path)
+                continue
+            key, reason, labels = row.path("key"), row.text("reason"), row.row("labels")
+            block = None if reason else Block.from_row(row, sizes)
+            origin = row.row("origin", {})
+            if any(origin.entries()):
+                recorded_origin(origin)
+            videos[key] = _Prepared(reason, block, dict(origin.entries()))
+            own = {
+                name: classes[name][labels.whole(name, highest=len(classes[name]) - 1)]
+                for name in classes
+                if name in labels
+            }
+            named.append((key, own, parse_segments(row.items("segments", ()))))
+        return videos, named_listing(named, classes)
     except UsageError:
         raise
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{path}: the index is damaged ({error})") from error
-    return by_key, listing
+    except ValueError as error:
+        raise UsageError(
+            f"{path}:{number}: the index is damaged ({error}); 'vidssl data prepare', called as it was, "
+            "writes it anew"
+        ) from error
+
+
+def _read_head(row: Row, path: Path) -> dict[str, tuple[str, ...]]:
+    """The classes of all labels, out of the first line."""
+    kind = row.value("kind", "")
+    if kind != KIND:
+        raise UsageError(f"{path}: it is no index of JPEG shards but of {kind}")
+    if row.value("version", 0) != VERSION:
+        raise ValueError(f"it is no index of version {VERSION}")
+    return row.row("label_classes").names()

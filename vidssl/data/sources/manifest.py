@@ -11,14 +11,17 @@ import json
 import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from vidssl.data.decode.decode import Keyframe, VideoFacts
 from vidssl.data.sources.segments import NamedSegment, parse_segments
 from vidssl.engine.atomic import file_sha256
+from vidssl.engine.facts import HIGHEST, Row, parsed
 from vidssl.errors import UsageError, counted
 
 Status = Literal["ok", "cut", "damaged", "unreadable"]
@@ -26,6 +29,7 @@ Rate = Literal["constant", "variable", "unknown"]
 USABLE: tuple[Status, ...] = ("ok", "cut")
 VERSION = 1
 _KIND = "vidssl manifest"
+MOST_FRAMES, _LONGEST_SIDE = 10**8, 10**6  # beyond, a file is not one that was looked at
 
 
 @dataclass(frozen=True)
@@ -93,23 +97,34 @@ class FileRecord:
         return json.dumps(row, ensure_ascii=True, separators=(",", ":")) + "\n"
 
     @classmethod
-    def from_row(cls, row: Mapping[str, object]) -> FileRecord:
+    def from_row(cls, row: Row) -> FileRecord:
         """The entry that a line of JSON describes.
 
         Raises:
-            KeyError, TypeError, ValueError: if it describes none.
+            ValueError: if it describes none, naming the field.
         """
-        own = {
-            name: row[name] for name in ("key", "status", "reason", "bytes", "mtime_ns", "sha256", "labels")
-        }
-        if own["status"] not in get_args(Status):
-            raise ValueError(f"no status {own['status']!r}")
-        own["segments"] = parse_segments(row.get("segments", ()))
+        own = cls(
+            key=row.path("key"),
+            status=row.one_of("status", get_args(Status)),
+            reason=row.text("reason"),
+            bytes=row.whole("bytes", lowest=-1),
+            mtime_ns=row.whole("mtime_ns", lowest=-HIGHEST),
+            sha256=row.text("sha256"),
+            labels=row.texts("labels"),
+            segments=parse_segments(row.items("segments", ())),
+        )
         if "frames" not in row:
-            return cls(**own)  # type: ignore[arg-type]
-        more = {name: row[name] for name in ("container", "rate", "gop", "clip_seconds")}
-        more |= {"interlaced": bool(row.get("interlaced", False)), "old": "interlaced" not in row}
-        return cls(**own, **more, facts=_facts_of(row))  # type: ignore[arg-type]
+            return own
+        return replace(
+            own,
+            container=row.text("container"),
+            rate=row.one_of("rate", get_args(Rate)),
+            gop=row.whole("gop"),
+            clip_seconds=row.real("clip_seconds"),
+            interlaced=row.flag("interlaced", False),
+            old="interlaced" not in row,
+            facts=_facts_of(row),
+        )
 
 
 _PLAIN = ("promised_frames", "fps", "height", "width", "rotation", "codec", "no_seeking", "tick_seconds")
@@ -126,33 +141,36 @@ def _facts_row(facts: VideoFacts) -> dict[str, object]:
     }
 
 
-def _facts_of(row: Mapping[str, object]) -> VideoFacts:
+def _facts_of(row: Row) -> VideoFacts:
+    frames = row.whole("frames", lowest=1, highest=MOST_FRAMES)
     return VideoFacts(
-        num_frames=whole_number(row["frames"]),
-        promised_frames=whole_number(row["promised_frames"]),
-        fps=float(row["fps"]),  # type: ignore[arg-type]
-        height=whole_number(row["height"]),
-        width=whole_number(row["width"]),
-        rotation=whole_number(row["rotation"]),
-        codec=str(row["codec"]),
-        no_seeking=str(row["no_seeking"]),
-        pts=unpacked(row["pts"], whole_number(row["frames"])),  # type: ignore[arg-type]
-        keyframes=tuple(Keyframe(number, pts) for number, pts in row["keyframes"]),  # type: ignore[attr-defined]
-        tick_seconds=float(row["tick_seconds"]),  # type: ignore[arg-type]
-        mirrored=bool(row.get("mirrored", False)),
-        pixel_aspect=float(row.get("pixel_aspect", 1.0)),  # type: ignore[arg-type]
+        num_frames=frames,
+        promised_frames=row.whole("promised_frames"),
+        fps=row.real("fps"),
+        height=row.whole("height", lowest=1, highest=_LONGEST_SIDE),
+        width=row.whole("width", lowest=1, highest=_LONGEST_SIDE),
+        rotation=row.one_of("rotation", (0, 90, 180, 270)),
+        codec=row.text("codec"),
+        no_seeking=row.text("no_seeking"),
+        pts=unpacked(row.whole_numbers("pts"), frames),
+        keyframes=_keyframes(row.items("keyframes"), frames),
+        tick_seconds=row.real("tick_seconds"),
+        mirrored=row.flag("mirrored", False),
+        pixel_aspect=row.real("pixel_aspect", 1.0, lowest=1e-6),
     )
 
 
-def whole_number(value: object) -> int:
-    """A value of JSON that has to be an int.
-
-    Raises:
-        TypeError: if it is none.
-    """
-    if not isinstance(value, int):
-        raise TypeError(f"{value!r} is no whole number")
-    return value
+def _keyframes(pairs: Sequence[object], num_frames: int) -> tuple[Keyframe, ...]:
+    """Raises ValueError unless they are pairs of a frame's number, rising, and a timestamp."""
+    found, last = [], -1
+    for pair in pairs:
+        match pair:
+            case [int(number), int(pts)] if last < number < num_frames and abs(pts) <= HIGHEST:
+                found.append(Keyframe(number, pts))
+                last = number
+            case _:
+                raise ValueError(f"'keyframes' must be pairs of a frame and a timestamp, got {pair!r:.60}")
+    return tuple(found)
 
 
 def packed(pts: Sequence[int]) -> list[int]:
@@ -170,15 +188,18 @@ def unpacked(short: Sequence[int], num_frames: int) -> array[int]:
     """The timestamps that ``packed`` made short, none or one for each frame.
 
     Raises:
-        TypeError, ValueError: if they are not.
+        ValueError: if they are not, or do not fit into 64 bits.
     """
-    if short and 1 + sum(map(whole_number, short[2::2])) != num_frames:
-        raise ValueError(f"its timestamps are not those of {num_frames} frames")
-    pts = array("q", short[:1])
-    for step, count in zip(short[1::2], short[2::2], strict=True):
-        last = pts[-1]
-        pts.extend(last + step * number for number in range(1, count + 1))
-    return pts
+    steps, counts = short[1::2], short[2::2]
+    if not short:
+        return array("q")
+    if len(steps) != len(counts) or min(counts, default=1) < 1 or 1 + sum(counts) != num_frames:
+        raise ValueError(f"'pts' must be the timestamps of {counted(num_frames, 'frame')}")
+    if max(abs(short[0]), sum(abs(step) * count for step, count in zip(steps, counts, strict=True))) >= 2**62:
+        raise ValueError("'pts' must be timestamps of 64 bits")
+    pts = np.full(num_frames, short[0])
+    pts[1:] += np.repeat(np.array(steps, np.int64), counts).cumsum()
+    return array("q", pts.tobytes())
 
 
 class Manifest:
@@ -213,13 +234,13 @@ class Manifest:
 
     def _add(self, start: int, end: int) -> None:
         try:
-            row = json.loads(self._text[start:end])
+            row = Row(parsed(self._text[start:end]))
             if start == 0:
                 _check_header(row)
-                self.root = Path(row["root"])
+                self.root = Path(row.path("root"))
             else:
-                self._spans[row["key"]] = (start, end)
-        except (KeyError, TypeError, ValueError) as error:
+                self._spans[row.path("key")] = (start, end)
+        except ValueError as error:
             line = self._text.count(b"\n", 0, start) + 1
             raise UsageError(
                 f"{self.path}:{line}: no line of a manifest ({error}); make it anew with 'vidssl data check'"
@@ -243,8 +264,8 @@ class Manifest:
         """
         start, end = self._spans[key]
         try:
-            return FileRecord.from_row(json.loads(self._text[start:end]))
-        except (KeyError, TypeError, ValueError) as error:
+            return FileRecord.from_row(Row(parsed(self._text[start:end])))
+        except ValueError as error:
             line = self._text.count(b"\n", 0, start) + 1
             raise UsageError(f"{self.path}:{line}: a damaged line ({error})") from error
 
@@ -255,11 +276,11 @@ def header(root: Path) -> str:
     return json.dumps(row, separators=(",", ":")) + "\n"
 
 
-def _check_header(row: object) -> None:
-    if not isinstance(row, dict) or row.get("kind") != _KIND:
+def _check_header(row: Row) -> None:
+    if row.value("kind", "") != _KIND:
         raise ValueError("the first line is not that of a manifest")
-    if row.get("version") != VERSION:
-        raise ValueError(f"version {row.get('version')}, not {VERSION}")
+    if row.value("version", 0) != VERSION:
+        raise ValueError(f"version {row.value('version', 0)}, not {VERSION}")
 
 
 def line_spans(text: bytes) -> Iterator[tuple[int, int]]:

@@ -7,14 +7,15 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
 from vidssl.engine.atomic import file_sha256, write_atomically
+from vidssl.engine.facts import Row, parsed, parts
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin
 
@@ -170,7 +171,7 @@ def derived_origin(recorded: Mapping[str, object], *, store: Path, key: str, mad
     here, version = os.path.realpath(store), version_of(made)
     if not recorded:
         return Origin(f"{here}: {key}", version, store=here)
-    origin = replace(_origin(recorded), version=version)
+    origin = replace(recorded_origin(Row(recorded, "origin")), version=version)
     if origin.sha256 or version_of(Path(origin.file)).split()[0] == str(origin.bytes):
         return origin
     return replace(origin, bytes=-1, store=origin.store or here)
@@ -181,9 +182,23 @@ def recorded(origin: Origin) -> dict[str, object]:
     return {key: getattr(origin, key) for key in _KEPT}
 
 
-def _origin(kept: Mapping[str, Any]) -> Origin:
-    """Inverse of ``recorded``; JSON has lists for tuples."""
-    return Origin(**{**kept, "segment": kept["segment"] and tuple(kept["segment"])})
+def recorded_origin(row: Row) -> Origin:
+    """Inverse of ``recorded``.
+
+    Raises:
+        ValueError: if it is damaged, naming the field.
+    """
+    segment = None
+    if row.value("segment") is not None:
+        times = row.parts("segment", "start", "end")
+        segment = (times.real("start"), times.real("end"))
+    return Origin(
+        row.path("file"),
+        bytes=row.whole("bytes", lowest=-1),
+        sha256=row.text("sha256"),
+        store=row.path("store"),
+        segment=segment,
+    )
 
 
 def versions_hash(source: DataSource) -> str:
@@ -240,15 +255,32 @@ def read_videos(path: Path) -> dict[str, tuple[Video, ...]]:
         UsageError: if the file is damaged or of another format.
     """
     try:
-        record = json.loads(gzip.decompress(path.read_bytes()))
-        if record["format"] != FORMAT:
-            raise ValueError(f"its format is {record['format']!r}")
-        return {
-            name: tuple(Video(key, _origin(dict(zip(_KEPT, values, strict=True)))) for key, *values in listed)
-            for name, listed in record["videos"].items()
-        }
-    except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+        record = Row(parsed(_decompressed(path)))
+        if record.text("format") != FORMAT:
+            raise ValueError(f"its format is {record.text('format')!r}")
+        lists = record.row("videos")
+        return {name: tuple(map(_video, lists.items(name))) for name, _ in lists.entries()}
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         raise UsageError(f"{path}: damaged, or no list of videos ({error})") from error
+
+
+_LARGEST_LIST = 2 << 30  # bytes; ten million videos take less
+
+
+def _decompressed(path: Path) -> bytes:
+    """Raises ValueError for a bomb."""
+    content = bytearray()
+    with gzip.open(path) as file:
+        while block := file.read(1 << 20):
+            content += block
+            if len(content) > _LARGEST_LIST:
+                raise ValueError(f"more than {_LARGEST_LIST >> 30} GiB in it")
+    return bytes(content)
+
+
+def _video(values: object) -> Video:
+    row = parts(values, "a video", ("key", *_KEPT))
+    return Video(row.path("key"), recorded_origin(row))
 
 
 def changes(before: Mapping[str, Sequence[Video]], now: Mapping[str, Sequence[Video]]) -> str:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from vidssl.data.decode.decode import VideoFacts
+from vidssl.engine.facts import parts
 from vidssl.interfaces import UnreadableSample
 
 NamedSegment = tuple[float, float, Mapping[str, str]]  # start, end, label name -> name of the class
@@ -17,16 +18,17 @@ _SLACK_SECONDS = 1.0  # by which a file that was cut to a segment may be longer:
 _TICK = 1e-6  # of a frame or timestamp; 0.3 s at 10 frames a second is frame 3, not 4
 
 
-def parse_segments(rows: object) -> tuple[NamedSegment, ...]:
+def parse_segments(rows: Sequence[object]) -> tuple[NamedSegment, ...]:
     """Segments as a line of JSON has them: ``[[start, end, {label: class}], ...]``.
 
     Raises:
-        TypeError, ValueError: if these are none.
+        ValueError: if these are none.
     """
-    return tuple(
-        (float(start), float(end), {str(name): str(value) for name, value in dict(labels).items()})
-        for start, end, labels in rows  # type: ignore[attr-defined]
-    )
+    found: list[NamedSegment] = []
+    for row in rows:
+        entry = parts(row, "segments", ("start", "end", "labels"))
+        found.append((entry.real("start"), entry.real("end"), entry.texts("labels")))
+    return tuple(found)
 
 
 @dataclass(frozen=True)

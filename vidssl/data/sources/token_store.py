@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, get_args
@@ -25,8 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidssl.data.sources.origins import derived_origin
+from vidssl.data.sources.manifest import MOST_FRAMES
+from vidssl.data.sources.origins import derived_origin, recorded_origin
 from vidssl.engine.atomic import write_text
+from vidssl.engine.facts import Row, parsed
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, KnowsGroups, KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
@@ -38,6 +41,7 @@ Ids = NDArray[np.uint16]
 FORMAT = 1
 DTYPE = np.dtype("<u2")
 HIGHEST_ID = 2**16 - 1
+_LONGEST = 1_000_000  # side of a picture, in pixels or ids
 _MAPS_KEPT = 64  # open files of a process
 
 
@@ -177,24 +181,50 @@ def read_info(folder: Path) -> StoreInfo:
     """
     path = folder / "store.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        row = Row(parsed(path.read_bytes()))
+        form = row.value("format", None)
+        if form != FORMAT:
+            raise UsageError(f"{path}: a token store of format {form}, and this version reads {FORMAT}")
+        return _info(row)
     except OSError as error:
         raise UsageError(
             f"{folder}: no token store: {path.name}: {error.strerror} (vidssl tokenize RECIPE --out FOLDER "
             "makes one)"
         ) from None
+    except UsageError:
+        raise
     except ValueError as error:
         raise UsageError(f"{path}: damaged: {error}") from None
-    form = tree.pop("format", None) if isinstance(tree, dict) else None
-    if form != FORMAT:
-        raise UsageError(f"{path}: a token store of format {form}, and this version reads {FORMAT}")
-    try:
-        tree["transforms"] = tuple(Transform(**each) for each in tree["transforms"])
-        tree["grid"] = tuple(tree["grid"])
-        tree["label_classes"] = {name: tuple(names) for name, names in tree["label_classes"].items()}
-        return StoreInfo(**tree)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: damaged: {error}") from None
+
+
+def _info(row: Row) -> StoreInfo:
+    """Raises ValueError, naming the field, if it describes no store."""
+    grid = row.parts("grid", "rows", "columns")
+    transforms = [Row(each, "transforms") for each in row.items("transforms")]
+    return StoreInfo(
+        tokenizer=row.text("tokenizer"),
+        tokenizer_keys=dict(row.row("tokenizer_keys").entries()),
+        vocab_size=row.whole("vocab_size", lowest=1, highest=HIGHEST_ID + 1),
+        size=row.whole("size", lowest=1, highest=_LONGEST),
+        grid=(
+            grid.whole("rows", lowest=1, highest=_LONGEST),
+            grid.whole("columns", lowest=1, highest=_LONGEST),
+        ),
+        fps=None if row.value("fps") is None else row.real("fps"),
+        transforms=tuple(
+            Transform(
+                each.whole("short_side", lowest=1, highest=_LONGEST),
+                each.one_of("crop", PLACES),
+                each.flag("flip"),
+            )
+            for each in transforms
+        ),
+        source=dict(row.row("source").entries()),
+        videos=row.text("videos"),
+        num_videos=row.whole("num_videos"),
+        videos_per_shard=row.whole("videos_per_shard", lowest=1),
+        label_classes=row.row("label_classes").names(),
+    )
 
 
 def index_path(folder: Path, shard: int) -> Path:
@@ -208,16 +238,38 @@ def data_path(folder: Path, shard: int) -> Path:
 
 
 def read_shard(folder: Path, info: StoreInfo, shard: int) -> list[StoredVideo] | None:
-    """The videos of a finished shard; None if it is not there, or not whole."""
+    """The videos of a finished shard; None if it is not there, not whole, or damaged."""
     try:
-        listed = json.loads(index_path(folder, shard).read_text(encoding="utf-8"))
-        videos = [StoredVideo(**video) for video in listed]
+        listed = parsed(index_path(folder, shard).read_bytes())
+        if not isinstance(listed, list) or len(listed) != len(info.videos_of(shard)):
+            return None
+        videos = [_video(Row(video), info) for video in listed]
         size = data_path(folder, shard).stat().st_size
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError):
         return None
-    whole = len(videos) == len(info.videos_of(shard))
-    wanted = sum(info.ids_of(video.num_frames) for video in videos)
-    return videos if whole and size == wanted * DTYPE.itemsize else None
+    ends = [0, *accumulate(info.ids_of(video.num_frames) for video in videos)]
+    placed = [video.start for video in videos] == ends[:-1]
+    return videos if placed and size == ends[-1] * DTYPE.itemsize else None
+
+
+def _video(row: Row, info: StoreInfo) -> StoredVideo:
+    """Raises ValueError, naming the field, if it describes none."""
+    labels, origin = row.row("labels"), row.row("origin", {})
+    if any(origin.entries()):
+        recorded_origin(origin)
+    return StoredVideo(
+        key=row.path("key"),
+        labels={
+            name: labels.whole(name, highest=len(info.label_classes.get(name, ())) - 1)
+            for name, _ in labels.entries()
+        },
+        num_frames=row.whole("num_frames", highest=MOST_FRAMES),
+        fps=row.real("fps"),
+        start=row.whole("start"),
+        reason=row.text("reason", ""),
+        origin=dict(origin.entries()),
+        group=row.text("group", ""),
+    )
 
 
 def read_ids(folder: Path, info: StoreInfo, shard: int, video: StoredVideo) -> Ids:
@@ -301,8 +353,9 @@ class StoreReader:
         self.folder = folder
         self.info = read_info(folder)
         self.videos: list[StoredVideo] = []
-        missing = 0
-        for shard in range(self.info.num_shards):
+        there = len([*(folder / "shards").glob("*.json")])
+        missing = max(self.info.num_shards - there, 0)
+        for shard in range(min(self.info.num_shards, there)):  # a damaged number may be any
             found = read_shard(folder, self.info, shard)
             missing += found is None
             self.videos += found or []
@@ -410,6 +463,9 @@ class TokenStore(DataSource, KnowsGroups, KnowsOrigins):
         ids = torch.full((len(frames), *self.stored.grid), self.pad_id)
         inside = [row for row, frame in enumerate(frames) if frame < total]
         found = self._reader.ids(index, transform)[[frames[row] for row in inside]]
+        if found.size and int(found.max()) >= self.stored.vocab_size:
+            shard = data_path(self._reader.folder, index // self.stored.videos_per_shard)
+            raise UnreadableSample(self.key(index), f"{shard} is damaged: an id is {int(found.max())}")
         ids[inside] = torch.from_numpy(found.astype("int64"))
         return ids
 

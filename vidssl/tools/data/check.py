@@ -189,7 +189,7 @@ def _entries(journal: Journal) -> dict[str, tuple[int, int]]:
     for place, row in journal.rows():
         try:
             found[FileRecord.from_row(row).key] = place
-        except (KeyError, TypeError, ValueError):
+        except ValueError:
             continue
     return found
 

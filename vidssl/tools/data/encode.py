@@ -26,8 +26,9 @@ from vidssl.data.decode.container import open_video
 from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.decode import Picture, VideoFacts, limits_of, probe, read_frames
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
-from vidssl.data.sources.jpeg_shards import read_block, write_block
-from vidssl.data.sources.manifest import packed
+from vidssl.data.sources.jpeg_shards import Block, read_block, write_block
+from vidssl.data.sources.manifest import FileRecord, packed
+from vidssl.engine.facts import HIGHEST, Row
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data.runner import CannotWrite
@@ -201,6 +202,34 @@ class Prepared:
     before: float = 0.0
     after: float = 0.0
     about: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, row: Row, *, blocks: bool) -> Prepared:
+        """The result that a line of the journal describes.
+
+        Args:
+            blocks: whether results are blocks of JPEGs.
+
+        Raises:
+            ValueError: if it describes none, naming the field.
+        """
+        about, reason = row.row("about"), row.text("reason")
+        source = row.parts("source", "size", "mtime_ns")
+        if not reason and blocks:
+            Block.from_row(Row({"frames": row.value("frames"), **dict(about.entries())}), {})
+        elif not reason:
+            FileRecord.from_row(about)
+        return cls(
+            row.path("key"),
+            (source.whole("size", lowest=-1), source.whole("mtime_ns", lowest=-HIGHEST)),
+            reason,
+            bytes=row.whole("bytes"),
+            frames=row.whole("frames"),
+            seconds=row.real("seconds"),
+            before=row.real("before"),
+            after=row.real("after"),
+            about=dict(about.entries()),
+        )
 
 
 def prepare_file(file: FileToPrepare) -> Prepared | CannotWrite:

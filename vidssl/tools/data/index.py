@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,12 +17,44 @@ from vidssl.data.pool import Lost
 from vidssl.data.sources.tar.index import INDEX, Member, Shard, ShardIndex, parse_shards, write_index
 from vidssl.data.sources.tar.storage import Address
 from vidssl.engine.atomic import write_atomically
+from vidssl.engine.facts import HIGHEST, Row, parsed, parts
 from vidssl.engine.logging import terminal
 from vidssl.engine.process import num_cpus
 from vidssl.errors import UsageError, counted
 from vidssl.tools.data.look import CannotRead, SeenShard, ShardToLookAt, look_at
 from vidssl.tools.data.report import say, shard_report
 from vidssl.tools.data.runner import CLEAN, FLAWED, RESUMES, Journal, Runner, not_looked_at, runner
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A shard as the journal has it."""
+
+    address: str
+    shard: Shard
+    mtime_ns: int
+    flaw: str
+    videos: bool
+    left_out: int
+    class_names: tuple[tuple[int, str], ...]
+
+    @classmethod
+    def of(cls, row: Row) -> _Row:
+        """Raises ValueError if the row is damaged."""
+        (shard,) = parse_shards(row.text("lines").encode())
+        names = []
+        for pair in row.items("class_names"):
+            entry = parts(pair, "class_names", ("number", "name"))
+            names.append((entry.whole("number"), entry.text("name")))
+        return cls(
+            row.text("address"),
+            shard,
+            row.whole("mtime_ns", lowest=-HIGHEST),
+            row.text("flaw"),
+            row.flag("videos"),
+            row.whole("left_out"),
+            tuple(names),
+        )
 
 
 class Seen:
@@ -42,10 +74,10 @@ class Seen:
         self._places: dict[str, tuple[int, int]] = {}  # by name of the shard
         try:
             for place, row in self._journal.rows():
-                with suppress(KeyError, TypeError, ValueError):
-                    parse_shards(row["lines"].encode())
-                    if row["address"] == str(address):
-                        self._places[row["shard"]] = place
+                with suppress(ValueError):  # of a damaged row: its shard is looked through anew
+                    seen = _Row.of(row)
+                    if seen.address == str(address):
+                        self._places[seen.shard.name] = place
         except OSError as error:
             raise UsageError(f"{path} cannot be read ({error.strerror})") from error
 
@@ -58,7 +90,7 @@ class Seen:
         if name not in self._places:
             return False
         row = self._row(name)
-        return (row["bytes"], row["mtime_ns"]) == (self._address.size(name), self._mtime_ns(name))
+        return (row.shard.bytes, row.mtime_ns) == (self._address.size(name), self._mtime_ns(name))
 
     def _mtime_ns(self, name: str) -> int:
         local = self._address.local
@@ -77,28 +109,24 @@ class Seen:
             "mtime_ns": self._mtime_ns(seen.shard.name),
             "flaw": seen.flaw,
             "videos": seen.videos,
-            "samples": len(seen.shard.members),
             "left_out": seen.left_out,
             "class_names": list(seen.class_names.items()),
             "lines": seen.shard.to_lines(),
         }
         self._places[seen.shard.name] = self._journal.add(row)
 
-    def _row(self, name: str) -> dict:
-        return self._journal.row(self._places[name])
-
-    def _shard(self, name: str) -> Shard:
-        (shard,) = parse_shards(self._row(name)["lines"].encode())
-        return shard
+    def _row(self, name: str) -> _Row:
+        return _Row.of(self._journal.row(self._places[name]))
 
     def classes(self, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """Label name -> names of its classes, in number order, over these shards."""
         found: dict[str, set[str]] = {}
         stated: dict[int, set[str]] = {}
         for name in names:
-            for number, given in self._row(name)["class_names"]:
-                stated.setdefault(number, set()).add(given)
-            for member in self._shard(name).members:
+            row = self._row(name)
+            for number, name_of_class in row.class_names:
+                stated.setdefault(number, set()).add(name_of_class)
+            for member in row.shard.members:
                 for given in (member.entry.labels, *(own for _, _, own in member.entry.segments)):
                     for label, value in given.items():
                         found.setdefault(label, set()).add(value)
@@ -114,22 +142,20 @@ class Seen:
         flaws = []
         for name in names:
             row = self._row(name)
-            if row["flaw"]:
-                flaws.append(
-                    f"{name}: {row['flaw']}, after {counted(len(self._shard(name).members), 'sample')}"
-                )
+            if row.flaw:
+                flaws.append(f"{name}: {row.flaw}, after {counted(len(row.shard.members), 'sample')}")
         return flaws
 
     def left_out(self, names: Sequence[str]) -> int:
         """How many samples hold no video, or no image where no shard has videos."""
         rows = [self._row(name) for name in names]
-        videos = any(row["videos"] for row in rows)
-        images = sum(row["samples"] for row in rows if videos and not row["videos"])
-        return sum(row["left_out"] for row in rows) + images
+        videos = any(row.videos for row in rows)
+        images = sum(len(row.shard.members) for row in rows if videos and not row.videos)
+        return sum(row.left_out for row in rows) + images
 
     def shards(self, names: Sequence[str]) -> Iterator[Shard]:
         """The shards, such that no key comes twice and images of videos are no samples of their own."""
-        videos = any(self._row(name)["videos"] for name in names)
+        videos = any(self._row(name).videos for name in names)
         keys: set[str] = set()
         twice = False
         for shard in self._used(names, videos):
@@ -144,8 +170,8 @@ class Seen:
 
     def _used(self, names: Sequence[str], videos: bool) -> Iterator[Shard]:
         for name in names:
-            shard = self._shard(name)
-            yield shard if self._row(name)["videos"] or not videos else replace(shard, members=())
+            row = self._row(name)
+            yield row.shard if row.videos or not videos else replace(row.shard, members=())
 
     def remove(self) -> None:
         self._journal.remove()
@@ -233,10 +259,10 @@ def _index_path(out: Path | None, given: str, address: Address) -> Path:
     out = out or Path(given.removeprefix("file://")) / INDEX
     try:
         with out.open("rb") as file:
-            head = json.loads(file.readline())
+            head = Row(parsed(file.readline()))
     except (OSError, ValueError):
         return out
-    if isinstance(head, dict) and head.get("plan"):
+    if head.value("plan", ""):
         raise UsageError(
             f"{out} was written by 'data shard' and knows of bad files too. Use it as it is, remove it "
             "first, or name another file with --out"

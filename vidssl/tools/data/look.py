@@ -25,6 +25,7 @@ from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.segments import NamedSegment, parse_segments
 from vidssl.data.sources.tar.index import IMAGE, Member, Shard
 from vidssl.data.sources.tar.storage import PAUSES_SECONDS, Address
+from vidssl.engine.facts import Row, parsed
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data.pack import DamagedTar, split_name, walk_tar
 
@@ -123,8 +124,8 @@ def look_at(task: ShardToLookAt) -> SeenShard | CannotRead:
 
 
 def _look(task: ShardToLookAt) -> SeenShard:
-    seen, flaw = _Seen(task), ""
     size = task.address.size(task.name)
+    seen, flaw = _Seen(task, size), ""
     with task.address.open(task.name) as file:
         try:
             for tar, info in walk_tar(file):
@@ -134,14 +135,19 @@ def _look(task: ShardToLookAt) -> SeenShard:
     return seen.as_shard(size, flaw)
 
 
+_NOTHING = Row({})
+_LARGEST_TEXT = 16 << 20  # bytes of a .json or .cls
+_DIGITS = 19  # of a number that fits into 63 bits there are fewer
+
+
 class _Seen:
     """A tar as far as it was looked through."""
 
-    def __init__(self, task: ShardToLookAt) -> None:
-        self._task = task
+    def __init__(self, task: ShardToLookAt, size: int) -> None:
+        self._task, self._size = task, size
         self._members: dict[str, Member] = {}  # by name in the tar
         self._samples: dict[str, list[str]] = {}  # key of a sample -> names of its videos or images
-        self._about: dict[str, Mapping[str, object]] = {}  # key of a sample -> content of its .json
+        self._about: dict[str, Row] = {}  # key of a sample -> content of its .json
         self._classes: dict[str, str] = {}  # key of a sample -> content of its .cls
         self._videos = False
 
@@ -157,13 +163,13 @@ class _Seen:
             self._videos = True  # images beside videos show them
             self._forget_images()
         if video or (kind in IMAGE_EXTENSIONS and not self._videos):
-            name = info.name.removeprefix("./")
+            name = info.name.removeprefix("./").replace("\0", "\\0")
             if name not in self._members:
                 self._samples[key].append(name)
             self._members.pop(name, None)  # of two files of a name the later one counts, as in unpacking
             self._members[name] = self._member(tar, info, name, kind)
-        elif ending in ("json", "cls") and info.isreg():
-            self._take_labels(key, ending, _content(tar, info))
+        elif ending in ("json", "cls") and _is_plain(info) and info.size <= _LARGEST_TEXT:
+            self._take_labels(key, ending, self._content(tar, info))
 
     def _forget_images(self) -> None:
         self._members.clear()
@@ -174,19 +180,18 @@ class _Seen:
         text = (content or b"").decode(errors="replace").strip()
         if ending == "cls":
             if text:
-                self._classes[key] = str(int(text)) if text.isdecimal() else text
+                number = text.isdecimal() and len(text) < _DIGITS
+                self._classes[key] = str(int(text)) if number else text
             return
         with suppress(ValueError):  # captions and the like are not needed here
-            about = json.loads(text)
-            if isinstance(about, dict):
-                self._about[key] = about
+            self._about[key] = Row(parsed(text))
 
     def _member(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, kind: str) -> Member:
-        if not info.isreg() or info.issparse():
+        if not _is_plain(info):
             return Member(
                 FileRecord(name, "unreadable", "it is a link, or no regular file, inside its tar"), -1
             )
-        content = _content(tar, info)
+        content = self._content(tar, info)
         if content is None:
             return Member(FileRecord(name, "unreadable", "it is cut off with its tar"), -1)
         if name in self._task.fatal:
@@ -218,33 +223,42 @@ class _Seen:
 
     def _labels(self, sample: str) -> tuple[dict[str, str], int | None]:
         """Names of a sample's classes, and the number of its "class" where both are stated."""
-        given = self._about.get(sample, {}).get("labels")
         number = self._classes.get(sample)
-        if isinstance(given, dict):
-            labels = {str(name): str(value) for name, value in given.items() if isinstance(value, (str, int))}
-            both = "class" in labels and number is not None and number.isdecimal()
-            return labels, int(number) if both and number is not None else None
-        return ({} if number is None else {"class": number}), None
+        try:
+            given = self._about.get(sample, _NOTHING).row("labels")
+        except ValueError:
+            return ({} if number is None else {"class": number}), None
+        labels = {name: str(value) for name, value in given.entries() if isinstance(value, (str, int))}
+        if "class" in labels and number is not None and number.isdecimal() and len(number) < _DIGITS:
+            return labels, int(number)
+        return labels, None
 
     def _segments(self, sample: str) -> tuple[NamedSegment, ...]:
         """The segments that 'data shard' wrote beside a sample; none if it is no list of such."""
         try:
-            return parse_segments(self._about.get(sample, {}).get("segments", ()))
-        except (TypeError, ValueError):
+            return parse_segments(self._about.get(sample, _NOTHING).items("segments", ()))
+        except ValueError:
             return ()
 
     def _own_key(self, sample: str) -> str:
         """The key that a file had before 'data shard' packed it; empty if it was packed by others."""
-        about = self._about.get(sample, {})
-        key = about.get("key")
-        return key if isinstance(key, str) and "labels" in about and "sha256" in about else ""
+        about = self._about.get(sample, _NOTHING)
+        with suppress(ValueError):
+            return about.path("key") if "labels" in about and "sha256" in about else ""
+        return ""
+
+    def _content(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
+        """Content of a regular file; None if the tar ends in it; its size is looked at first."""
+        if info.offset_data + info.size > self._size:
+            return None
+        file = tar.extractfile(info)
+        assert file is not None
+        try:
+            return file.read()
+        except tarfile.ReadError:
+            return None
 
 
-def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
-    """Content of a regular file; None if the tar ends in it."""
-    file = tar.extractfile(info)
-    assert file is not None
-    try:
-        return file.read()
-    except tarfile.ReadError:
-        return None
+def _is_plain(info: tarfile.TarInfo) -> bool:
+    """Whether a file's bytes lie in the tar as they are: a sparse one can grow to any length."""
+    return info.isreg() and not info.issparse()

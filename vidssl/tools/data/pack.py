@@ -176,7 +176,7 @@ def walk_tar(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]
             source.seek(tar.offset)
             if source.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise DamagedTar(f"damaged behind byte {tar.offset}: no header of a file where one should be")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:  # of hostile headers too
         raise DamagedTar(f"damaged or cut off ({error})") from error
 
 

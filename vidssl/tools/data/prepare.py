@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ from vidssl.data.sources.listing import Listed, Listing
 from vidssl.data.sources.manifest import FileRecord, header
 from vidssl.data.sources.origins import origin_of, recorded
 from vidssl.engine.atomic import make_folder, write_text
+from vidssl.engine.facts import Row
 from vidssl.engine.logging import format_duration, terminal
 from vidssl.engine.process import num_cpus, sole_process
 from vidssl.errors import UsageError, agreed, counted
@@ -137,14 +139,16 @@ class PreparedVideos:
                 f"{folder} holds files and no {NAME}, so they are not of 'data prepare'. Take another folder"
             )
         rows = [row for _, row in self._journal.rows()]
-        if rows and rows[0] != head:
-            given = ", ".join(f"{name} {value}" for name, value in head.items() if rows[0].get(name) != value)
+        begun = dict(rows[0].entries()) if rows else head
+        if begun != head:
+            given = ", ".join(f"{name} {value}" for name, value in head.items() if begun.get(name) != value)
             raise UsageError(
                 f"{folder} was prepared with other settings (now {given or 'fewer'}). Take another "
                 f"folder, or the settings in the first line of {NAME}"
             )
         for row in rows[1:]:
-            self._take(Prepared(**{**row, "source": tuple(row["source"])}))
+            with suppress(ValueError):  # of a damaged line: its video is made anew
+                self._take(Prepared.from_row(row, blocks=settings["form"] != "h264"))
         if not rows:
             try:
                 self._journal.add(head)
@@ -291,7 +295,7 @@ class Files:
             done = made[file.path]
             entry = FileRecord(file.path, "unreadable", f"it could not be prepared: {done.reason}")
             if not done.reason:
-                entry = FileRecord.from_row(done.about)
+                entry = FileRecord.from_row(Row(done.about))
             labels, own = listing.class_names(file), segments.get(file.path, ())
             lines.append(replace(entry, labels=labels, segments=own).to_line())
         write_text(manifest, "".join(lines))

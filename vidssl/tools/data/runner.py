@@ -25,6 +25,7 @@ from vidssl.data.sources.listing import (
 )
 from vidssl.data.sources.lists import list_root, read_lists
 from vidssl.data.sources.manifest import FileRecord, Manifest
+from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import progress_bar
 from vidssl.errors import UsageError, counted
 
@@ -199,15 +200,15 @@ class Journal:
         self._sync = sync
         self._begun = False
 
-    def rows(self) -> Iterator[tuple[tuple[int, int], dict]]:
+    def rows(self) -> Iterator[tuple[tuple[int, int], Row]]:
         """Whole rows, each with its place: where its line starts, and the length of that."""
         start = 0
         for line in self.path.read_bytes().split(b"\n") if self.path.exists() else ():
             try:
-                row = json.loads(line)
+                row = Row(parsed(line))
             except ValueError:  # the last line before a kill, or an empty one
-                row = None
-            if isinstance(row, dict):
+                pass
+            else:
                 yield (start, len(line)), row
             start += len(line) + 1
 
@@ -217,8 +218,8 @@ class Journal:
             file.seek(place[0])
             return file.read(place[1])
 
-    def row(self, place: tuple[int, int]) -> dict:
-        return json.loads(self.line(place))
+    def row(self, place: tuple[int, int]) -> Row:
+        return Row(parsed(self.line(place)))
 
     def add(self, row: Mapping[str, object] | bytes) -> tuple[int, int]:
         """Writes a row, or its line as it is, and returns its place.

@@ -20,6 +20,7 @@ from vidssl.data.sources.segments import NamedSegment
 from vidssl.data.sources.tar.index import INDEX, Shard, ShardIndex, parse_shards, write_index
 from vidssl.data.sources.tar.storage import Address
 from vidssl.engine.atomic import make_folder
+from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import terminal
 from vidssl.engine.process import num_cpus, sole_process
 from vidssl.errors import UsageError, counted
@@ -362,10 +363,11 @@ class Parts:
 
     def _compare(self, begun: bytes) -> None:
         try:
-            settings = json.loads(begun)
-            changed = [name for name, value in self._plan.settings.items() if settings[name] != value]
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._other(f"{_PLAN} is damaged") from error
+            row = Row(parsed(begun))
+            settings = {name: row.value(name) for name in self._plan.settings}
+        except ValueError as error:
+            raise self._other(f"{_PLAN} is damaged: {error}") from error
+        changed = [name for name, value in self._plan.settings.items() if settings[name] != value]
         options = [
             f"{_OPTIONS[name]} was {_shown(name, settings[name])}" for name in changed if name in _OPTIONS
         ]
@@ -446,7 +448,7 @@ class Parts:
     def _part(self, name: str) -> Shard | None:
         try:
             (shard,) = parse_shards(self._read(_part_name(name)) or b"")
-        except (KeyError, TypeError, ValueError):
+        except ValueError:
             return None
         return shard
 

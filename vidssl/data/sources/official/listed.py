@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listed, Listing, find_files
 from vidssl.data.sources.lists import read_text
 from vidssl.data.sources.segments import Segment
+from vidssl.engine.facts import parsed
 from vidssl.errors import UsageError, counted
 
 _log = logging.getLogger(__name__)
@@ -78,9 +78,9 @@ class DataSet:
     def json(self, path: Path) -> object:
         """Content of a JSON file."""
         try:
-            return json.loads(self.text(path))
+            return parsed(self.text(path))
         except ValueError as error:
-            raise self.error(f"{path}: it is no JSON ({error})") from error
+            raise self.error(f"{path}: {error}") from error
 
     def entries(self, path: Path, needed: tuple[str, ...]) -> list[Mapping[str, object]]:
         """A JSON file that is a list of objects, each with the needed keys."""

@@ -22,8 +22,9 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.data.sources.manifest import FileRecord, line_spans, whole_number
+from vidssl.data.sources.manifest import MOST_FRAMES, FileRecord, line_spans
 from vidssl.data.sources.segments import NamedSegment, parse_segments
+from vidssl.engine.facts import Row, parsed
 from vidssl.errors import UsageError, agreed, counted
 
 INDEX = "index.jsonl"
@@ -55,13 +56,13 @@ class Member:
         return self.entry.to_line().removesuffix("}\n") + f',"start":{self.start}}}\n'
 
     @classmethod
-    def from_row(cls, row: Mapping[str, object]) -> Member:
+    def from_row(cls, row: Row) -> Member:
         """The member that a line of JSON describes.
 
         Raises:
-            KeyError, TypeError, ValueError: if it describes none.
+            ValueError: if it describes none, naming the field.
         """
-        return cls(FileRecord.from_row(row), whole_number(row["start"]))
+        return cls(FileRecord.from_row(row), row.whole("start", lowest=NOWHERE))
 
 
 @dataclass(frozen=True)
@@ -83,18 +84,18 @@ def parse_shards(text: bytes) -> list[Shard]:
     """The shards whose ``to_lines`` stand one behind another in a text without the first line of an index.
 
     Raises:
-        KeyError, TypeError, ValueError: if it is damaged or ends early.
+        ValueError: if it is damaged or ends early.
     """
-    rows = map(json.loads, text.splitlines())
+    rows = (Row(parsed(line)) for line in text.splitlines())
     shards = []
     for row in rows:
-        members = tuple(map(Member.from_row, islice(rows, row["samples"])))
-        if len(members) < row["samples"]:
+        name, samples = row.path("shard"), row.whole("samples")
+        members = tuple(map(Member.from_row, islice(rows, samples)))
+        if len(members) < samples:
             raise ValueError(
-                f"{row['shard']} has {counted(row['samples'], 'sample')}, {len(members)} "
-                f"{agreed(len(members), 'are')} there"
+                f"{name} has {counted(samples, 'sample')}, {len(members)} {agreed(len(members), 'are')} there"
             )
-        shards.append(Shard(row["shard"], whole_number(row["bytes"]), members))
+        shards.append(Shard(name, row.whole("bytes"), members))
     return shards
 
 
@@ -168,18 +169,17 @@ class ShardIndex:
                     awaited -= 1
                     self._take_member(row, start, end, names[-1])
                 else:
-                    names.append(str(row["shard"]))
-                    self._columns["shard_bytes"].append(whole_number(row["bytes"]))
-                    awaited = whole_number(row["samples"])
+                    names.append(row.path("shard"))
+                    self._columns["shard_bytes"].append(row.whole("bytes"))
+                    awaited = row.whole("samples")
             if awaited:
                 raise ValueError(f"it ends early: {names[-1]} lacks {counted(awaited, 'sample')}")
             if line == 0:
                 raise ValueError("the file is empty")
         except UsageError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise UsageError(f"{where}:{line}: the index is damaged ({what}); {_REMEDY}") from error
+        except ValueError as error:
+            raise UsageError(f"{where}:{line}: the index is damaged ({error}); {_REMEDY}") from error
         self.shards = tuple(names)
         found = {name: np.array(column, np.dtype(column.typecode)) for name, column in self._columns.items()}
         self.shard_bytes, self.shard, self.start = found["shard_bytes"], found["shard"], found["start"]
@@ -191,35 +191,36 @@ class ShardIndex:
         del self._columns, self._classes
         self._refuse_twins()
 
-    def _take_header(self, row: object) -> None:
-        if not isinstance(row, dict) or row.get("kind") != KIND:
-            said = f" but of {row['kind']}" if isinstance(row, dict) and "kind" in row else ""
+    def _take_header(self, row: Row) -> None:
+        if row.value("kind", "") != KIND:
+            said = f" but of {row.value('kind')}" if "kind" in row else ""
             raise UsageError(
                 f"{self.where}:1: its first line is not that of an index of tar shards{said}; {_REMEDY}"
             )
-        if row["version"] != VERSION:
-            raise ValueError(f"it is of version {row['version']}, this program reads version {VERSION}")
-        self.plan = str(row["plan"])
-        self.label_classes = {name: tuple(names) for name, names in row["label_classes"].items()}
+        if row.value("version") != VERSION:
+            raise ValueError(f"it is of version {row.value('version')}, this program reads version {VERSION}")
+        self.plan = row.text("plan")
+        self.label_classes = row.row("label_classes").names()
         for label, names in self.label_classes.items():
             self._classes[label] = array("i"), {name: number for number, name in enumerate(names)}
 
-    def _take_member(self, row: Mapping[str, object], begins: int, ends: int, shard: str) -> None:
+    def _take_member(self, row: Row, begins: int, ends: int, shard: str) -> None:
         columns = self._columns
-        start, length = whole_number(row["start"]), whole_number(row["bytes"])
+        start, length = row.whole("start", lowest=NOWHERE), row.whole("bytes", lowest=-1)
         shard_bytes = columns["shard_bytes"]
         if start != NOWHERE and (start < BLOCK or start % BLOCK or start + length > shard_bytes[-1]):
             raise ValueError(f"{length} bytes from {start} on are no place in {shard}")
         if "segments" in row:
-            self.segments[len(columns["start"])] = parse_segments(row["segments"])
-        columns["digests"].append(int.from_bytes(_digest(str(row["key"])), "big"))
+            self.segments[len(columns["start"])] = parse_segments(row.items("segments"))
+        columns["digests"].append(int.from_bytes(_digest(row.path("key")), "big"))
         columns["shard"].append(len(shard_bytes) - 1)
         columns["start"].append(start)
         columns["length"].append(length)
-        columns["num_frames"].append(whole_number(row.get("frames", 0)))
+        columns["num_frames"].append(row.whole("frames", 0, highest=MOST_FRAMES))
         columns["spans"].extend((begins, ends))
+        labels = row.texts("labels")
         for label, (numbers, known) in self._classes.items():
-            name = row["labels"].get(label)  # type: ignore[attr-defined]
+            name = labels.get(label)
             if name is not None and name not in known:
                 raise ValueError(f"{name!r} is no class of the label {label!r}")
             numbers.append(-1 if name is None else known[name])
@@ -246,8 +247,8 @@ class ShardIndex:
         """
         start, end = self._spans[number]
         try:
-            return Member.from_row(json.loads(self._text[start:end]))
-        except (KeyError, TypeError, ValueError) as error:
+            return Member.from_row(Row(parsed(self._text[start:end])))
+        except ValueError as error:
             line = self._text.count(b"\n", 0, start) + 1
             raise UsageError(f"{self.where}:{line}: a damaged line ({error}); {_REMEDY}") from error
 
@@ -258,7 +259,7 @@ class ShardIndex:
         """A sample's key, and the SHA-256 of its content."""
         start, end = self._spans[number]
         row = _without_facts(self._text[start:end])
-        return str(row["key"]), str(row["sha256"])
+        return row.path("key"), row.text("sha256")
 
     def number(self, key: str) -> int | None:
         """Which sample has this key; None if there is none."""
@@ -277,7 +278,7 @@ def _digest(key: str) -> bytes:
     return hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
-def _without_facts(line: bytes) -> dict[str, object]:
+def _without_facts(line: bytes) -> Row:
     """A line of JSON, of a member's only what stands before and behind its facts, which are most of it."""
     before, behind = line.find(b',"promised_frames":'), line.rfind(b',"start":')
-    return json.loads(line[:before] + line[behind:] if 0 <= before < behind else line)
+    return Row(parsed(line[:before] + line[behind:] if 0 <= before < behind else line))
