@@ -118,7 +118,7 @@ def _first_pass(
     starts, vectors, weights = [], [], []
     with torch.no_grad(), _buffers_kept(objective):
         for part in parts:
-            starts.append(_RandomState.now(generator))
+            starts.append(_RandomState.now(generator, part.device))
             with autocast():
                 output = objective.forward_part(part, progress, generator)
             vectors.append(output.vectors)
@@ -155,18 +155,18 @@ class _RandomState:
     own: Tensor
     cpu: Tensor
     cuda: Tensor | None
+    device: torch.device
 
     @staticmethod
-    def now(generator: torch.Generator) -> "_RandomState":
-        on_gpu = generator.device.type == "cuda"
-        cuda = torch.cuda.get_rng_state(generator.device) if on_gpu else None
-        return _RandomState(generator.get_state(), torch.get_rng_state(), cuda)
+    def now(generator: torch.Generator, device: torch.device) -> "_RandomState":
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return _RandomState(generator.get_state(), torch.get_rng_state(), cuda, device)
 
     def restore(self, generator: torch.Generator) -> None:
         generator.set_state(self.own)
         torch.set_rng_state(self.cpu)
         if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda, generator.device)
+            torch.cuda.set_rng_state(self.cuda, self.device)
 
 
 def forward_backward(
@@ -186,7 +186,7 @@ def forward_backward(
         dtype: of the forward pass under autocast, None for full precision.
     """
     objective, count = parallel.objective, len(micro_batches)
-    autocast = partial(torch.autocast, generator.device.type, dtype=dtype, enabled=dtype is not None)
+    autocast = partial(torch.autocast, parallel.device.type, dtype=dtype, enabled=dtype is not None)
     if count > 1 and isinstance(objective, JointLoss) and not objective.splits_batch:
         output = backward_in_parts(
             objective, micro_batches, progress, generator, autocast=autocast, scale=scaler.scale

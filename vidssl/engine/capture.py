@@ -101,9 +101,9 @@ class OrderedStream(Protocol):
 
 
 def random_states(generator: torch.Generator) -> dict[str, Tensor]:
-    """States of an objective's generator and of torch's global ones."""
+    """States of an objective's generator, of torch's own and, where a GPU is in use, of the GPU's."""
     states = {"objective": generator.get_state(), "cpu": torch.get_rng_state()}
-    return states | {"cuda": torch.cuda.get_rng_state()} if generator.device.type == "cuda" else states
+    return states | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else states
 
 
 def check_random_states(states: Mapping[str, Tensor], path: Path) -> None:
@@ -115,8 +115,7 @@ def check_random_states(states: Mapping[str, Tensor], path: Path) -> None:
     size = torch.get_rng_state().numel()
     for name in ("cpu", "objective"):
         state = states.get(name)
-        of_cpu = name == "cpu" or "cuda" not in states
-        if state is None or state.dtype != torch.uint8 or (of_cpu and state.shape != (size,)):
+        if state is None or state.dtype != torch.uint8 or state.shape != (size,):
             raise UsageError(f"{path}: damaged, its tensor 'random.{name}' is no random state")
 
 

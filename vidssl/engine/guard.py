@@ -146,7 +146,8 @@ class Guard:
             UsageError: at the last skipped step in a row that may be, and at the first one if weights are NaN
                 or inf, since no later step can be taken; a capture of it is left.
         """
-        number = bool(torch.isfinite(loss)), bool(torch.isfinite(grad_norm))
+        # the one place where a step waits for its device
+        number = torch.stack((loss, grad_norm.to(loss))).isfinite().tolist()
         overflow = scale is not None and scale > _LEAST_SCALE
         bad = self._agree(not number[0] or not (number[1] or overflow))
         if not bad and not (scale is not None and self._agree(not number[1])):

@@ -45,6 +45,7 @@ class Parallel:
         self.objective = objective
         self.world = world
         self.kind = kind
+        self.device = device
         self._now = True
         self._replicas: DistributedDataParallel | None = None
         self._shards: _Called | None = None

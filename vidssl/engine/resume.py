@@ -207,12 +207,13 @@ def _load_own(moving: Moving, state: _Whole, world: World, say: Callable[[str], 
         )
     known = saved == world.size or world.first
     own = below(state.tensors, _owner(world.rank if saved == world.size else 0))
-    moving.window.load(below(own, "window."), moving.generator.device)
-    moving.watch.load(below(own, "watch."), moving.generator.device)
+    device = next(moving.objective.parameters()).device
+    moving.window.load(below(own, "window."), device)
+    moving.watch.load(below(own, "watch."), device)
     moving.skips.load(below(own, "skips."))
     load_scaler(moving.scaler, below(own, "scaler."))
-    if not _set_random_states(moving.generator, below(own, "random."), torchs_too=known):
-        say("The run resumes on another kind of device: random numbers there start anew.")
+    if not _set_random_states(moving.generator, below(own, "random."), device, torchs_too=known):
+        say("The run resumes on another kind of device: dropout and drop path draw anew.")
 
 
 def find_run(out: Path, name: str, recipe: str, say: Callable[[str], None]) -> RunFolder | None:
@@ -306,22 +307,21 @@ def _flat(node: Node) -> dict[str, Node]:
 
 
 def _set_random_states(
-    generator: torch.Generator, states: Mapping[str, Tensor], *, torchs_too: bool = True
+    generator: torch.Generator, states: Mapping[str, Tensor], device: torch.device, *, torchs_too: bool = True
 ) -> bool:
-    """Whether all could be set; a generator of a GPU takes no state of a CPU's, nor the other way round.
+    """Whether all could be set: torch's own numbers on a GPU do not go on where a CPU's stopped.
 
     Args:
+        device: that the network is on.
         torchs_too: off where torch's own generators stay as they are, and are not set to another process's.
     """
+    generator.set_state(states["objective"])
     if torchs_too:
         torch.set_rng_state(states["cpu"])
-    on_cuda = generator.device.type == "cuda"
-    if on_cuda != ("cuda" in states):
-        return False
-    generator.set_state(states["objective"])
-    if on_cuda and torchs_too:
+    on_gpu = device.type == "cuda"
+    if on_gpu and torchs_too and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"])
-    return True
+    return on_gpu == ("cuda" in states)
 
 
 def _read_state(path: Path) -> tuple[Facts, dict[str, Tensor]]:

@@ -44,6 +44,11 @@ class Batch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "views", _Views(self.views))
 
+    @property
+    def device(self) -> torch.device:
+        """Where its pixels lie."""
+        return next(slot.device for slots in self.views.values() for slot in slots)
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on ``device``, its pixels as float32 in [0, 1]."""
         views = {

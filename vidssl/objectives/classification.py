@@ -159,13 +159,14 @@ class Classification(Objective):
             UsageError: if no stream or more than one has the label, or a class number is too large.
         """
         numbers = self._numbers(batch)
-        if int(numbers.max()) >= self.num_classes:
+        known = numbers >= 0
+        highest, unknown = torch.stack((numbers.max(), (~known).sum())).tolist()  # one wait for the device
+        if highest >= self.num_classes:
             raise UsageError(
-                f"objective.num_classes is {self.num_classes}, and a video is of class {int(numbers.max())}"
+                f"objective.num_classes is {self.num_classes}, and a video is of class {highest}"
             )
         clips = [batch.views[name][0] for name in self.needs_views]
-        known = numbers >= 0
-        if bool(known.all()):
+        if not unknown:
             return clips, numbers
         return [clip[known] for clip in clips], numbers[known]
 

@@ -122,7 +122,8 @@ class TokenizerTraining(Objective, Watched):
 
     def _count(self, ids: Tensor, step: int) -> Tensor:
         """How often each code was chosen, [V]: over the window under training, else in these ids alone."""
-        counts = torch.bincount(ids.flatten(), minlength=self.tokenizer.vocab_size)
+        flat = ids.flatten()  # not bincount, which waits for a GPU
+        counts = flat.new_zeros(self.tokenizer.vocab_size).index_add_(0, flat, torch.ones_like(flat))
         if not self.training:
             return counts
         if step != self._seen_at:  # what an abandoned step left

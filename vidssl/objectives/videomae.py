@@ -144,8 +144,8 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
         decodes = hidden
         if decoder_masker is not None:
             decodes = ~rows.of(decoder_masker(rows.all, grid, generator))
-        keep, wanted = (places_of(mask).to(clips.device) for mask in (~hidden, decodes))
-        hidden = hidden.to(clips.device)
+        keep, wanted = (places_of(mask).to(clips.device, non_blocking=True) for mask in (~hidden, decodes))
+        hidden = hidden.to(clips.device, non_blocking=True)
         assert isinstance(self.backbone, EncodesVisible), "checked when it was made"
         visible = self.backbone.forward_visible(clips, keep)
         counts = hidden.flatten(1).gather(1, wanted)

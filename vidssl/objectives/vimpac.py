@@ -151,7 +151,8 @@ class VIMPAC(JointLoss, MaskedPrediction, Watched, ComparesVideos):
         clips = _side_by_side(batch.views["clip"], exactly=2)
         masked = self.prediction.encode_masked(clips, generator, slots=2)
         own = partial(predicted_ids, self.prediction, masked)
-        return PartOutput(self._vectors(clips, masked), masked.hidden.sum(), own)
+        weight = masked.hidden.sum().to(clips.device, non_blocking=True)
+        return PartOutput(self._vectors(clips, masked), weight, own)
 
     def joint_loss(self, vectors: Tensor) -> LossOutput:
         contrasted = self.contrast(vectors)
@@ -272,7 +273,7 @@ class VIMPACContrast(JointLoss, Watched, ComparesVideos):
         if self.masker is not None:
             grid = self.backbone.grid(*reads.shape[-3:])
             rows = OwnRows(len(reads), slots=2)
-            mask = rows.of(self.masker(rows.all, grid, generator)).to(reads.device)
+            mask = rows.of(self.masker(rows.all, grid, generator)).to(reads.device, non_blocking=True)
         return PartOutput(by_video(self.backbone(reads, mask).pooled()), torch.zeros((), device=reads.device))
 
     def joint_loss(self, vectors: Tensor) -> LossOutput:

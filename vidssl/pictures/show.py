@@ -161,7 +161,7 @@ def _of_run(
     clips = clips_of(recipe)
     objective.to(device).eval()
     with _refusals_of(owner):
-        filled = objective.fill_in(clips.pixels.to(device), torch.Generator(device).manual_seed(0))
+        filled = objective.fill_in(clips.pixels.to(device), torch.Generator().manual_seed(0))
         if isinstance(filled, FilledPixels):
             return filled_drawing(clips, filled, title)
         assert recipe.tokenizer is not None, "without one there are no ids to predict"

@@ -106,15 +106,14 @@ def replay(
 def repeat(objective: Objective, capture: Capture, recipe: Recipe, precision: str) -> Replay:
     """The step once more: the batch augmented, forward and backward, part by part as in the run.
 
-    The random states are the captured ones if these are a CPU's.
+    Masks and augmentation are the step's own; so is dropout, if the step was taken on a CPU.
     """
     attempt, conditions = capture.attempt, capture.conditions
     generator = torch.Generator().manual_seed(recipe.seed)
     objective.train()
     weights = tuple(key for key, value in attempt.state.items() if not _finite(value))
     with torch.random.fork_rng(devices=[]), first_bad_output(objective) as found:
-        if conditions.device == "cpu":
-            generator.set_state(attempt.random["objective"])
+        generator.set_state(attempt.random["objective"])
         torch.set_rng_state(attempt.random["cpu"])
         batch = attempt.batch.to(torch.device("cpu"))
         augment = build.augment(recipe)

@@ -88,7 +88,7 @@ def measure(
     Args:
         streams: that give each sample once (``Stream.once``); of several, a shorter one begins anew.
     """
-    generator = torch.Generator(device).manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     found: dict[str, list[tuple[int, Tensor]]] = {}
     batches = min(batches, max(stream.batches_of_pass() for stream in streams.values()))
     parallel.objective.eval()

@@ -105,7 +105,8 @@ def train(
     test_streams = slices(test_streams, world.rank, world.size)
     parallel, dtype = Parallel(objective, world, run.parallel, device), autocast_dtype(run.precision, device)
     watch = CollapseWatch(objective.bands() if isinstance(objective, Watched) else ())
-    generator = torch.Generator(device).manual_seed(seed)
+    # the CPU's on every device: the same masks everywhere, and no draw waits for a GPU
+    generator = torch.Generator().manual_seed(seed)
     scaler = loss_scaler(dtype, device)
     moving = Moving(objective, optim.build(objective), generator, Meter(), watch, scaler=scaler)
     if not world.first:

@@ -43,7 +43,7 @@ class Trial:
         objective.to(self.device).train()
         prepare(objective, run)
         optim, self._dtype = build.optim(recipe), autocast_dtype(run.precision, self.device)
-        generator = torch.Generator(self.device).manual_seed(recipe.seed)
+        generator = torch.Generator().manual_seed(recipe.seed)
         scaler = _unscaled(self._dtype, self.device)
         self.moving = Moving(objective, optim.build(objective), generator, Meter(), scaler=scaler)
         self._plan, self._update, self._parts = plan, optim.update, run.accumulate

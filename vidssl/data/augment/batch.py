@@ -49,7 +49,9 @@ class PerClipAugment:
     def _flipped(self, clip: Tensor, generator: torch.Generator) -> Tensor:
         rows = OwnRows(len(clip))
         drawn = rows.of(torch.rand(rows.all, generator=generator, device=generator.device)) < self.flip
-        return torch.where(drawn.to(clip.device)[:, None, None, None, None], clip.flip(-1), clip)
+        return torch.where(
+            drawn.to(clip.device, non_blocking=True)[:, None, None, None, None], clip.flip(-1), clip
+        )
 
 
 class ColourAugment:

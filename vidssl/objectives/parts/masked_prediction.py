@@ -31,7 +31,8 @@ class MaskedClips:
     Attributes:
         features: the backbone's, of what is visible.
         ids: int64 [B, t, h, w], of the whole clips.
-        hidden: bool [B, t, h, w], the ids to predict.
+        hidden: bool [B, t, h, w], the ids to predict; on the CPU, unless padding decides too, so that no step
+            waits for a GPU to say how many they are.
     """
 
     features: Features
@@ -98,17 +99,20 @@ class TokenPrediction(nn.Module):
         """
         ids = ids_of(clips, self.tokenizer)
         id_grid: GridSize = tuple(ids.shape[1:])  # type: ignore[assignment]
-        predictable, rows = ids < self.vocab_size, OwnRows(len(ids), slots)
+        rows = OwnRows(len(ids), slots)
         if self.replace == "bert":
             groups = self.masker.groups(rows.all, id_grid, generator)
             seen, mask = corrupt(ids, groups, self.vocab_size, generator, slots)
-            hidden = (rows.of(groups).to(ids.device) >= 0) & predictable
-            return MaskedClips(self.backbone(seen, mask), ids, hidden)
-        reads = reads_of(clips, ids, self.backbone)
-        grid = self.backbone.grid(*reads.shape[-3:])
-        mask = rows.of(self.masker(rows.all, common_grid(grid, id_grid), generator)).to(ids.device)
-        hidden = expand_mask(mask, id_grid) & predictable
-        return MaskedClips(self.backbone(reads, expand_mask(mask, grid)), ids, hidden)
+            hidden = rows.of(groups) >= 0
+        else:
+            seen = reads_of(clips, ids, self.backbone)
+            grid = self.backbone.grid(*seen.shape[-3:])
+            drawn = rows.of(self.masker(rows.all, common_grid(grid, id_grid), generator))
+            mask = expand_mask(drawn, grid).to(ids.device, non_blocking=True)
+            hidden = expand_mask(drawn, id_grid)
+        if clips.dim() == 4:  # only stored ids have padding
+            hidden = hidden.to(ids.device) & (ids < self.vocab_size)
+        return MaskedClips(self.backbone(seen, mask), ids, hidden)
 
     def encode_whole(self, clips: Tensor, ids: Tensor) -> Features:
         """Features of clips with nothing hidden, given their ids too."""
@@ -125,7 +129,8 @@ class TokenPrediction(nn.Module):
         if not len(targets) and num_processes() == 1:
             raise ValueError("no id is hidden in the whole batch: all clips are padding")
         # processes may have hidden different numbers of ids; the mean of their losses is to be that over all
-        count = sum_over_processes(torch.tensor(float(len(targets)), device=targets.device)) / num_processes()
+        own = torch.full((), float(len(targets)), device=targets.device)
+        count = sum_over_processes(own) / num_processes()
         loss = F.cross_entropy(logits, targets, reduction="sum") / count
         metrics = {
             f"loss_{name}": loss.detach(),
@@ -134,7 +139,8 @@ class TokenPrediction(nn.Module):
         if self.training:
             metrics[f"predicted_perplexity_{name}"] = predicted_perplexity(logits)
         else:
-            copied = copy_nearest(masked.ids, masked.hidden).flatten()[predictions.positions]
+            hidden = masked.hidden.to(masked.ids.device)
+            copied = copy_nearest(masked.ids, hidden).flatten()[predictions.positions]
             metrics[f"most_frequent_{name}"] = most_frequent_accuracy(targets)
             metrics[f"copy_nearest_{name}"] = (copied == targets).float().sum() / count
         return LossOutput(loss, metrics, masked.features.pooled().detach())
@@ -144,7 +150,7 @@ class TokenPrediction(nn.Module):
         """Predictions where clips are hidden; arguments as those of ``encode_masked``."""
         masked = self.encode_masked(clips, generator)
         predicted = likeliest(masked.ids, self._predict(masked, stream), self.vocab_size)
-        return FilledIn(masked.ids, masked.hidden, predicted)
+        return FilledIn(masked.ids, masked.hidden.to(masked.ids.device), predicted)
 
     def _predict(self, masked: MaskedClips, stream: StreamName = "video") -> Predictions:
         if not isinstance(self.head, TiedHead):
@@ -209,7 +215,9 @@ def corrupt(
     device, rows = generator.device, OwnRows(len(ids), slots)
     fates = torch.rand((rows.all, int(groups.max()) + 1), generator=generator, device=device)
     noise = torch.randint(vocab_size, (rows.all, *ids.shape[1:]), generator=generator, device=device)
-    fates, noise, groups = (rows.of(drawn).to(ids.device) for drawn in (fates, noise, groups))
+    fates, noise, groups = (
+        rows.of(drawn).to(ids.device, non_blocking=True) for drawn in (fates, noise, groups)
+    )
     fate = fates.gather(1, groups.clamp(min=0).flatten(1)).view_as(groups)
     fate = torch.where(groups < 0, 1.0, fate)
     changed = (fate >= MASKED) & (fate < MASKED + RANDOM) & (ids < vocab_size)
@@ -236,8 +244,9 @@ class TiedHead(nn.Module):
 
     def forward(self, patches: Tensor, hidden: Tensor, embedding: Tensor) -> Predictions:
         """Logits over the rows of ``embedding`` for the hidden cells of [B, t, h, w, D]."""
-        vectors = self.norm(F.gelu(self.linear(patches[hidden])))
-        return Predictions(F.linear(vectors, embedding, self.bias), hidden.flatten().nonzero()[:, 0])
+        positions = places_in(hidden, patches.device)
+        vectors = self.norm(F.gelu(self.linear(patches.flatten(0, -2)[positions])))
+        return Predictions(F.linear(vectors, embedding, self.bias), positions)
 
 
 class LinearHeads(nn.Module):
@@ -347,8 +356,8 @@ class HiddenIds:
     """Where the hidden ids are.
 
     Attributes:
-        cells: bool [B, t, h, w], cells of features that hold at least one.
-        within: bool [C, ids of a cell], which ones, for each such cell.
+        cells: int64 [C], the cells of features that hold at least one, as places in the flattened grids.
+        within: int64 [M], each one's place among all ids of those cells, [C * ids of a cell].
         positions: int64 [M], the same ids in the same order, as places in ``ids.flatten()``.
     """
 
@@ -357,13 +366,22 @@ class HiddenIds:
     positions: Tensor
 
 
-def find_hidden(hidden: Tensor, split: GridSize) -> HiddenIds:
-    """The hidden ids, bool [B, t, h, w], sorted by cells of ``split`` ids."""
+def find_hidden(hidden: Tensor, split: GridSize, device: torch.device) -> HiddenIds:
+    """The hidden ids, bool [B, t, h, w] on any device, sorted by cells of ``split`` ids."""
     place = torch.arange(hidden.numel(), device=hidden.device).view_as(hidden)
     by_cell, place = _group(hidden.unsqueeze(-1), split), _group(place.unsqueeze(-1), split)
     cells = by_cell.any(dim=-1)
     within = by_cell[cells]
-    return HiddenIds(cells, within, place[cells][within])
+    positions = place[cells][within].to(device, non_blocking=True)
+    return HiddenIds(places_in(cells, device), places_in(within, device), positions)
+
+
+def places_in(mask: Tensor, device: torch.device) -> Tensor:
+    """Where a mask on any device is True, as places in ``mask.flatten()``, int64 [M] on ``device``.
+
+    How many there are is known without waiting for a GPU if the mask is on the CPU.
+    """
+    return mask.flatten().nonzero()[:, 0].to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -394,7 +412,7 @@ class LinearHead(nn.Module):
         """Predictions from features [B, t, h, w, D] at the hidden ids, bool [B, t', h', w']."""
         found, cells = _hidden_cells(patches, hidden, self.fit)
         logits = self.linear(cells).unflatten(1, (prod(self.fit.split), -1))
-        return Predictions(logits[found.within], found.positions)
+        return Predictions(logits.flatten(0, 1)[found.within], found.positions)
 
 
 class StagesDecoder(nn.Module):
@@ -434,7 +452,7 @@ class StagesDecoder(nn.Module):
         found, cells = _hidden_cells(torch.cat((skip, up), dim=-1), hidden, self.fit)
         fused = self.fuse(cells)
         spread = fused.unsqueeze(1) if self.spread is None else self.spread(fused)
-        return spread[found.within], found.positions
+        return spread.flatten(0, 1)[found.within], found.positions
 
 
 class Spread(nn.Module):
@@ -464,8 +482,8 @@ def _hidden_cells(features: Tensor, hidden: Tensor, fit: Fit) -> tuple[HiddenIds
             f"features on {tuple(features.shape[1:4])} do not cover ids on {tuple(hidden.shape[1:])}, "
             f"{fit.merge} to one or one to {fit.split}"
         )
-    found = find_hidden(hidden, fit.split)
-    return found, _group(features, fit.merge)[found.cells]
+    found = find_hidden(hidden, fit.split, features.device)
+    return found, _group(features, fit.merge).flatten(0, 3)[found.cells]
 
 
 def _group(x: Tensor, size: GridSize) -> Tensor:
@@ -527,7 +545,7 @@ def most_frequent_accuracy(ids: Tensor) -> Tensor:
 
     An upper bound for whoever has to choose before: no model is flattered by it.
     """
-    return ids.bincount().max() / len(ids)
+    return (ids == ids.mode().values).sum() / len(ids)  # not bincount, which waits for a GPU
 
 
 def copy_nearest(ids: Tensor, hidden: Tensor) -> Tensor:

@@ -1,0 +1,175 @@
+"""What a GPU would meet, without one: fake tensors on "cuda", and who waits for the device.
+
+Fake tensors have a device and a shape and no content (torch's ``FakeTensorMode``). What lies on the CPU stays
+real, so that masks are drawn as they are on a GPU; an operation on tensors of two devices raises. A host
+that reads a value from the device waits for all that was queued there: such reads are counted by line.
+"""
+
+import re
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from docs.compatibility.table import Trials, combinations, random_batch
+from vidssl.build import build
+from vidssl.config.recipe import Recipe
+from vidssl.data.augment.batch import ColourAugment, PerClipAugment
+from vidssl.data.augment.rand_augment import FinetuneAugment
+from vidssl.errors import UsageError
+from vidssl.interfaces import Augment, Batch, Progress
+from vidssl.objectives import OBJECTIVES
+from vidssl.objectives.parts.masked_prediction import FrozenTokenizer
+
+CUDA = torch.device("cuda")
+aten = torch.ops.aten
+# the host learns a value, or a size that depends on values
+READS = {
+    aten._local_scalar_dense.default, aten.item.default, aten.nonzero.default,
+    aten.masked_select.default, aten.equal.default, aten.is_nonzero.default, aten.bincount.default,
+    aten._unique2.default, aten.unique_dim.default,
+}  # fmt: skip
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default)
+
+# files of which one line may ask in a step
+KNOWN = {
+    "classification.py",  # class numbers are looked at before they are used
+    "factorized.py",  # whether ids are padding: without any, attention needs no mask
+}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what the host waits for; every number that it asks for is 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[tuple[str, int | None]] = set()  # file and line
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
+        on_gpu = any(leaf.device.type == "cuda" for leaf in given)
+        by_mask = func in INDEXED and any(
+            isinstance(index, Tensor) and index.dtype == torch.bool and index.device.type == "cuda"
+            for index in args[1]
+        )
+        to_host = func is aten._to_copy.default and kwargs.get("device") == torch.device("cpu")
+        if on_gpu and (func in READS or by_mask or to_host):
+            asks = [frame for frame in traceback.extract_stack() if "/vidssl/" in frame.filename]
+            self.found |= {(Path(asks[-1].filename).name, asks[-1].lineno)} if asks else {("torch", 0)}
+        if given and func in (aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default):
+            return False if given[0].dtype == torch.bool else 0.0 if given[0].is_floating_point() else 0
+        return func(*args, **kwargs)
+
+
+class AsOnGPU(TorchFunctionMode):
+    """Runs under fake tensors what names "cuda" or is given a fake tensor, and all else for real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.waits = Waits()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for leaf in tree_leaves((args, kwargs)):
+            named = isinstance(leaf, torch.device | str) and re.match("cuda", str(leaf))
+            if named or isinstance(leaf, FakeTensor):
+                with self.fake, self.waits:
+                    return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def __enter__(self):
+        self.waits.__enter__()  # also of what no function mode sees, such as float(tensor)
+        return super().__enter__()
+
+    def __exit__(self, *raised):
+        super().__exit__(*raised)
+        self.waits.__exit__(*raised)
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        real = tensor.detach()
+        with self.fake:
+            return self.fake.from_tensor(real).to(CUDA)
+
+    def move(self, module: nn.Module) -> None:
+        """Moves a network in place, as ``module.to("cuda")`` would."""
+        held = [part.tokenizer for part in module.modules() if isinstance(part, FrozenTokenizer)]
+        for part in [*module.modules(), *(inner for each in held for inner in each.modules())]:
+            for key, parameter in part._parameters.items():
+                if parameter is not None:
+                    part._parameters[key] = nn.Parameter(self.moved(parameter), parameter.requires_grad)
+            for key, buffer in part._buffers.items():
+                part._buffers[key] = None if buffer is None else self.moved(buffer)
+
+    def batch(self, batch: Batch) -> Batch:
+        views = {name: tuple(map(self.moved, slots)) for name, slots in batch.views.items()}
+        labels = {
+            name: {key: self.moved(each) for key, each in given.items()}
+            for name, given in batch.labels.items()
+        }
+        return replace(batch, views=views, labels=labels)
+
+
+def toy(name: str, backbone: str, folder: Path) -> Recipe:
+    trials = Trials(folder)
+    for one in combinations(name):
+        if one.backbone in (backbone, None) and one.tokenizer in ("fsq", None):
+            recipe = trials.recipe(one)
+            with suppress(UsageError):
+                build.check(recipe)
+                return recipe
+    raise AssertionError(f"no toy of {name}")
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone"), [*((name, "vit") for name in OBJECTIVES), ("vimpac", "factorized")]
+)
+def test_a_step_stays_on_its_device_and_waits_for_it_only_where_that_is_known(
+    name: str, backbone: str, tmp_path: Path
+) -> None:
+    recipe = toy(name, backbone, tmp_path)
+    objective = build.objective(recipe, say=lambda line: None)
+    gpu, generator = AsOnGPU(), torch.Generator().manual_seed(0)
+    batch = gpu.batch(random_batch(recipe))
+    gpu.move(objective)
+    for training in (False, True):
+        objective.train(training)
+        with gpu:  # first in evaluation mode, where the very first clips are looked at
+            gpu.waits.found.clear()
+            output = objective(batch, Progress(1, 10), generator)
+        assert output.loss.device.type == "cuda"
+        assert {value.device.type for value in output.metrics.values()} == {"cuda"}
+    files = [file for file, _ in gpu.waits.found]
+    assert set(files) <= KNOWN
+    assert len(files) == len(set(files)) == (name == "classification") + (backbone == "factorized")
+
+
+def test_a_tensor_of_the_wrong_device_and_a_wait_are_found() -> None:
+    gpu = AsOnGPU()
+    clip = gpu.moved(torch.rand(2, 3))
+    with gpu, pytest.raises(RuntimeError, match="device"):
+        clip + torch.zeros(2, 3)
+    with gpu:
+        assert not bool((clip > 0).any())
+    assert gpu.waits.found == {("torch", 0)}
+
+
+@pytest.mark.parametrize("make", [PerClipAugment, ColourAugment, FinetuneAugment])
+def test_augmentation_happens_on_the_device_of_the_clips(make: Callable[[], Augment]) -> None:
+    gpu = AsOnGPU()
+    clips = (torch.rand(2, 3, 4, 16, 16),)
+    batch = gpu.batch(Batch({"global": clips * 2, "local": clips}))
+    with gpu:
+        made = make()(batch, torch.Generator().manual_seed(0))
+    assert made.device.type == "cuda"
+    assert gpu.waits.found == set()
