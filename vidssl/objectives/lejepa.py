@@ -116,7 +116,9 @@ class LeJEPA(JointLoss, Watched):
         assert isinstance(self.backbone, EncodesVisible), "checked when it was made"
         rows = OwnRows(len(clips), views)
         hidden = rows.of(self.masker(rows.all, self.backbone.grid(*clips.shape[2:]), generator))
-        return self.backbone.forward_visible(clips, places_of(~hidden).to(clips.device)).pooled()
+        return self.backbone.forward_visible(
+            clips, places_of(~hidden).to(clips.device, non_blocking=True)
+        ).pooled()
 
     def joint_loss(self, vectors: Tensor) -> LossOutput:
         """Of vectors [B, V, D], global views first."""

@@ -160,9 +160,9 @@ class VJEPA(Objective, Watched):
         """This process's rows of what is drawn for all."""
         rows = OwnRows(len(clips), slots)
         drawn = self.masker.splits(rows.all, self.student.grid(*clips.shape[2:]), generator)
+        own = ((rows.of(one.seen), rows.of(one.predicted)) for one in drawn)
         return tuple(
-            Split(rows.of(one.seen).to(clips.device), rows.of(one.predicted).to(clips.device))
-            for one in drawn
+            Split(*(places.to(clips.device, non_blocking=True) for places in split)) for split in own
         )
 
     def _predict(
