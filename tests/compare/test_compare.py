@@ -430,7 +430,7 @@ def test_chance_is_that_of_top_1():
 
 def test_the_laptop_recipes_of_one_world_share_their_probe_data() -> None:
     """So that the README's ``vidssl compare runs/bevt runs/svt`` compares."""
-    probes = [load_recipe(f"recipes/{name}.yaml").data.probe for name in ("bevt", "svt", "bevt_long")]
+    probes = [load_recipe(f"recipes/{name}.yaml").data.probe for name in ("bevt", "svt", "videomae")]
     for probe in probes:
         assert probe is not None
         assert [part.node for part in (probe.train, probe.test, probe.views)] == [
