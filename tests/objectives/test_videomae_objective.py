@@ -181,3 +181,14 @@ def test_flops_of_a_step_are_those_that_the_papers_network_has() -> None:
     hidden_embedded = 3 * 2 * (1568 - 160) * 1536 * 768 / 1e9  # the release embeds what it then drops
     assert step + hidden_embedded == pytest.approx(212, rel=0.03)
     assert whole == pytest.approx(1082, rel=0.03)
+
+
+def test_filling_in_ids_of_one_cell_leaves_the_true_ids_alone() -> None:
+    made = VQVAE(vocab_size=6, code_dim=4, width=8, stride=8, temporal_stride=2, num_res_blocks=0)
+    shown = clips()
+    objective = VideoMAE(vit(), RandomTube(ratio=0.5), made, target="tokens", **DECODER)  # type: ignore[arg-type]
+    filled = objective.fill_in(shown, torch.Generator().manual_seed(3))
+    assert isinstance(filled, FilledIn)
+    assert torch.equal(filled.ids, made.encode(shown))
+    assert not torch.equal(filled.predicted, filled.ids)
+    assert torch.equal(filled.predicted[~filled.hidden], filled.ids[~filled.hidden])

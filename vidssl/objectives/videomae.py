@@ -212,7 +212,7 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
         grid, row = decoded.visible.grid, torch.arange(len(clips), device=clips.device)[:, None]
         if self.tokenizer is not None:
             ids = self._ids(clips)
-            filled = _by_cell(ids, self.ids_of_cell)
+            filled = _by_cell(ids, self.ids_of_cell).clone()  # a view of the ids where a cell holds one
             filled[row, decoded.wanted] = self._logits(decoded.predicted).argmax(dim=-1)
             hidden = expand_mask(decoded.hidden, _grid_of(ids))
             return FilledIn(ids, hidden, _on_grid(filled, grid, self.ids_of_cell))
