@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from docs.measure_visible import levjepa_flops, vjepa_flops
 from vidssl.backbones.video_swin import VideoSwin
 from vidssl.backbones.vit import ViT
 from vidssl.interfaces import Batch, LossOutput, Progress
@@ -182,3 +183,14 @@ def test_what_does_not_fit_is_refused() -> None:
         vjepa(teacher_momentum=1.5)
     with pytest.raises(ValueError, match="at least 6, got 4"):
         VJEPA(vit(), BLOCKS, predictor_dim=8, predictor_depth=1, predictor_heads=2)
+
+
+@pytest.mark.slow
+def test_flops_of_a_step_are_those_worked_out_for_the_papers_networks() -> None:
+    """V-JEPA 2: B 1,528, L 3,592, g 9,469. LeVJEPA: B 269, L 882, with what it embeds and then drops."""
+    for size, worked_out in (("B", 1528), ("L", 3592), ("g", 9469)):
+        assert vjepa_flops(size) == pytest.approx(worked_out, rel=0.05)  # the sizes of blocks are drawn
+    for size, dim, worked_out in (("B", 768, 269), ("L", 1024, 882)):
+        dropped = 2979 + 10 * 547  # cells of the global and of ten locals
+        embedded = 2 * 2 * dropped * 3 * 16 * 16 * dim / 1e9
+        assert levjepa_flops(size) + embedded == pytest.approx(worked_out, rel=0.05)

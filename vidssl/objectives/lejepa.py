@@ -20,11 +20,12 @@ from vidssl.interfaces import (
     Masker,
     Progress,
     Watched,
+    Yardstick,
     places_of,
 )
 from vidssl.objectives.parts.contrastive import ProjectionHead
 from vidssl.objectives.parts.distillation import check_shares, features_of_views, follow
-from vidssl.objectives.parts.sigreg import directions_of_step, sigreg
+from vidssl.objectives.parts.sigreg import SIGREG_OF_NORMAL, directions_of_step, sigreg
 
 _CURE = f"{CURE}, or a larger sigreg_weight"
 
@@ -151,10 +152,21 @@ class LeJEPA(JointLoss, Watched):
         for own, new in zip(self.average.buffers(), self.backbone.buffers(), strict=True):
             own.copy_(new)  # the average never sees a batch, and has no statistics of its own
 
-    def describe(self, metrics: Mapping[str, float]) -> str:
+    def yardsticks(self) -> tuple[Yardstick, ...]:
         return (
-            f"views lie {metrics['loss_invariance']:.3f} (squared, a channel) from the mean of their video's "
-            f"global ones; SIGReg is {metrics['loss_sigreg']:.2f} (1.05 for a standard normal cloud)"
+            Yardstick(
+                metric="loss_invariance",
+                label="distance of views",
+                says="views lie {} (squared, a channel) from the mean of their video's global ones",
+                lower_is_better=True,
+            ),
+            Yardstick(
+                metric="loss_sigreg",
+                label="SIGReg",
+                says="projections are {} (SIGReg) from a standard normal cloud",
+                baselines={"standard normal samples": SIGREG_OF_NORMAL},
+                lower_is_better=True,
+            ),
         )
 
     def bands(self) -> tuple[Band, ...]:

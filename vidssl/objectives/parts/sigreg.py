@@ -9,6 +9,7 @@ from vidssl.engine.precision import full_precision
 
 KNOTS = 17
 _LAST_KNOT = 3.0
+SIGREG_OF_NORMAL = 1.05  # of standard normal samples, whatever their number
 
 
 def directions_of_step(step: int, dim: int, count: int, device: torch.device) -> Tensor:
