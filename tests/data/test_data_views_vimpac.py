@@ -11,6 +11,8 @@ import pytest
 import torch
 from ramp import Ramp, bytes_of, frames_of, seeded
 
+from vidssl.build.checks import check_repeats
+from vidssl.data.loader import Stream
 from vidssl.data.views.times import kept_frames, neighbour_starts, vimpac_last_start
 from vidssl.data.views.uniform import UniformClips
 from vidssl.data.views.vimpac import ClipPair, CornerClip
@@ -130,16 +132,15 @@ def test_a_short_video_holds_its_last_frame() -> None:
             assert frames_of(slot) == [0, 2, 4, 4]
 
 
-def test_a_video_with_one_place_for_a_clip_is_reported_once_for_each_sampling(caplog) -> None:
+def test_videos_with_one_place_for_a_clip_are_reported_before_the_first_step() -> None:
     views = ClipPair(num_frames=7, frame_stride=3, fps=None, size=4)
     for total in (19, 20):  # 19 frames have one place for a clip, 20 have two
-        caplog.clear()
-        pairs = [views.sample(Ramp(total, 4, 4), 0, seeded(seed))["clip"] for seed in range(20)]
+        source = Ramp(total, 4, 4)
+        pairs = [views.sample(source, 0, seeded(seed))["clip"] for seed in range(20)]
         assert all(torch.equal(*pair) for pair in pairs) == (total == 19)
-        place = "ramp has only one place for a clip (19 frames; 7 clip frames 3 apart)"
-        told = f"{place}: both clips of its pair are the same"
-        said = [record.getMessage().split(", as of")[0] for record in caplog.records]
-        assert said == [told] * (total == 19)
+        lines = check_repeats(torch.nn.Module(), {"video": Stream(source, views, batch_size=1)})
+        told = "data.video: 1 of 1 video looked at has only one place for a clip (7 frames 3 apart)"
+        assert [line.split(", the first ramp: both clips")[0] for line in lines] == [told] * (total == 19)
 
 
 def test_test_clips_at_a_frame_rate() -> None:

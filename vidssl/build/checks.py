@@ -1,7 +1,7 @@
 """Checks that the parts of a recipe fit each other, before data are opened; each raises ``UsageError``."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from torch import nn
 
@@ -28,6 +28,7 @@ from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec
 from vidssl.config.schema import PartSpec, bind, construct
 from vidssl.config.strict_yaml import Node
 from vidssl.data.loader import Stream
+from vidssl.data.views.vimpac import PairOfClips
 from vidssl.engine.accumulate import JointLoss
 from vidssl.engine.distributed import launched
 from vidssl.engine.optim import Update
@@ -44,10 +45,12 @@ from vidssl.interfaces import (
     Objective,
     PatchEvaluator,
     Tokenizer,
+    UnreadableSample,
 )
 from vidssl.interfaces.grids import GridSize, common_grid
 from vidssl.objectives.classification import Classification
 
+_MOST_LOOKED_AT = 32  # videos of a stream, at the start of a run
 Maskers = tuple[Masker | None, Masker | None]  # of the input, and of what a decoder fills in
 
 
@@ -81,7 +84,7 @@ def check_streams(recipe: Recipe) -> None:
 
 
 def check_repeats(objective: Objective, streams: Mapping[str, Stream]) -> list[str]:
-    """Lines on streams whose batches are larger than the data set, so that they hold samples twice.
+    """Lines on streams that repeat what they give: samples within a batch, or the clips of a pair.
 
     Raises:
         UsageError: if the objective tells the samples of a batch apart.
@@ -97,7 +100,27 @@ def check_repeats(objective: Objective, streams: Mapping[str, Stream]) -> list[s
             f"{lines[0]}, and {type(objective).__name__} would tell a video apart from itself: lower "
             "batch_size, or take more videos"
         )
-    return lines
+    return [*lines, *(line for name, stream in streams.items() for line in _short_videos(name, stream))]
+
+
+def _short_videos(name: str, stream: Stream) -> Iterator[str]:
+    """A line if videos have only one place for the clips of a pair; looks at the headers of a few."""
+    views = stream.views
+    if not isinstance(views, PairOfClips):
+        return
+    count = len(stream.source)
+    looked = range(0, count, -(-count // _MOST_LOOKED_AT) or 1)
+    short = []
+    for index in looked:
+        with suppress(UnreadableSample):
+            short += [index] * views.is_one_clip(stream.source.info(index))
+    if short:
+        found = counted(len(short), "video looked at", "videos looked at", of=len(looked), verb="have")
+        yield (
+            f"data.{name}: {found} only one place for a clip ({views.num_frames} frames {views.frame_stride} "
+            f"apart), the first {stream.source.key(short[0])}: both clips of such a pair are the same, and a "
+            "contrast learns nothing from them. Lower num_frames or frame_stride, or raise fps"
+        )
 
 
 def check_monitor(recipe: Recipe, encoder: nn.Module) -> None:

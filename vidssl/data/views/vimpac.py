@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,6 @@ from vidssl.data.views.checks import check_counts, check_fps
 from vidssl.data.views.crops import FramesOfClips, Shapes, Views, crop, crop_boxes, resize_short_side
 from vidssl.data.views.times import draw, held_frames, kept_frames, neighbour_starts, vimpac_last_start
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample, ViewSampler
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -88,6 +85,11 @@ class PairOfClips(ViewSampler):
     def shapes(self) -> Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),) * 2}
 
+    def is_one_clip(self, info: SampleInfo) -> bool:
+        """Whether a video has only one place for a clip, so that both clips of its pair are the same."""
+        total = len(kept_frames(info, self.fps))
+        return info.num_frames > 1 and vimpac_last_start(total, self.num_frames, self.frame_stride) == 0
+
     def starts(
         self, info: SampleInfo, total: int, rate: float, generator: torch.Generator
     ) -> tuple[int, int]:
@@ -97,8 +99,6 @@ class PairOfClips(ViewSampler):
             UnreadableSample: if the distance is limited and the rate not stated.
         """
         last = vimpac_last_start(total, self.num_frames, self.frame_stride)
-        if last == 0 and info.num_frames > 1:
-            _warn_of_one_clip(info.key, total, self.num_frames, self.frame_stride)
         first = draw(generator, 0, last)
         distance = None
         if self.max_distance_seconds is not None and info.num_frames > 1:
@@ -106,20 +106,6 @@ class PairOfClips(ViewSampler):
                 raise UnreadableSample(info.key, "it states no frame rate, which max_distance_seconds needs")
             distance = round(self.max_distance_seconds * rate)
         return first, draw(generator, *neighbour_starts(first, last, distance))
-
-
-_warned: set[tuple[int, int]] = set()  # sampling of which a short video was reported in this process
-
-
-def _warn_of_one_clip(key: str, total: int, length: int, stride: int) -> None:
-    if (length, stride) not in _warned:
-        _warned.add((length, stride))
-        _log.warning(
-            "%s has only one place for a clip (%d frames; %d clip frames %d apart): both clips of its pair "
-            "are the same, as of every video this short, and a contrast learns nothing from them. Lower "
-            "num_frames or frame_stride, or raise fps",
-            *(key, total, length, stride),
-        )
 
 
 @dataclass(kw_only=True, eq=False)
