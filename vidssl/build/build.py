@@ -10,23 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vidssl.build import checks, part_checks
-from vidssl.build.registry import (
-    AUGMENT,
-    BACKBONE,
-    EVALUATOR,
-    MASKER,
-    OBJECTIVE,
-    OPTIMIZER,
-    SCHEDULE,
-    SOURCE,
-    TOKENIZER,
-    VIEW_SAMPLER,
-    Augment,
-    Component,
-    Kind,
-    constructor_of,
-)
+from vidssl.build import checks, part_checks, registry
 from vidssl.build.token_checks import check_go_together, check_reads_ids, check_stored, check_stored_views
 from vidssl.config.files import PUBLISHED, SpecKind
 from vidssl.config.grid import check_grid
@@ -93,7 +77,7 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
     """
     if recipe.backbone is None:
         raise recipe.node.error("missing 'backbone'")
-    made = _construct(recipe.backbone, BACKBONE)
+    made = _construct(recipe.backbone, registry.BACKBONE)
     if with_init and recipe.start.init is None:
         say(f"backbone: {recipe.backbone.type} starts from RANDOM weights ('backbone.init' names others)")
     elif with_init and recipe.start.init is not None:
@@ -111,7 +95,7 @@ def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Bac
 
 def _stated_keys(part: PartSpec) -> set[str]:
     """Keys that a section states, and those that have no default to fall back on or do not exist."""
-    keys = keys_of(constructor_of(part, BACKBONE))
+    keys = keys_of(registry.constructor_of(part, registry.BACKBONE))
     return {key for key in ("mean", "std", "num_heads") if key not in keys} | set(part.node.mapping())
 
 
@@ -127,9 +111,9 @@ def tokenizer(spec: TokenizerSpec | Path | str, *, say: Say = print) -> Tokenize
     """
     spec = load_tokenizer_spec(str(spec)) if isinstance(spec, (str, Path)) else spec
     if spec.weights is None:
-        return _construct(spec.part, TOKENIZER)
+        return _construct(spec.part, registry.TOKENIZER)
     state = _verified(spec.weights, say)
-    made = _construct(spec.part, TOKENIZER)
+    made = _construct(spec.part, registry.TOKENIZER)
     load_whole(made, state, spec.weights.path)
     return made.requires_grad_(False).eval()
 
@@ -195,58 +179,58 @@ def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
 
 def network(part: PartSpec) -> Backbone:
     """A backbone with fresh weights, drawn from torch's global generator."""
-    return _construct(part, BACKBONE)
+    return _construct(part, registry.BACKBONE)
 
 
 def source(part: PartSpec) -> DataSource:
     """A data source; looks at its files."""
-    return _construct(part, SOURCE)
+    return _construct(part, registry.SOURCE)
 
 
 def views(part: PartSpec) -> ViewSampler:
     """A view sampler."""
-    return _construct(part, VIEW_SAMPLER)
+    return _construct(part, registry.VIEW_SAMPLER)
 
 
 def optim(recipe: Recipe) -> Optim:
     """The optimizer's settings."""
-    return _construct(recipe.optim, OPTIMIZER)
+    return _construct(recipe.optim, registry.OPTIMIZER)
 
 
 def schedule(recipe: Recipe) -> Schedule:
     """The schedule."""
-    made = _construct(recipe.schedule, SCHEDULE)
+    made = _construct(recipe.schedule, registry.SCHEDULE)
     checks.check_epochs(recipe, made)
     return made
 
 
 def evaluator(part: PartSpec) -> Evaluator:
     """An evaluator."""
-    return _construct(part, EVALUATOR)
+    return _construct(part, registry.EVALUATOR)
 
 
-def augment(recipe: Recipe) -> Augment | None:
+def augment(recipe: Recipe) -> registry.Augment | None:
     """The augmentation of every batch on the training device; None for none."""
-    return _optional(recipe.augment, AUGMENT)
+    return _optional(recipe.augment, registry.AUGMENT)
 
 
-def _optional(part: PartSpec | None, kind: Kind[Component]) -> Component | None:
+def _optional(part: PartSpec | None, kind: registry.Kind[registry.Component]) -> registry.Component | None:
     return None if part is None else _construct(part, kind)
 
 
 def _bare_tokenizer(recipe: Recipe) -> Tokenizer | None:
     """The tokenizer of a recipe without its weights."""
-    return None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, TOKENIZER)
+    return None if recipe.tokenizer is None else _construct(recipe.tokenizer.part, registry.TOKENIZER)
 
 
 def _maskers(recipe: Recipe) -> checks.Maskers:
     """The masker of the input and that of the decoder."""
-    return _optional(recipe.masker, MASKER), _optional(recipe.decoder_masker, MASKER)
+    return _optional(recipe.masker, registry.MASKER), _optional(recipe.decoder_masker, registry.MASKER)
 
 
-def _construct(part: PartSpec, kind: Kind[Component], *parts: object) -> Component:
-    def make() -> Component:
-        return construct(part.node, constructor_of(part, kind), *parts, apart=part.apart)
+def _construct(part: PartSpec, kind: registry.Kind[registry.Component], *parts: object) -> registry.Component:
+    def make() -> registry.Component:
+        return construct(part.node, registry.constructor_of(part, kind), *parts, apart=part.apart)
 
     try:
         return part_checks.attempted(part.type, "__init__", make) if _is_own(part) else make()
@@ -269,10 +253,10 @@ def _assemble(
         "masker": masker,
         "decoder_masker": decoder_masker,
     }
-    takes = parts_of(constructor_of(recipe.objective, OBJECTIVE))
+    takes = parts_of(registry.constructor_of(recipe.objective, registry.OBJECTIVE))
     checks.check_sections(recipe, takes)
     checks.check_inputs(recipe, takes, backbone, tokenizer, maskers)  # first: it names parts that would do
-    objective = _construct(recipe.objective, OBJECTIVE, *(made[name] for name in takes))
+    objective = _construct(recipe.objective, registry.OBJECTIVE, *(made[name] for name in takes))
     checks.check_tokenizer(recipe, objective, tokenizer)
     return objective
 
@@ -285,9 +269,9 @@ def check(recipe: Recipe) -> None:
     samplers = {name: views(stream.views) for name, stream in recipe.data.streams.items()}
     shapes = {name: sampler.shapes for name, sampler in samplers.items()}
     for stream in recipe.data.streams.values():
-        _check_keys(stream.source, SOURCE)
+        _check_keys(stream.source, registry.SOURCE)
         if stream.test_source is not None:
-            _check_keys(stream.test_source, SOURCE)
+            _check_keys(stream.test_source, registry.SOURCE)
     if recipe.data.probe is not None:
         _check_probe(recipe.data.probe)
     checks.check_streams(recipe)
@@ -297,7 +281,7 @@ def check(recipe: Recipe) -> None:
     maskers = _maskers(recipe)
     _try_parts(recipe, shapes)
     with on_meta():
-        bare_tokenizer, bare_backbone = _bare_tokenizer(recipe), _optional(recipe.backbone, BACKBONE)
+        bare_tokenizer, bare_backbone = _bare_tokenizer(recipe), _optional(recipe.backbone, registry.BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, maskers)
     with recipe.objective.node.located():
         part_checks.check_declared(objective)
@@ -337,7 +321,7 @@ def _try_parts(recipe: Recipe, shapes: part_checks.Shapes) -> None:
                 for size in smallest:
                     part_checks.try_tokenizer(tokenizer, size)
         if recipe.backbone is not None and _is_own(recipe.backbone):
-            net = _construct(recipe.backbone, BACKBONE)
+            net = _construct(recipe.backbone, registry.BACKBONE)
             ids_of = tokenizer if net.input_kind == "tokens" else None
             with recipe.backbone.node.located():
                 for size in smallest:
@@ -347,7 +331,7 @@ def _try_parts(recipe: Recipe, shapes: part_checks.Shapes) -> None:
 def _try_objective(recipe: Recipe, shapes: part_checks.Shapes) -> None:
     """Takes a step with a user's own objective and the recipe's parts, fresh, on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        tokenizer, net = _bare_tokenizer(recipe), _optional(recipe.backbone, BACKBONE)
+        tokenizer, net = _bare_tokenizer(recipe), _optional(recipe.backbone, registry.BACKBONE)
         objective = _assemble(recipe, net, tokenizer, _maskers(recipe))
         batch_size = max(stream.batch_size for stream in recipe.data.streams.values())
         with recipe.objective.node.located():
@@ -420,7 +404,7 @@ def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
 def check_tokenizer_protocol(protocol: TokenizerProtocol) -> None:
     """``check_protocol`` for one that measures tokenizers."""
     views(protocol.views)
-    _check_keys(protocol.data.test, SOURCE)
+    _check_keys(protocol.data.test, registry.SOURCE)
 
 
 def check_file(kind: SpecKind, path: Path) -> None:
@@ -443,13 +427,13 @@ def check_file(kind: SpecKind, path: Path) -> None:
         check_any_protocol(load_protocol(str(path)))
     else:
         with on_meta():
-            _construct(load_tokenizer_spec(str(path)).part, TOKENIZER)
+            _construct(load_tokenizer_spec(str(path)).part, registry.TOKENIZER)
 
 
 def _check_probe(probe: ProbeSpec, train_views: PartSpec | None = None) -> None:
     """``train_views``: of the videos to learn from, where those are not seen as the test videos are."""
-    _check_keys(probe.train, SOURCE)
-    _check_keys(probe.test, SOURCE)
+    _check_keys(probe.train, registry.SOURCE)
+    _check_keys(probe.test, registry.SOURCE)
     for source, part in ((probe.train, train_views or probe.views), (probe.test, probe.views)):
         _check_test_views(part)
         check_go_together(source, part, views(part))
@@ -464,5 +448,5 @@ def _check_test_views(part: PartSpec) -> None:
         raise part.node.error(f"gives {shown}: features need as many views of every name")
 
 
-def _check_keys(part: PartSpec, kind: Kind[object]) -> None:
-    bind(part.node, constructor_of(part, kind), part.apart)
+def _check_keys(part: PartSpec, kind: registry.Kind[object]) -> None:
+    bind(part.node, registry.constructor_of(part, kind), part.apart)

@@ -5,24 +5,8 @@ from contextlib import contextmanager, suppress
 
 from torch import nn
 
+from vidssl.build import registry
 from vidssl.build.part_checks import Shapes, try_masker
-from vidssl.build.registry import (
-    AUGMENT,
-    BACKBONE,
-    DECIDED_BY_VIDEOS,
-    MASKER,
-    OBJECTIVE,
-    OPTIMIZER,
-    SCHEDULE,
-    SOURCE,
-    VIEW_SAMPLER,
-    Component,
-    Kind,
-    constructor_of,
-    names_of,
-    names_with,
-    with_stand_ins,
-)
 from vidssl.config.protocol import FinetuneProtocol, Protocol
 from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec
 from vidssl.config.schema import PartSpec, bind, construct
@@ -70,7 +54,7 @@ def check_sections(recipe: Recipe, takes: Mapping[str, bool]) -> None:
     for part, needed in takes.items():
         if needed and part not in sections:
             raise recipe.objective.node.error(f"'{name}' needs a {part}: add a '{part}' section")
-    for part in OBJECTIVE.parts:
+    for part in registry.OBJECTIVE.parts:
         if part in sections and part not in takes:
             raise sections[part].error(f"unused: objective '{name}' takes no {part}. Remove the section")
 
@@ -240,7 +224,7 @@ def check_inputs(
         return
     at, name = recipe.backbone.node, recipe.backbone.type
     if backbone.input_kind == "tokens" and "tokenizer" not in takes:
-        able = names_with(BACKBONE, "input_kind", "pixels")
+        able = registry.names_with(registry.BACKBONE, "input_kind", "pixels")
         raise at.error(
             f"'{name}' reads token ids, and objective '{recipe.objective.type}' has only pixels. "
             f"Backbones that read those: {able}"
@@ -253,11 +237,11 @@ def check_inputs(
             f"'{name}' reads ids of a vocabulary of {backbone.vocab_size}, and the tokenizer's has {ids}: "
             f"set vocab_size to {ids}"
         )
-    if getattr(constructor_of(recipe.objective, OBJECTIVE), "visible_only", False):
+    if getattr(registry.constructor_of(recipe.objective, registry.OBJECTIVE), "visible_only", False):
         if takes.get("masker") or maskers[0] is not None:
             _check_visible(recipe, backbone, maskers)
     elif maskers[0] is not None and not backbone.takes_mask:
-        able = names_with(BACKBONE, "takes_mask", True)
+        able = registry.names_with(registry.BACKBONE, "takes_mask", True)
         raise at.error(
             f"'{name}' takes no mask, and objective '{recipe.objective.type}' masks its input. "
             f"Backbones that take one: {able}"
@@ -267,17 +251,17 @@ def check_inputs(
 def _check_visible(recipe: Recipe, backbone: Backbone, maskers: Maskers) -> None:
     """The backbone can encode visible cells alone, and every clip has as many of them."""
     assert recipe.backbone is not None, "there is one"
-    name, objective = recipe.objective.type, constructor_of(recipe.objective, OBJECTIVE)
+    name, objective = recipe.objective.type, registry.constructor_of(recipe.objective, registry.OBJECTIVE)
     ways = ("equal_counts", "cuts_splits")[: 1 + getattr(objective, "reads_splits", False)]
     if not isinstance(backbone, EncodesVisible) or not backbone.encodes_visible:
-        able = names_of(BACKBONE, EncodesVisible, needs="visible_needs")
+        able = registry.names_of(registry.BACKBONE, EncodesVisible, needs="visible_needs")
         raise recipe.backbone.node.error(
             f"'{recipe.backbone.type}' cannot leave hidden cells out, and objective '{name}' encodes visible "
             f"ones alone. Backbones that can: {able}"
         )
     for part, masker in zip(masker_parts(recipe), maskers, strict=True):
         if part is not None and masker is not None and not any(getattr(masker, way) for way in ways):
-            able = ", ".join(names_with(MASKER, way, True) for way in ways)
+            able = ", ".join(registry.names_with(registry.MASKER, way, True) for way in ways)
             raise part.node.error(
                 f"'{part.type}' hides different numbers of cells in the clips of a batch, and objective "
                 f"'{name}' needs the same. Maskers that keep to it: {able}"
@@ -357,10 +341,10 @@ def _in_words(size: GridSize) -> str:
 def check_finetune_protocol(protocol: FinetuneProtocol) -> None:
     """Builds the parts of a protocol, with a stand-in for the backbone, and checks that its views fit."""
     objective = _objective(protocol)
-    for part, kind in ((protocol.optim, OPTIMIZER), (protocol.schedule, SCHEDULE)):
+    for part, kind in ((protocol.optim, registry.OPTIMIZER), (protocol.schedule, registry.SCHEDULE)):
         _construct(part, kind)
     if protocol.augment is not None:
-        _construct(protocol.augment, AUGMENT)
+        _construct(protocol.augment, registry.AUGMENT)
     construct(Node(protocol.run, protocol.node.where, "run"), RunSpec)
     _check_views(protocol.train_views, objective.needs_views)
     tested = protocol.views if protocol.data is None else protocol.data.views
@@ -368,25 +352,25 @@ def check_finetune_protocol(protocol: FinetuneProtocol) -> None:
         _check_views(tested, objective.needs_views)
     if protocol.data is not None:
         for source in (protocol.data.train, protocol.data.test):
-            bind(source.node, constructor_of(source, SOURCE), source.apart)
+            bind(source.node, registry.constructor_of(source, registry.SOURCE), source.apart)
 
 
 def _objective(protocol: FinetuneProtocol) -> Objective:
     part = protocol.objective
     entries = part.node.mapping()
-    if constructor_of(part, OBJECTIVE) is not Classification:
+    if registry.constructor_of(part, registry.OBJECTIVE) is not Classification:
         raise entries["type"].error("a protocol finetunes with the objective 'classification'")
-    for key in DECIDED_BY_VIDEOS:
+    for key in registry.DECIDED_BY_VIDEOS:
         if key in entries:
             raise entries[key].error("the videos decide it: leave it out (labels are chosen by 'labels')")
     with on_meta():
-        backbone = BACKBONE.table["vit"](embed_dim=6, depth=1, num_heads=1)
-        return construct(with_stand_ins(part).node, Classification, backbone, apart=part.apart)
+        backbone = registry.BACKBONE.table["vit"](embed_dim=6, depth=1, num_heads=1)
+        return construct(registry.with_stand_ins(part).node, Classification, backbone, apart=part.apart)
 
 
 def _check_views(part: PartSpec, needed: Mapping[str, int]) -> None:
     """Refuse views that the objective does not read, and unequal numbers of slots."""
-    slots = {name: len(shapes) for name, shapes in _construct(part, VIEW_SAMPLER).shapes.items()}
+    slots = {name: len(shapes) for name, shapes in _construct(part, registry.VIEW_SAMPLER).shapes.items()}
     if set(slots) != set(needed) or len(set(slots.values())) != 1:
         given = ", ".join(f"{count} of '{name}'" for name, count in slots.items())
         raise part.node.error(
@@ -394,5 +378,5 @@ def _check_views(part: PartSpec, needed: Mapping[str, int]) -> None:
         )
 
 
-def _construct(part: PartSpec, kind: Kind[Component]) -> Component:
-    return construct(part.node, constructor_of(part, kind), apart=part.apart)
+def _construct(part: PartSpec, kind: registry.Kind[registry.Component]) -> registry.Component:
+    return construct(part.node, registry.constructor_of(part, kind), apart=part.apart)

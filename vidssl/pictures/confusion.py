@@ -16,22 +16,7 @@ from vidssl.evaluate.report import percent
 from vidssl.evaluate.score_file import ScoreFile, find_scores
 from vidssl.evaluators.confusion import confusion
 from vidssl.evaluators.scores import Score
-from vidssl.pictures.pages import (
-    GAP,
-    INK,
-    LINE,
-    MARGIN,
-    PAPER,
-    below,
-    beside,
-    cut,
-    font,
-    framed,
-    heat_colours,
-    line,
-    save_png,
-    width_of,
-)
+from vidssl.pictures import pages
 
 MOST_COUNTED, MOST_NAMED = 32, 128  # classes of whose pairs the counts, and whose names, can be read
 NUM_MISTAKES = 10  # the most frequent ones, listed in words
@@ -84,7 +69,7 @@ def show_confusion(
             words = (file.path.stem, row.label, row.setting, network)
             name = "-".join(word for word in words if word).replace("/", "_").replace(" ", "_")
             path = folder / f"confusion-{name}.png"
-            save_png(confusion_page(file, network, row), path)
+            pages.save_png(confusion_page(file, network, row), path)
             print_line(console, f"Picture: {path}")
     return 0
 
@@ -118,10 +103,10 @@ def confusion_page(file: ScoreFile, network: str, row: Score) -> Image.Image:
         "a row for each true class, a column for each class that was named",
     )
     picture = matrix_picture(matrix, names)
-    mistakes = below([line(text) for text in most_frequent_mistakes(matrix, names)], gap=0)
-    gap = Image.new("RGB", (MARGIN, 1), PAPER)
-    parts = (below([*map(line, facts)], gap=0), beside([picture, gap, mistakes]), _scale())
-    return framed(below(parts, gap=MARGIN))
+    mistakes = pages.below([pages.line(text) for text in most_frequent_mistakes(matrix, names)], gap=0)
+    gap = Image.new("RGB", (pages.MARGIN, 1), pages.PAPER)
+    parts = (pages.below([*map(pages.line, facts)], gap=0), pages.beside([picture, gap, mistakes]), _scale())
+    return pages.framed(pages.below(parts, gap=pages.MARGIN))
 
 
 def matrix_picture(matrix: Tensor, names: Sequence[str]) -> Image.Image:
@@ -133,7 +118,7 @@ def matrix_picture(matrix: Tensor, names: Sequence[str]) -> Image.Image:
     """
     side = _cell_side(matrix)
     shares = matrix / matrix.sum(1, keepdim=True).clamp(min=1)
-    colours = heat_colours(shares).repeat_interleave(side, 0).repeat_interleave(side, 1)
+    colours = pages.heat_colours(shares).repeat_interleave(side, 0).repeat_interleave(side, 1)
     cells = Image.fromarray(colours.contiguous().numpy())
     if len(names) <= MOST_COUNTED:
         _write_counts(cells, matrix, shares, side)
@@ -142,8 +127,8 @@ def matrix_picture(matrix: Tensor, names: Sequence[str]) -> Image.Image:
     videos = matrix.sum(1).tolist()
     left = _written([f"{name} ({n})" for name, n in zip(names, videos, strict=True)], side, to_right=True)
     above = _written(names, side, to_right=False).rotate(90, expand=True)
-    corner = Image.new("RGB", (left.width, above.height), PAPER)
-    return below([beside([corner, above]), beside([left, cells])])
+    corner = Image.new("RGB", (left.width, above.height), pages.PAPER)
+    return pages.below([pages.beside([corner, above]), pages.beside([left, cells])])
 
 
 def _cell_side(matrix: Tensor) -> int:
@@ -151,27 +136,29 @@ def _cell_side(matrix: Tensor) -> int:
         return max(1, _SIDE // len(matrix))
     if len(matrix) > MOST_COUNTED:
         return _SMALL_CELL
-    return max(LINE + GAP, width_of(str(int(matrix.max()))) + 2 * GAP)
+    return max(pages.LINE + pages.GAP, pages.width_of(str(int(matrix.max()))) + 2 * pages.GAP)
 
 
 def _write_counts(cells: Image.Image, matrix: Tensor, shares: Tensor, side: int) -> None:
     draw = ImageDraw.Draw(cells)
     for row, column in matrix.nonzero().tolist():
-        ink = INK if shares[row, column] >= _BRIGHT else _PALE
+        ink = pages.INK if shares[row, column] >= _BRIGHT else _PALE
         middle = (column * side + side // 2, row * side + side // 2)
-        draw.text(middle, str(int(matrix[row, column])), fill=ink, font=font(), anchor="mm")
+        draw.text(middle, str(int(matrix[row, column])), fill=ink, font=pages.font(), anchor="mm")
 
 
 def _written(names: Sequence[str], side: int, *, to_right: bool) -> Image.Image:
     """Names below each other, one every ``side`` pixels, ending at the right or beginning at the left."""
     size = min(_LARGEST_TEXT, side - 1)
-    short = [cut(name, _WIDEST_NAME, size) for name in names]
-    picture = Image.new("RGB", (max(width_of(name, size) for name in short), side * len(names)), PAPER)
+    short = [pages.cut(name, _WIDEST_NAME, size) for name in names]
+    picture = Image.new(
+        "RGB", (max(pages.width_of(name, size) for name in short), side * len(names)), pages.PAPER
+    )
     draw = ImageDraw.Draw(picture)
     for place, name in enumerate(short):
         middle = place * side + side // 2
         at, anchor = ((picture.width - 1, middle), "rm") if to_right else ((0, middle), "lm")
-        draw.text(at, name, fill=INK, font=font(size), anchor=anchor)
+        draw.text(at, name, fill=pages.INK, font=pages.font(size), anchor=anchor)
     return picture
 
 
@@ -189,6 +176,6 @@ def most_frequent_mistakes(matrix: Tensor, names: Sequence[str]) -> list[str]:
 
 
 def _scale() -> Image.Image:
-    steps = heat_colours(torch.linspace(0, 1, 256).expand(LINE, 256))
+    steps = pages.heat_colours(torch.linspace(0, 1, 256).expand(pages.LINE, 256))
     bar = Image.fromarray(steps.contiguous().numpy())
-    return beside([line("none of the row"), bar, line("all of it")])
+    return pages.beside([pages.line("none of the row"), bar, pages.line("all of it")])

@@ -7,19 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vidssl.data.views import crops
 from vidssl.data.views.checks import check_counts
-from vidssl.data.views.crops import (
-    ASPECT,
-    Interpolation,
-    RandomResizedCrop,
-    Shapes,
-    Views,
-    as_view,
-    random_square,
-    resize_short_side,
-    resized,
-    short_side_range,
-)
 from vidssl.data.views.times import clip_frames, draw, last_start, segments
 from vidssl.interfaces import DataSource, ViewSampler
 
@@ -45,20 +34,22 @@ class SingleClip(ViewSampler):
     frame_stride: int = 8
     size: int = 224
     short_side: tuple[int, int] | None = None
-    interpolation: Interpolation = "bicubic_antialiased"
+    interpolation: crops.Interpolation = "bicubic_antialiased"
 
     def __post_init__(self) -> None:
         check_counts(self, "num_frames", "frame_stride", "size")
-        self.short_side = short_side_range(self.short_side, self.size)
+        self.short_side = crops.short_side_range(self.short_side, self.size)
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),)}
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
         frames = source.read(index, clip)
-        return {"clip": (random_square(frames, self.size, self.short_side, generator, self.interpolation),)}
+        return {
+            "clip": (crops.random_square(frames, self.size, self.short_side, generator, self.interpolation),)
+        }
 
 
 # where a box lies, in quarters of the room around it: corners, middle, edges, in between
@@ -85,7 +76,7 @@ class MultiScaleClip(ViewSampler):
     frame_stride: int = 4
     size: int = 224
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    interpolation: Interpolation = "bicubic_antialiased"
+    interpolation: crops.Interpolation = "bicubic_antialiased"
 
     def __post_init__(self) -> None:
         check_counts(self, "num_frames", "frame_stride", "size")
@@ -93,10 +84,10 @@ class MultiScaleClip(ViewSampler):
             raise ValueError(f"scales must be fractions of the short side, up to 1, got {self.scales}")
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),)}
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
         frames = source.read(index, clip)
         height, width = frames.shape[2:]
@@ -106,7 +97,7 @@ class MultiScaleClip(ViewSampler):
         down, right = _PLACES[draw(generator, 0, len(_PLACES) - 1)]
         top, left = down * ((height - tall) // 4), right * ((width - wide) // 4)
         box = frames[:, :, top : top + tall, left : left + wide]
-        return {"clip": (as_view(resized(box, self.size, self.size, self.interpolation)),)}
+        return {"clip": (crops.as_view(crops.resized(box, self.size, self.size, self.interpolation)),)}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -122,20 +113,22 @@ class SingleImage(ViewSampler):
 
     size: int = 224
     short_side: tuple[int, int] | None = None
-    interpolation: Interpolation = "bicubic_antialiased"
+    interpolation: crops.Interpolation = "bicubic_antialiased"
 
     def __post_init__(self) -> None:
         check_counts(self, "size")
-        self.short_side = short_side_range(self.short_side, self.size)
+        self.short_side = crops.short_side_range(self.short_side, self.size)
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         return {"image": ((1, self.size, self.size),)}
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         frame = draw(generator, 0, source.info(index).num_frames - 1)
         frames = source.read(index, [frame])
-        return {"image": (random_square(frames, self.size, self.short_side, generator, self.interpolation),)}
+        return {
+            "image": (crops.random_square(frames, self.size, self.short_side, generator, self.interpolation),)
+        }
 
 
 @dataclass(kw_only=True, eq=False)
@@ -155,26 +148,28 @@ class InRandomBox(ViewSampler):
     num_frames: int = 32
     size: int = 224
     area: tuple[float, float] = (0.08, 1.0)
-    aspect: tuple[float, float] = ASPECT
+    aspect: tuple[float, float] = crops.ASPECT
     short_side: int | None = None
-    interpolation: Interpolation = "bicubic_antialiased"
+    interpolation: crops.Interpolation = "bicubic_antialiased"
 
     def __post_init__(self) -> None:
         check_counts(self, "num_frames", "short_side")
-        self.cut = RandomResizedCrop(self.size, self.area, self.aspect, interpolation=self.interpolation)
+        self.cut = crops.RandomResizedCrop(
+            self.size, self.area, self.aspect, interpolation=self.interpolation
+        )
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),)}
 
     @abstractmethod
     def frames(self, total: int, generator: torch.Generator) -> list[int]:
         """Frames of the clip, of a video that has ``total``."""
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         frames = source.read(index, self.frames(source.info(index).num_frames, generator))
         if self.short_side is not None:
-            frames = resize_short_side(frames, self.short_side, self.interpolation)
+            frames = crops.resize_short_side(frames, self.short_side, self.interpolation)
         return {"clip": (self.cut(frames, generator),)}
 
 

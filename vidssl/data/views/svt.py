@@ -8,26 +8,8 @@ from typing import Literal
 
 import torch
 
+from vidssl.data.views import crops, times
 from vidssl.data.views.checks import check_counts, check_fractions
-from vidssl.data.views.crops import (
-    ASPECT,
-    FramesOfClips,
-    RandomResizedCrop,
-    Shapes,
-    Views,
-    picked,
-    random_square,
-)
-from vidssl.data.views.times import (
-    clip_frames,
-    draw,
-    draw_real,
-    last_start,
-    spread,
-    svt_fps,
-    svt_window,
-    svt_window_frames,
-)
 from vidssl.data.views.uniform import SlowAndFast
 from vidssl.interfaces import DataSource, ViewSampler
 
@@ -55,7 +37,7 @@ class GlobalsAndLocals(ViewSampler):
     local_frames: tuple[int, ...] = LOCAL_FRAMES
     local_size: int = 96
     local_area: tuple[float, float] = (0.05, 0.4)
-    aspect: tuple[float, float] = ASPECT
+    aspect: tuple[float, float] = crops.ASPECT
 
     def prepare(self, lengths: Sequence[int], how: Cut = "antialiased", per_frame: bool = False) -> None:
         """Sets how boxes are cut; ``lengths`` are the frames of each global view."""
@@ -64,14 +46,16 @@ class GlobalsAndLocals(ViewSampler):
         check_counts(self, "num_frames", "local_frames")
         self._lengths = tuple(lengths)
         self.cut, self.local_cut = (
-            RandomResizedCrop(size, area, self.aspect, per_frame)
+            crops.RandomResizedCrop(size, area, self.aspect, per_frame)
             if how == "antialiased"
-            else RandomResizedCrop(size, area, self.aspect, interpolation="bicubic", draw="svt_published")
+            else crops.RandomResizedCrop(
+                size, area, self.aspect, interpolation="bicubic", draw="svt_published"
+            )
             for size, area in ((self.size, self.area), (self.local_size, self.local_area))
         )
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         shapes = {"global": tuple((length, self.cut.size, self.cut.size) for length in self._lengths)}
         if self.local_frames:
             size = self.local_cut.size
@@ -85,9 +69,9 @@ class GlobalsAndLocals(ViewSampler):
         globals_: list[list[int]],
         locals_: list[list[int]],
         generator: torch.Generator,
-    ) -> Views:
+    ) -> crops.Views:
         """The views of these frames, all read at once."""
-        frames = FramesOfClips(source, index, [*globals_, *locals_])
+        frames = crops.FramesOfClips(source, index, [*globals_, *locals_])
         pixels = frames.pixels
         views = {"global": tuple(self.cut(pixels, generator, frames.rows(clip)) for clip in globals_)}
         if locals_:
@@ -126,15 +110,15 @@ class GlobalLocal(GlobalsAndLocals):
         self.prepare(self.num_frames, per_frame=self.box_per_frame)
         check_fractions(self, "extent", "local_extent")
         if self.vary == "time":
-            self.cut = self.local_cut = RandomResizedCrop(self.size, None)
+            self.cut = self.local_cut = crops.RandomResizedCrop(self.size, None)
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         total = source.info(index).num_frames
         one = _random_part(total, self.extent, generator)
 
         def clip(length: int, extent: float) -> list[int]:
             part = one if self.vary == "space" else _random_part(total, extent, generator)
-            return spread(*part, length, total)
+            return times.spread(*part, length, total)
 
         globals_ = [clip(length, self.extent) for length in self.num_frames]
         locals_ = [clip(length, self.local_extent) for length in self.local_frames]
@@ -165,15 +149,15 @@ class SVTPublished(GlobalsAndLocals):
         self.prepare(self.num_frames, "svt_published")
         check_counts(self, "window_frames")
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         info = source.info(index)
-        window = svt_window_frames(svt_fps(info), self.window_frames)
-        start = draw_real(generator, 0.0, max(info.num_frames - window, 0.0))
-        first, last = svt_window(start, info.num_frames, window)
+        window = times.svt_window_frames(times.svt_fps(info), self.window_frames)
+        start = times.draw_real(generator, 0.0, max(info.num_frames - window, 0.0))
+        first, last = times.svt_window(start, info.num_frames, window)
         globals_ = svt_global_frames(first, last, self.num_frames)
         span = last - first + 1
         locals_ = [
-            svt_local_frames(first, last, draw(generator, 0, span - span // 8 - 1), length)
+            svt_local_frames(first, last, times.draw(generator, 0, span - span // 8 - 1), length)
             for length in self.local_frames
         ]
         return self.views(source, index, globals_, locals_, generator)
@@ -208,14 +192,14 @@ class IntervalClips(GlobalsAndLocals):
         if self.interval_power <= 0:
             raise ValueError(f"interval_power must be above 0, got {self.interval_power}")
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         total = source.info(index).num_frames
         globals_ = [
-            clip_frames(start, total, length=self.num_frames, stride=self.frame_stride)
-            for start in self._starts(last_start(total, self.num_frames, self.frame_stride), generator)
+            times.clip_frames(start, total, length=self.num_frames, stride=self.frame_stride)
+            for start in self._starts(times.last_start(total, self.num_frames, self.frame_stride), generator)
         ]
         locals_ = [
-            spread(*_random_part(total, self.local_extent, generator), length, total)
+            times.spread(*_random_part(total, self.local_extent, generator), length, total)
             for length in self.local_frames
         ]
         return self.views(source, index, globals_, locals_, generator)
@@ -223,9 +207,9 @@ class IntervalClips(GlobalsAndLocals):
     def _starts(self, last: int, generator: torch.Generator) -> tuple[int, int]:
         chances = 1 - (torch.arange(last + 1, dtype=torch.float64) / (last + 1)) ** self.interval_power
         interval = int(torch.multinomial(chances, 1, generator=generator))
-        early = draw(generator, 0, last - interval)
+        early = times.draw(generator, 0, last - interval)
         late = early + interval
-        return (early, late) if draw(generator, 0, 1) else (late, early)
+        return (early, late) if times.draw(generator, 0, 1) else (late, early)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -274,16 +258,16 @@ class SlowFastTrain(SlowAndFast):
     """
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         (slow, fast), (large, small) = self.num_frames, self.sizes
         return {"slow": ((slow, large, large),), "fast": ((fast, small, small),)}
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         total = source.info(index).num_frames
-        clips = self.clips(draw(generator, 0, self.last_start(total)), total)
-        frames = FramesOfClips(source, index, clips)
+        clips = self.clips(times.draw(generator, 0, self.last_start(total)), total)
+        frames = crops.FramesOfClips(source, index, clips)
         slow, fast = (
-            random_square(picked(frames.pixels, rows), size, None, generator, self.interpolation)
+            crops.random_square(crops.picked(frames.pixels, rows), size, None, generator, self.interpolation)
             for rows, size in zip(map(frames.rows, clips), self.sizes, strict=True)
         )
         return {"slow": (slow,), "fast": (fast,)}
@@ -294,7 +278,7 @@ def svt_global_frames(first: int, last: int, lengths: Sequence[int]) -> list[lis
     span = last - first + 1
     ends = ((0, span - 5), (5, span))
     return [
-        [first + frame for frame in spread(start, end, length, span)]
+        [first + frame for frame in times.spread(start, end, length, span)]
         for (start, end), length in zip(ends, lengths, strict=True)
     ]
 
@@ -302,11 +286,11 @@ def svt_global_frames(first: int, last: int, lengths: Sequence[int]) -> list[lis
 def svt_local_frames(first: int, last: int, start: int, length: int) -> list[int]:
     """Frames of a published local view that starts ``start`` frames into a decoded window."""
     span = last - first + 1
-    return [first + frame for frame in spread(start, start + span // 8, length, span)]
+    return [first + frame for frame in times.spread(start, start + span // 8, length, span)]
 
 
 def _random_part(total: int, extent: float, generator: torch.Generator) -> tuple[int, int]:
     """First and last frame of a random part of a video; each place alike likely, at least one frame."""
     covered = max(round(extent * total), 1)
-    start = draw(generator, 0, total - covered)
+    start = times.draw(generator, 0, total - covered)
     return start, start + covered - 1

@@ -9,30 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vidssl.data.views import crops, times
 from vidssl.data.views.checks import check_counts, check_fps, check_test_clips
-from vidssl.data.views.crops import (
-    FramesOfClips,
-    Interpolation,
-    Shapes,
-    Views,
-    crop,
-    crop_boxes,
-    resize_short_side,
-    svt_crop_boxes,
-    svt_resize_short_side,
-)
-from vidssl.data.views.times import (
-    clip_frames,
-    end_to_end_starts,
-    held_frames,
-    kept_frames,
-    last_start,
-    middle_starts,
-    segments,
-    svt_fps,
-    svt_test_frames,
-    vimpac_last_start,
-)
 from vidssl.interfaces import DataSource, ViewSampler
 
 Starts = Literal["middles", "end_to_end"]
@@ -68,17 +46,17 @@ class EvenClips(ViewSampler):
         check_fps(self.fps)
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * self.num_crops)}
 
     def ticks(self, total: int) -> list[list[int]]:
         """Frames of each clip, of a video that has ``total`` at ``fps``."""
         length, stride = self.num_frames, self.frame_stride
         if self.starts == "middles":
-            firsts = middle_starts(last_start(total, length, stride), self.num_clips)
-            return [clip_frames(first, total, length=length, stride=stride) for first in firsts]
-        firsts = end_to_end_starts(vimpac_last_start(total, length, stride), self.num_clips)
-        return [held_frames(first, total, length=length, stride=stride) for first in firsts]
+            firsts = times.middle_starts(times.last_start(total, length, stride), self.num_clips)
+            return [times.clip_frames(first, total, length=length, stride=stride) for first in firsts]
+        firsts = times.end_to_end_starts(times.vimpac_last_start(total, length, stride), self.num_clips)
+        return [times.held_frames(first, total, length=length, stride=stride) for first in firsts]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -90,12 +68,12 @@ class UniformClips(EvenClips):
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
     """
 
-    interpolation: Interpolation = "bicubic_antialiased"
+    interpolation: crops.Interpolation = "bicubic_antialiased"
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
-        kept = kept_frames(source.info(index), self.fps)
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
+        kept = times.kept_frames(source.info(index), self.fps)
         clips = [[kept[tick] for tick in ticks] for ticks in self.ticks(len(kept))]
-        frames = FramesOfClips(source, index, clips)
+        frames = crops.FramesOfClips(source, index, clips)
         return {"clip": even_crops(frames, clips, self.size, self.num_crops, self.interpolation)}
 
 
@@ -113,19 +91,19 @@ class SegmentMiddles(ViewSampler):
     num_frames: int = 32
     num_crops: int = 3
     size: int = 224
-    interpolation: Interpolation = "bicubic_antialiased"
+    interpolation: crops.Interpolation = "bicubic_antialiased"
 
     def __post_init__(self) -> None:
         check_test_clips(self, "num_frames", "size")
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),) * self.num_crops}
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
-        parts = segments(source.info(index).num_frames, self.num_frames)
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
+        parts = times.segments(source.info(index).num_frames, self.num_frames)
         clip = [(first + last) // 2 for first, last in parts]
-        frames = FramesOfClips(source, index, [clip])
+        frames = crops.FramesOfClips(source, index, [clip])
         return {"clip": even_crops(frames, [clip], self.size, self.num_crops, self.interpolation)}
 
 
@@ -159,15 +137,15 @@ class SVTPublishedTest(ViewSampler):
             raise ValueError(f"short_side must not be below size ({self.size}), got {self.short_side}")
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * self.num_crops)}
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         info = source.info(index)
         clips = [
-            svt_test_frames(
+            times.svt_test_frames(
                 info.num_frames,
-                svt_fps(info),
+                times.svt_fps(info),
                 clip=clip,
                 num_clips=self.num_clips,
                 length=self.num_frames,
@@ -175,10 +153,10 @@ class SVTPublishedTest(ViewSampler):
             )
             for clip in range(self.num_clips)
         ]
-        frames = FramesOfClips(source, index, clips)
-        pixels = svt_resize_short_side(frames.pixels, self.short_side or self.size)
-        boxes = svt_crop_boxes(pixels.shape[2], pixels.shape[3], self.size, self.num_crops)
-        slots = [crop(pixels, *box, self.size, frames.rows(clip)) for clip in clips for box in boxes]
+        frames = crops.FramesOfClips(source, index, clips)
+        pixels = crops.svt_resize_short_side(frames.pixels, self.short_side or self.size)
+        boxes = crops.svt_crop_boxes(pixels.shape[2], pixels.shape[3], self.size, self.num_crops)
+        slots = [crops.crop(pixels, *box, self.size, frames.rows(clip)) for clip in clips for box in boxes]
         return {"clip": tuple(slots)}
 
 
@@ -199,19 +177,19 @@ class SlowAndFast(ViewSampler):
     num_frames: tuple[int, int] = (8, 64)
     frame_strides: tuple[int, int] = (32, 4)
     sizes: tuple[int, int] = (224, 96)
-    interpolation: Interpolation = "bicubic_antialiased"
+    interpolation: crops.Interpolation = "bicubic_antialiased"
 
     def __post_init__(self) -> None:
         check_counts(self, "num_frames", "frame_strides", "sizes")
 
     def last_start(self, total: int) -> int:
         """The last frame that both clips fit behind."""
-        return min(map(partial(last_start, total), self.num_frames, self.frame_strides))
+        return min(map(partial(times.last_start, total), self.num_frames, self.frame_strides))
 
     def clips(self, start: int, total: int) -> list[list[int]]:
         """Frames of the slow and of the fast clip."""
         spacings = zip(self.num_frames, self.frame_strides, strict=True)
-        return [held_frames(start, total, length=length, stride=stride) for length, stride in spacings]
+        return [times.held_frames(start, total, length=length, stride=stride) for length, stride in spacings]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -235,16 +213,16 @@ class SlowFast(SlowAndFast):
         check_test_clips(self, "num_clips")
 
     @property
-    def shapes(self) -> Shapes:
+    def shapes(self) -> crops.Shapes:
         slots = self.num_clips * self.num_crops
         slow, fast = ((length, size, size) for length, size in zip(self.num_frames, self.sizes, strict=True))
         return {"slow": (slow,) * slots, "fast": (fast,) * slots}
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         total = source.info(index).num_frames
-        starts = middle_starts(self.last_start(total), self.num_clips)
+        starts = times.middle_starts(self.last_start(total), self.num_clips)
         slow, fast = map(list, zip(*(self.clips(start, total) for start in starts), strict=True))
-        frames = FramesOfClips(source, index, [*slow, *fast])
+        frames = crops.FramesOfClips(source, index, [*slow, *fast])
         return {
             "slow": even_crops(frames, slow, self.sizes[0], self.num_crops, self.interpolation),
             "fast": even_crops(frames, fast, self.sizes[1], self.num_crops, self.interpolation),
@@ -252,10 +230,14 @@ class SlowFast(SlowAndFast):
 
 
 def even_crops(
-    frames: FramesOfClips, clips: list[list[int]], size: int, num_crops: int, interpolation: Interpolation
+    frames: crops.FramesOfClips,
+    clips: list[list[int]],
+    size: int,
+    num_crops: int,
+    interpolation: crops.Interpolation,
 ) -> tuple[Tensor, ...]:
     """Each clip in its crops, [3, T, size, size]: the short side resized to ``size``, BEVT's boxes."""
     pixels, rows_of_clips = frames.only(clips)
-    pixels = resize_short_side(pixels, size, interpolation)
-    boxes = crop_boxes(pixels.shape[2], pixels.shape[3], size, num_crops)
-    return tuple(crop(pixels, *box, size, rows) for rows in rows_of_clips for box in boxes)
+    pixels = crops.resize_short_side(pixels, size, interpolation)
+    boxes = crops.crop_boxes(pixels.shape[2], pixels.shape[3], size, num_crops)
+    return tuple(crops.crop(pixels, *box, size, rows) for rows in rows_of_clips for box in boxes)
