@@ -15,7 +15,7 @@ from official_files import fill, keys, labelled
 from vidssl.config.schema import keys_of
 from vidssl.data import SOURCES
 from vidssl.data.decode.decoders import DecoderName
-from vidssl.data.sources.listing import Part
+from vidssl.data.sources.listing import ListPart
 from vidssl.data.sources.official.videos import hmdb51, ucf101
 from vidssl.errors import UsageError
 from vidssl.evaluators.extract import Encoded, table_of
@@ -261,4 +261,4 @@ def test_keys_of_sources_are_typed_where_they_are_written() -> None:
     assert "DecoderName" not in vars(module)
     wanted = {name: key.wanted for name, key in keys_of(SOURCES["video_folder"]).items()}
     assert wanted["decoder"] == DecoderName
-    assert wanted["part"] == Part
+    assert wanted["part"] == ListPart

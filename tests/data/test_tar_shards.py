@@ -214,7 +214,7 @@ def test_a_shard_of_another_length_is_told(keys, packed) -> None:
     assert set(found) == {"run/0.mp4", "walk/1.avi", "walk/5.png"}
     for reason in found.values():
         assert reason.startswith("00000.tar cannot be read: it has ")
-        assert "make the index anew: 'vidssl data index'" in reason or "as the index says" in reason
+        assert "make the index anew: 'vidssl data index'" in reason or "as the index states" in reason
 
 
 def test_a_shard_that_has_grown_is_told(folder: Path) -> None:

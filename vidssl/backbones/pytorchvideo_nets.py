@@ -12,7 +12,7 @@ from vidssl.backbones.torchvision_nets import channels_last, prefixed
 from vidssl.errors import counted
 from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
 from vidssl.interfaces.grids import GridSize
-from vidssl.weights.foreign import pytorchvideo_hub
+from vidssl.weights.external import pytorchvideo_hub
 
 Name = Literal[
     "slow_r50", "c2d_r50", "i3d_r50", "csn_r101", "r2plus1d_r50", "x3d_xs", "x3d_s", "x3d_m", "x3d_l",

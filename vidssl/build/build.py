@@ -307,7 +307,7 @@ def _is_own(part: PartSpec | None) -> bool:
     return part is not None and ".py:" in part.type
 
 
-def _try_parts(recipe: Recipe, shapes: part_checks.Shapes) -> None:
+def _try_parts(recipe: Recipe, shapes: part_checks.StreamShapes) -> None:
     """Runs a user's own tokenizer and backbone on two random clips, and on images where there are such."""
     own_tokenizer = recipe.tokenizer is not None and _is_own(recipe.tokenizer.part)
     if not own_tokenizer and not _is_own(recipe.backbone):
@@ -328,7 +328,7 @@ def _try_parts(recipe: Recipe, shapes: part_checks.Shapes) -> None:
                     part_checks.try_backbone(net, size if ids_of is None else ids_of.grid(*size))
 
 
-def _try_objective(recipe: Recipe, shapes: part_checks.Shapes) -> None:
+def _try_objective(recipe: Recipe, shapes: part_checks.StreamShapes) -> None:
     """Takes a step with a user's own objective and the recipe's parts, fresh, on the CPU."""
     with torch.random.fork_rng(devices=[]):
         tokenizer, net = _bare_tokenizer(recipe), _optional(recipe.backbone, registry.BACKBONE)
@@ -360,7 +360,7 @@ def check_ready(recipe: Recipe, *, with_init: bool) -> None:
             check_init(recipe.rest_init)
 
 
-def _check_augment(recipe: Recipe, shapes: part_checks.Shapes) -> None:
+def _check_augment(recipe: Recipe, shapes: part_checks.StreamShapes) -> None:
     """Lets the augmentation act on one black clip of each slot: it may name views that there are not."""
     act = augment(recipe)
     if act is None or recipe.augment is None:

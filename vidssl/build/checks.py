@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from torch import nn
 
 from vidssl.build import registry
-from vidssl.build.part_checks import Shapes, try_masker
+from vidssl.build.part_checks import StreamShapes, try_masker
 from vidssl.config.protocol import FinetuneProtocol, Protocol
 from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec
 from vidssl.config.schema import PartSpec, bind, construct
@@ -268,7 +268,7 @@ def _check_visible(recipe: Recipe, backbone: Backbone, maskers: Maskers) -> None
             )
 
 
-def check_views(recipe: Recipe, objective: Objective, shapes: Shapes) -> None:
+def check_views(recipe: Recipe, objective: Objective, shapes: StreamShapes) -> None:
     """Refuse views that are missing, have too few slots, are given twice or never read."""
     needed, data, name = objective.needs_views, recipe.data, recipe.objective.type
     givers: dict[str, str] = {}
@@ -292,7 +292,7 @@ def check_views(recipe: Recipe, objective: Objective, shapes: Shapes) -> None:
 
 def check_grids(
     recipe: Recipe,
-    shapes: Shapes,
+    shapes: StreamShapes,
     backbone: Backbone | None,
     tokenizer: Tokenizer | None,
     maskers: Maskers,
@@ -315,7 +315,7 @@ def check_grids(
                 try_masker(masker, grid)
 
 
-def sizes_of(shapes: Shapes) -> list[GridSize]:
+def sizes_of(shapes: StreamShapes) -> list[GridSize]:
     """The sizes (T, H, W) of all views, each once."""
     return sorted({size for views in shapes.values() for slots in views.values() for size in slots})
 

@@ -35,7 +35,7 @@ from vidssl.interfaces import (
 )
 from vidssl.interfaces.grids import GridSize
 
-Shapes = Mapping[str, Mapping[str, tuple[GridSize, ...]]]  # stream -> view -> (T, H, W) of each slot
+StreamShapes = Mapping[str, Mapping[str, tuple[GridSize, ...]]]  # stream -> view -> (T, H, W) of each slot
 Given = TypeVar("Given")
 
 _ROWS = 2  # clips of a trial batch
@@ -294,7 +294,7 @@ class _AnyLabel(dict[str, Tensor]):
         return self["class"]
 
 
-def try_objective(objective: Objective, shapes: Shapes, *, batch_size: int) -> None:
+def try_objective(objective: Objective, shapes: StreamShapes, *, batch_size: int) -> None:
     """A step on random clips: output, gradient of its encoder, hook, and, in eval mode, its description.
 
     Args:
@@ -328,7 +328,7 @@ def try_objective(objective: Objective, shapes: Shapes, *, batch_size: int) -> N
     _tried(objective, "after_step", lambda: objective.after_step(progress, generator))
 
 
-def _batch(shapes: Shapes, rows: int) -> Batch:
+def _batch(shapes: StreamShapes, rows: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     views = {
         view: tuple(torch.rand(rows, 3, *size, generator=generator) for size in slots)

@@ -17,7 +17,7 @@ from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, printable
 from vidssl.evaluate.score_file import CONTENT, ScoreFile, find_scores
 
-Output = Literal["table", "markdown", "latex", "csv"]
+TableFormat = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (
     "top1",
     "low",
@@ -36,7 +36,7 @@ _NUMBERS = (
 def compare(
     targets: Sequence[str],
     *,
-    output: Output = "table",
+    output: TableFormat = "table",
     each: bool = False,
     published: bool = False,
     papers: Sequence[str] = (),

@@ -25,7 +25,7 @@ TWO_SEEDS = (
     "two seeds hardly show how far seeds differ: an interval takes 12.7 standard errors each way (4.3 with "
     "three seeds, 2.8 with five), and tests with two reject up to 8 % where nothing differs"
 )
-Line = tuple[str, list[str]]  # what it is of, and a cell for each network
+TableLine = tuple[str, list[str]]  # what it is of, and a cell for each network
 
 
 def score_grid(groups: Sequence[RunGroup]) -> Grid:
@@ -93,7 +93,7 @@ def _networks(groups: Sequence[RunGroup]) -> Iterator[tuple[RunGroup, str]]:
                 yield group, network
 
 
-def _facts(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[Line]:
+def _facts(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[TableLine]:
     yield "step", [str(group.files[0].step) for group, _ in columns]
     if any(len(group.files) > 1 for group, _ in columns):
         yield "seeds", [str(len(group.files)) for group, _ in columns]
@@ -107,7 +107,7 @@ def _found(file: ScoreFile) -> str:
     return f"{found} of {listed}"
 
 
-def _scores(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[Line]:
+def _scores(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[TableLine]:
     tables = [group.rows(network) for group, network in columns]
     marks = [
         _marks(group) if network == next(iter(group.files[0].scores)) else {} for group, network in columns

@@ -43,7 +43,7 @@ class JointLoss(Objective):
     """An objective with a term that compares all samples of a batch.
 
     The loss of a batch is ``joint_loss`` of all vectors plus the parts' own losses, each weighted with its
-    share of all items. ``splits_batch`` says that parts are not to meet: each is a batch of its own then.
+    fraction of all items. ``splits_batch`` says that parts are not to meet: each is a batch of its own then.
     """
 
     @abstractmethod
@@ -92,7 +92,7 @@ def backward_in_parts(
     assert together.grad is not None, "the joint loss depends on its vectors"
     gradients = together.grad.split([len(of_part) for of_part in vectors])
     loss, own_metrics = joint.loss.detach(), dict[str, Tensor]()
-    for part, start, gradient, share in zip(parts, starts, gradients, _shares(weights), strict=True):
+    for part, start, gradient, share in zip(parts, starts, gradients, _fractions(weights), strict=True):
         start.restore(generator)
         with autocast():
             output = objective.forward_part(part, progress, generator)
@@ -126,8 +126,8 @@ def _first_pass(
     return starts, vectors, weights
 
 
-def _shares(weights: Sequence[Tensor]) -> list[float]:
-    """Each part's share of the items of all parts and processes; equal ones if there is not one item."""
+def _fractions(weights: Sequence[Tensor]) -> list[float]:
+    """Each part's fraction of the items of all parts and processes; equal ones if there is no item."""
     counts = sum_over_processes(torch.stack([weight.detach().double() for weight in weights])).tolist()
     total = sum(counts)
     return [count / total if total else 1 / len(counts) for count in counts]
@@ -204,7 +204,7 @@ def forward_backward(
 
 
 def split_batch(batch: Batch, parts: int) -> list[Batch]:
-    """The batch in equal parts, row by row, each with its share of every stream.
+    """The batch in equal parts, row by row, each with its fraction of every stream.
 
     Raises:
         ValueError: if the rows of a stream do not divide among them.

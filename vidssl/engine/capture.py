@@ -125,7 +125,7 @@ def save_capture(
     conditions: Conditions,
     attempt: Attempt,
 ) -> Path:
-    """Writes a step to the run's folder and says where.
+    """Writes a step to the run's folder and logs where.
 
     All processes call this together. The first whose loss is not finite writes, rank 0 if there is none.
 

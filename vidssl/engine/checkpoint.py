@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file that holds the weights and says what they are.
+"""Checkpoints: one safetensors file that holds the weights and describes them.
 
 Keys are ``encoder.*`` (what is exported and evaluated) and ``objective.*`` (heads, decoders). The
 metadata carries the step and the whole resolved recipe, so a checkpoint can be evaluated wherever it

@@ -181,7 +181,7 @@ def feature_bands(cure: str = CURE, *, after: float = 0.0) -> tuple[Band, Band]:
     """Bands of RankMe and the features' standard deviation: a quarter of the run's highest value (ours).
 
     Args:
-        after: share of the run that is left out of account.
+        after: fraction of the run that is left out of account.
     """
     return (
         Band(

@@ -96,7 +96,7 @@ class Guard:
         skips: counts, which a resume restores.
         most_in_a_row: of skipped steps; with the last of them the run stops.
         say: gets a line for each skipped step, after the number of that step, from 1.
-        capture: keeps a step for ``vidssl replay`` and says where; all processes call it together.
+        capture: keeps a step for ``vidssl replay`` and logs where; all processes call it together.
         agree: whether a flag is up in any process.
         state: the objective's weights and buffers; all processes call it together.
     """

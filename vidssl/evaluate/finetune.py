@@ -130,7 +130,7 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
 
 
 @dataclass(frozen=True)
-class _Row:
+class _RowRuns:
     """A network, a label and an amount of labelled videos, with all that is trained for it.
 
     Attributes:
@@ -154,7 +154,7 @@ def _row(
     amount: Amount | None,
     listed: FeatureTable,
     out: Path,
-) -> _Row:
+) -> _RowRuns:
     """Checked recipes of a row; errors as ``finetune``."""
     few, classes = protocol.few_labels, listed.classes[label]
     subsets: list[Subset | None] = [None]
@@ -182,7 +182,7 @@ def _row(
             )
             numbers = numbers[torch.tensor(places)]
         runs.append((recipe, numbers))
-    return _Row(name, label, amount, tuple(runs))
+    return _RowRuns(name, label, amount, tuple(runs))
 
 
 def _starts(subject: Subject, protocol: FinetuneProtocol) -> dict[str, str | None]:

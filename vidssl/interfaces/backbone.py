@@ -124,7 +124,7 @@ class Backbone(nn.Module, ABC):
 
     A constructor sets ``embed_dim`` (D of ``Features.pooled()``), ``strides`` (frames, rows and columns
     of pixels that one cell of ``grid`` spans; of ids where it reads those) and, if it has stages,
-    ``stage_dims`` and ``stage_strides``, finest first. ``gives_cls`` says whether ``Features.cls`` is there,
+    ``stage_dims`` and ``stage_strides``, finest first. ``gives_cls`` is whether ``Features.cls`` is there,
     ``num_levels`` at how many depths ``Features.levels`` are taken.
     One that reads ids also sets ``vocab_size``, how many different ones a tokenizer may give it.
     ``toy``: constructor arguments of a small one, for the tests that every backbone passes.

@@ -34,7 +34,7 @@ class SampleInfo:
 
 
 class UnreadableSample(Exception):
-    """A sample cannot be read. The message says what is wrong with the file, in words for its owner."""
+    """A sample cannot be read. The message is what is wrong with the file, in words for its owner."""
 
     def __init__(self, key: str, reason: str) -> None:
         super().__init__(key, reason)

@@ -32,7 +32,7 @@ class LabelledFeatures:
 class Evaluator(ABC):
     """A probe: learns from labelled features, then scores classes for others.
 
-    ``score_kind`` says what its scores are: "logits", whose softmax is a probability; "votes", at least 0,
+    ``score_kind`` is what its scores are: "logits", whose softmax is a probability; "votes", at least 0,
     where a class without any cannot be right; or "found", 1 for each class that was found and 0 for the
     others, where every class found is right.
     """

@@ -356,9 +356,9 @@ class Band:
         cure: what helps, a sentence without its full stop; empty where nothing is known to.
         lowest: at least this is sound.
         apart_from: values within 1 % of this are not.
-        share_of_best: at least this share of the highest value there has been is sound.
+        share_of_best: at least this fraction of the highest value there has been is sound.
         zero: where that share is counted from; 1 for RankMe, which has 1 for features that are all alike.
-        after: share of the run that is left out of account, also for the highest value.
+        after: fraction of the run that is left out of account, also for the highest value.
 
     Raises:
         ValueError: if not exactly one of the three is given.

@@ -20,8 +20,12 @@ _NUM_GROUPS = 4  # of blocks; between them the sides are halved: one id for 8x8 
 _CPU_PIXELS, _GPU_PIXELS = 2**16, 2**20
 _CPU_FRAMES, _GPU_FRAMES = 4, 256
 
-Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WeightPrecision = Literal["fp32", "bf16", "fp16"]
+_DTYPES: dict[WeightPrecision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 class DALLE(Tokenizer):
@@ -63,7 +67,7 @@ class DALLE(Tokenizer):
         with_decoder: bool = True,
         input_scale: float = 1.0,
         resize_kernel: ResizeKernel | None = None,
-        precision: Precision = "fp32",
+        precision: WeightPrecision = "fp32",
     ) -> None:
         super().__init__()
         if min(vocab_size, num_blocks, decoder_width) < 1 or width < 4 or width % 4:

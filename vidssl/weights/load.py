@@ -20,7 +20,7 @@ from vidssl.engine.runfolder import RunFolder, no_run
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Backbone, Objective, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize
-from vidssl.weights.foreign import read_foreign
+from vidssl.weights.external import read_external
 from vidssl.weights.stated import Stated, check_stated, check_unstated, stated_by_layout, stated_by_library
 from vidssl.weights.swin import inflate_image_stage
 
@@ -109,7 +109,7 @@ def load_init(
         return _load_checkpoint(network, checkpoint, min_matched, window, given)
     stated = stated_by_library(init)
     notes = () if stated is None else check_stated(network, stated, init, given)
-    taken = read_foreign(init)
+    taken = read_external(init)
     found = _translated(network, taken.state, init, window)
     layout = "" if found is None else found.layout
     if stated is None:
@@ -139,7 +139,7 @@ def load_rest(objective: Objective, init: str) -> LoadReport:
     checkpoint = own_checkpoint(init)
     if checkpoint is not None:
         return load_state(objective, checkpoint.objective, checkpoint.path)
-    taken = read_foreign(init)
+    taken = read_external(init)
     found = objective.translate(taken.state)
     if found is None:
         return load_state(objective, taken.state, init)

@@ -11,7 +11,7 @@ from torch import nn
 
 from vidssl.engine.precision import on_meta
 from vidssl.errors import UsageError
-from vidssl.weights.foreign import PYTORCHVIDEO_PIXELS, library_of, of_library
+from vidssl.weights.external import PYTORCHVIDEO_PIXELS, library_of, of_library
 from vidssl.weights.vit_keys import IMAGE_VIT, V_JEPA_2, V_JEPA_2_1, VIDEO_MAE
 
 _KEYS = ("mean", "std", "num_heads")

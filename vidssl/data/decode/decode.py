@@ -54,8 +54,8 @@ class VideoFacts:
     """Properties of a video file, known after one look.
 
     Attributes:
-        num_frames: frames that are there, whatever the header says.
-        promised_frames: what the header says; 0 where it says nothing.
+        num_frames: frames that are there, whatever the header states.
+        promised_frames: as the header states; 0 where it does not.
         fps: mean frame rate: the first of the header's rates that agrees with the timestamps, or theirs; 0
             where there is neither.
         height: after rotation, in pixels.

@@ -16,7 +16,7 @@ from vidssl.data.sources.segments import NamedSegment, Segment
 from vidssl.errors import UsageError, counted, printable
 from vidssl.interfaces import DataSource, KnowsGroups, KnowsMissing
 
-Part = Literal["all", "train", "test"]
+ListPart = Literal["all", "train", "test"]
 
 VIDEO_EXTENSIONS = (
     *("avi", "mp4", "mkv", "webm", "mov", "mpg", "mpeg", "m4v"),
@@ -110,7 +110,7 @@ class PartKeys:
         limit: keep at most this many samples, always the same random ones.
     """
 
-    part: Part = "all"
+    part: ListPart = "all"
     test_share: float = 0.25
     limit: int | None = None
 
@@ -282,7 +282,12 @@ def check_choice(key: str, value: object, choices: Sequence[object]) -> None:
 
 
 def select(
-    listing: Listing, part: Part = "all", test_share: float = 0.25, limit: int | None = None, *, where: str
+    listing: Listing,
+    part: ListPart = "all",
+    test_share: float = 0.25,
+    limit: int | None = None,
+    *,
+    where: str,
 ) -> Listing:
     """The files of one part of a data set.
 
@@ -300,7 +305,7 @@ def select(
     Raises:
         UsageError: if nothing is left.
     """
-    check_choice("part", part, get_args(Part))
+    check_choice("part", part, get_args(ListPart))
     if not 0.0 < test_share < 1.0:
         raise ValueError(f"test_share must lie between 0 and 1, got {test_share}")
     if limit is not None and limit < 1:

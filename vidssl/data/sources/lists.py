@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from vidssl.data.classes import ordered_classes
-from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listed, Listing, Part, check_choice
+from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listed, Listing, ListPart, check_choice
 from vidssl.data.sources.segments import Segment
 from vidssl.errors import UsageError, counted, printable
 
@@ -166,8 +166,8 @@ def _canonical(cells: Sequence[str]) -> Callable[[str], str]:
 
 
 def listed_part(
-    first: str, held_out: str | None, part: Part, *, exists: Exists | None = None
-) -> tuple[Listing, Part]:
+    first: str, held_out: str | None, part: ListPart, *, exists: Exists | None = None
+) -> tuple[Listing, ListPart]:
     """The videos of one list, or of one for training and one for testing.
 
     Args:
@@ -182,7 +182,7 @@ def listed_part(
     Raises:
         UsageError: if a list is not in order, or a video is in both.
     """
-    check_choice("part", part, get_args(Part))
+    check_choice("part", part, get_args(ListPart))
     paths = (Path(path) for path in (first, held_out) if path is not None)
     lists = read_lists(*paths, exists=exists)
     if held_out is None:

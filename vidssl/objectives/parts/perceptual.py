@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vidssl.engine.precision import full_precision
 from vidssl.errors import UsageError, counted
-from vidssl.weights.foreign import read_foreign
+from vidssl.weights.external import read_external
 from vidssl.weights.load import load_state
 from vidssl.weights.stated import Stated, check_stated, stated_by_library
 
@@ -147,7 +147,7 @@ def _load(net: nn.Module, network: str, init: str) -> Stated:
     try:
         stated = stated_by_library(init) or Stated()
         check_stated(net, stated, init, given=None)
-        report = load_state(net, read_foreign(init).state, init)
+        report = load_state(net, read_external(init).state, init)
     except UsageError as error:
         raise UsageError(f"{error} (here: perceptual_init)") from error
     if report.new:

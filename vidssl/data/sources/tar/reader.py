@@ -110,7 +110,9 @@ class ShardCache:
             there = self._source.size(name)
             if there != size:  # asked first, so that a wrong shard is not fetched for each of its samples
                 partial.unlink(missing_ok=True)
-                raise OSError(errno.EIO, f"it has {counted(there, 'byte')} and not {size}, as the index says")
+                raise OSError(
+                    errno.EIO, f"it has {counted(there, 'byte')} and not {size}, as the index states"
+                )
             if not self._make_room(size, partial):
                 partial.unlink(missing_ok=True)
                 self._tell(f"all {self._room / _GIB:.3g} GiB are taken by shards that are being read")
@@ -271,7 +273,7 @@ class ShardReader:
         there = self._address.size(name)
         if there != size:
             return f"{name} cannot be read: {_replaced(there, size)}"
-        return f"{name} is damaged or was replaced: no file begins where the index says; {_REPLACED}"
+        return f"{name} is damaged or was replaced: no file begins where the index states; {_REPLACED}"
 
 
 def _replaced(there: int, size: int) -> str:

@@ -27,7 +27,7 @@ from vidssl.data.decode.decode import VideoFacts, part_of
 from vidssl.data.decode.decoders import choose_decoder
 from vidssl.data.decode.images import read_image
 from vidssl.data.samples import mix
-from vidssl.data.sources.listing import Listed, Listing, ListKeys, Part, named_listing, select
+from vidssl.data.sources.listing import Listed, Listing, ListKeys, ListPart, named_listing, select
 from vidssl.data.sources.lists import listed_part
 from vidssl.data.sources.segments import Segment
 from vidssl.data.sources.tar.index import IMAGE, INDEX, Member, ShardIndex
@@ -235,7 +235,9 @@ class _Chosen:
         return _Chosen(self.numbers[kept], labels, self.label_classes, segments)
 
 
-def _listing(index: ShardIndex, first: str | None, held_out: str | None, part: Part) -> tuple[Listing, Part]:
+def _listing(
+    index: ShardIndex, first: str | None, held_out: str | None, part: ListPart
+) -> tuple[Listing, ListPart]:
     """The listed samples, or all that are indexed, and the part of them that is still to be selected."""
     if first is not None:
         return listed_part(first, held_out, part, exists=lambda path: index.number(path) is not None)

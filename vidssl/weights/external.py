@@ -76,7 +76,7 @@ class Taken:
     notes: tuple[str, ...] = ()
 
 
-def read_foreign(init: str) -> Taken:
+def read_external(init: str) -> Taken:
     """Flat weights from a file, or from timm or torchvision.
 
     Args:
