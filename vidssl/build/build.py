@@ -241,18 +241,10 @@ def _construct(part: PartSpec, kind: registry.Kind[registry.Component], *parts: 
 
 
 def _assemble(
-    recipe: Recipe,
-    backbone: Backbone | None,
-    tokenizer: Tokenizer | None,
-    maskers: checks.Maskers,
+    recipe: Recipe, backbone: Backbone | None, tokenizer: Tokenizer | None, maskers: checks.Maskers
 ) -> Objective:
     masker, decoder_masker = maskers
-    made = {
-        "backbone": backbone,
-        "tokenizer": tokenizer,
-        "masker": masker,
-        "decoder_masker": decoder_masker,
-    }
+    made = {"backbone": backbone, "tokenizer": tokenizer, "masker": masker, "decoder_masker": decoder_masker}
     takes = parts_of(registry.constructor_of(recipe.objective, registry.OBJECTIVE))
     checks.check_sections(recipe, takes)
     checks.check_inputs(recipe, takes, backbone, tokenizer, maskers)  # first: it names parts that would do

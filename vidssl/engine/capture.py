@@ -120,10 +120,7 @@ def check_random_states(states: Mapping[str, Tensor], path: Path) -> None:
 
 
 def save_capture(
-    folder: RunFolder,
-    streams: Mapping[str, OrderedStream],
-    conditions: Conditions,
-    attempt: Attempt,
+    folder: RunFolder, streams: Mapping[str, OrderedStream], conditions: Conditions, attempt: Attempt
 ) -> Path:
     """Writes a step to the run's folder and logs where.
 

@@ -220,10 +220,7 @@ class Update:
             ValueError: as ``parameter_groups``.
         """
         return parameter_groups(
-            module,
-            decay=self.decay,
-            layer_decay=self.layer_decay,
-            encoder_lr_scale=self.encoder_lr_scale,
+            module, decay=self.decay, layer_decay=self.layer_decay, encoder_lr_scale=self.encoder_lr_scale
         )
 
     def lr_at(self, plan: StepPlan, step: int) -> float:

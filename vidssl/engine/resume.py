@@ -118,11 +118,7 @@ def _owner(number: int) -> str:
 
 
 def restore(
-    folder: RunFolder,
-    moving: Moving,
-    *,
-    say: Callable[[str], None],
-    world: World | None = None,
+    folder: RunFolder, moving: Moving, *, say: Callable[[str], None], world: World | None = None
 ) -> Restored:
     """Puts a run back to its newest step that is whole on disk, and takes away what was written after that.
 

@@ -279,11 +279,7 @@ class LinearDecay(Schedule):
                 "after the warm-up; shorten it with 'cooldown_steps'"
             )
         curve = partial(
-            linear_factor,
-            total_steps=total,
-            warmup_steps=warmup,
-            final=self.final,
-            cooldown_steps=cooldown,
+            linear_factor, total_steps=total, warmup_steps=warmup, final=self.final, cooldown_steps=cooldown
         )
         return StepPlan(total, epoch, curve)
 

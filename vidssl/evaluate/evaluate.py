@@ -169,10 +169,7 @@ def evaluate_run(
 
 
 def score_subject(
-    subject: Subject,
-    protocols: Sequence[Protocol | FinetuneProtocol],
-    console: Console,
-    world: World = ALONE,
+    subject: Subject, protocols: Sequence[Protocol | FinetuneProtocol], console: Console, world: World = ALONE
 ) -> int:
     """Score a network under protocols that were checked; exit code and errors as ``evaluate_run``.
 

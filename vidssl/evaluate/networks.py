@@ -119,11 +119,7 @@ def external_subject(asked: ExternalNetwork, recipe: Recipe | None, run: RunSpec
 
 
 def _subject(
-    asked: ExternalNetwork,
-    recipe: str,
-    spec: NetworkSpec,
-    networks: Mapping[str, Backbone],
-    init: str | None,
+    asked: ExternalNetwork, recipe: str, spec: NetworkSpec, networks: Mapping[str, Backbone], init: str | None
 ) -> Subject:
     trained = {} if init is None else {"finetuned": init}
     return Subject(

@@ -16,11 +16,7 @@ SMALL = 500  # samples, below which every fold is held out in turn: a fifth of 1
 
 
 def folds(
-    train: LabelledFeatures | LabelledPatches,
-    share: float,
-    generator: torch.Generator,
-    *,
-    small: int = SMALL,
+    train: LabelledFeatures | LabelledPatches, share: float, generator: torch.Generator, *, small: int = SMALL
 ) -> list[tuple[Tensor, Tensor]]:
     """Row numbers that are kept and that are held out: once, or of a small training set fold by fold.
 

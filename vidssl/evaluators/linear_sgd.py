@@ -84,12 +84,7 @@ class LinearSGD(Evaluator):
         return test_vectors @ weight[0].T + bias[0]
 
     def _fit(
-        self,
-        vectors: Tensor,
-        labels: Tensor,
-        num_classes: int,
-        pairs: Pairs,
-        generator: torch.Generator,
+        self, vectors: Tensor, labels: Tensor, num_classes: int, pairs: Pairs, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Weights [G, K, D] and biases [G, K] of G (rate, decay) pairs, from the same start and order."""
         device, width = vectors.device, vectors.shape[1]

@@ -219,11 +219,7 @@ def _load_checkpoint(
 
 
 def _load_own(
-    network: Backbone,
-    state: Mapping[str, Tensor],
-    path: Path,
-    min_matched: float,
-    window: GridSize | None,
+    network: Backbone, state: Mapping[str, Tensor], path: Path, min_matched: float, window: GridSize | None
 ) -> LoadReport:
     """Take over weights of this package; where shapes or windows differ, as the network can adapt them."""
     own = network.state_dict()

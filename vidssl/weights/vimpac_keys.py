@@ -26,10 +26,7 @@ _NAMES = (
     (r"embed_norm\.(.+)", r"backbone.ln_pre.\1"),
     (r"last_norm\.(.+)", r"backbone.ln_post.\1"),
     (r"layers\.(\d+)\.attentions\.(\d+)\.proj\.(.+)", _LAYERS + r"\1.attention_blocks.\2.output.dense.\3"),
-    (
-        r"layers\.(\d+)\.attention_norms\.(\d+)\.(.+)",
-        _LAYERS + r"\1.attention_blocks.\2.output.LayerNorm.\3",
-    ),
+    (r"layers\.(\d+)\.attention_norms\.(\d+)\.(.+)", _LAYERS + r"\1.attention_blocks.\2.output.LayerNorm.\3"),
     (r"layers\.(\d+)\.mlp\.fc1\.(.+)", _LAYERS + r"\1.mlp.c_fc.\2"),
     (r"layers\.(\d+)\.mlp\.fc2\.(.+)", _LAYERS + r"\1.mlp.c_proj.\2"),
     (r"layers\.(\d+)\.mlp_norm\.(.+)", _LAYERS + r"\1.ln.\2"),

@@ -56,12 +56,7 @@ def examine(file: FileToExamine) -> FileRecord:
         sha256 = file_sha256(path)
     except OSError as error:
         return FileRecord(file.key, "unreadable", f"it cannot be read ({error.strerror})", labels=file.labels)
-    about = {
-        "bytes": status.st_size,
-        "mtime_ns": status.st_mtime_ns,
-        "sha256": sha256,
-        "labels": file.labels,
-    }
+    about = {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256, "labels": file.labels}
     try:
         return _describe(file, path, about)
     except UnreadableSample as error:

@@ -90,11 +90,7 @@ def _by_folders(root: Path, part: str) -> Listing:
 def _by_solution(root: Path, part: str, solution: Path, max_missing_share: float) -> tuple[Listing, int]:
     """Images by a list of their synsets."""
     listing, num_listed = find_listed(
-        IMAGENET,
-        _read_solution(solution),
-        root / part,
-        IMAGE_EXTENSIONS,
-        max_missing_share=max_missing_share,
+        IMAGENET, _read_solution(solution), root / part, IMAGE_EXTENSIONS, max_missing_share=max_missing_share
     )
     files = tuple(Listed(f"{part}/{file.path}", file.labels) for file in listing.files)
     return Listing(files, listing.label_classes), num_listed
