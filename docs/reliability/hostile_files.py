@@ -262,8 +262,9 @@ def _token_store() -> None:
 
 
 def _checkpoint() -> None:
-    from vidssl.engine.checkpoint import read_checkpoint
     from vidssl.evaluate.seen import pretraining_of
+
+    from vidssl.engine.checkpoint import read_checkpoint
     from vidssl.evaluate.subject import recipe_of, trained_backbone, trained_objective
 
     checkpoint = read_checkpoint(Path("runs/small/checkpoints/step-000006.safetensors"))

@@ -27,7 +27,7 @@ from vidssl.data.sources.origins import (
 )
 from vidssl.engine.atomic import file_sha256
 from vidssl.errors import UsageError
-from vidssl.evaluate.seen import Pretraining, check_seen
+from vidssl.evaluate.subject import Pretraining, check_seen
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.scores import probe

@@ -12,8 +12,8 @@ from score_files import NAMES, scored, write_run
 
 from vidssl.evaluate.report import class_lines, difference_table, fitting, probe_lines, score_tables
 from vidssl.evaluate.score_file import find_scores
-from vidssl.evaluators.confusion import best_and_worst, confusion, counted
 from vidssl.evaluators.differences import LabelledVideos, network_differences
+from vidssl.evaluators.scores import best_and_worst, confusion, counted
 from vidssl.evaluators.statistics import paired_difference
 
 TRUTH = [0, 0, 0, 1, 1, 2, 2, 2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vidssl.build import checks, part_checks, registry
-from vidssl.build.token_checks import check_go_together, check_reads_ids, check_stored, check_stored_views
+from vidssl.build.checks import check_go_together, check_reads_ids, check_stored, check_stored_views
 from vidssl.config.files import PUBLISHED, SpecKind
 from vidssl.config.grid import check_grid
 from vidssl.config.protocol import (

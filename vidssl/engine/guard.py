@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vidssl.engine.capture import Attempt, random_states
-from vidssl.engine.nonfinite import broken_weights, listed
+from vidssl.engine.checkpoint import broken_weights, listed
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, Objective, Progress
 

@@ -22,10 +22,12 @@ from vidssl.engine.capture import check_random_states, random_states
 from vidssl.engine.checkpoint import (
     Checkpoint,
     below,
+    buffers_of,
     load_objective,
     objective_state,
     read_checkpoint,
     read_tensors,
+    refuse_broken,
     save_tensors,
     tensors_digest,
 )
@@ -34,7 +36,6 @@ from vidssl.engine.distributed import World
 from vidssl.engine.facts import Facts
 from vidssl.engine.guard import Skips
 from vidssl.engine.logging import Meter
-from vidssl.engine.nonfinite import buffers_of, refuse_broken
 from vidssl.engine.parallel import spread_like, whole
 from vidssl.engine.precision import load_scaler, loss_scaler, scaler_tensors
 from vidssl.engine.runfolder import RunFolder

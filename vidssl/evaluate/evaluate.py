@@ -32,8 +32,7 @@ from vidssl.evaluate.networks import (
     recipe_named,
 )
 from vidssl.evaluate.report import NotKept, classes_of, report
-from vidssl.evaluate.seen import check_seen
-from vidssl.evaluate.subject import Subject, recipe_of, spec_of, subject_of, trained_backbone
+from vidssl.evaluate.subject import Subject, check_seen, recipe_of, spec_of, subject_of, trained_backbone
 from vidssl.evaluators.extract import ALONE
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scores import probe

@@ -23,8 +23,8 @@ from torch import Tensor
 
 import vidssl
 from vidssl.build import build
+from vidssl.build.checks import check_reads_ids, check_stored
 from vidssl.build.registry import SOURCE, VIEW_SAMPLER, patch_type, resolved_part
-from vidssl.build.token_checks import check_reads_ids, check_stored
 from vidssl.config.protocol import FrameOrder, Layers, PatchType, Protocol
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import dump, plain

@@ -9,7 +9,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl.build import build
-from vidssl.build.token_checks import check_stored
+from vidssl.build.checks import check_stored
 from vidssl.config.few_labels import Amount, Subset, drawn
 from vidssl.config.protocol import FinetuneProtocol, ViewAverage
 from vidssl.config.recipe import Recipe, read_recipe

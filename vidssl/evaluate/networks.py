@@ -24,8 +24,15 @@ from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import Say
 from vidssl.engine.runfolder import RunFolder, no_run
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.seen import Pretraining
-from vidssl.evaluate.subject import NetworkSpec, Subject, recipe_of, spec_of, state_hash, stored_recipe
+from vidssl.evaluate.subject import (
+    NetworkSpec,
+    Pretraining,
+    Subject,
+    recipe_of,
+    spec_of,
+    state_hash,
+    stored_recipe,
+)
 from vidssl.interfaces import Backbone
 from vidssl.weights.load import LoadReport, load_init
 

@@ -20,7 +20,6 @@ from vidssl.engine.logging import print_line
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.score_file import Scores, score_record
 from vidssl.evaluate.subject import Subject
-from vidssl.evaluators.confusion import best_and_worst
 from vidssl.evaluators.differences import (
     LabelledVideos,
     NetworkDifference,
@@ -30,7 +29,7 @@ from vidssl.evaluators.differences import (
     what,
 )
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scores import Score
+from vidssl.evaluators.scores import Score, best_and_worst
 from vidssl.evaluators.statistics import Difference
 
 NOTABLE = 0.02

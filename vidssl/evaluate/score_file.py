@@ -16,7 +16,6 @@ from vidssl.engine.facts import HIGHEST, Row, parsed
 from vidssl.engine.runfolder import RunFolder, describe_environment, no_run
 from vidssl.errors import UsageError
 from vidssl.evaluate.subject import Subject
-from vidssl.evaluators.confusion import confusion, counted
 from vidssl.evaluators.differences import (
     LabelledVideos,
     difference_record,
@@ -25,7 +24,7 @@ from vidssl.evaluators.differences import (
     tested_videos,
 )
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scores import Interval, Score
+from vidssl.evaluators.scores import Interval, Score, confusion, counted
 from vidssl.evaluators.statistics import accuracy
 
 FORMAT = "vidssl scores 2"

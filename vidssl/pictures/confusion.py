@@ -14,8 +14,7 @@ from vidssl.engine.logging import print_line, terminal
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import percent
 from vidssl.evaluate.score_file import ScoreFile, find_scores
-from vidssl.evaluators.confusion import confusion
-from vidssl.evaluators.scores import Score
+from vidssl.evaluators.scores import Score, confusion
 from vidssl.pictures import pages
 
 MOST_COUNTED, MOST_NAMED = 32, 128  # classes of whose pairs the counts, and whose names, can be read

@@ -15,13 +15,12 @@ from vidssl.data.loader import Loader, Stream
 from vidssl.data.sources.origins import Overlap
 from vidssl.engine.accumulate import forward_backward, split_batch
 from vidssl.engine.capture import Conditions, save_capture
-from vidssl.engine.checkpoint import save_checkpoint
+from vidssl.engine.checkpoint import broken_weights, listed, save_checkpoint
 from vidssl.engine.display import TrainDisplay
 from vidssl.engine.distributed import World
 from vidssl.engine.gather import in_parts
 from vidssl.engine.guard import Guard
 from vidssl.engine.logging import Track, over_processes
-from vidssl.engine.nonfinite import broken_weights, listed
 from vidssl.engine.optim import Update
 from vidssl.engine.parallel import Parallel, whole
 from vidssl.engine.precision import lower, peak_memory, scale_metrics, scale_of, use_bfloat16

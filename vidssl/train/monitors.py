@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.build import build
-from vidssl.build.token_checks import check_stored
+from vidssl.build.checks import check_stored
 from vidssl.config.recipe import Recipe
 from vidssl.data.loader import Loader, Stream
 from vidssl.data.sources.origins import shared_videos, videos_of

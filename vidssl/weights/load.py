@@ -14,8 +14,14 @@ from torch import Tensor, nn
 from vidssl.config.recipe import MIN_MATCHED
 from vidssl.config.schema import convert
 from vidssl.config.strict_yaml import Node, parse
-from vidssl.engine.checkpoint import FORMAT, Checkpoint, read_checkpoint, read_tensors
-from vidssl.engine.nonfinite import buffers_of, refuse_broken
+from vidssl.engine.checkpoint import (
+    FORMAT,
+    Checkpoint,
+    buffers_of,
+    read_checkpoint,
+    read_tensors,
+    refuse_broken,
+)
 from vidssl.engine.runfolder import RunFolder, no_run
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Backbone, Objective, ResizesWindows, Translated

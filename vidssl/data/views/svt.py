@@ -237,11 +237,13 @@ class ClipCrops(GlobalsAndLocals):
         self.prepare((self.num_frames,) * self.num_globals)
         check_counts(self, "frame_stride", "num_globals")
 
-    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         total = source.info(index).num_frames
-        start = draw(generator, 0, last_start(total, self.num_frames, self.frame_stride))
-        clip = clip_frames(start, total, length=self.num_frames, stride=self.frame_stride)
-        places = (spread(0, self.num_frames - 1, length, self.num_frames) for length in self.local_frames)
+        start = times.draw(generator, 0, times.last_start(total, self.num_frames, self.frame_stride))
+        clip = times.clip_frames(start, total, length=self.num_frames, stride=self.frame_stride)
+        places = (
+            times.spread(0, self.num_frames - 1, length, self.num_frames) for length in self.local_frames
+        )
         locals_ = [[clip[place] for place in of_local] for of_local in places]
         return self.views(source, index, [clip] * self.num_globals, locals_, generator)
 

@@ -18,8 +18,8 @@ import torch
 from rich.console import Console
 
 from vidssl.build import build
+from vidssl.build.checks import keys_hash, tokenizer_keys
 from vidssl.build.registry import SOURCE, resolved_part
-from vidssl.build.token_checks import keys_hash, tokenizer_keys
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import dump_flow
