@@ -1,8 +1,9 @@
-"""Commands on many runs: grid."""
+"""Commands on many runs: grid, report, runs."""
 
 from typing import Any
 
-from vidssl.cli.operands import Commands, Parser, add, at_least, only, split
+from vidssl.cli.operands import Commands, Parser, add, add_trust, at_least, only, split
+from vidssl.errors import UsageError
 
 
 def add_commands(commands: "Commands[Parser]") -> None:
@@ -36,6 +37,47 @@ def add_commands(commands: "Commands[Parser]") -> None:
         metavar="KEY=VALUE",
         help="of submitit's jobs, such as timeout_min=600 or slurm_partition=gpu; may be repeated",
     )
+
+    report = add(
+        commands,
+        "report",
+        _report,
+        "write a page on runs for a browser, in one file",
+        ("RUN_OR_SCORES_OR_GRID", "run folders, files of scores, or the folder of a grid"),
+    )
+    report.add_argument("-o", "--out", metavar="FILE", help="default: report.html")
+    report.add_argument(
+        "--no-pictures",
+        dest="pictures",
+        action="store_false",
+        help="leave out clips, neighbours and maps, which take the runs' networks and videos",
+    )
+    add_trust(report)
+
+    runs = add(
+        commands,
+        "runs",
+        _runs,
+        "show a folder of runs as a table",
+        ("[FOLDER]", "that they lie in, at any depth; default: runs"),
+    )
+    runs.add_argument("--csv", dest="as_csv", action="store_true", help="a line for each run, all columns")
+    runs.add_argument("--parquet", metavar="FILE", help="write the same as Parquet, with the package pyarrow")
+    runs.add_argument("--settings", action="store_true", help="add every key of the recipes")
+
+
+def _runs(words: list[str], **options: Any) -> int:
+    if len(words) > 1:
+        raise UsageError(f"runs takes one folder, got {' '.join(words)}")
+    from vidssl.compare.runs_table import runs_table
+
+    return runs_table(*words, **options)
+
+
+def _report(words: list[str], **options: Any) -> int:
+    from vidssl.tools.report import write_report
+
+    return write_report(words, **options)
 
 
 def _grid(words: list[str], *, tables_only: bool = False, **options: Any) -> int:

@@ -5,13 +5,16 @@ from typing import Any
 from vidssl.cli.operands import Commands, Parser, add, add_trust, at_least, split
 from vidssl.errors import UsageError
 
+PARTS = ("views", "masks", "tokens")
+CHARTS = ("curves", "scores", "embedding", "neighbours")
+
 
 def add_commands(commands: "Commands[Parser]") -> None:
     show = add(
         commands,
         "show",
         _show,
-        "draw what a run learned, or what a tokenizer keeps",
+        "draw what a run learned and what it is given, scores and curves, or what a tokenizer keeps",
         (
             "[RUN_OR_CHECKPOINT_OR_TOKENIZER_OR_SCORES] [data={...}] [views={...}]",
             "what to draw, the newest run if nothing is named; videos and views other than its recipe's",
@@ -19,18 +22,19 @@ def add_commands(commands: "Commands[Parser]") -> None:
     )
     show.add_argument(
         "--what",
-        choices=("attention", "reconstruction", "confusion"),
+        choices=("attention", "reconstruction", *PARTS, "confusion", *CHARTS),
         required=True,
-        help="where the class token looks; or hidden parts as they were predicted; or which classes a "
-        "run's scores take for which",
+        help="where the class token looks; hidden parts as they were predicted; views, masks or ids of a "
+        "step, also of a recipe; which classes are taken for which; curves and scores of one or more runs; a "
+        "map of features, and nearest neighbours",
     )
     for name, describe in (
-        ("protocol", "whose scores"),
-        ("label", "of the scores; default: a picture for each"),
-        ("setting", "of the scores, such as k=5; default: the first"),
-        ("network", "of the scores; default: the first"),
+        ("protocol", "confusion, scores: whose; maps, neighbours: whose views"),
+        ("label", "confusion: default a picture for each; maps, neighbours: default the first"),
+        ("setting", "confusion: such as k=5; default: the first"),
+        ("network", "confusion: column of the scores; default: the first"),
     ):
-        show.add_argument(f"--{name}", metavar="NAME", help=f"confusion: {describe}")
+        show.add_argument(f"--{name}", metavar="NAME", help=describe)
     show.add_argument(
         "--videos", type=at_least(1), metavar="N", help="how many videos; default 4, or 8 images"
     )
@@ -59,6 +63,14 @@ def add_commands(commands: "Commands[Parser]") -> None:
 
 def _show(words: list[str], *, what: Any, **options: Any) -> int:
     names, overrides = split(words)
+    if what in CHARTS:
+        refused = [f"--{name}" for name in ("setting", "network") if name in options]
+        refused += ["--video"] if "files" in options else overrides[:1]
+        if refused:
+            raise UsageError(f"{refused[0]}: means nothing to --what {what}")
+        from vidssl.tools.show_charts import show_chart
+
+        return show_chart(names, what, **options)
     if len(names) > 1:
         raise UsageError(f"show takes one run, checkpoint or tokenizer, got {' '.join(names)}")
     if what == "confusion":
@@ -73,6 +85,10 @@ def _show(words: list[str], *, what: Any, **options: Any) -> int:
     for option in ("protocol", "label", "setting", "network"):
         if option in options:
             raise UsageError(f"--{option} is for --what confusion")
+    if what in PARTS:
+        from vidssl.pictures.parts import show_part
+
+        return show_part(names[0] if names else None, what, overrides=overrides, **options)
     from vidssl.pictures.show import show
 
     return show(names[0] if names else None, what, overrides=overrides, **options)

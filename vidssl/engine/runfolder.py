@@ -206,7 +206,7 @@ def newest_run(out: Path) -> RunFolder:
     Raises:
         UsageError: if there is none.
     """
-    runs = [run for run in _in_order(out) if run.newest_checkpoint() is not None]
+    runs = [run for run in runs_below(out) if run.newest_checkpoint() is not None]
     if not runs:
         raise UsageError(
             f"no run with a checkpoint below {out.resolve()}: train one (vidssl train recipes/bevt.yaml) "
@@ -221,7 +221,7 @@ def last_begun(out: Path) -> RunFolder:
     Raises:
         UsageError: if there is none.
     """
-    runs = _in_order(out)
+    runs = runs_below(out)
     if not runs:
         raise UsageError(f"no run below {out.resolve()}: name a run's folder")
     return runs[-1]
@@ -250,7 +250,7 @@ def no_run(word: str, out: Path = Path("runs")) -> UsageError:
         )
     elif path.is_file():
         what = "not the folder of a run, and no file of the kind that is wanted here"
-    runs = {run.path.name: str(run.path) for run in reversed(_in_order(out))}
+    runs = {run.path.name: str(run.path) for run in reversed(runs_below(out))}
     close = [name for name in runs if Path(runs[name]) in path.parents]
     close = close or difflib.get_close_matches(path.name, runs, n=1)
     listed = ", ".join(list(runs.values())[:8]) + (f" and {len(runs) - 8} more" if len(runs) > 8 else "")
@@ -265,7 +265,7 @@ def _is_recipe(word: str) -> bool:
         return False
 
 
-def _in_order(out: Path) -> list[RunFolder]:
+def runs_below(out: Path) -> list[RunFolder]:
     """The runs below a folder, that which was started last at the end.
 
     A name such as ``exp1/second`` puts a run some folders down. What lies inside a run is not looked at.

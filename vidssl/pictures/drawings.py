@@ -7,10 +7,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vidssl.errors import counted
 from vidssl.interfaces import FilledIn, FilledPixels, Tokenizer
 from vidssl.objectives.parts.masked_prediction import copy_nearest
 from vidssl.pictures.clips import Clips
-from vidssl.pictures.pages import MAX_COLUMNS, FrameRow, Strip, as_frames, colour_bar, heat_over, spread
+from vidssl.pictures.pages import (
+    MAX_COLUMNS,
+    FrameRow,
+    Strip,
+    as_frames,
+    colour_bar,
+    heat_colours,
+    heat_over,
+    spread,
+)
 from vidssl.tokenizers.frame_networks import of_length
 from vidssl.tokenizers.measure import psnr
 
@@ -139,6 +149,66 @@ def filled_drawing(clips: Clips, filled: FilledPixels, title: str) -> Drawing:
     ]
     strips = strips_of(clips.keys, labelled, notes, [f"{own:.1f} dB" for own in ours])
     return Drawing(f"{title}prediction of what is hidden", strips, clips.move)
+
+
+def masks_drawing(clips: Clips, masks: Tensor, title: str) -> Drawing:
+    """Clips under masks that were drawn for them.
+
+    Args:
+        masks: bool [D, B, t, h, w] of D draws, True where hidden.
+    """
+    frames = _frames(clips.pixels)
+    labelled = {"frames": frames} | {
+        f"draw {number}": [_covered(own, mask) for own, mask in zip(frames, draw, strict=True)]
+        for number, draw in enumerate(masks, 1)
+    }
+    shares = masks.float().flatten(2).mean(2)
+    notes = [f"{', '.join(f'{share:.0%}' for share in column)} hidden" for column in shares.T.tolist()]
+    strips = strips_of(clips.keys, labelled, notes, notes)
+    grid = " x ".join(map(str, masks.shape[2:]))
+    return Drawing(f"{title}what is hidden, on {grid} cells", strips, clips.move)
+
+
+def tokens_drawing(clips: Clips, ids: Tensor, made: Tensor, vocab_size: int, title: str) -> Drawing:
+    """Clips above what their ids are decoded to, and the ids, coloured from the commonest to the rarest.
+
+    Args:
+        ids: int64 [B, t, h, w].
+        made: [B, 3, T, H, W].
+    """
+    time, height, width = clips.pixels.shape[2:]
+    counts = torch.bincount(ids.flatten(), minlength=vocab_size)
+    rank = counts.argsort(descending=True, stable=True).argsort().float() / max(
+        1, int((counts > 0).sum()) - 1
+    )
+    coloured = [heat_colours(rank[spread(own, (time, height, width))].clamp(max=1)) for own in ids]
+    labelled = {"frames": _frames(clips.pixels), "tokenizer": _frames(of_length(made, time)), "ids": coloured}
+    notes = []
+    for own in ids:
+        shares = torch.bincount(own.flatten()).float() / own.numel()
+        used = shares[shares > 0]
+        notes.append(
+            f"{len(used)} of {vocab_size} ids, perplexity {float((-used * used.log()).sum().exp()):.1f}"
+        )
+    strips = strips_of(clips.keys, labelled, notes, notes)
+    return Drawing(
+        f"{title}ids of the tokenizer", strips, clips.move, legend=colour_bar("commonest id", "rarest")
+    )
+
+
+def views_drawing(views: Sequence[tuple[str, str, Tensor, Tensor]], title: str) -> Drawing:
+    """The views that a step is given, as they were cut and as they were augmented.
+
+    Args:
+        views: key of the video, name of the view, the clip as cut and as augmented, each [3, T, H, W].
+    """
+    strips = []
+    for key, name, cut, augmented in views:
+        frames = as_frames(cut)
+        size = f"{counted(len(frames), 'frame')} of {frames.shape[1]} x {frames.shape[2]} pixels"
+        rows = (FrameRow("as cut", frames), FrameRow("augmented", as_frames(augmented)))
+        strips.append(Strip(f"{key}: {name}, {size}", _numbers(frames), rows))
+    return Drawing(f"{title}views of a step", tuple(strips), moves=False)
 
 
 def _fractions_right(ids: Tensor, filled: FilledIn) -> list[str]:

@@ -1,5 +1,6 @@
 """Sheets and animations of labelled frames, and colours for heat. Nothing here knows of networks."""
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ SHEET_SIDE, ANIMATED_SIDE = 96, 160  # pixels; smaller frames are enlarged by a 
 MAX_COLUMNS = 8  # of a sheet; of longer clips it shows evenly spaced frames
 GAP, MARGIN, LINE = 4, 12, 20  # pixels
 FRAME_MILLISECONDS = 200
+WEBP_QUALITY = 85
 HEAT_WEIGHT = 0.75  # of the heat's colour over the frame, which is made grey
 _TEXT_SIZE = 13
 INK = (20, 20, 20)
@@ -234,6 +236,31 @@ def save_png(picture: Image.Image, path: Path) -> None:
         UsageError: if it cannot be written.
     """
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def webp(pictures: Sequence[Image.Image]) -> bytes:
+    """Pictures of one size as a WebP file: an animation without end, a single one without loss."""
+    data = io.BytesIO()
+    first, *others = pictures
+    if others:
+        settings = {"save_all": True, "append_images": others, "loop": 0, "quality": WEBP_QUALITY}
+        first.save(data, format="WEBP", duration=FRAME_MILLISECONDS, **settings)
+    else:
+        first.save(data, format="WEBP", lossless=True)
+    return data.getvalue()
+
+
+def save_webp(pictures: Sequence[Image.Image], path: Path) -> None:
+    """Write ``webp`` into a file in one piece.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(webp(pictures))
+
+    write_atomically(path, write)
 
 
 def save_gif(pictures: Sequence[Image.Image], path: Path) -> None:

@@ -31,7 +31,7 @@ from vidssl.pictures.drawings import (
     prediction_drawing,
     tokenizer_drawing,
 )
-from vidssl.pictures.pages import animation, save_gif, save_png, sheet
+from vidssl.pictures.pages import animation, save_gif, save_png, save_webp, sheet
 
 ClipsOf = Callable[[Recipe | None], Clips]  # clips to draw of a run, or of no run's tokenizer
 
@@ -76,7 +76,7 @@ def show(
             checkpoint = read_checkpoint(find_checkpoint(target))
             drawing = _of_run(checkpoint, what, trust, clips_of, say)
             folder, name = home(checkpoint) / "pictures", checkpoint.path.stem
-        for path in _save(drawing, Path(out or folder), f"{what}-{name}"):
+        for path in save_drawing(drawing, Path(out or folder), f"{what}-{name}"):
             say(f"Picture: {path}")
     return 0
 
@@ -102,7 +102,9 @@ def draw_learned(checkpoint: Path, console: Console) -> None:
     except UsageError as error:  # a tokenizer that cannot draw, a clip that is too short: the run is done
         say(f"No picture: {error}")
         return
-    path = _save(replace(drawing, moves=False), home(read) / "pictures", f"{what}-{checkpoint.stem}")[0]
+    path = save_drawing(replace(drawing, moves=False), home(read) / "pictures", f"{what}-{checkpoint.stem}")[
+        0
+    ]
     say(f"Picture: {path}")
 
 
@@ -123,14 +125,26 @@ def _names_tokenizer(target: str) -> bool:
     return True
 
 
-def _save(drawing: Drawing, folder: Path, name: str) -> list[Path]:
+def save_drawing(drawing: Drawing, folder: Path, name: str, animated: str = ".gif") -> list[Path]:
+    """Writes the sheet, and for clips an animation, ".gif" or ".webp"; the files."""
     make_folder(folder, "name another with --out")
-    png, gif = folder / f"{name}.png", folder / f"{name}.gif"
+    png, moving = folder / f"{name}.png", folder / f"{name}{animated}"
     save_png(sheet(drawing.title, (*drawing.strips, *drawing.details), drawing.legend), png)
     if not drawing.moves:
         return [png]
-    save_gif(animation(drawing.title, drawing.strips), gif)
-    return [png, gif]
+    (save_gif if animated == ".gif" else save_webp)(animation(drawing.title, drawing.strips), moving)
+    return [png, moving]
+
+
+def drawing_of_run(checkpoint: Checkpoint, what: Picture, *, trust: bool, say: Say, videos: int) -> Drawing:
+    """What a run has learned, on held-out videos of its recipe.
+
+    Raises:
+        UsageError: if it cannot be drawn, with the reason.
+    """
+    clips_of = partial(clips_to_show, what=what, say=say, videos=videos)
+    with torch.no_grad():
+        return _of_run(checkpoint, what, trust, clips_of, say)
 
 
 def _of_run(
@@ -152,7 +166,7 @@ def _of_run(
         assert isinstance(network, ClassAttention), "its class was looked at"
         clips = clips_of(recipe)
         network.to(device).eval()
-        with _refusals_of(owner):
+        with refusals_of(owner):
             weights = network.class_attention(clips.pixels.to(device))
         return attention_drawing(clips, weights.float().cpu(), title)
     _require(recipe.objective, OBJECTIVE, MaskedPrediction, "predicts nothing that is hidden")
@@ -160,7 +174,7 @@ def _of_run(
     assert isinstance(objective, MaskedPrediction), "its class was looked at"
     clips = clips_of(recipe)
     objective.to(device).eval()
-    with _refusals_of(owner):
+    with refusals_of(owner):
         filled = objective.fill_in(clips.pixels.to(device), torch.Generator().manual_seed(0))
         if isinstance(filled, FilledPixels):
             return filled_drawing(clips, filled, title)
@@ -176,7 +190,7 @@ def _tokenizer(
     device = pick_device("auto" if recipe is None else recipe.run.device)
     clips = clips_of(recipe)
     tokenizer.to(device)
-    with _refusals_of(owner):
+    with refusals_of(owner):
         ids = tokenizer.encode(clips.pixels.to(device))
         return tokenizer_drawing(clips, tokenizer.decode(ids).cpu(), title)
 
@@ -188,7 +202,7 @@ def _require(part: PartSpec, kind: Kind[object], ability: type, lacks: str) -> N
 
 
 @contextmanager
-def _refusals_of(owner: str) -> Iterator[None]:
+def refusals_of(owner: str) -> Iterator[None]:
     """Raise the ValueError of a part (a size, a missing decoder) as an error of the file it came from."""
     try:
         yield

@@ -1,0 +1,176 @@
+"""The page on runs: whole in itself, safe, and true to the scores."""
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import asdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from score_files import write_run
+
+from vidssl.compare.grid_tables import StepPrice, read_results
+from vidssl.compare.run_groups import run_groups
+from vidssl.errors import UsageError
+from vidssl.evaluate.score_file import find_scores
+from vidssl.tools.report import (
+    grid_section,
+    grid_verdict,
+    run_folder,
+    short_names,
+    verdict_of,
+    write_report,
+)
+from vidssl.tools.show_charts import show_chart
+
+pytest.importorskip("jinja2")
+pytest.importorskip("matplotlib")
+TRUTH = [0, 1, 2, 3] * 10
+VOID = {"meta", "img", "link", "br", "path", "use", "rect"}
+
+
+class Page(HTMLParser):
+    """Tags that are open, addresses that are asked for, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+        self.said = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.said += data if self.open[-1:] != ["style"] else ""
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def wrong(count: int) -> list[int]:
+    return [(number + 1) % 4 for number in TRUTH[:count]] + TRUTH[count:]
+
+
+def two_runs() -> list[str]:
+    for name, count in (("<b>bad", 30), ("good", 4)):
+        run = Path("runs") / name
+        write_run(run, TRUTH, {"trained": wrong(count), "untrained": wrong(28)})
+        lines = [{"step": step, "loss": 3.0 / step, "test_loss": 4.0 / step} for step in (1, 2, 3)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return ["runs/<b>bad", "runs/good"]
+
+
+def test_the_page_is_whole_safe_and_says_who_leads() -> None:
+    assert write_report(two_runs(), "page.html", pictures=True) == 0
+    text = Path("page.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert "script" not in page.tags
+    assert "b" not in page.tags  # names of runs are text
+    assert [a for a in page.addresses if not a.startswith(("#", "data:image/"))] == []
+    assert not re.search(r"@import|url\((?!#)", text)
+    said = " ".join(page.said.split())
+    assert "toy: good leads <b>bad by 65.0 points for class; the other leads may be chance." in said
+    assert "toy: good is better for class (+60.0 points) than the same network untrained, of 1 label." in said
+    assert "toy: <b>bad is no different beyond chance than the same network untrained" in said
+    assert "prefers-color-scheme: dark" in text
+    assert "#010203" not in text  # the ink of charts is the page's
+    # a run without its network still has its scores, and the page says what is missing
+    assert "good: runs/good: a folder, but not that of a run" in said
+
+
+def test_a_run_alone_and_a_run_against_several_are_told_apart() -> None:
+    two_runs()
+    write_run(Path("runs/good-1"), TRUTH, {"trained": wrong(5), "untrained": wrong(28)}, seed=1)
+    files = [file for run in ("good", "good-1", "<b>bad") for file in find_scores(Path("runs") / run)]
+    said = verdict_of([run_groups(files, each=False)], short_names([run_folder(file) for file in files]))
+    assert said[0] == "toy: No best run is ahead of the next beyond chance, for any label."
+    assert said[1].startswith("toy: good (2 seeds) is better for class")
+
+
+def make_grid() -> None:
+    levels = {f"{one}-{other}": {"one": one, "other": other} for one in "ab" for other in "xy"}
+    for number, name in enumerate(levels):
+        for seed in (0, 1):
+            run = Path(f"runs/g/{name}-seed-{seed}")
+            write_run(run, TRUTH, wrong(30 - 9 * number - seed), seed=seed, objective=f"{{type: {name}}}")
+            (run / "metrics.jsonl").write_text('{"step": 5, "seconds": 1.0}\n')
+    price = asdict(StepPrice("", 10, 0.5, 7, 4, 100))
+    described = {
+        "format": "vidssl grid 1", "name": "g", "question": "Which is best?", "equal": None, "labels": [],
+        "axes": ["one", "other"], "seeds": [0, 1], "cells": levels, "prices": dict.fromkeys(levels, price),
+    }  # fmt: skip
+    Path("runs/g/grid.json").write_text(json.dumps(described))
+
+
+def test_a_grid_has_a_page_with_its_effects() -> None:
+    make_grid()
+    results = read_results(Path("runs/g"))
+    assert grid_verdict(results) == [
+        "toy: of 4 tested pairs of cells, 4 differ beyond chance.",
+        "toy, highest mean: class: b-y (93.8 %).",  # 3 and 2 of 40 wrong
+    ]
+    section = grid_section(results)
+    assert [figure.title for figure in section.figures] == ["one x other"]
+    assert any("main effects" in table.title for table in section.tables)
+
+
+def test_what_cannot_be_reported_is_named() -> None:
+    with pytest.raises(UsageError, match="takes runs"):
+        write_report([])
+    make_grid()
+    with pytest.raises(UsageError, match="reported by itself"):
+        write_report(["runs/g", "runs/g/a-x-seed-0"])
+
+
+def test_charts_of_runs_are_pictures_of_legible_size() -> None:
+    targets = two_runs()
+    for run in targets:
+        (Path(run) / "recipe.yaml").write_text("name: x\n")
+    assert show_chart(targets, "curves", out="drawn") == 0
+    assert show_chart(targets, "scores", out="drawn") == 0
+    sizes = {}
+    for path in sorted(Path("drawn").iterdir()):
+        with Image.open(path) as picture:
+            sizes[path.name] = picture.size
+    assert list(sizes) == ["curves.png", "scores-toy.png"]
+    assert min(min(size) for size in sizes.values()) > 200
+    with pytest.raises(UsageError, match="no scores of 'knn'"):
+        show_chart(targets, "scores", protocol="knn")
+
+
+@pytest.mark.slow
+def test_nothing_runs_out_of_the_page_in_a_browser() -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here")
+    write_report(two_runs(), "page.html", pictures=False)
+    for width in (500, 820, 1280):  # a headless window is 500 pixels wide at least
+        command = [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            f"--window-size={width},1500", f"--user-data-dir={Path.cwd()}/browser", "--screenshot=shot.png",
+            (Path.cwd() / "page.html").as_uri(),
+        ]  # fmt: skip
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        shot = Image.open("shot.png").convert("L")
+        assert shot.width == width
+        assert min(shot.crop((width - 8, 0, width, 1500)).getdata()) > 240  # the margin is empty
+        assert min(shot.getdata()) < 60
