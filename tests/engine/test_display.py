@@ -1,12 +1,19 @@
 """What is seen while a run trains, and what is said of what was learned."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from vidssl.backbones.vit import ViT
 from vidssl.engine.display import TrainDisplay, say_wrapped
 from vidssl.interfaces import Yardstick
+from vidssl.maskers.bevt import Random3D
+from vidssl.objectives.bevt import BEVTVideo
+from vidssl.tokenizers.structure_tensor import StructureTensor
+from vidssl.train.loop import TrainResult
+from vidssl.train.run import _learned
 
 IDS = Yardstick(
     metric="accuracy_video",
@@ -106,3 +113,13 @@ def test_a_lower_loss_is_the_better_one() -> None:
     assert LOSS.sentence({"loss": 1.0}) == "the loss is 1: better than guessing (2)"
     assert not LOSS.learned({"loss": 1.99})
     assert not LOSS.learned({"loss": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "verdict"), [(0.05, "Not learned yet, "), (0.25, "Learned in part, "), (0.5, "Learned, ")]
+)
+def test_a_run_that_passes_one_of_two_baselines_has_learned_in_part(accuracy: float, verdict: str) -> None:
+    metrics = {"accuracy_video": accuracy, "most_frequent_video": 0.07, "copy_nearest_video": 0.37}
+    result = TrainResult(Path("run"), Path("run/c"), 9, 0, 9, metrics)
+    net = ViT(embed_dim=16, depth=1, num_heads=2, patch_size=(2, 8, 8))
+    assert _learned(result, BEVTVideo(net, StructureTensor(vocab_size=4), Random3D())).startswith(verdict)

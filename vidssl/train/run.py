@@ -291,9 +291,16 @@ def _conclude(result: TrainResult, objective: Objective, seconds: float, console
 def _learned(result: TrainResult, objective: Objective) -> str:
     """What the pretext task has taught, by the objective's own yardsticks."""
     metrics = result.test_metrics
-    learned = [each.learned(metrics) for each in objective.yardsticks() if each.metric in metrics]
-    verdict = "Learned" if all(learned) else "Learned in part" if any(learned) else "Not learned yet"
-    return f"{verdict if learned else 'Measured'}, {_on_test(result)}: {objective.describe(metrics)}."
+    known = [each for each in objective.yardsticks() if each.metric in metrics]
+    # ids may be predicted better than by the commonest one and worse than by copying
+    some = any(
+        each.ahead(metrics[each.metric], baseline) > 0
+        for each in known
+        for baseline in each.beside(metrics).values()
+    )
+    learned = all(each.learned(metrics) for each in known)
+    verdict = "Learned" if learned else "Learned in part" if some else "Not learned yet"
+    return f"{verdict if known else 'Measured'}, {_on_test(result)}: {objective.describe(metrics)}."
 
 
 def _next(result: TrainResult, objective: Objective, recipe: Recipe) -> list[str]:
