@@ -1,7 +1,14 @@
-"""Kills runs at random moments, lets them go on, and compares what they end with with a run left alone.
+"""Attacks runs and files: kills at random moments, and damaged or tampered files at all their readers.
 
     python docs/measure_reliability.py --kills 20
     python docs/measure_reliability.py --kills 10 --processes 2
+    python docs/measure_reliability.py --files 8 [--only manifest]
+
+``--files`` damages each kind of file that the package writes and reads again: bytes cut, turned and grown,
+entries of JSON missing or of another kind, bombs, checksums brought up to date by whoever tampers. A reader
+survives that reads the file or refuses it in words, within 20 seconds of a core and 3 GiB; the number given
+is about how many tries there are for each place in a file. ``docs/reliability/hostile_files.py`` has the
+kinds. About ten minutes on two CPU cores; with VERBOSE=1 in the environment each try that fell is named.
 
 Each of the three laptop recipes is shortened to 40 steps of 8 videos with a checkpoint every 3 steps. SIGKILL
 comes at a moment drawn uniformly from the time that the whole run took: also while the package is imported,
@@ -18,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,7 +56,12 @@ def command(name: str, out: Path, processes: int) -> list[str]:
     ]
     if processes == 1:
         return [sys.executable, *run]
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    start = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+    ]
     return [sys.executable, *start, *run]
 
 
@@ -56,7 +69,11 @@ def begin(words: list[str]) -> "subprocess.Popen[bytes]":
     """The command in a process group of its own, so that a kill takes its workers with it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        words, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        words,
+        env=environment,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
 
 
@@ -108,7 +125,29 @@ def measure(name: str, kills: int, processes: int, luck: random.Random) -> str:
 
 def newest(out: Path, name: str) -> Path:
     """The folder that the run ended in: kills before its first checkpoint leave empty ones."""
-    return max((path.parent for path in out.glob(f"{name}*/resume")), key=lambda path: path.stat().st_mtime)
+    return max(
+        (path.parent for path in out.glob(f"{name}*/resume")),
+        key=lambda path: path.stat().st_mtime,
+    )
+
+
+def attack_files(number: int, only: Sequence[str]) -> int:
+    """Prints a table of what was tried and survived; exit code 1 if a reader fell."""
+    sys.path.insert(0, str(RECIPES.parent))
+    from docs.reliability.hostile_files import measure
+    from docs.reliability.world import make_attacked
+
+    fell: list[str] = []
+    tries = survivals = 0
+    print("| file | tried | survived |\n| --- | ---: | ---: |")
+    with tempfile.TemporaryDirectory(prefix="attack-") as folder:
+        for name, tried, fallen in measure(make_attacked(Path(folder) / "world"), number, only):
+            survived = tried - sum(fallen.values())
+            tries, survivals = tries + tried, survivals + survived
+            print(f"| {name} | {tried} | {survived} |", flush=True)
+            fell += [f"{name}: {count} x {how}" for how, count in fallen.items()]
+    print(f"| all | {tries} | {survivals} |", *fell, sep="\n")
+    return int(bool(fell))
 
 
 def main() -> None:
@@ -117,7 +156,21 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument(
+        "--files",
+        type=int,
+        metavar="N",
+        help="damage files instead, about N times each",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=(),
+        help="kinds of files whose names hold one of these",
+    )
     arguments = parser.parse_args()
+    if arguments.files is not None:
+        sys.exit(attack_files(arguments.files, arguments.only))
     print("| recipe | processes | kills | before any checkpoint | ends as the run left alone |")
     print("| --- | --- | --- | --- | --- |")
     luck = random.Random(arguments.seed)

@@ -1,7 +1,9 @@
 """A small world to attack: videos and everything that the package makes of them, in a minute on one core."""
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -74,7 +76,7 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | more
 
 
-def vidssl(*words: str, folder: Path, seconds: float = 120.0, **more: str) -> tuple[int, str]:
+def vidssl(*words: str, folder: Path, seconds: float = 900.0, **more: str) -> tuple[int, str]:
     """Exit code and output of a command in a folder; code 124 if it took longer than it may."""
     command = [sys.executable, "-m", "vidssl", *words]
     try:
@@ -112,6 +114,19 @@ def make_world(folder: Path, commands: Sequence[tuple[str, ...]] = COMMANDS) -> 
         code, said = vidssl(*words, folder=folder)
         if code:
             sys.exit(f"vidssl {' '.join(words)} ended with {code}: {said[-2000:]}")
+    return folder
+
+
+def make_attacked(folder: Path) -> Path:
+    """The same, with a capture, a file of features and events at the places where they are attacked."""
+    folder.mkdir()
+    make_world(folder)
+    run = folder / "runs" / "small"
+    shutil.copy(min((run / "features").glob("*.safetensors")), folder / "features.safetensors")
+    lines = [{"step": 1, "kind": "skipped", "text": "x"}, {"step": 2, "kind": "collapse", "text": "y"}]
+    (run / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    vidssl("train", "small.yaml", "optim.lr=1e15", "name=broken", folder=folder)  # leaves a capture
+    shutil.copy(min((folder / "runs" / "broken" / "captures").iterdir()), folder / "capture.safetensors")
     return folder
 
 

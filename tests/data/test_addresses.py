@@ -1,5 +1,6 @@
 """Files below a folder and below addresses of fsspec, the same from both; what goes wrong is told."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -201,6 +202,43 @@ def test_a_server_without_byte_ranges_is_told(monkeypatch) -> None:
     monkeypatch.setattr(Flaky, "cat_file", lambda self, path, start, end: b"abc")
     with pytest.raises(OSError, match="no byte ranges"):
         place.read_range("a", 1, 1)
+
+
+def test_what_failed_at_last_fails_at_once_for_a_while(monkeypatch) -> None:
+    place = Address("memory://x", timeout_seconds=5.0, tries=3)
+    silent, now, asked = TimeoutError("silence"), [0.0], []
+    monkeypatch.setattr(places.time, "monotonic", lambda: now[0])
+
+    def ask(system: object, path: str) -> int:
+        asked.append(path)
+        now[0] += 10.0
+        raise silent
+
+    for name in ("a", "b"):  # a server that is silent for one file is not asked for the next
+        with pytest.raises(OSError, match=r"cannot be reached .*silence"):
+            place._call(name, ask)
+    assert (len(asked), now[0]) == (2, 20.0)
+    now[0] += 10.0
+    with pytest.raises(OSError, match="silence"):
+        place._call("b", ask)
+    assert len(asked) == 4
+
+
+def test_a_server_with_an_error_of_its_own_has_not_lost_the_file() -> None:
+    broken = FileNotFoundError("http://here/x")
+    broken.__cause__ = type("Answer", (Exception,), {"status": 500})("Internal Server Error")
+    assert places._told(broken)[0] == errno.EIO
+    assert places._told(FileNotFoundError("http://here/x")) == (errno.ENOENT, "there is no such file")
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["https://me:hush@host/k400", "s3://key:hush@bucket", "https://host/i.jsonl?X-Amz-Signature=hush&a=1"],
+)
+def test_credentials_in_an_address_are_refused_and_not_shown(address: str) -> None:
+    with pytest.raises(UsageError, match="credentials in an address") as caught:
+        places.file_address(f"{address}/index.jsonl")
+    assert "hush" not in str(caught.value)
 
 
 def test_addresses_that_nothing_reads_are_refused(monkeypatch) -> None:

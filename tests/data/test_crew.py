@@ -1,11 +1,15 @@
 """Work in several processes that a bad task cannot take down or hold up."""
 
+import multiprocessing
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
+from vidssl.data import workers
 from vidssl.data.pool import Lost, work
 
 
@@ -40,3 +44,18 @@ def test_an_error_loses_one_task_and_one_that_all_tasks_meet_ends_the_work(capfd
     assert "a defect" in capfd.readouterr().err
     with pytest.raises(RuntimeError, match="failed at all of 5 files"):
         list(work([-3] * 9, twice, processes=1, patience_seconds=20))
+
+
+def test_folders_of_killed_runs_go_and_those_of_living_ones_stay(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    killed, foreign = tmp_path / "vidssl-w-a", tmp_path / "vidssl-w-b"
+    for folder in (killed, foreign):
+        (folder / "pymp-x").mkdir(parents=True)
+    (killed / "lock").touch()
+    workers.take_folder()
+    own = Path(multiprocessing.current_process()._config["tempdir"])
+    assert sorted(tmp_path.iterdir()) == sorted([foreign, own])
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    workers.take_folder()  # as another process would
+    assert own.is_dir()

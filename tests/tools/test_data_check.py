@@ -368,3 +368,18 @@ def test_the_page_on_data_explains_every_field_and_status(root: Path) -> None:
     assert len(fields) == 25
     missing = [name for name in (*fields, *get_args(Status)) if f"`{name}`" not in page]
     assert missing == []
+
+
+def test_a_damaged_manifest_is_made_anew_and_another_file_is_not_written_over(tmp_path: Path) -> None:
+    write_clip(tmp_path / "videos" / "a.mp4", 5)
+    check(tmp_path / "videos")
+    out = tmp_path / "videos.manifest.jsonl"
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-30])
+    assert "All files are looked at again" in check(tmp_path / "videos")[1]
+    assert out.read_bytes().splitlines()[0] == whole.splitlines()[0]
+    assert len([*Manifest(out)]) == 1
+    out.write_text("mine\n")
+    with pytest.raises(UsageError, match="no line of a manifest"):
+        check(tmp_path / "videos")
+    assert out.read_text() == "mine\n"

@@ -23,6 +23,7 @@ UNREAD = 141  # as a shell has it after SIGPIPE
 _OUTSIDE = {
     errno.ENOSPC: "make room, or name a folder on another disk",
     errno.EDQUOT: "make room, or name a folder on another disk",
+    errno.EFBIG: "files may not grow so large (ulimit -f), or not on this disk",
     errno.EROFS: "name a folder that can be written",
     errno.EACCES: "change its rights, or name another",
     errno.EPERM: "change its rights, or name another",

@@ -20,11 +20,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from vidssl.data.views.crops import Views
 from vidssl.data.views.stored import StoredViews
-from vidssl.data.workers import WorkerDied, Workers
+from vidssl.data.workers import WorkerDied, Workers, take_folder
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, SampleInfo, UnreadableSample, ViewSampler
 
 _DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
+_LAST_SECONDS = 2  # of a worker that is told to end
 _PAGE = 16384  # a tensor in shared memory takes a page at least, and a batch has several
 
 
@@ -324,6 +325,8 @@ def parcels(
     """
     # a fork shares torch's 500 MB and starts at once
     context = "fork" if sys.platform == "linux" else "spawn"
+    if workers:
+        take_folder()
     loader = DataLoader(
         samples,
         batch_sampler=batches,
@@ -405,4 +408,13 @@ def _leave_signals_to_parent(worker: int) -> None:
 
 
 def _obey_the_next(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Ends a worker, which takes away what it has half fetched; at once if it cannot within two seconds."""
     signal.signal(number, signal.SIG_DFL)
+    if sys.platform != "win32":
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_LAST_SECONDS)
+    raise SystemExit

@@ -6,15 +6,23 @@ moment: in the middle of a step, or while a checkpoint is written. Here that han
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TypeVar
 
+from vidssl.engine.process import can_lock, try_lock
 from vidssl.errors import UsageError
 
 T = TypeVar("T")
@@ -112,6 +120,42 @@ class Workers:
             process.kill()  # does nothing to those that have ended
         for process in self._processes:
             process.join(_GRACE_SECONDS)  # one that hangs in a disk cannot be ended and is not waited for
+
+
+_FOLDER, _LOCK = "vidssl-w-", "lock"
+
+
+def take_folder() -> None:
+    """Has the sockets of workers lie in one temporary folder, and removes the folders of killed runs.
+
+    Python makes a folder ``pymp-*`` in each worker, and those of a killed run would stay. Ours hold a lock
+    that the system lets go of when the last process of the run has ended: only such are removed.
+    """
+    process = multiprocessing.current_process()
+    if not can_lock() or process._config.get("tempdir"):  # type: ignore[attr-defined]
+        return
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        _remove_left(left)
+    folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
+    descriptor = os.open(folder / f".{_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
+    try_lock(descriptor)
+    os.rename(folder / f".{_LOCK}", folder / _LOCK)  # one without it is not looked at yet
+    process._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
+    # last of all, when Python has ended the workers
+    Finalize(None, shutil.rmtree, args=(str(folder), True), exitpriority=-100)
+
+
+def _remove_left(folder: Path) -> None:
+    """Removes a folder that no process has any more; not those of other users."""
+    with suppress(OSError):
+        if (folder / _LOCK).lstat().st_uid != os.getuid():
+            return
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            if try_lock(descriptor):
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 _watched: list[Workers] = []

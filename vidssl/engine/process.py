@@ -164,6 +164,15 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
             os.close(descriptor)
 
 
+def try_lock(descriptor: int) -> bool:
+    """Locks an open file, unless another process has it; False then, or where there are no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except OSError:
+        return False
+
+
 def remove_unlocked(path: Path) -> bool:
     """Removes a file unless a process has it ``locked``; False if one has."""
     descriptor = os.open(path, os.O_RDWR)

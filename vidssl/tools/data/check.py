@@ -144,7 +144,7 @@ def _scan(
     files, segments = listing.whole(), listing.segments()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        earlier = Manifest(out) if out.exists() else None
+        earlier = _earlier(out, console)
         places = _entries(journal)
 
         def known(key: str) -> FileRecord | None:
@@ -172,6 +172,27 @@ def _scan(
     write_atomically(out, assemble)
     journal.remove()
     return Manifest(out)
+
+
+def _earlier(out: Path, console: Console) -> Manifest | None:
+    """An earlier manifest; None if there is none, and with a line if it is damaged.
+
+    Raises:
+        UsageError: if the file is none, and would be written over.
+    """
+    if not out.exists():
+        return None
+    try:
+        manifest = Manifest(out)
+        for _ in manifest:  # every line is looked at before the long scan
+            pass
+        return manifest
+    except UsageError as error:
+        with out.open("rb") as file:
+            if not file.readline().startswith(header(Path())[:20].encode()):
+                raise
+        say(console, f"{error}. All files are looked at again")
+        return None
 
 
 def _tasks(

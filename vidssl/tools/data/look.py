@@ -24,7 +24,7 @@ from vidssl.data.sources.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.segments import NamedSegment, parse_segments
 from vidssl.data.sources.tar.index import IMAGE, Member, Shard
-from vidssl.data.sources.tar.storage import PAUSES_SECONDS, Address
+from vidssl.data.sources.tar.storage import PAUSES_SECONDS, TRIES, Address
 from vidssl.engine.facts import Row, parsed
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data.pack import DamagedTar, split_name, walk_tar
@@ -113,7 +113,7 @@ class CannotRead:
 
 def look_at(task: ShardToLookAt) -> SeenShard | CannotRead:
     """Looks through a tar. Never raises for its faults."""
-    for pause in (*PAUSES_SECONDS, None):
+    for pause in (*PAUSES_SECONDS[: TRIES - 1], None):
         try:
             return _look(task)
         except OSError as error:

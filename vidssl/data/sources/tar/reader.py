@@ -61,12 +61,19 @@ class ShardCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with locked(self._folder / ".lock"):
-                pass
+                self._remove_left()
         except OSError as error:
             raise UsageError(
                 f"{folder}: the cache of shards cannot be written ({error.strerror or error}); name another "
                 "folder with 'cache', or leave it out"
             ) from error
+
+    def _remove_left(self) -> None:
+        """Removes what processes that were killed have half fetched."""
+        for file in self._folder.glob(".*.part"):
+            if _OURS.fullmatch(file.name):
+                with suppress(FileNotFoundError):
+                    remove_unlocked(file)
 
     def read_range(self, name: str, size: int, start: int, length: int) -> bytes | None:
         """A part of a shard, which is fetched if it is not there; fewer bytes where it ends before.
@@ -120,9 +127,9 @@ class ShardCache:
             try:
                 self._source.fetch(name, partial)
                 _sync(partial, size)
-            except OSError as error:
+            except BaseException as error:
                 partial.unlink(missing_ok=True)
-                if error.errno not in OWN_DISK:
+                if not isinstance(error, OSError) or error.errno not in OWN_DISK:
                     raise
                 self._tell(error.strerror or "no space is left")
                 return False

@@ -32,7 +32,7 @@ from vidssl.data.sources.lists import listed_part
 from vidssl.data.sources.segments import Segment
 from vidssl.data.sources.tar.index import IMAGE, INDEX, Member, ShardIndex
 from vidssl.data.sources.tar.reader import ShardCache, ShardReader
-from vidssl.data.sources.tar.storage import Address, file_address
+from vidssl.data.sources.tar.storage import TIMEOUT_SECONDS, TRIES, Address, file_address
 from vidssl.data.sources.video_files import ShortVideos, VideoKeys
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
@@ -67,12 +67,17 @@ class TarShards(ListKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, Orde
         cache: a folder of this machine in which shards are kept that were fetched whole; without it each
             sample is asked for by itself.
         cache_gib: how much the folder may hold.
+        timeout_seconds: that a service elsewhere may stay silent; for https://, s3:// and gs://.
+        tries: how often what fails elsewhere is tried in all, 1 to 10, after pauses of 0.5, 2, 8 and then
+            30 seconds. A sample that stays out of reach is unreadable.
     """
 
     index: str | None = None
     order: Literal["shards", "samples"] = "shards"
     cache: str | None = None
     cache_gib: float = 100.0
+    timeout_seconds: float = TIMEOUT_SECONDS
+    tries: int = TRIES
 
     def __post_init__(self) -> None:
         if self.list is None and self.test_list is not None:
@@ -80,8 +85,8 @@ class TarShards(ListKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, Orde
         where = self.list or self.root
         self._short = ShortVideos(self.short, self.min_frames)
         self._decoder = choose_decoder(self.decoder)
-        self._address = Address(self.root)
-        self._index = _read_index(self._address, self.index)
+        self._address = Address(self.root, timeout_seconds=self.timeout_seconds, tries=self.tries)
+        self._index = _read_index(self._address, self.index, self.timeout_seconds, self.tries)
         if self.list is None and self.part == "all" and self.limit is None and not self._index.segments:
             chosen = _Chosen.all_of(self._index)
             self._groups: dict[str, str] = {}
@@ -289,8 +294,10 @@ def _length(index: ShardIndex, number: int, segment: Segment | None) -> int:
     return 0
 
 
-def _read_index(address: Address, index: str | None) -> ShardIndex:
-    place, name = (address, INDEX) if index is None else file_address(index)
+def _read_index(address: Address, index: str | None, seconds: float, tries: int) -> ShardIndex:
+    place, name = address, INDEX
+    if index is not None:
+        place, name = file_address(index, timeout_seconds=seconds, tries=tries)
     where = place.file(name)
     try:
         return ShardIndex(place.read(name), where)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
+import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -15,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import fsspec
+from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 
 from vidssl.errors import UsageError
@@ -25,7 +29,13 @@ _PACKAGES = {  # where fsspec's own words name none
     "s3": "s3fs",
     "gs": "gcsfs",
 }
-PAUSES_SECONDS = (0.5, 2.0, 8.0)  # between tries
+PAUSES_SECONDS = (0.5, 2.0, 8.0, *[30.0] * 6)  # between tries
+TIMEOUT_SECONDS, TRIES, MOST_TRIES = 15.0, 4, 1 + len(PAUSES_SECONDS)
+_SILENCES = 3  # a server that stays silent is given up in the next try after as many timeouts
+_ALL = "/"  # stands for every file of an address
+_SECRETS = re.compile(
+    r"(?<=://)[^/@]*:[^/@]*@|(?<=[?&])[^=&]*(?:key|token|sig|secret|passw|auth)[^=&]*=[^&]*", re.I
+)
 _OPEN_FILES = 256  # of a process and root; a batch is read from about as many shards as it has samples
 OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # errors of a disk that is written to
 _FINAL = (errno.ENOENT, errno.EACCES, errno.ERANGE, *OWN_DISK)  # trying again does not help
@@ -42,24 +52,35 @@ class Address:
 
     Args:
         root: a path, relative to the working folder, or an address.
+        timeout_seconds: that https://, s3:// and gs:// may stay silent; others have timeouts of their own.
+        tries: how often what fails is tried in all.
 
     Attributes:
         local: the folder; None for one that is elsewhere.
 
     Raises:
-        UsageError: if nothing reads such addresses here.
+        ValueError: if a number is none of that kind.
+        UsageError: if nothing reads such addresses here, or credentials stand in it.
         OSError: from every method, if a file cannot be read, written or reached.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, timeout_seconds: float = TIMEOUT_SECONDS, tries: int = TRIES) -> None:
+        if not 0 < timeout_seconds < math.inf or not 1 <= tries <= MOST_TRIES:
+            raise ValueError(
+                f"timeout_seconds must be finite and above 0, and tries from 1 to {MOST_TRIES}, got "
+                f"{timeout_seconds:g} and {tries}"
+            )
+        self._timeout, self._tries = timeout_seconds, tries
         self._root = root.rstrip("/") or root
         self.local: Path | None = None
         self._system: fsspec.AbstractFileSystem | None = None
         self._path, self._process = "", -1
         self._descriptors: OrderedDict[str, int] = OrderedDict()
+        self._lost: dict[str, tuple[float, OSError]] = {}  # what failed -> until when, and how
         if is_local(root):
             self.local = Path(root.removeprefix("file://")).absolute()
         else:
+            _refuse_secrets(root)
             _require_package(root)
 
     def __str__(self) -> str:
@@ -194,21 +215,63 @@ class Address:
             self._call(name, lambda system, path: system.rm_file(path))
 
     def _call(self, name: str, call: Callable[[fsspec.AbstractFileSystem, str], Given]) -> Given:
-        """The result of a call of fsspec's, tried again where that may help."""
+        """The result of a call of fsspec's, tried again where that may help.
+
+        What failed at last fails at once for a while: a whole batch does not wait for one server.
+        """
         if self.local is not None:
             return call(LocalFileSystem(), str(self.local / name))
-        for pause in (*PAUSES_SECONDS, None):
+        began = time.monotonic()
+        for until, error in (self._lost[known] for known in (_ALL, name) if known in self._lost):
+            if began < until:
+                raise OSError(error.errno, error.strerror, self.file(name))
+        for pause in (*PAUSES_SECONDS[: self._tries - 1], None):
             try:
                 with _in_words(self.file(name)):
                     if self._system is None or self._process != os.getpid():
-                        self._system, self._path = fsspec.url_to_fs(self._root)
+                        self._system, self._path = fsspec.url_to_fs(self._root, **self._patience())
                         self._process = os.getpid()
                     return call(self._system, f"{self._path.rstrip('/')}/{name}".rstrip("/"))
             except OSError as error:
-                if pause is None or error.errno in _FINAL or isinstance(error.__cause__, NotImplementedError):
+                if error.errno in _FINAL or isinstance(error.__cause__, NotImplementedError):
+                    raise
+                now, silent = time.monotonic(), error.errno == errno.ETIMEDOUT
+                if pause is None or (silent and now - began > _SILENCES * self._timeout):
+                    self._lost[_ALL if silent else name] = (now + self._timeout, error)
                     raise
                 time.sleep(pause)
         raise AssertionError
+
+    def _patience(self) -> dict[str, object]:
+        """What tells fsspec how long a service may stay silent; nothing for other kinds of address."""
+        protocol, seconds = self._root.split("://")[0], self._timeout
+        if protocol in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            timeout = ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
+            return {"client_kwargs": {"timeout": timeout, **_configured("client_kwargs", "http", "https")}}
+        if protocol == "s3":
+            timeouts = {"connect_timeout": seconds, "read_timeout": seconds}
+            return {"config_kwargs": {**timeouts, **_configured("config_kwargs", "s3", "s3a")}}
+        return {"requests_timeout": seconds} if protocol in ("gs", "gcs") else {}
+
+
+def _configured(name: str, *protocols: str) -> dict[str, object]:
+    """What fsspec's configuration says of a keyword, which an argument would replace as a whole."""
+    found: dict[str, object] = {}
+    for protocol in protocols:
+        found |= conf.get(protocol, {}).get(name, {})
+    return found
+
+
+def _refuse_secrets(root: str) -> None:
+    """Raises UsageError for an address with credentials: recipes, logs and score cards would hold them."""
+    if _SECRETS.search(root):
+        raise UsageError(
+            f"{_SECRETS.sub('***', root)}: credentials in an address would stand in recipes, logs and "
+            "scores. Keep them where its service looks for them, or in fsspec's configuration "
+            "(docs/data/tar_shards.md)"
+        )
 
 
 def _walk(folder: Path) -> list[str]:
@@ -231,14 +294,15 @@ def is_local(address: str) -> bool:
     return address.startswith("file://") or ("://" not in address and "::" not in address)
 
 
-def file_address(address: str) -> tuple[Address, str]:
-    """Where a file lies, and its name there.
-
-    Raises:
-        UsageError: if nothing reads such addresses here.
-    """
+def file_address(
+    address: str, *, timeout_seconds: float = TIMEOUT_SECONDS, tries: int = TRIES
+) -> tuple[Address, str]:
+    """Where a file lies, and its name there; arguments and errors as ``Address``."""
+    if not is_local(address):
+        _refuse_secrets(address)
     folder, slash, name = address.rpartition("/")
-    return Address((folder or "/") if slash else "."), name
+    place = (folder or "/") if slash else "."
+    return Address(place, timeout_seconds=timeout_seconds, tries=tries), name
 
 
 def _require_package(root: str) -> None:
@@ -293,8 +357,9 @@ def _in_words(address: str) -> Iterator[None]:
 def _told(error: Exception) -> tuple[int, str]:
     """An error number, and a sentence."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and isinstance(cause, OSError):
-        return _told(cause)  # fsspec says so too of a server that does not answer
+    # fsspec says so too of a server that does not answer, or has an error of its own
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and _says_more(cause):
+        return _told(cause)
     if isinstance(error, OSError) and error.errno in OWN_DISK:
         return error.errno or 0, error.strerror or "no space"
     status = getattr(error, "status", None)  # of an answer over HTTP
@@ -305,4 +370,11 @@ def _told(error: Exception) -> tuple[int, str]:
     if status == 416 or "InvalidRange" in str(error):  # HTTP's and S3's words
         return errno.ERANGE, "it ends before the part that is asked for"
     said = (str(error).strip() or "no more is known").split("\n")[0][:200]
-    return errno.EIO, f"it cannot be reached ({type(error).__name__}: {said})"
+    number = errno.ETIMEDOUT if isinstance(error, (TimeoutError, asyncio.TimeoutError)) else errno.EIO
+    return number, f"it cannot be reached ({type(error).__name__}: {_SECRETS.sub('***', said)})"
+
+
+def _says_more(cause: Exception) -> bool:
+    """Whether the cause of a missing file is that its server is silent, gone or broken."""
+    timeout = isinstance(cause, (OSError, asyncio.TimeoutError))
+    return timeout or getattr(cause, "status", 404) not in (404, 410)
