@@ -1,12 +1,17 @@
 """Tars as a stream: names in them, samples by WebDataset's rule, and where they end."""
 
+import json
+import tarfile
 from io import BytesIO
 from pathlib import Path
 
 import pytest
 from data_clips import write_clip
 from data_shards import write_tar
+from PIL import Image
 
+from vidssl.data.sources.tar.storage import Address
+from vidssl.tools.data.look import ShardToLookAt, look_at
 from vidssl.tools.data.pack import DamagedTar, Onward, split_name, walk_tar
 
 
@@ -51,3 +56,23 @@ def test_a_walk_through_a_stream_sees_the_end(tmp_path: Path) -> None:
     assert [info.name for _, info in walk_tar(Onward(BytesIO(data)))] == ["a.mp4", "b.mp4"]
     with pytest.raises(DamagedTar, match="no header of a file where one should be"):
         list(walk_tar(Onward(BytesIO(data[:1024] + b"x" * 5000))))
+
+
+def test_hostile_members_are_left_out_in_words_and_the_others_stay(tmp_path: Path) -> None:
+    about = {"labels": {"class": 10**30, "other": ["x"]}, "segments": [[0, 1]], "key": "a\0b", "sha256": ""}
+    picture = BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    files: dict[str, bytes | None] = {f"{name}.png": picture.getvalue() for name in "abc"}
+    files |= {"a.json": b"[" * 100_000, "b.json": json.dumps(about).encode(), "b.cls": b"9" * 5000}
+    files |= {"c.json": b'{"labels": {"class": "walk"}}', "end.txt": b"x" * 512}
+    content = write_tar(tmp_path / "0.tar", files).read_bytes().rstrip(b"\0")
+    vast = tarfile.TarInfo("d.png")
+    vast.size = 1 << 43
+    (tmp_path / "0.tar").write_bytes(content + vast.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    seen = look_at(ShardToLookAt(Address(str(tmp_path)), "0.tar", tmp_path / "note"))
+    found = {member.entry.key: member.entry for member in seen.shard.members}
+    assert {key: entry.status for key, entry in found.items()} == {
+        "a.png": "ok", "b.png": "ok", "c.png": "ok", "d.png": "unreadable",
+    }  # fmt: skip
+    assert [found[key].labels for key in ("b.png", "c.png")] == [{"class": str(10**30)}, {"class": "walk"}]
+    assert "cut off" in found["d.png"].reason
