@@ -36,6 +36,7 @@ FLOORS = (
     {"train"},
     {"evaluate"},
     {"compare", "pictures"},
+    {"use"},
     {"tools"},
     {"api", "cli", "__main__"},
 )
@@ -44,8 +45,8 @@ FLOORS = (
 MOST_AT_TOP = 25
 MOST_LINES_A_FILE = 600
 FEWEST_LINES_A_FILE = 40
-MOST_LINES = 48_600  # the last that came: reports, pictures and tables of runs with 1,500
-MOST_FILES = 250
+MOST_LINES = 53_500  # the last that came: reports of runs with 1,500, use of runs with 4,200
+MOST_FILES = 272
 MOST_IMPORTS = 0.113  # of the lines of code, without docstrings, comments and empty lines
 SMALL = {"__main__.py": "python -m vidssl"}  # file -> why it stands alone
 KINDS_OF_COMPONENTS = next(names for names in FLOORS if "objectives" in names)
@@ -216,7 +217,7 @@ def test_the_training_loop_fits_on_a_screen() -> None:
 
 
 def test_an_objective_can_be_read_alone() -> None:
-    assert len(needed("objectives/bevt")) <= 8
+    assert len(needed("objectives/bevt")) <= 9
 
 
 def test_there_is_no_any_in_the_interfaces() -> None:

@@ -1,7 +1,12 @@
 """Every public name in one place, for scripts and notebooks: ``from vidssl import api as v``."""
 
 from vidssl.backbones.factorized import Factorized as Factorized
+from vidssl.backbones.pixels import Pixels as Pixels
+from vidssl.backbones.pytorchvideo_nets import PyTorchVideoNet as PyTorchVideoNet
 from vidssl.backbones.timesformer import TimeSformer as TimeSformer
+from vidssl.backbones.timm_nets import TimmNet as TimmNet
+from vidssl.backbones.torchvision_nets import TorchvisionNet as TorchvisionNet
+from vidssl.backbones.transformers_nets import TransformersNet as TransformersNet
 from vidssl.backbones.video_swin import VideoSwin as VideoSwin
 from vidssl.backbones.vit import ViT as ViT
 from vidssl.build import build as _build
@@ -9,6 +14,7 @@ from vidssl.config.recipe import RunSpec as RunSpec
 from vidssl.data.augment.batch import ColourAugment as ColourAugment, PerClipAugment as PerClipAugment
 from vidssl.data.augment.rand_augment import FinetuneAugment as FinetuneAugment
 from vidssl.data.loader import Loader as Loader, Stream as Stream
+from vidssl.data.sources.datasets import DatasetSource as DatasetSource
 from vidssl.data.sources.folders import (
     ImageFolder as ImageFolder,
     VideoFolder as VideoFolder,
@@ -49,13 +55,15 @@ from vidssl.data.views.uniform import (
 )
 from vidssl.data.views.vimpac import ClipPair as ClipPair, CornerClip as CornerClip
 from vidssl.engine.checkpoint import read_checkpoint as read_checkpoint
-from vidssl.engine.optim import SGD as SGD, AdamW as AdamW
+from vidssl.engine.optim import SGD as SGD, AdamW as AdamW, Optim as Optim
 from vidssl.engine.schedules import (
     Cosine as Cosine,
     LinearDecay as LinearDecay,
     MultiStep as MultiStep,
+    Schedule as Schedule,
     WarmupCosine as WarmupCosine,
 )
+from vidssl.errors import UsageError as UsageError
 from vidssl.evaluators.attentive import Attentive as Attentive
 from vidssl.evaluators.extract import extract as extract
 from vidssl.evaluators.knn import KNN as KNN, Retrieval as Retrieval
@@ -71,12 +79,15 @@ from vidssl.interfaces import (
     Evaluator as Evaluator,
     Features as Features,
     FilledIn as FilledIn,
+    LabelledFeatures as LabelledFeatures,
     LossOutput as LossOutput,
     MaskedPrediction as MaskedPrediction,
     Masker as Masker,
     Objective as Objective,
     Progress as Progress,
+    SampleInfo as SampleInfo,
     Tokenizer as Tokenizer,
+    UnreadableSample as UnreadableSample,
     ViewSampler as ViewSampler,
     VisibleFeatures as VisibleFeatures,
 )
@@ -107,6 +118,17 @@ from vidssl.tokenizers.fsq import FSQ as FSQ
 from vidssl.tokenizers.vqvae import VQVAE as VQVAE
 from vidssl.train.loop import TrainResult as TrainResult
 from vidssl.train.start import train as train
+from vidssl.use.load import load as load, load_objective as load_objective
+from vidssl.use.notebook import (
+    Pictures as Pictures,
+    Run as Run,
+    Scores as Scores,
+    compare as compare,
+    evaluate as evaluate,
+    show as show,
+    train_recipe as train_recipe,
+)
+from vidssl.use.predict import Answers as Answers, predict as predict
 from vidssl.weights.load import load_init as load_init
 
 load_tokenizer = _build.tokenizer

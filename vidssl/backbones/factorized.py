@@ -80,7 +80,7 @@ class Branch(nn.Module):
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=key_mask, dropout_p=self.dropout if self.training else 0.0
         )
-        attended = rearrange(attended, "(b l) m n d -> b l n (m d)", b=len(tokens))
+        attended = rearrange(attended, "(b l) m n d -> b l n (m d)", b=tokens.shape[0])
         cells = rearrange(attended[:, :, 1:], self.to_cells, t=t, h=h, w=w)
         return torch.cat((attended[:, :, 0].mean(dim=1, keepdim=True), cells), dim=1)
 
@@ -431,11 +431,11 @@ class Factorized(Backbone, HasBlocks):
             if mask.shape != x.shape:
                 raise ValueError(f"mask must be {tuple(x.shape)} to match the ids, got {tuple(mask.shape)}")
             x = torch.where(mask & ~padding, self.mask_id, x)
-        # without padding attention needs no mask, and is faster
-        seen = ~padding.flatten(1) if bool(padding.any()) else None
+        # without padding attention needs no mask, and is faster; whether there is any, no trace can know
+        seen = ~padding.flatten(1) if torch.compiler.is_compiling() or bool(padding.any()) else None
 
         cells = (self.embedding(x) + self.positions(grid)).flatten(1, 3)
-        cls = (self.class_token + self.positions.of_class_token()).expand(len(x), 1, -1)
+        cls = (self.class_token + self.positions.of_class_token()).expand(x.shape[0], 1, -1)
         tokens = torch.cat((cls, cells), dim=1)
         if self.embed_norm is not None:
             tokens = self.embed_norm(tokens)
@@ -448,6 +448,9 @@ class Factorized(Backbone, HasBlocks):
 
     def blocks_in_order(self) -> tuple[nn.Module, ...]:
         return tuple(self.layers)
+
+    def block_norm(self) -> nn.Module:
+        return nn.Identity() if self.last_norm is None else self.last_norm
 
     def layer_names(self) -> tuple[tuple[str, ...], ...]:
         inner: list[tuple[str, ...]] = [(f"layers.{i}",) for i in range(len(self.layers))]

@@ -1,18 +1,17 @@
 """Where a cell is: fixed codes for grids of any size, and learned tables resized to them."""
 
-from functools import lru_cache
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vidssl.interfaces.grids import GridSize
+from vidssl.interfaces.grids import GridSize, kept
 
 PositionResize = Literal["nearest", "bilinear", "bicubic"]
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def sincos_positions(grid: GridSize, dim: int, device: torch.device) -> Tensor:
     """Sine and cosine codes of a grid's cells, float32 [t, h, w, dim].
 

@@ -1,7 +1,7 @@
 """PyTorchVideo's networks as backbones."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from einops import rearrange, reduce
@@ -11,6 +11,7 @@ from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import channels_last, prefixed
 from vidssl.errors import counted
 from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
+from vidssl.interfaces.backbone import cells_of
 from vidssl.interfaces.grids import GridSize
 from vidssl.weights.external import pytorchvideo_hub
 
@@ -120,6 +121,12 @@ class PyTorchVideoNet(Backbone, HasBlocks):
     def blocks_in_order(self) -> tuple[nn.Module, ...]:
         """MViT's; the stages of the others, with batch norms or two pathways, are not told apart."""
         return tuple(self.net.blocks) if self._name.startswith("mvit") else ()
+
+    def block_cells(self, output: object, grid: GridSize) -> tuple[Tensor, Tensor | None]:
+        return cells_of(*cast(tuple[Tensor, GridSize], output))
+
+    def block_norm(self) -> nn.Module:
+        return cast(nn.Module, self.net.norm_embed)
 
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """PyTorchVideo's own weights; the classifier is dropped."""

@@ -15,6 +15,7 @@ from vidssl.backbones.positions import PositionResize, resize_positions
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, ClassAttention, Features, HasBlocks, Translated
 from vidssl.interfaces.backbone import EncodesVisible, VisibleFeatures, check_clip, check_keep
+from vidssl.interfaces.grids import GridSize
 from vidssl.layers.transformer import Attention, Block, DropPath, Mlp, drop_path_rates, init_linear, rows_at
 from vidssl.weights.vit_keys import to_timesformer
 
@@ -189,6 +190,14 @@ class TimeSformer(Backbone, HasBlocks, ClassAttention, EncodesVisible):
     def blocks_in_order(self) -> tuple[nn.Module, ...]:
         return tuple(self.blocks)
 
+    def block_cells(self, output: object, grid: GridSize) -> tuple[Tensor, Tensor | None]:
+        tokens, (t, h, w) = cast(Tensor, output), grid
+        tokens = from_frames(tokens, t) if self.attention == "space" else tokens
+        return rearrange(tokens[:, 1:], "b (h w t) d -> b t h w d", h=h, w=w), tokens[:, :1]
+
+    def block_norm(self) -> nn.Module:
+        return self.norm
+
     def layer_names(self) -> tuple[tuple[str, ...], ...]:
         inner: list[tuple[str, ...]] = [(f"blocks.{i}",) for i in range(len(self.blocks))]
         inner[-1] += ("norm",)
@@ -288,7 +297,7 @@ class TimeSformer(Backbone, HasBlocks, ClassAttention, EncodesVisible):
         return positions + resize_positions(times, (t, 1), self.position_resize).squeeze(1)
 
     def _with_class_token(self, tokens: Tensor) -> Tensor:
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(tokens), -1, -1)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
         return torch.cat((cls, tokens), dim=1)
 
     def _places(self, h: int, w: int) -> Tensor:

@@ -1,14 +1,15 @@
 """timm's image networks as backbones of video, frame by frame."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from vidssl.backbones.blocks import Normalise
 from vidssl.backbones.torchvision_nets import prefixed
 from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
+from vidssl.interfaces.backbone import cells_of
 from vidssl.interfaces.grids import GridSize
 
 
@@ -90,6 +91,21 @@ class TimmNet(Backbone, HasBlocks):
         if isinstance(getattr(net, "layer4", None), nn.Sequential):
             return tuple(b for layer in (net.layer1, net.layer2, net.layer3, net.layer4) for b in layer)
         return ()
+
+    def block_cells(self, output: object, grid: GridSize) -> tuple[Tensor, Tensor | None]:
+        """Maps of frames [B*t, D, h, w], or of windows [B*t, h, w, D], or tokens [B*t, P + h*w, D]."""
+        found, t = cast(Tensor, output), grid[0]
+        if found.ndim == 4:
+            windows = getattr(self.net, "output_fmt", "") == "NHWC"
+            pattern = "(b t) h w d -> b t h w d" if windows else "(b t) d h w -> b t h w d"
+            return rearrange(found, pattern, t=t), None
+        cells, prefix = cells_of(found, (1, *grid[1:]))
+        cells = rearrange(cells, "(b t) 1 h w d -> b t h w d", t=t)
+        return cells, None if prefix is None else reduce(prefix, "(b t) p d -> b p d", "mean", t=t)
+
+    def block_norm(self) -> nn.Module:
+        found: Any = getattr(self.net, "norm", None)
+        return found if isinstance(found, nn.Module) else nn.Identity()
 
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """timm's own weights; the classifier is dropped."""

@@ -1,13 +1,14 @@
 """torchvision's video networks as backbones."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.backbones.blocks import Normalise
 from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
+from vidssl.interfaces.backbone import cells_of
 from vidssl.interfaces.grids import GridSize
 
 Name = Literal[
@@ -76,6 +77,15 @@ class TorchvisionNet(Backbone, HasBlocks):
 
     def blocks_in_order(self) -> tuple[nn.Module, ...]:
         return self._blocks(self.net)
+
+    def block_cells(self, output: object, grid: GridSize) -> tuple[Tensor, Tensor | None]:
+        if isinstance(output, tuple):  # of MViT: tokens and the size that they have
+            return cells_of(*output)
+        found = cast(Tensor, output)
+        return (found if self._name.startswith("swin3d") else channels_last(found)), None
+
+    def block_norm(self) -> nn.Module:
+        return cast(nn.Module, getattr(self.net, "norm", nn.Identity()))
 
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
         """torchvision's own weights; its classifier is dropped."""

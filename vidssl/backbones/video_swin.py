@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import ClassVar, Literal, cast
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, PatchEmbed, hide
 from vidssl.interfaces import Backbone, Features, HasBlocks, ResizesWindows, Translated
-from vidssl.interfaces.grids import GridSize
+from vidssl.interfaces.grids import GridSize, kept
 from vidssl.layers.transformer import DropPath, Mlp, check_heads, drop_path_rates, init_linear
 from vidssl.weights.swin import read_swin
 
@@ -41,7 +40,7 @@ class WindowPlan:
     blocked: Tensor | None
 
 
-@lru_cache(maxsize=256)
+@kept(256)
 def plan_windows(grid: GridSize, window: GridSize, shifted: bool, device: torch.device) -> WindowPlan:
     """The plan of a grid, made once for each grid, window and device.
 
@@ -291,6 +290,12 @@ class VideoSwin(Backbone, HasBlocks, ResizesWindows):
 
     def blocks_in_order(self) -> tuple[nn.Module, ...]:
         return tuple(block for blocks in self.stages for block in blocks)  # type: ignore[attr-defined]
+
+    def block_cells(self, output: object, grid: GridSize) -> tuple[Tensor, Tensor | None]:
+        return cast(Tensor, output), None
+
+    def block_norm(self) -> nn.Module:
+        return self.norm
 
     def layer_names(self) -> tuple[tuple[str, ...], ...]:
         inner: list[tuple[str, ...]] = []

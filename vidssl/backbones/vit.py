@@ -163,6 +163,9 @@ class ViT(Backbone, HasBlocks, ClassAttention, EncodesVisible):
     def blocks_in_order(self) -> tuple[nn.Module, ...]:
         return tuple(self.blocks)
 
+    def block_norm(self) -> nn.Module:
+        return self.norm
+
     def layer_names(self) -> tuple[tuple[str, ...], ...]:
         inner: list[tuple[str, ...]] = [(f"blocks.{i}",) for i in range(len(self.blocks))]
         inner[-1] += ("norm", "fc_norm")
@@ -301,4 +304,4 @@ class ViT(Backbone, HasBlocks, ClassAttention, EncodesVisible):
     def _with_class_token(self, tokens: Tensor) -> Tensor:
         if self.class_token is None:
             return tokens
-        return torch.cat((self.class_token.expand(len(tokens), 1, -1).to(tokens.dtype), tokens), dim=1)
+        return torch.cat((self.class_token.expand(tokens.shape[0], 1, -1).to(tokens.dtype), tokens), dim=1)

@@ -28,6 +28,9 @@ def add_commands(commands: "Commands[Parser]") -> None:
         metavar="NAME",
         help="file or name in evaluation/; may be repeated",
     )
+    evaluate.add_argument(
+        "--save-probe", action="store_true", help="keep the fitted probe beside the scores, for predict"
+    )
     add_trust(evaluate)
 
     compare = add(
@@ -74,6 +77,8 @@ def _evaluate(words: list[str], *, protocols: list[str], **options: Any) -> int:
         if not of_tokenizers and len(names) > 1:
             raise UsageError(f"eval takes one run, checkpoint or network, got {' '.join(names)}")
     if of_tokenizers:
+        if "save_probe" in options:
+            raise UsageError("--save-probe: measuring a tokenizer fits no probe")
         from vidssl.tools.tokenizer_scores import score_tokenizers
 
         return score_tokenizers(names, protocols, overrides, **options)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from vidssl import __version__
-from vidssl.cli import check, data, evaluate, grid, show, tokenize, train
+from vidssl.cli import check, data, evaluate, grid, show, tokenize, train, use
 from vidssl.cli.operands import BAD_INPUT, Commands, Parser
 from vidssl.engine.process import end_with_launcher
 from vidssl.errors import UsageError, printable
@@ -79,13 +79,17 @@ def parsers() -> "tuple[Parser, Commands[Parser]]":
     parser = Parser(prog="vidssl", description="Self-supervised video learning from interchangeable parts.")
     parser.add_argument("--version", action="version", version=f"vidssl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (train, evaluate, grid, show, tokenize, data, check):
+    for group in (train, evaluate, grid, use, show, tokenize, data, check):
         group.add_commands(commands)
     return parser, commands
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, commands = parsers()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what may follow
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     if argv and not argv[0].startswith("-") and argv[0] not in commands.choices:
         from vidssl.config.strict_yaml import nearest
 

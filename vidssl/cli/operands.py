@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
 
+from vidssl.cli.examples import epilog
 from vidssl.errors import UsageError
 
 BAD_INPUT = 2
@@ -22,6 +23,13 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message.removeprefix('argument ')} (see '{self.prog} --help')")
 
 
+class _Help(argparse.HelpFormatter):
+    """Folds everything but the examples, whose lines stand as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
 def add(
     commands: "Commands[Parser]",
     name: str,
@@ -35,7 +43,14 @@ def add(
         run: gets the operands, and each option as a keyword.
         operands: as help shows them, and what they are.
     """
-    parser = commands.add_parser(name, help=describe, argument_default=argparse.SUPPRESS)
+    parser = commands.add_parser(
+        name,
+        help=describe,
+        description=f"{describe[0].upper()}{describe[1:]}.",
+        argument_default=argparse.SUPPRESS,
+        formatter_class=_Help,
+    )
+    parser.epilog = epilog(parser.prog)
     parser.set_defaults(run=run)
     parser.add_argument("operands", nargs="*", default=[], metavar=operands[0], help=operands[1])
     return parser

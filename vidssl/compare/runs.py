@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -13,6 +12,7 @@ from vidssl.compare.run_groups import run_groups, run_name
 from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
 from vidssl.config.published import QuotedTable, load_published
 from vidssl.engine.logging import terminal
+from vidssl.engine.runfolder import named_path
 from vidssl.errors import UsageError, printable
 from vidssl.evaluate.score_file import CONTENT, ScoreFile, find_scores
 
@@ -68,7 +68,7 @@ def compare(
         raise UsageError(
             "measured and quoted numbers do not go into one CSV: leave out the runs or --published"
         )
-    files = [file for target in targets for file in find_scores(Path(target))]
+    files = [file for target in targets for file in find_scores(named_path(target))]
     quoted = load_published() if published else None
     tables = () if quoted is None else quoted.chosen(papers, data_sets)
     if output == "csv":

@@ -50,6 +50,7 @@ class RunSpec:
         deterministic: only algorithms that give the same numbers in every run on a GPU; slower. On a CPU that
             is so anyway, from the same number of threads: all CPUs, whatever else runs.
         workers: processes that decode, for each stream of each training process; 0 decodes in that itself.
+        log_every_steps: how often metrics, their means since the last time, are printed and written.
         checkpoint_every_steps: how often to save, and to measure on held-out streams.
         test_batches: of the held-out streams, a measurement.
         knn_every_steps: how often to classify the test videos of ``data.probe`` by their nearest neighbours

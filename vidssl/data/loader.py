@@ -24,6 +24,7 @@ from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcel
 from vidssl.data.workers import WorkerDied
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Batch, DataSource, UnreadableSample, ViewSampler
+from vidssl.interfaces.pretrained import Shown
 
 _log = logging.getLogger(__name__)
 _NAMED = 20  # unreadable samples that an error lists one by one
@@ -160,8 +161,10 @@ def numbered_alike(test: Mapping[str, Stream], train: Mapping[str, Stream]) -> d
     }
 
 
-class Loader:
+class Loader(Shown):
     """An endless iterator over the batches of several streams, merged; leaving its context ends its workers.
+
+    Its length is an epoch's: the batches in which every stream's samples have come once at least.
 
     Args:
         streams: name -> stream; no two may give a view of the same name.
@@ -192,6 +195,7 @@ class Loader:
         say = say or _log.warning
         restarted = restarted or (lambda step, line: say(line))
         self.waited_seconds = 0.0
+        self._length = max((-(-len(each) // each.batch_size) for each in streams.values()), default=0)
         self._streams = {
             name: _sound(name, stream, _batches(name, stream, start_step, restarted), say)
             for name, stream in streams.items()
@@ -199,6 +203,9 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         return self
+
+    def __len__(self) -> int:
+        return self._length
 
     def __next__(self) -> Batch:
         started = time.monotonic()

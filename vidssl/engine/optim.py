@@ -168,17 +168,7 @@ _HIGHEST_LR = 1e30
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """The settings that all optimizers share.
-
-    Attributes:
-        lr: peak learning rate, as it stands: it is not scaled with the batch size.
-        weight_decay: at the first step.
-        final_weight_decay: what weight decay moves to over the run along half a cosine; None holds it.
-        clip_norm: a gradient longer than this is scaled down to it; None never clips.
-        clip: the gradient of ``all`` parameters together is measured, or that of ``each`` alone (SVT).
-        decay: which parameters decay, see ``decayed_names``.
-        layer_decay: see ``parameter_groups``.
-        encoder_lr_scale: likewise.
+    """The settings that all optimizers share, described in ``Optim``.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -264,7 +254,19 @@ def _clip_each(gradients: list[Tensor], limit: float) -> Tensor:
 
 
 class Optim(ABC):
-    """An optimizer's settings: a frozen dataclass with the keys of ``Update`` and its own."""
+    """An optimizer's settings: a frozen dataclass with these keys and its own.
+
+    Attributes:
+        lr: peak learning rate, as it stands: it is not scaled with the batch size.
+        weight_decay: at the first step.
+        final_weight_decay: what weight decay moves to over the run along half a cosine; None holds it.
+        clip_norm: a gradient longer than this is scaled down to it; None never clips.
+        clip: the gradient of ``all`` parameters together is measured, or that of ``each`` alone (SVT).
+        decay: which parameters decay: weights of linear and convolution "layers", "tables" and "biases" too,
+            or "all".
+        layer_decay: factor of the rate from one layer to the one before it; None for the same rate in all.
+        encoder_lr_scale: factor of the encoder's rate; other parts, such as a head, keep ``lr``.
+    """
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -290,8 +292,9 @@ class AdamW(Optim):
 
     Attributes:
         betas: of the two moments. VIMPAC's pre-training: 0.9 and 0.98.
+        eps: is added to the root of the second moment.
 
-    The other keys and what is refused: ``Update``.
+    The other keys: ``Optim``; what is refused: ``Update``.
     """
 
     lr: float
@@ -326,7 +329,7 @@ class SGD(Optim):
         momentum: of the gradient's running sum; 0 for none.
         nesterov: whether the momentum looks ahead, as in TimeSformer's training, which SVT finetunes by.
 
-    The other keys and what is refused: ``Update``.
+    The other keys: ``Optim``; what is refused: ``Update``.
     """
 
     lr: float

@@ -6,6 +6,7 @@ runs/bevt/
   metrics.jsonl      one line a log step
   events.jsonl       one line for each thing that was said on the way: a skipped step, a sign of collapse
   code/              copies of the recipe's own parts (type: my_file.py:MyClass), and of modules beside them
+  classes.json       of a run that learned classes: their names, and how it was tested
   videos.json.gz     the files that it is trained and tested on, with their sizes
   checkpoints/       step-000300.safetensors ...
   resume/            step-000300.safetensors: the rest of the run's state, for a resume
@@ -33,6 +34,7 @@ from vidssl.config.files import kind_of, read
 from vidssl.engine.atomic import append_line, remove, write_text
 from vidssl.engine.facts import Row, parsed
 from vidssl.errors import UsageError
+from vidssl.interfaces.pretrained import HUB, WEIGHTS, fetched
 
 PACKAGES = (
     "vidssl", "torch", "torchvision", "timm", "einops", "numpy", "scikit-learn",
@@ -52,6 +54,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.events = path / "events.jsonl"
         self.videos = path / "videos.json.gz"
+        self.classes = path / "classes.json"
 
     def log(self, record: Mapping[str, float]) -> None:
         """Append one line to the metrics."""
@@ -70,9 +73,18 @@ class RunFolder:
         return self.checkpoints / f"step-{step:06d}.safetensors"
 
     def newest_checkpoint(self) -> Path | None:
-        """The checkpoint of the highest step, or None before the first was written."""
+        """The checkpoint of the highest step, or None before the first was written.
+
+        Of a run that was pushed and pulled, its only one.
+        """
         found = _by_step(self.checkpoints)
-        return found[max(found)] if found else None
+        pushed = self.path / WEIGHTS
+        return found[max(found)] if found else pushed if pushed.is_file() else None
+
+    @classmethod
+    def of(cls, checkpoint: Path) -> "RunFolder":
+        """The run that a checkpoint lies in, if it lies in one."""
+        return cls(checkpoint.parent if checkpoint.name == WEIGHTS else checkpoint.parent.parent)
 
     def state_path(self, step: int) -> Path:
         """Where the resume state of a step lies."""
@@ -233,9 +245,15 @@ def named_run(word: str) -> RunFolder:
     Raises:
         UsageError: if it names none, with the nearest run and a list of them.
     """
-    if not word or not (Path(word) / "recipe.yaml").is_file():
+    path = named_path(word)
+    if not word or not (path / "recipe.yaml").is_file():
         raise no_run(word)
-    return RunFolder(Path(word))
+    return RunFolder(path)
+
+
+def named_path(word: str) -> Path:
+    """The path that a word names; a run on the hub (``hf:OWNER/NAME``) is put into ``runs/hf`` first."""
+    return fetched(word, Path("runs") / "hf") if word.startswith(HUB) else Path(word)
 
 
 def no_run(word: str, out: Path = Path("runs")) -> UsageError:

@@ -112,8 +112,9 @@ class Schedule(ABC):
     Attributes:
         steps: optimizer steps of the whole run; or else
         epochs: passes over the stream named by ``epoch_of``.
+        epoch_of: which stream's passes are epochs, "video" or "image".
         warmup_steps: of the warm-up; or else
-        warmup_epochs: or else
+        warmup_epochs: the same in passes; or else
         warmup_share: fraction of the whole run's steps, rounded down.
 
     Raises:

@@ -20,10 +20,11 @@ from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.distributed import World, processes, told_once_a_machine
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
 from vidssl.engine.precision import on_meta
-from vidssl.engine.runfolder import RunFolder, newest_run, no_run
+from vidssl.engine.runfolder import RunFolder, named_path, newest_run, no_run
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.feature_cache import FeatureStore
 from vidssl.evaluate.finetune import finetune_run
+from vidssl.evaluate.kept_probes import check_kept, keep_probes
 from vidssl.evaluate.networks import (
     ExternalNetwork,
     external_recipe,
@@ -113,10 +114,11 @@ def find_checkpoint(target: str | None) -> Path:
     """
     if target is None:
         run = newest_run(Path("runs"))
-    elif Path(target).is_file() and Path(target).suffix == ".safetensors":
-        return Path(target)
     else:
-        run = RunFolder(Path(target))
+        path = named_path(target)
+        if path.is_file() and path.suffix == ".safetensors":
+            return path
+        run = RunFolder(path)
     newest = run.newest_checkpoint() if target != "" else None
     if newest is None and target and (run.path / "recipe.yaml").is_file():
         raise UsageError(f"{run.path}: no checkpoint in it: its run saved none yet")
@@ -132,6 +134,7 @@ def evaluate_run(
     console: Console | None = None,
     *,
     trust: bool = False,
+    save_probe: bool = False,
 ) -> int:
     """Score a network, print one table a protocol, keep the scores.
 
@@ -143,6 +146,7 @@ def evaluate_run(
         overrides: ``key=value`` for the protocols; ``data=RECIPE`` for its labelled data; ``weights=FILE``
             and ``network.key=value`` for a network that is no run's.
         trust: use code and addresses that the recipe of a run or checkpoint names, whoever trained it.
+        save_probe: keep the probes of the network beside its scores, for ``vidssl predict``.
 
     Returns:
         Exit code: 0, or 130 if finetuning was asked to stop before its last step.
@@ -153,8 +157,7 @@ def evaluate_run(
     with told_once_a_machine():
         words = eval_words(overrides)
         data = None if words.data is None else _with_probe(recipe_named(words.data, trust=trust), words.data)
-        external = target is not None and is_external(target)
-        asked = _external(str(target), words, data, trust) if external else _of_run(target, words, trust)
+        asked = asked_network(target, words, trust, data)
     with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
         console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
@@ -163,12 +166,19 @@ def evaluate_run(
             read = [_protocol(name, words, data or asked.recipe) for name in protocols]
             for protocol in read:
                 build.check_any_protocol(protocol)
+                if save_probe:
+                    check_kept(protocol)
                 _check_sizes(subject, protocol)
-            return score_subject(subject, read, console, world)
+            return score_subject(subject, read, console, world, save_probe=save_probe)
 
 
 def score_subject(
-    subject: Subject, protocols: Sequence[Protocol | FinetuneProtocol], console: Console, world: World = ALONE
+    subject: Subject,
+    protocols: Sequence[Protocol | FinetuneProtocol],
+    console: Console,
+    world: World = ALONE,
+    *,
+    save_probe: bool = False,
 ) -> int:
     """Score a network under protocols that were checked; exit code and errors as ``evaluate_run``.
 
@@ -189,6 +199,8 @@ def score_subject(
             continue
         features = store.tables(protocol)
         lost += [world.from_first(partial(_scored, subject, protocol, features, noted, console))]
+        if save_probe:
+            world.from_first(partial(keep_probes, subject, protocol, features, console))
     if any(lost):
         raise UsageError("; ".join(filter(None, lost)))
     return 0
@@ -235,7 +247,7 @@ def _scored(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class Asked:
     """The network to score, before it is made.
 
     Attributes:
@@ -249,7 +261,25 @@ class _Asked:
     make: Callable[[Say], Subject]
 
 
-def _of_run(target: str | None, words: EvalWords, trust: bool) -> _Asked:
+def asked_network(
+    target: str | None, words: EvalWords, trust: bool = False, data: Recipe | None = None
+) -> Asked:
+    """The network that a user names: a run's, or one that is no run's.
+
+    Args:
+        target: as for ``evaluate_run``.
+        trust: likewise.
+        data: a recipe whose labelled data are used; how to run is then taken from it where there is no other.
+
+    Raises:
+        UsageError: if there is none, or words are given that it has no use for.
+    """
+    if target is not None and is_external(target):
+        return _external(target, words, data, trust)
+    return _of_run(target, words, trust)
+
+
+def _of_run(target: str | None, words: EvalWords, trust: bool) -> Asked:
     """A checkpoint's encoder beside the same network untrained."""
     given = [] if words.weights is None else [f"weights={words.weights}"]
     given += [f"network.{word}" for word in words.network]
@@ -265,16 +295,16 @@ def _of_run(target: str | None, words: EvalWords, trust: bool) -> _Asked:
         networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
         return subject_of(checkpoint, replace(spec_of(recipe), run=run), networks)
 
-    return _Asked(recipe, run, make)
+    return Asked(recipe, run, make)
 
 
-def _external(target: str, words: EvalWords, data: Recipe | None, trust: bool) -> _Asked:
+def _external(target: str, words: EvalWords, data: Recipe | None, trust: bool) -> Asked:
     """A network that is no run's."""
     network = ExternalNetwork(target, words.weights, words.network, trust)
     recipe = external_recipe(network)
     like = recipe or data
     run = words.changed(RunSpec() if like is None else like.run)
-    return _Asked(recipe, run, lambda say: external_subject(network, recipe, run, say))
+    return Asked(recipe, run, lambda say: external_subject(network, recipe, run, say))
 
 
 def _with_probe(recipe: Recipe, word: str) -> Recipe:

@@ -1,7 +1,9 @@
 """Finetuning: the encoder of a run and a linear layer learn from labelled videos, and are then measured."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,16 +12,19 @@ from torch import Tensor
 
 from vidssl.build import build
 from vidssl.build.checks import check_stored
+from vidssl.build.registry import VIEW_SAMPLER, resolved_part
 from vidssl.config.few_labels import Amount, Subset, drawn
 from vidssl.config.protocol import FinetuneProtocol, ViewAverage
 from vidssl.config.recipe import Recipe, read_recipe
 from vidssl.config.schema import PartSpec
-from vidssl.config.strict_yaml import Node
+from vidssl.config.strict_yaml import Node, dump
 from vidssl.data.sources.official.groups import groups_of
+from vidssl.engine.atomic import write_text
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.distributed import here, take_device
 from vidssl.engine.logging import print_line
 from vidssl.engine.precision import on_meta, use_bfloat16
+from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import classes_of, report
 from vidssl.evaluate.subject import NetworkSpec, Subject, trained_objective
@@ -120,6 +125,9 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
             objective, result = train_recipe(each, console)
             assert isinstance(objective, Classification), "finetuning_recipe asks for nothing else"
             _check_whole(result)
+            here().from_first(
+                partial(_note_test, protocol, listed.classes[row.label], row.label, result.folder)
+            )
             objective = _whole(objective, each, result)
             title = f"{row.name} network, test videos"
             found = _measured(objective, each, protocol, test, console, title).renumbered(together)
@@ -303,6 +311,15 @@ def _listed(source: DataSource) -> FeatureTable:
         (),
         groups=groups_of(source, every),
     )
+
+
+def _note_test(protocol: FinetuneProtocol, classes: Sequence[str], label: str, folder: Path) -> str:
+    """Keeps with the run how it is tested, for ``vidssl predict``."""
+    assert protocol.data is not None, "refused without labelled videos"
+    views = resolved_part(protocol.data.views, VIEW_SAMPLER)
+    found = {"label": label, "classes": classes, "average": protocol.average, "views": dump(views)}
+    write_text(RunFolder(folder).classes, json.dumps(found, indent=2) + "\n")
+    return ""
 
 
 def _check_whole(result: TrainResult) -> None:

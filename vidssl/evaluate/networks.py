@@ -22,7 +22,7 @@ from vidssl.config.schema import Index, PartSpec, bind, construct, convert
 from vidssl.config.strict_yaml import Node, dump, dump_flow, override, plain, read_file
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import Say
-from vidssl.engine.runfolder import RunFolder, no_run
+from vidssl.engine.runfolder import RunFolder, named_path, no_run
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.subject import (
     NetworkSpec,
@@ -220,7 +220,7 @@ def recipe_named(word: str, overrides: Sequence[str] = (), *, trust: bool = Fals
     Raises:
         UsageError: if there is none, or as ``stored_recipe``.
     """
-    path = Path(word)
+    path = named_path(word)
     if not word or (path.suffix != ".safetensors" and not path.is_dir()):
         return load_recipe(word, overrides)
     file = path / "recipe.yaml"

@@ -22,6 +22,7 @@ from vidssl.engine.precision import on_meta
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Backbone, Objective, Tokenizer
+from vidssl.interfaces.pretrained import WEIGHTS
 from vidssl.objectives import OBJECTIVES
 from vidssl.weights.load import check_whole, load_whole, own_checkpoint
 
@@ -112,13 +113,21 @@ def spec_of(recipe: Recipe) -> NetworkSpec:
 
 def home(checkpoint: Checkpoint) -> Path:
     """The run's folder, or for a checkpoint that lies elsewhere its own."""
-    run = RunFolder(checkpoint.path.parent.parent)
-    return run.path if run.scores.is_dir() else checkpoint.path.parent
+    return scores_of(checkpoint.path)[0]
+
+
+def scores_of(checkpoint: Path) -> tuple[Path, Path]:
+    """The folder of a checkpoint's run, or its own where it lies elsewhere, and that of its scores."""
+    run = RunFolder.of(checkpoint)
+    if run.scores.is_dir() or checkpoint.name == WEIGHTS:
+        return run.path, run.scores
+    return checkpoint.parent, checkpoint.parent
 
 
 def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str, Backbone]) -> Subject:
     """A checkpoint's encoder; scores go into its run's folder, or beside a checkpoint that lies elsewhere."""
-    run = RunFolder(checkpoint.path.parent.parent)
+    folder, scores = scores_of(checkpoint.path)
+    pushed = checkpoint.path.name == WEIGHTS
     return Subject(
         title=f"{checkpoint.path}, step {checkpoint.step}",
         source=str(checkpoint.path),
@@ -128,9 +137,9 @@ def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str,
         spec=spec,
         networks=networks,
         starts={"finetuned": str(checkpoint.path), "from scratch": None},
-        folder=home(checkpoint),
-        scores=run.scores if run.scores.is_dir() else checkpoint.path.parent,
-        stem=checkpoint.path.stem,
+        folder=folder,
+        scores=scores,
+        stem=(RunFolder(folder).checkpoint_path(checkpoint.step) if pushed else checkpoint.path).stem,
         pretraining=pretraining_of(checkpoint),
     )
 
@@ -159,7 +168,7 @@ def recipe_of(
     """
     if not checkpoint.recipe:
         raise UsageError(f"{checkpoint.path}: was trained without a recipe; {otherwise}")
-    run = checkpoint.path.absolute().parent.parent
+    run = RunFolder.of(checkpoint.path.absolute()).path
     return stored_recipe(checkpoint.recipe, checkpoint.path, run, trust=trust, overrides=overrides)
 
 
@@ -251,7 +260,7 @@ _READS_LABELS = "classification"
 
 def pretraining_of(checkpoint: Checkpoint) -> Pretraining:
     """The videos that a checkpoint was trained on, from the list of videos that each run keeps."""
-    lists = RunFolder(checkpoint.path.parent.parent).video_lists()
+    lists = RunFolder.of(checkpoint.path).video_lists()
     if not lists or not checkpoint.recipe:
         return Pretraining(unknown=f"there is no list of what {checkpoint.path} was trained on")
     recipe = recipe_from_text(checkpoint.recipe, str(checkpoint.path))

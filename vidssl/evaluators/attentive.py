@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from vidssl.errors import UsageError
 from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays
-from vidssl.interfaces import LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
+from vidssl.interfaces import Fits, LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
+from vidssl.interfaces.pretrained import Recorded
 
 INIT_STD = 0.02  # V-JEPA's; where weights are scaled, of queries and of matrices that read 1024 channels
 
 
-class AttentiveNetwork(nn.Module):
+class AttentiveNetwork(Recorded, nn.Module):
     """Patch tokens to logits.
 
     Args:
@@ -157,7 +158,7 @@ Variant = Literal["scaled", "vjepa", "vjepa2"]
 _VJEPA_LAST_DECAY = 1e-6
 
 
-class Attentive(PatchEvaluator):
+class Attentive(PatchEvaluator, Fits):
     """A learned query attends to frozen patch tokens; AdamW, the rate falling along a cosine to 0.
 
     Tokens are frozen and each clip's are computed once, where the published probes draw new crops every
@@ -188,6 +189,7 @@ class Attentive(PatchEvaluator):
             num_heads: of every attention; the width of the tokens must be a multiple.
             mlp_ratio: width of the MLPs' hidden layer, in widths of a token.
             batch_size: samples a step; an epoch's last batch may be smaller.
+            epochs: passes over the training samples.
             held_out: fraction of the training videos that chooses where several pairs are given. Of fewer
                 than 100 samples each such part is held out in turn.
             variant: initial weights and steps as in the release of V-JEPA or V-JEPA 2, or "scaled", whose
@@ -251,10 +253,13 @@ class Attentive(PatchEvaluator):
         Raises:
             UsageError: as ``settled``.
         """
+        return self._logits([self.fit(train, generator)], test, train.labels.device)[0]
+
+    def fit(self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator) -> nn.Module:
+        assert isinstance(train, LabelledPatches), "it reads patches"
         fixed = self.settled(train, generator)[0]
         pairs = ((fixed.rates[0], fixed.decays[0]),)
-        network = self._fit(train, torch.arange(len(train.labels)), pairs, generator)[0]
-        return self._logits([network], test, train.labels.device)[0]
+        return self._fit(train, torch.arange(len(train.labels)), pairs, generator)[0]
 
     def _fit(
         self, train: LabelledPatches, rows: Tensor, pairs: Pairs, generator: torch.Generator

@@ -84,9 +84,17 @@ def extract(
     """Features of every view of every readable video of a source, with the videos' labels.
 
     Args:
+        backbone: is moved to the device and put into eval mode.
+        tokenizer: of a backbone that reads ids.
         layers: the last layer's vector (``Features.pooled``), or the means of all stages side by side.
         frames: orders of a clip's frames, "normal" among them; the others become ``FeatureTable.reordered``.
         patches: keep patch tokens too, for an attentive probe, in memory and in this precision.
+        batch_size: videos whose clips go through the network together.
+        workers: processes that decode; 0 decodes in this one.
+        device: None for the GPU where there is one.
+        autocast: run the network in bfloat16 autocast.
+        console: where a bar of progress is shown; None for none.
+        title: of that bar.
         world: processes that all call this and share the work; all get the features, rank 0 the patch
             tokens.
 

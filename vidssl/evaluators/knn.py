@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidssl.errors import UsageError
-from vidssl.interfaces import Evaluator, LabelledFeatures
+from vidssl.interfaces import Evaluator, Fits, LabelledFeatures, LabelledPatches
+from vidssl.interfaces.pretrained import Recorded
 
 if TYPE_CHECKING:
     import faiss
@@ -96,7 +97,33 @@ def _array(vectors: Tensor) -> NDArray[np.float32]:
 LOWEST_TEMPERATURE = 0.002  # exp(1 / 0.002) still is a number in float64
 
 
-class KNN(Evaluator):
+class Neighbours(Recorded, nn.Module):
+    """Votes of the k nearest of some labelled vectors.
+
+    Args:
+        num_samples: N, of these vectors.
+        width: D.
+        num_classes: K.
+        k, temperature: see ``KNN``.
+    """
+
+    vectors: Tensor
+    labels: Tensor
+
+    def __init__(self, *, num_samples: int, width: int, num_classes: int, k: int, temperature: float) -> None:
+        super().__init__()
+        self.num_classes, self.k, self.temperature = num_classes, k, temperature
+        self.register_buffer("vectors", torch.zeros(num_samples, width))
+        self.register_buffer("labels", torch.zeros(num_samples, dtype=torch.long))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """float64 [M, K] of [M, D]."""
+        train = LabelledFeatures(self.vectors, self.labels, self.num_classes)
+        probe = KNN(k=self.k, temperature=self.temperature, backend="torch")
+        return probe.class_scores(train, vectors, torch.Generator())
+
+
+class KNN(Evaluator, Fits):
     """Weighted k nearest neighbours on cosine similarity; nothing is trained."""
 
     score_kind = "votes"
@@ -130,6 +157,20 @@ class KNN(Evaluator):
         The search is exact; ``generator`` is not used.
         """
         return next(iter(self.named_scores(train, test_vectors, generator).values()))
+
+    def fit(self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator) -> Neighbours:
+        """The training vectors themselves; of several k the first."""
+        assert isinstance(train, LabelledFeatures), "patches are for evaluators that read them"
+        count, width = train.vectors.shape
+        made = Neighbours(
+            num_samples=count,
+            width=width,
+            num_classes=train.num_classes,
+            k=self.several[0],
+            temperature=self.temperature,
+        )
+        made.vectors, made.labels = train.vectors, train.labels
+        return made
 
     def named_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator

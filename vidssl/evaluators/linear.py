@@ -1,14 +1,47 @@
 """Linear probe: multinomial logistic regression on frozen features."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidssl.evaluators.held_out import chosen_in_words, folds
-from vidssl.interfaces import Evaluator, LabelledFeatures, LabelledPatches
+from vidssl.interfaces import Evaluator, Fits, LabelledFeatures, LabelledPatches
+from vidssl.interfaces.pretrained import Recorded
 
 
-class Linear(Evaluator):
+class Logistic(Recorded, nn.Module):
+    """Logits of vectors that are standardised first, in the precision of the weights.
+
+    Args:
+        width: D of the vectors.
+        num_classes: K.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, *, width: int, num_classes: int) -> None:
+        super().__init__()
+        for name, shape in (("mean", ()), ("scale", ()), ("weight", (num_classes,)), ("bias", ())):
+            last = num_classes if name == "bias" else width
+            self.register_buffer(name, torch.zeros(*shape, last))
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor) -> "Logistic":
+        """With these weights [K, D], and those of the standardisation."""
+        made = cls(width=weight.shape[1], num_classes=len(weight))
+        made.weight, made.bias, made.mean, made.scale = weight, bias, mean, scale
+        return made
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """[M, K] of [M, D]."""
+        standard = ((vectors - self.mean) / self.scale).to(self.weight.dtype)
+        return standard @ self.weight.T + self.bias
+
+
+class Linear(Evaluator, Fits):
     """Logistic regression on standardised features; held-out parts of *train* choose its penalty.
 
     Of the penalties the strongest wins whose held-out log loss is at most one standard error above the best
@@ -57,12 +90,14 @@ class Linear(Evaluator):
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Logits [M, K] on the device of the features; ``generator`` (CPU) draws the held-out parts."""
+        return self.fit(train, generator)(test_vectors)
+
+    def fit(self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator) -> Logistic:
+        assert isinstance(train, LabelledFeatures), "patches are for evaluators that read them"
         (penalty,) = self.settled(train, generator)[0].penalties
         mean, scale = standardisation(train.vectors)
-        dtype = _dtype(test_vectors)
-        vectors = ((train.vectors - mean) / scale).to(dtype)
-        weight, bias = self._fit(vectors, train.labels, train.num_classes, penalty)
-        return ((test_vectors - mean) / scale).to(dtype) @ weight.T + bias
+        vectors = ((train.vectors - mean) / scale).to(_dtype(train.vectors))
+        return Logistic.of(*self._fit(vectors, train.labels, train.num_classes, penalty), mean, scale)
 
     def _choose(self, train: LabelledFeatures, generator: torch.Generator) -> tuple[float, str]:
         penalties = sorted(self.penalties, reverse=True)

@@ -8,12 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays
-from vidssl.interfaces import Evaluator, LabelledFeatures, LabelledPatches
+from vidssl.evaluators.linear import Logistic
+from vidssl.interfaces import Evaluator, Fits, LabelledFeatures, LabelledPatches
 
 INIT_STD = 0.01  # of the weights; biases start at 0 (SVT, published code)
 
 
-class LinearSGD(Evaluator):
+class LinearSGD(Evaluator, Fits):
     """One linear layer trained by SGD with momentum; its rate falls epoch by epoch along a cosine to 0.
 
     Features are frozen and each is computed once, so no epoch sees other crops or flips of a video than
@@ -34,7 +35,9 @@ class LinearSGD(Evaluator):
         Args:
             lr: for 256 samples a batch; ``lr * batch_size / 256`` is used, as in SVT's published code.
             weight_decay: of weights and biases.
+            momentum: of the gradient's running sum.
             batch_size: samples a step; an epoch's last batch may be smaller.
+            epochs: passes over the training samples.
             held_out: fraction of the training videos that chooses where several ``lr`` or ``weight_decay``
                 are given. All pairs of them are trained side by side; the best is trained again on all.
                 Of fewer than 500 samples each such part is held out in turn.
@@ -78,10 +81,15 @@ class LinearSGD(Evaluator):
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
     ) -> Tensor:
         """Logits [M, K]; ``generator`` (CPU) draws the held-out parts, the initial weights and the order."""
+        return self.fit(train, generator)(test_vectors)
+
+    def fit(self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator) -> Logistic:
+        assert isinstance(train, LabelledFeatures), "patches are for evaluators that read them"
         fixed = self.settled(train, generator)[0]
         pairs = ((fixed.rates[0], fixed.decays[0]),)
         weight, bias = self._fit(train.vectors, train.labels, train.num_classes, pairs, generator)
-        return test_vectors @ weight[0].T + bias[0]
+        as_they_are = torch.zeros_like(weight[0, 0]), torch.ones_like(weight[0, 0])
+        return Logistic.of(weight[0], bias[0], *as_they_are)
 
     def _fit(
         self, vectors: Tensor, labels: Tensor, num_classes: int, pairs: Pairs, generator: torch.Generator

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vidssl.config.few_labels import Amount, FewLabels, drawn
@@ -91,6 +92,11 @@ def scores_of_videos(
             else torch.stack([average_views(part, average, evaluator.score_kind) for part in by_view])
         )
     return found, chosen
+
+
+def samples_of(evaluator: Evaluator, rows: Rows, average: Average) -> LabelledFeatures | LabelledPatches:
+    """What an evaluator learns from: patch tokens if it reads these, else vectors."""
+    return (_labelled_patches if isinstance(evaluator, PatchEvaluator) else _features)(rows, average)
 
 
 def _features(rows: Rows, average: Average) -> LabelledFeatures:
@@ -261,10 +267,37 @@ def unbalanced(truth: Tensor) -> bool:
     return bool(counts.max() > 1.5 * mean and counts.max() - mean > 3 * mean**0.5)
 
 
+Plain = tuple[ArrayLike | Tensor, ArrayLike | Tensor]  # vectors [N, D] or [N, V, D], class numbers [N]
+
+
+def as_table(given: FeatureTable | Plain) -> FeatureTable:
+    """Features and their class numbers, -1 for none, as a table whose label is called "class".
+
+    Raises:
+        UsageError: if there are not as many labels as vectors.
+    """
+    if isinstance(given, FeatureTable):
+        return given
+    vectors, numbers = torch.as_tensor(given[0]).float(), torch.as_tensor(given[1]).long()
+    if vectors.ndim not in (2, 3) or numbers.shape != vectors.shape[:1] or not len(numbers):
+        raise UsageError(
+            f"probe takes vectors [N, D] and class numbers [N], got {[*vectors.shape]} and {[*numbers.shape]}"
+        )
+    names = tuple(map(str, range(1 + int(numbers.max()))))
+    return FeatureTable(
+        vectors if vectors.ndim == 3 else vectors[:, None],
+        {"class": numbers.to(vectors.device)},
+        {"class": names},
+        keys=tuple(f"{number:09d}" for number in range(len(numbers))),
+        num_listed=len(numbers),
+        unreadable=(),
+    )
+
+
 def probe(
     evaluator: Evaluator,
-    train: FeatureTable,
-    test: FeatureTable,
+    train: FeatureTable | Plain,
+    test: FeatureTable | Plain,
     *,
     average: Average = "features",
     seed: int = 0,
@@ -277,15 +310,19 @@ def probe(
     keys, so that the order of a list changes nothing. Classes are numbered together, by name.
 
     Args:
+        train, test: tables that ``extract`` made; or vectors [N, D] (or [N, V, D]) with class numbers [N],
+            as tensors or arrays.
         average: what is averaged over the views of a video. Where it is not the features, each view of
             train is a sample of its own. To a probe that reads patches, "features" means that it attends
             to those of all views of a video together.
+        seed: of what the evaluator draws: held-out parts, initial weights, orders.
         few_labels: amounts of labelled videos to learn from, a row each; None for all.
         overlap: whether test videos that are in train too are an error.
 
     Raises:
         UsageError: if there are such videos, or train and test share no label, or have no video with it.
     """
+    train, test = as_table(train), as_table(test)
     both = shared_videos(_videos(train), _videos(test))
     if both.keys and overlap == "error":
         raise UsageError(both.refusal())

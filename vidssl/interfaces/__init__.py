@@ -33,6 +33,7 @@ from vidssl.interfaces.data import (
 )
 from vidssl.interfaces.evaluator import (
     Evaluator,
+    Fits,
     LabelledFeatures,
     LabelledPatches,
     PatchEvaluator,
@@ -72,6 +73,7 @@ __all__ = [
     "Features",
     "FilledIn",
     "FilledPixels",
+    "Fits",
     "GridSize",
     "HasBlocks",
     "InputKind",

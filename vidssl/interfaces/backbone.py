@@ -1,18 +1,23 @@
 """Networks from clips to features."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, TypeVar, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree  # torch.export's own registration takes a second to import
 
 from vidssl.errors import UsageError
 from vidssl.interfaces.grids import GridSize, divide_exactly
+from vidssl.interfaces.pretrained import Recorded, load_pretrained, save_pretrained
 
 InputKind = Literal["pixels", "tokens"]
+MapLayout = Literal["NCTHW", "NTHWC"]
+Made = TypeVar("Made", bound="Backbone")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,20 @@ class Features:
         return torch.cat([stage.mean(dim=(1, 2, 3)) for stage in self.stages], dim=1)
 
 
+def _flatten(features: Features) -> tuple[list[object], None]:
+    found = (getattr(features, each.name) for each in fields(Features))
+    return [list(part) if isinstance(part, tuple) else part for part in found], None
+
+
+def _unflatten(parts: Iterable[object], context: None) -> Features:
+    given = (tuple(part) if isinstance(part, list) else part for part in parts)
+    return Features(*given)  # type: ignore[arg-type]
+
+
+# so that torch.export and torch.func take networks that return them
+pytree.register_pytree_node(Features, _flatten, _unflatten, serialized_type_name="vidssl.Features")
+
+
 @dataclass(frozen=True)
 class VisibleFeatures:
     """Features of the visible cells alone of a batch.
@@ -79,7 +98,8 @@ _SEEN_ON_GPU: WeakSet[nn.Module] = WeakSet()
 def check_clip(x: Tensor, reader: nn.Module) -> None:
     """Refuse what is no clip in [0, 1].
 
-    Values are looked at on a CPU; on a GPU, where that would wait for it, at a reader's first clips alone.
+    Values are looked at on a CPU; on a GPU, where that would wait for it, at a reader's first clips alone;
+    where the pass is traced or compiled not at all.
 
     Raises:
         UsageError: if it is not floating point [B, 3, T, H, W], or lies in [0, 255].
@@ -91,7 +111,7 @@ def check_clip(x: Tensor, reader: nn.Module) -> None:
             f"{owner} takes clips, float32 [B, 3, T, H, W] in [0, 1], got {given}. Images are clips of one "
             "frame, x.unsqueeze(2); bytes of a loader are divided by 255, batch.to(device)"
         )
-    if x.device.type == "meta" or not x.numel():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or x.device.type == "meta" or not x.numel():
         return
     if x.device.type != "cpu":
         if reader in _SEEN_ON_GPU:
@@ -119,8 +139,11 @@ class Translated:
     dropped: tuple[str, ...] = ()
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(Recorded, nn.Module, ABC):
     """A network from clips (or token ids) to features. It never learns which paper it serves.
+
+    Beside ``forward`` there is what users of timm and of the hub expect: ``num_features``,
+    ``forward_features``, ``forward_intermediates``, ``save_pretrained`` and ``from_pretrained``.
 
     A constructor sets ``embed_dim`` (D of ``Features.pooled()``), ``strides`` (frames, rows and columns
     of pixels that one cell of ``grid`` spans; of ids where it reads those) and, if it has stages,
@@ -140,6 +163,90 @@ class Backbone(nn.Module, ABC):
     num_levels: int = 1
     stage_dims: tuple[int, ...] = ()
     stage_strides: tuple[GridSize, ...] = ()
+
+    @property
+    def num_features(self) -> int:
+        """Width D of ``Features.pooled()``, as timm calls it."""
+        return self.embed_dim
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last layer's tokens [B, N, D], not pooled, as timm gives them: a class token, if any, first.
+
+        Args:
+            x: as for ``forward``.
+        """
+        made = self(x)
+        patches = made.patches.flatten(1, 3)
+        return patches if made.cls is None else torch.cat((made.cls[:, None], patches), dim=1)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        *,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        output_fmt: MapLayout = "NCTHW",
+        intermediates_only: bool = False,
+    ) -> object:
+        """What blocks give, and the last layer's tokens: timm's ``forward_intermediates`` for clips.
+
+        Args:
+            x: as for ``forward``.
+            indices: numbers of blocks, negative ones from the end; a number n for the last n; None for all.
+            return_prefix_tokens: each map comes with the tokens before its patches, ``(map, [B, P, D])``.
+            norm: the last norm is applied to each map, as to the last layer's.
+            output_fmt: of the maps: [B, D, t, h, w], or with the channels last.
+            intermediates_only: leave out the last layer's tokens.
+
+        Returns:
+            ``forward_features(x)`` and a list of maps; the list alone if ``intermediates_only``.
+
+        Raises:
+            UsageError: if the network does not know its blocks, or has none of that number.
+        """
+        blocks = self.blocks_in_order() if isinstance(self, HasBlocks) else ()
+        if not isinstance(self, HasBlocks) or not blocks:
+            raise UsageError(f"{type(self).__name__} does not know its blocks: take forward, its last layer")
+        wanted = block_numbers(indices, len(blocks))
+        found: dict[int, object] = {}
+        with ExitStack() as hooks:
+            for number in wanted:
+                keep = _keeper(found, number)
+                hooks.enter_context(blocks[number].register_forward_hook(keep))
+            last = self.forward_features(x)
+        frames = x.shape[2:] if self.input_kind == "pixels" else x.shape[1:]
+        maps = []
+        for number in wanted:
+            cells, prefix = self.block_cells(found[number], self.grid(*frames))
+            if norm:
+                apply = self.block_norm()
+                cells, prefix = apply(cells), None if prefix is None else apply(prefix)
+            cells = cells.movedim(-1, 1) if output_fmt == "NCTHW" else cells
+            maps.append((cells, prefix) if return_prefix_tokens else cells)
+        return maps if intermediates_only else (last, maps)
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write ``model.safetensors`` and ``config.json``, from which ``from_pretrained`` makes it again.
+
+        Args:
+            folder: is made if it is not there.
+        """
+        save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(cls: type[Made], folder: str) -> Made:
+        """The network that a folder holds, in eval mode; ``vidssl.api.load`` finds its class by itself.
+
+        Nothing in the folder is executed.
+
+        Args:
+            folder: that ``save_pretrained`` or ``vidssl push`` wrote, or ``hf:NAME`` of one on the hub.
+
+        Raises:
+            UsageError: if it holds no network of this class, or its weights are of another size.
+        """
+        return load_pretrained(folder, lambda name: cls if name == cls.__name__ else None)
 
     def grid(self, num_frames: int, height: int, width: int) -> GridSize:
         """Cells of the input of this size; masks are drawn on them.
@@ -208,6 +315,15 @@ class Backbone(nn.Module, ABC):
         """
 
 
+def _keeper(found: dict[int, object], number: int) -> Callable[[nn.Module, object, object], None]:
+    """A hook that keeps what a block returns."""
+
+    def keep(block: nn.Module, given: object, output: object) -> None:
+        found[number] = output
+
+    return keep
+
+
 class ResizesWindows(ABC):
     """A backbone whose attention is in windows, and that takes weights of other windows.
 
@@ -256,6 +372,41 @@ class HasBlocks(ABC):
         A block's output depends on its arguments, its parameters and torch's global random generators
         alone, and it changes nothing but statistics of batch norms.
         """
+
+    def block_cells(self, output: object, grid: GridSize) -> tuple[Tensor, Tensor | None]:
+        """What a block returned as a map [B, t, h, w, D], and the tokens before its patches [B, P, D].
+
+        By default of blocks that return tokens [B, P + t*h*w, D], cell by cell along t, then h, then w.
+
+        Args:
+            grid: (t, h, w) of the input's cells.
+        """
+        return cells_of(cast(Tensor, output), grid)
+
+    def block_norm(self) -> nn.Module:
+        """The norm behind the last block; by default none."""
+        return nn.Identity()
+
+
+def cells_of(tokens: Tensor, grid: GridSize) -> tuple[Tensor, Tensor | None]:
+    """Tokens [B, P + t*h*w, D] as a map [B, t, h, w, D] and what stands before it, [B, P, D]."""
+    prefix = tokens.shape[1] - grid[0] * grid[1] * grid[2]
+    return tokens[:, prefix:].unflatten(1, grid), tokens[:, :prefix] if prefix else None
+
+
+def block_numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """Numbers of blocks from 0 on, as ``forward_intermediates`` reads them.
+
+    Raises:
+        UsageError: if there is no such block.
+    """
+    if indices is None:
+        return list(range(depth))
+    given = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
+    wrong = [number for number in given if not -depth <= number < depth]
+    if wrong or not given:
+        raise UsageError(f"there is no block {wrong[0] if wrong else indices}: they are 0 to {depth - 1}")
+    return [number % depth for number in given]
 
 
 class EncodesVisible(ABC):

@@ -62,6 +62,18 @@ class DataSource(ABC):
             UnreadableSample: if the file cannot be opened.
         """
 
+    def __getitem__(self, index: int) -> tuple[Tensor, Mapping[str, int]]:
+        """A whole sample as a ``torch.utils.data.Dataset`` gives it: uint8 [3, T, H, W], and its labels.
+
+        Raises:
+            IndexError: past the end, which ends an iteration.
+            UnreadableSample: as ``read``.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        frames = self.read(index, range(self.info(index).num_frames))
+        return frames.transpose(0, 1), self.labels(index)
+
     def key(self, index: int) -> str:
         """A sample's key; sources that know it from a list do not open the file for it."""
         return self.info(index).key

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from vidssl.interfaces.pretrained import Shown
 
 ScoreKind = Literal["logits", "votes", "found"]
 
@@ -29,7 +31,7 @@ class LabelledFeatures:
     groups: Tensor | None = None
 
 
-class Evaluator(ABC):
+class Evaluator(Shown, ABC):
     """A probe: learns from labelled features, then scores classes for others.
 
     ``score_kind`` is what its scores are: "logits", whose softmax is a probability; "votes", at least 0,
@@ -59,6 +61,17 @@ class Evaluator(ABC):
     ) -> Mapping[str, Tensor]:
         """``class_scores`` of each of several settings by name (k = 5, k = 20); of a single one, unnamed."""
         return {"": self.class_scores(train, test_vectors, generator)}
+
+
+class Fits(ABC):
+    """A probe whose scores come from what it has learned alone, so that this can be kept and used again."""
+
+    @abstractmethod
+    def fit(self, train: "LabelledFeatures | LabelledPatches", generator: torch.Generator) -> nn.Module:
+        """What scores classes, from vectors [M, D] (or tokens [M, n, D]) to [M, K] as ``class_scores``.
+
+        All that was learned is in its state.
+        """
 
 
 @dataclass(frozen=True)

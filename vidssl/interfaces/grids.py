@@ -1,9 +1,31 @@
 """Arithmetic on grids of cells, (t, h, w)."""
 
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
+
+import torch
 from einops import repeat
 from torch import Tensor
 
 GridSize = tuple[int, int, int]
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
+
+
+def kept(maxsize: int) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
+    """``lru_cache`` for functions that make tensors: a trace makes its own, which mean nothing outside it."""
+
+    def of(make: Callable[Given, Made]) -> Callable[Given, Made]:
+        cached = lru_cache(maxsize)(make)
+
+        @wraps(make)
+        def _call(*args: Given.args, **keys: Given.kwargs) -> Made:
+            return make(*args, **keys) if torch.compiler.is_compiling() else cached(*args, **keys)  # type: ignore[arg-type]
+
+        return _call
+
+    return of
 
 
 def divide_exactly(size: tuple[int, int, int], strides: GridSize, owner: str) -> GridSize:

@@ -1,8 +1,10 @@
 """Batches, masks, losses, and the interface of objectives."""
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import ClassVar, Literal
 
 import torch
@@ -171,6 +173,7 @@ def _check_output(made: object, name: str) -> None:
         raise UsageError(f"{name}: forward {problem}")
 
 
+_UNTOLD = 10  # training steps without ``after_step`` after which that is told
 _SAME = 0.01  # a point of percent, and of other values a hundredth: nothing is made of less
 
 
@@ -248,6 +251,12 @@ class Objective(nn.Module, ABC):
     follows_length: bool = False
     visible_only: ClassVar[bool] = False
     reads_splits: ClassVar[bool] = False
+    _steps: frozenset[int] | None = frozenset()  # of training, until ``after_step`` is called or missed
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "after_step" in vars(cls):
+            cls.after_step = _noted(cls.after_step)  # type: ignore[method-assign]
 
     def __call__(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
         """``forward``, and the contract of its input and output.
@@ -262,7 +271,23 @@ class Objective(nn.Module, ABC):
                     check_clip(slot, self)
         made = super().__call__(batch, progress, generator)
         _check_output(made, type(self).__name__)
+        if self._steps is not None and self.training and torch.is_grad_enabled():
+            self._await_after_step(progress.step)
         return made
+
+    def _await_after_step(self, step: int) -> None:
+        """Tells a loop of one's own that has forgotten ``after_step``, once."""
+        known = self._steps or frozenset()
+        self._steps = known | {step}
+        if len(self._steps) > _UNTOLD:
+            self._steps = None
+            if type(self).after_step is not Objective.after_step:
+                name = type(self).__name__
+                warnings.warn(
+                    f"{_UNTOLD} steps, and {name}.after_step was never called: averages and codebooks stand "
+                    "still. Call objective.after_step(progress, generator) behind each optimizer.step()",
+                    stacklevel=3,
+                )
 
     @abstractmethod
     def forward(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:
@@ -294,6 +319,17 @@ class Objective(nn.Module, ABC):
 
     def after_step(self, progress: Progress, generator: torch.Generator) -> None:
         """Called after each optimizer step (EMA, codebooks). The only hook; by default nothing."""
+
+
+def _noted(after_step: Callable[..., None]) -> Callable[..., None]:
+    """The hook, which ends the wait for it."""
+
+    @wraps(after_step)
+    def call(self: Objective, progress: Progress, generator: torch.Generator) -> None:
+        self._steps = None
+        after_step(self, progress, generator)
+
+    return call
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,11 @@
 """Rotary positions of cells in space and time (RoPE; V-JEPA 2), and who may look at whom."""
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vidssl.interfaces.grids import GridSize
+from vidssl.interfaces.grids import GridSize, kept
 
 
 class Rotation(NamedTuple):
@@ -35,7 +34,7 @@ class Rotation(NamedTuple):
         return Rotation(torch.cat((one, self.cos), dim=-2), torch.cat((none, self.sin), dim=-2))
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def rotary_positions(
     grid: GridSize, head_dim: int, device: torch.device, *, tiled: bool, span: int | None = None
 ) -> Rotation:

@@ -1,13 +1,13 @@
 """Pre-norm transformer blocks: what plain backbones, and the decoders of objectives, are built of."""
 
 from collections.abc import Iterable
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vidssl.interfaces.grids import kept
 from vidssl.layers.rotary import Rotation
 
 
@@ -132,7 +132,7 @@ def shrink_deep_layers(blocks: Iterable[nn.Module]) -> None:
                 layer.weight.div_((2 * number) ** 0.5)
 
 
-@lru_cache(maxsize=64)
+@kept(64)
 def line_positions(count: int, dim: int, device: torch.device) -> Tensor:
     """Sine and cosine codes of the numbers 0 to count - 1, float32 [count, dim] (Vaswani et al. 2017, 3.5).
 

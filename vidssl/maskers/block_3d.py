@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vidssl.interfaces import Masker
 from vidssl.interfaces.grids import GridSize
+from vidssl.interfaces.pretrained import Shown
 
 MAX_ROUNDS = 100  # of drawing clips again that ended up hidden whole
 
@@ -55,7 +56,7 @@ def cells_of(boxes: Boxes, grid: GridSize) -> Tensor:
     return t[..., :, None, None] & h[..., None, :, None] & w[..., None, None, :]
 
 
-class Block3D(Masker):
+class Block3D(Shown, Masker):
     """A number of boxes in space and time, which may overlap (VIMPAC, App. B.1).
 
     How much is hidden varies from clip to clip (14.5 %, standard deviation 5.4, for 5 blocks on 5x16x16). A

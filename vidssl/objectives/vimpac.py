@@ -184,6 +184,9 @@ class VIMPACPredict(Objective, MaskedPrediction, Watched):
     """Mask-then-predict alone (VIMPAC, Eq. 1; "MP" in Tables 7, 8 and 15); metrics and keys as VIMPAC's.
 
     Reads every clip that a video gives, one or more.
+
+    Args:
+        replace: see ``VIMPAC``.
     """
 
     needs_views: Mapping[str, int] = {"clip": 1}
@@ -219,6 +222,10 @@ class VIMPACContrast(JointLoss, Watched, ComparesVideos):
 
     With a masker the clips are masked, as the paper does to have no other augmentation; without one they
     are whole, and any backbone will do. A backbone that reads ids needs a tokenizer; no other may have one.
+
+    Args:
+        temperature, head_layers, head_hidden_dim, head_dim, head_norm_last: see ``VIMPAC``.
+        negatives, negatives_from: likewise.
     """
 
     toy: ClassVar = {"head_layers": 2, "head_hidden_dim": 16, "head_dim": 8}

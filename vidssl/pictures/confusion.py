@@ -11,6 +11,7 @@ from torch import Tensor
 from vidssl.config.strict_yaml import nearest
 from vidssl.engine.atomic import make_folder
 from vidssl.engine.logging import print_line, terminal
+from vidssl.engine.runfolder import named_path
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import percent
 from vidssl.evaluate.score_file import ScoreFile, find_scores
@@ -51,7 +52,7 @@ def show_confusion(
         UsageError: if there are no such scores, or they name no classes.
     """
     console = console or terminal()
-    file = _chosen(find_scores(Path(target)), protocol, target)
+    file = _chosen(find_scores(named_path(target)), protocol, target)
     network = _known(network, list(file.scores), "network", file)
     rows = [score for score in file.scores[network] if score.frames == "normal"]
     if not rows[0].names_classes:

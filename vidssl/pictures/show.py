@@ -18,7 +18,7 @@ from vidssl.engine.atomic import make_folder
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
 from vidssl.engine.precision import pick_device
-from vidssl.engine.runfolder import no_run
+from vidssl.engine.runfolder import named_path, no_run
 from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import find_checkpoint
 from vidssl.evaluate.subject import home, recipe_of, trained_backbone, trained_objective, trained_tokenizer
@@ -46,6 +46,7 @@ def show(
     out: str | None = None,
     trust: bool = False,
     console: Console | None = None,
+    keep: Callable[[Path], None] = lambda path: None,
 ) -> int:
     """Draw pictures of a run, a checkpoint or a tokenizer: a PNG sheet, and for clips a GIF as well.
 
@@ -55,6 +56,7 @@ def show(
         videos, files, overrides: as for ``clips_to_show``.
         out: folder for the pictures; None for ``pictures`` in the run's own.
         trust: use code and addresses that the run's recipe names, whoever trained it.
+        keep: gets the path of each picture.
 
     Returns:
         Exit code 0.
@@ -78,6 +80,7 @@ def show(
             folder, name = home(checkpoint) / "pictures", checkpoint.path.stem
         for path in save_drawing(drawing, Path(out or folder), f"{what}-{name}"):
             say(f"Picture: {path}")
+            keep(path)
     return 0
 
 
@@ -114,7 +117,7 @@ def _names_tokenizer(target: str) -> bool:
     Raises:
         UsageError: if it is none of them.
     """
-    path = Path(target)
+    path = named_path(target)
     if path.is_dir() or path.suffix == ".safetensors":
         return False
     try:

@@ -1,5 +1,6 @@
 """A recipe trained from end to end: built, run or resumed, and its result reported."""
 
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from vidssl.build import build
 from vidssl.build.registry import OBJECTIVE, constructor_of, resolved_text
 from vidssl.config.recipe import Recipe, overridden, read_recipe
 from vidssl.config.strict_yaml import load
+from vidssl.data.loader import Stream
 from vidssl.engine.atomic import check_writable, write_text
 from vidssl.engine.display import say_wrapped
 from vidssl.engine.distributed import here, processes, told_once_a_machine
@@ -25,6 +27,7 @@ from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
 from vidssl.engine.runfolder import RunFolder, check_name, named_run
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Backbone, Objective
+from vidssl.objectives.classification import Classification
 from vidssl.train.loop import Monitor, TrainResult
 from vidssl.train.monitors import KnnMonitor
 from vidssl.train.start import train
@@ -124,6 +127,8 @@ def train_recipe(
         console=console,
         world=world,
     )
+    if isinstance(objective, Classification) and world.first:
+        _note_classes(objective, streams, RunFolder(result.folder))
     return objective, result
 
 
@@ -146,6 +151,15 @@ def _on_cpus(recipe: Recipe, cpus: Cpus, resume: Path | None, say: Callable[[str
             f"(OMP_NUM_THREADS=N for another number), {counted(workers, 'data worker')} a stream"
         )
     return replace(recipe, run=replace(run, workers=workers))
+
+
+def _note_classes(objective: Classification, streams: Mapping[str, Stream], folder: RunFolder) -> None:
+    """Keeps the names of the classes that were learned, for ``vidssl predict``."""
+    for stream in streams.values():
+        for label, names in stream.source.label_classes.items():
+            if objective.label in (None, label):
+                text = json.dumps({"label": label, "classes": names, "average": "probabilities"})
+                write_text(folder.classes, text + "\n")
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,10 @@ def train(
     Args:
         objective: moved to the device, trained in place.
         streams: name -> stream; one batch of each goes into every step.
+        optim: the optimizer's settings.
+        schedule: of the learning rate; it says how long the run is.
         name: of the run; its folder is made in ``run.out``.
+        seed: of the order of videos, views, masks and all else that is random, but not of initial weights.
         run: where the folder goes, device, precision, and how often to log, test and save.
         augment: applied to every batch on the device.
         test_streams: held-out streams that give the same views.
@@ -76,6 +79,7 @@ def train(
             steps that it would have taken. No folder is made then, ``name`` is not used.
         stop_after: steps of the run after which to stop as Ctrl-C would.
         monitor: called every ``run.knn_every_steps`` steps, by rank 0; its measures are logged.
+        console: where progress is printed; by default the terminal.
         world: the processes that train together, each calling this; by default those of torch's process
             group. Of streams they take slices; rank 0 writes and prints.
 

@@ -22,7 +22,7 @@ from vidssl.engine.checkpoint import (
     read_tensors,
     refuse_broken,
 )
-from vidssl.engine.runfolder import RunFolder, no_run
+from vidssl.engine.runfolder import RunFolder, named_path, no_run
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Backbone, Objective, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize
@@ -169,7 +169,7 @@ def check_init(init: str) -> None:
             hint = f". Did you mean '{library}:{close[0]}'?" if close else ""
             raise UsageError(f"{init}: {library} has no such network{hint}")
         return
-    path = Path(init.partition("#")[0])
+    path = named_path(init.partition("#")[0])
     if path.is_dir() and RunFolder(path).newest_checkpoint() is None:
         raise UsageError(f"{path}: no checkpoint in it; is it the folder of a training run?")
     if not path.exists():
@@ -245,7 +245,7 @@ def own_checkpoint(init: str) -> Checkpoint | None:
     Raises:
         UsageError: if it is not there or damaged.
     """
-    path = Path(init)
+    path = named_path(init)
     if path.is_dir():
         newest = RunFolder(path).newest_checkpoint()
         if newest is None:

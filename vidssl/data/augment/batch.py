@@ -13,6 +13,7 @@ from vidssl.data.augment import colour
 from vidssl.data.views.checks import check_chances, check_range
 from vidssl.engine.gather import OwnRows
 from vidssl.interfaces import Batch
+from vidssl.interfaces.pretrained import Shown
 
 # view -> one chance for all of its slots, or one for each; a bare number is meant for every view
 Chances = float | Mapping[str, tuple[float, ...]]
@@ -22,7 +23,7 @@ SVT_SOLARISE: Mapping[str, tuple[float, ...]] = {"global": (0.0, 0.2)}
 _NUMBERS = 14  # drawn for each clip, used or not: what one clip gets never depends on another's luck
 
 
-class PerClipAugment:
+class PerClipAugment(Shown):
     """Flips clips left to right at random; one draw for all frames of a clip, as BEVT's published code does.
 
     Args:
@@ -54,7 +55,7 @@ class PerClipAugment:
         )
 
 
-class ColourAugment:
+class ColourAugment(Shown):
     """Flip, colour jitter, grey, blur and solarisation, one draw for all frames of a view: SVT, Sec. 3.2.2.
 
     In this order; the four parts of the jitter in a random one. The paper names the operations only.
