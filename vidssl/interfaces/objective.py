@@ -216,10 +216,10 @@ class Yardstick:
             return 0
         return 1 if lead > 0 else -1
 
-    def learned(self, metrics: Mapping[str, float]) -> bool:
-        """Whether the metric is better than all its baselines."""
+    def beaten(self, metrics: Mapping[str, float]) -> list[bool]:
+        """Of each baseline, whether the metric is better."""
         value = metrics[self.metric]
-        return all(self.ahead(value, baseline) > 0 for baseline in self.beside(metrics).values())
+        return [self.ahead(value, baseline) > 0 for baseline in self.beside(metrics).values()]
 
     def sentence(self, metrics: Mapping[str, float]) -> str:
         """The value and what it is worth: ``... 46.8 % ...: better than chance (0.1 %)``."""

@@ -307,14 +307,9 @@ def _learned(result: TrainResult, objective: Objective) -> str:
     metrics = result.test_metrics
     known = [each for each in objective.yardsticks() if each.metric in metrics]
     # ids may be predicted better than by the commonest one and worse than by copying
-    some = any(
-        each.ahead(metrics[each.metric], baseline) > 0
-        for each in known
-        for baseline in each.beside(metrics).values()
-    )
-    learned = all(each.learned(metrics) for each in known)
-    verdict = "Learned" if learned else "Learned in part" if some else "Not learned yet"
-    return f"{verdict if known else 'Measured'}, {_on_test(result)}: {objective.describe(metrics)}."
+    beaten = [one for each in known for one in each.beaten(metrics)]
+    verdict = "Learned" if all(beaten) else "Learned in part" if any(beaten) else "Not learned yet"
+    return f"{verdict if beaten else 'Measured'}, {_on_test(result)}: {objective.describe(metrics)}."
 
 
 def _next(result: TrainResult, objective: Objective, recipe: Recipe) -> list[str]:
