@@ -15,7 +15,6 @@ import argparse
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +24,12 @@ from vidssl.evaluators.statistics import mean_over_seeds, wilson_interval
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
 PROTOCOLS = ("linear", "knn")
+METHODS = {
+    "bevt": ("BEVT", "which words of a tokenizer fill what is hidden"),
+    "svt": ("SVT", "that views of a video say the same"),
+    "videomae": ("VideoMAE", "which pixels fill what is hidden"),
+    "vimpac": ("VIMPAC", "hidden words, and which clips are of one video"),
+}
 SLACK = 0.02  # of the gate: another machine or number of threads adds in another order
 GATE = "python docs/measure_results.py --gate"
 
@@ -32,7 +37,7 @@ GATE = "python docs/measure_results.py --gate"
 def blocks(page: str) -> list[tuple[str, str]]:
     """The heading above each block of bash in a page of Markdown, and the block."""
     found, heading = [], ""
-    for match in re.finditer(r"^#+ (.+)$|^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"^#+ ([^\n]+)$|^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
         if match[1]:
             heading = match[1]
         else:
@@ -96,17 +101,18 @@ def summary(runs: Sequence[Path]) -> list[str]:
         if not lines:
             chances = {row.label: row.chance for row in scores_of(group[0], "linear").scores["trained"]}
             lines = [
-                f"| method | {' | '.join(trained)} | minutes |",
-                f"| --- |{' ---: |' * (len(trained) + 1)}",
+                f"| method | it learns | {' | '.join(trained)} | minutes |",
+                f"| --- | --- |{' ---: |' * (len(trained) + 1)}",
             ]
             cells = [f"{100 * (chance or 0.0):.0f}" for chance in chances.values()]
-            lines += [f"| chance | {' | '.join(cells)} | |"]
+            lines += [f"| chance | | {' | '.join(cells)} | |"]
         cells = []
         for label, values in trained.items():
             mean, other = (100 * over_seeds(each)[0] for each in (values, untrained[label]))
             strong = "**" if apart(values, untrained[label]) else ""
             cells.append(f"{strong}{mean:.0f}{strong} ({other:.0f})")
-        lines.append(f"| {name} | {' | '.join(cells)} | {minutes(group):.0f} |")
+        method = " | ".join(METHODS.get(name, (name, "")))
+        lines.append(f"| {method} | {' | '.join(cells)} | {minutes(group):.0f} |")
     return lines
 
 
@@ -134,7 +140,8 @@ def chart(runs: Sequence[Path]) -> str:
     chances = {row.label: row.chance or 0.0 for row in scores_of(runs[0], "linear").scores["trained"]}
     bottom = TOP + ROW * len(found)
     parts = [
-        f'<text x="{LEFT - 10}" y="{TOP + ROW * (place + 0.5) + 4}" text-anchor="end">{name}</text>'
+        f'<text x="{LEFT - 10}" y="{TOP + ROW * (place + 0.5) + 4}" text-anchor="end">'
+        f"{METHODS.get(name, (name,))[0]}</text>"
         for place, name in enumerate(found)
     ]
     for column, (label, chance) in enumerate(chances.items()):
@@ -210,8 +217,8 @@ def main() -> None:
     elif given.chart:
         print(chart(given.chart), end="")
     elif given.gate:
-        json.dump(gate(given.gate), sys.stdout, indent=1)
-        print()
+        record = json.dumps(gate(given.gate), indent=1)
+        print(re.sub(r"\[\s+([\d.-]+),\s+([\d.-]+)\s+\]", r"[\1, \2]", record))
     else:
         run_blocks(given.below, only_list=given.list)
 
