@@ -27,7 +27,7 @@ PROTOCOLS = ("linear", "knn")
 METHODS = {
     "bevt": ("BEVT", "which words of a tokenizer fill what is hidden"),
     "svt": ("SVT", "that views of a video say the same"),
-    "videomae": ("VideoMAE", "which pixels fill what is hidden"),
+    "videomae": ("VideoMAE", "hidden words too; encodes what is visible alone"),
     "vimpac": ("VIMPAC", "hidden words, and which clips are of one video"),
 }
 SLACK = 0.02  # of the gate: another machine or number of threads adds in another order
