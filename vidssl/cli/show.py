@@ -16,16 +16,16 @@ def add_commands(commands: "Commands[Parser]") -> None:
         _show,
         "draw what a run learned and what it is given, scores and curves, or what a tokenizer keeps",
         (
-            "[RUN_OR_CHECKPOINT_OR_TOKENIZER_OR_SCORES] [data={...}] [views={...}]",
+            "[RUN_OR_CHECKPOINT_OR_TOKENIZER_OR_SCORES_OR_RECIPE] [data={...}] [views={...}]",
             "what to draw, the newest run if nothing is named; videos and views other than its recipe's",
         ),
     )
     show.add_argument(
         "--what",
-        choices=("attention", "reconstruction", *PARTS, "confusion", *CHARTS),
+        choices=("attention", "reconstruction", *PARTS, "clips", "confusion", *CHARTS),
         required=True,
         help="where the class token looks; hidden parts as they were predicted; views, masks or ids of a "
-        "step, also of a recipe; which classes are taken for which; curves and scores of one or more runs; a "
+        "step, also of a recipe; labelled clips of a recipe's streams and probe; which classes are taken for which; curves and scores of one or more runs; a "
         "map of features, and nearest neighbours",
     )
     for name, describe in (
@@ -89,6 +89,12 @@ def _show(words: list[str], *, what: Any, **options: Any) -> int:
         from vidssl.pictures.parts import show_part
 
         return show_part(names[0] if names else None, what, overrides=overrides, **options)
+    if what == "clips":
+        if len(names) != 1 or "files" in options:
+            raise UsageError("--what clips takes a recipe or a run, and shows its own videos")
+        from vidssl.pictures.labelled import show_clips
+
+        return show_clips(names[0], overrides=overrides, **options)
     from vidssl.pictures.show import show
 
     return show(names[0] if names else None, what, overrides=overrides, **options)
