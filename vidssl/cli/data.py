@@ -1,4 +1,4 @@
-"""The command ``vidssl data`` and those below it."""
+"""Commands on videos of one's own: data and those below it, and init."""
 
 import argparse
 from pathlib import Path
@@ -16,6 +16,43 @@ def add_commands(commands: "Commands[Parser]") -> None:
     below = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (_add_list, _add_split, _add_check, _add_prepare, _add_shard, _add_index):
         command(below)
+    add_init(commands)
+
+
+def add_init(commands: "Commands[Parser]") -> None:
+    init = add(
+        commands,
+        "init",
+        _init,
+        "write a recipe for videos of your own and this machine, each value with its reason",
+        ("RECIPE.yaml", "the file to write"),
+    )
+    init.add_argument(
+        "--videos",
+        type=Path,
+        required=True,
+        metavar="LIST",
+        help="what to train on: NAME.train.csv of 'data split', beside its other parts; a list or folder",
+    )
+    init.add_argument("--objective", choices=("svt", "bevt", "vimpac", "videomae"), help="default: svt")
+    time = init.add_mutually_exclusive_group()
+    time.add_argument(
+        "--minutes", type=positive, metavar="N", help="of training on this machine; default: 10"
+    )
+    time.add_argument("--gpu", action="store_true", help="sizes for a GPU, whether or not there is one here")
+    init.add_argument(
+        "--tokenizer", metavar="NAME", help="name, file or run, instead of one trained on these videos"
+    )
+    init.add_argument(
+        "--tokenizer-steps", type=at_least(1), metavar="N", help="to train one for; default: 500"
+    )
+
+
+def _init(words: list[str], **options: Any) -> int:
+    path = only(words, "init takes the recipe to write", "vidssl init my.yaml --videos videos.train.csv")
+    from vidssl.tools.init.init import write_recipe
+
+    return write_recipe(Path(path), options.pop("videos"), **options)
 
 
 def _add_shared(parser: Parser, each: str, bad: str, *, root: str | None = None) -> None:

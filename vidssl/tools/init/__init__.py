@@ -1,0 +1,1 @@
+"""A whole recipe for videos of one's own and this machine, every value with its reason."""

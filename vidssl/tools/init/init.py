@@ -1,0 +1,248 @@
+"""The command ``vidssl init``: a recipe for the videos of a list and this machine, with reasons."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import wrap
+
+import torch
+from rich.console import Console
+
+from vidssl.build import build
+from vidssl.config.recipe import recipe_from_text
+from vidssl.data.sources.listing import VIDEO_EXTENSIONS, list_folder, select
+from vidssl.data.sources.lists import list_notes, list_root, read_lists
+from vidssl.data.sources.manifest import Manifest
+from vidssl.engine.atomic import check_writable, write_text
+from vidssl.engine.logging import format_duration, shown_messages, terminal
+from vidssl.engine.process import num_cpus
+from vidssl.engine.runfolder import check_name
+from vidssl.errors import UsageError, counted
+from vidssl.tools.collection.glimpses import Glimpse, glimpses
+from vidssl.tools.collection.rows import Row, rows_of
+from vidssl.tools.collection.split import united
+from vidssl.tools.collection.survey import Seen
+from vidssl.tools.data.report import say
+from vidssl.tools.dry_run import step_seconds, two_steps
+from vidssl.tools.init.choices import (
+    NEEDS_TOKENIZER,
+    Choice,
+    Choices,
+    Machine,
+    ObjectiveName,
+    check_objective,
+    choose,
+    steps_for,
+)
+from vidssl.tools.init.order import FRAMES, MOST, SIDE, OrderProbe, probe_order
+from vidssl.tools.init.text import Sources, recipe_text, tokenizer_text
+from vidssl.train.run import train_recipe
+from vidssl.train.trial import random_states_kept
+
+MINUTES = 10.0
+TOKENIZER_STEPS = 500
+
+
+def write_recipe(
+    out: Path,
+    videos: Path,
+    *,
+    objective: str = "svt",
+    minutes: float | None = None,
+    gpu: bool = False,
+    tokenizer: str | None = None,
+    tokenizer_steps: int = TOKENIZER_STEPS,
+    console: Console | None = None,
+) -> int:
+    """Look at the videos, time a step on this machine and write a recipe for both.
+
+    An objective that predicts ids gets a tokenizer that is trained here on frames of the same videos, unless
+    one is named.
+
+    Args:
+        out: the recipe, a YAML file.
+        videos: a list, as ``vidssl data split`` writes it, or a folder.
+        objective: svt, bevt, vimpac or videomae.
+        minutes: that training may take on this machine.
+        gpu: sizes for a GPU, whether or not there is one here; steps are then counted in passes.
+        tokenizer: name, file or run of one to use.
+        tokenizer_steps: of the one that is trained here.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        UsageError: if the videos cannot be read or the file is there already.
+    """
+    console = console or terminal()
+    name = check_objective(objective)
+    if out.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"{out}: a recipe is a YAML file: vidssl init {out}.yaml --videos {videos}")
+    if out.exists():
+        raise UsageError(f"{out}: is there already. Remove it, or write another")
+    if gpu and minutes is not None:
+        raise UsageError("--gpu counts passes over the videos, and --minutes time on this machine: give one")
+    if tokenizer is not None and name not in NEEDS_TOKENIZER:
+        raise UsageError(f"--tokenizer: {name} has no use for one")
+    check_writable(out, "name another")
+    check_name(out.stem)
+    machine = Machine(gpu, num_cpus(), None if gpu else minutes or MINUTES)
+    rows, root, sources = training_samples(videos)
+    seen = glimpses(rows, root, console, "look at the videos", count=FRAMES, height=SIDE, width=SIDE)
+    usable = [_seen(row, one) for row, one in zip(rows, seen, strict=True) if not one.reason]
+    order = _order(rows, seen)
+    if order is not None:
+        say(console, f"Probe: {order.words}")
+    choices = choose(usable, machine, order)
+    ids = None if tokenizer is None else Choice(tokenizer, "as asked for")
+    if ids is None and name in NEEDS_TOKENIZER:
+        ids = _trained(out.stem, choices, sources, tokenizer_steps, console)
+    heading = _heading(out, videos, name, machine, len(usable), len(rows), order)
+    timed = None if gpu else _seconds_a_step(out.stem, name, choices, sources, ids, console)
+    steps = steps_for(timed, machine, len(usable), choices.batch_size.value)
+    text = recipe_text(out.stem, name, choices, sources, steps, tokenizer=ids, heading=heading)
+    build.check(recipe_from_text(text, str(out)))
+    write_text(out, text)
+    say(console, f"Recipe: {out}, {counted(steps.value, 'step')}: {steps.why}")
+    say(
+        console,
+        f"Next: vidssl show {out} --what clips, vidssl train {out} --dry-run, then vidssl train {out}",
+    )
+    return 0
+
+
+def training_samples(videos: Path) -> tuple[list[Row], Path, Sources]:
+    """The samples to train on, their root, and the sources that a recipe names.
+
+    A list that ``data split`` wrote has its test and validation parts beside it.
+    """
+    if videos.is_dir():
+        listing = list_folder(videos, VIDEO_EXTENSIONS, "video")
+        shared: dict[str, object] = {"type": "video_folder", "root": videos.as_posix()}
+        part = select(listing, "train", where=str(videos))
+        return rows_of(part), videos, _parts(shared, bool(listing.label_classes))
+    (listing,) = read_lists(videos, labels_needed=False)
+    root, stem = list_root(videos), videos.name.removesuffix(".train.csv")
+    shared = {"type": "video_list", "root": root.as_posix(), "list": videos.as_posix()}
+    test, watched = videos.with_name(f"{stem}.test.csv"), None
+    if videos.name != stem and test.exists():
+        shared["test_list"] = test.as_posix()
+        val = videos.with_name(f"{stem}.val.csv")
+        watched = {"test_list": val.as_posix()} if val.exists() else None
+        part = listing
+    else:
+        part = select(listing, "train", where=str(videos))
+    others = (videos.with_name(f"{stem}.{name}.csv") for name in ("test", "val") if "test_list" in shared)
+    if (manifest := _manifest([videos, *(each for each in others if each.exists())])) is not None:
+        shared["manifest"] = manifest
+    return rows_of(part), root, _parts(shared, bool(listing.label_classes), watched)
+
+
+def _manifest(lists: Sequence[Path]) -> str | None:
+    """What 'data check' wrote of all the videos of some lists; None where there is no such file."""
+    paths = {key for path in lists for key in read_lists(path, labels_needed=False)[0].by_file()}
+    own = lists[0].with_name(f"{lists[0].stem}.manifest.jsonl").as_posix()
+    for name in (list_notes(lists[0]).get("manifest"), own):
+        if name and Path(name).exists():
+            known = Manifest(Path(name))
+            if all(path in known for path in paths):
+                return Path(name).as_posix()
+    return None
+
+
+def _parts(
+    shared: Mapping[str, object], labelled: bool, watched: Mapping[str, object] | None = None
+) -> Sources:
+    return Sources(shared, {"part": "train"}, {"part": "test"}, watched, labelled)
+
+
+def _seen(row: Row, glimpse: Glimpse) -> Seen:
+    return Seen(row.labels, glimpse.num_frames, glimpse.fps, glimpse.height, glimpse.width)
+
+
+def _order(rows: Sequence[Row], seen: Sequence[Glimpse]) -> OrderProbe | None:
+    """Of the first label, on some of the training samples; None without labels."""
+    if not rows or not rows[0].labels:
+        return None
+    label = next(iter(rows[0].labels))
+    chosen = sorted(random.Random(0).sample(range(len(rows)), min(MOST, len(rows))))
+    names = [rows[n].group or (rows[n].path if rows[n].times else f"{n}") for n in chosen]
+    units = united(names, [])
+    groups = units if len(set(units)) < len(units) else None
+    return probe_order([seen[n] for n in chosen], [rows[n].labels[label] for n in chosen], groups)
+
+
+def _trained(name: str, choices: Choices, sources: Sources, steps: int, console: Console) -> Choice[str]:
+    """A tokenizer of frames of the same videos, trained now; its run records how."""
+    run = f"{name}_tokenizer"
+    recipe = recipe_from_text(tokenizer_text(run, choices, sources, steps), f"{run}.yaml")
+    say(console, f"Training a tokenizer on frames of these videos, {counted(steps, 'step')}")
+    with shown_messages(console):
+        _, result = train_recipe(recipe, console)
+    psnr = next((value for key, value in result.test_metrics.items() if "psnr" in key), None)
+    quality = "" if psnr is None else f", PSNR {psnr:.1f} dB on held-out ones"
+    say(console, f"Tokenizer: {result.folder}{quality}")
+    return Choice(result.folder.as_posix(), f"trained on frames of these videos{quality}")
+
+
+def _seconds_a_step(
+    name: str,
+    objective: ObjectiveName,
+    choices: Choices,
+    sources: Sources,
+    tokenizer: Choice[str] | None,
+    console: Console,
+) -> float:
+    """Seconds of a step on this machine, its batch included."""
+    text = recipe_text(name, objective, choices, sources, Choice(1000, ""), tokenizer=tokenizer, heading=())
+    recipe = recipe_from_text(text, f"{name}.yaml")
+    build.check(recipe)
+    say(console, "Timing a step on this machine")
+    if (busy := os.getloadavg()[0]) > 1.5 * num_cpus():
+        say(console, f"  it is busy (load {busy:.0f} of {num_cpus()}): steps may be faster when it is not")
+    with shown_messages(console), random_states_kept():
+        streams = build.streams(recipe)
+        torch.manual_seed(recipe.seed)
+        made = build.objective(recipe, say=logging.getLogger(__name__).debug)
+        plan = build.schedule(recipe).plan({key: len(s) / s.batch_size for key, s in streams.items()})
+        return step_seconds(two_steps(recipe, made, streams, plan), recipe.run.workers)
+
+
+def _heading(
+    out: Path,
+    videos: Path,
+    objective: ObjectiveName,
+    machine: Machine,
+    usable: int,
+    listed: int,
+    order: OrderProbe | None,
+) -> list[str]:
+    papers = {
+        "svt": "SVT, Ranasinghe et al. (2022)",
+        "bevt": "BEVT, Wang et al. (2022)",
+        "vimpac": "VIMPAC, Tan et al. (2021)",
+        "videomae": "VideoMAE, Tong et al. (2022)",
+    }
+    time = "" if machine.minutes is None else f", {format_duration(60 * machine.minutes)}"
+    lines = [
+        f"{papers[objective]}, for {machine.words}{time} and the {counted(usable, 'training video')} of "
+        f"{videos}. Written by 'vidssl init': values may be changed; behind each stands its reason.",
+        "",
+        f"  vidssl train {out}",
+        f"  vidssl eval runs/{out.stem} --protocol linear",
+        "",
+    ]
+    if usable < listed:
+        lines.append(f"{counted(listed - usable, 'listed video')} could not be read.")
+    if order is not None:
+        lines.append(f"Quick probe: {order.words}.")
+    if usable < 1000:
+        lines.append(
+            f"{counted(usable, 'video')} are few: what an objective adds to an untrained network may be "
+            "smaller than what a test set of this size can show; 'vidssl eval' says how much that is."
+        )
+    return [part for line in lines for part in (wrap(line, 105) if len(line) > 105 else [line])]
