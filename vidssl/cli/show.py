@@ -25,8 +25,8 @@ def add_commands(commands: "Commands[Parser]") -> None:
         choices=("attention", "reconstruction", *PARTS, "clips", "confusion", *CHARTS),
         required=True,
         help="where the class token looks; hidden parts as they were predicted; views, masks or ids of a "
-        "step, also of a recipe; labelled clips of a recipe's streams and probe; which classes are taken for which; curves and scores of one or more runs; a "
-        "map of features, and nearest neighbours",
+        "step, also of a recipe; labelled clips of a recipe's streams and probe; which classes are taken for "
+        "which; curves and scores of one or more runs; a map of features, and nearest neighbours",
     )
     for name, describe in (
         ("protocol", "confusion, scores: whose; maps, neighbours: whose views"),

@@ -29,6 +29,7 @@ from vidssl.evaluators.differences import (
     what,
 )
 from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.findings import findings
 from vidssl.evaluators.scores import Score, best_and_worst
 from vidssl.evaluators.statistics import Difference
 
@@ -69,7 +70,7 @@ def report(
         console.print(difference_table(differences, list(scores), tested))
     for line in [*probe_lines(scores), *class_lines(scores, videos["test"])]:
         print_line(console, line)
-    for line in (*details, *notes):
+    for line in (*findings(scores, differences, tested, videos["test"].classes), *details, *notes):
         print_line(console, line)
     for name, part in videos.items():
         # finetuning encodes no train videos; it reports each unreadable one when it reaches it

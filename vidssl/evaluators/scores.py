@@ -484,7 +484,10 @@ def best_and_worst(score: Score, truth: Sequence[int], names: Sequence[str]) -> 
     worst = [number for number in reversed(ranked[-some:]) if share[number] < 1]
     if not worst:
         return f"{score.label}: all of {len(ranked)} classes 100 %"
-    best = [_of(names[number], share[number]) for number in ranked[:some]]
+    # a class at 0 % is not the best one, though no other is better
+    best = [_of(names[number], share[number]) for number in ranked[:some] if share[number] > 0]
+    if not best:
+        return f"{score.label}: no video of any of {len(ranked)} classes is named right"
     worse = [_of(names[n], share[n]) + _instead(score, matrix, n, names) for n in worst]
     return f"{score.label}: best {', '.join(best)}; worst {', '.join(worse)}"
 

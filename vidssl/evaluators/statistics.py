@@ -171,6 +171,35 @@ def paired_difference(
     return Difference(total, max(-1.0, min(low, total)), min(1.0, max(high, total)), p)
 
 
+def detectable_difference(
+    one: ArrayLike,
+    other: ArrayLike,
+    classes: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    *,
+    power: float = 0.8,
+) -> float:
+    """The difference between two networks that ``paired_difference`` would find with this power.
+
+    By its normal form: a difference of (z of the level + z of the power) standard deviations of the statistic
+    under the swaps, taken from how often these two networks differ. A difference is at most the fraction of
+    videos in which they differ, so that few test videos set a bound, however alike two networks are.
+
+    Args:
+        one, other, classes, groups: as for ``paired_difference``.
+        power: probability of finding it.
+
+    Returns:
+        A fraction in [0, 1]; 1 where no difference would be found.
+    """
+    videos = _Videos(len(np.asarray(one)), classes, groups)
+    gained = np.asarray(other, dtype=float) - np.asarray(one, dtype=float)
+    z = Z + float(special.ndtri(power))
+    spread = float(np.square(videos.by_unit(gained)).sum())
+    least = float(np.square(videos.by_unit(np.ones_like(gained))).sum())
+    return min(1.0, max(z * float(np.sqrt(spread)), z * z * least))
+
+
 def _roots(a: float, b: float, c: float) -> tuple[float, float] | None:
     """Where a x^2 - 2 b x + c is 0; None if it is nowhere."""
     if b * b - a * c < 0:
