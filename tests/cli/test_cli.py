@@ -362,12 +362,23 @@ KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "replay": ("vidssl.tools.replay.replay",),
     "eval": ("vidssl.evaluate.evaluate.evaluate_run", "vidssl.tools.tokenizer_scores.score_tokenizers"),
     "compare": ("vidssl.compare.runs.compare",),
-    "show": ("vidssl.pictures.show.show", "vidssl.pictures.confusion.show_confusion"),
+    "show": (
+        "vidssl.pictures.show.show",
+        "vidssl.pictures.confusion.show_confusion",
+        "vidssl.pictures.labelled.show_clips",
+    ),
     "watch": ("vidssl.tools.watch.watch_run",),
     "tokenize": ("vidssl.tools.tokenize.tokenize.tokenize",),
     "convert": (),
     "check": (),
     "list": (),
+    "init": ("vidssl.cli.data._init", "vidssl.tools.init.init.write_recipe"),
+    "data list": ("vidssl.cli.data._list", "vidssl.tools.collection.make_list.make_list"),
+    "data split": (
+        "vidssl.cli.data._split",
+        "vidssl.tools.collection.split.Rule",
+        "vidssl.tools.collection.split.split_list",
+    ),
     "data check": ("vidssl.tools.data.check.check_data", "vidssl.data.decode.content.Limits"),
     "data prepare": (
         "vidssl.cli.data._prepare",
@@ -401,4 +412,4 @@ def test_every_option_is_a_keyword_of_what_its_command_runs() -> None:
                 defaults_seen += 1
                 scale = 10**6 if option.dest == "shard_bytes" else 1
                 assert float(stated[1]) * scale == keywords[option.dest].default, option.option_strings
-    assert defaults_seen == 15
+    assert defaults_seen == 16

@@ -37,7 +37,7 @@ def add_init(commands: "Commands[Parser]") -> None:
     init.add_argument("--objective", choices=("svt", "bevt", "vimpac", "videomae"), help="default: svt")
     time = init.add_mutually_exclusive_group()
     time.add_argument(
-        "--minutes", type=positive, metavar="N", help="of training on this machine; default: 10"
+        "--minutes", type=positive, metavar="N", help="of training on this machine; 10 without --gpu"
     )
     time.add_argument("--gpu", action="store_true", help="sizes for a GPU, whether or not there is one here")
     init.add_argument(

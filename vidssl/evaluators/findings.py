@@ -127,6 +127,6 @@ def _power(
     )
     if len(unseen) == len(differences):
         yield (
-            "To try next: every video tested once ('vidssl data split --folds 5'), longer training, weights to "
-            "start from ('backbone.init'), and what pixels alone tell ('vidssl eval pixels data=RUN')"
+            "To try next: every video tested once ('vidssl data split --folds 5'), longer training, weights "
+            "to start from ('backbone.init'), and what pixels alone tell ('vidssl eval pixels data=RUN')"
         )
