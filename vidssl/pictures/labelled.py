@@ -119,7 +119,7 @@ def _of_sample(title: str, views: Mapping[str, Sequence[torch.Tensor]]) -> list[
             clip = as_clip(slot)
             label = f"{name} {place}" if len(slots) > 1 else name
             rows.setdefault(clip.shape[1], []).append(FrameRow(label, as_frames(clip)))
-    strips = []
+    strips: list[Strip] = []
     for length, own in rows.items():
         heads = tuple(str(frame + 1) for frame in range(length))
         strips.append(Strip("" if strips else title, heads, tuple(own)))
