@@ -456,3 +456,23 @@ def test_checksums_of_videos_are_compared_where_both_have_them(tmp_path: Path) -
     assert len(by_protocol([first, files[1]])) == 1  # an earlier version knew none
     with pytest.raises(UsageError, match=r"videos\.test\.content is 1 and 2"):
         by_protocol([first, second])
+
+
+def test_a_summary_of_runs_by_protocols_opens_the_tables() -> None:
+    for run, protocol, right in (("a", "linear", 20), ("a", "knn", 12), ("b", "linear", 15)):
+        named = PROTOCOL.replace("name: toy", f"name: {protocol}")
+        path, _ = write_run(Path(f"runs/{run}"), TRUTH, guess(right), protocol=named)
+        path.rename(path.with_name(f"{protocol}-step-000005.json"))
+    first = run_grids(files_of("runs/a", "runs/b"), each=False)[0]
+    assert first.heads[0] == "run"
+    assert [head.split(":")[0] for head in first.heads[1:]] == ["knn", "linear"]
+    assert [row[0] for row in first.rows] == ["runs/a", "runs/b", "chance %"]
+    assert first.rows[1][1] == "-", "b has no scores of knn"
+    assert first.rows[0][1].startswith("40.0")
+    assert run_grids(files_of("runs/b"), each=False)[0].heads[0] != "run"
+
+
+def test_manifests_that_lie_elsewhere_are_no_difference_of_protocols() -> None:
+    one, other = "data.train.manifest", "data.train.part"
+    assert not runs._differs(one, {one: "a"}, {})
+    assert runs._differs(other, {other: "train"}, {})

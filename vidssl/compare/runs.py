@@ -9,12 +9,12 @@ from rich.console import Console
 
 from vidssl.compare.grids import Grid, drawn, latex, markdown
 from vidssl.compare.run_groups import run_groups, run_name
-from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
+from vidssl.compare.tables import difference_grids, recipe_grids, score_grid, summary_grid
 from vidssl.config.published import QuotedTable, load_published
 from vidssl.engine.logging import terminal
 from vidssl.engine.runfolder import named_path
 from vidssl.errors import UsageError, printable
-from vidssl.evaluate.score_file import CONTENT, ScoreFile, find_scores
+from vidssl.evaluate.score_file import CONTENT, WHERE, ScoreFile, find_scores
 
 TableFormat = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (
@@ -95,6 +95,8 @@ def run_grids(files: Sequence[ScoreFile], *, each: bool) -> list[Grid]:
     groups = [run_groups(same, each=each) for same in by_protocol(files)]
     differences = difference_grids(groups)
     grids = [grid for e, more in zip(groups, differences, strict=True) for grid in (score_grid(e), *more)]
+    if len(groups) > 1:
+        grids.insert(0, summary_grid(groups))
     runs: dict[str, ScoreFile] = {}
     for file in files:
         runs.setdefault(run_name(file), file)
@@ -131,8 +133,9 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
 
 
 def _differs(key: str, one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Checksums of the videos are held against each other where both have them."""
-    if key.rpartition(".")[2] == CONTENT and not (key in one and key in other):
+    """Checksums of the videos are held against each other where both have them; where files lie, never."""
+    last = key.rpartition(".")[2]
+    if last in WHERE or (last == CONTENT and not (key in one and key in other)):
         return False
     return one.get(key) != other.get(key)
 

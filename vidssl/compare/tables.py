@@ -48,6 +48,33 @@ def score_grid(groups: Sequence[RunGroup]) -> Grid:
     return Grid(title, ("run", *(name for name, _ in lines)), tuple(rows))
 
 
+def summary_grid(protocols: Sequence[Sequence[RunGroup]]) -> Grid:
+    """Runs by protocols: the first row of each, of networks as they were trained.
+
+    Args:
+        protocols: the groups of runs under each protocol.
+    """
+    names = list(dict.fromkeys(group.name for groups in protocols for group in groups))
+    columns, lines = [], {name: [name] for name in names}
+    chance = ["chance %"]
+    for groups in protocols:
+        shown = list(_networks(groups))
+        key, measure = next(_asked(shown))
+        columns.append(
+            f"{groups[0].files[0].name}: {' '.join(word for word in (head(key), measure) if word)}"
+        )
+        chance.append(_chance(groups[0], key, measure))
+        cells = {}
+        for group in groups:
+            first = next(iter(group.files[0].scores))
+            cells[group.name] = _cell(group.rows(first)[key], measure, _marks(group).get(key, ""))
+        for name, line in lines.items():
+            line.append(cells.get(name, "-"))
+    rows = (*(tuple(line) for line in lines.values()), tuple(chance))
+    title = "runs by protocols: accuracy in % of the trained network, the first label of each"
+    return Grid(title, ("run", *columns), rows)
+
+
 def _protocol(groups: Sequence[RunGroup]) -> str:
     file = groups[0].files[0]
     allowed = ", test videos may be in train" if file.card.get("overlap") == "allow" else ""

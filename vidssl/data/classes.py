@@ -90,6 +90,13 @@ def class_counts(
             continue
         for part, videos in (("train", train), ("test", test)):
             yield f"{part}, label '{label}': {counted_classes(videos[label], names)}"
+        untested = [name for number, name in enumerate(names) if number not in set(test[label])]
+        if untested:
+            shown = ", ".join(sorted(untested)[:_NAMED]) + (", ..." if len(untested) > _NAMED else "")
+            yield (
+                f"label '{label}': no test video is of {shown}, so nothing is said of "
+                f"{'it' if len(untested) == 1 else 'them'}; 'vidssl data split' shares classes out"
+            )
         learned = {*train[label], -1}
         unknown = Counter(names[number] for number in test[label] if number not in learned)
         if unknown:
@@ -97,5 +104,5 @@ def class_counts(
             yield (
                 f"label '{label}': {counted(unknown.total(), 'test video', verb='are')} "
                 f"of classes that no training video has "
-                f"({shown}), and count as wrong"
+                f"({shown}), and count as wrong; 'vidssl data split' shares classes out"
             )

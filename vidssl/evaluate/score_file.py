@@ -35,7 +35,12 @@ NO_MATTER = ("name", "batch_size", "evaluator.backend")
 # of a protocol that finetunes; with batches of another size it learns otherwise
 NO_MATTER_FINETUNING = ("name", "test_batch_size", "labels", "compare_untrained")
 CONTENT = "content"  # last word of keys that only scores have whose videos had known checksums
-WHERE = ("root", "list", "test_list")  # last words of keys: where videos lie; which they are is hashed
+WHERE = (
+    "root",
+    "list",
+    "test_list",
+    "manifest",
+)  # last words of keys: where videos lie; which they are is hashed
 
 
 @dataclass(frozen=True)

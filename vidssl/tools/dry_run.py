@@ -34,7 +34,7 @@ from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Masker, Objective, Tokenizer
 from vidssl.interfaces.grids import GridSize, common_grid
-from vidssl.objectives.parts.masked_prediction import FrozenTokenizer
+from vidssl.train.tokenizer_fit import frozen_tokenizer
 from vidssl.train.trial import Trial, random_states_kept
 
 _ROWS = 16  # masks that are drawn to say how much is hidden
@@ -151,12 +151,6 @@ def _parts(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     children = sorted(module.named_children(), key=lambda item: not isinstance(item[1], Backbone))
     for child, part in children:
         yield from _parts(part, f"{name}.{child}".lstrip("."))
-
-
-def frozen_tokenizer(objective: Objective) -> Tokenizer | None:
-    """The tokenizer that an objective asks and does not train; None if there is none."""
-    holders = (module for module in objective.modules() if isinstance(module, FrozenTokenizer))
-    return next((holder.tokenizer for holder in holders), None)
 
 
 def view_sizes(recipe: Recipe, objective: Objective) -> list[ViewSize]:

@@ -31,6 +31,7 @@ from vidssl.objectives.classification import Classification
 from vidssl.train.loop import Monitor, TrainResult
 from vidssl.train.monitors import KnnMonitor
 from vidssl.train.start import train
+from vidssl.train.tokenizer_fit import tell_fit
 
 STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can be resumed
 
@@ -109,6 +110,8 @@ def train_recipe(
         world.from_first(partial(_note_longer, longer, recipe, say))
     torch.manual_seed(recipe.seed)
     objective = build.objective(recipe, say=say, with_init=resume is None)
+    if resume is None and world.first and recipe.tokenizer is not None:
+        tell_fit(recipe.tokenizer.part.type, objective, streams, say)
     result = train(
         objective,
         streams,
