@@ -372,6 +372,7 @@ KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "convert": (),
     "check": (),
     "list": (),
+    "grid": ("vidssl.cli.grid._grid", "vidssl.tools.grid.Execution", "vidssl.tools.grid.run_grid"),
     "init": ("vidssl.cli.data._init", "vidssl.tools.init.init.write_recipe"),
     "data list": ("vidssl.cli.data._list", "vidssl.tools.collection.make_list.make_list"),
     "data split": (
@@ -412,4 +413,4 @@ def test_every_option_is_a_keyword_of_what_its_command_runs() -> None:
                 defaults_seen += 1
                 scale = 10**6 if option.dest == "shard_bytes" else 1
                 assert float(stated[1]) * scale == keywords[option.dest].default, option.option_strings
-    assert defaults_seen == 16
+    assert defaults_seen == 18

@@ -63,7 +63,8 @@ def test_a_test_set_may_lack_classes_and_have_its_own() -> None:
     assert lines == [
         "train, label 'class': 3 classes: a (2), b (1), c (0)",
         "test, label 'class': 3 classes: a (0), b (1), c (2)",
-        "label 'class': no test video is of a, so nothing is said of it; 'vidssl data split' shares classes out",
+        "label 'class': no test video is of a, so nothing is said of it; "
+        "'vidssl data split' shares classes out",
         "label 'class': 2 test videos are of classes that no training video has (c), and count as wrong; "
         "'vidssl data split' shares classes out",
     ]
