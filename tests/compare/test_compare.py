@@ -476,3 +476,18 @@ def test_manifests_that_lie_elsewhere_are_no_difference_of_protocols() -> None:
     one, other = "data.train.manifest", "data.train.part"
     assert not runs._differs(one, {one: "a"}, {})
     assert runs._differs(other, {other: "train"}, {})
+
+
+def test_scores_of_one_network_on_two_data_sets_stand_beside_those_of_either() -> None:
+    here = PROTOCOL.replace("root: here", "root: here, part: train")
+    write_run(Path("runs/pixels"), TRUTH, guess(9))
+    path, _ = write_run(Path("runs/pixels"), TRUTH, guess(9))
+    (path.parent / "earlier").mkdir()
+    path.rename(path.parent / "earlier" / f"{path.stem}-12345678.json")
+    write_run(Path("runs/pixels"), TRUTH, guess(15), protocol=here)
+    write_run(Path("runs/a"), TRUTH, guess(20))
+    write_run(Path("runs/b"), TRUTH, guess(20), protocol=here)
+    top1 = {
+        run: runs.alike(files_of(f"runs/{run}", "runs/pixels"))[1].scores["trained"][0].top1 for run in "ab"
+    }
+    assert top1 == {"a": 0.3, "b": 0.5}

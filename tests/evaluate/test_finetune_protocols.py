@@ -15,7 +15,7 @@ from vidssl.config.recipe import Recipe, load_recipe, recipe_from_text
 from vidssl.data.views.times import kept_frames, vimpac_last_start
 from vidssl.data.views.uniform import UniformClips
 from vidssl.data.views.vimpac import CornerClip
-from vidssl.evaluate.finetune import _scores, finetuning_recipe
+from vidssl.evaluate.finetune import _other_clips, _scores, finetuning_recipe
 from vidssl.evaluate.subject import spec_of
 from vidssl.evaluators.features import FeatureTable
 from vidssl.interfaces import SampleInfo
@@ -193,3 +193,15 @@ def test_settings_are_those_of_the_published_code(name: str, published: dict[str
     recipe |= recipe["data"]["video"]
     found = {key: functools.reduce(operator.getitem, key.split("."), recipe) for key in published}
     assert found == pytest.approx(published)
+
+
+def test_clips_that_differ_from_those_tested_on_are_told_with_the_way_out() -> None:
+    views = "data.views={type: uniform_clips, num_frames: 8, frame_stride: 4, size: 64}"
+    protocol = load_protocol("finetune", [*VIDEOS, views])
+    assert isinstance(protocol, FinetuneProtocol)
+    (line,) = _other_clips(protocol)
+    assert "frame_stride 1 and 4, size 48 and 64" in line
+    assert "'train_views.frame_stride=4 train_views.size=64' makes them alike" in line
+    alike = load_protocol("finetune", [*VIDEOS, views, "train_views.frame_stride=4", "train_views.size=64"])
+    assert isinstance(alike, FinetuneProtocol)
+    assert _other_clips(alike) == []

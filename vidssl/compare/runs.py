@@ -14,7 +14,7 @@ from vidssl.config.published import QuotedTable, load_published
 from vidssl.engine.logging import terminal
 from vidssl.engine.runfolder import named_path
 from vidssl.errors import UsageError, printable
-from vidssl.evaluate.score_file import CONTENT, WHERE, ScoreFile, find_scores
+from vidssl.evaluate.score_file import CONTENT, WHERE, ScoreFile, find_scores, read_scores
 
 TableFormat = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (
@@ -68,7 +68,7 @@ def compare(
         raise UsageError(
             "measured and quoted numbers do not go into one CSV: leave out the runs or --published"
         )
-    files = [file for target in targets for file in find_scores(named_path(target))]
+    files = alike([file for target in targets for file in find_scores(named_path(target))])
     quoted = load_published() if published else None
     tables = () if quoted is None else quoted.chosen(papers, data_sets)
     if output == "csv":
@@ -84,6 +84,23 @@ def compare(
         else:
             print(printable((markdown if output == "markdown" else latex)(grid)))
     return 0
+
+
+def alike(files: Sequence[ScoreFile]) -> list[ScoreFile]:
+    """Files; of those on other data than the first, earlier ones on its data where there are such.
+
+    A network that is scored on two data sets in turn, as ``pixels`` is, keeps the scores of both; the newest
+    stand in the folder, the others in ``earlier`` below it.
+    """
+    firsts: dict[str, ScoreFile] = {}
+    found = []
+    for file in files:
+        first = firsts.setdefault(file.name, file)
+        if _differing(first, file):
+            others = map(read_scores, sorted((file.path.parent / "earlier").glob(f"{file.path.stem}-*.json")))
+            file = next((other for other in others if not _differing(first, other)), file)
+        found.append(file)
+    return found
 
 
 def run_grids(files: Sequence[ScoreFile], *, each: bool) -> list[Grid]:
@@ -120,8 +137,7 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
     """Scores stand in one column only if protocol and videos were the same."""
     first = files[0]
     for other in files[1:]:
-        keys = [key for key in {**first.card, **other.card} if _differs(key, first.card, other.card)]
-        if keys:
+        if keys := _differing(first, other):
             differences = "; ".join(
                 f"{key} is {_shown(first.card.get(key))} and {_shown(other.card.get(key))}" for key in keys
             )
@@ -130,6 +146,11 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
                 f"Score one anew on the data of the other, if its network takes those clips: vidssl eval "
                 f"{run_name(other)} data={run_name(first)} --protocol {first.name}"
             )
+
+
+def _differing(one: ScoreFile, other: ScoreFile) -> list[str]:
+    """Keys of their cards by which they may not be compared."""
+    return [key for key in {**one.card, **other.card} if _differs(key, one.card, other.card)]
 
 
 def _differs(key: str, one: Mapping[str, str], other: Mapping[str, str]) -> bool:

@@ -153,7 +153,8 @@ def drawn(
         if number == 0:
             raise UsageError(
                 f"{amount}: class '{classes[label]}' has {len(places)} labelled videos, so none would be "
-                "learned from: take a larger fraction, or per_class"
+                "learned from: take a larger fraction, or per_class: "
+                f"'few_labels={{per_class: [{_few(len(places))}], draws: 3}}'"
             )
         if number > len(places):
             raise UsageError(
@@ -170,6 +171,11 @@ def drawn(
             turns = [unit[turn] for turn in range(number) for unit in ranked if turn < len(unit)]
             chosen += turns[:number]
     return sorted(chosen)
+
+
+def _few(videos: int) -> str:
+    """Amounts a class of so many videos has, for a message: one, and half of them."""
+    return ", ".join(str(number) for number in dict.fromkeys((1, max(1, videos // 2))))
 
 
 def _whole_units(ranked: Sequence[Sequence[int]], number: int) -> list[int]:

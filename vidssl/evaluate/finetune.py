@@ -17,7 +17,7 @@ from vidssl.config.few_labels import Amount, Subset, drawn
 from vidssl.config.protocol import FinetuneProtocol, ViewAverage
 from vidssl.config.recipe import Recipe, read_recipe
 from vidssl.config.schema import PartSpec
-from vidssl.config.strict_yaml import Node, dump
+from vidssl.config.strict_yaml import Node, dump, plain
 from vidssl.data.sources.official.groups import groups_of
 from vidssl.engine.atomic import write_text
 from vidssl.engine.checkpoint import read_checkpoint
@@ -109,7 +109,7 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
     together = shared_labels(train.label_classes, test.label_classes)
     labels = _labels(protocol, tuple(together))
     starts, listed = _starts(subject, protocol), _listed(train).renumbered(together)
-    for line in classes_of(listed, _listed(test).renumbered(together)):
+    for line in (*classes_of(listed, _listed(test).renumbered(together)), *_other_clips(protocol)):
         print_line(console, line)
     rows = [
         _row(subject.spec, protocol, name=name, init=init, label=label, amount=amount, listed=listed, out=out)
@@ -135,6 +135,24 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
         scores[row.name] += draws[0] if row.amount is None else mean_over_draws(draws, row.amount)
     assert found is not None, "there is a label"
     return Finetuned(scores, listed, found)
+
+
+def _other_clips(protocol: FinetuneProtocol) -> list[str]:
+    """A line where clips that are learned from differ from those that are tested on, with the way out."""
+    assert protocol.data is not None, "refused without labelled videos"
+    learned, tested = (plain(part.node) for part in (protocol.train_views, protocol.data.views))
+    assert isinstance(learned, Mapping), "a part has keys"
+    assert isinstance(tested, Mapping), "a part has keys"
+    keys = [
+        key
+        for key in ("num_frames", "frame_stride", "size")
+        if key in learned and key in tested and learned[key] != tested[key]
+    ]
+    if not keys:
+        return []
+    words = ", ".join(f"{key} {learned[key]} and {tested[key]}" for key in keys)
+    cure = " ".join(f"train_views.{key}={tested[key]}" for key in keys)
+    return [f"clips that are learned from and tested on differ ({words}); '{cure}' makes them alike"]
 
 
 @dataclass(frozen=True)
