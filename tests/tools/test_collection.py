@@ -8,10 +8,14 @@ import pytest
 from recordings import moving, write_frames, write_recording, write_takes
 from rich.console import Console
 
+from vidssl.backbones.pixels import Pixels
 from vidssl.data.sources.folders import VideoList
 from vidssl.data.sources.lists import list_notes, list_root, read_lists
+from vidssl.data.sources.moving_digits import MovingDigits
+from vidssl.data.views.uniform import UniformClips
 from vidssl.engine import logging
 from vidssl.errors import UsageError
+from vidssl.evaluators.extract import extract
 from vidssl.tools.collection.make_list import make_list
 from vidssl.tools.collection.split import Rule, given_out, parted, split_list, united
 from vidssl.tools.collection.survey import Seen, suitable_clip, survey_lines
@@ -184,6 +188,15 @@ def test_progress_is_told_where_there_is_no_terminal(monkeypatch: pytest.MonkeyP
     with logging.progress_bar(console, "scan", 3) as advance:
         advance()
     assert text_of(console).startswith("scan: 1 of 3, ")
+
+
+def test_reading_features_is_told_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "LINE_SECONDS", 0.0)
+    source = MovingDigits(split="train", size=16, digit_size=12, num_frames=4, num_videos=6)
+    views, console = UniformClips(num_frames=2, frame_stride=1, size=16), said()
+    table = extract(Pixels(), source, views, batch_size=2, workers=0, console=console, title="features")
+    assert len(table.keys) == 6
+    assert "features: 2 of 3, " in text_of(console)
 
 
 def test_a_clip_is_as_wide_as_nine_in_ten_samples_and_two_seconds_allow() -> None:

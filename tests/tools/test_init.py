@@ -19,6 +19,7 @@ from vidssl.tools.collection.glimpses import Glimpse
 from vidssl.tools.collection.make_list import make_list
 from vidssl.tools.collection.split import Rule, split_list
 from vidssl.tools.collection.survey import Seen
+from vidssl.tools.data.check import check_data
 from vidssl.tools.init.choices import NEEDS_TOKENIZER, Choice, Machine, ObjectiveName, choose, steps_for
 from vidssl.tools.init.init import write_recipe
 from vidssl.tools.init.order import probe_order
@@ -107,6 +108,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_takes(folder / "takes", {"left": 4, "right": 4})
     path = folder / "takes.csv"
     make_list(folder / "takes", pattern="{_}_{action}_{_take}", out=path, console=said())
+    check_data(path, console=said())
     split_list(path, Rule(duplicates=False), console=said())
     return folder
 
@@ -119,6 +121,7 @@ def test_a_recipe_names_its_source_once_and_watches_the_validation_part(
     write_recipe(Path("my.yaml"), Path("takes.train.csv"), gpu=True, console=console)
     text = Path("my.yaml").read_text()
     assert text.count("video_list") == 1
+    assert "takes.manifest.jsonl" in text, "what 'data check' found keeps bad files out"
     assert "# clips are not mirrored: a class is called 'left'" in text
     video = load_recipe("my.yaml").data.streams["video"]
     assert video.test_source is not None

@@ -8,7 +8,6 @@ from typing import get_args
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from vidssl.config.protocol import FrameOrder, Layers, PatchType
@@ -17,6 +16,7 @@ from vidssl.data.samples import InOrder, Parcel, parcels
 from vidssl.data.sources.official.groups import groups_of
 from vidssl.data.sources.origins import video_of
 from vidssl.engine.distributed import World
+from vidssl.engine.logging import progress_bar
 from vidssl.engine.precision import pick_device
 from vidssl.errors import UsageError, counted
 from vidssl.evaluators.features import FeatureTable, KeepPatches, encode_views
@@ -158,11 +158,17 @@ def encode(
     single = iterate_once(
         source, views, batch_size=batch_size, workers=workers, unreadable=lambda e: problems.append(str(e))
     )
-    if console is not None and console.is_terminal:
-        total = -(-len(source) // batch_size)
-        single = iter(track(single, description=title, total=total, console=console, transient=True))
+    if console is not None:
+        single = _told(single, console, title, -(-len(source) // batch_size))
     vectors, numbers = one_pass(single, keep_patches=keep_patches)
     return Encoded(vectors, numbers, tuple(problems))
+
+
+def _told(parcels: Iterator[Parcel], console: Console, title: str, total: int) -> Iterator[Parcel]:
+    with progress_bar(console, title, total) as advance:
+        for parcel in parcels:
+            yield parcel
+            advance()
 
 
 def _of_parcel(

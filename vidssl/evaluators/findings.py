@@ -91,8 +91,8 @@ def findings(
                     f"test videos, and {most.share:.0%} are; mean over classes {100 * score.class_mean:.1f} %"
                 )
     first, rows = next(iter(scores.items()))
-    for score in rows:
-        if score.frames == "normal" and (gain := without_order(rows, tested[score.label], score)) is not None:
+    for score in (row for row in rows if row.frames == "normal" and not row.draws):
+        if (gain := without_order(rows, tested[score.label], score)) is not None:
             lines.append(f"{score.label}, {first}: {_order_in_words(gain)}")
     return lines
 
