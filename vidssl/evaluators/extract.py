@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 from rich.console import Console
@@ -22,6 +22,8 @@ from vidssl.errors import UsageError, counted
 from vidssl.evaluators.features import FeatureTable, KeepPatches, encode_views
 from vidssl.evaluators.patch_tokens import in_memory, joined
 from vidssl.interfaces import Backbone, DataSource, Tokenizer, ViewSampler, num_listed
+
+Read = TypeVar("Read")
 
 TIMEOUT_SECONDS = 900.0  # that a batch of videos may take
 _ORDERS: tuple[FrameOrder, ...] = get_args(FrameOrder)
@@ -164,10 +166,10 @@ def encode(
     return Encoded(vectors, numbers, tuple(problems))
 
 
-def _told(parcels: Iterator[Parcel], console: Console, title: str, total: int) -> Iterator[Parcel]:
+def _told(batches: Iterator[Read], console: Console, title: str, total: int) -> Iterator[Read]:
     with progress_bar(console, title, total) as advance:
-        for parcel in parcels:
-            yield parcel
+        for batch in batches:
+            yield batch
             advance()
 
 
