@@ -30,8 +30,7 @@ def test_examples_can_be_typed() -> None:
     parser, _ = parsers()
     for lines in EXAMPLES.values():
         for line in lines:
-            if "--help" not in line:
-                parser.parse_known_args(shlex.split(line))
+            parser.parse_known_args(shlex.split(line))
 
 
 def test_protocols_recipes_and_runs_are_listed(tiny: Path, capsys: pytest.CaptureFixture) -> None:

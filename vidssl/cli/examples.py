@@ -13,6 +13,8 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     ),
     "compare": ("compare runs/bevt runs/svt", "compare runs/bevt runs/svt --markdown"),
     "grid": ("grid recipes/grids/bevt_masks.yaml", "grid recipes/grids/bevt_masks.yaml --tables"),
+    "report": ("report runs/bevt runs/svt", "report runs/bevt -o bevt.html --no-pictures"),
+    "runs": ("runs", "runs runs/grids --csv"),
     "features": (
         "features runs/bevt videos -o features.npz",
         "features runs/bevt videos --per window --every 1 -o windows.parquet",
@@ -24,8 +26,11 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "watch": ("watch runs/bevt", "watch runs/bevt --metric 'loss*' --once"),
     "tokenize": ("tokenize vimpac --out tokens/mine", "tokenize vimpac --out tokens/mine --for finetuning"),
     "convert": ("convert encoder.pkl dalle.safetensors", "convert encoder.pkl decoder.pkl dalle.safetensors"),
-    "data list": ("data list videos", "data list videos --help"),
-    "data split": ("data split list.csv", "data split list.csv --help"),
+    "data list": (
+        "data list videos",
+        "data list videos --annotations segments.csv --unit frames --out mine.csv",
+    ),
+    "data split": ("data split mine.csv", "data split mine.csv --folds 5 --seed 1"),
     "data check": ("data check videos", "data check list.csv --root videos --test-list test.csv"),
     "data prepare": (
         "data prepare videos --out small",
