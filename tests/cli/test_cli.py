@@ -364,6 +364,8 @@ KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "compare": ("vidssl.compare.runs.compare",),
     "show": (
         "vidssl.pictures.show.show",
+        "vidssl.pictures.parts.show_part",
+        "vidssl.tools.show_charts.show_chart",
         "vidssl.pictures.confusion.show_confusion",
         "vidssl.pictures.labelled.show_clips",
     ),
@@ -372,6 +374,8 @@ KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "convert": (),
     "check": (),
     "list": (),
+    "report": ("vidssl.tools.report.write_report",),
+    "runs": ("vidssl.compare.runs_table.runs_table",),
     "grid": ("vidssl.cli.grid._grid", "vidssl.tools.grid.Execution", "vidssl.tools.grid.run_grid"),
     "init": ("vidssl.cli.data._init", "vidssl.tools.init.init.write_recipe"),
     "data list": ("vidssl.cli.data._list", "vidssl.tools.collection.make_list.make_list"),

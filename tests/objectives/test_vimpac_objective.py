@@ -23,6 +23,7 @@ from vimpac_reference import (
 from vidssl.backbones.factorized import Factorized
 from vidssl.backbones.video_swin import VideoSwin
 from vidssl.backbones.vit import ViT
+from vidssl.config.grid import load_grid
 from vidssl.config.recipe import load_recipe
 from vidssl.engine.accumulate import split_batch
 from vidssl.engine.optim import AdamW
@@ -386,14 +387,22 @@ def test_parts_of_a_batch_are_batches_of_their_own_where_that_is_asked_for(name:
 
 def test_recipes_state_the_negatives_that_their_batches_give() -> None:
     folder = Path(__file__).parents[2] / "recipes"
+    grids = folder / "grids"
+    recipes = {
+        path.stem: load_recipe(str(path))
+        for path in sorted(folder.rglob("*.yaml"))
+        if grids not in path.parents
+    }
+    for path in sorted(grids.rglob("*.yaml")):
+        name = path.relative_to(grids).with_suffix("").as_posix()
+        recipes |= {f"{name}/{cell.name}": cell.recipe() for cell in load_grid(str(path)).cells}
     stated = {}
-    for path in sorted(folder.rglob("*.yaml")):
-        recipe = load_recipe(str(path))
+    for path, recipe in recipes.items():
         keys = {key: node.value for key, node in recipe.objective.node.mapping().items()}
         if "negatives" in keys:
             parts = recipe.run.accumulate if keys.get("negatives_from") == "part" else 1
             assert keys["negatives"] == recipe.data.streams["video"].batch_size // parts - 1, path
-            stated[path.stem] = keys["negatives"]
-    assert len(stated) == 28
+            stated[path] = keys["negatives"]
+    assert len(stated) == 59
     for count in (255, 511, 1023):  # Table 11
-        assert stated[f"vimpac_negatives_{count}"] == count
+        assert stated[f"paper/vimpac_clips/negatives_{count}"] == count

@@ -12,6 +12,7 @@ from vidssl.backbones.timesformer import TimeSformer
 from vidssl.backbones.vit import ViT
 from vidssl.build import build
 from vidssl.build.registry import resolved_text
+from vidssl.config.grid import load_grid
 from vidssl.config.recipe import MIN_MATCHED, Recipe, load_recipe
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
@@ -152,9 +153,11 @@ def test_recipes_that_leave_attention_over_time_random_say_so() -> None:
     own = net.state_dict()
     share = sum(own[key].numel() for key in found.state) / sum(value.numel() for value in own.values())
     paths = [path for path in (ROOT / "recipes").rglob("*.yaml") if STARTS_FROM in path.read_text()]
-    assert len(paths) == 11
-    for path in paths:
-        assert load_recipe(str(path)).start.init_min_matched < share < MIN_MATCHED
+    recipes = [load_recipe(str(path)) for path in paths]
+    recipes += [cell.recipe() for cell in load_grid("paper/svt_views").cells]
+    assert len(recipes) == 11
+    for recipe in recipes:
+        assert recipe.start.init_min_matched < share < MIN_MATCHED
 
 
 def test_what_fills_next_to_nothing_is_no_reason_to_accept_it() -> None:
