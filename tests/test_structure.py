@@ -45,9 +45,9 @@ FLOORS = (
 MOST_AT_TOP = 25
 MOST_LINES_A_FILE = 600
 FEWEST_LINES_A_FILE = 40
-MOST_LINES = 51_857  # the last that came: reports of runs with 1,500, use of runs with 4,200
-MOST_FILES = 262
-MOST_IMPORTS = 0.108  # of the lines of code, without docstrings, comments and empty lines
+MOST_LINES = 53_132  # the last that came: use of runs with 4,200, videos of one's own with 2,400
+MOST_FILES = 270
+MOST_IMPORTS = 0.110  # of the lines of code, without docstrings, comments and empty lines
 SMALL = {"__main__.py": "python -m vidssl"}  # file -> why it stands alone
 KINDS_OF_COMPONENTS = next(names for names in FLOORS if "objectives" in names)
 
