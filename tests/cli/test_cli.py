@@ -377,6 +377,10 @@ KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "report": ("vidssl.tools.report.write_report",),
     "runs": ("vidssl.compare.runs_table.runs_table",),
     "grid": ("vidssl.cli.grid._grid", "vidssl.tools.grid.Execution", "vidssl.tools.grid.run_grid"),
+    "features": ("vidssl.cli.use._features", "vidssl.use.features.features"),
+    "predict": ("vidssl.cli.use._predict", "vidssl.use.predict.predict_videos"),
+    "export": ("vidssl.use.export.export",),
+    "push": ("vidssl.use.hub.push",),
     "init": ("vidssl.cli.data._init", "vidssl.tools.init.init.write_recipe"),
     "data list": ("vidssl.cli.data._list", "vidssl.tools.collection.make_list.make_list"),
     "data split": (
@@ -417,4 +421,4 @@ def test_every_option_is_a_keyword_of_what_its_command_runs() -> None:
                 defaults_seen += 1
                 scale = 10**6 if option.dest == "shard_bytes" else 1
                 assert float(stated[1]) * scale == keywords[option.dest].default, option.option_strings
-    assert defaults_seen == 18
+    assert defaults_seen == 20

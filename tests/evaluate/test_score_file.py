@@ -149,7 +149,7 @@ def test_the_mean_over_classes_leads_where_classes_are_unbalanced():
     row = scored(truth, [0] * 80, chosen="penalty 1000 (the largest tried)")
     (table,) = score_tables({"trained": [row]}, "toy")
     assert list(table.columns[0].cells) == ["class, mean over classes", "  top-1"]
-    assert [cell.partition(" ")[0] for cell in table.columns[1].cells] == ["33.3", "75.0"]
+    assert [str(cell).partition(" ")[0] for cell in table.columns[1].cells] == ["33.3", "75.0"]
     assert list(table.columns[2].cells) == ["33.3", "75.0"]  # chance
     assert probe_lines({"trained": [row]}) == [
         "class, chosen on training videos: penalty 1000 (the largest tried): trained",

@@ -168,6 +168,7 @@ def test_twenty_steps_lower_the_loss_and_keep_clips_apart() -> None:
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
+        objective.after_step(Progress(number, 20), torch.Generator())
         outputs.append(output)
     assert outputs[-1].loss < 0.7 * outputs[0].loss
     features = outputs[-1].features

@@ -189,6 +189,7 @@ def sharp(backbone: Brightness) -> SVT:
     return objective
 
 
+@pytest.mark.filterwarnings("ignore:.*after_step was never called")  # no step is taken here
 def test_a_network_that_says_nothing_of_clips_is_reported_once() -> None:
     torch.manual_seed(0)
     objective = SVT(Brightness(), out_dim=8, head_hidden=8, bottleneck=4)
@@ -202,6 +203,7 @@ def test_a_network_that_says_nothing_of_clips_is_reported_once() -> None:
     assert "(loss is 2.08, within 1% of 2.079)" in said[0]
 
 
+@pytest.mark.filterwarnings("ignore:.*after_step was never called")  # no step is taken here
 def test_features_that_come_together_are_reported() -> None:
     torch.manual_seed(0)
     backbone = Brightness()

@@ -26,6 +26,10 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "watch": ("watch runs/bevt", "watch runs/bevt --metric 'loss*' --once"),
     "tokenize": ("tokenize vimpac --out tokens/mine", "tokenize vimpac --out tokens/mine --for finetuning"),
     "convert": ("convert encoder.pkl dalle.safetensors", "convert encoder.pkl decoder.pkl dalle.safetensors"),
+    "init": (
+        "init my.yaml --videos mine.train.csv",
+        "init my.yaml --videos mine.train.csv --objective bevt --gpu",
+    ),
     "data list": (
         "data list videos",
         "data list videos --annotations segments.csv --unit frames --out mine.csv",

@@ -42,10 +42,8 @@ def tell_fit(kind: str, objective: Objective, streams: Mapping[str, Stream], say
     if kept >= POOR:
         say(found)
         return
-    say(
-        f"{found}: it was made for others. Its ids keep little of these, and predicting them teaches little. "
-        "'vidssl init my.yaml --videos LIST --objective bevt' trains one on your own, in minutes"
-    )
+    say(f"{found}: it was made for others, and predicting its ids teaches little.")
+    say("'vidssl init my.yaml --videos LIST --objective bevt' trains one on your own videos, in minutes.")
 
 
 @torch.no_grad()
