@@ -70,6 +70,16 @@ def test_pixels_are_means_over_parts_of_the_clip_in_time_and_space() -> None:
         Pixels(size=0)
 
 
+def test_a_recipes_network_with_weights_of_a_file_scores_as_the_run_that_they_come_from(folder, capsys):
+    assert main(["eval", "recipe:toy.yaml", "weights=runs/toy", *KNN]) == 0
+    assert "runs/toy" in capsys.readouterr().out
+    run = read_scores(next(Path("runs/toy/scores").glob("knn-*.json"))).scores
+    assert scores_of("recipe-toy.yaml-toy").scores == run
+    assert "which weights? weights=FILE" in fails(capsys, "recipe:toy.yaml", *KNN)
+    wider = ("recipe:toy.yaml", "weights=runs/toy", "network.embed_dim=32")
+    assert "weights of another architecture" in fails(capsys, *wider, *KNN)
+
+
 def test_pixels_go_through_several_protocols_with_all_orders_of_frames(folder, capsys):
     words = ("--protocol", "retrieval", "data=toy.yaml", "frames=[normal, reversed]")
     assert main(["eval", "pixels", *KNN, *words]) == 0

@@ -15,9 +15,9 @@ def add_commands(commands: "Commands[Parser]") -> None:
         (
             "[RUN_OR_CHECKPOINT_OR_NETWORK] [KEY=VALUE ...]",
             "run folder or checkpoint, the newest run if none is named; or torchvision:NAME, timm:NAME, "
-            "pytorchvideo:NAME, transformers:NAME, untrained:RECIPE and pixels, with weights=FILE and "
-            "data=RECIPE; overrides of the protocols. With --protocol tokenizer: tokenizers, as many as you "
-            "like, all that have weights if none is named",
+            "pytorchvideo:NAME, transformers:NAME, untrained:RECIPE, recipe:RECIPE and pixels, with "
+            "weights=FILE and data=RECIPE; overrides of the protocols. With --protocol tokenizer: "
+            "tokenizers, as many as you like, all that have weights if none is named",
         ),
     )
     evaluate.add_argument(

@@ -2,7 +2,7 @@
 
 A user names them where a run would stand: ``torchvision:swin3d_t``, ``timm:resnet50``,
 ``pytorchvideo:slow_r50``, ``transformers:MCG-NJU/videomae-base``, ``untrained:`` before one of these, a
-recipe or a run, or ``pixels``.
+recipe or a run, ``recipe:`` before a recipe whose network gets the weights of a file, or ``pixels``.
 """
 
 import re
@@ -38,6 +38,7 @@ from vidssl.weights.load import LoadReport, load_init
 
 LIBRARIES = ("torchvision", "timm", "pytorchvideo")
 PIXELS, UNTRAINED = "pixels", "untrained"
+RECIPE = "recipe"  # its network, with weights of a file in a published layout
 TRANSFORMERS = "transformers"  # its models come with their weights, and no recipe can name them
 
 
@@ -72,21 +73,25 @@ class ExternalNetwork:
 def is_external(word: str) -> bool:
     """Whether a word names an external network; a file or folder of that name goes first."""
     kind, colon, _ = word.partition(":")
-    named = kind in (*LIBRARIES, TRANSFORMERS, UNTRAINED) if colon else word == PIXELS
+    named = kind in (*LIBRARIES, TRANSFORMERS, UNTRAINED, RECIPE) if colon else word == PIXELS
     return named and not Path(word).exists()
 
 
 def external_recipe(asked: ExternalNetwork) -> Recipe | None:
-    """The recipe of a network that is asked for as ``untrained:`` recipe or run; None for others.
+    """The recipe of a network that is asked for as ``untrained:`` or ``recipe:``; None for others.
 
     Raises:
-        UsageError: if there is no such recipe, or its network has no features.
+        UsageError: if there is no such recipe, its network has no features, or no weights are named for it.
     """
     kind, _, name = asked.name.partition(":")
-    if kind != UNTRAINED or name.partition(":")[0] in (*LIBRARIES, TRANSFORMERS):
+    if kind not in (UNTRAINED, RECIPE) or name.partition(":")[0] in (*LIBRARIES, TRANSFORMERS):
         return None
     seed, others = _seed(asked)
     words = [f"backbone.{key}" for key in others] + ([] if seed is None else [f"seed={seed}"])
+    if kind == RECIPE and asked.weights is None:
+        raise UsageError(f"{asked.name}: which weights? weights=FILE; {UNTRAINED}:{name} for random ones")
+    if kind == RECIPE:  # all of them but a mask token, which files of encoders lack
+        words += [f"backbone.init={asked.weights}", "backbone.init_min_matched=0.99"]
     recipe = recipe_named(name, words, trust=asked.trust)
     if recipe.backbone is None:
         raise UsageError(f"{asked.name}: trained a tokenizer, which has no features to probe")
@@ -105,13 +110,16 @@ def external_subject(asked: ExternalNetwork, recipe: Recipe | None, run: RunSpec
         UsageError: if there is no such network, or no weights are named.
     """
     library = asked.name.partition(":")[0]
-    if asked.weights is not None and library not in LIBRARIES:
+    if asked.weights is not None and library not in (*LIBRARIES, RECIPE):
         raise UsageError(f"{asked.name}: has no use for weights={asked.weights}")
     if recipe is not None:
         # as it is before training, and before any ``backbone.init``
         torch.manual_seed(recipe.seed)
         networks = {"untrained": build.backbone(recipe, with_init=False)}
-        return _subject(asked, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, None)
+        if library == RECIPE:
+            networks = {"trained": build.backbone(recipe, say=say), **networks}
+        init = recipe.start.init if library == RECIPE else None
+        return _subject(asked, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, init)
     made: tuple[NetworkSpec, dict[str, Backbone], str | None]
     if library == PIXELS:
         made = _pixels(asked, run)

@@ -3,7 +3,6 @@
 import base64
 import csv
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,17 +144,22 @@ def evaluate(
     Raises:
         UsageError: as the command.
     """
-    word, started = _word(network), time.time()
+    word = _word(network)
     names = [protocols] if isinstance(protocols, str) else list(protocols)
-    console = terminal(quiet=quiet)
-    evaluate_run(word, names, overrides, console, trust=trust)
     if is_external(word):
         words = eval_words(overrides)
         folder = ExternalNetwork(word, words.weights, words.network).folder.scores
     else:
         folder = scores_of(find_checkpoint(word))[1]
-    written = [path for path in folder.glob("*.json") if path.stat().st_mtime >= started - 1]
-    return Scores(tuple(read_scores(path) for path in sorted(written)))
+    before = _written_at(folder)
+    evaluate_run(word, names, overrides, terminal(quiet=quiet), trust=trust)
+    made = [path for path, at in _written_at(folder).items() if before.get(path) != at]
+    return Scores(tuple(read_scores(path) for path in sorted(made)))
+
+
+def _written_at(folder: Path) -> dict[Path, int]:
+    """When each file of scores was written, in nanoseconds; none where there is no folder yet."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
 
 
 def _word(network: str | Path | Run) -> str:
