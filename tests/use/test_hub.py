@@ -87,3 +87,15 @@ def test_the_hub_is_asked_and_its_refusal_told(
     assert "hf:nobody/nothing: cannot be fetched" in capsys.readouterr().err
     assert main(["push", str(tiny), "hf:nobody/nothing"]) == 2
     assert "hf:nobody/nothing: cannot be pushed" in capsys.readouterr().err
+
+
+def test_a_model_of_transformers_is_named_by_its_own_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("videomae").mkdir()
+    Path("videomae/config.json").write_text('{"model_type": "videomae"}')
+    with pytest.raises(v.UsageError, match="name it transformers:videomae"):
+        v.load("hf:videomae")
+    assert main(["eval", "hf:videomae", "--protocol", "knn"]) == 2
+    assert "name it transformers:videomae" in capsys.readouterr().err

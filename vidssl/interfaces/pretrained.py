@@ -145,14 +145,14 @@ def fetched(word: str | Path, into: Path | None = None) -> Path:
         into: where to; None for the hub's own cache.
 
     Raises:
-        UsageError: if it cannot be fetched, or the package for it is missing.
+        UsageError: if it cannot be fetched, the package for it is missing, or it is a model of transformers.
     """
     name = str(word)
     if not name.startswith(HUB):
         return Path(word)
     name = name.removeprefix(HUB)
     if Path(name).is_dir():
-        return Path(name)
+        return _unless_of_transformers(Path(name), name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name):
         raise UsageError(f"{word}: what is on the hub is named hf:OWNER/NAME, or hf:OWNER/NAME@REVISION")
     try:
@@ -163,6 +163,20 @@ def fetched(word: str | Path, into: Path | None = None) -> Path:
     repository, _, revision = name.partition("@")
     target = None if into is None else into / repository
     try:
-        return Path(snapshot_download(repository, revision=revision or None, local_dir=target))
+        folder = Path(snapshot_download(repository, revision=revision or None, local_dir=target))
     except (HfHubHTTPError, OSError) as error:
         raise UsageError(f"{word}: cannot be fetched: {' '.join(str(error).split())}") from error
+    return _unless_of_transformers(folder, repository)
+
+
+def _unless_of_transformers(folder: Path, name: str) -> Path:
+    """The folder, unless its configuration is one of transformers, whose models have a name of their own."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return folder  # its reader says what is wrong
+    if isinstance(config, dict) and "model_type" in config:
+        raise UsageError(
+            f"{HUB}{name}: is a model of transformers, not a run of vidssl: name it transformers:{name}"
+        )
+    return folder
