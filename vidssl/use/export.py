@@ -242,12 +242,12 @@ def _timm(network: Backbone, path: Path, size: GridSize, recipe: Recipe) -> Expo
 
 
 def _huggingface(network: Backbone, path: Path, size: GridSize, recipe: Recipe) -> Exported:
+    vit = _plain_vit(network, "huggingface")
+    config = videomae_config(vit, size)
     try:
         import transformers
     except ImportError:
         raise UsageError("huggingface: install it: pip install 'vidssl[transformers]'") from None
-    vit = _plain_vit(network, "huggingface")
-    config = videomae_config(vit, size)
     library: Any = transformers
     made = library.VideoMAEModel(library.VideoMAEConfig(**config)).eval()
     made.load_state_dict(videomae_state(vit))
