@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 import yaml
 
-from vidssl.config.schema import bind, construct, convert, keys_of, parts_of
+from vidssl.config.schema import Key, bind, construct, convert, keys_of, parts_of
 from vidssl.config.strict_yaml import Node, dump, load, nearest, override, parse
 from vidssl.errors import UsageError
 
@@ -331,3 +332,22 @@ def test_long_mappings_are_written_one_key_a_line() -> None:
 def test_what_yaml_has_no_words_for_cannot_be_written() -> None:
     with pytest.raises(TypeError, match="cannot be written as YAML"):
         dump({"key": object()})
+
+
+@dataclass(kw_only=True)
+class Source:
+    limit: int = 3
+
+
+class OwnConstructor(Source):
+    def __init__(self, *, seconds: float = 0.5) -> None:
+        super().__init__(limit=1)
+
+
+class Inherits(Source):
+    pass
+
+
+def test_a_class_that_derives_from_a_dataclass_has_the_keys_of_its_own_constructor() -> None:
+    assert keys_of(OwnConstructor) == {"seconds": Key(float, 0.5)}
+    assert keys_of(Inherits) == {"limit": Key(int, 3)}

@@ -237,7 +237,8 @@ class ViT(Backbone, HasBlocks, ClassAttention, EncodesVisible):
     ) -> tuple[Tensor | None, Tensor, tuple[Tensor, ...]]:
         """Class token [B, D], where there is one, patches [B, n, D] behind the last norm, and levels."""
         around = self._around(grid, keep, tokens.device)
-        first, levels = int(self.gives_cls), list[Tensor]()
+        first = int(self.gives_cls)
+        levels: list[Tensor] = []
         for number, block in enumerate(self.blocks):
             tokens = block(tokens, *around)
             if number in self.levels[:-1]:

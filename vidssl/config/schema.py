@@ -101,11 +101,14 @@ def keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
 @cache
 def _keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
     # of a dataclass as a class: the annotations of inherited fields are names of another module
-    of_class = inspect.isclass(constructor) and not is_dataclass(constructor)
+    generated = is_dataclass(constructor) and not (
+        "__init__" in vars(constructor) and "__dataclass_fields__" not in vars(constructor)
+    )  # not of a plain class that derives from a dataclass and has a constructor of its own
+    of_class = inspect.isclass(constructor) and not generated
     hints = get_type_hints(constructor.__init__ if of_class else constructor, include_extras=True)
     factories = {
         each.name: each.default_factory()
-        for each in (fields(constructor) if is_dataclass(constructor) else ())
+        for each in (fields(constructor) if generated and is_dataclass(constructor) else ())
         if each.default_factory is not MISSING
     }
     keys = {}
