@@ -6,9 +6,12 @@
     python docs/measure_results.py --summary runs/{bevt,svt,vimpac}-{0,1,2}   # README's table
     python docs/measure_results.py --chart runs/{bevt,svt,vimpac}-{0,1,2} > docs/methods.svg
     python docs/measure_results.py --gate runs/{bevt,svt,vimpac}-{0,1,2} > tests/golden/learning.json
+    python docs/measure_results.py --compared runs/objectives runs/objectives_flops   # tables of grids
+    python docs/measure_results.py --chart runs/objectives runs/objectives_flops > docs/objectives.svg
 
 The commands are the page's own: what stands in its blocks of bash. So the page cannot name others than those
-that are run. Runs of one recipe are called NAME-SEED and scored with ``--protocol linear --protocol knn``.
+that are run. Runs of one recipe are called NAME-SEED (in the folder of a grid NAME-seed-SEED) and scored with
+``--protocol linear --protocol knn``.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import json
 import re
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vidssl.evaluate.score_file import ScoreFile, read_scores
@@ -29,6 +33,8 @@ METHODS = {
     "svt": ("SVT", "that views of a video say the same"),
     "videomae": ("VideoMAE", "hidden words too; encodes what is visible alone"),
     "vimpac": ("VIMPAC", "hidden words, and which clips are of one video"),
+    "vjepa": ("V-JEPA", "features of what is hidden, by a running average of itself"),
+    "lejepa": ("LeJEPA", "that crops of a clip say the same, spread like a Gaussian"),
 }
 SLACK = 0.02  # of the gate: another machine or number of threads adds in another order
 GATE = "python docs/measure_results.py --gate"
@@ -55,11 +61,64 @@ def run_blocks(words: str, *, only_list: bool) -> None:
 
 
 def grouped(runs: Sequence[Path]) -> dict[str, list[Path]]:
-    """Runs by the name of their recipe: ``bevt`` for ``bevt-0`` and ``bevt-1``."""
+    """Runs by the name of their recipe: ``bevt`` for ``bevt-0``, ``bevt-1`` and ``bevt-seed-2``."""
     groups: dict[str, list[Path]] = {}
     for run in runs:
-        groups.setdefault(run.name.rsplit("-", 1)[0], []).append(run)
+        groups.setdefault(run.name.rsplit("-", 1)[0].removesuffix("-seed"), []).append(run)
     return groups
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one objective under one condition, of a table or a chart."""
+
+    method: str
+    condition: str  # what was equal; empty where each run has a length of its own
+    runs: list[Path]
+    flops: float  # of a training; 0 where it was not counted
+
+
+def rows_of(folders: Sequence[Path]) -> list[Row]:
+    """Rows of runs, or of all runs of grids; of one objective beside each other."""
+    rows = []
+    grids = [folder for folder in folders if (folder / "grid.json").is_file()]
+    for grid in grids:
+        record = json.loads((grid / "grid.json").read_text(encoding="utf-8"))
+        for cell, runs in grouped(
+            [grid / f"{c}-seed-{n}" for c in record["cells"] for n in record["seeds"]]
+        ).items():
+            price = record["prices"][cell]
+            condition = f"{price['steps']} steps" if record["equal"] is None else "equal compute"
+            rows.append(Row(cell, condition, runs, price["steps"] * price["flops"]))
+    rows += [
+        Row(name, "", runs, 0.0)
+        for name, runs in grouped([run for run in folders if run not in grids]).items()
+    ]
+    order = list(dict.fromkeys(row.method for row in rows))
+    return sorted(rows, key=lambda row: order.index(row.method))
+
+
+def compared(folders: Sequence[Path], protocol: str) -> list[str]:
+    """A row for each objective and condition: trained ± half its interval (untrained), bold where apart."""
+    lines: list[str] = []
+    for row in rows_of(folders):
+        found = by_label(row.runs, protocol)
+        if not lines:
+            chances = [score.chance or 0.0 for score in scores_of(row.runs[0], protocol).scores["trained"]]
+            lines = [
+                f"| {protocol} | steps | TFLOPs | minutes | {' | '.join(found['trained'])} |",
+                f"| --- |{' ---: |' * (len(chances) + 3)}",
+                f"| chance | | | | {' | '.join(f'{100 * chance:.0f}' for chance in chances)} |",
+            ]
+        cells = []
+        for label, values in found["trained"].items():
+            (mean, half), (start, _) = over_seeds(values), over_seeds(found["untrained"][label])
+            strong = "**" if apart(values, found["untrained"][label]) and mean > start else ""
+            cells.append(f"{strong}{100 * mean:.1f} ± {100 * half:.1f}{strong} ({100 * start:.0f})")
+        steps = scores_of(row.runs[0], protocol).step
+        spent = f"{steps} | {row.flops / 1e12:.1f} | {minutes(row.runs):.1f}"
+        lines.append(f"| {METHODS[row.method][0]} | {spent} | {' | '.join(cells)} |")
+    return lines
 
 
 def scores_of(run: Path, protocol: str) -> ScoreFile:
@@ -128,24 +187,30 @@ def minutes(runs: Sequence[Path]) -> float:
     return taken / len(runs) / 60
 
 
-PANEL, ROW, LEFT, TOP = 180, 24, 90, 44  # of the chart, in pixels
+PANEL, ROW, TOP = 180, 24, 44  # of the chart, in pixels
 
 
-def chart(runs: Sequence[Path]) -> str:
-    """An SVG with a panel a label, a line a method: from the untrained network (ring) to the trained (disc).
+def chart(folders: Sequence[Path]) -> str:
+    """An SVG with a panel a label, a line a method, of grids a line a method and condition.
 
-    Linear probe, mean over seeds; the bar is the 95 % interval of the trained mean, the dashed line chance.
+    It goes from the untrained network (ring) to the trained (disc). Linear probe, mean over seeds;
+    the bar is the 95 % interval of the trained mean, the dashed line chance.
     """
-    found = {name: by_label(group, "linear") for name, group in grouped(runs).items()}
-    chances = {row.label: row.chance or 0.0 for row in scores_of(runs[0], "linear").scores["trained"]}
-    bottom = TOP + ROW * len(found)
+    rows = rows_of(folders)
+    found = [by_label(row.runs, "linear") for row in rows]
+    chances = {
+        score.label: score.chance or 0.0 for score in scores_of(rows[0].runs[0], "linear").scores["trained"]
+    }
+    names = [
+        ", ".join(filter(None, (METHODS.get(row.method, (row.method,))[0], row.condition))) for row in rows
+    ]
+    left_of_all, bottom = 34 + 7 * max(map(len, names)), TOP + ROW * len(found)
     parts = [
-        f'<text x="{LEFT - 10}" y="{TOP + ROW * (place + 0.5) + 4}" text-anchor="end">'
-        f"{METHODS.get(name, (name,))[0]}</text>"
-        for place, name in enumerate(found)
+        f'<text x="{left_of_all - 10}" y="{TOP + ROW * (place + 0.5) + 4}" text-anchor="end">{name}</text>'
+        for place, name in enumerate(names)
     ]
     for column, (label, chance) in enumerate(chances.items()):
-        left = LEFT + column * (PANEL + 20)
+        left = left_of_all + column * (PANEL + 20)
         parts.append(
             f'<text x="{left}" y="{TOP - 12}" font-weight="bold">{label}, %</text>'
             f'<rect x="{left}" y="{TOP}" width="{PANEL}" height="{bottom - TOP}" fill="none" stroke="#bbb"/>'
@@ -153,11 +218,11 @@ def chart(runs: Sequence[Path]) -> str:
             f'<text x="{left}" y="{bottom + 16}">0</text>'
             f'<text x="{left + PANEL}" y="{bottom + 16}" text-anchor="end">100</text>'
         )
-        for place, rows in enumerate(found.values()):
+        for place, scores in enumerate(found):
             y = TOP + ROW * (place + 0.5)
-            (mean, half), (start, _) = (over_seeds(rows[name][label]) for name in ("trained", "untrained"))
+            (mean, half), (start, _) = (over_seeds(scores[name][label]) for name in ("trained", "untrained"))
             won = "#1a7f37" if mean >= start else "#cf222e"
-            colour = won if apart(rows["trained"][label], rows["untrained"][label]) else "#888"
+            colour = won if apart(scores["trained"][label], scores["untrained"][label]) else "#888"
             a, b, low, high = (
                 left + PANEL * min(1.0, max(0.0, x)) for x in (start, mean, mean - half, mean + half)
             )
@@ -168,13 +233,13 @@ def chart(runs: Sequence[Path]) -> str:
                 f'<circle cx="{a:.1f}" cy="{y}" r="4" fill="white" stroke="#555"/>'
                 f'<circle cx="{b:.1f}" cy="{y}" r="5" fill="{colour}"/>'
             )
-    width = LEFT + len(chances) * (PANEL + 20)
+    width = left_of_all + len(chances) * (PANEL + 20)
     head = "ring: untrained; disc: trained, coloured where 95 % intervals (bars) are apart; dashed: chance"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{bottom + 50}" '
         'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
         + "".join(parts)
-        + f'<text x="{LEFT}" y="{bottom + 38}" fill="#555">{head}</text></svg>\n'
+        + f'<text x="{left_of_all}" y="{bottom + 38}" fill="#555">{head}</text></svg>\n'
     )
 
 
@@ -207,13 +272,18 @@ def main() -> None:
     what.add_argument("--below", default="", metavar="WORDS", help="run the blocks below such headings")
     what.add_argument("--list", action="store_true", help="show all blocks, run none")
     what.add_argument("--summary", nargs="+", type=Path, metavar="RUN", help="print README's table")
-    what.add_argument("--chart", nargs="+", type=Path, metavar="RUN", help="print README's chart, an SVG")
+    what.add_argument(
+        "--chart", nargs="+", type=Path, metavar="RUN", help="print README's chart, or one of grids, an SVG"
+    )
+    what.add_argument("--compared", nargs="+", type=Path, metavar="GRID", help="print the tables of grids")
     what.add_argument(
         "--gate", nargs="+", type=Path, metavar="RUN", help="print intervals for pytest -m learning"
     )
     given = parser.parse_args()
     if given.summary:
         print("\n".join(summary(given.summary)))
+    elif given.compared:
+        print("\n\n".join("\n".join(compared(given.compared, protocol)) for protocol in PROTOCOLS))
     elif given.chart:
         print(chart(given.chart), end="")
     elif given.gate:

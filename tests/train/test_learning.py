@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from docs.measure_results import PROTOCOLS, blocks, gate, scores_of, summary
+from docs.measure_results import PROTOCOLS, blocks, chart, compared, gate, scores_of, summary
 from vidssl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -89,3 +89,42 @@ def test_the_gate_spans_the_seeds_and_the_table_marks_what_is_apart(
         "| chance | | 17 | |",
         "| BEVT | which words of a tokenizer fill what is hidden | 91 (71) | 3 |",
     ]
+
+
+def test_two_grids_come_to_one_table_and_one_chart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tops = {
+        "bevt-seed-0": (0.90, 0.70),
+        "bevt-seed-1": (0.92, 0.72),
+        "svt-seed-0": (0.60, 0.70),
+        "svt-seed-1": (0.8, 0.72),
+    }
+    for grid, equal in (("steps", None), ("flops", "flops: 2e12")):
+        prices = {"bevt": {"steps": 300, "flops": 1e10}, "svt": {"steps": 200, "flops": 2e10}}
+        for name, values in tops.items():
+            scored(tmp_path / grid, name, *values)
+        record = {"equal": equal, "cells": {"bevt": {}, "svt": {}}, "seeds": [0, 1], "prices": prices}
+        (tmp_path / grid / "grid.json").write_text(json.dumps(record))
+
+    def scores(run: Path, protocol: str) -> SimpleNamespace:
+        rows = zip(("trained", "untrained"), tops[run.name], strict=True)
+        return SimpleNamespace(
+            step=300,
+            scores={
+                network: [SimpleNamespace(label="texture", top1=top1, chance=0.17, num_test=1000)]
+                for network, top1 in rows
+            },
+        )
+
+    monkeypatch.setattr("docs.measure_results.scores_of", scores)
+    grids = [tmp_path / "steps", tmp_path / "flops"]
+    assert compared(grids, "linear") == [
+        "| linear | steps | TFLOPs | minutes | texture |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| chance | | | | 17 |",
+        *["| BEVT | 300 | 3.0 | 3.0 | 91.0 ± 12.7 (71) |"] * 2,
+        *["| SVT | 300 | 4.0 | 3.0 | 70.0 ± 127.1 (71) |"] * 2,
+    ]
+    drawn = chart(grids)
+    assert [
+        drawn.index(name) for name in ("BEVT, 300 steps", "BEVT, equal compute", "SVT, 200 steps")
+    ] == sorted(drawn.index(name) for name in ("BEVT, 300 steps", "BEVT, equal compute", "SVT, 200 steps"))
