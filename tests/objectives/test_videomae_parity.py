@@ -11,7 +11,7 @@ from vidssl.interfaces import Batch, Masker, Progress
 from vidssl.interfaces.grids import GridSize
 from vidssl.maskers.videomae import RandomTube
 from vidssl.objectives.videomae import VideoMAE
-from vidssl.weights.load import load_init
+from vidssl.weights.load import load_init, load_rest
 
 transformers = pytest.importorskip("transformers", reason="the extra 'parity' is not installed")
 
@@ -166,3 +166,23 @@ def test_networks_of_transformers_load_and_give_its_features(pooled: bool, tmp_p
         tokens = (theirs.videomae if pooled else theirs)(given).last_hidden_state
         expected = theirs.fc_norm(tokens.mean(1)) if pooled else tokens.mean(1)
         assert torch.allclose(net(clip).pooled(), expected, atol=1e-5)
+
+
+def test_a_pretrained_model_of_transformers_gives_the_decoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.VideoMAEConfig(
+        image_size=32, patch_size=8, num_frames=4, hidden_size=24, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=96, decoder_hidden_size=12, decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=2, decoder_intermediate_size=48, use_mean_pooling=False,
+    )  # fmt: skip
+    theirs = transformers.VideoMAEForPreTraining(config)
+    theirs.save_pretrained(tmp_path)
+    net = ViT(
+        embed_dim=24, depth=2, num_heads=2, patch_size=(2, 8, 8), positions="line", key_bias=False
+    )  # fmt: skip
+    objective = VideoMAE(net, RandomTube(ratio=0.5), decoder_dim=12, decoder_depth=2, decoder_heads=2)
+    load_rest(objective, str(tmp_path / "model.safetensors"))
+    state, own = ours_of(theirs.state_dict(), 2, 2), objective.state_dict()
+    wanted = {key for key in state if key.startswith("decoder.")}
+    assert wanted == {key for key in own if key.startswith("decoder.")}
+    assert all(torch.equal(own[key], state[key]) for key in wanted)

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from released_layouts import videomae_encoder, write_videomae
 from torch import Tensor
 
 from vidssl.backbones.vit import ViT
 from vidssl.errors import UsageError
-from vidssl.interfaces import Translated
-from vidssl.weights.load import load_init
+from vidssl.interfaces import Batch, Progress, Translated
+from vidssl.maskers.videomae import RandomTube
+from vidssl.objectives.videomae import VideoMAE
+from vidssl.weights.load import load_init, load_rest
 
 KEYS = json.loads((Path(__file__).parents[1] / "golden" / "videomae" / "keys_base.json").read_text())
 HUB = {  # published -> as transformers names them, within a block
@@ -37,14 +40,6 @@ def toy(norm: str = "patches", positions: str = "line", key_bias: bool = False) 
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return net
-
-
-def published(net: ViT) -> dict[str, Tensor]:
-    """The weights of a network in the layout of the release, without a prefix."""
-    state = {key: x for key, x in net.state_dict().items() if not key.startswith(("mask_token", "embed_"))}
-    return state | {
-        f"patch_embed.proj.{kind}": getattr(net.embed_clip.proj, kind) for kind in ("weight", "bias")
-    }
 
 
 def of_hub(state: dict[str, Tensor], version: int) -> dict[str, Tensor]:
@@ -100,7 +95,7 @@ def test_every_published_key_of_the_encoder_fills_one_of_ours(layout: str, key_b
 def test_a_file_of_each_layout_gives_the_same_network(layout: str, key_bias: bool, tmp_path: Path) -> None:
     norm = "patches" if layout == "pretrained" else "mean"
     source = toy(norm)
-    state = published(source)
+    state = videomae_encoder(source)
     content: dict[str, object] = {
         "pretrained": {"model": {f"encoder.{key}": x for key, x in state.items()}},
         "module": {"module": {**state, "head.weight": torch.zeros(5, 48)}, "epoch": 3},
@@ -116,8 +111,34 @@ def test_a_file_of_each_layout_gives_the_same_network(layout: str, key_bias: boo
         assert torch.allclose(net(clip).pooled(), source(clip).pooled(), atol=1e-5)
 
 
+def test_a_pretrained_file_gives_the_decoder_too_and_so_the_same_loss(tmp_path: Path) -> None:
+    def made(net: ViT) -> VideoMAE:
+        return VideoMAE(net, RandomTube(ratio=0.5), decoder_dim=16, decoder_depth=2, decoder_heads=2)
+
+    source = made(toy())
+    with torch.no_grad():
+        for parameter in source.decoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    file = write_videomae(tmp_path / "checkpoint.pth", source.backbone, source.decoder)  # type: ignore[arg-type]
+    other = made(
+        ViT(embed_dim=48, depth=2, num_heads=3, patch_size=(2, 8, 8), positions="line", key_bias=False)
+    )
+    load_init(other.backbone, str(file))
+    report = load_rest(other, str(file))
+    assert report.layout == "VideoMAE, published"
+    assert all(key.startswith("backbone.") for key in report.new)
+    clips = Batch({"clip": (torch.rand(2, 3, 4, 16, 16),)})
+    losses = [
+        each.eval()(clips, Progress(0, 1), torch.Generator().manual_seed(1)).loss for each in (source, other)
+    ]
+    assert torch.equal(*losses)
+    torch.save({"module": videomae_encoder(toy("mean"))}, tmp_path / "finetuned.pth")
+    with pytest.raises(UsageError, match="shares no key with VideoMAE"):
+        load_rest(other, str(tmp_path / "finetuned.pth"))
+
+
 def test_what_would_compute_something_else_is_refused_or_said() -> None:
-    state = published(toy("mean"))
+    state = videomae_encoder(toy("mean"))
     with pytest.raises(UsageError, match=r"norm the mean of the patches \(fc_norm\): set backbone.norm=mean"):
         toy().translate(state)
     lost = {key: x for key, x in of_hub(state, 5).items() if not key.endswith(("query.bias", "value.bias"))}

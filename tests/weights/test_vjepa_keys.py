@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from released_layouts import vjepa_encoder
 from torch import Tensor
 
 from vidssl.backbones.vit import ViT
@@ -112,29 +113,13 @@ def toy(newer: bool) -> ViT:
     return net
 
 
-def published(net: ViT) -> dict[str, Tensor]:
-    """The weights of a network under the names of the releases, with their prefix."""
-    found = {}
-    for key, x in net.state_dict().items():
-        if key.startswith(("embed_image", "mask_token")) and not net.levels:
-            continue
-        name = key.replace("embed_clip.", "patch_embed.").replace("embed_image.", "patch_embed_img.")
-        if net.levels and key.startswith("norm."):
-            name = key.replace("norm.", f"norms_block.{len(net.levels) - 1}.")
-        name = name.replace("level_norms.", "norms_block.")
-        name = name.replace("clip_vector", "video_mod_embed").replace("image_vector", "img_mod_embed")
-        if name != "mask_token":
-            found[f"module.backbone.{name}"] = x[None, None] if name.endswith("mod_embed") else x
-    return found
-
-
 @pytest.mark.parametrize("newer", [False, True])
 @pytest.mark.parametrize("part", ["target_encoder", "ema_encoder", "encoder"])
 def test_a_release_gives_the_same_network_and_the_teacher_goes_first(
     newer: bool, part: str, tmp_path: Path
 ) -> None:
-    source, other = toy(newer), {key: x + 1 for key, x in published(toy(newer)).items()}
-    content = {"encoder": other, part: published(source), "predictor": {}, "epoch": 3}
+    source, other = toy(newer), {key: x + 1 for key, x in vjepa_encoder(toy(newer)).items()}
+    content = {"encoder": other, part: vjepa_encoder(source), "predictor": {}, "epoch": 3}
     torch.save(content, tmp_path / "weights.pt")
     net = toy(newer)
     with torch.no_grad():
@@ -186,7 +171,7 @@ def test_a_model_of_transformers_gives_the_same_network_and_predictor(tmp_path: 
 
 
 def test_positions_are_told_by_the_layout_and_never_guessed() -> None:
-    old, new = published(toy(False)), published(toy(True))
+    old, new = vjepa_encoder(toy(False)), vjepa_encoder(toy(True))
     with pytest.raises(
         UsageError,
         match=r"set backbone\.positions=rotary_tiled backbone.position_span=null backbone.modality=false",

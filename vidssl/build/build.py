@@ -6,6 +6,7 @@ Whatever is wrong with a spec raises a ``UsageError`` with its place.
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +37,7 @@ from vidssl.config.schema import PartSpec, ProbeSpec, bind, construct, keys_of, 
 from vidssl.data.loader import Stream
 from vidssl.data.sources.subset import LabelledSubset
 from vidssl.data.views.stored import StoredViews
+from vidssl.engine.checkpoint import prefix_of
 from vidssl.engine.logging import Say, check_trackers
 from vidssl.engine.optim import Optim
 from vidssl.engine.precision import on_meta, pick_device
@@ -61,7 +63,11 @@ def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Ob
     made = _assemble(recipe, made_backbone, made_tokenizer, _maskers(recipe))
     if with_init and recipe.rest_init is not None:
         with recipe.objective.node.mapping()["init"].located():
-            say(f"objective: {load_rest(made, recipe.rest_init)}")
+            report = load_rest(made, recipe.rest_init)
+            if recipe.start.init is not None:  # what the backbone's report has told is not new
+                told = tuple(prefix_of(part, made) for part in (made.encoder(), made.trained_encoder()))
+                report = replace(report, new=tuple(k for k in report.new if not k.startswith(told)))
+            say(f"objective: {report}")
     return made
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, Literal
 
@@ -26,6 +26,7 @@ from vidssl.interfaces import (
     Objective,
     Progress,
     Tokenizer,
+    Translated,
     VisibleFeatures,
     Watched,
     Yardstick,
@@ -47,6 +48,7 @@ from vidssl.objectives.parts.visible import (
     join_tubelets,
     scale_of,
 )
+from vidssl.weights.vit_keys import to_decoder
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,13 @@ class VideoMAE(Objective, MaskedPrediction, Watched):
         flat[row, decoded.wanted] = own.mean(dim=2, keepdim=True).expand_as(own)
         size: GridSize = tuple(clips.shape[2:])  # type: ignore[assignment]
         return FilledPixels(join_tubelets(made, grid, size), join_tubelets(flat, grid, size), decoded.hidden)
+
+    def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
+        """The decoder of VideoMAE or VideoMAE v2, as released or as transformers has it."""
+        found = to_decoder(state)
+        if found is None:
+            return None
+        return replace(found, state={f"decoder.{key}": x for key, x in found.state.items()})
 
     def encoder(self) -> Backbone:
         return self.backbone

@@ -129,6 +129,7 @@ def train_recipe(
         monitor=_monitor(recipe, objective),
         console=console,
         world=world,
+        from_weights=None not in (recipe.start.init, recipe.rest_init),
     )
     if isinstance(objective, Classification) and world.first:
         _note_classes(objective, streams, RunFolder(result.folder))

@@ -60,6 +60,7 @@ def train(
     monitor: Monitor | None = None,
     console: Console | None = None,
     world: World | None = None,
+    from_weights: bool = False,
 ) -> TrainResult:
     """Minimise an objective over streams of views; log, test and save on the way.
 
@@ -82,6 +83,8 @@ def train(
         console: where progress is printed; by default the terminal.
         world: the processes that train together, each calling this; by default those of torch's process
             group. Of streams they take slices; rank 0 writes and prints.
+        from_weights: whether all of the objective starts from weights of another training, so that signs of
+            collapse count from the first step on.
 
     Raises:
         UsageError: if the loss is not finite for too many steps or for all of them, the weights become NaN
@@ -108,7 +111,7 @@ def train(
     test_streams = {name: replace(each, distinct=distinct, once=True) for name, each in test_streams.items()}
     test_streams = slices(test_streams, world.rank, world.size)
     parallel, dtype = Parallel(objective, world, run.parallel, device), autocast_dtype(run.precision, device)
-    watch = CollapseWatch(objective.bands() if isinstance(objective, Watched) else ())
+    watch = watch_of(objective, from_weights=from_weights)
     # the CPU's on every device: the same masks everywhere, and no draw waits for a GPU
     generator = torch.Generator().manual_seed(seed)
     scaler = loss_scaler(dtype, device)
@@ -155,6 +158,12 @@ def train(
             )  # fmt: skip
             result = train_steps(fixed, moving)
     return replace(result, test_overlap=_test_overlap(videos))
+
+
+def watch_of(objective: Objective, *, from_weights: bool) -> CollapseWatch:
+    """The watch over an objective's metrics; ``from_weights`` as ``train`` has it."""
+    bands = objective.bands() if isinstance(objective, Watched) else ()
+    return CollapseWatch([replace(band, after=0.0) for band in bands] if from_weights else bands)
 
 
 def _listed(

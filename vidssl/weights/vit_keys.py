@@ -254,30 +254,68 @@ def _published_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     prefix = next((key.removesuffix(_HUB_PATCHES) for key in state if key.endswith(_HUB_PATCHES)), None)
     if prefix is None or state[prefix + _HUB_PATCHES].ndim != 5 or f"{prefix}embeddings.cls_token" in state:
         return state  # ViViT's have a class token, and learned positions
-    found: dict[str, Tensor] = {}
-    layers = f"{prefix}encoder.layer."
+    found: dict[str, Tensor] = _published_blocks(state, f"{prefix}encoder.layer.")
     for key, x in state.items():
         name = key.removeprefix(prefix)
-        if key.startswith(layers):
-            number, _, inner = key.removeprefix(layers).partition(".")
-            theirs = next((one for one in _HUB_BLOCK if inner.startswith(one)), None)
-            if theirs is not None:
-                found[f"blocks.{number}.{_HUB_BLOCK[theirs]}{inner.removeprefix(theirs)}"] = x
-            elif inner == "attention.attention.query.weight":
-                parts = (key.replace(".query.", f".{part}.") for part in ("query", "key", "value"))
-                found[f"blocks.{number}.attn.qkv.weight"] = torch.cat([state[part] for part in parts])
-        elif name.startswith("embeddings.patch_embeddings.projection."):
+        if key.startswith(f"{prefix}encoder.layer."):
+            continue
+        if name.startswith("embeddings.patch_embeddings.projection."):
             found[f"patch_embed.proj.{name.rpartition('.')[2]}"] = x
         elif name.startswith("layernorm.") or key.startswith("fc_norm."):
             found[name.replace("layernorm.", "norm.")] = x
         else:
             found[key] = x  # of the decoder and the classifier
+    return found
+
+
+def _published_blocks(state: Mapping[str, Tensor], layers: str) -> dict[str, Tensor]:
+    """The blocks that the transformers library keeps below ``layers``, under their published names.
+
+    Raises:
+        UsageError: if the biases of queries and values are missing.
+    """
+    found: dict[str, Tensor] = {}
+    for key, x in state.items():
+        if not key.startswith(layers):
+            continue
+        number, _, inner = key.removeprefix(layers).partition(".")
+        theirs = next((one for one in _HUB_BLOCK if inner.startswith(one)), None)
+        if theirs is not None:
+            found[f"blocks.{number}.{_HUB_BLOCK[theirs]}{inner.removeprefix(theirs)}"] = x
+        elif inner == "attention.attention.query.weight":
+            parts = (key.replace(".query.", f".{part}.") for part in ("query", "key", "value"))
+            found[f"blocks.{number}.attn.qkv.weight"] = torch.cat([state[part] for part in parts])
     if "blocks.0.attn.q_bias" not in found:
         raise UsageError(
             "these weights lack the biases of queries and values, which transformers 5 dropped in releases "
             "before September 2026: take the file that it read"
         )
     return found
+
+
+def to_decoder(state: Mapping[str, Tensor]) -> Translated | None:
+    """VideoMAE's decoder, under the names of ``VisibleDecoder``; None if there is none.
+
+    Args:
+        state: a pretrained network's, as published or of the transformers library, with any prefix.
+
+    Raises:
+        UsageError: if the biases of queries and values are missing.
+    """
+    enter = "encoder_to_decoder.weight"
+    prefix = next((key.removesuffix(enter) for key in state if key.endswith(enter)), None)
+    if prefix is None or f"{prefix}mask_token" not in state:
+        return None
+    hub = f"{prefix}decoder.decoder_layers."
+    found = _published_blocks(state, hub) if any(key.startswith(hub) for key in state) else {}
+    found |= {"enter.weight": state[f"{prefix}{enter}"], "mask_token": state[f"{prefix}mask_token"].flatten()}
+    for key, x in state.items():
+        name = key.removeprefix(f"{prefix}decoder.")
+        if name != key and name.startswith(("blocks.", "norm.", "head.")):
+            found[name] = x
+    beside = tuple(key for key in state if not key.startswith(f"{prefix}decoder."))
+    dropped = tuple(key for key in beside if key.removeprefix(prefix) not in (enter, "mask_token"))
+    return Translated(found, VIDEO_MAE, dropped=dropped)
 
 
 def _without_key_biases(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
