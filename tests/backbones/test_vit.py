@@ -219,20 +219,42 @@ def test_deep_layers_start_smaller_by_the_root_of_twice_their_number() -> None:
         assert torch.equal(shrunk.mlp.fc1.weight, plain.mlp.fc1.weight)
 
 
-# (embed_dim, depth, num_heads, mlp_ratio) -> parameters of the encoders of V-JEPA 2 (L, H, g) as released
-VJEPA2_SIZES = {
-    "large": (1024, 24, 16, 4.0, 303_885_312),
-    "giant": (1408, 40, 22, 48 / 11, 1_012_173_952),
+# V-JEPA 2 and 2.1: embed_dim, depth, num_heads, mlp_ratio; parameters of the encoder: as the files have them
+# (2's L and g), as their keys come to (2.1's B, L and g), by hand (H and G); what the authors list.
+# With its predictor of 22,282,880 parameters H has the 653.9 M of the hub's model.
+NEWER = {"positions": "rotary", "position_span": 16, "modality": True}
+VJEPA_SIZES = {
+    "2 L": (1024, 24, 16, 4.0, 303_885_312, "300M"),
+    "2 H": (1280, 32, 16, 4.0, 631_648_000, "600M"),
+    "2 g": (1408, 40, 22, 48 / 11, 1_012_173_952, "1B"),
+    "2.1 B": (768, 12, 12, 4.0, 86_833_152, "80M"),
+    "2.1 L": (1024, 24, 16, 4.0, 304_680_960, "300M"),
+    "2.1 g": (1408, 40, 22, 48 / 11, 1_013_267_968, "1B"),
+    "2.1 G": (1664, 48, 26, 4.0, 1_599_776_256, "2B"),
 }
+LEVELS = {12: (2, 5, 8, 11), 24: (5, 11, 17, 23), 40: (9, 19, 29, 39), 48: (11, 23, 37, 47)}
 
 
-@pytest.mark.parametrize("size", VJEPA2_SIZES)
-def test_released_encoders_have_as_many_parameters(size: str) -> None:
-    dim, depth, heads, ratio, published = VJEPA2_SIZES[size]
+def count_by_hand(dim: int, depth: int, hidden: int, newer: bool) -> int:
+    """Patches of 2 x 16 x 16, blocks, last norm; 2.1: patches of images, two vectors, three more norms."""
+    block = 2 * 2 * dim + 4 * dim * dim + 4 * dim + 2 * dim * hidden + hidden + dim
+    patches = 3 * 2 * 256 * dim + dim
+    return patches + depth * block + 2 * dim + newer * (3 * 256 * dim + dim + 2 * dim + 3 * 2 * dim)
+
+
+@pytest.mark.parametrize("name", VJEPA_SIZES)
+def test_encoders_of_v_jepa_have_as_many_parameters_as_the_releases(name: str) -> None:
+    dim, depth, heads, ratio, published, listed = VJEPA_SIZES[name]
+    newer = name.startswith("2.1")
+    keys = {**NEWER, "levels": LEVELS[depth]} if newer else {"positions": "rotary_tiled"}
     with torch.device("meta"):
-        net = ViT(embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=ratio, positions="rotary_tiled")
-    own = ("mask_token", "embed_image")
+        net = ViT(embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=ratio, **keys)  # type: ignore[arg-type]
+    own = ("mask_token",) if newer else ("mask_token", "embed_image")  # which the releases lack
     assert sum(p.numel() for key, p in net.named_parameters() if not key.startswith(own)) == published
+    assert count_by_hand(dim, depth, int(dim * ratio), newer) == published
+    assert name != "2 H" or round((published + 22_282_880) / 1e5) == 6539
+    unit = {"M": 1e6, "B": 1e9}[listed[-1]]
+    assert published == pytest.approx(float(listed[:-1]) * unit, rel=0.21)  # one digit, cut off or rounded
 
 
 def test_positions_that_make_no_sense_are_refused() -> None:
