@@ -247,7 +247,7 @@ def test_every_spec_builds_on_the_meta_device(kind: SpecKind, path: Path) -> Non
 
 def test_every_spec_of_the_repository_lies_in_a_spec_folder() -> None:
     ours = {path for paths in SPECS.values() for path in paths}
-    hidden = re.compile(r"(^|/)(\.|build/|dist/|runs/)|^docs/examples/")
+    hidden = re.compile(r"(^|/)(\.|build/|dist/|runs/)|^docs/(examples|site)/")
     found = {path for path in ROOT.rglob("*.y*ml") if not hidden.search(path.relative_to(ROOT).as_posix())}
     assert found == ours
 
