@@ -358,7 +358,7 @@ def test_commands_import_only_what_they_need() -> None:
 KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "train": ("vidssl.cli.train._train",),
     "bench": ("vidssl.tools.bench.bench",),
-    "selftest": ("vidssl.tools.selftest.selftest_resume",),
+    "selftest": ("vidssl.tools.selftest.selftest_resume", "vidssl.tools.selftest_gpu.selftest_gpu"),
     "replay": ("vidssl.tools.replay.replay",),
     "eval": ("vidssl.evaluate.evaluate.evaluate_run", "vidssl.tools.tokenizer_scores.score_tokenizers"),
     "compare": ("vidssl.compare.runs.compare",),

@@ -71,6 +71,16 @@ def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Ob
     return made
 
 
+def untrained(recipe: Recipe) -> Objective:
+    """The objective with random weights everywhere, also where the recipe names some.
+
+    What a step costs does not depend on them. Under ``on_meta`` there are shapes alone.
+    """
+    return _assemble(
+        recipe, _optional(recipe.backbone, registry.BACKBONE), _bare_tokenizer(recipe), _maskers(recipe)
+    )
+
+
 def backbone(recipe: Recipe, *, with_init: bool = True, say: Say = print) -> Backbone:
     """The backbone of a recipe.
 
@@ -329,8 +339,7 @@ def _try_parts(recipe: Recipe, shapes: part_checks.StreamShapes) -> None:
 def _try_objective(recipe: Recipe, shapes: part_checks.StreamShapes) -> None:
     """Takes a step with a user's own objective and the recipe's parts, fresh, on the CPU."""
     with torch.random.fork_rng(devices=[]):
-        tokenizer, net = _bare_tokenizer(recipe), _optional(recipe.backbone, registry.BACKBONE)
-        objective = _assemble(recipe, net, tokenizer, _maskers(recipe))
+        objective = untrained(recipe)
         batch_size = max(stream.batch_size for stream in recipe.data.streams.values())
         with recipe.objective.node.located():
             part_checks.try_objective(objective, shapes, batch_size=batch_size)

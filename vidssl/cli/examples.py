@@ -5,7 +5,7 @@ from collections.abc import Mapping
 EXAMPLES: Mapping[str, tuple[str, str]] = {
     "train": ("train bevt", "train recipes/svt.yaml optim.lr=1e-3 name=svt-slow"),
     "bench": ("bench bevt", "bench recipes/svt.yaml run.workers=8 --seconds 60"),
-    "selftest": ("selftest resume bevt", "selftest resume mine.yaml --steps 10"),
+    "selftest": ("selftest resume bevt", "selftest gpu --out a100.json"),
     "replay": ("replay runs/bevt/captures/STEP", "replay runs/bevt/captures/STEP --precision run"),
     "eval": (
         "eval runs/bevt --protocol linear --protocol knn",

@@ -33,12 +33,20 @@ def add_commands(commands: "Commands[Parser]") -> None:
         commands,
         "selftest",
         _selftest,
-        "try a promise of the package on your recipe and machine",
-        (f"resume {RECIPE}", "on which"),
+        "try promises of the package on your recipe or GPU",
+        (f"resume {RECIPE} | gpu", "what is tried"),
     )
     selftest.add_argument(
-        "--steps", type=at_least(1), metavar="N", help="of each half of the run; default: 5"
+        "--steps", type=at_least(1), metavar="N", help="resume: of each half of the run; default: 5"
     )
+    selftest.add_argument(
+        "--device", choices=("cuda", "cpu"), help="gpu: cpu tries the same with small sizes"
+    )
+    selftest.add_argument("--seconds", type=positive, metavar="N", help="gpu: at most; default: 480, cpu 120")
+    selftest.add_argument(
+        "--only", action="append", metavar="PART", help="gpu: parts that begin so; may be repeated"
+    )
+    selftest.add_argument("--out", metavar="FILE", help="gpu: default: selftest-gpu.json, a table beside it")
     replay = add(
         commands,
         "replay",
@@ -115,9 +123,19 @@ def _bench(words: list[str], **options: Any) -> int:
 
 def _selftest(words: list[str], **options: Any) -> int:
     names, overrides = split(words)
-    if len(names) != 2 or names[0] != "resume":
-        given = " ".join(names) or "nothing"
-        raise UsageError(f"selftest takes 'resume' and a recipe, got {given} (vidssl selftest resume bevt)")
+    kind, given = names[0] if names else "", " ".join(names) or "nothing"
+    if (kind, len(names)) not in (("resume", 2), ("gpu", 1)) or (kind == "gpu" and overrides):
+        raise UsageError(
+            f"selftest takes 'resume' and a recipe, or 'gpu', got {' '.join([given, *overrides])} "
+            "(vidssl selftest resume bevt)"
+        )
+    stray = [name for name in options if (name == "steps") != (kind == "resume")]
+    if stray:
+        raise UsageError(f"--{stray[0]} means nothing to selftest {kind}")
+    if kind == "gpu":
+        from vidssl.tools.selftest_gpu import selftest_gpu
+
+        return selftest_gpu(**options)
     from vidssl.tools.selftest import selftest_resume
 
     return selftest_resume(names[1], overrides, **options)

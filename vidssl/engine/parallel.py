@@ -56,6 +56,7 @@ class Parallel:
             )
         if world.size > 1:
             self._from_first([*objective.parameters(), *objective.buffers()])
+        if world.size > 1 or (dist.is_available() and dist.is_initialized()):  # a group of one, too
             self._shards = _sharded(objective, device) if kind == "fsdp" else None
 
     def __call__(self, batch: Batch, progress: Progress, generator: torch.Generator) -> LossOutput:

@@ -74,13 +74,14 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
 
 
 def use_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether to run under bfloat16 autocast: when asked to, or under ``auto`` on a GPU that has it.
+    """Whether to run under bfloat16 autocast: when asked to, or under ``auto`` on a GPU that has units
+    for it.
 
     What is only measured (features, test metrics) runs so too, but never under float16, where it is the scale
     of the loss that keeps small numbers.
     """
     if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16"
 
 

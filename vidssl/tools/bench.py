@@ -118,19 +118,24 @@ def bench(recipe: Recipe, *, seconds: float = 20.0, console: Console | None = No
     Raises:
         UsageError: for all that training would refuse, and if a step's loss is not finite.
     """
+    console = console or terminal()
+    found = measured(recipe, seconds, console)
+    console.print(_table(found))
+    for line in (verdict(found), "Nothing was kept."):
+        console.print(line, highlight=False)
+
+
+def measured(recipe: Recipe, seconds: float, console: Console) -> Measured:
+    """What ``bench`` prints, measured; the console gets messages of the parts. Raises as ``bench``."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("bench looks at one process: start it without torchrun")
-    console = console or terminal()
     build.check(recipe)
     with shown_messages(console), random_states_kept(), deterministic(recipe.run.deterministic):
         streams = slices(build.streams(recipe), 0, 1, recipe.run.accumulate)
         torch.manual_seed(recipe.seed)
         objective = build.objective(recipe, say=logging.getLogger(__name__).info)
         plan = build.schedule(recipe).plan({name: len(s) / s.batch_size for name, s in streams.items()})
-        found = measure_parts(recipe, streams, Trial(recipe, objective, plan), seconds)
-    console.print(_table(found))
-    for line in (verdict(found), "Nothing was kept."):
-        console.print(line, highlight=False)
+        return measure_parts(recipe, streams, Trial(recipe, objective, plan), seconds)
 
 
 # the report

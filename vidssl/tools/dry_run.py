@@ -190,7 +190,7 @@ def two_steps(
     run, trial = recipe.run, Trial(recipe, objective, plan)
     slices = {name: replace(stream, workers=0, parts=run.accumulate) for name, stream in streams.items()}
     with Loader(slices) as loader:
-        flops = _count(partial(trial.take, 0, next(loader)))
+        flops = count_flops(partial(trial.take, 0, next(loader)))
         batch, waited = trial.timed(lambda: next(loader))
         if run.compile:  # compiling is no part of a step
             trial.take(1, batch)
@@ -211,7 +211,8 @@ def two_steps(
     )
 
 
-def _count(take: Callable[[], object]) -> int:
+def count_flops(take: Callable[[], object]) -> int:
+    """FLOPs of a step, as PyTorch counts them: matrix products, convolutions, attention."""
     counter = FlopCounterMode(display=False)
     with torch.compiler.set_stance("force_eager"), counter:  # what is compiled is not seen
         take()
