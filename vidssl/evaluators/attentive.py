@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidssl.engine.precision import use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays
 from vidssl.interfaces import Fits, LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
@@ -247,8 +248,8 @@ class Attentive(PatchEvaluator, Fits):
     def patch_scores(self, train: LabelledPatches, test: PatchTokens, generator: torch.Generator) -> Tensor:
         """Logits float32 [M, K] on the device of the labels, where the probe is trained too.
 
-        ``generator`` (CPU) draws the held-out parts, the initial weights and the order. On CUDA the network
-        runs under bfloat16 autocast.
+        ``generator`` (CPU) draws the held-out parts, the initial weights and the order. On a GPU
+        that has bfloat16 the network runs under its autocast.
 
         Raises:
             UsageError: as ``settled``.
@@ -337,4 +338,4 @@ def parameter_groups(
 
 
 def _autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=use_bfloat16("auto", device))

@@ -336,8 +336,6 @@ class Compared:
         losses, speeds = list[list[float]](), list[float]()
         for number, words in enumerate((self.one, self.other)):
             recipe = _laptop(self.recipe, [word.replace("DEVICE", bench.device) for word in words])
-            if bench.device == "cpu":  # sums in another order, or there would be nothing to compare
-                torch.set_num_threads(2 - number)
             seconds = max(1.0, (until - time.monotonic()) / (2 - number))
             with _group_of_one(bench) if self.group and number else nullcontext():
                 curve, speed = _curve(recipe, steps, seconds)
