@@ -1,5 +1,6 @@
 """Made recordings as people have them: cameras, takes, long files with annotations, a copy, a broken file."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -65,3 +66,20 @@ def write_recording(root: Path, name: str, actions: Sequence[str], camera: int =
     write_frames(root / f"{name}.mp4", frames)
     rows = [f"{name},{action},{1.6 * take:.1f},{1.6 * (take + 1):.1f}" for take, action in enumerate(actions)]
     return "".join(row + "\n" for row in rows)
+
+
+def write_collection(root: Path, table: Path, cameras: int = 4, days: int = 3) -> None:
+    """Recordings of ten segments each and a CSV file of them: unequal classes, a copy, a broken file."""
+    actions = ["left"] * 5 + ["right"] * 3 + ["rise"] * 2
+    rows = ["recording,action,start,end,camera"]
+    for number in range(cameras * days):
+        order = np.random.default_rng(number).permutation(actions).tolist()
+        name, camera = f"day{number // cameras}_cam{number % cameras}", number % cameras
+        lines = write_recording(root, name, order, camera=100 * number).splitlines()
+        rows += [f"{line},cam{camera}" for line in lines]
+    shutil.copy(root / "day0_cam0.mp4", root / "copy.mp4")
+    rows += [line.replace("day0_cam0", "copy") for line in rows if line.startswith("day0_cam0,")]
+    half = (root / "day0_cam1.mp4").read_bytes()
+    (root / "torn.mp4").write_bytes(half[: len(half) // 2])
+    rows += ["torn,left,0,1.6,cam1", "torn,right,1.6,3.2,cam1"]
+    table.write_text("".join(row + "\n" for row in rows))

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from recordings import ACTIONS, moving, write_takes
+from recordings import ACTIONS, moving, write_collection, write_takes
 from rich.console import Console
 
 from vidssl.build import build
 from vidssl.cli.main import main
+from vidssl.config.grid import check_grid
 from vidssl.config.recipe import load_recipe, recipe_from_text
 from vidssl.data.sources.folders import VideoList
 from vidssl.errors import UsageError
+from vidssl.evaluators.statistics import Difference
 from vidssl.pictures.labelled import caption, chosen_samples, show_clips
 from vidssl.tools.collection.glimpses import Glimpse
 from vidssl.tools.collection.make_list import make_list
@@ -22,7 +24,7 @@ from vidssl.tools.collection.survey import Seen
 from vidssl.tools.data.check import check_data
 from vidssl.tools.init.choices import NEEDS_TOKENIZER, Choice, Machine, ObjectiveName, choose, steps_for
 from vidssl.tools.init.init import write_recipe
-from vidssl.tools.init.order import probe_order
+from vidssl.tools.init.order import OrderProbe, probe_order
 from vidssl.tools.init.text import Sources, recipe_text, tokenizer_text
 
 LAPTOP = Machine(gpu=False, cores=2, minutes=10.0)
@@ -99,6 +101,9 @@ def test_a_quick_probe_tells_motion_from_looks() -> None:
     assert not still.order_matters
     assert "can be told from one frame" in still.words
     assert probe_order(clips, ["one"] * 16) is None
+    few = OrderProbe(20, 0.5, 0.7, 0.9, Difference(0.2, -0.1, 0.5, 0.25))
+    assert "seems to add" in few.words
+    assert choose(seen(100), LAPTOP, few).flip.value == 0.0
 
 
 @pytest.fixture(scope="module")
@@ -148,19 +153,44 @@ def test_a_picture_shows_every_class_with_its_label(parts: Path) -> None:
     assert caption("a.mp4#t=1,2", {"action": "jump"}) == "a.mp4#t=1,2: action jump"
 
 
+def test_several_objectives_get_recipes_and_the_grid_that_compares_them(
+    parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(parts)
+    three = {"objective": "svt, videomae", "gpu": True, "console": said()}
+    write_recipe(Path("three.yaml"), Path("takes.train.csv"), **three)
+    cells = dict(check_grid("three.yaml"))
+    assert {name: recipe.objective.type for name, recipe in cells.items()} == {
+        "svt": "svt",
+        "videomae": "videomae",
+    }
+    one, other = cells.values()
+    assert one.backbone == other.backbone
+    assert one.data.streams["video"].batch_size == other.data.streams["video"].batch_size
+    Path("three.yaml").unlink()
+    with pytest.raises(UsageError, match="three_svt"):
+        write_recipe(Path("three.yaml"), Path("takes.train.csv"), **three)
+
+
 @pytest.mark.slow
-def test_five_commands_lead_from_files_to_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of docs/own_videos.md, but for the time that training may take."""
+def test_five_commands_lead_from_files_to_a_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of docs/own_videos.md, but for seeds and the time that training may take."""
     page = (Path(__file__).parents[2] / "docs" / "own_videos.md").read_text()
     commands = page.split("```bash\n")[1].split("```")[0].splitlines()
     assert len(commands) == 5
     monkeypatch.chdir(tmp_path)
-    write_takes(Path("takes"), {"left": 7, "right": 5}, cameras=3)
-    (Path("takes") / "cam0_left_99.mp4").write_bytes(b"broken")
+    write_collection(Path("recordings"), Path("segments.csv"))
     for command in commands:
-        words = shlex.split(command.replace("--minutes 10", "--minutes 0.05"))[1:]
-        assert main(words) == 0, command
-    assert list(Path("runs/my/scores").glob("linear-*.json"))
+        command = command.replace("--minutes 10", "--minutes 0.05 --tokenizer-steps 5")
+        words = shlex.split(command.replace("grid mine.yaml", "grid mine.yaml seeds=[0]"), comments=True)[1:]
+        assert main(words) == ("check" in words), command  # 1: it found the broken file
+    page = Path("runs/mine/results.md").read_text()
+    assert all(f"| {objective}" in page for objective in ("svt", "bevt", "videomae"))
+    lists = [Path(f"recordings.{part}.csv").read_text() for part in ("train", "val", "test")]
+    assert not any("torn" in text for text in lists)
+    assert all(("copy.mp4" in text) == ("day0_cam0" in text) for text in lists)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def add_init(commands: "Commands[Parser]") -> None:
         "init",
         _init,
         "write a recipe for videos of your own and this machine, each value with its reason",
-        ("RECIPE.yaml", "the file to write"),
+        ("RECIPE.yaml", "the file to write; where there are several objectives, the grid of their recipes"),
     )
     init.add_argument(
         "--videos",
@@ -34,10 +34,14 @@ def add_init(commands: "Commands[Parser]") -> None:
         metavar="LIST",
         help="what to train on: NAME.train.csv of 'data split', beside its other parts; a list or folder",
     )
-    init.add_argument("--objective", choices=("svt", "bevt", "vimpac", "videomae"), help="default: svt")
+    init.add_argument(
+        "--objective",
+        metavar="NAME[,NAME]",
+        help="svt (default), bevt, vimpac, videomae; of several a recipe each, and a grid that compares them",
+    )
     time = init.add_mutually_exclusive_group()
     time.add_argument(
-        "--minutes", type=positive, metavar="N", help="of training on this machine; 10 without --gpu"
+        "--minutes", type=positive, metavar="N", help="of a run on this machine; 10 without --gpu"
     )
     time.add_argument("--gpu", action="store_true", help="sizes for a GPU, whether or not there is one here")
     init.add_argument(

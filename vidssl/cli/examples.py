@@ -28,7 +28,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "convert": ("convert encoder.pkl dalle.safetensors", "convert encoder.pkl decoder.pkl dalle.safetensors"),
     "init": (
         "init my.yaml --videos mine.train.csv",
-        "init my.yaml --videos mine.train.csv --objective bevt --gpu",
+        "init my.yaml --videos mine.train.csv --objective svt,bevt,videomae",
     ),
     "data list": (
         "data list videos",

@@ -126,9 +126,10 @@ def split_list(
         refuse_existing(file)
     for file, chosen in files.items():
         write_list(file, [rows[number] for number in chosen], root, notes)
-    print_list(console, "Unreadable, in no part", bad, show_all=show_all)
-    shown_pairs = [f"{rows[a].path} = {rows[b].path}" for a, b in pairs if rows[a].path != rows[b].path]
-    print_list(console, "Near-duplicates, kept together", shown_pairs, show_all=show_all)
+    print_list(console, "Unreadable, in no part", [*dict.fromkeys(bad)], show_all=show_all)
+    same = Counter((rows[a].path, rows[b].path) for a, b in pairs if rows[a].path != rows[b].path)
+    words = [f"{one} = {other}" + f", {count} segments" * (count > 1) for (one, other), count in same.items()]
+    print_list(console, "Near-duplicates, kept together", words, show_all=show_all)
     _report(console, files, rows, units, classes)
     return CLEAN
 

@@ -79,7 +79,7 @@ def check_data(
     others = [(other, Manifest(other)) for other in against]
     out = out or _beside(path)
     check_writable(out, "'--out' puts the manifest elsewhere")
-    processes, count = processes or num_cpus(), len(listing.files)
+    processes, count = processes or num_cpus(), len(listing.by_file())
     say(console, f"Looking at {counted(count, 'file')} below {root}, {processes} at a time")
     manifest = _scan(root, listing, out, limits, console, processes)
     train, test = ([manifest.entry(path) for path in part] for part in parts)
@@ -154,7 +154,7 @@ def _scan(
             # with other limits than an earlier scan's a file is looked at again
             return None if entry is None or entry.old or not limits.hold_for(entry.reason) else entry
 
-        with runner(console, "scan", len(listing.files), processes) as crew:
+        with runner(console, "scan", len(files.files), processes) as crew:
             for entry in crew.examine(_tasks(root, files, known, limits), examine, limits):
                 entry = replace(entry, segments=segments.get(entry.key, ()))
                 places[entry.key] = journal.add(entry.to_line().encode().removesuffix(b"\n"))

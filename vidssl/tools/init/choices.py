@@ -146,8 +146,10 @@ def _flip(seen: Sequence[Seen], order: OrderProbe | None) -> Choice[float]:
     }
     if found := sorted(words & _DIRECTIONS):
         return Choice(0.0, f"clips are not mirrored: a class is called '{found[0]}'")
-    if order is not None and order.order_matters:
-        return Choice(0.0, "clips are not mirrored: classes differ in their motion, perhaps in its direction")
+    if order is not None and order.order_may_matter:
+        return Choice(
+            0.0, "clips are not mirrored: classes seem to differ in their motion, perhaps in its direction"
+        )
     return Choice(0.5, "of the clips are mirrored: nothing says that left and right are classes")
 
 

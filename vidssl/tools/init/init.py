@@ -39,7 +39,7 @@ from vidssl.tools.init.choices import (
     steps_for,
 )
 from vidssl.tools.init.order import FRAMES, MOST, SIDE, OrderProbe, probe_order
-from vidssl.tools.init.text import Sources, recipe_text, tokenizer_text
+from vidssl.tools.init.text import Sources, grid_text, recipe_text, runs_in_words, tokenizer_text
 from vidssl.train.run import train_recipe
 from vidssl.train.trial import random_states_kept
 
@@ -60,14 +60,15 @@ def write_recipe(
 ) -> int:
     """Look at the videos, time a step on this machine and write a recipe for both.
 
-    An objective that predicts ids gets a tokenizer that is trained here on frames of the same videos, unless
-    one is named.
+    Several objectives get a recipe each, for the same clips and network, and ``out`` is the grid that
+    compares them. One that predicts ids gets a tokenizer that is trained here on frames of the same videos,
+    unless one is named.
 
     Args:
-        out: the recipe, a YAML file.
+        out: the recipe or grid, a YAML file.
         videos: a list, as ``vidssl data split`` writes it, or a folder.
-        objective: svt, bevt, vimpac or videomae.
-        minutes: that training may take on this machine.
+        objective: svt, bevt, vimpac or videomae; several with commas between them.
+        minutes: that training may take on this machine, for each run.
         gpu: sizes for a GPU, whether or not there is one here; steps are then counted in passes.
         tokenizer: name, file or run of one to use.
         tokenizer_steps: of the one that is trained here.
@@ -79,19 +80,22 @@ def write_recipe(
         UsageError: if the videos cannot be read or the file is there already.
     """
     console = console or terminal()
-    name = check_objective(objective)
+    names = list(dict.fromkeys(check_objective(name.strip()) for name in objective.split(",")))
     if out.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{out}: a recipe is a YAML file: vidssl init {out}.yaml --videos {videos}")
-    if out.exists():
-        raise UsageError(f"{out}: is there already. Remove it, or write another")
+    files = {name: out.with_stem(f"{out.stem}_{name}") if len(names) > 1 else out for name in names}
+    if there := [path for path in (out, *files.values()) if path.exists()]:
+        raise UsageError(f"{there[0]}: is there already. Remove it, or write another")
     if gpu and minutes is not None:
         raise UsageError("--gpu counts passes over the videos, and --minutes time on this machine: give one")
-    if tokenizer is not None and name not in NEEDS_TOKENIZER:
-        raise UsageError(f"--tokenizer: {name} has no use for one")
+    if tokenizer is not None and not set(names) & set(NEEDS_TOKENIZER):
+        raise UsageError(f"--tokenizer: {' and '.join(names)} has no use for one")
     check_writable(out, "name another")
     check_name(out.stem)
     machine = Machine(gpu, num_cpus(), None if gpu else minutes or MINUTES)
     rows, root, sources = training_samples(videos)
+    if len(names) > 1 and not sources.probed:
+        raise UsageError(f"{videos}: its videos have no labels to compare objectives by: write one at a time")
     seen = glimpses(rows, root, console, "look at the videos", count=FRAMES, height=SIDE, width=SIDE)
     usable = [_seen(row, one) for row, one in zip(rows, seen, strict=True) if not one.reason]
     order = _order(rows, seen)
@@ -99,19 +103,27 @@ def write_recipe(
         say(console, f"Probe: {order.words}")
     choices = choose(usable, machine, order)
     ids = None if tokenizer is None else Choice(tokenizer, "as asked for")
-    if ids is None and name in NEEDS_TOKENIZER:
+    if ids is None and set(names) & set(NEEDS_TOKENIZER):
         ids = _trained(out.stem, choices, sources, tokenizer_steps, console)
-    heading = _heading(out, videos, name, machine, len(usable), len(rows), order)
-    timed = None if gpu else _seconds_a_step(out.stem, name, choices, sources, ids, console)
-    steps = steps_for(timed, machine, len(usable), choices.batch_size.value)
-    text = recipe_text(out.stem, name, choices, sources, steps, tokenizer=ids, heading=heading)
-    build.check(recipe_from_text(text, str(out)))
-    write_text(out, text)
-    say(console, f"Recipe: {out}, {counted(steps.value, 'step')}: {steps.why}")
-    say(
-        console,
-        f"Next: vidssl show {out} --what clips, vidssl train {out} --dry-run, then vidssl train {out}",
-    )
+    for name, path in files.items():
+        own = ids if name in NEEDS_TOKENIZER else None
+        heading = _heading(path, videos, name, machine, len(usable), len(rows), order)
+        timed = None if gpu else _seconds_a_step(path.stem, name, choices, sources, own, console)
+        steps = steps_for(timed, machine, len(usable), choices.batch_size.value)
+        text = recipe_text(path.stem, name, choices, sources, steps, tokenizer=own, heading=heading)
+        build.check(recipe_from_text(text, str(path)))
+        write_text(path, text)
+        say(console, f"Recipe: {path}, {counted(steps.value, 'step')}: {steps.why}")
+    shown = next(iter(files.values()))
+    say(console, f"Next: vidssl show {shown} --what clips, vidssl train {shown} --dry-run, then")
+    if len(names) > 1:
+        write_text(out, grid_text(out, videos, files, machine))
+        say(
+            console,
+            f"  vidssl grid {out}, which trains and compares them: {runs_in_words(machine, len(files))}",
+        )
+    else:
+        say(console, f"  vidssl train {out}")
     return 0
 
 

@@ -20,6 +20,7 @@ FRAMES, SIDE = 16, 32  # of a glimpse
 MOST = 300  # samples that are looked at: the probe takes a minute at most
 _CELLS, _PARTS = 4, 3  # rows and columns, and parts of the time, that motion is summed over
 _PENALTY, _ITERATIONS = 100.0, 60
+_ADDS = 0.05  # that motion adds, from which on it may matter
 _FEWEST = 4  # samples of a class, or it cannot be probed
 
 
@@ -45,6 +46,11 @@ class OrderProbe:
         return self.gain.mean > 0 and self.gain.p < LEVEL
 
     @property
+    def order_may_matter(self) -> bool:
+        """Whether it does, or seems to."""
+        return self.order_matters or self.gain.mean > _ADDS
+
+    @property
     def words(self) -> str:
         """One line for people."""
         found = (
@@ -53,6 +59,10 @@ class OrderProbe:
         )
         if self.order_matters:
             return f"{found}: motion tells classes apart that one frame does not (p {self.gain.p:.2g})"
+        if self.gain.mean > _ADDS:
+            return (
+                f"{found}: motion seems to add to one frame, which so few cannot prove (p {self.gain.p:.2g})"
+            )
         if self.one_frame > self.chance + 0.1:
             return f"{found}: much can be told from one frame, and motion is not seen to add to it"
         return f"{found}: pixels tell little either way"

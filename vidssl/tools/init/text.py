@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from vidssl.config.grid import GridSpec
 from vidssl.config.strict_yaml import dump_flow
-from vidssl.tools.init.choices import Choice, Choices, ObjectiveName
+from vidssl.engine.logging import format_duration
+from vidssl.tools.init.choices import Choice, Choices, Machine, ObjectiveName
 
 _WIDTH = 30  # column that reasons begin in
 
@@ -216,6 +219,41 @@ def _optim(objective: ObjectiveName, choices: Choices) -> list[str]:
         _line(1, "betas", betas),
         _line(1, "clip_norm", 3.0 if objective == "bevt" else 1.0),
     ]
+
+
+def runs_in_words(machine: Machine, objectives: int) -> str:
+    """How many runs a grid of so many objectives has, and how long they take."""
+    count = objectives * len(GridSpec.seeds)
+    time = (
+        "" if machine.minutes is None else f", {format_duration(60 * machine.minutes * count)} and the scores"
+    )
+    return f"{objectives} objectives with {len(GridSpec.seeds)} seeds, {count} runs{time}"
+
+
+def grid_text(out: Path, videos: Path, files: Mapping[ObjectiveName, Path], machine: Machine) -> str:
+    """The grid that trains and compares the recipes of several objectives."""
+    time = (
+        "as many passes"
+        if machine.minutes is None
+        else f"{format_duration(60 * machine.minutes)} of training"
+    )
+    lines = [
+        f"# {runs_in_words(machine, len(files))}. Written by 'vidssl init'.",
+        "#",
+        f"#   vidssl grid {out}              # goes on where it was stopped; seeds=[0] for a first look",
+        f"#   vidssl report runs/{out.stem} -o {out.stem}.html",
+        _line(0, "name", out.stem),
+        _line(
+            0,
+            "question",
+            f"Which objective learns most from {videos.name}, network and clips equal, in {time}?",
+        ),
+        "cells:",
+        *(_line(1, name, {"recipe": path.as_posix()}) for name, path in files.items()),
+        _line(0, "seeds", list(GridSpec.seeds)),
+        _line(0, "protocols", ["linear"]),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def tokenizer_text(name: str, choices: Choices, sources: Sources, steps: int) -> str:
