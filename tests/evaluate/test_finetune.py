@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -310,3 +311,16 @@ def test_a_subset_of_an_unknown_label_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(UsageError, match="no label 'colour', but"):
         build.streams(load_recipe(str(path)))
+
+
+def test_a_stream_shows_the_classes_of_a_label_as_often_as_each_other(tmp_path: Path) -> None:
+    recipe = Path("runs/vit/recipe.yaml").read_text()
+    path = tmp_path / "x.yaml"
+    path.write_text(recipe.replace("    batch_size:", "    balance: digit\n    batch_size:", 1))
+    spec = load_recipe(str(path)).data.streams["video"]
+    shown, all_once = build.streams(load_recipe(str(path)))["video"].source, build.source(spec.source)
+    before = Counter(all_once.labels(number)["digit"] for number in range(len(all_once)))
+    after = Counter(shown.labels(number)["digit"] for number in range(len(shown)))
+    assert set(after.values()) == {max(before.values())}
+    assert after.keys() == before.keys()
+    assert {shown.key(n) for n in range(len(shown))} == {all_once.key(n) for n in range(len(all_once))}

@@ -12,6 +12,7 @@ from vidssl.build import build
 from vidssl.build.registry import resolved_text
 from vidssl.config.protocol import FinetuneProtocol, load_protocol
 from vidssl.config.recipe import Recipe, load_recipe, recipe_from_text
+from vidssl.config.strict_yaml import plain
 from vidssl.data.views.times import kept_frames, vimpac_last_start
 from vidssl.data.views.uniform import UniformClips
 from vidssl.data.views.vimpac import CornerClip
@@ -102,6 +103,21 @@ def test_what_a_finetuning_run_takes_over_from_the_pretraining() -> None:
     assert (recipe.run.out, recipe.run.checkpoint_every_steps) == ("runs/x/finetune", 2000)
     assert recipe.data.max_unreadable_share == 0.05
     assert finetuning("svt_finetune").seed == 3
+
+
+def test_unequal_classes_are_balanced_by_the_loss_or_by_what_an_epoch_shows() -> None:
+    recipe = pretraining("svt_finetune")
+    keys = {"init": "runs/x", "label": "action", "num_classes": 2, "out": Path("x")}
+    numbers = torch.tensor([0, 0, 0, 1, -1])
+    found = {}
+    for balance in ("none", "loss", "sampling"):
+        protocol = load_protocol("svt_finetune", [*VIDEOS, f"balance={balance}"], recipe)
+        assert isinstance(protocol, FinetuneProtocol)
+        made = finetuning_recipe(spec_of(recipe), protocol, **keys, numbers=numbers)
+        weights = made.objective.node.mapping().get("class_weights")
+        found[balance] = None if weights is None else plain(weights), made.data.streams["video"].balance
+    weights = (round(4 / (2 * 3), 6), 2.0)
+    assert found == {"none": (None, None), "loss": (weights, None), "sampling": (None, "action")}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,15 @@
 """SGD on frozen features: torch's own SGD step by step, scikit-learn's optimum, and who chooses."""
 
+import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.class_weight import compute_class_weight
 from torch.nn import functional as F
 
+from vidssl.data.classes import repeated
 from vidssl.errors import UsageError
+from vidssl.evaluators.held_out import shown
 from vidssl.evaluators.linear_sgd import LinearSGD
 from vidssl.interfaces import LabelledFeatures
 
@@ -21,7 +25,9 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-def by_torch(train: LabelledFeatures, *, rate: float, decay: float, epochs: int) -> torch.nn.Linear:
+def by_torch(
+    train: LabelledFeatures, *, rate: float, decay: float, epochs: int, weight: torch.Tensor | None = None
+) -> torch.nn.Linear:
     """SVT's loop: torch.optim.SGD, the rate set once an epoch along a cosine to 0."""
     generator = seeded()
     layer = torch.nn.Linear(6, train.num_classes)
@@ -33,7 +39,8 @@ def by_torch(train: LabelledFeatures, *, rate: float, decay: float, epochs: int)
     for _ in range(epochs):
         for rows in torch.randperm(len(train.labels), generator=generator).split(32):
             optimizer.zero_grad()
-            F.cross_entropy(layer(train.vectors[rows]), train.labels[rows]).backward()
+            loss = F.cross_entropy(layer(train.vectors[rows]), train.labels[rows], weight, reduction="sum")
+            (loss / len(rows)).backward()
             optimizer.step()
         schedule.step()
     return layer
@@ -104,3 +111,39 @@ def test_too_few_videos_to_choose_are_named():
 def test_numbers_out_of_range_are_refused(keys):
     with pytest.raises(ValueError, match="must"):
         LinearSGD(**keys)
+
+
+def unequal() -> LabelledFeatures:
+    """20 samples of a class, 4 of another and none of a third, whose blobs overlap."""
+    labels = torch.tensor([0] * 20 + [1] * 4)
+    noise = torch.randn(24, 6, generator=torch.Generator().manual_seed(5))
+    return LabelledFeatures(0.3 * labels[:, None] + noise, labels, 3)
+
+
+def test_a_balanced_loss_weighs_samples_as_scikit_learn_does():
+    train = unequal()
+    by_sklearn = compute_class_weight("balanced", classes=np.arange(2), y=train.labels.numpy())
+    weight = torch.tensor([*by_sklearn, 0.0], dtype=torch.float32)
+    expected = by_torch(train, rate=0.4, decay=0.01, epochs=7, weight=weight)(train.vectors)
+    probe = LinearSGD(lr=0.4, weight_decay=0.01, batch_size=32, epochs=7, balance="loss")
+    torch.testing.assert_close(
+        probe.class_scores(train, train.vectors, seeded()), expected.detach(), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("balance", ["loss", "sampling"])
+def test_what_balances_classes_names_more_of_the_rare_one(balance):
+    train = unequal()
+
+    def rare(probe: LinearSGD) -> int:
+        return int((probe.class_scores(train, train.vectors, seeded()).argmax(1)[20:] == 1).sum())
+
+    settings = {"lr": 2.0, "batch_size": 8, "epochs": 20}
+    assert rare(LinearSGD(**settings, balance=balance)) > rare(LinearSGD(**settings))
+
+
+def test_sampling_shows_every_class_as_often():
+    assert repeated([0, 0, 0, 1, -1]) == [0, 1, 2, 3, 3, 3]
+    rows, weights = shown(torch.tensor([0, 0, 0, 1]), "sampling", 2)
+    assert rows.tolist() == [0, 1, 2, 3, 3, 3]
+    assert weights.tolist() == [1.0, 1.0]

@@ -133,6 +133,22 @@ def test_dropout_smoothing_and_mixing_act_in_training_alone() -> None:
     torch.testing.assert_close(smooth, -(soft * logits.log_softmax(1)).sum(1).mean())
 
 
+def test_weights_of_classes_weigh_their_samples_losses() -> None:
+    plain, weighted = (
+        Classification(Means(), num_classes=2, class_weights=weights) for weights in (None, (0.5, 3.0))
+    )
+    weighted.load_state_dict(plain.state_dict())
+    each = [
+        float(plain(batch([number], seed=number), HERE, generator()).metrics["loss"]) for number in (0, 1)
+    ]
+    found = [
+        float(weighted(batch([number], seed=number), HERE, generator()).metrics["loss"]) for number in (0, 1)
+    ]
+    assert found == pytest.approx([0.5 * each[0], 3.0 * each[1]])
+    with pytest.raises(ValueError, match="class_weights must be 2 numbers"):
+        Classification(Means(), num_classes=2, class_weights=(1.0,))
+
+
 def test_the_average_follows_the_weights_and_answers_in_evaluation_mode() -> None:
     objective = simple(ema_momentum=0.25)
     names = {name for name, p in objective.named_parameters() if not p.requires_grad}

@@ -35,7 +35,7 @@ from vidssl.config.recipe import (
 )
 from vidssl.config.schema import PartSpec, ProbeSpec, bind, construct, keys_of, parts_of
 from vidssl.data.loader import Stream
-from vidssl.data.sources.subset import LabelledSubset
+from vidssl.data.sources.subset import balanced, labelled_subset
 from vidssl.data.views.stored import StoredViews
 from vidssl.engine.checkpoint import prefix_of
 from vidssl.engine.logging import Say, check_trackers
@@ -180,7 +180,9 @@ def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
     opened, sampler = source(part), views(spec.views)
     check_stored(recipe.tokenizer, part, spec.views, opened, sampler)
     if spec.subset is not None and part is spec.source:
-        opened = LabelledSubset(opened, spec.subset)
+        opened = labelled_subset(opened, spec.subset)
+    if spec.balance is not None and part is spec.source:
+        opened = balanced(opened, spec.balance)
     return Stream(
         source=opened,
         views=sampler,

@@ -33,6 +33,7 @@ Average = Literal["features", ViewAverage]
 FrameOrder = Literal["normal", "single", "shuffled", "reversed"]
 OverlapRule = Literal["error", "allow"]
 PatchType = Literal["float16", "bfloat16"]
+Balance = Literal["none", "loss", "sampling"]
 _BELOW = ("run.device", "run.precision", "run.workers")  # of the evaluation, not of the protocol
 
 
@@ -113,6 +114,9 @@ class FinetuneProtocol:
         labels: a network is finetuned for each of them; None for every label the videos have.
         test_batch_size: videos that are tested together.
         compare_untrained: whether the network is also trained from its initial, random weights.
+        balance: of unequal classes: "loss" weighs each video by 1 / its class's share, "sampling" shows those
+            of rare classes several times an epoch; "none", as the papers have it, serves the top-1 accuracy,
+            the others the mean over classes.
         few_labels, overlap, views: as in ``Protocol``.
         data: the videos; None where neither the protocol nor the recipe names any.
     """
@@ -132,6 +136,7 @@ class FinetuneProtocol:
     labels: Annotated[tuple[str, ...], _some, named_once] | None = None
     test_batch_size: Count = 8
     compare_untrained: bool = False
+    balance: Quiet[Balance] = "none"
     few_labels: Quiet[FewLabels | None] = None
     overlap: Quiet[OverlapRule] = "error"
     views: Quiet[ViewsSpec | None] = None

@@ -180,11 +180,14 @@ class StreamSpec:
         test_source: held-out samples that the objective's metrics are measured on, through the same views.
         samples_per_decode: of ``batch_size``, how many are cut from one decoded video.
         subset: the draw of labelled samples of ``source`` that is trained on; None for all.
+        balance: the label whose classes are seen equally often: samples of rare ones come several times an
+            epoch, those without the label never. None takes each sample once.
     """
 
     source: SourceSpec
     test_source: Quiet[SourceSpec | None] = None
     subset: Quiet[Subset | None] = None
+    balance: Quiet[Text | None] = None
     views: ViewsSpec
     batch_size: Count
     samples_per_decode: Quiet[Count] = 1

@@ -106,3 +106,25 @@ def class_counts(
                 f"of classes that no training video has "
                 f"({shown}), and count as wrong; 'vidssl data split' shares classes out"
             )
+
+
+def class_weights(numbers: Tensor, num_classes: int) -> Tensor:
+    """Weights float32 [K] that give all classes the same total and the mean sample 1; 0 of an empty class.
+
+    N / (classes there are x samples of the class), as scikit-learn's "balanced".
+
+    Args:
+        numbers: int64 [N], the class of each sample.
+    """
+    counts = numbers.bincount(minlength=num_classes).float()
+    return torch.where(counts > 0, len(numbers) / ((counts > 0).sum() * counts.clamp(min=1)), 0.0)
+
+
+def repeated(numbers: Sequence[int]) -> list[int]:
+    """Places of samples, each class's again and again until it has as many as the commonest; none of -1."""
+    places: dict[int, list[int]] = {}
+    for place, number in enumerate(numbers):
+        if number >= 0:
+            places.setdefault(number, []).append(place)
+    most = max(map(len, places.values()), default=0)
+    return sorted(place for own in places.values() for place in (own * (-(-most // len(own))))[:most])

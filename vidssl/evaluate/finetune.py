@@ -18,6 +18,7 @@ from vidssl.config.protocol import FinetuneProtocol, ViewAverage
 from vidssl.config.recipe import Recipe, read_recipe
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import Node, dump, plain
+from vidssl.data.classes import class_weights
 from vidssl.data.sources.official.groups import groups_of
 from vidssl.engine.atomic import write_text
 from vidssl.engine.checkpoint import read_checkpoint
@@ -191,10 +192,6 @@ def _row(
         ]
     runs = []
     for subset in subsets:
-        recipe = finetuning_recipe(
-            spec, protocol, init=init, label=label, num_classes=len(classes), out=out, subset=subset
-        )
-        build.check(recipe)
         numbers = listed.labels[label]
         if subset is not None:
             places = drawn(
@@ -207,6 +204,17 @@ def _row(
                 groups=listed.groups,
             )
             numbers = numbers[torch.tensor(places)]
+        recipe = finetuning_recipe(
+            spec,
+            protocol,
+            init=init,
+            label=label,
+            num_classes=len(classes),
+            out=out,
+            subset=subset,
+            numbers=numbers,
+        )
+        build.check(recipe)
         runs.append((recipe, numbers))
     return _RowRuns(name, label, amount, tuple(runs))
 
@@ -227,12 +235,14 @@ def finetuning_recipe(
     num_classes: int,
     out: Path,
     subset: Subset | None = None,
+    numbers: Tensor | None = None,
 ) -> Recipe:
     """The recipe of a finetuning run: the backbone as it is, and all else the protocol's.
 
     Args:
         init: what the backbone starts from; None for random weights.
         subset: the draw of labelled videos that is learned from; None for all.
+        numbers: int64 [N], classes of those that are learned from, -1 for none, by which a loss is balanced.
 
     Raises:
         UsageError: for anything that shows without knowing the components.
@@ -253,11 +263,17 @@ def finetuning_recipe(
         "label": leaf(label, "objective.label"),
         "num_classes": leaf(num_classes, "objective.num_classes"),
     }
+    if protocol.balance == "loss" and numbers is not None:
+        weights = class_weights(numbers[numbers >= 0], num_classes).tolist()
+        each = tuple(leaf(round(weight, 6), "objective.class_weights") for weight in weights)
+        objective["class_weights"] = Node(each, protocol.node.where, "objective.class_weights")
     video = {
         "source": protocol.data.train.node,
         "views": protocol.train_views.node,
         "batch_size": protocol.node.mapping()["batch_size"],
     }
+    if protocol.balance == "sampling":
+        video["balance"] = leaf(label, "data.video.balance")
     if subset is not None:
         video["subset"] = section(
             {

@@ -10,9 +10,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vidssl.config.protocol import Balance
 from vidssl.engine.precision import use_bfloat16
 from vidssl.errors import UsageError
-from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays
+from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays, shown
 from vidssl.interfaces import Fits, LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
 from vidssl.interfaces.pretrained import Recorded
 
@@ -180,6 +181,7 @@ class Attentive(PatchEvaluator, Fits):
         epochs: int = 20,
         held_out: float = 0.2,
         variant: Variant = "scaled",
+        balance: Balance = "none",
     ) -> None:
         """
         Args:
@@ -196,6 +198,7 @@ class Attentive(PatchEvaluator, Fits):
             variant: initial weights and steps as in the release of V-JEPA or V-JEPA 2, or "scaled", whose
                 initial weights follow the tokens' width. The releases' rate falls to 0 at the last step, not
                 after it. "vjepa" clips gradients at a norm of 1, and its decay falls along a cosine to 1e-6.
+            balance: of unequal classes, as ``LinearSGD`` has it.
 
         Raises:
             ValueError: if a number is out of its range.
@@ -218,6 +221,7 @@ class Attentive(PatchEvaluator, Fits):
         self.epochs = epochs
         self.held_out = held_out
         self.variant = variant
+        self.balance: Balance = balance
 
     def settled(
         self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator
@@ -276,6 +280,8 @@ class Attentive(PatchEvaluator, Fits):
             ]
         )
         first = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
+        places, weights = shown(train.labels[rows.to(device)], self.balance, train.num_classes)
+        rows = rows[places]
         steps = -(-len(rows) // self.batch_size) * self.epochs
         with torch.enable_grad():
             for step, some in enumerate(self._batches(rows, generator), self.variant != "scaled"):
@@ -286,7 +292,11 @@ class Attentive(PatchEvaluator, Fits):
                         group["weight_decay"] = _VJEPA_LAST_DECAY + (decay - _VJEPA_LAST_DECAY) * scale
                 tokens, labels = train.tokens.read(some, device), train.labels[some.to(device)]
                 with _autocast(device):
-                    losses = [F.cross_entropy(network(tokens).float(), labels) for network in networks]
+                    losses = [
+                        F.cross_entropy(network(tokens).float(), labels, weights, reduction="sum")
+                        / len(labels)
+                        for network in networks
+                    ]
                 optimizer.zero_grad()
                 # the networks share no weight, so each has the gradient of its own loss
                 torch.stack(losses).sum().backward()

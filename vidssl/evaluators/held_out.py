@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vidssl.config.protocol import Balance
+from vidssl.data.classes import class_weights, repeated
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import LabelledFeatures, LabelledPatches
 
@@ -80,6 +82,22 @@ def rates_and_decays(
     if not rates or min(rates) <= 0 or not decays or min(decays) < 0:
         raise ValueError(f"lr must be above 0 and weight_decay at least 0, got {lr}, {weight_decay}")
     return rates, decays
+
+
+def shown(labels: Tensor, balance: Balance, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Rows that an epoch shows, and the weights of the classes in the mean loss, by what balances classes.
+
+    Args:
+        labels: int64 [N].
+
+    Returns:
+        int64 [M], rows on the CPU, and float32 [K] on the device of the labels.
+    """
+    rows = torch.tensor(repeated(labels.tolist())) if balance == "sampling" else torch.arange(len(labels))
+    weights = (
+        class_weights(labels, num_classes) if balance == "loss" else labels.new_ones(num_classes).float()
+    )
+    return rows, weights
 
 
 def best_pair(

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays
+from vidssl.config.protocol import Balance
+from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays, shown
 from vidssl.evaluators.linear import Logistic
 from vidssl.interfaces import Evaluator, Fits, LabelledFeatures, LabelledPatches
 
@@ -30,6 +31,7 @@ class LinearSGD(Evaluator, Fits):
         batch_size: int = 32,
         epochs: int = 20,
         held_out: float = 0.2,
+        balance: Balance = "none",
     ) -> None:
         """
         Args:
@@ -41,6 +43,8 @@ class LinearSGD(Evaluator, Fits):
             held_out: fraction of the training videos that chooses where several ``lr`` or ``weight_decay``
                 are given. All pairs of them are trained side by side; the best is trained again on all.
                 Of fewer than 500 samples each such part is held out in turn.
+            balance: of unequal classes: "loss" weighs a sample by 1 / its class's share, "sampling" shows
+                those of rare classes several times an epoch.
 
         Raises:
             ValueError: if a number is out of its range.
@@ -54,6 +58,7 @@ class LinearSGD(Evaluator, Fits):
         self.batch_size = batch_size
         self.epochs = epochs
         self.held_out = held_out
+        self.balance: Balance = balance
 
     def settled(
         self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator
@@ -102,13 +107,14 @@ class LinearSGD(Evaluator, Fits):
         layers = start.to(device).repeat(len(pairs), 1, 1)  # [G, K, D + 1], the bias last
         velocity = torch.zeros_like(layers)
         inputs = F.pad(vectors, (0, 1), value=1.0)
+        epoch_rows, weights = shown(labels, self.balance, num_classes)
         for epoch in range(self.epochs):
             scale = self.batch_size / 256 * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-            order = torch.randperm(len(inputs), generator=generator).to(device)
+            order = epoch_rows[torch.randperm(len(epoch_rows), generator=generator)].to(device)
             for rows in order.split(self.batch_size):
                 given = inputs[rows]
                 shares = torch.einsum("bd,gkd->gbk", given, layers).softmax(2)
-                wrong = shares - F.one_hot(labels[rows], num_classes)
+                wrong = (shares - F.one_hot(labels[rows], num_classes)) * weights[labels[rows]][:, None]
                 # the gradient of the mean cross entropy, by hand: all pairs in one product
                 gradient = torch.einsum("gbk,bd->gkd", wrong, given) / len(rows)
                 gradient += decays[:, None, None] * layers

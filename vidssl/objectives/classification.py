@@ -53,6 +53,7 @@ class Classification(Objective):
         dropout: before the linear layer.
         head_std: of the linear layer's initial weights: 0.01 in BEVT's code, 0 in VIMPAC (App. A.2).
         label_smoothing: share of the target that is spread over all classes.
+        class_weights: of the loss, K numbers of 0 or more; null weighs all classes alike.
         mixup: alpha of mixup, 0 is off.
         cutmix: alpha of CutMix, 0 is off; if both are on, each batch gets one of them.
         ema_momentum: m in ``average = (1 - m) average + m weights`` after each step; the average is what is
@@ -74,17 +75,23 @@ class Classification(Objective):
         dropout: float = 0.0,
         head_std: float = 0.01,
         label_smoothing: float = 0.0,
+        class_weights: tuple[float, ...] | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         ema_momentum: float | None = None,
     ) -> None:
         super().__init__()
+        if class_weights is not None and (len(class_weights) != num_classes or min(class_weights) < 0):
+            raise ValueError(
+                f"class_weights must be {num_classes} numbers of 0 or more, a class each, got {class_weights}"
+            )
         _check_keys(num_classes, views, dropout, head_std, label_smoothing, mixup, cutmix, ema_momentum)
         _check_parts(backbone, tokenizer)
         self.needs_views = dict.fromkeys(views, 1)
         self.num_classes = num_classes
         self.label = label
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
         self.mixup = mixup
         self.cutmix = cutmix
         self.ema_momentum = ema_momentum
@@ -104,7 +111,10 @@ class Classification(Objective):
             clips, targets = mix(clips, targets, mixup=self.mixup, cutmix=self.cutmix, generator=generator)
         logits = self.class_logits(clips)
         loss = F.cross_entropy(
-            logits, targets, label_smoothing=self.label_smoothing if self.training else 0.0
+            logits,
+            targets,
+            weight=None if self.class_weights is None else logits.new_tensor(self.class_weights),
+            label_smoothing=self.label_smoothing if self.training else 0.0,
         )
         metrics = {"loss": loss.detach(), "accuracy": accuracy(logits.detach(), targets.argmax(1))}
         if not self.training:

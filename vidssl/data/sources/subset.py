@@ -1,4 +1,4 @@
-"""Some of a source's videos: those that a draw of few labels names."""
+"""Some of a source's videos, or some of them more often: draws of few labels, classes balanced."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from vidssl.config.few_labels import Subset, drawn
+from vidssl.data.classes import repeated
 from vidssl.data.sources.official.groups import groups_of
 from vidssl.data.sources.origins import video_of
 from vidssl.data.sources.token_store import TokenStore
@@ -14,30 +15,50 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo
 
 
-class LabelledSubset(DataSource, KnowsOrigins):
+def labelled_subset(source: DataSource, subset: Subset) -> Chosen:
     """The videos of a source that a draw names, in the source's order.
 
     Raises:
         UsageError: if the source is a token store, has no such label, or too few videos of a class.
     """
+    numbers = _numbers(source, subset.label, "subset.label")
+    every = range(len(source))
+    places = drawn(
+        [source.key(number) for number in every],
+        numbers,
+        subset.amount,
+        draw=subset.draw,
+        seed=subset.seed,
+        classes=source.label_classes[subset.label],
+        groups=groups_of(source, every),
+    )
+    return Chosen(source, places)
 
-    def __init__(self, source: DataSource, subset: Subset) -> None:
-        if isinstance(source, TokenStore):
-            raise UsageError("subset: a token store is read whole; few labels need a source of videos")
-        if subset.label not in source.label_classes:
-            known = ", ".join(source.label_classes) or "none"
-            raise UsageError(f"subset.label: the videos have no label '{subset.label}', but {known}")
-        every = range(len(source))
+
+def balanced(source: DataSource, label: str) -> Chosen:
+    """A source whose videos come again until every class has as many as the commonest; others are left out.
+
+    Raises:
+        UsageError: if the source is a token store or has no such label.
+    """
+    return Chosen(source, repeated(_numbers(source, label, "balance")))
+
+
+def _numbers(source: DataSource, label: str, key: str) -> list[int]:
+    if isinstance(source, TokenStore):
+        raise UsageError(f"{key}: a token store is read whole; this needs a source of videos")
+    if label not in source.label_classes:
+        known = ", ".join(source.label_classes) or "none"
+        raise UsageError(f"{key}: the videos have no label '{label}', but {known}")
+    return [source.labels(number).get(label, -1) for number in range(len(source))]
+
+
+class Chosen(DataSource, KnowsOrigins):
+    """Videos of a source by their numbers there, in that order, some perhaps several times."""
+
+    def __init__(self, source: DataSource, numbers: Sequence[int]) -> None:
         self._source = source
-        self._numbers = drawn(
-            [source.key(number) for number in every],
-            [source.labels(number).get(subset.label, -1) for number in every],
-            subset.amount,
-            draw=subset.draw,
-            seed=subset.seed,
-            classes=source.label_classes[subset.label],
-            groups=groups_of(source, every),
-        )
+        self._numbers = numbers
         self.label_classes = source.label_classes
 
     def __len__(self) -> int:
