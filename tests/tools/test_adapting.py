@@ -1,23 +1,33 @@
 """Released weights adapted to videos of one's own: docs/adapting.md, with small networks in their layouts."""
 
+import io
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from recordings import write_takes
 from released_layouts import write_videomae, write_vjepa
+from rich.console import Console
 from working_folder import work_in
 
 from vidssl.backbones.vit import ViT
 from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import Recipe, load_recipe
+from vidssl.config.strict_yaml import plain
+from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.runfolder import RunFolder
+from vidssl.errors import UsageError
 from vidssl.maskers.videomae import RandomTube
 from vidssl.maskers.vjepa import MultiBlock
 from vidssl.objectives.videomae import VideoMAE
 from vidssl.objectives.vjepa import VJEPA
+from vidssl.tools.collection.make_list import make_list
+from vidssl.tools.collection.split import Rule, split_list
+from vidssl.tools.init.init import write_recipe
 from vidssl.train.start import watch_of
 
 ROOT = Path(__file__).parents[2]
@@ -163,3 +173,63 @@ def test_every_command_of_the_page_runs(adapting: Path, capsys: pytest.CaptureFi
     assert "recipe:adapt/vjepa vitl.pt" in said
     assert "what weights/vitl.pt was trained on is not known" in said
     assert len(list(Path("runs").glob("*/scores/linear-*.json"))) == 5
+
+
+def listed_takes() -> Path:
+    """The training part of a few takes."""
+    write_takes(Path("videos"), {"left": 3, "right": 3}, cameras=3)
+    console = Console(file=io.StringIO())
+    make_list(Path("videos"), pattern="{camera}_{action}_{_take}", group="camera", console=console)
+    split_list(Path("videos.csv"), Rule(duplicates=False), console=console)
+    return Path("videos.train.csv")
+
+
+@pytest.mark.parametrize(("name", "file"), [("vjepa", "vitl.pt"), ("videomae", "checkpoint.pth")])
+def test_init_from_a_release_has_the_settings_of_its_recipe(adapting: Path, name: str, file: str) -> None:
+    shutil.move(adapting / "weights" / file, f"mine-{file}")
+    console = Console(file=io.StringIO(), width=200)
+    write_recipe(Path("mine.yaml"), listed_takes(), start=f"mine-{file}", console=console)
+    mine, theirs = load_recipe("mine.yaml"), load_recipe(f"adapt/{name}")
+    assert mine.start.init == f"mine-{file}"
+    assert mine.rest_init == f"mine-{file}" + "#predictor" * (name == "vjepa")
+    for section in ("objective", "backbone", "masker", "optim", "schedule"):
+        own, shipped = (
+            {
+                key: plain(node)
+                for key, node in recipe.node.mapping()[section].mapping().items()
+                if key != "init"
+            }
+            for recipe in (mine, theirs)
+        )
+        assert own == shipped, section
+    assert mine.run == theirs.run
+    video = mine.data.streams["video"]
+    assert plain(video.views.node)["frame_stride"] == (2 if name == "vjepa" else 1), "10 frames a second"
+    assert plain(mine.augment.node)["flip"] == 0.0, "a class is called left"
+    assert len(build.source(video.source)) == 6
+    text = " ".join(line.removeprefix("# ") for line in Path("mine.yaml").read_text().splitlines())
+    assert "is seen in four of five such tests" in text
+    with pytest.raises(UsageError, match="weights decide the objective"):
+        write_recipe(Path("a.yaml"), Path("videos.train.csv"), start="x", objective="bevt", console=console)
+
+
+def test_init_names_weights_that_it_has_no_settings_for(adapting: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(2, 2)}, "other.pt")
+    with pytest.raises(UsageError, match="no network of a known layout"):
+        write_recipe(Path("mine.yaml"), Path("x"), start="other.pt", console=Console(file=io.StringIO()))
+
+
+@pytest.mark.slow
+def test_init_from_a_run_goes_on_with_all_its_weights_at_a_quarter_of_its_rate(adapting: Path) -> None:
+    listed = listed_takes()
+    assert main(["train", "recipes/adapt/videomae.yaml", "run.out=runs"]) == 0
+    console = Console(file=io.StringIO(), width=200)
+    write_recipe(Path("on.yaml"), listed, start="runs/adapt_videomae", minutes=0.05, console=console)
+    mine, before = load_recipe("on.yaml"), load_recipe("adapt/videomae")
+    assert (mine.start.init, mine.rest_init) == ("runs/adapt_videomae", "runs/adapt_videomae")
+    assert build.optim(mine).lr == pytest.approx(build.optim(before).lr / 4, rel=1e-2)
+    state, report = started(mine)
+    checkpoint = read_checkpoint(RunFolder(Path("runs/adapt_videomae")).newest_checkpoint())
+    assert "fresh values" not in report
+    for key, tensor in checkpoint.objective.items():
+        assert torch.equal(state[key], tensor), key

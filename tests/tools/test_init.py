@@ -25,7 +25,7 @@ from vidssl.tools.data.check import check_data
 from vidssl.tools.init.choices import NEEDS_TOKENIZER, Choice, Machine, ObjectiveName, choose, steps_for
 from vidssl.tools.init.init import write_recipe
 from vidssl.tools.init.order import OrderProbe, probe_order
-from vidssl.tools.init.text import Sources, recipe_text, tokenizer_text
+from vidssl.tools.init.text import Sources, recipe_text, tokenizer_text, what_can_show
 
 LAPTOP = Machine(gpu=False, cores=2, minutes=10.0)
 SOURCES = Sources({"type": "moving_digits"}, {"split": "train"}, {"split": "test"}, None, probed=True)
@@ -61,6 +61,14 @@ def test_values_follow_from_videos_and_machine() -> None:
     assert (gpu.size.value, gpu.num_frames.value, gpu.batch_size.value, gpu.workers.value) == (112, 16, 64, 8)
     with pytest.raises(UsageError, match="fewer than four"):
         choose(seen(3), LAPTOP, None)
+
+
+def test_what_a_test_can_show_follows_from_its_size() -> None:
+    assert (
+        "40 test videos: of two networks that part on 30% of them a difference of 24 points"
+        in what_can_show(40)
+    )
+    assert "difference of 5 points" in what_can_show(1000)
 
 
 def test_steps_fill_the_time_but_pass_over_few_videos_only_so_often() -> None:

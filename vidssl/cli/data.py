@@ -39,6 +39,12 @@ def add_init(commands: "Commands[Parser]") -> None:
         metavar="NAME[,NAME]",
         help="svt (default), bevt, vimpac, videomae; of several a recipe each, and a grid that compares them",
     )
+    init.add_argument(
+        "--from",
+        dest="start",
+        metavar="WEIGHTS",
+        help="go on from a run, or a released file of V-JEPA 2 or VideoMAE, at a low rate (docs/adapting.md)",
+    )
     time = init.add_mutually_exclusive_group()
     time.add_argument(
         "--minutes", type=positive, metavar="N", help="of a run on this machine; 10 without --gpu"

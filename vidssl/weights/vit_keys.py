@@ -165,6 +165,16 @@ def to_vit(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Translated
     return Translated(found, source.layout, tuple(made), _dropped(source, used))
 
 
+def layout_of(state: Mapping[str, Tensor]) -> str:
+    """Whose layout a vision transformer's weights have; empty if they are of none.
+
+    Raises:
+        UsageError: if there are several networks in them.
+    """
+    source = _find(_published_names(_vjepa_names(state)))
+    return "" if source is None else replace(source, tensors=_own_vjepa_names(source.tensors)).layout
+
+
 def _vjepa_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """V-JEPA's published names for those of the transformers library; other states as they are."""
     prefix = next((k.removesuffix(_HUB_VJEPA_PATCHES) for k in state if k.endswith(_HUB_VJEPA_PATCHES)), None)

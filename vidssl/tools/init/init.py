@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import wrap
 
@@ -13,8 +15,8 @@ import torch
 from rich.console import Console
 
 from vidssl.build import build
-from vidssl.config.recipe import recipe_from_text
-from vidssl.data.sources.listing import VIDEO_EXTENSIONS, list_folder, select
+from vidssl.config.recipe import Recipe, recipe_from_text
+from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
 from vidssl.data.sources.lists import list_notes, list_root, read_lists
 from vidssl.data.sources.manifest import Manifest
 from vidssl.engine.atomic import check_writable, write_text
@@ -28,6 +30,7 @@ from vidssl.tools.collection.split import united
 from vidssl.tools.collection.survey import Seen
 from vidssl.tools.data.report import say
 from vidssl.tools.dry_run import step_seconds, two_steps
+from vidssl.tools.init.adapt import adapted_text, start_from
 from vidssl.tools.init.choices import (
     NEEDS_TOKENIZER,
     Choice,
@@ -39,7 +42,14 @@ from vidssl.tools.init.choices import (
     steps_for,
 )
 from vidssl.tools.init.order import FRAMES, MOST, SIDE, OrderProbe, probe_order
-from vidssl.tools.init.text import Sources, grid_text, recipe_text, runs_in_words, tokenizer_text
+from vidssl.tools.init.text import (
+    Sources,
+    grid_text,
+    recipe_text,
+    runs_in_words,
+    tokenizer_text,
+    what_can_show,
+)
 from vidssl.train.run import train_recipe
 from vidssl.train.trial import random_states_kept
 
@@ -56,6 +66,7 @@ def write_recipe(
     gpu: bool = False,
     tokenizer: str | None = None,
     tokenizer_steps: int = TOKENIZER_STEPS,
+    start: str | None = None,
     console: Console | None = None,
 ) -> int:
     """Look at the videos, time a step on this machine and write a recipe for both.
@@ -72,15 +83,19 @@ def write_recipe(
         gpu: sizes for a GPU, whether or not there is one here; steps are then counted in passes.
         tokenizer: name, file or run of one to use.
         tokenizer_steps: of the one that is trained here.
+        start: weights to go on from, a run or a released file; they decide the objective, and of a release
+            ``recipes/adapt`` the steps.
 
     Returns:
         Exit code 0.
 
     Raises:
-        UsageError: if the videos cannot be read or the file is there already.
+        UsageError: if the videos or weights cannot be read or the file is there already.
     """
     console = console or terminal()
     names = list(dict.fromkeys(check_objective(name.strip()) for name in objective.split(",")))
+    if start is not None and (objective != "svt" or tokenizer is not None):
+        raise UsageError("--from: the weights decide the objective; --objective and --tokenizer start anew")
     if out.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{out}: a recipe is a YAML file: vidssl init {out}.yaml --videos {videos}")
     files = {name: out.with_stem(f"{out.stem}_{name}") if len(names) > 1 else out for name in names}
@@ -92,6 +107,8 @@ def write_recipe(
         raise UsageError(f"--tokenizer: {' and '.join(names)} has no use for one")
     check_writable(out, "name another")
     check_name(out.stem)
+    begun = None if start is None else start_from(start)
+    gpu = gpu or (begun is not None and not begun.timed)
     machine = Machine(gpu, num_cpus(), None if gpu else minutes or MINUTES)
     rows, root, sources = training_samples(videos)
     if len(names) > 1 and not sources.probed:
@@ -102,29 +119,67 @@ def write_recipe(
     if order is not None:
         say(console, f"Probe: {order.words}")
     choices = choose(usable, machine, order)
+    look = _Look(videos, machine, len(usable), len(rows), order, sources.tested)
+    if begun is not None:
+        made = adapted_text(begun, out.stem, sources, usable, choices.flip, _heading(out, begun.words, look))
+        _write(out, made, look, console, timed=begun.timed, loaded=True)
+        return 0
     ids = None if tokenizer is None else Choice(tokenizer, "as asked for")
     if ids is None and set(names) & set(NEEDS_TOKENIZER):
         ids = _trained(out.stem, choices, sources, tokenizer_steps, console)
     for name, path in files.items():
-        own = ids if name in NEEDS_TOKENIZER else None
-        heading = _heading(path, videos, name, machine, len(usable), len(rows), order)
-        timed = None if gpu else _seconds_a_step(path.stem, name, choices, sources, own, console)
-        steps = steps_for(timed, machine, len(usable), choices.batch_size.value)
-        text = recipe_text(path.stem, name, choices, sources, steps, tokenizer=own, heading=heading)
-        build.check(recipe_from_text(text, str(path)))
-        write_text(path, text)
-        say(console, f"Recipe: {path}, {counted(steps.value, 'step')}: {steps.why}")
-    shown = next(iter(files.values()))
-    say(console, f"Next: vidssl show {shown} --what clips, vidssl train {shown} --dry-run, then")
+        made = partial(
+            recipe_text,
+            path.stem,
+            name,
+            choices,
+            sources,
+            tokenizer=ids if name in NEEDS_TOKENIZER else None,
+            heading=_heading(path, _PAPERS[name], look),
+        )
+        _write(path, made, look, console, timed=True)
     if len(names) > 1:
         write_text(out, grid_text(out, videos, files, machine))
-        say(
-            console,
-            f"  vidssl grid {out}, which trains and compares them: {runs_in_words(machine, len(files))}",
-        )
-    else:
-        say(console, f"  vidssl train {out}")
+        say(console, f"Grid: {out}, {runs_in_words(machine, len(files))}. Next: vidssl grid {out}")
     return 0
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What was found: list and machine; training videos that can be used and are listed; test videos."""
+
+    videos: Path
+    machine: Machine
+    usable: int
+    listed: int
+    order: OrderProbe | None
+    tested: int
+
+
+def _write(
+    path: Path,
+    made: Callable[[Choice[int]], str],
+    look: _Look,
+    console: Console,
+    *,
+    timed: bool,
+    loaded: bool = False,
+) -> None:
+    """Write a recipe that is a function of its steps, once a step is timed."""
+    recipe = recipe_from_text(made(Choice(1000, "")), str(path))
+    build.check(recipe)
+    if loaded:
+        say(console, "Loading the weights once, to see that they fit")
+        build.objective(recipe, lambda report: say(console, f"  {report.splitlines()[0]}"))
+    batch = next(iter(recipe.data.streams.values())).batch_size
+    seconds = _seconds_a_step(recipe, console) if timed and not look.machine.gpu else None
+    steps = steps_for(seconds, look.machine, look.usable, batch)
+    text = made(steps)
+    build.check(recipe_from_text(text, str(path)))
+    write_text(path, text)
+    length = f", {counted(steps.value, 'step')}: {steps.why}" if timed else ""
+    say(console, f"Recipe: {path}{length}")
+    say(console, f"Next: vidssl show {path} --what clips, vidssl train {path} --dry-run, vidssl train {path}")
 
 
 def training_samples(videos: Path) -> tuple[list[Row], Path, Sources]:
@@ -136,7 +191,8 @@ def training_samples(videos: Path) -> tuple[list[Row], Path, Sources]:
         listing = list_folder(videos, VIDEO_EXTENSIONS, "video")
         shared: dict[str, object] = {"type": "video_folder", "root": videos.as_posix()}
         part = select(listing, "train", where=str(videos))
-        return rows_of(part), videos, _parts(shared, bool(listing.label_classes))
+        held_out = select(listing, "test", where=str(videos)) if listing.label_classes else Listing((), {})
+        return rows_of(part), videos, _parts(shared, listing, held_out)
     (listing,) = read_lists(videos, labels_needed=False)
     root, stem = list_root(videos), videos.name.removesuffix(".train.csv")
     shared = {"type": "video_list", "root": root.as_posix(), "list": videos.as_posix()}
@@ -151,7 +207,8 @@ def training_samples(videos: Path) -> tuple[list[Row], Path, Sources]:
     others = (videos.with_name(f"{stem}.{name}.csv") for name in ("test", "val") if "test_list" in shared)
     if (manifest := _manifest([videos, *(each for each in others if each.exists())])) is not None:
         shared["manifest"] = manifest
-    return rows_of(part), root, _parts(shared, bool(listing.label_classes), watched)
+    held_out = read_lists(test)[0] if "test_list" in shared else select(listing, "test", where=str(videos))
+    return rows_of(part), root, _parts(shared, listing, held_out, watched)
 
 
 def _manifest(lists: Sequence[Path]) -> str | None:
@@ -167,9 +224,13 @@ def _manifest(lists: Sequence[Path]) -> str | None:
 
 
 def _parts(
-    shared: Mapping[str, object], labelled: bool, watched: Mapping[str, object] | None = None
+    shared: Mapping[str, object],
+    listing: Listing,
+    held_out: Listing,
+    watched: Mapping[str, object] | None = None,
 ) -> Sources:
-    return Sources(shared, {"part": "train"}, {"part": "test"}, watched, labelled)
+    probed = bool(listing.label_classes)
+    return Sources(shared, {"part": "train"}, {"part": "test"}, watched, probed, len(held_out.files) * probed)
 
 
 def _seen(row: Row, glimpse: Glimpse) -> Seen:
@@ -201,18 +262,8 @@ def _trained(name: str, choices: Choices, sources: Sources, steps: int, console:
     return Choice(result.folder.as_posix(), f"trained on frames of these videos{quality}")
 
 
-def _seconds_a_step(
-    name: str,
-    objective: ObjectiveName,
-    choices: Choices,
-    sources: Sources,
-    tokenizer: Choice[str] | None,
-    console: Console,
-) -> float:
+def _seconds_a_step(recipe: Recipe, console: Console) -> float:
     """Seconds of a step on this machine, its batch included."""
-    text = recipe_text(name, objective, choices, sources, Choice(1000, ""), tokenizer=tokenizer, heading=())
-    recipe = recipe_from_text(text, f"{name}.yaml")
-    build.check(recipe)
     say(console, "Timing a step on this machine")
     if (busy := os.getloadavg()[0]) > 1.5 * num_cpus():
         say(console, f"  it is busy (load {busy:.0f} of {num_cpus()}): steps may be faster when it is not")
@@ -224,37 +275,29 @@ def _seconds_a_step(
         return step_seconds(two_steps(recipe, made, streams, plan), recipe.run.workers)
 
 
-def _heading(
-    out: Path,
-    videos: Path,
-    objective: ObjectiveName,
-    machine: Machine,
-    usable: int,
-    listed: int,
-    order: OrderProbe | None,
-) -> list[str]:
-    papers = {
-        "svt": "SVT, Ranasinghe et al. (2022)",
-        "bevt": "BEVT, Wang et al. (2022)",
-        "vimpac": "VIMPAC, Tan et al. (2021)",
-        "videomae": "VideoMAE, Tong et al. (2022)",
-    }
-    time = "" if machine.minutes is None else f", {format_duration(60 * machine.minutes)}"
+_PAPERS: Mapping[ObjectiveName, str] = {
+    "svt": "SVT, Ranasinghe et al. (2022)",
+    "bevt": "BEVT, Wang et al. (2022)",
+    "vimpac": "VIMPAC, Tan et al. (2021)",
+    "videomae": "VideoMAE, Tong et al. (2022)",
+}
+
+
+def _heading(out: Path, what: str, look: _Look) -> list[str]:
+    minutes = look.machine.minutes
+    time = "" if minutes is None else f", {format_duration(60 * minutes)}"
     lines = [
-        f"{papers[objective]}, for {machine.words}{time} and the {counted(usable, 'training video')} of "
-        f"{videos}. Written by 'vidssl init': values may be changed; behind each stands its reason.",
+        f"{what}, for {look.machine.words}{time} and the {counted(look.usable, 'training video')} of "
+        f"{look.videos}. Written by 'vidssl init': values may be changed; behind each stands its reason.",
         "",
         f"  vidssl train {out}",
         f"  vidssl eval runs/{out.stem} --protocol linear",
         "",
     ]
-    if usable < listed:
-        lines.append(f"{counted(listed - usable, 'listed video')} could not be read.")
-    if order is not None:
-        lines.append(f"Quick probe: {order.words}.")
-    if usable < 1000:
-        lines.append(
-            f"{counted(usable, 'video')} are few: what an objective adds to an untrained network may be "
-            "smaller than what a test set of this size can show; 'vidssl eval' says how much that is."
-        )
+    if look.usable < look.listed:
+        lines.append(f"{counted(look.listed - look.usable, 'listed video')} could not be read.")
+    if look.order is not None:
+        lines.append(f"Quick probe: {look.order.words}.")
+    if look.tested:
+        lines.append(f"{what_can_show(look.tested)}.")
     return [part for line in lines for part in (wrap(line, 105) if len(line) > 105 else [line])]

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vidssl.config.grid import GridSpec
 from vidssl.config.strict_yaml import dump_flow
 from vidssl.engine.logging import format_duration
+from vidssl.errors import counted
+from vidssl.evaluators.statistics import detectable_difference
 from vidssl.tools.init.choices import Choice, Choices, Machine, ObjectiveName
 
 _WIDTH = 30  # column that reasons begin in
@@ -23,6 +27,7 @@ class Sources:
         train, test: keys that differ in the parts.
         watched: keys of the source that a stream's metrics are measured on, where it is not the test part.
         probed: whether there are labels to probe.
+        tested: labelled videos to test on.
     """
 
     shared: Mapping[str, object]
@@ -30,6 +35,7 @@ class Sources:
     test: Mapping[str, object]
     watched: Mapping[str, object] | None
     probed: bool
+    tested: int = 0
 
 
 def _line(indent: int, key: str, value: object, why: str = "") -> str:
@@ -219,6 +225,21 @@ def _optim(objective: ObjectiveName, choices: Choices) -> list[str]:
         _line(1, "betas", betas),
         _line(1, "clip_norm", 3.0 if objective == "bevt" else 1.0),
     ]
+
+
+_DIFFER = 0.3  # of the test videos, that two networks name differently: an example
+
+
+def what_can_show(tested: int) -> str:
+    """What a test of so many videos can and cannot show, in a sentence."""
+    alike = np.zeros(tested, bool)
+    other = alike.copy()
+    other[: max(1, round(_DIFFER * tested))] = True
+    points = 100 * detectable_difference(alike, other)
+    return (
+        f"{counted(tested, 'test video')}: of two networks that part on {_DIFFER:.0%} of them a difference "
+        f"of {points:.0f} points is seen in four of five such tests (by formula); smaller ones are missed"
+    )
 
 
 def runs_in_words(machine: Machine, objectives: int) -> str:
