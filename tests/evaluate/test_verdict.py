@@ -1,8 +1,12 @@
 """The sentence that scores open with."""
 
-import pytest
+from pathlib import Path
+from types import SimpleNamespace
 
-from vidssl.evaluate.report import score_tables, verdict
+import pytest
+from score_files import PROTOCOL, scored, write_run
+
+from vidssl.evaluate.report import pixel_lines, score_tables, verdict
 from vidssl.evaluators.differences import NetworkDifference
 from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import Difference
@@ -59,3 +63,22 @@ def test_a_network_alone_stands_against_chance() -> None:
 )
 def test_what_is_not_tested_is_not_judged(scores: dict[str, list[Score]], says: str) -> None:
     assert verdict(scores, []).plain.startswith(says)
+
+
+def test_pixels_that_were_scored_on_the_same_videos_stand_beside_a_network(tmp_path: Path) -> None:
+    truth = [0, 1, 2, 3] * 15
+    half = [number if place % 2 else (number + 1) % 4 for place, number in enumerate(truth)]
+    _, videos = write_run(tmp_path / "pixels", truth, {"no weights": half})
+    subject = SimpleNamespace(title="runs/x", folder=tmp_path / "x")
+
+    def said(guess: list[int], protocol: str = PROTOCOL) -> list[str]:
+        scores = {"trained": [scored(truth, guess)], "untrained": [scored(truth, half)]}
+        return pixel_lines(subject, protocol, scores, videos)  # type: ignore[arg-type]
+
+    assert said(truth) == ["class, pixels alone: 50.0 %; trained names +50.0 points beside them (p <0.0001)"]
+    (line,) = said(half)
+    assert line.endswith(
+        "+0.0 points beside them (p 1.000): no clear difference, so that pixels may be all that is used"
+    )
+    assert said([0] * 60)[0].endswith("less than the pixels tell")
+    assert said(truth, PROTOCOL.replace("k: 20", "k: 5")) == [], "another protocol"

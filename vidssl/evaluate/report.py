@@ -18,7 +18,8 @@ from vidssl.engine.atomic import make_folder, write_text
 from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import print_line
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.score_file import Scores, score_record
+from vidssl.evaluate.networks import PIXELS
+from vidssl.evaluate.score_file import Scores, read_scores, score_card, score_record
 from vidssl.evaluate.subject import Subject
 from vidssl.evaluators.differences import (
     LabelledVideos,
@@ -31,7 +32,7 @@ from vidssl.evaluators.differences import (
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.findings import findings
 from vidssl.evaluators.scores import Score, best_and_worst
-from vidssl.evaluators.statistics import Difference
+from vidssl.evaluators.statistics import LEVEL, Difference, paired_difference
 
 NOTABLE = 0.02
 _SPREAD = "; ±: standard deviation over draws of the labelled videos"
@@ -70,7 +71,9 @@ def report(
         console.print(difference_table(differences, list(scores), tested))
     for line in [*probe_lines(scores), *class_lines(scores, videos["test"])]:
         print_line(console, line)
-    for line in (*findings(scores, differences, tested, videos["test"].classes), *details, *notes):
+    pixels = pixel_lines(subject, resolved_text(protocol), scores, videos)
+    said = findings(scores, differences, tested, videos["test"].classes, pixels_known=bool(pixels))
+    for line in (*said, *pixels, *details, *notes):
         print_line(console, line)
     for name, part in videos.items():
         # finetuning encodes no train videos; it reports each unreadable one when it reaches it
@@ -92,6 +95,48 @@ def report(
     if earlier is not None:
         print_line(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
     print_line(console, f"Scores: {path}")
+
+
+def pixel_lines(
+    subject: Subject, protocol: str, scores: Scores, videos: Mapping[str, FeatureTable]
+) -> list[str]:
+    """How the first network stands beside what the pixels alone tell, where those scores lie near its own.
+
+    They are those of ``vidssl eval pixels data=RUN`` with the same card: protocol and videos.
+
+    Args:
+        protocol: its text.
+    """
+    if subject.title.partition(" ")[0] == PIXELS:
+        return []
+    card, tested = score_card(protocol, videos), tested_videos(videos["test"])
+    near = (parent / PIXELS / "scores" for parent in (*subject.folder.parents,)[:2])
+    for path in (path for folder in near for path in sorted(folder.rglob("*.json"))):
+        try:
+            file = read_scores(path)
+        except UsageError:
+            continue  # of an earlier version
+        if file.card == card and file.keys == videos["test"].keys:
+            break
+    else:
+        return []
+    name, rows = next(iter(scores.items()))
+    alone = {what(row): row for row in next(iter(file.scores.values()))}
+    lines = []
+    for row in rows:
+        other = alone.get(what(row))
+        if row.frames == "normal" and other is not None and not row.draws:
+            units = tested[row.label]
+            answers = units.right(other), units.right(row)
+            found = paired_difference(*answers, units.classes(row), units.groups)
+            told = f"{100 * (other.class_mean if row.unbalanced else other.top1):.1f} %"
+            words = f"{name} names {100 * found.mean:+.1f} points beside them (p {p_cell(found.p)})"
+            if found.p >= LEVEL:
+                words += ": no clear difference, so that pixels may be all that is used"
+            elif found.mean < 0:
+                words += ": less than the pixels tell"
+            lines.append(f"{_name(row)}, pixels alone: {told}; {words}")
+    return lines
 
 
 def classes_of(train: FeatureTable, test: FeatureTable) -> list[str]:

@@ -69,6 +69,8 @@ def findings(
     differences: Sequence[NetworkDifference],
     tested: Mapping[str, LabelledVideos],
     classes: LabelClasses,
+    *,
+    pixels_known: bool = False,
 ) -> list[str]:
     """Lines below a table: differences that would have been seen, a class named for most, order of frames.
 
@@ -76,8 +78,9 @@ def findings(
         scores: network -> its rows.
         differences: of the first two networks.
         classes: label -> names, as test videos and predictions count them.
+        pixels_known: whether there are scores of the pixels beside these.
     """
-    lines = [*_power(scores, differences, tested)]
+    lines = [*_power(scores, differences, tested, pixels_known)]
     for network, rows in scores.items():
         firsts: dict[str, Score] = {}
         for score in rows:
@@ -110,6 +113,7 @@ def _power(
     scores: Mapping[str, Sequence[Score]],
     differences: Sequence[NetworkDifference],
     tested: Mapping[str, LabelledVideos],
+    pixels_known: bool,
 ) -> Iterator[str]:
     """What differences that were not found could have been, and what may be tried."""
     unseen = [each for each in differences if not each.mark and each.row.frames == "normal"]
@@ -128,5 +132,6 @@ def _power(
     if len(unseen) == len(differences):
         yield (
             "To try next: every video tested once ('vidssl data split --folds 5'), longer training, weights "
-            "to start from ('backbone.init'), and what pixels alone tell ('vidssl eval pixels data=RUN')"
+            "to start from ('vidssl init --from')"
+            + ("" if pixels_known else ", and what pixels alone tell ('vidssl eval pixels data=RUN')")
         )

@@ -94,10 +94,11 @@ def _of_release(
 ) -> str:
     """``recipes/adapt`` with what depends on weights and videos changed, its comments kept."""
     whole = start.word.endswith(".safetensors")  # of the transformers library: both keys take the file
-    stride = _stride(start.adapts, seen)
+    shipped = find("recipes", f"adapt/{start.adapts}").read_text(encoding="utf-8")
+    stride = _stride(start.adapts, seen, int(re.findall(r"num_frames: (\d+)", shipped)[0]))
     lines: list[str] = [*(f"# {line}".rstrip() for line in heading), "#"]
     skipped = ""
-    for line in find("recipes", f"adapt/{start.adapts}").read_text(encoding="utf-8").splitlines():
+    for line in shipped.splitlines():
         key = line.strip().partition(":")[0]
         indent = line[: len(line) - len(line.lstrip())]
         if skipped and line.startswith(f"{skipped} "):
@@ -128,7 +129,7 @@ def _of_release(
     return "\n".join(lines) + "\n"
 
 
-def _stride(adapts: str, seen: Sequence[Seen], num_frames: int = 16) -> int:
+def _stride(adapts: str, seen: Sequence[Seen], num_frames: int) -> int:
     """Frames between those of a clip: the release's rate, or less where nine in ten videos are too short."""
     rate = median([one.fps for one in seen if one.fps > 0] or [30.0])
     shortest = sorted(one.frames for one in seen)[len(seen) // 10]
