@@ -68,14 +68,13 @@ def write_recording(root: Path, name: str, actions: Sequence[str], camera: int =
     return "".join(row + "\n" for row in rows)
 
 
-def write_collection(root: Path, table: Path, cameras: int = 4, days: int = 3) -> None:
+def write_collection(root: Path, table: Path, cameras: int = 12) -> None:
     """Recordings of ten segments each and a CSV file of them: unequal classes, a copy, a broken file."""
     actions = ["left"] * 5 + ["right"] * 3 + ["rise"] * 2
     rows = ["recording,action,start,end,camera"]
-    for number in range(cameras * days):
-        order = np.random.default_rng(number).permutation(actions).tolist()
-        name, camera = f"day{number // cameras}_cam{number % cameras}", number % cameras
-        lines = write_recording(root, name, order, camera=100 * number).splitlines()
+    for camera in range(cameras):
+        order = np.random.default_rng(camera).permutation(actions).tolist()
+        lines = write_recording(root, f"day0_cam{camera}", order, camera=camera).splitlines()
         rows += [f"{line},cam{camera}" for line in lines]
     shutil.copy(root / "day0_cam0.mp4", root / "copy.mp4")
     rows += [line.replace("day0_cam0", "copy") for line in rows if line.startswith("day0_cam0,")]

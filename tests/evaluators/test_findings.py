@@ -6,7 +6,7 @@ import pytest
 from vidssl.evaluators.differences import LabelledVideos, network_differences
 from vidssl.evaluators.findings import findings
 from vidssl.evaluators.scores import Score, best_and_worst
-from vidssl.evaluators.statistics import LEVEL, detectable_difference, paired_difference
+from vidssl.evaluators.statistics import FEWEST_GROUPS, LEVEL, detectable_difference, paired_difference
 
 TRUTH = [0] * 40 + [1] * 40 + [2] * 20
 CLASSES = {"action": ("jump", "run", "walk")}
@@ -87,3 +87,16 @@ def test_classes_at_zero_are_not_the_best() -> None:
     assert none == "action: no video of any of 3 classes is named right"
     two = best_and_worst(row([0] * 100), TRUTH[:80] + [3] * 20, ("a", "b", "c", "d"))
     assert "best a 100 %;" in two
+
+
+def test_test_videos_of_four_groups_are_told_to_show_nothing() -> None:
+    best, worst = [True] * 100, [False] * 100
+    few, enough = (np.arange(100) % count for count in (FEWEST_GROUPS - 1, FEWEST_GROUPS))
+    assert (
+        paired_difference(worst, best, groups=few).p > LEVEL > paired_difference(worst, best, groups=enough).p
+    )
+    networks = {"trained": [row(TRUTH)], "untrained": [row(half_right(1))]}
+    for groups, told in ((few, True), (enough, False)):
+        tested = {"action": LabelledVideos(TRUTH, groups.tolist())}
+        lines = findings(networks, network_differences(networks, tested), tested, CLASSES)
+        assert any("of 4 groups, and a test by groups sees no difference" in line for line in lines) == told

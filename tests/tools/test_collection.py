@@ -131,6 +131,12 @@ def test_a_split_keeps_duplicates_together_and_classes_in_every_part(takes: Path
     assert "cam0_left_1.mp4 = cam1_left_9.mp4" in text
     assert "'rise' has 2 groups, and takes.val.csv lacks it" in text
     assert "seed 0, stratified by action" in list_notes(tmp_path / "takes.test.csv")["rule"]
+    assert "to test on" not in text
+    by_camera = listed(takes, tmp_path / "cameras.csv", group="camera")
+    split_list(by_camera, Rule(fractions=(0.5, 0.5), duplicates=False), console=console)
+    assert "1 group to test on: a test goes by groups, and fewer than 5 show no difference" in text_of(
+        console
+    )
 
 
 def test_a_check_names_near_duplicates_across_parts(takes: Path, tmp_path: Path) -> None:

@@ -10,7 +10,13 @@ from vidssl.data.classes import LabelClasses
 from vidssl.errors import counted
 from vidssl.evaluators.differences import LabelledVideos, NetworkDifference
 from vidssl.evaluators.scores import Score
-from vidssl.evaluators.statistics import LEVEL, Difference, detectable_difference, paired_difference
+from vidssl.evaluators.statistics import (
+    FEWEST_GROUPS,
+    LEVEL,
+    Difference,
+    detectable_difference,
+    paired_difference,
+)
 
 FEW = 1000  # test videos, below which it is said what they can show
 _NAMED = 0.5  # share of the test videos that are given one class, from which on it is told
@@ -121,6 +127,12 @@ def _power(
     if not few:
         return
     words = []
+    for label, videos in tested.items():
+        if videos.groups is not None and (count := len(set(videos.groups))) < FEWEST_GROUPS:
+            yield (
+                f"{label}: its test videos are of {counted(count, 'group')}, and a test by groups sees no "
+                f"difference in fewer than {FEWEST_GROUPS}: 'vidssl data split' says more"
+            )
     for each in few:
         name = f"{each.row.label}, {each.row.setting}" if each.row.setting else each.row.label
         size = counted(len(tested[each.row.label].truth), "test video")

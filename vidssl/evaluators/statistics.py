@@ -24,6 +24,7 @@ PSEUDO_GROUPS = 1  # whose videos are all alike, for where few errors tell how a
 LARGEST_EXACT = 1000  # discordant videos, beyond which the exact test's normal form takes over
 LARGEST_FLIPPED = 100  # discordant groups, beyond which the permutation test's does
 FLIPS = 20_000
+FEWEST_GROUPS = 5  # of test videos: one network ahead in all of four has a mid-p of 2^-4, above the level
 
 
 @dataclass(frozen=True)

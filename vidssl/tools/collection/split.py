@@ -17,6 +17,7 @@ from vidssl.data.sources.lists import list_root, read_lists
 from vidssl.data.sources.manifest import Manifest
 from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, agreed, counted
+from vidssl.evaluators.statistics import FEWEST_GROUPS
 from vidssl.tools.collection.alike import FRAMES, SIDE, alike
 from vidssl.tools.collection.glimpses import glimpses
 from vidssl.tools.collection.rows import Row, refuse_existing, rows_of, shown, write_list
@@ -262,6 +263,12 @@ def _report(
         )
         part = [rows[number] for number in chosen]
         say(console, f"{file}: {shown(len(part), part)} in {counted(groups, 'group')}: {words}")
+        if groups < FEWEST_GROUPS and file.name.endswith("test.csv") and any(row.group for row in part):
+            say(
+                console,
+                f"  {counted(groups, 'group')} to test on: a test goes by groups, and fewer than "
+                f"{FEWEST_GROUPS} show no difference: '--fractions 0.5,0.5' tests on more of them",
+            )
     spread = {name: len({units[n] for n, own in enumerate(classes) if own == name}) for name in names}
     tests = {file: chosen for file, chosen in files.items() if not file.name.endswith(".train.csv")}
     lacking = {
