@@ -15,6 +15,7 @@ from vidssl.data.augment.batch import ColourAugment as ColourAugment, PerClipAug
 from vidssl.data.augment.rand_augment import FinetuneAugment as FinetuneAugment
 from vidssl.data.loader import Loader as Loader, Stream as Stream
 from vidssl.data.sources.datasets import DatasetSource as DatasetSource
+from vidssl.data.sources.davis import Davis as Davis
 from vidssl.data.sources.folders import (
     ImageFolder as ImageFolder,
     VideoFolder as VideoFolder,
@@ -79,6 +80,7 @@ from vidssl.interfaces import (
     Evaluator as Evaluator,
     Features as Features,
     FilledIn as FilledIn,
+    KnowsMasks as KnowsMasks,
     LabelledFeatures as LabelledFeatures,
     LossOutput as LossOutput,
     MaskedPrediction as MaskedPrediction,
@@ -119,6 +121,7 @@ from vidssl.tokenizers.vqvae import VQVAE as VQVAE
 from vidssl.train.loop import TrainResult as TrainResult
 from vidssl.train.start import train as train
 from vidssl.use.load import load as load, load_objective as load_objective
+from vidssl.use.masks import MaskScores as MaskScores, evaluate_masks as evaluate_masks
 from vidssl.use.notebook import (
     Pictures as Pictures,
     Run as Run,

@@ -17,10 +17,13 @@ from vidssl.config.files import PUBLISHED, SpecKind
 from vidssl.config.grid import check_grid
 from vidssl.config.protocol import (
     FinetuneProtocol,
+    MaskProtocol,
     Protocol,
     TokenizerProtocol,
+    load_mask_protocol,
     load_protocol,
     load_tokenizer_protocol,
+    measures_masks,
     measures_tokenizers,
 )
 from vidssl.config.published import load_published
@@ -416,6 +419,14 @@ def check_tokenizer_protocol(protocol: TokenizerProtocol) -> None:
     _check_keys(protocol.data.test, registry.SOURCE)
 
 
+def check_mask_protocol(protocol: MaskProtocol) -> None:
+    """``check_protocol`` for one that measures patch tokens on masks."""
+    check_name(protocol.name, folders=False)
+    for part in (protocol.data.test, protocol.data.train):
+        if part is not None:
+            _check_keys(part, registry.SOURCE)
+
+
 def check_file(kind: SpecKind, path: Path) -> None:
     """Checks a spec file."""
     if kind == "recipes":
@@ -432,6 +443,8 @@ def check_file(kind: SpecKind, path: Path) -> None:
         load_published(path)
     elif kind == "evaluation" and measures_tokenizers(str(path)):
         check_tokenizer_protocol(load_tokenizer_protocol(str(path)))
+    elif kind == "evaluation" and measures_masks(str(path)):
+        check_mask_protocol(load_mask_protocol(str(path)))
     elif kind == "evaluation":
         check_any_protocol(load_protocol(str(path)))
     else:

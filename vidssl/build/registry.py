@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from vidssl.backbones import BACKBONES
-from vidssl.config.protocol import FinetuneProtocol, PatchType, Protocol, TokenizerProtocol
+from vidssl.config.protocol import (
+    FinetuneProtocol,
+    MaskProtocol,
+    PatchType,
+    Protocol,
+    TokenizerProtocol,
+)
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec, bind, keys_of, parts_of, written
 from vidssl.config.strict_yaml import Node, dump, nearest
@@ -144,7 +150,7 @@ def _check_kind(found: type, address: str, kind: Kind[object]) -> None:
     keys_of(found)
 
 
-def resolved_text(spec: Recipe | Protocol | FinetuneProtocol | TokenizerProtocol) -> str:
+def resolved_text(spec: Recipe | Protocol | FinetuneProtocol | TokenizerProtocol | MaskProtocol) -> str:
     """A recipe or protocol as YAML text, every default written out; it loads to the same one.
 
     Of a protocol that finetunes, what the run decides is left out: the label and its classes, the backbone's

@@ -63,7 +63,7 @@ def add_commands(commands: "Commands[Parser]") -> None:
 
 def _evaluate(words: list[str], *, protocols: list[str], **options: Any) -> int:
     names, overrides = split(words)
-    from vidssl.config.protocol import measures_tokenizers
+    from vidssl.config.protocol import measures_masks, measures_tokenizers
     from vidssl.engine.distributed import launched, told_once_a_machine
 
     with told_once_a_machine():
@@ -74,6 +74,11 @@ def _evaluate(words: list[str], *, protocols: list[str], **options: Any) -> int:
         of_tokenizers = any(map(measures_tokenizers, protocols))
         if of_tokenizers and launched() > 1:
             raise UsageError("tokenizers are measured by one process: leave torchrun out")
+        of_masks = [name for name in protocols if not of_tokenizers and measures_masks(name)]
+        if of_masks and launched() > 1:
+            raise UsageError(f"{of_masks[0]}: masks are measured by one process: leave torchrun out")
+        if of_masks and len(of_masks) < len(protocols):
+            raise UsageError(f"{of_masks[0]} measures on masks: give it a command of its own")
         if not of_tokenizers and len(names) > 1:
             raise UsageError(f"eval takes one run, checkpoint or network, got {' '.join(names)}")
     if of_tokenizers:
@@ -82,6 +87,14 @@ def _evaluate(words: list[str], *, protocols: list[str], **options: Any) -> int:
         from vidssl.tools.tokenizer_scores import score_tokenizers
 
         return score_tokenizers(names, protocols, overrides, **options)
+    if of_masks:
+        if "save_probe" in options:
+            raise UsageError("--save-probe: what is learned on masks is not kept")
+        from vidssl.use.masks import evaluate_masks
+
+        for name in of_masks:
+            evaluate_masks(names[0] if names else None, name, overrides, **options)
+        return 0
     from vidssl.evaluate.evaluate import evaluate_run
 
     return evaluate_run(names[0] if names else None, protocols, overrides, **options)

@@ -20,6 +20,7 @@ from vidssl.config.schema import (
     SourceSpec,
     Text,
     ViewsSpec,
+    above_zero,
     at_least,
     check_fields,
     construct,
@@ -30,7 +31,37 @@ from vidssl.config.strict_yaml import Node, moved
 Layers = Literal["last", "all", "patches"]
 ViewAverage = Literal["scores", "probabilities"]
 Average = Literal["features", ViewAverage]
-FrameOrder = Literal["normal", "single", "shuffled", "reversed"]
+FrameOrder = Literal[
+    "normal",
+    "single",
+    "shuffled",
+    "reversed",
+    "noise-1",
+    "noise-2",
+    "noise-3",
+    "noise-4",
+    "noise-5",
+    "blur-1",
+    "blur-2",
+    "blur-3",
+    "blur-4",
+    "blur-5",
+    "jpeg-1",
+    "jpeg-2",
+    "jpeg-3",
+    "jpeg-4",
+    "jpeg-5",
+    "dropped-1",
+    "dropped-2",
+    "dropped-3",
+    "dropped-4",
+    "dropped-5",
+    "frozen-1",
+    "frozen-2",
+    "frozen-3",
+    "frozen-4",
+    "frozen-5",
+]  # of a test clip's frames, or what is done to them: kind and strength
 OverlapRule = Literal["error", "allow"]
 PatchType = Literal["float16", "bfloat16"]
 Balance = Literal["none", "loss", "sampling"]
@@ -72,7 +103,8 @@ class Protocol:
             for the mean of the last patches though there is a class token, which BEVT never trains.
         average: over the views of a video: "features" before the probe; or each view is a sample to the
             probe, and its "scores" as they are or the "probabilities" made of them are averaged.
-        frames: orders of a test clip's frames that the probe is scored on; it learns on "normal" ones.
+        frames: orders of a test clip's frames, or corruptions of them ("noise-1" to "frozen-5"), that the
+            probe is scored on; it learns on "normal" ones.
         batch_size: clips that go through the encoder together.
         patches: how patch tokens are kept; None for the default, float16, or where the evaluator reads none.
         few_labels: how many of the labelled videos are learned from; None for all.
@@ -184,6 +216,110 @@ class TokenizerProtocol:
     views: ViewsSpec
     data: TestSpec
     node: Node = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedVideos:
+    """Videos with masks.
+
+    Attributes:
+        train: to learn from; None where a protocol learns nothing.
+    """
+
+    test: SourceSpec
+    train: SourceSpec | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Propagation:
+    """Labels of a first frame that are carried on by likeness of patches, as DINO's code does it.
+
+    Each cell takes the labels of the cells that are most like it, weighted, out of the first frame and some
+    before it.
+
+    Attributes:
+        neighbours: cells that have a say, over all these frames.
+        window: rows and columns of cells to each side in which they are looked for.
+        context: frames before, besides the first.
+        temperature: of the softmax over cosines.
+        labels: of a cell of the first frame: the "shares" of its pixels, or its "middle" pixel, DINO's.
+    """
+
+    neighbours: Count = 5
+    window: Count = 12
+    context: Count = 7
+    temperature: Annotated[float, above_zero] = 0.1
+    labels: Literal["shares", "middle"] = "middle"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSegmentation:
+    """A linear layer on standardised patch tokens, whose scores are enlarged to the masks' size; ours.
+
+    Attributes:
+        frames: of each video to learn from, evenly spaced.
+        lr: of AdamW; it falls along a cosine to 0.
+        weight_decay: of AdamW.
+        epochs: over these frames.
+        batch_size: frames a step.
+    """
+
+    frames: Count = 4
+    lr: Annotated[float, above_zero] = 1e-2
+    weight_decay: Annotated[float, at_least(0)] = 1e-2
+    epochs: Count = 20
+    batch_size: Count = 32
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskProtocol:
+    """How the patch tokens of a frozen network are measured on masks.
+
+    Attributes:
+        propagate, segment: which of the two; exactly one is given.
+        feed: each frame "still" for a whole clip, or in "clips" of consecutive frames.
+        num_frames: of a clip; None for that of the test views of the labelled videos (``data.probe``).
+        size: height and width that frames are resized to; or the shorter side, the other one following in
+            whole cells; None for that of these views.
+        batch_size: clips that go through the network together.
+        shown: videos in the picture.
+    """
+
+    name: Text
+    propagate: Quiet[Propagation | None] = None
+    segment: Quiet[LinearSegmentation | None] = None
+    feed: Literal["still", "clips"] = "still"
+    num_frames: Count | None = None
+    size: Count | tuple[int, int] | None = None
+    batch_size: Count = 32
+    shown: Count = 4
+    data: MaskedVideos
+    node: Node = field(repr=False)
+
+
+def measures_masks(name: str) -> bool:
+    """Whether the protocol of a file or name measures patch tokens on masks."""
+    return bool({"propagate", "segment"} & set(read("evaluation", name)[0].mapping()))
+
+
+def load_mask_protocol(name: str, overrides: Sequence[str] = ()) -> MaskProtocol:
+    """The protocol of a file or name, with dotted overrides applied.
+
+    Raises:
+        UsageError: if a key is wrong, or it does not say one thing to do.
+    """
+    found = construct(overridden(read("evaluation", name)[0], overrides), MaskProtocol)
+    if (found.propagate is None) == (found.segment is None):
+        raise found.node.error("takes one of the sections 'propagate' and 'segment'")
+    if found.segment is not None and found.data.train is None:
+        raise found.node.error("'segment' learns from masks: name videos with masks as data.train")
+    return found
 
 
 def load_protocol(

@@ -16,6 +16,7 @@ SOURCES: Table[DataSource] = Table(
         "something_something_v2": "vidssl.data.sources.official.videos:SomethingSomethingV2",
         "diving48": "vidssl.data.sources.official.videos:Diving48",
         "howto100m": "vidssl.data.sources.official.videos:HowTo100M",
+        "davis": "vidssl.data.sources.davis:Davis",
         "imagenet": "vidssl.data.sources.official.imagenet:ImageNet",
         "jpeg_shards": "vidssl.data.sources.jpeg_shards:JpegShards",
         "tar_shards": "vidssl.data.sources.tar.source:TarShards",

@@ -9,6 +9,7 @@ from torch import Tensor
 from vidssl.config.protocol import FrameOrder, Layers
 from vidssl.data.classes import LabelClasses, renumbered
 from vidssl.errors import UsageError
+from vidssl.evaluators.corruptions import corrupted, is_corrupted
 from vidssl.interfaces import Backbone, Features, Origin, Tokenizer, as_clip
 
 
@@ -16,7 +17,7 @@ def in_order(clip: Tensor, order: FrameOrder, numbers: Tensor, *, draw: int) -> 
     """The clips with their frames in that order.
 
     "single" repeats one random frame, "shuffled" permutes the frames at random (a permutation may be the
-    identity), as BEVT does; "reversed" is not the paper's.
+    identity), as BEVT does; "reversed" is not the paper's. "noise-1" to "frozen-5" are ``corruptions``.
 
     Args:
         clip: [B, C, T, H, W], or ids [B, t, h, w] of frames.
@@ -28,6 +29,8 @@ def in_order(clip: Tensor, order: FrameOrder, numbers: Tensor, *, draw: int) -> 
     """
     if order == "normal":
         return clip
+    if is_corrupted(order):
+        return corrupted(clip, order, numbers, draw=draw)
     time = clip.dim() - 3
     if order == "reversed":
         return clip.flip(time)
@@ -148,7 +151,7 @@ def encode_views(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
                 of_names = [
                     [
-                        _features(backbone, tokenizer, in_order(clip, order, indices, draw=place))
+                        features_of(backbone, tokenizer, in_order(clip, order, indices, draw=place))
                         for place, clip in enumerate(slots)
                     ]
                     for slots in clips
@@ -165,7 +168,7 @@ def encode_views(
     return {order: torch.cat(parts) for order, parts in vectors.items()}, torch.cat(numbers)
 
 
-def _features(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor) -> Features:
+def features_of(backbone: Backbone, tokenizer: Tokenizer | None, clip: Tensor) -> Features:
     """Of one clip [B, 3, T, H, W], or of stored ids [B, t, h, w]."""
     if backbone.input_kind == "pixels" or clip.dim() == 4:
         return backbone(clip)

@@ -18,10 +18,12 @@ from vidssl.interfaces.backbone import (
     check_keep,
 )
 from vidssl.interfaces.data import (
+    NOT_JUDGED,
     Augment,
     DataSource,
     EpochOrder,
     KnowsGroups,
+    KnowsMasks,
     KnowsMissing,
     KnowsOrigins,
     OrdersEpochs,
@@ -60,6 +62,7 @@ from vidssl.interfaces.objective import (
 from vidssl.interfaces.tokenizer import Reconstruction, Tokenizer, TrainableTokenizer
 
 __all__ = [
+    "NOT_JUDGED",
     "Augment",
     "Backbone",
     "Band",
@@ -78,6 +81,7 @@ __all__ = [
     "HasBlocks",
     "InputKind",
     "KnowsGroups",
+    "KnowsMasks",
     "KnowsMissing",
     "KnowsOrigins",
     "LabelledFeatures",

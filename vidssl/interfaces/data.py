@@ -123,6 +123,35 @@ class KnowsMissing(ABC):
         """Samples that the data set lists, there or not."""
 
 
+NOT_JUDGED = 255  # in masks: pixels that no measure counts, as DAVIS and others write them
+
+
+class KnowsMasks(ABC):
+    """A data source that knows what each pixel shows.
+
+    Attributes:
+        mask_classes: names of the classes of pixels, in number order; empty where it knows objects alone.
+    """
+
+    mask_classes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def object_masks(self, index: int, frames: Sequence[int]) -> Tensor:
+        """Number of the object at each pixel, uint8 [len(frames), H, W]: 0 for none, 255 for not judged.
+
+        Raises:
+            UnreadableSample: if there is no such mask.
+        """
+
+    def class_masks(self, index: int, frames: Sequence[int]) -> Tensor:
+        """Class of each pixel, uint8 [len(frames), H, W], below ``len(mask_classes)``, or 255.
+
+        Raises:
+            UnreadableSample: if there is no such mask.
+        """
+        return self.object_masks(index, frames)
+
+
 class KnowsGroups(ABC):
     """A data source that knows which of its videos were cut from one source, by more than their names."""
 

@@ -37,7 +37,7 @@ from vidssl.compare.grid_tables import StepPrice, grid_tables, read_results
 from vidssl.compare.grids import drawn, markdown
 from vidssl.compare.runs import csv_text
 from vidssl.config.grid import Cell, Grid, load_grid
-from vidssl.config.protocol import finetunes, load_protocol, measures_tokenizers
+from vidssl.config.protocol import finetunes, load_protocol, measures_masks, measures_tokenizers
 from vidssl.config.recipe import Recipe
 from vidssl.engine.atomic import make_folder, write_text
 from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
@@ -172,6 +172,8 @@ def _check(grid: Grid, execution: Execution) -> dict[str, str]:
         for word in grid.spec.protocols:
             if measures_tokenizers(word):
                 raise UsageError(f"{word}: measures tokenizers; a grid scores networks")
+            if measures_masks(word):
+                raise UsageError(f"{word}: measures masks, which a grid has no table for: eval")
             given = [w for w in execution.evaluation if finetunes(word) or not w.startswith("run.")]
             protocol = load_protocol(word, given, recipe)
             if protocol.data is None:

@@ -147,11 +147,8 @@ def render(world: DigitsWorld, *, seed: int, split: str, index: int) -> NDArray[
     """Draw one clip, a pure function of its arguments: uint8 [T, H, W, 3], RGB."""
     rng = _generator(world, seed, split, index)
     drawn = _draw_labels(world, rng)  # first, as in `labels`: both read the same numbers
-    digit = _pick_digit(world, drawn["digit"], split, rng)
     path = _path(world, drawn)
-    place = rng.uniform(0.0, world.size, size=2)
-    tremble = path if world.mode == "object" else rng.uniform(-_JITTER, _JITTER, size=path.shape)
-    ink = _draw_digit(digit, place + tremble, world)
+    ink = _ink(world, drawn, path, split, rng)
     if world.pattern == "waves":
         ground = _waves(
             drawn["texture"], np.zeros_like(path[:1]) if world.mode == "object" else path, world, rng
@@ -165,6 +162,23 @@ def render(world: DigitsWorld, *, seed: int, split: str, index: int) -> NDArray[
         frames += np.float32(255.0 * world.noise) * rng.standard_normal(frames.shape, dtype=np.float32)
         frames = frames.clip(0.0, 255.0)
     return (frames + 0.5).astype(np.uint8)
+
+
+def digit_masks(world: DigitsWorld, *, seed: int, split: str, index: int) -> NDArray[np.bool_]:
+    """Where the digit of a clip covers more than half of what is behind it: bool [T, H, W]."""
+    rng = _generator(world, seed, split, index)
+    drawn = _draw_labels(world, rng)
+    return _ink(world, drawn, _path(world, drawn), split, rng) > 0.5
+
+
+def _ink(
+    world: DigitsWorld, drawn: dict[str, int], path: Array, split: str, rng: np.random.Generator
+) -> Array:
+    """Opacity of the digit of a clip: float32 [T, H, W]; what ``render`` draws next comes after it."""
+    digit = _pick_digit(world, drawn["digit"], split, rng)
+    place = rng.uniform(0.0, world.size, size=2)
+    tremble = path if world.mode == "object" else rng.uniform(-_JITTER, _JITTER, size=path.shape)
+    return _draw_digit(digit, place + tremble, world)
 
 
 def _generator(world: DigitsWorld, seed: int, split: str, index: int) -> np.random.Generator:

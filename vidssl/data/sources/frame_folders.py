@@ -94,13 +94,13 @@ class FrameFolders(PartKeys, ListedFiles, KnowsOrigins):
             raise FRAMES.error(f"{root / self.key(0)}: {self._look(0).problem}")
 
     def info(self, index: int) -> SampleInfo:
-        return SampleInfo(self.key(index), len(self._frames(index)), self.fps, self.labels(index))
+        return SampleInfo(self.key(index), len(self.frame_names(index)), self.fps, self.labels(index))
 
     def origin(self, index: int) -> Origin:
         return image_origin(self.folder / self.files[index].path)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        key, names = self.key(index), self._frames(index)
+        key, names = self.key(index), self.frame_names(index)
         folder = self.folder / self.files[index].path
         if min(frames) < 0 or max(frames) >= len(names):
             raise ValueError(f"{key} has {counted(len(names), 'frame')}, asked for {max(frames)}")
@@ -112,7 +112,8 @@ class FrameFolders(PartKeys, ListedFiles, KnowsOrigins):
             raise UnreadableSample(key, "its frames are of different sizes")
         return torch.cat([pixels[number] for number in frames])
 
-    def _frames(self, index: int) -> tuple[str, ...]:
+    def frame_names(self, index: int) -> tuple[str, ...]:
+        """File names of a video's frames, in order."""
         video = self._look(index)
         if video.problem:
             raise UnreadableSample(self.key(index), video.problem)

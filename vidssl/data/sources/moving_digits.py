@@ -19,17 +19,18 @@ from typing import Literal
 
 import av
 import numpy as np
+import torch
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vidssl.data.decode.content import Content, why_not_a_file
 from vidssl.data.decode.decode import read_frames
-from vidssl.data.sources.digits_world import LABEL_NAMES, DigitsWorld, labels, render
+from vidssl.data.sources.digits_world import LABEL_NAMES, DigitsWorld, digit_masks, labels, render
 from vidssl.data.sources.origins import origin_of
 from vidssl.engine.process import locked
 from vidssl.errors import UsageError, counted
-from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo, UnreadableSample
+from vidssl.interfaces import DataSource, KnowsMasks, KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
 _log = logging.getLogger(__name__)
 
@@ -52,12 +53,13 @@ _ENCODING = {"threads": 1, "max_b_frames": 0}
 
 
 @dataclass(kw_only=True, eq=False)
-class MovingDigits(DigitsWorld, DataSource, KnowsOrigins):
+class MovingDigits(DigitsWorld, DataSource, KnowsOrigins, KnowsMasks):
     """Short videos of a digit that moves over a ground, with every factor known as a label.
 
     Labels: digit, texture, direction, speed and profile, see ``digits_world``. The videos are files, H.264 or
     MPEG-4, in ``$VIDSSL_CACHE``, else ``$XDG_CACHE_HOME/vidssl``, else ``~/.cache/vidssl``;
-    they are written when they are first asked for, a few hundred a second.
+    they are written when they are first asked for, a few hundred a second. Which pixels are the digit's is
+    exact; as classes of pixels there are the ground and the ten digits.
 
     Args:
         split: "train", "test" and "val" share neither a digit sample nor a pixel of a photograph; "val", to
@@ -91,6 +93,7 @@ class MovingDigits(DigitsWorld, DataSource, KnowsOrigins):
         self.label_classes = {
             name: tuple(str(number) for number in range(total)) for name, total in self.num_classes().items()
         }
+        self.mask_classes = ("ground", *self.label_classes["digit"])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -118,6 +121,14 @@ class MovingDigits(DigitsWorld, DataSource, KnowsOrigins):
             return read_frames(Content(str(path), content), frames)
         except UnreadableSample as error:
             raise UnreadableSample(self.key(index), error.reason) from error
+
+    def object_masks(self, index: int, frames: Sequence[int]) -> Tensor:
+        number = int(Path(self._rows[index][0]).stem)
+        masks = digit_masks(self, seed=self.seed, split=self.split, index=number)
+        return torch.from_numpy(masks[list(frames)].astype(np.uint8))
+
+    def class_masks(self, index: int, frames: Sequence[int]) -> Tensor:
+        return self.object_masks(index, frames) * (1 + self.labels(index)["digit"])
 
     def origin(self, index: int) -> Origin:
         path = self._folder / self._rows[index][0]
