@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vidssl.evaluate.score_file import ScoreFile
 from vidssl.evaluators.differences import RowKey, what
-from vidssl.evaluators.scores import Score
+from vidssl.evaluators.scores import Score, folded
 from vidssl.evaluators.statistics import mean_over_seeds
 
 IGNORED = ("name", "run.out")  # differ between any two runs
@@ -41,8 +41,8 @@ class RunGroup:
         return {**shared, "seed": ", ".join(self.seeds)}
 
     def rows(self, network: str) -> Mapping[RowKey, tuple[Score, ...]]:
-        """Label, setting and order of frames -> the rows of all runs."""
-        found = [{what(score): score for score in file.scores[network]} for file in self.files]
+        """Label, setting and order of frames -> the rows of all runs; corruptions as one, their mean."""
+        found = [{what(score): score for score in folded(file.scores[network])} for file in self.files]
         return {key: tuple(rows[key] for rows in found) for key in found[0]}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +22,7 @@ from vidssl.errors import UsageError, counted
 from vidssl.evaluate.networks import PIXELS
 from vidssl.evaluate.score_file import Scores, read_scores, score_card, score_record
 from vidssl.evaluate.subject import Subject
+from vidssl.evaluators.corruptions import STRENGTHS, is_corrupted
 from vidssl.evaluators.differences import (
     LabelledVideos,
     NetworkDifference,
@@ -31,7 +33,7 @@ from vidssl.evaluators.differences import (
 )
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.findings import findings
-from vidssl.evaluators.scores import Score, best_and_worst
+from vidssl.evaluators.scores import MEAN, Score, best_and_worst
 from vidssl.evaluators.statistics import LEVEL, Difference, paired_difference
 
 NOTABLE = 0.02
@@ -203,12 +205,48 @@ def score_tables(
         apart: what stands between a number and its interval; a line feed makes narrow columns.
     """
     marks = {what(each.row): each.mark for each in differences}
+    tables = _by_corruption(scores, title)
+    scores = {name: [row for row in rows if not is_corrupted(row.frames)] for name, rows in scores.items()}
     if all(score.frames == "normal" for rows in scores.values() for score in rows):
-        return [_by_network(scores, title, marks, apart)]
-    return [
+        return [_by_network(scores, title, marks, apart), *tables]
+    by_order = [
         _by_order(rows, f"{title}: {name} network", {} if place else marks, apart)
         for place, (name, rows) in enumerate(scores.items())
     ]
+    return [*by_order, *tables]
+
+
+def _by_corruption(scores: Scores, title: str) -> list[Table]:
+    """A table for each label and setting: a row a corruption, a column a strength, and the means.
+
+    None where no clips were corrupted.
+    """
+    tops = {name: {what(row): row.top1 for row in rows} for name, rows in scores.items()}
+    first, *others = scores
+    tables = []
+    for clean in scores[first]:
+        own = (clean.label, clean.setting)
+        kinds = {
+            kind: [f"{kind}-{n + 1}" for n in range(len(amounts)) if (*own, f"{kind}-{n + 1}") in tops[first]]
+            for kind, amounts in STRENGTHS.items()
+        }
+        kinds = {kind: names for kind, names in kinds.items() if names}
+        if clean.frames != "normal" or not kinds:
+            continue
+        table = Table(title=f"{title}: {_name(clean)}, corrupted clips", title_justify="left")
+        table.caption, table.caption_justify = f"top-1 in %, {first} unless named; strengths 1 to 5", "left"
+        for place, head in enumerate(("", *map(str, range(1, 6)), "mean", *(f"{n} mean" for n in others))):
+            table.add_column(head, justify="right" if place else "left")
+        clean_cells = [percent(tops[name][(*own, "normal")]) for name in tops]
+        table.add_row("clean", *[""] * 5, *clean_cells)
+        for kind, names in kinds.items():
+            cells = [percent(tops[first].get((*own, f"{kind}-{n}"))) for n in range(1, 6)]
+            table.add_row(kind, *cells, *(percent(fmean(tops[n][(*own, k)] for k in names)) for n in tops))
+        every = [name for names in kinds.values() for name in names]
+        table.add_section()
+        table.add_row(MEAN, *[""] * 5, *(percent(fmean(tops[n][(*own, k)] for k in every)) for n in tops))
+        tables.append(table)
+    return tables
 
 
 def difference_table(

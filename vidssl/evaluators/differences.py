@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from vidssl.data.sources.official.groups import group_numbers
 from vidssl.errors import counted
+from vidssl.evaluators.corruptions import is_corrupted
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import LEVEL, Difference, holm, paired_difference
@@ -84,13 +85,14 @@ def network_differences(
 ) -> list[NetworkDifference]:
     """The first network against the second, row by row; none where there is one network.
 
-    Rows of several draws of labelled videos are left out: of these only the first one's answers are kept.
+    Rows of several draws of labelled videos are left out: of these only the first one's answers are kept. So
+    are those of corrupted clips: 25 tests of each label would leave none of them any power.
     """
     if len(scores) != 2:
         return []
     rows, found = [], []
     for one, other in zip(*scores.values(), strict=True):
-        if not one.draws:
+        if not one.draws and not is_corrupted(one.frames):
             videos = tested[one.label]
             answers = (videos.right(other), videos.right(one))
             rows.append(one)

@@ -15,6 +15,7 @@ from vidssl.data.classes import LabelClasses, numbered_together
 from vidssl.data.sources.official.groups import group_numbers
 from vidssl.data.sources.origins import Video, shared_videos
 from vidssl.errors import UsageError
+from vidssl.evaluators.corruptions import is_corrupted
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import average_views, check_scores, in_top, predict
 from vidssl.evaluators.statistics import Estimate, accuracy
@@ -452,6 +453,32 @@ def _mean_of(same: Sequence[Score], amount: Amount) -> Score:
 def _mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
     known = [each for each in intervals if each is not None]
     return (fmean(low for low, _ in known), fmean(high for _, high in known)) if known else None
+
+
+MEAN = "mean over corruptions"
+
+
+def folded(rows: Sequence[Score]) -> list[Score]:
+    """Rows whose corrupted ones are one of each label and setting: the mean over all kinds and strengths.
+
+    Its numbers are means, its ``draws`` the ``top1`` of each, so that none takes its answers for a network's.
+    """
+    found = [row for row in rows if not is_corrupted(row.frames)]
+    for clean in [row for row in found if row.frames == "normal"]:
+        same = [
+            row
+            for row in rows
+            if is_corrupted(row.frames) and (row.label, row.setting) == (clean.label, clean.setting)
+        ]
+        if same:
+            ends = {
+                name: fmean(getattr(row, name) for row in same)
+                for name in ("top1", "low", "high", "class_mean")
+            }
+            setting = f"{clean.setting}, {MEAN}" if clean.setting else MEAN
+            draws = tuple(row.top1 for row in same)
+            found.append(replace(clean, setting=setting, **ends, draws=draws, top5=None, class_interval=None))
+    return found
 
 
 NUM_NAMED = 3  # best and worst classes in the line of a label
