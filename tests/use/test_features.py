@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +15,43 @@ from safetensors.torch import load_file
 from tests.data_clips import write_clip
 from vidssl import api as v
 from vidssl.cli.main import main
+from vidssl.engine.distributed import World
 from vidssl.use import features as module
 
 VIEWS = "views={type: uniform_clips, num_clips: 2, num_frames: 4, frame_stride: 2, size: 16}"
+
+
+class OneAfterTheOther(World):
+    """Processes that need not wait for each other."""
+
+    def barrier(self) -> None:
+        pass
+
+
+def test_processes_agree_on_what_is_left_though_one_has_begun(tmp_path: Path) -> None:
+    store = torch.distributed.HashStore()
+    one, two = (OneAfterTheOther(rank, 2, store=store) for rank in (0, 1))
+    assert module._done(tmp_path, 4, one) == []
+    module._part(tmp_path, 0).touch()
+    assert module._done(tmp_path, 4, two) == []
+    assert module._done(tmp_path, 4, World()) == [0]
+
+
+@pytest.mark.slow
+def test_torchrun_writes_the_features_of_one_process(tiny: Path, tmp_path: Path) -> None:
+    found = {}
+    for side, start in (
+        ("one", ["-m", "vidssl"]),
+        ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "vidssl"]),
+    ):
+        out = tmp_path / f"{side}.npz"
+        words = ["features", str(tiny), "videos", "-o", str(out), "--per", "frame", "--batch-size", "1"]
+        done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Features: ") == 1
+        found[side] = np.load(out)
+    for name in ("features", "video", "start", "end"):
+        assert np.array_equal(found["one"][name], found["two"][name])
 
 
 def features(*words: str) -> None:
@@ -156,7 +192,7 @@ def test_a_damaged_video_is_named_and_left_out(
             ("videos", "views={type: uniform_clips, size: 12, num_frames: 4}", "-o", "f.npy"),
             "does not take clips",
         ),
-        (("videos", "average=scores", "-o", "f.npy"), "average=scores: features knows"),
+        (("videos", "average=scores", "-o", "f.npy"), "average=scores: this command knows"),
     ],
 )
 def test_what_does_not_go_is_refused(

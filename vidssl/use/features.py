@@ -28,7 +28,7 @@ from vidssl.engine.distributed import World, processes, take_device, told_once_a
 from vidssl.engine.logging import Say, format_duration, print_line, shown_messages, terminal
 from vidssl.engine.precision import use_bfloat16
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.evaluate import asked_network, eval_words
+from vidssl.evaluate.evaluate import EvalWords, asked_network, eval_words
 from vidssl.evaluate.subject import Subject
 from vidssl.interfaces import Backbone, DataSource, Features, HasBlocks, Tokenizer, ViewSampler, as_clip
 from vidssl.use.feature_files import Row, check_format, written
@@ -131,17 +131,9 @@ def features(
     wanted = Wanted(per, layer, tokens, half)
     with told_once_a_machine():
         check_format(out)
-        own = {key: [word for word in overrides if word.startswith(f"{key}={{")] for key in ("data", "views")}
-        named = [*own["data"], *own["views"]]
-        words = eval_words([word for word in overrides if word not in named])
-        if words.rest or words.data:
-            stray = words.rest[0] if words.rest else f"data={words.data}"
-            raise UsageError(
-                f"{stray}: features knows data={{...}}, views={{...}}, weights=, network. and run."
-            )
+        specs, words = words_of(overrides, ("data", "views"))
         asked = asked_network(network, words, trust)
-        specs = _specs(named)
-        views = build.views(specs["views"] if "views" in specs else _usual_views(asked.recipe))
+        views = build.views(specs["views"] if "views" in specs else usual_views(asked.recipe))
         source = videos_named(videos, specs.get("data"))
     with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
         console = (console or terminal()) if world.first else terminal(quiet=True)
@@ -154,13 +146,25 @@ def features(
             return _run(plan, subject, out, world, say)
 
 
-def _specs(words: Sequence[str]) -> dict[str, PartSpec]:
-    entries = overridden(Node({}, "overrides", ""), words).entries((), ("data", "views"))
+def words_of(overrides: Sequence[str], own: Sequence[str]) -> tuple[dict[str, PartSpec], EvalWords]:
+    """Sections such as ``views={...}`` that are a command's own, and the words for networks and how to run.
+
+    Raises:
+        UsageError: for any other word.
+    """
+    named = [word for word in overrides if word.partition("={")[0] in own and "={" in word]
+    words = eval_words([word for word in overrides if word not in named])
+    if words.rest or words.data:
+        stray = words.rest[0] if words.rest else f"data={words.data}"
+        known = "".join(f"{key}={{...}}, " for key in own)
+        raise UsageError(f"{stray}: this command knows {known}weights=, network. and run.")
+    entries = overridden(Node({}, "overrides", ""), named).entries((), own)
     tables = {"data": SourceSpec, "views": ViewsSpec}
-    return {key: cast(PartSpec, convert(entry, tables[key])) for key, entry in entries.items()}
+    return {key: cast(PartSpec, convert(entry, tables[key])) for key, entry in entries.items()}, words
 
 
-def _usual_views(recipe: Recipe | None) -> PartSpec:
+def usual_views(recipe: Recipe | None) -> PartSpec:
+    """The test views of a recipe's labelled videos."""
     if recipe is None or recipe.data.probe is None:
         raise UsageError(
             "how are clips cut? Neither a recipe of the network nor an override says it: add e.g. "
@@ -293,7 +297,7 @@ def _run(plan: Plan, subject: Subject, out: Path, world: World, say: Say) -> int
     folder = out.with_name(f"{out.name}.parts")
     world.from_first(lambda: _begin(folder, plan.digest))
     parts = plan.parts()
-    done = [number for number in range(len(parts)) if _part(folder, number).is_file()]
+    done = _done(folder, len(parts), world)
     if done:
         say(f"Resumed: {len(done)} of {counted(len(parts), 'part')} lie in {folder}")
     network.to(device).eval()
@@ -344,6 +348,16 @@ def _begin(folder: Path, digest: str) -> str:
     make_folder(folder)
     noted.write_text(digest)
     return ""
+
+
+def _done(folder: Path, num_parts: int, world: World) -> list[int]:
+    """Parts that are there, as rank 0 found them: later another one may have written its first."""
+
+    def look() -> str:
+        return json.dumps([number for number in range(num_parts) if _part(folder, number).is_file()])
+
+    found: list[int] = json.loads(world.from_first(look))
+    return found
 
 
 def _part(folder: Path, number: int) -> Path:
