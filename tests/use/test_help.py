@@ -1,6 +1,10 @@
 """Every help page has a description and two examples that can be typed; what there is can be listed."""
 
+import os
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +28,33 @@ def test_every_command_has_a_description_and_two_examples() -> None:
         text = parser.format_help()
         assert parser.description, name
         assert text.count(f"  vidssl {name}") == 2, name
+
+
+COMPLETE = """
+eval "$(register-python-argcomplete vidssl)"
+ask() {
+    COMP_WORDS=("$@"); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}; COMP_CWORD=$(($# - 1)); COMP_TYPE=9
+    COMPREPLY=(); _python_argcomplete vidssl; echo "${COMPREPLY[@]}"
+}
+ask vidssl ev
+ask vidssl eval runs/x --pro
+ask vidssl features --per w
+"""
+
+
+@pytest.mark.slow
+def test_a_shell_completes_commands_options_and_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("argcomplete")
+    if shutil.which("bash") is None or shutil.which("register-python-argcomplete") is None:
+        pytest.skip("needs bash, and register-python-argcomplete on the path")
+    command = tmp_path / "vidssl"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m vidssl "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    said = subprocess.run(["bash", "-c", COMPLETE], capture_output=True, text=True, check=True, timeout=300)
+    assert said.stdout.split() == ["eval", "--protocol", "window"]
 
 
 def test_examples_can_be_typed() -> None:
