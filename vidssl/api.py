@@ -27,6 +27,7 @@ from vidssl.data.sources.moving_digits import MovingDigits as MovingDigits
 from vidssl.data.sources.official.imagenet import ImageNet as ImageNet
 from vidssl.data.sources.official.videos import (
     diving48 as diving48,
+    epic_kitchens_100 as epic_kitchens_100,
     hmdb51 as hmdb51,
     howto100m as howto100m,
     kinetics as kinetics,

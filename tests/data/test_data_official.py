@@ -235,7 +235,10 @@ def test_hmdb51_lists_that_are_missing_or_out_of_order_are_named(tmp_path: Path)
         hmdb51(**given, part="train", split=2)
 
 
-OFFICIAL = ("kinetics", "ucf101", "hmdb51", "something_something_v2", "diving48", "howto100m")
+OFFICIAL = (
+    *("kinetics", "ucf101", "hmdb51", "something_something_v2", "diving48", "howto100m"),
+    "epic_kitchens_100",
+)
 
 
 @pytest.mark.parametrize("name", [*OFFICIAL, "imagenet", "frame_folders"])

@@ -1,4 +1,4 @@
-"""Kinetics, Something-Something v2, Diving48 and HowTo100M by their official lists, made in miniature."""
+"""Kinetics, SSv2, Diving48, HowTo100M and EPIC-KITCHENS by their official lists, made in miniature."""
 
 import json
 import logging
@@ -6,9 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from data_clips import number_shown, write_clip
 from official_files import fill, keys, labelled
 
-from vidssl.data.sources.official.videos import diving48, howto100m, kinetics, something_something_v2
+from vidssl.data.sources.official.videos import (
+    EpicKitchens100,
+    diving48,
+    howto100m,
+    kinetics,
+    something_something_v2,
+)
+from vidssl.data.views.uniform import UniformClips
 from vidssl.errors import UsageError
 
 
@@ -250,3 +258,112 @@ def test_a_list_of_paths_with_labels_is_not_howto100m(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.mp4 3\n")
     with pytest.raises(UsageError, match=r"list.txt:1: expected one id, got 'a.mp4 3'"):
         howto100m(root=str(tmp_path), list=str(tmp_path / "list.txt"))
+
+
+KITCHEN_COLUMNS = (
+    "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,start_frame,"
+    "stop_frame,narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes\n"
+)
+
+
+def kitchen_row(name: str, start: str, stop: str, verb: int, noun: int) -> str:
+    video = name.rpartition("_")[0]
+    return (
+        f"{name},{video[:3]},{video},00:00:00.100,{start},{stop},1,9,open door,open,{verb},door,{noun},"
+        f"\"['door', 'tap']\",\"[{noun}, 1]\"\n"
+    )
+
+
+def kitchen(folder: Path, *, names: bool = True) -> dict[str, str]:
+    """Two videos of six seconds in the release's layout, at 30 frames a second that show their number."""
+    for video in ("P01_01", "P02_101"):
+        write_clip(folder / video[:3] / "videos" / f"{video}.MP4", 180)
+    lists = fill(folder / "annotations")
+    train = (
+        kitchen_row("P01_01_0", "00:00:00.14", "00:00:01.37", 3, 3)
+        + kitchen_row("P01_01_1", "00:00:05.00", "00:00:05.50", 0, 1)
+        + kitchen_row("P01_01_2", "00:00:05.00", "00:00:05.50", 3, 1)
+    )
+    validation = kitchen_row("P02_101_0", "00:00:03.00", "00:00:05.00", 3, 3) + kitchen_row(
+        "P02_101_1", "00:00:04.00", "00:00:05.00", 0, 3
+    )
+    (lists / "EPIC_100_train.csv").write_text(KITCHEN_COLUMNS + train)
+    (lists / "EPIC_100_validation.csv").write_text(KITCHEN_COLUMNS + validation)
+    if names:
+        for kind, words in (("verb", "take put wash open"), ("noun", "tap spoon plate door")):
+            rows = "".join(f"{n},{key},\"['{key}']\",things\n" for n, key in enumerate(words.split()))
+            (lists / f"EPIC_100_{kind}_classes.csv").write_text(f"id,key,instances,category\n{rows}")
+    return {"root": str(folder), "annotations": str(lists)}
+
+
+def named(source: EpicKitchens100) -> list[str]:
+    """Key and classes of each sample."""
+    return [
+        " ".join([source.key(i), *(source.label_classes[k][n] for k, n in source.labels(i).items())])
+        for i in range(len(source))
+    ]
+
+
+def test_epic_kitchens_has_a_sample_a_segment_with_verb_noun_and_their_pair(tmp_path: Path, caplog) -> None:
+    given = kitchen(tmp_path)
+    train = EpicKitchens100(**given, part="train")
+    assert named(train) == [
+        "P01/videos/P01_01.MP4#t=0.14,1.37&id=P01_01_0 open door open door",
+        "P01/videos/P01_01.MP4#t=5,5.5&id=P01_01_1 take spoon take spoon",
+        "P01/videos/P01_01.MP4#t=5,5.5&id=P01_01_2 open spoon open spoon",  # at the same time
+    ]
+    assert train.label_classes["verb"] == ("take", "put", "wash", "open")
+    assert train.label_classes["action"] == ("take spoon", "take door", "open spoon", "open door")
+    assert "EPIC-KITCHENS-100 train: 3 of 3 found" in caplog.text
+    assert {train.group(i) for i in range(3)} == {"P01/videos/P01_01.MP4"}
+    frames = train.read(1, range(train.info(1).num_frames))
+    assert [number_shown(frame) for frame in frames] == list(range(150, 165))
+    test = EpicKitchens100(**given, part="validation")
+    assert test.label_classes == train.label_classes
+    assert len(test) == 2
+    known = EpicKitchens100(**given, part="validation", known_actions=True)
+    assert [known.key(0)] == ["P02/videos/P02_101.MP4#t=3,5&id=P02_101_0"]
+    assert len(known) == 1
+    unnamed = EpicKitchens100(**kitchen(tmp_path / "b", names=False), part="train")
+    assert named(unnamed)[0].endswith(" 3 3 3 3")
+
+
+def test_epic_kitchens_shows_what_comes_before_an_action_and_nothing_of_it(tmp_path: Path) -> None:
+    given = kitchen(tmp_path)
+    keys = {"anticipate": 1.0, "observe": 2.0}
+    before = EpicKitchens100(**given, part="validation", **keys)  # type: ignore[arg-type]
+    assert before.key(0) == "P02/videos/P02_101.MP4#t=0,2&id=P02_101_0"
+    numbers = [number_shown(f) for f in before.read(1, range(before.info(1).num_frames))]
+    assert numbers == list(range(30, 90))  # the action starts at frame 120
+    late = EpicKitchens100(**given, part="validation", **keys, before="stop")  # type: ignore[arg-type]
+    assert late.key(0).endswith("#t=2,4&id=P02_101_0")
+    early = EpicKitchens100(**given, part="train", **keys)  # type: ignore[arg-type]
+    assert early.info(0).num_frames == 1  # of an action that starts at 0.14 seconds the first frame alone
+
+
+def test_the_last_clip_ends_with_what_is_seen_and_begins_with_the_first_frame() -> None:
+    views = UniformClips(num_frames=4, frame_stride=2, starts="last", size=48)
+    assert views.ticks(20) == [[12, 14, 16, 18]]
+    assert views.ticks(5) == [[0, 0, 1, 3]]
+    assert views.ticks(1) == [[0, 0, 0, 0]]
+    with pytest.raises(ValueError, match="'last' is of one clip, got num_clips 2"):
+        UniformClips(num_clips=2, starts="last")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            kitchen_row("P01_01_0", "00:00:05.00", "00:00:04.00", 3, 3),
+            r"train.csv:2: expected a start before",
+        ),
+        (kitchen_row("P01_01_0", "5.00", "6.00", 3, 3), r"expected a start before a stop as 00:00:01.89"),
+        (kitchen_row("P01_01_0", "00:00:05.00", "00:00:06.00", 7, 3), r"verb_classes.csv: lacks the class 7"),
+        ("", r"EPIC_100_train.csv: the list is empty.*docs/data/epic_kitchens_100.md"),
+    ],
+)
+def test_epic_kitchens_lists_out_of_order_are_refused(tmp_path: Path, row: str, message: str) -> None:
+    given = kitchen(tmp_path)
+    (tmp_path / "annotations" / "EPIC_100_train.csv").write_text(KITCHEN_COLUMNS + row)
+    with pytest.raises(UsageError, match=message):
+        EpicKitchens100(**given, part="train")

@@ -1,13 +1,22 @@
 """The attentive probe: where means know nothing, its grid, its seeds; patch tokens through every layer."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from vidssl.errors import UsageError
-from vidssl.evaluators.attentive import Attentive, AttentiveNetwork, CrossAttention, attend, parameter_groups
+from vidssl.evaluators.attentive import (
+    Attentive,
+    AttentiveNetwork,
+    CrossAttention,
+    _task,
+    attend,
+    focal_loss,
+    parameter_groups,
+)
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.linear import Linear
 from vidssl.evaluators.scores import probe
@@ -116,9 +125,9 @@ def test_a_grid_is_trained_as_each_pair_alone():
     train = patches(*hidden_in_one_patch(50, 1))
     attentive = Attentive(lr=(1e-3, 3e-3), num_heads=2, epochs=2, batch_size=16)
     rows, pairs = torch.arange(50), ((1e-3, 0.0), (3e-3, 0.5))
-    together = attentive._fit(train, rows, pairs, seeded())
+    together = attentive._fit(_task(train), rows, pairs, seeded())
     for network, pair in zip(together, pairs, strict=True):
-        (alone,) = attentive._fit(train, rows, (pair,), seeded())
+        (alone,) = attentive._fit(_task(train), rows, (pair,), seeded())
         for one, many in zip(alone.parameters(), network.parameters(), strict=True):
             torch.testing.assert_close(one, many)
 
@@ -127,7 +136,7 @@ def test_steps_are_those_of_torchs_adamw_along_a_cosine():
     train = patches(*hidden_in_one_patch(40, 1))
     attentive = Attentive(lr=1e-3, weight_decay=0.3, num_heads=2, epochs=3, batch_size=16)
     generator = seeded()
-    (expected,) = attentive._fresh(train, 1, generator)
+    (expected,) = attentive._fresh(_task(train), 1, generator)
     groups = parameter_groups(expected, 1e-3, 0.3)
     optimizer = torch.optim.AdamW(groups)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 9)
@@ -138,7 +147,7 @@ def test_steps_are_those_of_torchs_adamw_along_a_cosine():
             torch.nn.functional.cross_entropy(logits, train.labels[rows]).backward()
             optimizer.step()
             schedule.step()
-    (found,) = attentive._fit(train, torch.arange(40), ((1e-3, 0.3),), seeded())
+    (found,) = attentive._fit(_task(train), torch.arange(40), ((1e-3, 0.3),), seeded())
     for one, other in zip(expected.parameters(), found.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
     assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
@@ -152,7 +161,7 @@ def test_the_steps_of_the_releases(variant):
     keys = {"weight_decay": 0.3, "num_heads": 2, "epochs": 3, "batch_size": 16, "depth": 2}
     attentive = Attentive(lr=0.05, variant=variant, **keys)
     generator = seeded()
-    (expected,) = attentive._fresh(train, 1, generator)
+    (expected,) = attentive._fresh(_task(train), 1, generator)
     spared = [p for p in expected.parameters() if p.ndim == 1 and variant == "vjepa"]
     decayed = [p for p in expected.parameters() if all(p is not other for other in spared)]
     optimizer = torch.optim.AdamW([{"params": decayed}, {"params": spared, "weight_decay": 0.0}])
@@ -171,7 +180,7 @@ def test_the_steps_of_the_releases(variant):
                 clipped += torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0) > 1
             optimizer.step()
     assert clipped or variant == "vjepa2"
-    (found,) = attentive._fit(train, torch.arange(40), ((0.05, 0.3),), seeded())
+    (found,) = attentive._fit(_task(train), torch.arange(40), ((0.05, 0.3),), seeded())
     for one, other in zip(expected.parameters(), found.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
@@ -247,6 +256,49 @@ def test_the_cross_attention_is_the_textbooks(num_queries):
     attended = attend(pool.query(queries).expand(5, -1, -1), pool.key(normed), pool.value(normed), 3)
     expected = queries + attended
     torch.testing.assert_close(pool(queries, tokens), expected + pool.mlp(expected), atol=1e-4, rtol=1e-4)
+
+
+def test_the_focal_loss_is_the_papers_worked_by_hand():
+    zeros = focal_loss(torch.zeros(1, 3), torch.tensor([1]))  # each sigmoid is a half
+    assert zeros == pytest.approx(math.log(2) * 0.25 * (0.25 + 2 * 0.75))
+    odds = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])  # a sigmoid of 3/4
+    first = 0.25 * -math.log(0.75) * 0.25**2 + 0.75 * math.log(2) / 4
+    second = 0.75 * math.log(2) / 4 + 0.25 * math.log(2) / 4
+    assert focal_loss(odds, torch.tensor([0, 1])) == pytest.approx(first + second)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "focal"])
+def test_one_probe_learns_several_labels_with_a_query_each(loss):
+    """Two labels, each in a patch of its own: the second's is marked in another channel."""
+    tables = []
+    for seed, num in ((1, 300), (2, 120)):
+        (tokens, labels), (others, second) = (hidden_in_one_patch(num, seed + k) for k in (0, 10))
+        made = table(torch.cat((tokens, others.roll(1, dims=-1)), dim=2), labels)
+        classes = {"verb": tuple("abc"), "noun": tuple("abc")}
+        tables.append(replace(made, labels={"verb": labels, "noun": second}, classes=classes))
+    keys = {**QUICK, "epochs": 25, "loss": loss}
+    verb, noun = probe(Attentive(together=("verb", "noun"), **keys), *tables)
+    assert (verb.label, noun.label) == ("verb", "noun")
+    assert min(verb.top1, noun.top1) > 0.9
+    with pytest.raises(UsageError, match="no label 'action'"):
+        probe(Attentive(together=("verb", "action"), **keys), *tables)
+    with pytest.raises(ValueError, match="have a query each"):
+        Attentive(together=("verb", "noun"), num_queries=2)
+
+
+def test_each_label_reads_its_own_query_alone():
+    network = AttentiveNetwork(
+        embed_dim=8, num_classes=5, num_queries=2, depth=2, num_heads=2, mlp_ratio=4.0, generator=seeded(),
+        heads=(2, 3),
+    )  # fmt: skip
+    tokens = torch.randn(4, 7, 8, generator=seeded(1))
+    before = network(tokens)
+    assert before.shape == (4, 5)
+    with torch.no_grad():
+        network.queries[1] += 1
+    after = network(tokens)
+    assert torch.equal(before[:, :2], after[:, :2])
+    assert not torch.allclose(before[:, 2:], after[:, 2:], atol=1e-4)
 
 
 def test_tokens_are_read_where_they_lie_through_all_tables():

@@ -183,6 +183,27 @@ def test_top_five_is_counted_where_there_are_more_than_five_classes():
     assert row.top5 == pytest.approx(2 / 3)
 
 
+def test_mean_recall_at_five_weighs_classes_alike_and_leaves_out_those_without_test_videos():
+    """By hand: of classes 6, 2, 0 and 1 are 2 of 2, 1 of 3, 0 of 1 and 0 of 2 among the best five."""
+    rising, falling = torch.arange(7.0), -torch.arange(7.0)  # best five: 2 to 6, and 0 to 4
+    worst_is_2 = torch.tensor([9.0, 8, 0, 7, 6, 5, 4])
+    scores = torch.stack([rising, rising, rising, worst_is_2, worst_is_2, rising, rising, rising])
+    truth = torch.tensor([6, 6, 2, 2, 2, 0, 1, 1])  # classes 3, 4 and 5 have no test video
+    learned = torch.tensor(
+        [6, 2, 0, 3, 4, 5]
+    )  # and nothing was learned of class 1, which counts all the same
+    row = score(scores, truth, learned, kind="logits", label="action")
+    assert row.class_top5 == pytest.approx((1 + 1 / 3 + 0 + 0) / 4)
+    assert row.top5 == pytest.approx(3 / 8)
+    assert row.class_top5_interval is not None
+    assert row.class_top5_interval[0] < row.class_top5 < row.class_top5_interval[1]
+    assert (
+        score(falling.repeat(2, 1), torch.tensor([0, 0]), learned, kind="logits", label="a").class_top5 == 1
+    )
+    few = score(torch.zeros(2, 5), torch.tensor([0, 1]), torch.tensor([0]), kind="logits", label="action")
+    assert few.class_top5 is None  # of five classes
+
+
 def test_a_class_without_a_vote_is_never_among_the_best_five():
     votes = torch.tensor([[0.0, 3.0, 0.0, 0.0, 0.0, 0.0]])
     for truth, right in ((1, True), (0, False), (5, False)):

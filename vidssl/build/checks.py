@@ -199,6 +199,11 @@ def check_groups(recipe: Recipe, objective: Objective, update: Update) -> None:
 def check_patches(protocol: Protocol, evaluator: Evaluator) -> None:
     """Refuse keys on patch tokens that the evaluator does not read, and patch tokens of all stages."""
     sections, name = protocol.node.mapping(), protocol.evaluator.type
+    for key, given in (("blocks", protocol.blocks), ("future", protocol.future)):
+        if given and not isinstance(evaluator, PatchEvaluator):
+            raise sections[key].error(f"unused: evaluator '{name}' reads no patch tokens")
+    if protocol.blocks and protocol.future is not None:
+        raise sections["future"].error("predicted cells stand beside the last block's: leave blocks out")
     if isinstance(evaluator, PatchEvaluator):
         if protocol.layers != "last":
             raise sections["layers"].error(f"evaluator '{name}' reads patch tokens of the last layer")

@@ -27,6 +27,7 @@ _NUMBERS = (
     "num_test",
     "num_groups",
     "class_mean",
+    "class_top5",
     "spread",
     "chosen",
 )
@@ -172,7 +173,7 @@ def csv_text(files: Sequence[ScoreFile]) -> str:
     """A line for every number, with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    ends = [f"{name}_{end}" for name in ("top5", "class_mean") for end in ("low", "high")]
+    ends = [f"{name}_{end}" for name in ("top5", "class_mean", "class_top5") for end in ("low", "high")]
     what = ("protocol", "run", "step", "network", "label", "setting", "frames")
     writer.writerow((*what, *_NUMBERS, *ends, "seed", "card_sha256"))
     for file in files:
@@ -189,7 +190,7 @@ def csv_text(files: Sequence[ScoreFile]) -> str:
                     score.frames,
                 )
                 values: Mapping[str, float | str | None] = vars(score)
-                spans = (score.top5_interval, score.class_interval)
+                spans = (score.top5_interval, score.class_interval, score.class_top5_interval)
                 bounds = [end for span in spans for end in span or ("", "")]
                 writer.writerow((*row, *(values[name] for name in _NUMBERS), *bounds, *known))
     return text.getvalue()

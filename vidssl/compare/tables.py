@@ -7,7 +7,7 @@ from itertools import chain
 from vidssl.compare.grids import Grid
 from vidssl.compare.run_groups import RunGroup, seeds_cell
 from vidssl.errors import counted
-from vidssl.evaluate.report import class_mean_matters, difference_cells, p_cell, percent
+from vidssl.evaluate.report import CLASS_TOP5, class_mean_matters, difference_cells, p_cell, percent
 from vidssl.evaluate.score_file import ScoreFile
 from vidssl.evaluators.differences import LabelledVideos, RowKey, network_differences, what
 from vidssl.evaluators.scores import Score
@@ -161,6 +161,8 @@ def _asked(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[tuple[RowKey, st
         yield key, TOP1
         if key[2] == "normal" and first[0].top5 is not None:
             yield key, TOP5
+        if key[2] == "normal" and leads and first[0].class_top5 is not None:
+            yield key, CLASS_TOP5
         if key[2] == "normal" and not leads and class_mean_matters(scores):
             yield key, CLASS_MEAN
 
@@ -173,7 +175,7 @@ def head(key: RowKey) -> str:
 
 def _chance(group: RunGroup, key: RowKey, measure: str) -> str:
     score = group.rows(next(iter(group.files[0].scores)))[key][0]
-    if measure == TOP5:
+    if measure in (TOP5, CLASS_TOP5):
         return ""
     return (
         percent(score.chance)
@@ -197,6 +199,8 @@ def _cell(scores: Sequence[Score], measure: str, mark: str = "") -> str:
 def _value(score: Score, measure: str) -> float:
     if measure == TOP5:
         return score.top5 or 0.0
+    if measure == CLASS_TOP5:
+        return score.class_top5 or 0.0
     return score.class_mean if measure == CLASS_MEAN else score.top1
 
 
@@ -204,6 +208,8 @@ def _interval(score: Score, measure: str) -> tuple[float, float]:
     if measure == TOP5:
         correct = (score.top5 or 0.0) * score.num_test
         return score.top5_interval or wilson_interval(correct, score.num_test)
+    if measure == CLASS_TOP5:
+        return score.class_top5_interval or (0.0, 1.0)
     by_class = score.class_interval if measure == CLASS_MEAN else None
     return by_class or (score.low, score.high)
 

@@ -95,6 +95,24 @@ FrameOrders = Annotated[tuple[FrameOrder, ...], _in_order]
 
 
 @dataclass(frozen=True, kw_only=True)
+class FutureSpec:
+    """The time to come whose cells a network's predictor adds to a clip's patch tokens.
+
+    Attributes:
+        seconds: from the clip's end to the first of them.
+        fps: frames a second of the clips.
+        num_slots: steps of the grid in time that are added; a step is as many frames as a patch.
+    """
+
+    seconds: Annotated[float, at_least(0)] = 1.0
+    fps: Annotated[float, above_zero] = 8.0
+    num_slots: Count = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Protocol:
     """How a model is measured.
 
@@ -107,6 +125,10 @@ class Protocol:
             probe is scored on; it learns on "normal" ones.
         batch_size: clips that go through the encoder together.
         patches: how patch tokens are kept; None for the default, float16, or where the evaluator reads none.
+        blocks: numbers of blocks, from 0, whose patch tokens stand side by side, each under the last norm;
+            empty for the last block's alone.
+        future: the predicted cells that stand beside a clip's patch tokens, of an objective that predicts
+            what comes after a clip; None for none.
         few_labels: how many of the labelled videos are learned from; None for all.
         overlap: whether test videos that are learned from are an error, or allowed and stated.
         views: test views of a protocol that names no videos; otherwise they are part of ``data``.
@@ -121,6 +143,8 @@ class Protocol:
     frames: FrameOrders = ("normal",)
     batch_size: Count = 32
     patches: Quiet[PatchType | None] = None
+    blocks: Quiet[Annotated[tuple[Index, ...], named_once]] = ()
+    future: Quiet[FutureSpec | None] = None
     few_labels: Quiet[FewLabels | None] = None
     overlap: Quiet[OverlapRule] = "error"
     views: Quiet[ViewsSpec | None] = None

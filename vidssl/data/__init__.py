@@ -17,6 +17,7 @@ SOURCES: Table[DataSource] = Table(
         "diving48": "vidssl.data.sources.official.videos:Diving48",
         "howto100m": "vidssl.data.sources.official.videos:HowTo100M",
         "davis": "vidssl.data.sources.davis:Davis",
+        "epic_kitchens_100": "vidssl.data.sources.official.videos:EpicKitchens100",
         "imagenet": "vidssl.data.sources.official.imagenet:ImageNet",
         "jpeg_shards": "vidssl.data.sources.jpeg_shards:JpegShards",
         "tar_shards": "vidssl.data.sources.tar.source:TarShards",

@@ -33,11 +33,20 @@ from vidssl.evaluate.networks import (
     recipe_named,
 )
 from vidssl.evaluate.report import NotKept, classes_of, report
-from vidssl.evaluate.subject import Subject, check_seen, recipe_of, spec_of, subject_of, trained_backbone
+from vidssl.evaluate.subject import (
+    Subject,
+    check_seen,
+    recipe_of,
+    spec_of,
+    subject_of,
+    trained_backbone,
+    trained_objective,
+    untrained_objective,
+)
 from vidssl.evaluators.extract import ALONE
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scores import probe
-from vidssl.interfaces import Backbone
+from vidssl.interfaces import Backbone, Objective
 from vidssl.train.run import STOPPED
 
 Tables = Mapping[str, tuple[FeatureTable, FeatureTable]]  # network -> features to learn from and to test on
@@ -187,7 +196,12 @@ def score_subject(
             prints and writes.
     """
     store = FeatureStore(
-        subject.spec, subject.networks, folder=subject.folder / "features", console=console, world=world
+        subject.spec,
+        subject.networks,
+        folder=subject.folder / "features",
+        console=console,
+        world=world,
+        foreseeing=subject.foreseeing,
     )
     notes = [_seen(subject, protocol, store, world) for protocol in protocols]
     store.encode_patches(each for each in protocols if isinstance(each, Protocol))
@@ -293,7 +307,12 @@ def _of_run(target: str | None, words: EvalWords, trust: bool) -> Asked:
 
     def make(say: Say) -> Subject:
         networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
-        return subject_of(checkpoint, replace(spec_of(recipe), run=run), networks)
+
+        def objectives() -> Mapping[str, Objective]:
+            trained = trained_objective(recipe, checkpoint, say)
+            return {"trained": trained, "untrained": untrained_objective(recipe)}
+
+        return subject_of(checkpoint, replace(spec_of(recipe), run=run), networks, objectives)
 
     return Asked(recipe, run, make)
 

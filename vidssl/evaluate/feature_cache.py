@@ -9,9 +9,9 @@ their own beside it, written for probes that read them, and are never in memory 
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ import vidssl
 from vidssl.build import build
 from vidssl.build.checks import check_reads_ids, check_stored
 from vidssl.build.registry import SOURCE, VIEW_SAMPLER, patch_type, resolved_part
-from vidssl.config.protocol import FrameOrder, Layers, PatchType, Protocol
+from vidssl.config.protocol import FrameOrder, FutureSpec, Layers, PatchType, Protocol
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import dump, plain
 from vidssl.data.classes import numbered_together
@@ -40,7 +40,7 @@ from vidssl.engine.precision import use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.subject import NetworkSpec, state_hash
 from vidssl.evaluators.extract import ALONE, Encoded, encode, table_of
-from vidssl.evaluators.features import FeatureTable, KeepPatches
+from vidssl.evaluators.features import FeatureTable, KeepPatches, SeveralBlocks
 from vidssl.evaluators.patch_tokens import PatchWriter, patch_path, read_patches
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
 
@@ -52,6 +52,7 @@ class FeatureJob:
     Attributes:
         part: "train" or "test", for messages.
         patches: how patch tokens are kept; None where none are needed.
+        blocks, future: whose they are, as in ``Protocol``.
     """
 
     part: str
@@ -60,6 +61,8 @@ class FeatureJob:
     layers: Layers
     frames: tuple[FrameOrder, ...] = ("normal",)
     patches: PatchType | None = None
+    blocks: tuple[int, ...] = ()
+    future: FutureSpec | None = None
 
 
 class FeatureStore:
@@ -71,6 +74,7 @@ class FeatureStore:
         folder: for the files; made when there is something to keep.
         world: processes that share the work. All of them get the vectors; rank 0 keeps them on disk,
             and it alone gets patch tokens.
+        foreseeing: makes the same networks with predicted cells, for protocols that have a ``future``.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class FeatureStore:
         folder: Path,
         console: Console,
         world: World = ALONE,
+        foreseeing: Callable[[FutureSpec], Mapping[str, Backbone]] | None = None,
     ) -> None:
         self.spec = spec
         self.networks = networks
@@ -91,7 +96,9 @@ class FeatureStore:
         self._sources: dict[str, DataSource] = {}
         self._device = take_device(spec.run.device, world.local_rank)
         self._autocast = use_bfloat16(spec.run.precision, self._device)
-        self._hashes = {name: state_hash(network) for name, network in networks.items()}
+        self._foreseeing = foreseeing
+        self._foreseen: dict[FutureSpec, Mapping[str, Backbone]] = {}
+        self._hashes: dict[tuple[str, FutureSpec | None], str] = {}
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -123,8 +130,17 @@ class FeatureStore:
         assert data is not None, "protocols without labelled videos are refused before"
         train_views = protocol.train_views or data.views
         patches = patch_type(protocol)
-        train = FeatureJob("train", data.train, train_views, protocol.layers, patches=patches)
-        test = FeatureJob("test", data.test, data.views, protocol.layers, protocol.frames, patches)
+        test = FeatureJob(
+            "test",
+            data.test,
+            data.views,
+            protocol.layers,
+            protocol.frames,
+            patches,
+            protocol.blocks,
+            protocol.future,
+        )
+        train = replace(test, part="train", source=data.train, views=train_views, frames=("normal",))
         size = protocol.batch_size
         found = {}
         for name in self.networks:
@@ -140,10 +156,23 @@ class FeatureStore:
             self._sources[text] = self.world.one_first(lambda: build.source(part))
         return self._sources[text]
 
+    def _network(self, name: str, job: FeatureJob) -> Backbone:
+        """The network of a name, as a job reads it; and its hash is known then."""
+        networks = self.networks
+        if job.future is not None:
+            assert self._foreseeing is not None, "given wherever protocols are read"
+            if job.future not in self._foreseen:
+                self._foreseen[job.future] = self._foreseeing(job.future)
+            networks = self._foreseen[job.future]
+        if (name, job.future) not in self._hashes:
+            self._hashes[name, job.future] = state_hash(networks[name])
+        return SeveralBlocks(networks[name], job.blocks) if job.blocks else networks[name]
+
     def _table(self, name: str, job: FeatureJob, batch_size: int) -> FeatureTable:
         source = self.source(job.source)
         sampler = build.views(job.views)
-        check_reads_ids(self.networks[name], str(self.spec.keys["type"]), "it", sampler, job.views.node)
+        network = self._network(name, job)
+        check_reads_ids(network, str(self.spec.keys["type"]), "it", sampler, job.views.node)
         check_stored(self.spec.tokenizer, job.source, job.views, source, sampler)
         key = self._key(name, job, source)
         if (key, job.patches) not in self._known:
@@ -159,7 +188,7 @@ class FeatureStore:
             else:
                 if job.patches is not None:
                     make_folder(self.folder)
-                found = self._encode(name, job, source, batch_size, path)
+                found = self._encode(name, network, job, source, batch_size, path)
             try:
                 table = table_of(source, found, self._device)
             except UsageError as error:
@@ -184,7 +213,15 @@ class FeatureStore:
             return False
         return True
 
-    def _encode(self, name: str, job: FeatureJob, source: DataSource, batch_size: int, path: Path) -> Encoded:
+    def _encode(
+        self,
+        name: str,
+        network: Backbone,
+        job: FeatureJob,
+        source: DataSource,
+        batch_size: int,
+        path: Path,
+    ) -> Encoded:
         """Features of a source; patch tokens, where needed, are written beside ``path``."""
         with ExitStack() as stack:
             keep: KeepPatches | None = None if job.patches is None else _kept_elsewhere
@@ -192,7 +229,7 @@ class FeatureStore:
                 writer = PatchWriter(path, job.frames, job.patches, num_videos=len(source), say=self._say)
                 keep = stack.enter_context(writer)
             found = encode(
-                self.networks[name],
+                network,
                 source,
                 build.views(job.views),
                 tokenizer=self._tokenizer_of(source),
@@ -220,7 +257,7 @@ class FeatureStore:
         parts = [part for part in made if part is not None]
         return dump(
             {
-                "weights": self._hashes[name],
+                "weights": self._hashes[name, job.future],
                 "backbone": self.spec.keys,
                 "tokenizer": None if spec is None else plain(spec.part.node),
                 "tokenizer_weights": None if tokenizer is None else state_hash(tokenizer),
@@ -229,6 +266,8 @@ class FeatureStore:
                 "videos": versions_hash(source),
                 "views": resolved_part(job.views, VIEW_SAMPLER),
                 "layers": job.layers,
+                "blocks": list(job.blocks),
+                "future": None if job.future is None else asdict(job.future),
                 "frames": job.frames,
                 "precision": "bf16" if self._autocast else "fp32",
                 "device": self._device.type,

@@ -8,6 +8,7 @@ recipe or a run, ``recipe:`` before a recipe whose network gets the weights of a
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -32,8 +33,9 @@ from vidssl.evaluate.subject import (
     spec_of,
     state_hash,
     stored_recipe,
+    untrained_objective,
 )
-from vidssl.interfaces import Backbone
+from vidssl.interfaces import Backbone, Objective
 from vidssl.weights.load import LoadReport, load_init
 
 LIBRARIES = ("torchvision", "timm", "pytorchvideo")
@@ -119,7 +121,8 @@ def external_subject(asked: ExternalNetwork, recipe: Recipe | None, run: RunSpec
         if library == RECIPE:
             networks = {"trained": build.backbone(recipe, say=say), **networks}
         init = recipe.start.init if library == RECIPE else None
-        return _subject(asked, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, init)
+        subject = _subject(asked, resolved_text(recipe), replace(spec_of(recipe), run=run), networks, init)
+        return replace(subject, objectives=partial(_objectives, recipe, trained=library == RECIPE, say=say))
     made: tuple[NetworkSpec, dict[str, Backbone], str | None]
     if library == PIXELS:
         made = _pixels(asked, run)
@@ -131,6 +134,14 @@ def external_subject(asked: ExternalNetwork, recipe: Recipe | None, run: RunSpec
     start = {} if init is None else {"init": init}
     text = dump({"name": asked.shown, "seed": spec.seed, "backbone": {**spec.keys, **start}})
     return _subject(asked, text, spec, networks, init)
+
+
+def _objectives(recipe: Recipe, *, trained: bool, say: Say) -> dict[str, Objective]:
+    """The objectives of a recipe's columns; none where the weights of one would stay random."""
+    if trained and recipe.rest_init is None:
+        return {}
+    found = {"untrained": untrained_objective(recipe)}
+    return {"trained": build.objective(recipe, say), **found} if trained else found
 
 
 def _subject(

@@ -306,6 +306,9 @@ def _videos(score: Score) -> str:
     return f"{score.num_test:,}{groups}"
 
 
+CLASS_TOP5 = "top-5, mean over classes"
+
+
 @dataclass(frozen=True)
 class Line:
     """A line of a table: what is measured, a cell for each network, and chance."""
@@ -318,8 +321,9 @@ class Line:
 def lines_of(row: Sequence[Score], mark: str = "", apart: str = " ") -> list[Line]:
     """The lines of a row of networks: top-1, top-5, and the mean over classes where it is another.
 
-    Where the classes of the test videos are unbalanced the mean over classes leads; else it stands last,
-    where it is two points or more away from any top-1. The mark is the first network's, in the first line.
+    Where the classes of the test videos are unbalanced the mean over classes leads, and that of the top-5
+    stands last; else the mean over classes does, where it is two points or more away from any top-1. The mark
+    is the first network's, in the first line.
     """
     by_class = row[0].unbalanced
     marks = [f" {mark}" if mark else "", *[""] * (len(row) - 1)]
@@ -328,6 +332,9 @@ def lines_of(row: Sequence[Score], mark: str = "", apart: str = " ") -> list[Lin
     found = [Line("top-1" if by_class else "", cells, percent(row[0].chance))]
     if row[0].top5 is not None:
         found.append(Line("top-5", tuple(_spanned(each.top5, each.top5_interval, apart) for each in row), ""))
+    if by_class and row[0].class_top5 is not None:
+        spans = ((each.class_top5, each.class_top5_interval) for each in row)
+        found.append(Line(CLASS_TOP5, tuple(_spanned(*each, apart) for each in spans), ""))
     if by_class or class_mean_matters(row):
         ends = [f"{one if by_class else ''}{apart}" for one in marks]
         cells = tuple(

@@ -311,6 +311,8 @@ def _score(row: Row, tested: Mapping[str, LabelledVideos], classes: Mapping[str,
         spread=row.real_or_none("spread"),
         top5_interval=_interval(spans, "top5") if "top5" in spans else _interval(row, "top5_interval"),
         class_interval=_interval(spans, "class_mean") or _interval(row, "class_interval"),
+        class_top5=row.real_or_none("class_top5"),
+        class_top5_interval=_interval(row, "class_top5_interval"),
         class_chance=row.real_or_none("class_chance"),
         unbalanced=row.flag("unbalanced", False),
         num_groups=None if row.value("num_groups", None) is None else row.whole("num_groups"),
@@ -327,6 +329,7 @@ def _score(row: Row, tested: Mapping[str, LabelledVideos], classes: Mapping[str,
         class_interval=(by_class.low, by_class.high),
         num_groups=len(set(truth.groups)),
         top5_interval=None,
+        class_top5_interval=None,
     )
 
 

@@ -4,13 +4,14 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
 
 from vidssl.build import build
 from vidssl.build.registry import BACKBONE, resolved_part
-from vidssl.config.protocol import OverlapRule
+from vidssl.config.protocol import FutureSpec, OverlapRule
 from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec, overridden, read_recipe, recipe_from_text
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import parse
@@ -21,7 +22,7 @@ from vidssl.engine.own_code import addresses_in, code_in, kept_code, own_run, wi
 from vidssl.engine.precision import on_meta
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError, agreed, counted
-from vidssl.interfaces import Backbone, Objective, Tokenizer
+from vidssl.interfaces import Backbone, Foresees, Objective, Tokenizer
 from vidssl.interfaces.pretrained import WEIGHTS
 from vidssl.objectives import OBJECTIVES
 from vidssl.weights.load import check_whole, load_whole, own_checkpoint
@@ -82,6 +83,8 @@ class Subject:
         scores: folder of scores.
         stem: that names of files of scores end in.
         pretraining: what it was trained on.
+        objectives: makes, for each column of ``networks``, the objective that its network is the encoder of,
+            with its weights; None for networks of none.
     """
 
     title: str
@@ -96,6 +99,26 @@ class Subject:
     scores: Path
     stem: str
     pretraining: Pretraining = field(default_factory=Pretraining)
+    objectives: Callable[[], Mapping[str, Objective]] | None = None
+
+    def foreseeing(self, future: FutureSpec) -> Mapping[str, Backbone]:
+        """The networks with what their predictors say of a time to come.
+
+        Raises:
+            UsageError: if they have none.
+        """
+        made = {} if self.objectives is None else self.objectives()
+        if not made or not all(isinstance(each, Foresees) for each in made.values()):
+            raise UsageError(
+                f"future: {self.title} has no predictor of what comes after a clip, as runs of objective "
+                "'vjepa' have, and its recipes that name weights for it (objective.init): recipe:adapt/vjepa"
+            )
+        return {
+            name: cast(Foresees, each).foresight(
+                seconds=future.seconds, fps=future.fps, num_slots=future.num_slots
+            )
+            for name, each in made.items()
+        }
 
 
 def spec_of(recipe: Recipe) -> NetworkSpec:
@@ -124,7 +147,12 @@ def scores_of(checkpoint: Path) -> tuple[Path, Path]:
     return checkpoint.parent, checkpoint.parent
 
 
-def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str, Backbone]) -> Subject:
+def subject_of(
+    checkpoint: Checkpoint,
+    spec: NetworkSpec,
+    networks: Mapping[str, Backbone],
+    objectives: Callable[[], Mapping[str, Objective]] | None = None,
+) -> Subject:
     """A checkpoint's encoder; scores go into its run's folder, or beside a checkpoint that lies elsewhere."""
     folder, scores = scores_of(checkpoint.path)
     pushed = checkpoint.path.name == WEIGHTS
@@ -141,6 +169,7 @@ def subject_of(checkpoint: Checkpoint, spec: NetworkSpec, networks: Mapping[str,
         scores=scores,
         stem=(RunFolder(folder).checkpoint_path(checkpoint.step) if pushed else checkpoint.path).stem,
         pretraining=pretraining_of(checkpoint),
+        objectives=objectives,
     )
 
 
@@ -253,6 +282,12 @@ def trained_objective(recipe: Recipe, checkpoint: Checkpoint, say: Callable[[str
     objective = build.objective(recipe, say, with_init=False)
     load_objective(objective, checkpoint)
     return objective
+
+
+def untrained_objective(recipe: Recipe) -> Objective:
+    """The whole objective as it was drawn before training, and before any ``init``."""
+    torch.manual_seed(recipe.seed)
+    return build.objective(recipe, lambda text: None, with_init=False)
 
 
 _READS_LABELS = "classification"

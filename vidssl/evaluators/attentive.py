@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,7 +15,15 @@ from vidssl.config.protocol import Balance
 from vidssl.engine.precision import use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays, shown
-from vidssl.interfaces import Fits, LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
+from vidssl.interfaces import (
+    Fits,
+    JointPatches,
+    LabelledFeatures,
+    LabelledPatches,
+    LearnsTogether,
+    PatchEvaluator,
+    PatchTokens,
+)
 from vidssl.interfaces.pretrained import Recorded
 
 INIT_STD = 0.02  # V-JEPA's; where weights are scaled, of queries and of matrices that read 1024 channels
@@ -32,6 +41,8 @@ class AttentiveNetwork(Recorded, nn.Module):
             block before it. Otherwise the standard deviation follows the width that a matrix reads, with a
             cut at twice that, so that narrow networks start on V-JEPA's scale.
         generator: draws the weights, on the CPU.
+        heads: classes of each of several labels: each has a query and a linear layer of its own, and their
+            logits stand side by side; ``num_classes`` and ``num_queries`` are their sum and their number.
     """
 
     def __init__(
@@ -45,6 +56,7 @@ class AttentiveNetwork(Recorded, nn.Module):
         mlp_ratio: float,
         generator: torch.Generator,
         published: bool = False,
+        heads: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
@@ -53,7 +65,8 @@ class AttentiveNetwork(Recorded, nn.Module):
         )
         self.queries = nn.Parameter(torch.empty(num_queries, embed_dim))
         self.pool = CrossAttention(embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
-        self.head = nn.Linear(num_queries * embed_dim, num_classes)
+        self.head = nn.Linear(num_queries * embed_dim, num_classes) if not heads else None
+        self.heads = nn.ModuleList(nn.Linear(embed_dim, classes) for classes in heads)
         _draw(self.queries, INIT_STD, generator, cut=not published)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -75,7 +88,10 @@ class AttentiveNetwork(Recorded, nn.Module):
         """Logits [B, K] of tokens [B, n, D]."""
         for block in self.blocks:
             tokens = block(tokens)
-        return self.head(self.pool(self.queries, tokens).flatten(1))
+        found = self.pool(self.queries, tokens)
+        if self.head is not None:
+            return self.head(found.flatten(1))
+        return torch.cat([head(found[:, query]) for query, head in enumerate(self.heads)], dim=1)
 
 
 class CrossAttention(nn.Module):
@@ -157,10 +173,20 @@ def _draw(weight: Tensor, std: float, generator: torch.Generator, *, cut: bool) 
 
 SMALL = 100  # samples, below which every fold is held out in turn: it costs a training of every pair a fold
 Variant = Literal["scaled", "vjepa", "vjepa2"]
+Loss = Literal["softmax", "focal"]
 _VJEPA_LAST_DECAY = 1e-6
 
 
-class Attentive(PatchEvaluator, Fits):
+@dataclass(frozen=True)
+class _Task:
+    """What is learned: patch tokens of N samples, labels int64 [N, L] of L labels, and classes of each."""
+
+    tokens: PatchTokens
+    labels: Tensor
+    classes: tuple[int, ...]
+
+
+class Attentive(PatchEvaluator, Fits, LearnsTogether):
     """A learned query attends to frozen patch tokens; AdamW, the rate falling along a cosine to 0.
 
     Tokens are frozen and each clip's are computed once, where the published probes draw new crops every
@@ -182,6 +208,8 @@ class Attentive(PatchEvaluator, Fits):
         held_out: float = 0.2,
         variant: Variant = "scaled",
         balance: Balance = "none",
+        together: tuple[str, ...] = (),
+        loss: Loss = "softmax",
     ) -> None:
         """
         Args:
@@ -198,7 +226,12 @@ class Attentive(PatchEvaluator, Fits):
             variant: initial weights and steps as in the release of V-JEPA or V-JEPA 2, or "scaled", whose
                 initial weights follow the tokens' width. The releases' rate falls to 0 at the last step, not
                 after it. "vjepa" clips gradients at a norm of 1, and its decay falls along a cosine to 1e-6.
-            balance: of unequal classes, as ``LinearSGD`` has it.
+            balance: of unequal classes, as ``LinearSGD`` has it; "none" for labels learned together.
+            together: names of labels that one probe learns at once, each with a query and a linear layer
+                of its own, by the sum of their losses; pairs are chosen by the last one, by how often it is
+                among the best five. Empty: a probe for each label.
+            loss: "softmax", or "focal": that of RetinaNet (Lin et al. 2017, alpha 0.25, gamma 2) on each
+                class's sigmoid, summed over a batch, as V-JEPA 2's anticipation has it.
 
         Raises:
             ValueError: if a number is out of its range.
@@ -222,6 +255,12 @@ class Attentive(PatchEvaluator, Fits):
         self.held_out = held_out
         self.variant = variant
         self.balance: Balance = balance
+        if balance != "none" and (together or loss == "focal"):
+            raise ValueError("balance is of one label and the softmax: leave it, or together and loss, out")
+        if together and num_queries != 1:
+            raise ValueError("labels learned together have a query each: leave num_queries out")
+        self.together = together
+        self.loss: Loss = loss
 
     def settled(
         self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator
@@ -232,16 +271,26 @@ class Attentive(PatchEvaluator, Fits):
             UsageError: if heads do not divide the tokens' width, or there are too few videos to hold any out.
         """
         assert isinstance(train, LabelledPatches), "it reads patches"
+        return self._settled(train, _task(train), generator)
+
+    def _settled(
+        self, train: LabelledPatches, task: _Task, generator: torch.Generator
+    ) -> tuple["Attentive", str]:
+        """``settled`` by ``train``'s label, the last of the task's."""
         if train.tokens.width % self.num_heads:
             raise UsageError(
                 f"tokens of width {train.tokens.width} do not divide among {self.num_heads} heads: "
                 "set evaluator.num_heads"
             )
+        best = 5 if len(task.classes) > 1 else 1
 
         def right_of(kept: Tensor, held: Tensor, pairs: Pairs) -> list[int]:
-            networks = self._fit(train, kept.cpu(), pairs, generator)
+            networks = self._fit(task, kept.cpu(), pairs, generator)
             logits = self._logits(networks, train.tokens.of(held), train.labels.device)
-            return [int((part.argmax(1) == train.labels[held]).sum()) for part in logits]
+            named = [
+                part[:, -train.num_classes :].topk(min(best, train.num_classes)).indices for part in logits
+            ]
+            return [int((part == train.labels[held][:, None]).sum()) for part in named]
 
         fixed = copy.copy(self)
         (fixed.rates, fixed.decays), words = best_pair(
@@ -262,13 +311,27 @@ class Attentive(PatchEvaluator, Fits):
 
     def fit(self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator) -> nn.Module:
         assert isinstance(train, LabelledPatches), "it reads patches"
-        fixed = self.settled(train, generator)[0]
-        pairs = ((fixed.rates[0], fixed.decays[0]),)
-        return self._fit(train, torch.arange(len(train.labels)), pairs, generator)[0]
+        return self._fit_all(train, _task(train), generator)[0]
 
-    def _fit(
-        self, train: LabelledPatches, rows: Tensor, pairs: Pairs, generator: torch.Generator
-    ) -> list[nn.Module]:
+    def _fit_all(
+        self, train: LabelledPatches, task: _Task, generator: torch.Generator
+    ) -> tuple[nn.Module, str]:
+        """The network that all samples teach, and the pair that they chose, in words."""
+        fixed, words = self._settled(train, task, generator)
+        pairs = ((fixed.rates[0], fixed.decays[0]),)
+        return self._fit(task, torch.arange(len(task.labels)), pairs, generator)[0], words
+
+    def joint_scores(
+        self, train: JointPatches, test: PatchTokens, generator: torch.Generator
+    ) -> tuple[Mapping[str, Tensor], str]:
+        labels = torch.stack([train.labels[name] for name in self.together], dim=1)
+        task = _Task(train.tokens, labels, tuple(train.num_classes[name] for name in self.together))
+        last = LabelledPatches(train.tokens, labels[:, -1], task.classes[-1], train.groups)
+        network, words = self._fit_all(last, task, generator)
+        parts = self._logits([network], test, labels.device)[0].split(task.classes, dim=1)
+        return dict(zip(self.together, parts, strict=True)), words
+
+    def _fit(self, train: _Task, rows: Tensor, pairs: Pairs, generator: torch.Generator) -> list[nn.Module]:
         """A network for each pair, all from the same start and through the same batches of ``rows`` (CPU)."""
         device = train.labels.device
         networks = [network.to(device) for network in self._fresh(train, len(pairs), generator)]
@@ -280,8 +343,9 @@ class Attentive(PatchEvaluator, Fits):
             ]
         )
         first = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
-        places, weights = shown(train.labels[rows.to(device)], self.balance, train.num_classes)
-        rows = rows[places]
+        of_rows = train.labels[rows.to(device)].unbind(1)
+        epochs = [shown(labels, self.balance, k) for labels, k in zip(of_rows, train.classes, strict=True)]
+        rows, weights = rows[epochs[0][0]], [each for _, each in epochs]
         steps = -(-len(rows) // self.batch_size) * self.epochs
         with torch.enable_grad():
             for step, some in enumerate(self._batches(rows, generator), self.variant != "scaled"):
@@ -293,8 +357,7 @@ class Attentive(PatchEvaluator, Fits):
                 tokens, labels = train.tokens.read(some, device), train.labels[some.to(device)]
                 with _autocast(device):
                     losses = [
-                        F.cross_entropy(network(tokens).float(), labels, weights, reduction="sum")
-                        / len(labels)
+                        self._loss(network(tokens).float(), labels, train.classes, weights)
                         for network in networks
                     ]
                 optimizer.zero_grad()
@@ -306,17 +369,32 @@ class Attentive(PatchEvaluator, Fits):
                 optimizer.step()
         return networks
 
-    def _fresh(self, train: LabelledPatches, number: int, generator: torch.Generator) -> list[nn.Module]:
+    def _loss(
+        self, logits: Tensor, labels: Tensor, classes: Sequence[int], weights: Sequence[Tensor]
+    ) -> Tensor:
+        """The sum over labels, of logits [B, sum of classes], labels [B, L] and weights [K] of each label."""
+        losses = [
+            focal_loss(part, truth)
+            if self.loss == "focal"
+            else F.cross_entropy(part, truth, weight, reduction="sum") / len(truth)
+            for part, truth, weight in zip(
+                logits.split(list(classes), dim=1), labels.unbind(1), weights, strict=True
+            )
+        ]
+        return torch.stack(losses).sum()
+
+    def _fresh(self, train: _Task, number: int, generator: torch.Generator) -> list[nn.Module]:
         """That many networks with the same weights."""
         first = AttentiveNetwork(
             embed_dim=train.tokens.width,
-            num_classes=train.num_classes,
-            num_queries=self.num_queries,
+            num_classes=sum(train.classes),
+            num_queries=max(self.num_queries, len(train.classes)),
             depth=self.depth,
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
             generator=generator,
             published=self.variant != "scaled",
+            heads=train.classes if len(train.classes) > 1 else (),
         )
         return [first, *(copy.deepcopy(first) for _ in range(number - 1))]
 
@@ -333,6 +411,24 @@ class Attentive(PatchEvaluator, Fits):
             with _autocast(device):
                 parts.append(torch.stack([network(batch).float() for network in networks]))
         return list(torch.cat(parts, dim=1))
+
+
+def _task(train: LabelledPatches) -> _Task:
+    return _Task(train.tokens, train.labels[:, None], (train.num_classes,))
+
+
+def focal_loss(logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """RetinaNet's loss (Lin et al. 2017, Eq. 5) on the sigmoid of each class, summed over all [B, K].
+
+    Args:
+        labels: int64 [B].
+        alpha: weight of the true class; that of the others is 1 - alpha.
+        gamma: power of what is missing to the right answer, by which easy ones count less.
+    """
+    truth = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    losses = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    missing = (logits.sigmoid() - truth).abs()
+    return (losses * missing**gamma * (alpha * truth + (1 - alpha) * (1 - truth))).sum()
 
 
 def parameter_groups(

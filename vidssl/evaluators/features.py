@@ -49,6 +49,34 @@ def in_order(clip: Tensor, order: FrameOrder, numbers: Tensor, *, draw: int) -> 
     return clip.transpose(1, time)[every, frames].transpose(1, time)
 
 
+class SeveralBlocks(Backbone):
+    """A network whose patches are those of several blocks, each under the last norm, side by side in time.
+
+    So V-JEPA 2's probe on Diving48 is given the tokens of four depths.
+
+    Args:
+        blocks: their numbers, from 0.
+
+    Raises:
+        UsageError: if the network does not know its blocks.
+    """
+
+    takes_mask = False
+
+    def __init__(self, network: Backbone, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.blocks = network, tuple(blocks)
+        self.embed_dim, self.strides = network.embed_dim, network.strides
+        self.vocab_size = network.vocab_size
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        maps = self.network.forward_intermediates(
+            x, self.blocks, norm=True, output_fmt="NTHWC", intermediates_only=True
+        )
+        assert isinstance(maps, list), "asked for alone"
+        return Features(torch.cat(maps, dim=1))
+
+
 KeepPatches = Callable[[FrameOrder, Tensor], None]  # gets those of the next videos, [B, V, n, D]
 
 

@@ -19,7 +19,7 @@ from vidssl.evaluators.knn import Neighbours
 from vidssl.evaluators.linear import Logistic
 from vidssl.evaluators.scores import labelled_rows, samples_of, shared_labels
 from vidssl.evaluators.scoring import average_views
-from vidssl.interfaces import Evaluator, Fits
+from vidssl.interfaces import Evaluator, Fits, LearnsTogether
 from vidssl.interfaces.evaluator import ScoreKind
 
 FORMAT, ENDING = "vidssl probe 1", ".probe.safetensors"
@@ -91,6 +91,8 @@ def check_fits(evaluator: Evaluator) -> None:
             f"{type(evaluator).__name__} learns nothing that could be kept; linear, linear_sgd, knn and "
             "attentive do"
         )
+    if isinstance(evaluator, LearnsTogether) and evaluator.together:
+        raise UsageError("a probe that learns labels together is not kept: leave evaluator.together out")
 
 
 def fit_probes(

@@ -19,7 +19,15 @@ from vidssl.evaluators.corruptions import is_corrupted
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scoring import average_views, check_scores, in_top, predict
 from vidssl.evaluators.statistics import Estimate, accuracy
-from vidssl.interfaces import Evaluator, LabelledFeatures, LabelledPatches, PatchEvaluator, PatchTokens
+from vidssl.interfaces import (
+    Evaluator,
+    JointPatches,
+    LabelledFeatures,
+    LabelledPatches,
+    LearnsTogether,
+    PatchEvaluator,
+    PatchTokens,
+)
 from vidssl.interfaces.evaluator import ScoreKind
 
 
@@ -158,7 +166,10 @@ class Score:
         top5: fraction of test videos whose class is among the best five; None for five classes or fewer.
         class_mean: mean over classes of the fraction of a class's test videos that are right; ``top1`` where
             all classes have as many videos.
-        top5_interval, class_interval: 95 % intervals of these two; None where unknown.
+        class_top5: mean over classes of the fraction of a class's test videos whose class is among the best
+            five: EPIC-Kitchens' mean top-5 recall. As in ``class_mean``, classes without test videos do not
+            count, and test videos of classes that were not learned from do.
+        top5_interval, class_interval, class_top5_interval: 95 % intervals of these; None where unknown.
         chance: fraction of test videos right when guessing evenly or when always naming train's commonest
             class, whichever is larger; None for retrieval.
         class_chance: the same of the mean over classes.
@@ -189,6 +200,8 @@ class Score:
     spread: float | None = None
     top5_interval: Interval | None = None
     class_interval: Interval | None = None
+    class_top5: float | None = None
+    class_top5_interval: Interval | None = None
     class_chance: float | None = None
     unbalanced: bool = False
     num_groups: int | None = None
@@ -230,7 +243,8 @@ def score(
     predicted = predict(scores, truth, kind)
     right = predicted == truth
     counts_five = num_classes > 5 and kind != "found"
-    five = _estimate(in_top(scores, truth, 5, kind), None, groups) if counts_five else None
+    in_five = in_top(scores, truth, 5, kind) if counts_five else None
+    five, recall = (None if in_five is None else _estimate(in_five, by, groups) for by in (None, truth))
     top1, by_class = (_estimate(right, classes, groups) for classes in (None, truth))
     videos = train_labels.bincount(minlength=num_classes)
     by_name = (truth == videos.argmax()).double().mean().item()
@@ -243,6 +257,8 @@ def score(
         high=top1.high,
         top5=None if five is None else five.mean,
         top5_interval=None if five is None else (five.low, five.high),
+        class_top5=None if recall is None else recall.mean,
+        class_top5_interval=None if recall is None else (recall.low, recall.high),
         class_mean=by_class.mean,
         class_interval=(by_class.low, by_class.high),
         chance=None if kind == "found" else max(by_name, 1 / int((videos > 0).sum())),
@@ -329,10 +345,64 @@ def probe(
         raise UsageError(both.refusal())
     shared = shared_labels(train.classes, test.classes)
     train, test = train.renumbered(shared), test.renumbered(shared)
+    if isinstance(evaluator, LearnsTogether) and evaluator.together:
+        return _together(evaluator, train, test, average, seed, few_labels)
     return [
         row
         for label in shared
         for row in _of_label(evaluator, train, test, label, average=average, seed=seed, few_labels=few_labels)
+    ]
+
+
+def _together(
+    evaluator: LearnsTogether,
+    train: FeatureTable,
+    test: FeatureTable,
+    average: Average,
+    seed: int,
+    few_labels: FewLabels | None,
+) -> list[Score]:
+    """A row for each label and order of frames, of one probe that learns the labels together."""
+    labels = evaluator.together
+    lacking = [label for label in labels if label not in train.classes]
+    if lacking or few_labels is not None or average != "features":
+        what = (
+            f"the videos have no label '{lacking[0]}'"
+            if lacking
+            else "few_labels, and scores of views, do not go"
+        )
+        raise UsageError(f"evaluator.together [{', '.join(labels)}]: {what} with labels learned together")
+    rows = []
+    for table, order in ((train, labelled_rows), (test, tested_rows)):
+        all_there = torch.stack([table.labels[label] >= 0 for label in labels]).all(0)
+        found = order(table, labels[-1])
+        rows.append(replace(found, numbers=found.numbers[all_there[found.numbers]]))
+        if not len(rows[-1].numbers):
+            raise UsageError(f"no video has all of the labels {', '.join(labels)}")
+    learn, tested = rows
+    samples = JointPatches(
+        _patches(learn, average),
+        {label: train.labels[label][learn.numbers] for label in labels},
+        {label: len(train.classes[label]) for label in labels},
+        learn.groups,
+    )
+    named, chosen = evaluator.joint_scores(
+        samples, _patches(tested, average), torch.Generator().manual_seed(seed)
+    )
+    orders: tuple[FrameOrder, ...] = ("normal", *test.reordered)
+    return [
+        score(
+            part,
+            test.labels[label][tested.numbers],
+            train.labels[label][learn.numbers],
+            kind="logits",
+            label=label,
+            frames=frames,
+            groups=tested.groups,
+            chosen=chosen,
+        )
+        for label in labels
+        for frames, part in zip(orders, named[label].unflatten(0, (len(orders), -1)), strict=True)
     ]
 
 
@@ -441,6 +511,8 @@ def _mean_of(same: Sequence[Score], amount: Amount) -> Score:
         top5_interval=_mean_interval([row.top5_interval for row in same]),
         class_mean=fmean(row.class_mean for row in same),
         class_interval=_mean_interval([row.class_interval for row in same]),
+        class_top5=None if first.class_top5 is None else fmean(row.class_top5 or 0.0 for row in same),
+        class_top5_interval=_mean_interval([row.class_top5_interval for row in same]),
         chance=None if first.chance is None else fmean(row.chance or 0.0 for row in same),
         draws=draws,
         spread=stdev(draws) if len(draws) > 1 else None,

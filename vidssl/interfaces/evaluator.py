@@ -124,6 +124,35 @@ class LabelledPatches:
     groups: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class JointPatches:
+    """Patch tokens of samples with several labels each, to be learned together.
+
+    Attributes:
+        tokens: of N samples.
+        labels: label name -> int64 [N] on the device that a probe works on.
+        num_classes: label name -> K.
+        groups: as of ``LabelledFeatures``.
+    """
+
+    tokens: PatchTokens
+    labels: Mapping[str, Tensor]
+    num_classes: Mapping[str, int]
+    groups: Tensor | None = None
+
+
+class LearnsTogether(ABC):
+    """A probe that can learn several labels of its samples at once; ``together`` names them, or is empty."""
+
+    together: tuple[str, ...]
+
+    @abstractmethod
+    def joint_scores(
+        self, train: JointPatches, test: PatchTokens, generator: torch.Generator
+    ) -> tuple[Mapping[str, Tensor], str]:
+        """Label name -> finite scores [M, K], higher is likelier; and what was chosen on train, in words."""
+
+
 class PatchEvaluator(Evaluator):
     """A probe that reads patch tokens; a vector is taken for the only token of its clip."""
 

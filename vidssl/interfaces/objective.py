@@ -444,6 +444,20 @@ class Watched(ABC):
         """
 
 
+class Foresees(ABC):
+    """An objective that predicts features of cells that lie behind a clip's end."""
+
+    @abstractmethod
+    def foresight(self, *, seconds: float, fps: float, num_slots: int) -> Backbone:
+        """Its encoder, whose patches are followed by predicted ones, [B, t + num_slots, h, w, D].
+
+        Args:
+            seconds: from the clip's end to the first predicted cells, rounded down to whole steps in time.
+            fps: of the clips.
+            num_slots: steps in time that are predicted.
+        """
+
+
 class ComparesVideos(ABC):
     """An objective that compares the videos of a batch with each other."""
 

@@ -17,6 +17,7 @@ from vidssl.interfaces import (
     Batch,
     EncodesVisible,
     Features,
+    Foresees,
     LossOutput,
     Masker,
     Objective,
@@ -29,13 +30,13 @@ from vidssl.interfaces import (
 )
 from vidssl.layers.transformer import rows_at
 from vidssl.objectives.parts.distillation import check_shares, follow
-from vidssl.objectives.parts.predictor import Predictor, distance_weights
+from vidssl.objectives.parts.predictor import Foresight, Predictor, distance_weights, joined_levels
 from vidssl.weights.vjepa_keys import to_predictor
 
 _CURE = f"{CURE}, or a teacher_momentum nearer to 1"
 
 
-class VJEPA(Objective, Watched):
+class VJEPA(Objective, Watched, Foresees):
     """Predicts a teacher's features of hidden cells from those of seen ones (V-JEPA 2, Assran et al. 2025).
 
     The student encodes seen cells alone; the teacher, its running average, the whole clip. A narrow predictor
@@ -171,7 +172,7 @@ class VJEPA(Objective, Watched):
         """What the student has at the seen cells, and float32 predictions for the others, and for these."""
         assert isinstance(self.student, EncodesVisible), "checked when it was made"
         seen = self.student.forward_visible(clips, split.seen)
-        predicted, context = self.predictor(_joined(seen), seen, split.predicted, group)
+        predicted, context = self.predictor(joined_levels(seen), seen, split.predicted, group)
         return seen, full_precision(predicted), None if context is None else full_precision(context)
 
     def translate(self, state: Mapping[str, Tensor]) -> Translated | None:
@@ -191,6 +192,10 @@ class VJEPA(Objective, Watched):
 
     def trained_encoder(self) -> Backbone:
         return self.student
+
+    def foresight(self, *, seconds: float, fps: float, num_slots: int) -> Backbone:
+        ahead = int(seconds * fps / self.teacher.strides[0])
+        return Foresight(self.teacher, self.predictor, ahead=ahead, num_slots=num_slots)
 
     def after_step(self, progress: Progress, generator: torch.Generator) -> None:
         follow(self.teacher, self.student, self.teacher_momentum)
@@ -231,11 +236,6 @@ class VJEPA(Objective, Watched):
             ),
             *feature_bands(_CURE, after=EARLY),
         )
-
-
-def _joined(features: Features | VisibleFeatures) -> Tensor:
-    """Features of all depths side by side, [..., levels * D]."""
-    return torch.cat(features.levels, dim=-1) if features.levels else features.patches
 
 
 def normed_levels(features: Features | VisibleFeatures) -> Tensor:

@@ -45,12 +45,14 @@ class Listed:
 
     ``segment``: what belongs to the sample; None for the whole file.
     ``group``: name of the source that it was cut from with others; empty where a list names none.
+    ``name``: of a segment, where several have the same times.
     """
 
     path: str
     labels: Mapping[str, int]
     segment: Segment | None = None
     group: str = ""
+    name: str = ""
 
     @property
     def cut_from(self) -> str:
@@ -59,9 +61,12 @@ class Listed:
 
     @property
     def key(self) -> str:
-        """The path as it can be printed; a segment's ends in its times as a media fragment: ``#t=5,15``."""
+        """The path as it can be printed; a segment's ends in a media fragment: ``#t=5,15``, ``&id=NAME``."""
         key = printable(self.path, one_line=True)
-        return key if self.segment is None else f"{key}#t={self.segment.start:.10g},{self.segment.end:.10g}"
+        if self.segment is None:
+            return key
+        times = f"{key}#t={self.segment.start:.10g},{self.segment.end:.10g}"
+        return f"{times}&id={self.name}" if self.name else times
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vidssl.data.views import crops, times
 from vidssl.data.views.checks import check_counts, check_fps, check_test_clips
 from vidssl.interfaces import DataSource, ViewSampler
 
-Starts = Literal["middles", "end_to_end"]
+Starts = Literal["middles", "end_to_end", "last"]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -30,7 +30,8 @@ class EvenClips(ViewSampler):
         starts: "middles" is BEVT's rule, clips start in the middle of equal parts of all possible starts
             and a video too short for a clip is read round and round. "end_to_end" is VIMPAC's, the first
             clip starts the video and the last one ends it; a single clip starts it, and a video too short
-            holds its last frame.
+            holds its last frame. "last" is V-JEPA 2's for what comes next: the one clip ends the video,
+            and before one too short stands its first frame.
     """
 
     num_clips: int = 1
@@ -44,6 +45,8 @@ class EvenClips(ViewSampler):
     def __post_init__(self) -> None:
         check_test_clips(self, "num_clips", "num_frames", "frame_stride", "size")
         check_fps(self.fps)
+        if self.starts == "last" and self.num_clips != 1:
+            raise ValueError(f"starts 'last' is of one clip, got num_clips {self.num_clips}")
 
     @property
     def shapes(self) -> crops.Shapes:
@@ -52,6 +55,8 @@ class EvenClips(ViewSampler):
     def ticks(self, total: int) -> list[list[int]]:
         """Frames of each clip, of a video that has ``total`` at ``fps``."""
         length, stride = self.num_frames, self.frame_stride
+        if self.starts == "last":
+            return [[max(0, total - (length - step) * stride) for step in range(length)]]
         if self.starts == "middles":
             firsts = times.middle_starts(times.last_start(total, length, stride), self.num_clips)
             return [times.clip_frames(first, total, length=length, stride=stride) for first in firsts]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from vidssl.interfaces import VisibleFeatures
+from vidssl.interfaces import Backbone, Features, VisibleFeatures
 from vidssl.interfaces.grids import GridSize
 from vidssl.layers.rotary import rotary_positions
 from vidssl.layers.transformer import Block, init_linear, shrink_deep_layers
@@ -84,6 +84,44 @@ class Predictor(nn.Module):
             tokens = block(tokens, turns)
         context, found = self.norm(tokens).split([features.shape[1], wanted.shape[1]], dim=1)
         return self.head(found), None if self.context_head is None else self.context_head(context)
+
+
+class Foresight(Backbone):
+    """An encoder and what a predictor makes of its features for cells behind the clip's end (V-JEPA 2, 6).
+
+    Args:
+        ahead: steps in time that are left out between the clip's end and the predicted cells.
+        num_slots: steps in time that are predicted.
+    """
+
+    takes_mask = False
+
+    def __init__(self, encoder: Backbone, predictor: Predictor, *, ahead: int, num_slots: int) -> None:
+        super().__init__()
+        self.encoder, self.predictor = encoder, predictor
+        self.embed_dim, self.strides = encoder.embed_dim, encoder.strides
+        self.ahead, self.num_slots = ahead, num_slots
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Features:
+        found = self.encoder(x)
+        batch, t, h, w, dim = found.patches.shape
+        grid = (t + self.ahead + self.num_slots, h, w)
+
+        def cells(first: int, steps: int) -> Tensor:
+            numbers = torch.arange(first * h * w, (first + steps) * h * w, device=x.device)
+            return numbers.expand(batch, -1)
+
+        levels = tuple(level.flatten(1, 3) for level in found.levels)
+        seen = VisibleFeatures(found.patches.flatten(1, 3), cells(0, t), grid, levels=levels)
+        wanted = cells(t + self.ahead, self.num_slots)
+        # of several depths the last; the mask token is the first group's, which a release's training has used
+        foreseen = self.predictor(joined_levels(seen), seen, wanted, 0)[0][..., -dim:]
+        return Features(torch.cat((found.patches, foreseen.unflatten(1, (self.num_slots, h, w))), dim=1))
+
+
+def joined_levels(features: Features | VisibleFeatures) -> Tensor:
+    """Features of all depths side by side, [..., levels * D]."""
+    return torch.cat(features.levels, dim=-1) if features.levels else features.patches
 
 
 def distance_weights(seen: Tensor, predicted: Tensor, grid: GridSize) -> Tensor:

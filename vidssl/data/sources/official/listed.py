@@ -6,7 +6,7 @@ import csv
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listed, Listing, find_files
@@ -103,12 +103,19 @@ class OfficialEntry:
         folder: that it lies in where files are sorted by class; empty if that is not known.
         label: name of its class; None where there are none.
         segment: of the video that the last of ``names`` may hold whole; None if files are clips as they are.
+        labels: label name -> name of its class, where there are others than "class".
     """
 
     names: tuple[str, ...]
     folder: str = ""
     label: str | None = None
     segment: Segment | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> Mapping[str, str]:
+        """Label name -> name of its class, "class" among them."""
+        return self.labels if self.label is None else {"class": self.label, **self.labels}
 
 
 @dataclass(frozen=True)
@@ -119,11 +126,20 @@ class OfficialList:
         what: the part's name for messages, "UCF101 split 1 train".
         wanted: all that it lists.
         classes: names of classes in number order; empty where there are no labels.
+        label_classes: the same of other labels, by label name.
+        untrimmed: whether files are whole videos, and entries segments of them.
     """
 
     what: str
     wanted: tuple[OfficialEntry, ...]
     classes: tuple[str, ...] = ()
+    label_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    untrimmed: bool = False
+
+    @property
+    def named(self) -> Mapping[str, tuple[str, ...]]:
+        """Label name -> names of its classes, "class" among them."""
+        return {"class": self.classes, **self.label_classes} if self.classes else self.label_classes
 
 
 def find_listed(
@@ -150,7 +166,10 @@ def find_listed(
     files = _FilesByName(_keys(data_set, root, extensions))
     taken: dict[str, list[OfficialEntry]] = {}
     missing, twice = [], 0
-    number = {name: place for place, name in enumerate(official.classes)}
+    numbers = {
+        label: {name: place for place, name in enumerate(classes)}
+        for label, classes in official.named.items()
+    }
     for wanted in official.wanted:
         key = files.find(wanted)
         others = taken.get(key, []) if key is not None else []
@@ -163,10 +182,13 @@ def find_listed(
     found = [
         Listed(
             key,
-            {} if wanted.label is None else {"class": number[wanted.label]},
-            replace(wanted.segment, trimmed="yes" if len(samples) == 1 else "unclear")
+            {label: numbers[label][name] for label, name in wanted.named.items()},
+            wanted.segment
+            if official.untrimmed
+            else replace(wanted.segment, trimmed="yes" if len(samples) == 1 else "unclear")
             if wanted.segment and _by_segment(key, wanted)
             else None,
+            name=wanted.names[0] if official.untrimmed else "",
         )
         for key, samples in taken.items()
         for wanted in samples
@@ -178,12 +200,12 @@ def find_listed(
             "is below it, "
             f"not even {first}"
         )
-    whole = sum(file.segment is not None for file in found)
+    whole = 0 if official.untrimmed else sum(file.segment is not None for file in found)
     more = _more(official.classes, twice) + (
         f", {whole} named without times: of those longer than the list says its segment is read" * (whole > 0)
     )
     tell_found(official.what, len(found), missing, max_missing_share, more)
-    listing = Listing(tuple(found), {"class": official.classes} if official.classes else {})
+    listing = Listing(tuple(found), official.named)
     return listing, len(found) + len(missing)
 
 

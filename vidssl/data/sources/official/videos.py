@@ -458,6 +458,133 @@ def _only_word(path: Path, line: int, words: Sequence[str]) -> str:
     return without_extension(words[0].rpartition("/")[2])
 
 
+EPIC = DataSet(
+    "EPIC-KITCHENS-100",
+    "root holds P01/videos/P01_01.MP4 or P01/P01_01.MP4 and so on, annotations holds EPIC_100_train.csv and "
+    "EPIC_100_validation.csv and, for the names of classes, EPIC_100_verb_classes.csv and "
+    "EPIC_100_noun_classes.csv",
+    "epic_kitchens_100",
+)
+_SEGMENTS = ("narration_id", "video_id", "start_timestamp", "stop_timestamp", "verb_class", "noun_class")
+_FIRST_FRAME = 1e-3  # seconds: of an action that begins too early for anything else to be seen
+
+
+@dataclass(frozen=True)
+class _Narrated:
+    """A row of EPIC-KITCHENS' lists, times in seconds."""
+
+    name: str
+    video: str
+    start: float
+    stop: float
+    verb: int
+    noun: int
+
+
+@dataclass(kw_only=True, eq=False)
+class EpicKitchens100(OfficialVideos):
+    """EPIC-KITCHENS-100 by its official CSV files; labels "verb", "noun" and "action", the pair of both.
+
+    A sample is a narrated segment of a video, or what is seen before it; both parts number classes alike.
+
+    Args:
+        root: folder of the videos, relative to the working folder.
+        annotations: folder of the CSV files.
+        part: which list.
+        anticipate: seconds between the end of what is seen and the action, 1 in the challenge; null for the
+            action's own segment.
+        observe: seconds that are seen; fewer of an action near the beginning of its video.
+        before: the "start" of the action, as the challenge defines it (nothing of the action is seen), or its
+            "stop", from which V-JEPA 2's release counts in testing.
+        known_actions: whether validation leaves out the actions that train lacks, as V-JEPA 2's release does.
+        max_missing_share, limit, manifest, decoder, short, min_frames, square_pixels: see ``OfficialVideos``.
+    """
+
+    data_set = EPIC
+    annotations: str
+    part: Literal["train", "validation"]
+    anticipate: float | None = None
+    observe: float = 4.0
+    before: Literal["start", "stop"] = "start"
+    known_actions: bool = False
+
+    def official_list(self) -> OfficialList:
+        check_choice("part", self.part, ("train", "validation"))
+        check_choice("before", self.before, ("start", "stop"))
+        if self.observe <= 0 or (self.anticipate or 0) < 0:
+            raise ValueError(
+                f"observe must be above 0 and anticipate at least 0, got {self.observe} and {self.anticipate}"
+            )
+        folder = Path(self.annotations)
+        parts = {part: _read_narrated(folder / f"EPIC_100_{part}.csv") for part in ("train", "validation")}
+        both = [row for rows in parts.values() for row in rows]
+        verbs = _read_kitchen_classes(folder / "EPIC_100_verb_classes.csv", {row.verb for row in both})
+        nouns = _read_kitchen_classes(folder / "EPIC_100_noun_classes.csv", {row.noun for row in both})
+
+        def action(row: _Narrated) -> str:
+            return f"{verbs[row.verb]} {nouns[row.noun]}"
+
+        rows, known = parts[self.part], {(row.verb, row.noun) for row in parts["train"]}
+        if self.known_actions and self.part == "validation":
+            rows = [row for row in rows if (row.verb, row.noun) in known]
+        wanted = tuple(
+            OfficialEntry(
+                (row.name, row.video),
+                segment=self._segment(row),
+                labels={"verb": verbs[row.verb], "noun": nouns[row.noun], "action": action(row)},
+            )
+            for row in rows
+        )
+        actions = {(row.verb, row.noun): action(row) for row in both}
+        classes = {
+            "verb": tuple(verbs[number] for number in sorted(verbs)),
+            "noun": tuple(nouns[number] for number in sorted(nouns)),
+            "action": tuple(actions[pair] for pair in sorted(actions)),
+        }
+        return OfficialList(f"{EPIC.name} {self.part}", wanted, label_classes=classes, untrimmed=True)
+
+    def _segment(self, row: _Narrated) -> Segment:
+        if self.anticipate is None:
+            return Segment(row.start, row.stop)
+        end = max((row.start if self.before == "start" else row.stop) - self.anticipate, _FIRST_FRAME)
+        return Segment(max(0.0, end - self.observe), end)
+
+
+def _read_narrated(path: Path) -> list[_Narrated]:
+    found = []
+    for line, row in EPIC.rows(path, _SEGMENTS):
+        try:
+            start, stop = (_clock_seconds(row[f"{name}_timestamp"]) for name in ("start", "stop"))
+            numbers = int(row["verb_class"]), int(row["noun_class"])
+            if not 0 <= start < stop or min(numbers) < 0:
+                raise ValueError
+        except ValueError:
+            raise EPIC.error(
+                f"{path}:{line}: expected a start before a stop as 00:00:01.89 and numbers of classes, got "
+                f"{', '.join(row[name] for name in _SEGMENTS[2:])}"
+            ) from None
+        found.append(_Narrated(row["narration_id"], row["video_id"], start, stop, *numbers))
+    if not found:
+        raise EPIC.error(f"{path}: the list is empty")
+    return found
+
+
+def _clock_seconds(text: str) -> float:
+    hours, minutes, seconds = text.split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+
+
+def _read_kitchen_classes(path: Path, used: set[int]) -> dict[int, str]:
+    """Number -> name of a class, its key; without the file the numbers that are used name themselves."""
+    if not path.is_file():
+        return {number: str(number) for number in used}
+    names = {int(row["id"]): row["key"] for _, row in EPIC.rows(path, ("id", "key"))}
+    unknown = sorted(used - set(names))
+    if unknown:
+        raise EPIC.error(f"{path}: lacks the class {unknown[0]}, which the lists use")
+    return names
+
+
 # as the API has them
 kinetics, ucf101, hmdb51, something_something_v2 = Kinetics, UCF101, HMDB51, SomethingSomethingV2
-diving48, howto100m = Diving48, HowTo100M
+diving48, howto100m, epic_kitchens_100 = Diving48, HowTo100M, EpicKitchens100
