@@ -140,6 +140,11 @@ def test_a_video_of_the_wanted_size_keeps_its_pixels(views) -> None:
     "views",
     [
         SingleClip(num_frames=3, frame_stride=1, size=6),
+        SingleClip(num_frames=3, frame_stride=1, size=(6, 10)),
+        SingleClip(num_frames=3, frame_stride=1, size=(10, 6), fit="pad"),
+        SingleImage(size=(6, 10), fit="stretch"),
+        UniformClips(num_clips=2, num_crops=3, num_frames=2, frame_stride=1, size=(6, 10)),
+        UniformClips(num_clips=2, num_frames=2, frame_stride=1, size=(10, 6), fit="pad"),
         SingleImage(size=6),
         UniformClips(num_clips=2, num_crops=3, num_frames=3, frame_stride=2, size=6),
         UniformClips(num_clips=2, num_frames=3, frame_stride=2, size=6, fps=7.0, starts="end_to_end"),
@@ -173,6 +178,45 @@ def test_crops_reach_both_ends_of_the_long_side() -> None:
     for channel, shape in ((1, (18, 16)), (2, (16, 18))):
         clips = [views.sample(Ramp(1, *shape), 0, seeded(seed))["clip"][0] for seed in range(30)]
         assert {int(clip[channel].min()) for clip in clips} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("views", [SingleClip, UniformClips])
+def test_whole_frames_are_stretched_or_padded_with_black(views) -> None:
+    keys = {"num_frames": 1, "frame_stride": 1}
+    video = Ramp(1, 20, 40)  # green counts rows, blue columns
+    (stretched,) = views(**keys, size=16, fit="stretch").sample(video, 0, seeded(0))["clip"]
+    for channel, last in ((1, 19), (2, 39)):
+        assert int(stretched[channel].min()) <= 1
+        assert int(stretched[channel].max()) >= last - 1
+    (padded,) = views(**keys, size=16, fit="pad").sample(video, 0, seeded(0))["clip"]
+    assert not padded[:, :, :4].any()
+    assert not padded[:, :, 12:].any()
+    assert torch.equal(
+        padded[:, :, 4:12], views(**keys, size=(8, 16), fit="stretch").sample(video, 0, seeded(0))["clip"][0]
+    )
+    with pytest.raises(ValueError, match="fit: pad shows whole frames"):
+        views(size=16, fit="pad", **({"num_crops": 3} if views is UniformClips else {"short_side": (16, 20)}))
+
+
+def test_a_part_that_is_not_square_has_the_frame_s_scale_in_both_directions() -> None:
+    views = UniformClips(num_frames=1, frame_stride=1, size=(10, 20))
+    wide, high = (views.sample(Ramp(1, *shape), 0, seeded(0))["clip"][0] for shape in ((20, 60), (40, 40)))
+    # half the size: of the wide one the middle 40 columns, of the high one the middle 20 rows
+    assert [int(wide[1].min()), int(wide[1].max()), int(wide[2].min()), int(wide[2].max())] == pytest.approx(
+        [0, 19, 10, 49], abs=1
+    )
+    assert [int(high[1].min()), int(high[1].max()), int(high[2].min()), int(high[2].max())] == pytest.approx(
+        [10, 29, 0, 39], abs=1
+    )
+    places = {
+        tuple(
+            SingleClip(num_frames=1, frame_stride=1, size=(10, 20))
+            .sample(Ramp(1, 20, 60), 0, seeded(seed))["clip"][0][:, 0, 0, 0]
+            .tolist()
+        )
+        for seed in range(10)
+    }
+    assert len(places) > 5, "drawn anew"
 
 
 def test_sizes_reach_both_ends_of_the_range() -> None:

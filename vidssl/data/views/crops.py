@@ -1,4 +1,4 @@
-"""Which squares of which frames a view shows. Pixels stay uint8; one box serves all frames of a view.
+"""Which part of which frames a view shows. Pixels stay uint8; one box serves all frames of a view.
 
 Resizing is bicubic and antialiased unless a key says otherwise: without antialiasing, shrinking a large video
 flickers. The published codes resize without (``Interpolation``).
@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vidssl.data.views.checks import check_counts, check_range
 from vidssl.data.views.times import draw, draw_real
@@ -23,6 +24,8 @@ _ATTEMPTS = 10
 
 Draw = Literal["usual", "svt_published"]
 Interpolation = Literal["bicubic_antialiased", "bicubic", "bilinear"]
+Fit = Literal["crop", "pad", "stretch"]
+Size = int | tuple[int, int]  # side of a square, or height and width
 Views = dict[str, tuple[Tensor, ...]]
 Shapes = Mapping[str, tuple[tuple[int, int, int], ...]]
 
@@ -164,10 +167,11 @@ def _middle_box(height: int, width: int, aspect: tuple[float, float]) -> Box:
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def crop(frames: Tensor, top: int, left: int, size: int, rows: Sequence[int] | None = None) -> Tensor:
-    """Frames [T, 3, H, W], or ``rows`` of them -> [3, T, size, size], nothing resized."""
-    square = frames[:, :, top : top + size, left : left + size]
-    return as_view(square if rows is None else picked(square, rows))
+def crop(frames: Tensor, top: int, left: int, size: Size, rows: Sequence[int] | None = None) -> Tensor:
+    """Frames [T, 3, H, W], or ``rows`` of them -> [3, T, height, width], nothing resized."""
+    tall, wide = sides(size)
+    part = frames[:, :, top : top + tall, left : left + wide]
+    return as_view(part if rows is None else picked(part, rows))
 
 
 def as_view(frames: Tensor) -> Tensor:
@@ -229,24 +233,65 @@ def svt_resize_short_side(frames: Tensor, length: int) -> Tensor:
     return resized(frames, height * length // short, width * length // short, "bilinear")
 
 
-def random_square(
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width of a view."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def check_fit(fit: Fit, size: Size, short_side: tuple[int, int] | None = None, num_crops: int = 1) -> None:
+    """Raises ValueError where a whole frame is asked for, and parts of it too, or a side is below 1."""
+    if min(sides(size)) < 1:
+        raise ValueError(f"size must be at least 1, got {size}")
+    if fit != "crop" and (short_side is not None or num_crops > 1):
+        raise ValueError(f"fit: {fit} shows whole frames, and short_side and num_crops are for parts of them")
+
+
+def whole(frames: Tensor, size: Size, fit: Fit, interpolation: Interpolation) -> Tensor:
+    """[T, 3, H, W] -> [T, 3, height, width] with all of each frame: "stretch", or black beside it ("pad")."""
+    (tall, wide), (height, width) = sides(size), frames.shape[2:]
+    if fit == "stretch":
+        return resized(frames, tall, wide, interpolation)
+    scale = min(tall / height, wide / width)
+    inner = resized(frames, max(1, round(height * scale)), max(1, round(width * scale)), interpolation)
+    top, left = (tall - inner.shape[2]) // 2, (wide - inner.shape[3]) // 2
+    return F.pad(inner, (left, wide - inner.shape[3] - left, top, tall - inner.shape[2] - top))
+
+
+def covering(frames: Tensor, size: Size, length: int, interpolation: Interpolation) -> Tensor:
+    """[T, 3, H, W] resized so that it covers a view whose short side has become ``length``.
+
+    Of a square view that is the frames' own short side.
+    """
+    tall, wide = sides(size)
+    if tall == wide:
+        return resize_short_side(frames, length, interpolation)
+    height, width = frames.shape[2:]
+    scale = max(tall / height, wide / width) * length / min(tall, wide)
+    new = max(tall, round(height * scale)), max(wide, round(width * scale))
+    return frames if new == (height, width) else resized(frames, *new, interpolation)
+
+
+def random_view(
     frames: Tensor,
-    size: int,
+    size: Size,
     short_side: tuple[int, int] | None,
     generator: torch.Generator,
     interpolation: Interpolation = "bicubic_antialiased",
+    fit: Fit = "crop",
 ) -> Tensor:
-    """[T, 3, H, W] -> [3, T, size, size]: short side to a random length of a range, then a random square.
+    """[T, 3, H, W] -> [3, T, height, width]: short side to a random length of a range, then a random part.
 
-    Frames that already have the wanted size are taken as they are.
+    Frames that already have the wanted size are taken as they are; with another ``fit`` nothing is drawn.
     """
-    if frames.shape[2:] != (size, size):
-        frames = resize_short_side(
-            frames, draw(generator, *short_side_range(short_side, size)), interpolation
-        )
+    tall, wide = sides(size)
+    if fit != "crop":
+        return as_view(whole(frames, size, fit, interpolation))
+    if frames.shape[2:] != (tall, wide):
+        length = draw(generator, *short_side_range(short_side, min(tall, wide)))
+        frames = covering(frames, size, length, interpolation)
     # the last offset is drawn too; BEVT's published random crop never reaches it
-    top = draw(generator, 0, frames.shape[2] - size)
-    left = draw(generator, 0, frames.shape[3] - size)
+    top = draw(generator, 0, frames.shape[2] - tall)
+    left = draw(generator, 0, frames.shape[3] - wide)
     return crop(frames, top, left, size)
 
 
@@ -265,13 +310,14 @@ def short_side_range(short_side: tuple[int, int] | None, size: int) -> tuple[int
     return short_side
 
 
-def crop_boxes(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int]]:
+def crop_boxes(height: int, width: int, size: Size, num_crops: int) -> list[tuple[int, int]]:
     """(top, left) of 1 crop, the middle, or 3: the near end, the far end and the middle of the long side."""
-    down, right = (height - size) // 2, (width - size) // 2
+    tall, wide = sides(size)
+    down, right = (height - tall) // 2, (width - wide) // 2
     if num_crops == 1:
         return [(down, right)]
     # twice the rounded middle, not the very edge: on odd lengths BEVT's published crops leave out a pixel
-    if height > width:
+    if height - tall > width - wide:
         return [(0, right), (2 * down, right), (down, right)]
     return [(down, 0), (down, 2 * right), (down, right)]
 

@@ -24,32 +24,35 @@ class SingleClip(ViewSampler):
     Args:
         num_frames: of the clip.
         frame_stride: video frames from one clip frame to the next.
-        size: side of the square in pixels.
+        size: side of the square in pixels, or [height, width].
         short_side: smallest and largest length that the short side is resized to. By default the range
             that BEVT has for 224 pixels, 256 to 320, scaled to ``size``.
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+        fit: "crop" cuts a random part; "stretch" and "pad" show the whole frame, distorted or with black
+            beside it.
     """
 
     num_frames: int = 16
     frame_stride: int = 8
-    size: int = 224
+    size: crops.Size = 224
     short_side: tuple[int, int] | None = None
     interpolation: crops.Interpolation = "bicubic_antialiased"
+    fit: crops.Fit = "crop"
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_frames", "frame_stride", "size")
-        self.short_side = crops.short_side_range(self.short_side, self.size)
+        check_counts(self, "num_frames", "frame_stride")
+        crops.check_fit(self.fit, self.size, self.short_side)
+        self.short_side = crops.short_side_range(self.short_side, min(crops.sides(self.size)))
 
     @property
     def shapes(self) -> crops.Shapes:
-        return {"clip": ((self.num_frames, self.size, self.size),)}
+        return {"clip": ((self.num_frames, *crops.sides(self.size)),)}
 
     def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         clip = _random_clip(source.info(index).num_frames, self.num_frames, self.frame_stride, generator)
         frames = source.read(index, clip)
-        return {
-            "clip": (crops.random_square(frames, self.size, self.short_side, generator, self.interpolation),)
-        }
+        how = self.interpolation, self.fit
+        return {"clip": (crops.random_view(frames, self.size, self.short_side, generator, *how),)}
 
 
 # where a box lies, in quarters of the room around it: corners, middle, edges, in between
@@ -105,30 +108,32 @@ class SingleImage(ViewSampler):
     """One random frame of a video, or an image, resized and cropped at random as in BEVT's published code.
 
     Args:
-        size: side of the square in pixels.
+        size: side of the square in pixels, or [height, width].
         short_side: smallest and largest length that the short side is resized to. By default the range
             that BEVT has for 224 pixels, 256 to 320, scaled to ``size``.
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+        fit: "crop" cuts a random part; "stretch" and "pad" show the whole frame, distorted or with black
+            beside it.
     """
 
-    size: int = 224
+    size: crops.Size = 224
     short_side: tuple[int, int] | None = None
     interpolation: crops.Interpolation = "bicubic_antialiased"
+    fit: crops.Fit = "crop"
 
     def __post_init__(self) -> None:
-        check_counts(self, "size")
-        self.short_side = crops.short_side_range(self.short_side, self.size)
+        crops.check_fit(self.fit, self.size, self.short_side)
+        self.short_side = crops.short_side_range(self.short_side, min(crops.sides(self.size)))
 
     @property
     def shapes(self) -> crops.Shapes:
-        return {"image": ((1, self.size, self.size),)}
+        return {"image": ((1, *crops.sides(self.size)),)}
 
     def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         frame = draw(generator, 0, source.info(index).num_frames - 1)
         frames = source.read(index, [frame])
-        return {
-            "image": (crops.random_square(frames, self.size, self.short_side, generator, self.interpolation),)
-        }
+        how = self.interpolation, self.fit
+        return {"image": (crops.random_view(frames, self.size, self.short_side, generator, *how),)}
 
 
 @dataclass(kw_only=True, eq=False)

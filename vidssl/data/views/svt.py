@@ -269,7 +269,7 @@ class SlowFastTrain(SlowAndFast):
         clips = self.clips(times.draw(generator, 0, self.last_start(total)), total)
         frames = crops.FramesOfClips(source, index, clips)
         slow, fast = (
-            crops.random_square(crops.picked(frames.pixels, rows), size, None, generator, self.interpolation)
+            crops.random_view(crops.picked(frames.pixels, rows), size, None, generator, self.interpolation)
             for rows, size in zip(map(frames.rows, clips), self.sizes, strict=True)
         )
         return {"slow": (slow,), "fast": (fast,)}

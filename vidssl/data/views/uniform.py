@@ -26,7 +26,8 @@ class EvenClips(ViewSampler):
         num_frames: of a clip.
         frame_stride: frames from one clip frame to the next, counted at ``fps`` if that is given.
         fps: frame rate that the video is thinned out to first; None keeps its own.
-        size: side of the square in pixels, and length that the short side is resized to.
+        size: side of the square in pixels, and length that the short side is resized to; ``uniform_clips``
+            takes [height, width] too.
         starts: "middles" is BEVT's rule, clips start in the middle of equal parts of all possible starts
             and a video too short for a clip is read round and round. "end_to_end" is VIMPAC's, the first
             clip starts the video and the last one ends it; a single clip starts it, and a video too short
@@ -43,14 +44,15 @@ class EvenClips(ViewSampler):
     starts: Starts = "middles"
 
     def __post_init__(self) -> None:
-        check_test_clips(self, "num_clips", "num_frames", "frame_stride", "size")
+        check_test_clips(self, "num_clips", "num_frames", "frame_stride")
+        crops.check_fit("crop", self.size)
         check_fps(self.fps)
         if self.starts == "last" and self.num_clips != 1:
             raise ValueError(f"starts 'last' is of one clip, got num_clips {self.num_clips}")
 
     @property
     def shapes(self) -> crops.Shapes:
-        return {"clip": ((self.num_frames, self.size, self.size),) * (self.num_clips * self.num_crops)}
+        return {"clip": ((self.num_frames, *crops.sides(self.size)),) * (self.num_clips * self.num_crops)}
 
     def ticks(self, total: int) -> list[list[int]]:
         """Frames of each clip, of a video that has ``total`` at ``fps``."""
@@ -71,14 +73,26 @@ class UniformClips(EvenClips):
     Args:
         num_clips, num_crops, num_frames, frame_stride, fps, size, starts: see ``EvenClips``.
         interpolation: of the resizing; "bicubic" and "bilinear" do not antialias (``crops.resized``).
+        fit: "crop" cuts the crops; "stretch" and "pad" show the whole frame, distorted or with black beside
+            it.
     """
 
+    size: crops.Size = 224  # type: ignore[assignment]
     interpolation: crops.Interpolation = "bicubic_antialiased"
+    fit: crops.Fit = "crop"
+
+    def __post_init__(self) -> None:
+        EvenClips.__post_init__(self)
+        crops.check_fit(self.fit, self.size, num_crops=self.num_crops)
 
     def sample(self, source: DataSource, index: int, generator: torch.Generator) -> crops.Views:
         kept = times.kept_frames(source.info(index), self.fps)
         clips = [[kept[tick] for tick in ticks] for ticks in self.ticks(len(kept))]
         frames = crops.FramesOfClips(source, index, clips)
+        if self.fit != "crop":
+            pixels, rows = frames.only(clips)
+            fitted = crops.whole(pixels, self.size, self.fit, self.interpolation)
+            return {"clip": tuple(crops.as_view(crops.picked(fitted, own)) for own in rows)}
         return {"clip": even_crops(frames, clips, self.size, self.num_crops, self.interpolation)}
 
 
@@ -237,12 +251,12 @@ class SlowFast(SlowAndFast):
 def even_crops(
     frames: crops.FramesOfClips,
     clips: list[list[int]],
-    size: int,
+    size: crops.Size,
     num_crops: int,
     interpolation: crops.Interpolation,
 ) -> tuple[Tensor, ...]:
-    """Each clip in its crops, [3, T, size, size]: the short side resized to ``size``, BEVT's boxes."""
+    """Each clip in its crops, [3, T, height, width]: short side resized to that of views, BEVT's boxes."""
     pixels, rows_of_clips = frames.only(clips)
-    pixels = crops.resize_short_side(pixels, size, interpolation)
+    pixels = crops.covering(pixels, size, min(crops.sides(size)), interpolation)
     boxes = crops.crop_boxes(pixels.shape[2], pixels.shape[3], size, num_crops)
     return tuple(crops.crop(pixels, *box, size, rows) for rows in rows_of_clips for box in boxes)
