@@ -23,7 +23,7 @@ from rich.console import Console
 
 from vidssl.cli.main import main
 from vidssl.data.decode.decode import probe, read_frames
-from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.folders import VideoFolder, VideoList
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.manifest import Manifest
 from vidssl.engine.atomic import file_sha256
@@ -417,3 +417,32 @@ def test_a_killed_command_goes_on_and_gives_the_same(root: Path, tmp_path: Path)
 def lines(out: Path) -> int:
     journal = out / "prepared.jsonl"
     return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
+def test_segments_are_cut_into_files_with_a_list_that_keeps_their_recordings_together(
+    made: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "parts.csv"
+    table.write_text(
+        "path,action,start,end\nrun/a.mp4,up,0.1,0.4\nrun/a.mp4,down,0.4,0.6\nwalk/c.avi,up,0.2,9\n"
+    )
+    console = Console(file=StringIO(), width=200)
+    code = prepare.prepare_data(table, tmp_path / "cut", SMALL, root=made, cut=True, console=console)
+    assert code == 0, console.file.getvalue()
+    whole = VideoList(root=str(made), list=str(table))
+    cut = VideoList(
+        root=str(tmp_path / "cut"),
+        list=str(tmp_path / "cut.csv"),
+        manifest=str(tmp_path / "cut.manifest.jsonl"),
+    )
+    assert [cut.key(n) for n in range(3)] == ["run/a.t0.1-0.4.mp4", "run/a.t0.4-0.6.mp4", "walk/c.t0.2-9.mp4"]
+    assert [cut.group(n) for n in range(3)] == ["run/a.mp4", "run/a.mp4", "walk/c.avi"]
+    for index in range(3):
+        assert cut.labels(index) == whole.labels(index)
+        every = range(whole.info(index).num_frames)
+        assert cut.info(index).num_frames == len(every)
+        assert numbers(cut.read(index, every)) == numbers(whole.read(index, every))
+    assert prepare.prepare_data(table, tmp_path / "cut", SMALL, root=made, cut=True, console=console) == 0
+    assert "3 are done already" in console.file.getvalue()
+    with pytest.raises(UsageError, match="none are listed"):
+        prepare.prepare_data(made, tmp_path / "x", SMALL, cut=True, console=console)

@@ -236,6 +236,9 @@ def _add_prepare(commands: "Commands[Parser]") -> None:
     prepare.add_argument("--short-side", type=int, metavar="PIXELS", help="never enlarged; default: 256")
     prepare.add_argument("--gop", type=int, metavar="FRAMES", help="between keyframes; default: 12")
     prepare.add_argument("--crf", type=int, metavar="CRF", help="quality of H.264, 0 to 51; default: 18")
+    prepare.add_argument(
+        "--cut", action="store_true", help="make each segment of a list a file of its own, and a list of them"
+    )
     prepare.add_argument("--jpeg-shards", action="store_true", help="frames as JPEGs in a few large files")
     prepare.add_argument("--quality", type=int, metavar="Q", help="of the JPEGs, 1 to 100; default: 90")
     prepare.add_argument(
@@ -251,7 +254,7 @@ def _prepare(words: list[str], *, out: Path, jpeg_shards: bool = False, **option
     path = only(
         words, "data prepare takes one folder, list or manifest", "vidssl data prepare videos/ --out prepared"
     )
-    for name in ("gop", "crf") if jpeg_shards else ("quality",):
+    for name in ("gop", "crf", "cut") if jpeg_shards else ("quality",):
         if name in options:
             raise UsageError(f"--{name} goes with{'out' * jpeg_shards} --jpeg-shards")
     from vidssl.tools.data.encode import H264, Jpegs

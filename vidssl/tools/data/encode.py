@@ -12,7 +12,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from io import BytesIO
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import av
@@ -28,6 +28,7 @@ from vidssl.data.decode.decode import Picture, VideoFacts, limits_of, probe, rea
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
 from vidssl.data.sources.jpeg_shards import Block, read_block, write_block
 from vidssl.data.sources.manifest import FileRecord, packed
+from vidssl.data.sources.segments import Segment
 from vidssl.engine.facts import HIGHEST, Row
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import UnreadableSample
@@ -72,6 +73,25 @@ def pictures(path: Path, facts: VideoFacts, size: tuple[int, int]) -> Iterator[R
         raise UnreadableSample(
             str(path), f"damaged: {len(early)} of its packets are spoilt, the first is {early[0]}"
         )
+
+
+_AT_ONCE = 32  # frames of a segment that are held in memory
+
+
+def segment_pictures(path: Path, facts: VideoFacts, size: tuple[int, int], span: range) -> Iterator[RGB]:
+    """Some consecutive frames, as ``pictures`` gives all; with exact seeking those before are not decoded.
+
+    Raises:
+        UnreadableSample: as soon as one of them does not decode.
+    """
+    if facts.no_seeking:
+        yield from islice(pictures(path, facts, size), span.start, span.stop)
+        return
+    sized = replace(facts, height=size[0], width=size[1])
+    for first in range(span.start, span.stop, _AT_ONCE):
+        some = read_frames(path, range(first, min(first + _AT_ONCE, span.stop)), sized)
+        for frame in some.permute(0, 2, 3, 1).numpy():
+            yield np.ascontiguousarray(frame)
 
 
 def sampled(num_frames: int) -> tuple[int, ...]:
@@ -166,6 +186,7 @@ class FileToPrepare:
         target: the file to write.
         timed: whether a clip is read from source and result against the clock.
         limits: that the video has to keep.
+        cut: the file and the segment of it that the video is; None where it is a whole file.
     """
 
     root: Path
@@ -175,6 +196,20 @@ class FileToPrepare:
     form: Form
     timed: bool = False
     limits: Limits = LIMITS
+    cut: tuple[str, Segment] | None = None
+
+    @property
+    def path(self) -> Path:
+        """Of the file that it is made from."""
+        return self.root / (self.key if self.cut is None else self.cut[0])
+
+    def span(self, facts: VideoFacts) -> range:
+        """Frames of that file which belong to it.
+
+        Raises:
+            UnreadableSample: if the file ends before the segment begins.
+        """
+        return range(facts.num_frames) if self.cut is None else self.cut[1].frames_of(self.key, facts)
 
 
 @dataclass(frozen=True)
@@ -234,7 +269,7 @@ class Prepared:
 
 def prepare_file(file: FileToPrepare) -> Prepared | CannotWrite:
     """Makes the target of a file and verifies it. Never raises for faults of file or disk."""
-    path = file.root / file.key
+    path = file.path
     began = time.thread_time()
     source = (-1, 0)
     temporary = file.target.with_name(f".{file.target.name}.part")
@@ -252,12 +287,13 @@ def prepare_file(file: FileToPrepare) -> Prepared | CannotWrite:
     except (av.FFmpegError, MemoryError) as error:
         temporary.unlink(missing_ok=True)
         return Prepared(file.key, source, f"its frames cannot be encoded ({error})")
-    return replace(made, source=source, frames=facts.num_frames, seconds=time.thread_time() - began)
+    return replace(made, source=source, frames=len(file.span(facts)), seconds=time.thread_time() - began)
 
 
-def _make_h264(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prepared:
-    form, path = file.form, file.root / file.key
+def _make_h264(file: FileToPrepare, source: VideoFacts, temporary: Path) -> Prepared:
+    form, path, span = file.form, file.path, file.span(source)
     assert isinstance(form, H264)
+    facts = replace(source, num_frames=len(span), pts=source.pts[span.start : span.stop])
     size = fit(facts, form.short_side, multiple=2)
     times, tick = _times(facts)
     kept = _Kept(facts)
@@ -265,7 +301,9 @@ def _make_h264(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prepa
     timing = (times, tick, _rate(facts))
     aspect = Fraction(facts.pixel_aspect).limit_denominator(1000)
     aspect = 1 / aspect if facts.rotation % 180 else aspect
-    _encode(kept.pass_on(pictures(path, facts, size)), temporary, (*size, aspect), timing, form)
+    whole = len(span) == source.num_frames
+    shown = pictures(path, source, size) if whole else segment_pictures(path, source, size, span)
+    _encode(kept.pass_on(shown), temporary, (*size, aspect), timing, form)
     with temporary.open("rb+") as written:
         os.fsync(written.fileno())
     entry = examine(FileToExamine(temporary.parent, temporary.name, file.labels, limits=file.limits))
@@ -285,7 +323,7 @@ def _make_h264(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prepa
     kept.compare(read_frames(temporary, kept.numbers, out).permute(0, 2, 3, 1).numpy(), file)
     clip, before, after = a_clip(file.key, facts.num_frames), 0.0, 0.0
     if file.timed:
-        before = core_seconds(lambda: read_frames(path, clip, facts))
+        before = core_seconds(lambda: read_frames(path, [span.start + number for number in clip], source))
         after = core_seconds(lambda: read_frames(temporary, clip, out))
     os.replace(temporary, file.target)
     line = json.loads(replace(entry, key=file.key, clip_seconds=after).to_line())

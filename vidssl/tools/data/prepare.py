@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
@@ -22,11 +21,13 @@ from vidssl.data.sources.jpeg_shards import INDEX, KIND, VERSION, shard_name
 from vidssl.data.sources.listing import Listed, Listing
 from vidssl.data.sources.manifest import FileRecord, header
 from vidssl.data.sources.origins import origin_of, recorded
+from vidssl.data.sources.segments import Segment
 from vidssl.engine.atomic import make_folder, write_text
 from vidssl.engine.facts import Row
 from vidssl.engine.logging import format_duration, terminal
 from vidssl.engine.process import num_cpus, sole_process
 from vidssl.errors import UsageError, agreed, counted
+from vidssl.tools.collection.rows import rows_of, write_list
 from vidssl.tools.data.encode import (
     H264,
     PATIENCE_SECONDS,
@@ -63,6 +64,7 @@ def prepare_data(
     form: Form,
     *,
     root: Path | None = None,
+    cut: bool = False,
     processes: int | None = None,
     show_all: bool = False,
     console: Console | None = None,
@@ -74,6 +76,7 @@ def prepare_data(
         out: folder of the results, apart from that of the videos.
         form: what they become.
         root: folder that paths are relative to; by default the list's own, or the manifest's.
+        cut: whether each listed segment becomes a file of its own; a list of them is written beside ``out``.
         processes: that encode; by default one for each core.
         show_all: name every file that was skipped, not only the first few.
 
@@ -86,17 +89,40 @@ def prepare_data(
     """
     console = console or terminal()
     operand = read_operand(path, root)
-    listing = operand.listing.whole()
+    if cut and not operand.listing.segments():
+        raise UsageError(f"{path}: --cut makes files of segments, and none are listed")
+    listing, cuts = cut_listing(operand.listing) if cut else (operand.listing.whole(), {})
     _check_places(operand.root, listing, out)
     make_folder(out)
     with sole_process(out, lambda line: say(console, line), _BUSY):
         made = PreparedVideos(out, settings(form))
         output = Files(out) if isinstance(form, H264) else Shards(out, made)
-        prediction = _Job(operand, out, form, made, output, console, processes or num_cpus()).do_all()
-        where = output.describe(operand.listing, made.latest, operand.root)
+        job = _Job(operand, listing, cuts, out, form, made, output, console, processes or num_cpus())
+        prediction = job.do_all()
+        where = output.describe(listing if cut else operand.listing, made.latest, operand.root)
         rows = [made.latest[file.path] for file in listing.files]
     prepare_report(rows, where, prediction, out, console, show_all=show_all)
+    usable = [row for row in rows_of(listing) if not made.latest[row.path].reason]
+    if cut and usable:
+        beside = out.absolute().with_name(f"{out.absolute().name}.csv")
+        write_list(beside, usable, out, [("made by", f"vidssl data prepare {path} --cut")])
+        say(console, f"List: {beside}, the recording of each segment being its group")
     return FLAWED if any(row.reason for row in rows) else CLEAN
+
+
+def cut_listing(listing: Listing) -> tuple[Listing, dict[str, tuple[str, Segment]]]:
+    """Segments as files of their own, ``talk.t5-15.mp4``; and path of each -> its file and segment.
+
+    The group of each is that of the list, or else the file that it is cut from.
+    """
+    files, cuts = [], {}
+    for sample in listing.files:
+        path = sample.path
+        if (part := sample.segment) is not None:
+            path = f"{PurePosixPath(path).with_suffix('')}.t{part.start:.10g}-{part.end:.10g}.mp4"
+            cuts[path] = sample.path, part
+        files.append(Listed(path, sample.labels, group=sample.group or sample.path))
+    return Listing(tuple(files), listing.label_classes), cuts
 
 
 def _check_places(root: Path, listing: Listing, out: Path) -> None:
@@ -174,6 +200,8 @@ class _Job:
     """Videos on their way into one folder."""
 
     operand: Operand
+    listing: Listing
+    cuts: Mapping[str, tuple[str, Segment]]
     out: Path
     form: Form
     made: PreparedVideos
@@ -181,14 +209,16 @@ class _Job:
     console: Console
     processes: int
 
-    @cached_property
-    def listing(self) -> Listing:
-        return self.operand.listing.whole()
+    def _source(self, path: str) -> str:
+        """The file that a result is made from."""
+        return self.cuts[path][0] if path in self.cuts else path
 
     def do_all(self) -> Prediction | None:
         """Makes what is not there yet, a sample first; None if all was there."""
-        bad = {e.key: f"{e.status}: {e.reason}" for e in self.operand.manifest or () if not e.usable}
-        sources = {file.path: self.operand.stat(file.path) for file in self.listing.files}
+        spoilt = {e.key: f"{e.status}: {e.reason}" for e in self.operand.manifest or () if not e.usable}
+        places = {file.path: self._source(file.path) for file in self.listing.files}
+        bad = {path: spoilt[source] for path, source in places.items() if source in spoilt}
+        sources = {path: self.operand.stat(source) for path, source in places.items()}
         finished = [file for file in self.listing.files if self._is_done(file.path, sources)]
         known = {file.path for file in finished}
         left = [file for file in self.listing.files if file.path not in known | bad.keys()]
@@ -201,12 +231,12 @@ class _Job:
             + (f"; {len(finished)} {agreed(len(finished), 'are')} done already" if finished else "")
             + (f"; {len(bad)} {agreed(len(bad), 'are')} bad by the manifest" if bad else ""),
         )
-        if segments := self.operand.whole_files():
+        if not self.cuts and (segments := self.operand.whole_files()):
             say(self.console, segments)
         if not left:
             return None
-        places = {place * (len(left) - 1) // max(_SAMPLE - 1, 1) for place in range(_SAMPLE)}
-        sample = [] if len(finished) >= _SAMPLE else [left[place] for place in sorted(places)]
+        some = {place * (len(left) - 1) // max(_SAMPLE - 1, 1) for place in range(_SAMPLE)}
+        sample = [] if len(finished) >= _SAMPLE else [left[place] for place in sorted(some)]
         self._make(sample, timed_every=1)
         done = [self.made.latest[file.path] for file in (*finished, *sample)]
         prediction = predict(
@@ -237,7 +267,7 @@ class _Job:
 
     def _tasks(self, files: Sequence[Listed], timed_every: int) -> Iterator[FileToPrepare]:
         for place, file in enumerate(files):
-            known = self.operand.entry(file.path)
+            known = self.operand.entry(self._source(file.path))
             yield FileToPrepare(
                 self.operand.root,
                 file.path,
@@ -246,6 +276,7 @@ class _Job:
                 self.form,
                 timed=place % timed_every == 0,
                 limits=limits_of(None if known is None else known.facts),
+                cut=self.cuts.get(file.path),
             )
 
     def _finish(self, result: Prepared) -> None:

@@ -302,7 +302,7 @@ def tokenizer_text(name: str, choices: Choices, sources: Sources, steps: int) ->
         "  image:",
         *([] if sources.watched is None else [_line(2, "test_source", dict(sources.watched))]),
         _line(2, "views", {"type": "single_image", "size": size}),
-        _line(2, "batch_size", 32),
+        _line(2, "batch_size", min(32, 2 * choices.batch_size.value)),
         _line(
             0,
             "optim",
