@@ -121,6 +121,7 @@ def _of_release(
             continue
         elif key == "augment":
             line = re.sub(r"flip: \S+\}.*", f"flip: {flip.value}}}   # {flip.why}", line)
+        line = line.replace("# of videos of 30 frames a second", "# by the videos' rate and length")
         lines.append(re.sub(r"frame_stride: \d+", f"frame_stride: {stride}", line))
         if key == "video" and sources.watched is not None:
             lines.append(
