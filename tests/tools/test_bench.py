@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,9 @@ from vidssl.data.loader import Stream
 from vidssl.data.views.random import SingleClip
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
-from vidssl.tools.bench import Measured, StreamTimes, measure_parts, verdict
-from vidssl.train.trial import Trial
+from vidssl.tools.bench import _BY_ELEMENT, _KINDS, Measured, StreamTimes, _Calls, measure_parts, verdict
+from vidssl.tools.dry_run import count_flops
+from vidssl.train.trial import Trial, random_batch
 
 # what newer Pythons and small machines say of any DataLoader with workers
 pytestmark = pytest.mark.filterwarnings(
@@ -167,6 +169,33 @@ def test_what_a_large_batch_takes_is_reckoned_from_a_few_samples() -> None:
 def test_a_source_that_gives_nothing_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"none of the 16 samples can be read, such as .*: spoilt"):
         measured(Sleepy(bad=range(16)), 0.01, batch_size=2)
+
+
+def test_the_floor_is_of_all_flops_of_a_step_and_of_nothing_else() -> None:
+    recipe = load_recipe("svt.yaml")  # no mask, whose number of cells differs from step to step
+    trial = Trial(recipe, build.untrained(recipe), build.schedule(recipe).plan({"video": 10.0}))
+    batch = random_batch(recipe)
+    calls = _Calls(trial)
+    trial.take(0, batch)
+    with calls:
+        trial.take(1, batch)
+    assert count_flops(lambda: [call() for call in calls.order]) == count_flops(partial(trial.take, 2, batch))
+    assert set(calls.seconds) == {*_KINDS, _BY_ELEMENT}
+    assert not [kind for kind, seconds in calls.seconds.items() if seconds < 0]
+
+
+def test_the_step_is_shown_beside_its_floor(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without data: the source of this recipe lists videos that are not there."""
+    before, random = files(world), torch.get_rng_state()
+    words = ["data.video.source={type: video_list, root: none, list: none.csv}", "--seconds", "0.1"]
+    assert main(["bench", "svt.yaml", "--floor", *words]) == 0
+    said = capsys.readouterr().out
+    (ratio,) = re.findall(r"The step takes (\d+\.\d\d) of its floor", said)
+    assert float(ratio) > 1
+    rows = ["matrix products, convolutions, attention", *_KINDS, _BY_ELEMENT, "the step"]
+    assert [row for row in rows if row not in said] == []
+    assert files(world) == before
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def files(folder: Path) -> dict[str, str]:

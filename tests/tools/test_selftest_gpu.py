@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from vidssl.build import build
 from vidssl.cli.main import main
-from vidssl.tools.selftest_gpu import PARTS, Bench, Row, _row_of, apart, page, peak_flops
+from vidssl.config.recipe import load_recipe
+from vidssl.engine.parallel import in_shards
+from vidssl.tools.selftest_gpu import PARTS, Bench, Row, _group_of_one, _row_of, apart, page, peak_flops
+from vidssl.train.trial import Trial, random_batch
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +116,21 @@ def test_a_part_runs_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str])
     assert found["rows"][0]["status"] in ("ok", "absent")
     assert "torch" in json.dumps(found["environment"])
     assert Path("found.md").read_text().startswith("NOT A GPU")
+
+
+def test_one_process_trains_in_shards_what_it_trains_whole() -> None:
+    found = {}
+    for parallel in ("ddp", "fsdp"):
+        words = ["data.video.batch_size=4", "run.device=cpu", f"run.parallel={parallel}"]
+        recipe = load_recipe("svt", words)
+        with _group_of_one(Bench("fsdp", "cpu", 1.0, Path("row.json"))):
+            torch.manual_seed(0)
+            trial = Trial(recipe, build.untrained(recipe), build.schedule(recipe).plan({"video": 100.0}))
+            metrics = [trial.take(step, random_batch(recipe)) for step in range(2)]
+            sharded = in_shards(list(trial.moving.objective.parameters()))
+        assert sharded == (parallel == "fsdp")
+        found[parallel] = [float(each["loss"]) for each in metrics]
+    assert found["fsdp"] == pytest.approx(found["ddp"], rel=1e-5)
 
 
 @pytest.mark.slow

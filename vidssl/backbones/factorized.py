@@ -57,7 +57,8 @@ class Branch(nn.Module):
         self.qkv = nn.Linear(dim, 3 * out_dim)
         line = " ".join(axis.lower() for axis in ("T", "H", "W") if axis in axes)
         rest = " ".join(axis.lower() for axis in ("T", "H", "W") if axis not in axes)
-        self.to_lines = f"b (t h w) c -> b ({rest}) ({line}) c"
+        # the axes of lines stay apart until the class token is put before them: one copy, not two
+        self.to_lines = f"b (t h w) c -> b {rest or '1'} ({line}) c"
         self.to_cells = f"b ({rest}) ({line}) c -> b (t h w) c"
 
     def forward(self, tokens: Tensor, grid: GridSize, seen: Tensor | None) -> Tensor:
@@ -70,12 +71,12 @@ class Branch(nn.Module):
         t, h, w = grid
         qkv = self.qkv(tokens)
         lines = rearrange(qkv[:, 1:], self.to_lines, t=t, h=h, w=w)
-        copies = qkv[:, None, :1].expand(-1, lines.shape[1], -1, -1)
-        lines = torch.cat((copies, lines), dim=2)
+        copies = qkv[:, :1].view(len(qkv), *[1] * (lines.dim() - 2), -1).expand(*lines.shape[:-2], 1, -1)
+        lines = torch.cat((copies, lines), dim=-2).flatten(1, -3)
         q, k, v = rearrange(lines, "b l n (three m d) -> three (b l) m n d", three=3, m=self.num_heads)
         key_mask = None
         if seen is not None:
-            keys = rearrange(seen.unsqueeze(-1), self.to_lines, t=t, h=h, w=w)
+            keys = rearrange(seen.unsqueeze(-1), self.to_lines, t=t, h=h, w=w).flatten(1, -3)
             key_mask = F.pad(rearrange(keys, "b l n 1 -> (b l) 1 1 n"), (1, 0), value=True)
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=key_mask, dropout_p=self.dropout if self.training else 0.0

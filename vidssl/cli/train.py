@@ -29,6 +29,11 @@ def add_commands(commands: "Commands[Parser]") -> None:
         commands, "bench", _bench, "measure whether a recipe's runs wait for data on this machine", files
     )
     bench.add_argument("--seconds", type=positive, metavar="N", help="that it takes, about; default: 20")
+    bench.add_argument(
+        "--floor",
+        action="store_true",
+        help="time the step beside its matrix products, convolutions and attention alone; needs no data",
+    )
     selftest = add(
         commands,
         "selftest",

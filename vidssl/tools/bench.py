@@ -10,6 +10,7 @@ import copy
 import logging
 import math
 import os
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ from typing import TypeVar
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vidssl.build import build
 from vidssl.config.recipe import Recipe
@@ -32,8 +36,8 @@ from vidssl.engine.logging import shown_messages, terminal
 from vidssl.engine.process import num_cpus
 from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError, counted
-from vidssl.interfaces import DataSource
-from vidssl.train.trial import Trial, random_states_kept
+from vidssl.interfaces import Batch, DataSource
+from vidssl.train.trial import Trial, random_batch, random_states_kept
 
 R = TypeVar("R")
 _EVEN = 1.1  # data and step that differ by less are balanced
@@ -109,16 +113,27 @@ class Measured:
         )
 
 
-def bench(recipe: Recipe, *, seconds: float = 20.0, console: Console | None = None) -> None:
+def bench(
+    recipe: Recipe, *, seconds: float = 20.0, floor: bool = False, console: Console | None = None
+) -> None:
     """Times the parts of a recipe's loading and of its step, and prints which of them limits a run.
 
     Args:
         seconds: that it takes, about; a step or a batch that takes longer is waited for.
+        floor: times the step on random clips beside its own floor (``measure_floor``), and no loading.
 
     Raises:
         UsageError: for all that training would refuse, and if a step's loss is not finite.
     """
     console = console or terminal()
+    if floor:
+        build.check(recipe)
+        with random_states_kept(), deterministic(recipe.run.deterministic):
+            torch.manual_seed(recipe.seed)
+            plan = build.schedule(recipe).plan(dict.fromkeys(recipe.data.streams, 100.0))
+            trial = Trial(recipe, build.untrained(recipe), plan)
+            console.print(_floor_table(measure_floor(trial, random_batch(recipe), seconds)))
+        return
     found = measured(recipe, seconds, console)
     console.print(_table(found))
     for line in (verdict(found), "Nothing was kept."):
@@ -291,6 +306,117 @@ def _loader_seconds(streams: Mapping[str, Stream], workers: int, seconds: float)
                 next(loader)
             taken += turn
         return (time.perf_counter() - started) / taken
+
+
+# the floor of a step
+
+
+_PRODUCTS = re.compile(r"^(mm|addmm|bmm|baddbmm|.*convolution.*|_scaled_dot_product_.*attention.*)$")
+_KINDS = {  # of all other operations, by their names
+    "copies, concatenations, fills": r"copy|clone|^cat$|stack|contiguous|fill_|zero|^ones|^full|pad|repeat|"
+    "slice_back|select_back|roll|flip|^empty|^new_|arange|_tensor",
+    "norms, softmax, losses": "norm|softmax|nll|logsumexp",
+    "random draws": "bernoulli|dropout|rand|multinomial|uniform|normal_",
+    "indexing, sorting": "index|gather|scatter|embedding|nonzero|masked|sort|topk|argm|where",
+    "optimizer, averages": "_fused_|_foreach_|lerp",
+}
+_BY_ELEMENT, _REST = "element by element", "Python, launching"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A step, and what it takes at the least.
+
+    Attributes:
+        step: seconds; on a CPU those of the processor.
+        floor: of the step's matrix products, convolutions and attention alone, forward and backward.
+        ratio: the median over rounds of step / floor, taken in turns.
+        above: what else -> seconds of the step, the longest first.
+    """
+
+    step: float
+    floor: float
+    ratio: float
+    above: Mapping[str, float]
+
+
+class _Calls(TorchDispatchMode):
+    """Notes the calls of a step, in order, and the seconds of all that are no products, by kind."""
+
+    def __init__(self, trial: Trial) -> None:
+        super().__init__()
+        self._trial = trial
+        self._kept: dict[str, Callable[[], object]] = {}
+        self.order: list[Callable[[], object]] = []
+        self.seconds: dict[str, float] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        made, seconds = self._trial.timed(partial(func, *args, **kwargs), cpu=True)
+        if _PRODUCTS.match(name):
+            leaves = tree_leaves((args, kwargs))
+            given = [(x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x for x in leaves]
+            # calls alike share the tensors of the first, so that a step's are not all kept
+            key = f"{func} {given}"
+            if key not in self._kept:
+                args, kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs))
+                self._kept[key] = partial(func, *args, **kwargs)
+            self.order.append(self._kept[key])
+        else:
+            kind = next((kind for kind, names in _KINDS.items() if re.search(names, name)), _BY_ELEMENT)
+            self.seconds[kind] = self.seconds.get(kind, 0.0) + seconds
+        return made
+
+
+def measure_floor(trial: Trial, batch: Batch, seconds: float) -> Floor:
+    """Times a step with a batch, in turns with its products alone: the same calls, shapes, strides and types.
+
+    Nothing that computes the same loss with these operations can be faster than the floor; other orders of
+    computing, or larger kernels, may be.
+
+    Args:
+        batch: as the loader gives it.
+        seconds: for the turns; there are three at the least.
+    """
+    trial.take(0, batch)
+    calls = _Calls(trial)
+    with torch.compiler.set_stance("force_eager"), calls:
+        trial.take(1, batch)
+
+    def products() -> None:
+        with torch.no_grad():
+            for call in calls.order:
+                call()
+
+    if trial.compiled:
+        trial.take(2, batch)
+    products()
+    turns, until = list[tuple[float, float]](), time.perf_counter() + seconds
+    while len(turns) < _ROUNDS or time.perf_counter() < until:
+        step = trial.timed(partial(trial.take, 3 + len(turns), batch), cpu=True)[1]
+        turns.append((step, trial.timed(products, cpu=True)[1]))
+    step, floor = (statistics.median(column) for column in zip(*turns, strict=True))
+    ratio = statistics.median(step / floor for step, floor in turns)
+    rest = max(0.0, step - floor - sum(calls.seconds.values()))
+    above = sorted((calls.seconds | {_REST: rest}).items(), key=lambda item: -item[1])
+    return Floor(step, floor, ratio, dict(above))
+
+
+def _floor_table(found: Floor) -> Table:
+    table = Table(title="a step and its floor", title_justify="left", caption_justify="left")
+    for number, head in enumerate(("", "seconds", "of the step")):
+        table.add_column(head, justify="right" if number else "left")
+    rows = {"matrix products, convolutions, attention": found.floor, **found.above, "the step": found.step}
+    for name, seconds in rows.items():
+        table.add_row(name, f"{seconds:.2g}", f"{seconds / found.step:.0%}")
+    table.caption = f"The step takes {found.ratio:.2f} of its floor."
+    return table
 
 
 class _Maker:

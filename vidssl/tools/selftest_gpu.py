@@ -40,11 +40,10 @@ from vidssl.engine.precision import peak_memory
 from vidssl.engine.runfolder import RunFolder, describe_environment
 from vidssl.errors import UsageError, counted
 from vidssl.evaluators.knn import nearest
-from vidssl.interfaces import Batch
 from vidssl.tools.bench import measured, verdict
 from vidssl.tools.dry_run import count_flops
 from vidssl.train.run import train_recipe
-from vidssl.train.trial import Trial
+from vidssl.train.trial import Trial, random_batch
 
 Where = Literal["cuda", "cpu"]
 Status = Literal["ok", "failed", "absent", "not run"]
@@ -490,7 +489,7 @@ class Size:
         build.check(recipe)
         torch.manual_seed(0)
         trial = Trial(recipe, build.untrained(recipe), build.schedule(recipe).plan({"video": 100.0}))
-        batch_of_noise = _noise(recipe)
+        batch_of_noise = random_batch(recipe)
         flops = count_flops(lambda: trial.take(0, batch_of_noise))
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -505,19 +504,6 @@ class Size:
             "clips_per_second": clips / step, "step_seconds": step, "flops_per_clip": flops / clips,
             "mfu": None if peak is None else flops / step / peak, "peak_bytes": peak_memory(trial.device),
         }  # fmt: skip
-
-
-def _noise(recipe: Recipe) -> Batch:
-    """Random pixels for all views of a recipe, and class numbers."""
-    generator, views, labels = torch.Generator().manual_seed(0), {}, {}
-    for name, stream in recipe.data.streams.items():
-        for view, slots in build.views(stream.views).shapes.items():
-            views[view] = tuple(
-                torch.randint(0, 256, (stream.batch_size, 3, *size), generator=generator, dtype=torch.uint8)
-                for size in slots
-            )
-        labels[name] = {"class": torch.arange(stream.batch_size) % 2}
-    return Batch(views, labels=labels)
 
 
 _CLASSES = ("objective={type: classification, num_classes: 400}", "masker=null")

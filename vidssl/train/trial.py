@@ -36,19 +36,23 @@ class Trial:
     Attributes:
         device: of the recipe.
         moving: what steps change.
+        compiled: whether blocks are.
     """
 
     def __init__(self, recipe: Recipe, objective: Objective, plan: StepPlan) -> None:
         run, self.device = recipe.run, pick_device(recipe.run.device)
+        self.compiled = run.compile
         objective.to(self.device).train()
         prepare(objective, run)
+        self._parallel = Parallel(
+            objective, World(), run.parallel, self.device
+        )  # before the optimizer: shards
         optim, self._dtype = build.optim(recipe), autocast_dtype(run.precision, self.device)
         generator = torch.Generator().manual_seed(recipe.seed)
         scaler = _unscaled(self._dtype, self.device)
         self.moving = Moving(objective, optim.build(objective), generator, Meter(), scaler=scaler)
         self._plan, self._update, self._parts = plan, optim.update, run.accumulate
         self._augment = build.augment(recipe)
-        self._parallel = Parallel(objective, World(), run.parallel, self.device)
         self._guard = Guard(
             objective, generator, self.moving.skips, most_in_a_row=1, say=_no_line, capture=_refuse
         )
@@ -89,17 +93,35 @@ class Trial:
         """A whole step with a batch of the loader; its metrics. Raises as ``descend``."""
         return self.descend(step, self.augment(batch.to(self.device)))
 
-    def timed(self, do: Callable[[], R]) -> tuple[R, float]:
-        """The result of ``do``, and the seconds until the device was done with it."""
+    def timed(self, do: Callable[[], R], *, cpu: bool = False) -> tuple[R, float]:
+        """The result of ``do``, and the seconds until the device was done with it.
+
+        Args:
+            cpu: where the device is the CPU, its seconds, which other processes hardly change.
+        """
+        clock = time.process_time if cpu and self.device.type == "cpu" else time.perf_counter
         self._wait()
-        started = time.perf_counter()
+        started = clock()
         done = do()
         self._wait()
-        return done, time.perf_counter() - started
+        return done, clock() - started
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def random_batch(recipe: Recipe) -> Batch:
+    """Random pixels for all views of a recipe, uint8 as a loader gives them, and class numbers."""
+    generator, views, labels = torch.Generator().manual_seed(0), {}, {}
+    for name, stream in recipe.data.streams.items():
+        for view, slots in build.views(stream.views).shapes.items():
+            views[view] = tuple(
+                torch.randint(0, 256, (stream.batch_size, 3, *size), generator=generator, dtype=torch.uint8)
+                for size in slots
+            )
+        labels[name] = {"class": torch.arange(stream.batch_size) % 2}
+    return Batch(views, labels=labels)
 
 
 @contextmanager

@@ -1,0 +1,168 @@
+"""Memory and communication of the papers' recipes on many GPUs, counted on the meta device: no run was made.
+
+    python docs/measure_scale.py
+
+Prints the tables of docs/long_runs.md, section "Memory and traffic, counted". Parameters are those of the
+objectives as they are built. What the forward pass keeps for the backward pass is counted as PyTorch keeps
+it, on two clips of every view, in fp32.
+"""
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vidssl.build import build
+from vidssl.config.recipe import Recipe, load_recipe
+from vidssl.engine.precision import on_meta
+from vidssl.interfaces import HasBlocks, Objective, Progress
+from vidssl.train.tokenizer_fit import frozen_tokenizer
+from vidssl.train.trial import random_batch
+
+RECIPES = ("bevt", "svt", "vimpac_large_128", "videomae_base_k400", "vjepa2_large", "levjepa_base")
+GPUS = (8, 64, 512)
+GIB = 2**30
+BYTES = 4  # of a parameter, a gradient, a moment: all are kept in fp32
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of an objective.
+
+    Attributes:
+        trained: parameters that have gradients.
+        averaged: parameters that follow others.
+        frozen: of a tokenizer.
+        largest: parameters of the largest piece that FSDP brings together at once: a block, or all else.
+        gathered: parameters that FSDP brings together in a step: a block for each call, once more where that
+            has a backward pass; what is in no block for the whole of either.
+        kept: bytes for the backward pass, of one sample of every stream.
+        batch: samples of a step, of the stream that has most.
+    """
+
+    trained: int
+    averaged: int
+    frozen: int
+    largest: int
+    gathered: int
+    kept: float
+    batch: int
+
+
+def count(name: str) -> Counts:
+    recipe = load_recipe(
+        f"paper/{name}", ["data.video.batch_size=2", "run.accumulate=1", *PAIRS.get(name, ())]
+    )
+    with on_meta():
+        objective = build.untrained(recipe)
+    tokenizer = frozen_tokenizer(objective)
+    whole = load_recipe(f"paper/{name}")
+    blocks = [
+        block
+        for part in objective.modules()
+        for block in (part.blocks_in_order() if isinstance(part, HasBlocks) else ())
+    ]
+    sizes = [numbers(block.parameters()) for block in blocks]
+    rest, gathered = numbers(objective.parameters()) - sum(sizes), list[int]()
+
+    def note(block: nn.Module, given: object) -> None:
+        backward = torch.is_grad_enabled() and any(p.requires_grad for p in block.parameters())
+        gathered.append(numbers(block.parameters()) * (2 if backward else 1))
+
+    for block in blocks:
+        block.register_forward_pre_hook(note)
+    kept = kept_bytes(objective, recipe) / 2
+    return Counts(
+        trained=numbers(p for p in objective.parameters() if p.requires_grad),
+        averaged=numbers(p for p in objective.parameters() if not p.requires_grad),
+        frozen=0 if tokenizer is None else numbers(tokenizer.parameters()),
+        largest=max(*sizes, rest),
+        gathered=sum(gathered) + 2 * rest,
+        kept=kept,
+        batch=max(stream.batch_size for stream in whole.data.streams.values()),
+    )
+
+
+# two videos have one negative; two clips of two streams are as many
+PAIRS = {
+    "vimpac_large_128": ("objective.negatives=1",),
+    "bevt": ("data.image.batch_size=2",),
+}
+
+
+def numbers(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+class Zeros(TorchDispatchMode):
+    """Every number that is asked for is 0: on the meta device there are none."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        asks = func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        if asks and args[0].is_meta:
+            return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0
+        return func(*args, **(kwargs or {}))
+
+
+def fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention as GPUs have it, without its matrix of weights; the meta device would take the plain one."""
+    attention = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attention(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+
+
+def kept_bytes(objective: Objective, recipe: Recipe) -> int:
+    """What a forward pass keeps besides parameters, each storage once."""
+    batch = random_batch(recipe).to(torch.device("meta"))
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes(), tensor
+        return tensor
+
+    off = patch("torch.autocast", lambda *given, **keys: nullcontext())  # meta knows no autocast
+    plain = patch("torch.nn.functional.scaled_dot_product_attention", fused)
+    with off, plain, Zeros(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = objective.train()(batch, Progress(0, 100), torch.Generator().manual_seed(0))
+    own = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
+    total = sum(size for place, (size, _) in kept.items() if place not in own)
+    del output
+    return total
+
+
+def main() -> None:
+    print("| recipe | trained | averaged | frozen | kept a sample |\n| --- |" + " ---: |" * 4)
+    found = {}
+    for name in RECIPES:
+        found[name] = each = count(name)
+        millions = (f"{number / 1e6:.0f} M" for number in (each.trained, each.averaged, each.frozen))
+        print(f"| `{name}` | {' | '.join(millions)} | {each.kept / GIB:.2f} GiB |", flush=True)
+    print("\n| recipe | GPUs | samples a GPU | state: DDP | FSDP2 | traffic: DDP | FSDP2 |")
+    print("| --- |" + " ---: |" * 6)
+    for name, each in found.items():
+        for gpus in GPUS:
+            share = (gpus - 1) / gpus
+            # DDP's buckets are a second copy of the gradients
+            state = BYTES * (5 * each.trained + each.averaged + each.frozen)
+            sharded = BYTES * ((4 * each.trained + each.averaged) / gpus + each.frozen + 2 * each.largest)
+            ddp = BYTES * 2 * share * each.trained
+            fsdp = BYTES * share * (each.gathered + each.trained)
+            cells = [f"{value / GIB:.2f} GiB" for value in (state, sharded, ddp, fsdp)]
+            samples = "" if each.batch % gpus else str(each.batch // gpus)  # a batch divides, or cannot be
+            print(f"| `{name}` | {gpus} | {samples} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
