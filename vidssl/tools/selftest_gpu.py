@@ -51,8 +51,7 @@ Numbers = Mapping[str, float | str | None]
 
 _LAPTOP = ("bevt", "svt", "vimpac", "videomae", "vjepa", "lejepa")
 _STEPS = {"cuda": 100, "cpu": 3}  # of each run that is compared with another
-_LEAST_SECONDS = 5.0  # in which no part gets anywhere
-_GRACE = 15.0  # seconds beside a part's share, to import and to end
+_LEAST_SECONDS, _GRACE = 5.0, 15.0  # in which no part gets anywhere; beside its share, to import and to end
 # TFLOP/s of matrix products of bf16 into fp32, dense, by the makers' data sheets; words of the device's name
 _PEAKS: Mapping[tuple[str, ...], float] = {
     ("B200",): 2250, ("GH200",): 989, ("H200",): 989, ("H200", "NVL"): 835, ("H100",): 989,
