@@ -22,7 +22,7 @@ from torch import nn
 
 from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.engine import process as lock
-from vidssl.engine.atomic import append_line, remove, write_text
+from vidssl.engine.atomic import append_line, remove, write_atomically, write_text
 from vidssl.engine.checkpoint import read_checkpoint, save_checkpoint
 from vidssl.engine.process import sole_process
 from vidssl.engine.runfolder import RunFolder, create_run
@@ -222,6 +222,30 @@ def test_a_lost_folder_is_named_whatever_is_written(run: RunFolder, monkeypatch)
             write()
     assert not run.path.exists()
     run.prune(1, 1)  # nothing is there to remove
+
+
+def test_what_killed_processes_left_half_written_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    path = tmp_path / "[1].txt"
+    left, written, other = (tmp_path / name for name in (".[1].txt.1.tmp", ".[1].txt.2.tmp", ".1.txt.1.tmp"))
+    for file in (left, written, other):
+        file.write_text("half")
+    with written.open() as held:
+        assert lock.try_lock(held.fileno())
+        write_text(path, "whole")
+    assert sorted(tmp_path.iterdir()) == sorted([path, written, other])
+    assert path.read_text() == "whole"
+
+
+def test_a_temporary_file_is_locked_while_it_is_written(tmp_path: Path) -> None:
+    found = []
+
+    def write(temporary: Path) -> None:
+        temporary.write_text("x")
+        found.append(lock.remove_unlocked(temporary))
+
+    write_atomically(tmp_path / "a", write)
+    assert found == [False]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_disk_that_went_away_hides_no_error_behind_another(run: RunFolder, monkeypatch) -> None:

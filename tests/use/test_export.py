@@ -1,6 +1,7 @@
 """Networks in formats that others read: each gives what the network gives, or is refused by name."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,20 @@ def test_a_run_is_exported_and_compared(tiny: Path, to: str, capsys: pytest.Capt
     assert "Features of real clips: largest difference" in said
     assert "To load it: " in said
     assert (tiny / "export" / f"{to}{'.pt' if to == 'torchscript' else ''}").exists()
+
+
+@pytest.mark.parametrize("to", ["safetensors", "timm", "torchscript"])
+def test_an_export_for_which_there_is_no_room_ends_with_a_line(
+    tiny: Path, to: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))  # as a full disk
+    try:
+        assert main(["export", str(tiny), "--to", to, "-o", str(tmp_path / "out")]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"cannot write {tmp_path / 'out'}" in line and "File too large" in line
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch says that TorchScript is old

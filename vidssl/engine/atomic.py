@@ -1,11 +1,14 @@
 """Files that are either whole or not there, and what they hold: SHA-256."""
 
+import glob
 import hashlib
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
+from vidssl.engine.process import can_lock, remove_unlocked, try_lock
 from vidssl.errors import UsageError
 
 
@@ -17,17 +20,36 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         UsageError: if the disk is full or the folder cannot be written; what stood there before is intact.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        with begun_beside(path):
+            write(temporary)
+            with open(temporary, "rb+") as written:
+                os.fsync(written.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise UsageError(_failed(path, error)) from error
     finally:
         with suppress(OSError):  # the folder, or its disk, may be gone
             temporary.unlink(missing_ok=True)
+
+
+def begun_beside(path: Path) -> BinaryIO:
+    """A temporary file beside ``path``, open and locked; those of processes that were killed are removed.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    for left in glob.glob(f"{glob.escape(str(path.with_name('.' + path.name)))}.*.tmp") if can_lock() else ():
+        with suppress(OSError):  # its file system keeps no locks, or it was another's turn
+            remove_unlocked(Path(left))
+    file = open(_beside(path), "wb")  # noqa: SIM115  the caller closes it
+    try_lock(file.fileno())
+    return file
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def file_sha256(path: Path) -> str:

@@ -167,8 +167,9 @@ def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[N
 def try_lock(descriptor: int) -> bool:
     """Locks an open file, unless another process has it; False then, or where there are no locks."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        if can_lock():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return can_lock()
     except OSError:
         return False
 

@@ -121,7 +121,7 @@ class RunFolder:
             for number, path in _by_step(folder).items():
                 if number > step:
                     remove(path)
-        for folder in (self.checkpoints, self.resume, self.captures):  # elsewhere others may be writing
+        for folder in (self.path, self.checkpoints, self.resume, self.captures):  # elsewhere others may write
             for path in folder.glob(".*.tmp"):
                 remove(path)
         for log in (self.metrics, self.events):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from vidssl.config.protocol import FrameOrder, PatchType
+from vidssl.engine.atomic import begun_beside
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.errors import UsageError, counted
 
@@ -127,9 +128,7 @@ class PatchWriter:
             )
 
     def _open(self, order: FrameOrder) -> BinaryIO:
-        path = self._paths[order]
-        file = open(path.with_name(f".{path.name}.{os.getpid()}.tmp"), "wb")  # noqa: SIM115  __exit__ closes it
-        self._files[order] = file
+        self._files[order] = file = begun_beside(self._paths[order])
         file.write(bytes(HEADER))
         return file
 

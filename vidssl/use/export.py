@@ -1,5 +1,6 @@
 """``vidssl export``: a trained network in formats that others read, each compared with it afterwards."""
 
+import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,13 +11,14 @@ from typing import Any, Literal
 
 import torch
 from rich.console import Console
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vidssl.backbones.vit import ViT
 from vidssl.build import build
 from vidssl.config.recipe import Recipe
-from vidssl.engine.atomic import make_folder
+from vidssl.engine.atomic import make_folder, write_atomically, write_text
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
 from vidssl.errors import UsageError
@@ -86,7 +88,10 @@ def export(
         folder = home(checkpoint) / "export"
         target = out or folder / f"{to}{_ENDINGS.get(to, '')}"
         make_folder(target.parent, "name another with -o")
-        exported = _MAKERS[to](made, target, size, recipe)
+        try:
+            exported = _MAKERS[to](made, target, size, recipe)
+        except SafetensorError as error:  # the library wraps a full disk in its own type
+            raise UsageError(f"cannot write {target}: {error}; name another place with -o") from error
         say(f"Written: {exported.path}")
         _compare(exported, made, to, (exported.frames, *size[1:]), recipe, say)
         say(f"To load it: {exported.how}")
@@ -164,7 +169,9 @@ def _torchscript(network: Backbone, path: Path, size: GridSize, recipe: Recipe) 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # that TorchScript is old, and that sizes become constants
         traced = torch.jit.trace(Pooled(network), _example(network, size), check_trace=False)
-        torch.jit.save(traced, str(path))
+        content = io.BytesIO()  # of a full disk torch says nothing but RuntimeError
+        torch.jit.save(traced, content)
+        write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
         made = torch.jit.load(str(path))
     how = f"torch.jit.load({str(path)!r})(clips), float32 [B, 3, {', '.join(map(str, size))}] in [0, 1]"
     return Exported(path, made, Pooled(network), size[0], how)
@@ -223,8 +230,8 @@ def _timm(network: Backbone, path: Path, size: GridSize, recipe: Recipe) -> Expo
         "model_args": arguments,
         "pretrained_cfg": {"mean": mean, "std": std, "input_size": [3, *size[1:]], "num_classes": 0},
     }
-    path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    make_folder(path)
+    write_text(path / "config.json", json.dumps(config, indent=2) + "\n")
     save_file(state, path / "model.safetensors", metadata={"format": "pt"})
     library: Any = vision_transformer
     made = library.VisionTransformer(**arguments, num_classes=0).eval()
@@ -265,7 +272,7 @@ def _huggingface(network: Backbone, path: Path, size: GridSize, recipe: Recipe) 
         "do_center_crop": True,
         "crop_size": {"height": size[1], "width": size[2]},
     }
-    (path / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+    write_text(path / "preprocessor_config.json", json.dumps(processor, indent=2) + "\n")
     read = library.VideoMAEModel.from_pretrained(path).eval()
 
     def again(x: Tensor) -> Tensor:

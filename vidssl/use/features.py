@@ -22,7 +22,7 @@ from vidssl.config.strict_yaml import Node
 from vidssl.data.samples import InOrder, Parcel, parcels
 from vidssl.data.sources.folders import VideoFolder, VideoList
 from vidssl.data.sources.video_files import VideoFiles
-from vidssl.engine.atomic import make_folder
+from vidssl.engine.atomic import make_folder, write_text
 from vidssl.engine.checkpoint import read_tensors, save_tensors
 from vidssl.engine.distributed import World, processes, take_device, told_once_a_machine
 from vidssl.engine.logging import Say, format_duration, print_line, shown_messages, terminal
@@ -346,7 +346,7 @@ def _begin(folder: Path, digest: str) -> str:
     if folder.is_dir() and (not noted.is_file() or noted.read_text() != digest):
         shutil.rmtree(folder)
     make_folder(folder)
-    noted.write_text(digest)
+    write_text(noted, digest)
     return ""
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from vidssl.build import build
 from vidssl.config.recipe import Recipe
-from vidssl.engine.atomic import make_folder, write_text
+from vidssl.engine.atomic import make_folder, write_atomically, write_text
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
 from vidssl.engine.precision import on_meta
@@ -85,7 +85,7 @@ def write_folder(
     run = RunFolder.of(checkpoint.path)
     make_folder(folder)
     if checkpoint.path.absolute() != (folder / WEIGHTS).absolute():
-        shutil.copyfile(checkpoint.path, folder / WEIGHTS)
+        _copy(checkpoint.path, folder / WEIGHTS)
     write_text(folder / "recipe.yaml", checkpoint.recipe)
     if recipe.backbone is not None:
         with on_meta():
@@ -98,10 +98,14 @@ def write_folder(
         copy = folder / path.relative_to(run.path)
         if path.is_file() and path.absolute() != copy.absolute():
             make_folder(copy.parent)
-            shutil.copyfile(path, copy)
+            _copy(path, copy)
     read: list[ScoreFile] = [read_scores(path) for path in scores]
     write_text(folder / CARD, model_card(recipe, checkpoint, read, name=name, licence=licence))
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _copy(path: Path, copy: Path) -> None:
+    write_atomically(copy, lambda temporary: shutil.copyfile(path, temporary))
 
 
 def _upload(folder: Path, repository: str, private: bool) -> str:
