@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from vidssl.data import workers
 from vidssl.data.pool import Lost, work
+from vidssl.engine.process import try_lock
 
 
 def twice(task: int) -> int:
@@ -59,3 +62,29 @@ def test_folders_of_killed_runs_go_and_those_of_living_ones_stay(tmp_path: Path,
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
     workers.take_folder()  # as another process would
     assert own.is_dir()
+
+
+def test_the_folder_of_a_killed_torchrun_goes_at_the_next_start_under_one(tmp_path: Path) -> None:
+    folders = [tmp_path / f"torchelastic_{name}" for name in ("own", "living", "killed", "foreign")]
+    own, living, killed, foreign = folders
+    for folder in folders:
+        (folder / "run" / "attempt_0" / "0").mkdir(parents=True)
+    (killed / "lock").touch()
+    (living / "lock").touch()
+    started = {
+        "TORCHELASTIC_RUN_ID": "run",
+        "TORCHELASTIC_ERROR_FILE": str(own / "run" / "attempt_0" / "0" / "error.json"),
+        "TMPDIR": str(tmp_path),
+    }
+    code = "from vidssl.engine import process; process.end_with_launcher(); input()"
+    with (living / "lock").open() as held:
+        assert try_lock(held.fileno())
+        begun = subprocess.Popen(
+            [sys.executable, "-c", code], env=os.environ | started, stdin=subprocess.PIPE
+        )
+        while killed.exists() and begun.poll() is None:
+            time.sleep(0.05)
+        with (own / "lock").open() as lock:
+            assert not try_lock(lock.fileno())
+        begun.communicate(b"\n")
+    assert sorted(tmp_path.iterdir()) == sorted([own, living, foreign])

@@ -7,7 +7,6 @@ moment: in the middle of a step, or while a checkpoint is written. Here that han
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -15,14 +14,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TypeVar
 
-from vidssl.engine.process import can_lock, try_lock
+from vidssl.engine.process import can_lock, hold, remove_left
 from vidssl.errors import UsageError
 
 T = TypeVar("T")
@@ -122,40 +120,24 @@ class Workers:
             process.join(_GRACE_SECONDS)  # one that hangs in a disk cannot be ended and is not waited for
 
 
-_FOLDER, _LOCK = "vidssl-w-", "lock"
+_FOLDER = "vidssl-w-"
 
 
 def take_folder() -> None:
     """Has the sockets of workers lie in one temporary folder, and removes the folders of killed runs.
 
-    Python makes a folder ``pymp-*`` in each worker, and those of a killed run would stay. Ours hold a lock
-    that the system lets go of when the last process of the run has ended: only such are removed.
+    Python makes a folder ``pymp-*`` in each worker, and those of a killed run would stay. Ours are held: they
+    are removed when the last process of the run has ended.
     """
     process = multiprocessing.current_process()
     if not can_lock() or process._config.get("tempdir"):  # type: ignore[attr-defined]
         return
-    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        _remove_left(left)
+    remove_left(_FOLDER)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER))
-    descriptor = os.open(folder / f".{_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
-    try_lock(descriptor)
-    os.rename(folder / f".{_LOCK}", folder / _LOCK)  # one without it is not looked at yet
+    hold(folder)
     process._config["tempdir"] = str(folder)  # type: ignore[attr-defined]
     # last of all, when Python has ended the workers
     Finalize(None, shutil.rmtree, args=(str(folder), True), exitpriority=-100)
-
-
-def _remove_left(folder: Path) -> None:
-    """Removes a folder that no process has any more; not those of other users."""
-    with suppress(OSError):
-        if (folder / _LOCK).lstat().st_uid != os.getuid():
-            return
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            if try_lock(descriptor):
-                shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(descriptor)
 
 
 _watched: list[Workers] = []

@@ -6,8 +6,10 @@ import json
 import math
 import os
 import platform
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -30,6 +32,7 @@ _TRAINS = (
     "is training in this folder. Let it end or stop it; or start a run of its own, without --resume and "
     "run.resume"
 )
+_LOCK, _TORCHRUN = "lock", "torchelastic_"
 _held: set[int] = set()  # descriptors of this process's locks
 
 
@@ -188,6 +191,26 @@ def remove_unlocked(path: Path) -> bool:
         os.close(descriptor)
 
 
+def hold(folder: Path) -> None:
+    """Keeps a temporary folder from ``remove_left`` until this process and its forks have ended."""
+    descriptor = os.open(folder / f".{_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
+    try_lock(descriptor)
+    os.rename(folder / f".{_LOCK}", folder / _LOCK)  # one without it is not looked at yet
+
+
+def remove_left(prefix: str) -> None:
+    """Removes temporary folders whose names begin so, and that nobody holds any more; not other users'."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(OSError):
+            if (folder / _LOCK).lstat().st_uid == os.getuid():
+                descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    if try_lock(descriptor):
+                        shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
+
+
 def _is_at(descriptor: int, path: Path) -> bool:
     """Whether an open file is still the one of this name."""
     try:
@@ -293,10 +316,17 @@ def end_with_launcher() -> None:
 
     torchrun starts its processes in sessions of their own. Left behind, they would wait half an hour for one
     another and keep GPUs and the lock of the run's folder, or train on where nobody sees it. A killed
-    process loses nothing but the steps since its last checkpoint.
+    process loses nothing but the steps since its last checkpoint. A killed torchrun's temporary folder is
+    removed at the next start under one.
     """
     if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # torchelastic_*/RUN/attempt_0/RANK/error.json
+        for folder in Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents:
+            if folder.name.startswith(_TORCHRUN):
+                with suppress(OSError):
+                    hold(folder)
+                remove_left(_TORCHRUN)
 
 
 # Windows has no SIGUSR1
