@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -461,8 +462,25 @@ def test_there_are_as_many_workers_as_shared_memory_and_descriptors_suffice_for(
 def test_a_lack_of_room_for_workers_is_logged_and_the_batches_come(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("vidssl.data.loader.workers_that_fit", lambda workers, size: (0, f"{size} bytes"))
+    monkeypatch.setattr("vidssl.data.samples.workers_that_fit", lambda workers, size: (0, f"{size} bytes"))
     stream = Stream(Numbers(8), SingleImage(size=8), batch_size=4, workers=2)
     with Loader({"image": stream}) as loader:
         assert len(next(loader).indices["image"]) == 4
     assert caplog.messages == [f"image: 0 data workers instead of 2: {4 * 3 * 8 * 8} bytes"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="descriptors are counted on Linux")
+def test_no_reader_of_videos_starts_workers_that_would_hang(tmp_path: Path) -> None:
+    """Ids, features of files and of several processes went around the check, and 20 descriptors hung them."""
+    code = (
+        "import resource, sys; from vidssl.data.samples import InOrder, parcels; "
+        "from vidssl.data.views.random import SingleClip; from vidssl.data.sources.folders import VideoFolder; "
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)); "
+        "views = SingleClip(num_frames=2, frame_stride=1, size=8); "
+        "read = parcels(InOrder(VideoFolder(root=sys.argv[1]), views), [[0]] * 3, workers=2, batch_bytes=1, "
+        "timeout_seconds=60); print(len(list(read)))"
+    )
+    write_clip(tmp_path / "a" / "a.mp4", 4)
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "3\n"
+    assert "0 data workers instead of 2: this process may have 24 files open" in done.stderr

@@ -9,7 +9,6 @@ processes that share a stream take slices of each batch.
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,7 +19,7 @@ from types import TracebackType
 from torch import Tensor
 
 from vidssl.data.classes import LabelClasses, numbered_together, renumbered
-from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, parcels, workers_that_fit
+from vidssl.data.samples import Endless, Failure, InOrder, Parcel, Views, bytes_of_batch, parcels
 from vidssl.data.workers import WorkerDied
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Batch, DataSource, UnreadableSample, ViewSampler
@@ -256,15 +255,17 @@ def _batches(
         samples_per_decode=stream.samples_per_decode,
     )
     deaths: list[int] = []
-    workers, lack = workers_that_fit(
-        stream.workers, _batch_bytes(stream.views, stream.batch_size // stream.world)
-    )
-    if lack:
-        _log.warning("%s: %d data workers instead of %d: %s", name, workers, stream.workers, lack)
     while True:
-        steps = (list(stream.positions(later)) for later in count(step))
+        found = parcels(
+            samples,
+            (list(stream.positions(later)) for later in count(step)),
+            workers=stream.workers,
+            batch_bytes=bytes_of_batch(stream.views, stream.batch_size // stream.world),
+            timeout_seconds=stream.timeout_seconds,
+            name=name,
+        )
         try:
-            for parcel in parcels(samples, steps, workers=workers, timeout_seconds=stream.timeout_seconds):
+            for parcel in found:
                 yield parcel
                 step += 1
         except WorkerDied as error:
@@ -272,11 +273,6 @@ def _batches(
             if len(deaths) > _RESTARTS:
                 raise UsageError(f"{name}: {error} ({len(deaths)} died within {_FORGIVEN} steps)") from error
             restarted(step, f"{name}: {error}. New workers go on, with the same batches")
-
-
-def _batch_bytes(views: ViewSampler, batch_size: int) -> int:
-    """Of a batch as workers hand it over, three bytes a pixel."""
-    return batch_size * sum(3 * math.prod(shape) for slots in views.shapes.values() for shape in slots)
 
 
 def _sound(
@@ -335,11 +331,9 @@ def iterate_once(
     numbers = list(range(len(source)))
     batches = [numbers[start : start + batch_size] for start in range(0, len(source), batch_size)]
     failed: list[Failure] = []
-    given = workers
-    workers, lack = workers_that_fit(given, _batch_bytes(views, batch_size))
-    if lack:
-        _log.warning("%d data workers instead of %d: %s", workers, given, lack)
-    for parcel in parcels(InOrder(source, views), batches, workers=workers, timeout_seconds=900.0):
+    size = bytes_of_batch(views, batch_size)
+    found = parcels(InOrder(source, views), batches, workers=workers, batch_bytes=size, timeout_seconds=900.0)
+    for parcel in found:
         for failure in parcel.failures:
             failed.append(failure)
             unreadable(UnreadableSample(failure.key, failure.reason))

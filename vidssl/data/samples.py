@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import multiprocessing
 import os
 import resource
@@ -24,6 +26,7 @@ from vidssl.data.workers import WorkerDied, Workers, take_folder
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, SampleInfo, UnreadableSample, ViewSampler
 
+_log = logging.getLogger(__name__)
 _DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
 _LAST_SECONDS = 2  # of a worker that is told to end
 _PAGE = 16384  # a tensor in shared memory takes a page at least, and a batch has several
@@ -314,10 +317,25 @@ def _raised_descriptors() -> int:
     return _ENOUGH if soft == resource.RLIM_INFINITY else soft
 
 
+def bytes_of_batch(views: ViewSampler, batch_size: int) -> int:
+    """Of a batch as workers hand it over, three bytes a pixel."""
+    return batch_size * sum(3 * math.prod(shape) for slots in views.shapes.values() for shape in slots)
+
+
 def parcels(
-    samples: Dataset[Sample], batches: Iterable[list[int]], *, workers: int, timeout_seconds: float
+    samples: Dataset[Sample],
+    batches: Iterable[list[int]],
+    *,
+    workers: int,
+    batch_bytes: int,
+    timeout_seconds: float,
+    name: str = "",
 ) -> Iterator[Parcel]:
     """The batches in order, decoded ahead of time by ``workers`` processes, or when asked for by this one.
+
+    Args:
+        batch_bytes: by which to tell how many workers the machine has memory for; the log has what it lacks.
+        name: of the stream, for the log.
 
     Raises:
         WorkerDied: if a worker ends by itself or is killed.
@@ -325,6 +343,10 @@ def parcels(
     """
     # a fork shares torch's 500 MB and starts at once
     context = "fork" if sys.platform == "linux" else "spawn"
+    given = workers
+    workers, lack = workers_that_fit(given, batch_bytes)
+    if lack:
+        _log.warning("%s%d data workers instead of %d: %s", f"{name}: " * bool(name), workers, given, lack)
     if workers:
         take_folder()
     loader = DataLoader(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidssl.config.protocol import FrameOrder, Layers, PatchType
 from vidssl.data.loader import iterate_once
-from vidssl.data.samples import InOrder, Parcel, parcels
+from vidssl.data.samples import InOrder, Parcel, bytes_of_batch, parcels
 from vidssl.data.sources.official.groups import groups_of
 from vidssl.data.sources.origins import video_of
 from vidssl.engine.distributed import World
@@ -200,6 +200,7 @@ def _gathered(
         InOrder(source, views),
         [batch.tolist() for batch in batches[world.rank :: world.size]],
         workers=workers,
+        batch_bytes=bytes_of_batch(views, batch_size),
         timeout_seconds=TIMEOUT_SECONDS,
     )
     for _ in range(0, len(batches), world.size):

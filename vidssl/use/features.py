@@ -19,7 +19,7 @@ from vidssl.build import build
 from vidssl.config.recipe import Recipe, overridden
 from vidssl.config.schema import PartSpec, SourceSpec, ViewsSpec, convert
 from vidssl.config.strict_yaml import Node
-from vidssl.data.samples import InOrder, Parcel, parcels
+from vidssl.data.samples import InOrder, Parcel, bytes_of_batch, parcels
 from vidssl.data.sources.folders import VideoFolder, VideoList
 from vidssl.data.sources.video_files import VideoFiles
 from vidssl.engine.atomic import make_folder, write_text
@@ -310,7 +310,13 @@ def _run(plan: Plan, subject: Subject, out: Path, world: World, say: Say) -> int
             parts[number][start : start + plan.batch_size]
             for start in range(0, len(parts[number]), plan.batch_size)
         ]
-        read = parcels(plan.samples, batches, workers=spec.run.workers, timeout_seconds=900.0)
+        read = parcels(
+            plan.samples,
+            batches,
+            workers=spec.run.workers,
+            batch_bytes=bytes_of_batch(plan.samples.views, plan.batch_size),
+            timeout_seconds=900.0,
+        )
         _save_part(_part(folder, number), [encode(parcel) for parcel in read])
         if place == 0 and len(mine) > 1:
             left = sum(len(parts[later]) for later in mine[1:]) / len(parts[number])

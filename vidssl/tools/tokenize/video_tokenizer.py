@@ -97,7 +97,8 @@ class VideoTokenizer:
     def videos(self, indices: Sequence[int]) -> Generator[tuple[StoredVideo, Ids], None, None]:
         """Videos with their ids [transform, frame, h, w], in order; those that cannot be read have none."""
         pieces = ([number] for index in indices for number in self._pieces(index))
-        found = parcels(self.frames, pieces, workers=self.workers, timeout_seconds=900.0)
+        size = sum(3 * PIECE * side * 2 * side for side in self.sides)  # of frames twice as long as high
+        found = parcels(self.frames, pieces, workers=self.workers, batch_bytes=size, timeout_seconds=900.0)
         for index in indices:
             video = self.plan(index)
             parts, reasons = [], [video.reason] if video.reason else []
