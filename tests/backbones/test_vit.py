@@ -264,3 +264,9 @@ def test_positions_that_make_no_sense_are_refused() -> None:
         ViT(embed_dim=12, depth=1, num_heads=2, position_span=16)
     with pytest.raises(ValueError, match="expected one of full, block_causal, got causal"):
         ViT(embed_dim=12, depth=1, num_heads=2, attention="causal")  # type: ignore[arg-type]
+
+
+def test_more_blocks_than_a_network_has_are_refused_before_they_are_built() -> None:
+    """A checkpoint's recipe may come from anywhere: two thousand million blocks had no end."""
+    with pytest.raises(ValueError, match="depth must be at most 1,000, got 2000000000"):
+        ViT(embed_dim=8, depth=2_000_000_000, num_heads=2, patch_size=(2, 8, 8))

@@ -7,11 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
 from toy_parts import RECIPE, set_up
 
 from vidssl.build.registry import KINDS
@@ -212,7 +215,12 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 @pytest.mark.parametrize(
     ("number", "way"),
-    [(errno.ENOSPC, "make room"), (errno.EROFS, "can be written"), (errno.EMFILE, "ulimit")],
+    [
+        (errno.ENOSPC, "make room"),
+        (errno.EROFS, "can be written"),
+        (errno.EMFILE, "ulimit"),
+        (errno.EIO, "its disk fails"),
+    ],
 )
 def test_what_the_machine_refuses_is_one_line_with_a_way_out(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int, way: str
@@ -222,8 +230,37 @@ def test_what_the_machine_refuses_is_one_line_with_a_way_out(
     said = capsys.readouterr().err
     assert said.startswith(f"vidssl: some/file: {os.strerror(number)}: ")
     assert (said.count("\n"), way in said) == (1, True)
-    raising(monkeypatch, OSError(errno.EIO, "a defect of ours may look so"))
+    raising(monkeypatch, OSError(errno.EBADF, "a defect of ours may look so"))
     with pytest.raises(OSError, match="defect"):
+        cli.main(["watch"])
+
+
+def too_much_of_torch() -> None:
+    torch.empty(1 << 55)
+
+
+def too_much_of_numpy() -> None:
+    np.empty(1 << 55)
+
+
+def too_much_of_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
+
+
+@pytest.mark.parametrize("too_much", [too_much_of_torch, too_much_of_numpy, too_much_of_a_gpu])
+def test_memory_that_does_not_suffice_is_one_line_with_a_way_out(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, too_much: Callable[[], None]
+) -> None:
+    with pytest.raises((RuntimeError, MemoryError)) as error:
+        too_much()
+    raising(monkeypatch, error.value)
+    assert cli.main(["watch"]) == 2
+    said = capsys.readouterr().err
+    owner = "the GPU" if too_much is too_much_of_a_gpu else "this machine"
+    assert re.fullmatch(rf"vidssl: the memory of {owner} does not suffice \([\d.]+ \w+ more .*\n", said)
+    assert "lower batch_size" in said
+    raising(monkeypatch, RuntimeError("shapes differ"))
+    with pytest.raises(RuntimeError, match="shapes"):
         cli.main(["watch"])
 
 

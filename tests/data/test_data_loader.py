@@ -446,7 +446,7 @@ def test_no_real_broken_file_ends_a_worker(workers: int) -> None:
     [
         (64 << 20, 4096, 4, ""),
         (64 << 20, 64, 0, r"may have 64 files open, workers take 256 \(ulimit -n\)"),
-        (25 << 20, 4096, 2, r"/dev/shm has 25 MB free and a batch takes 5 MB \(containers: --shm"),
+        (26 << 20, 4096, 2, r"/dev/shm has 26 MB free and a batch takes 5 MB \(containers: --shm"),
         (64 << 10, 4096, 0, r"/dev/shm has 0\.0625 MB free"),
     ],
 )
@@ -457,6 +457,35 @@ def test_there_are_as_many_workers_as_shared_memory_and_descriptors_suffice_for(
     found, reason = workers_that_fit(4, 5 << 20, shared=shared, descriptors=descriptors)
     assert found == expected
     assert re.search(said, reason) if said else not reason
+
+
+def test_queues_of_workers_take_shared_memory_too_and_streams_share_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 64 KB one worker's queues and three batches of 6 KB, in whole pages, take more: training hung."""
+    assert workers_that_fit(2, 6 << 10, shared=64 << 10, descriptors=4096)[0] == 0
+    monkeypatch.setattr("vidssl.data.samples.workers_that_fit", lambda workers, size: (0, f"{size} bytes"))
+    streams = {name: Stream(Numbers(8), Named(name), batch_size=4, workers=1) for name in ("a", "b")}
+    with Loader(streams) as loader:
+        next(loader)
+    assert caplog.messages == [
+        f"{name}: 0 data workers instead of 1: {2 * 4 * 3 * 8 * 8} bytes" for name in ("a", "b")
+    ]
+
+
+class Named(SingleImage):
+    """One whose view has another name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(size=8)
+        self.name = name
+
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[int, int, int], ...]]:
+        return {self.name: super().shapes["image"]}
+
+    def sample(self, source: DataSource, index: int, generator: torch.Generator) -> dict:
+        return {self.name: super().sample(source, index, generator)["image"]}
 
 
 def test_a_lack_of_room_for_workers_is_logged_and_the_batches_come(
@@ -474,7 +503,8 @@ def test_no_reader_of_videos_starts_workers_that_would_hang(tmp_path: Path) -> N
     """Ids, features of files and of several processes went around the check, and 20 descriptors hung them."""
     code = (
         "import resource, sys; from vidssl.data.samples import InOrder, parcels; "
-        "from vidssl.data.views.random import SingleClip; from vidssl.data.sources.folders import VideoFolder; "
+        "from vidssl.data.views.random import SingleClip; "
+        "from vidssl.data.sources.folders import VideoFolder; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)); "
         "views = SingleClip(num_frames=2, frame_stride=1, size=8); "
         "read = parcels(InOrder(VideoFolder(root=sys.argv[1]), views), [[0]] * 3, workers=2, batch_bytes=1, "

@@ -144,3 +144,11 @@ def test_a_batch_keeps_the_layout_of_decoded_frames_and_its_floats_have_the_usua
 
 def parcel_on_cpu(parcel: Parcel) -> Batch:
     return Batch(views=parcel.views, indices={}).to(torch.device("cpu"))
+
+
+def test_counts_that_no_view_has_are_refused_before_they_are_made() -> None:
+    """A checkpoint's recipe may come from anywhere: two thousand million clips took all memory."""
+    for keys in ({"num_clips": 2_000_000_000}, {"num_frames": 2_000_000_000}, {"size": 2_000_000_000}):
+        name = next(iter(keys))
+        with pytest.raises(ValueError, match=f"{name} must be at most 100,000, got 2000000000"):
+            VIEWS["uniform_clips"](**({"num_frames": 2, "frame_stride": 1, "size": 16} | keys))

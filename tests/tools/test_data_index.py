@@ -101,6 +101,18 @@ def test_classes_are_numbered_as_cls_states(clips: list[bytes], tmp_path: Path) 
     assert read_index(tmp_path / "c" / "index.jsonl").label_classes == {"class": ("run", "walk")}
 
 
+def test_one_class_that_is_none_spoils_no_label(clips: list[bytes], tmp_path: Path) -> None:
+    wrong = {"b": "-1", "c": "2000000000", "d": "9" * 5000}
+    files = {f"{name}.cls": text.encode() for name, text in {"a": "5", **wrong}.items()}
+    files |= {f"{name}.mp4": clip for name, clip in zip("abcd", clips, strict=True)}
+    write_tar(tmp_path / "0.tar", files)
+    code, text = look(tmp_path)
+    assert code == 1
+    assert "0.tar: 2 classes below 0 or above 1,000,000, taken for none: -1, 2000000000 (4 samples in" in text
+    found = {row["key"]: row["labels"] for row in rows(tmp_path / "index.jsonl")}
+    assert found == {"a.mp4": {"class": "5"}, "b.mp4": {}, "c.mp4": {}, "d.mp4": {"class": "9" * 5000}}
+
+
 def test_images_are_samples_where_no_videos_are(clips: list[bytes], tmp_path: Path) -> None:
     write_tar(tmp_path / "a" / "0.tar", {"1.jpg": picture(1), "1.cls": b"4", "2.png": b"no picture"})
     code, text = look(tmp_path / "a")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
 from vidssl.interfaces.grids import GridSize
-from vidssl.layers.transformer import Mlp, check_heads
+from vidssl.layers.transformer import Mlp, check_depth, check_heads
 from vidssl.weights.vimpac_keys import from_published, is_published, resize_table, with_resized_tables
 
 NormOrder = Literal["post", "pre", "pre_published"]
@@ -501,6 +501,7 @@ def _check(vocab_size: int, tables: GridSize, depth: int, dropout: float, init_s
             f"vocab_size, depth, num_frames, height and width must be positive, got {vocab_size}, {depth} "
             f"and {tables}"
         )
+    check_depth(depth)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be at least 0 and below 1, got {dropout}")
     if init_std <= 0:

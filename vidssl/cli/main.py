@@ -7,6 +7,7 @@ is quick.
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -25,6 +26,8 @@ _OUTSIDE = {
     errno.EDQUOT: "make room, or name a folder on another disk",
     errno.EFBIG: "files may not grow so large (ulimit -f), or not on this disk",
     errno.EROFS: "name a folder that can be written",
+    errno.EIO: "its disk fails or is gone: look at it, or name a folder on another",
+    errno.ESTALE: "the network file system lost it: mount it anew, or name a folder on another disk",
     errno.EACCES: "change its rights, or name another",
     errno.EPERM: "change its rights, or name another",
     errno.EMFILE: "raise the limit of open files: ulimit -n 4096",
@@ -62,8 +65,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if str(error):  # one of several processes prints it
             print(f"vidssl: {printable(str(error))}", file=sys.stderr)
         return BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        lack = _too_little_memory(error)
+        if not lack:
+            raise
+        print(f"vidssl: {lack}", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _too_little_memory(error: MemoryError | RuntimeError) -> str:
+    """The way out of an error which says that memory does not suffice; empty for every other."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", text):
+        return ""
+    of = "the GPU" if "CUDA" in text else "this machine"
+    wanted = re.search(r"llocate ([\d.]+ [A-Za-z]+)", text)
+    asked = f" ({wanted[1]} more were asked for)" if wanted else ""
+    return (
+        f"the memory of {of} does not suffice{asked}: lower batch_size, or size and num_frames of views. A "
+        "training takes less with run.accumulate, run.activation_checkpointing or fewer run.workers too"
+    )
 
 
 def _check_working_folder() -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from vidssl.errors import UsageError, counted
 
-_LARGEST = 1_000_000  # no data set has a class of a higher number; IDs are higher
+LARGEST = 1_000_000  # no data set has a class of a higher number; IDs are higher
+_DIGITS = 4000  # of what is taken for a number; Python reads no more
 _NAMED = 10
 
 LabelClasses = Mapping[str, tuple[str, ...]]  # label name -> names of its classes, in number order
@@ -26,17 +27,26 @@ def ordered_classes(values: Iterable[str], label: str, where: object) -> tuple[s
         UsageError: for a number below 0, or one that is an ID rather than a class.
     """
     names = set(values)
-    if not all(name.removeprefix("-").isdecimal() and name.isascii() for name in names):
+    if not all(map(_is_whole, names)):
         return tuple(sorted(names))
     numbers = sorted(map(int, names))
     if numbers and numbers[0] < 0:
         raise UsageError(f"{where}: label '{label}' has the class {numbers[0]}; classes count from 0")
-    if numbers and numbers[-1] > _LARGEST:
+    if numbers and numbers[-1] > LARGEST:
         raise UsageError(
-            f"{where}: label '{label}' has the class {numbers[-1]}. Numbers above {_LARGEST:,} are IDs, not "
+            f"{where}: label '{label}' has the class {numbers[-1]}. Numbers above {LARGEST:,} are IDs, not "
             "classes: is it the wrong column?"
         )
     return tuple(map(str, numbers))
+
+
+def _is_whole(name: str) -> bool:
+    return name.removeprefix("-").isdecimal() and name.isascii() and len(name) <= _DIGITS
+
+
+def may_be_class(name: str) -> bool:
+    """Whether a class may be called so: by a name, or a number that ``ordered_classes`` takes."""
+    return not _is_whole(name) or 0 <= int(name) <= LARGEST
 
 
 def numbered_together(train: LabelClasses, test: LabelClasses) -> dict[str, tuple[str, ...]]:

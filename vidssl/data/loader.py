@@ -195,8 +195,10 @@ class Loader(Shown):
         restarted = restarted or (lambda step, line: say(line))
         self.waited_seconds = 0.0
         self._length = max((-(-len(each) // each.batch_size) for each in streams.values()), default=0)
+        # of all streams, which share the machine's shared memory
+        size = sum(bytes_of_batch(each.views, each.batch_size // each.world) for each in streams.values())
         self._streams = {
-            name: _sound(name, stream, _batches(name, stream, start_step, restarted), say)
+            name: _sound(name, stream, _batches(name, stream, start_step, size, restarted), say)
             for name, stream in streams.items()
         }
 
@@ -235,7 +237,7 @@ def merged(parcels: Mapping[str, Parcel]) -> Batch:
 
 
 def _batches(
-    name: str, stream: Stream, step: int, restarted: Callable[[int, str], None]
+    name: str, stream: Stream, step: int, size: int, restarted: Callable[[int, str], None]
 ) -> Generator[Parcel, None, None]:
     """A stream's batches from a step on. Workers of which one died are replaced, unless that comes too often.
 
@@ -260,7 +262,7 @@ def _batches(
             samples,
             (list(stream.positions(later)) for later in count(step)),
             workers=stream.workers,
-            batch_bytes=bytes_of_batch(stream.views, stream.batch_size // stream.world),
+            batch_bytes=size,
             timeout_seconds=stream.timeout_seconds,
             name=name,
         )

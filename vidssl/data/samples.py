@@ -29,7 +29,8 @@ from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, SampleInfo, 
 _log = logging.getLogger(__name__)
 _DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
 _LAST_SECONDS = 2  # of a worker that is told to end
-_PAGE = 16384  # a tensor in shared memory takes a page at least, and a batch has several
+# in shared memory: what a batch's tensors take to whole pages, the queue of a worker, and what all have
+_PAGES, _QUEUE, _QUEUES = 4 * 4096, 3 * 4096, 8 * 4096
 
 
 @dataclass(frozen=True)
@@ -285,7 +286,7 @@ def workers_that_fit(
     A worker that runs out of either hangs, and the training with it.
 
     Args:
-        batch_bytes: of a batch; two of each worker and one more wait in shared memory.
+        batch_bytes: of a batch; two of each worker and one more wait in shared memory, beside their queues.
         shared: bytes of it that are free; by default those of /dev/shm.
         descriptors: that this process may have open; by default as many as it is allowed to raise them to.
     """
@@ -298,13 +299,13 @@ def workers_that_fit(
     if shared is None:
         status = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
         shared = status.f_bavail * status.f_frsize if status else 0
-    fit = min(workers, (shared // max(batch_bytes, _PAGE) - 1) // 2)
+    fit = workers
+    while fit > 0 and _QUEUES + fit * _QUEUE + (2 * fit + 1) * (batch_bytes + _PAGES) > shared:
+        fit -= 1
     if fit == workers:
         return workers, ""
     free, each = (f"{count / 2**20:.3g} MB" for count in (shared, batch_bytes))
-    return max(fit, 0), (
-        f"/dev/shm has {free} free and a batch takes {each} (containers: --shm-size or --ipc=host)"
-    )
+    return fit, (f"/dev/shm has {free} free and a batch takes {each} (containers: --shm-size or --ipc=host)")
 
 
 def _raised_descriptors() -> int:

@@ -96,8 +96,20 @@ def check_heads(dim: int, num_heads: int) -> None:
         raise ValueError(f"{dim} channels cannot be divided among {num_heads} heads")
 
 
+_DEEPEST = 1000
+
+
+def check_depth(depth: int, name: str = "depth") -> None:
+    """Raises ValueError for a number of blocks that no network has: building them would not end."""
+    if depth < 1:
+        raise ValueError(f"{name} must be at least 1, got {depth}")
+    if depth > _DEEPEST:
+        raise ValueError(f"{name} must be at most {_DEEPEST:,}, got {depth}")
+
+
 def drop_path_rates(last: float, depth: int) -> list[float]:
     """Rates that rise linearly from 0 in the first block to ``last`` in the last."""
+    check_depth(depth)
     if not 0 <= last < 1:
         raise ValueError(f"drop_path must be at least 0 and below 1, got {last}")
     return [last * i / max(1, depth - 1) for i in range(depth)]

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vidssl.data.sources.manifest import MOST_FRAMES
 from vidssl.data.sources.origins import derived_origin, recorded_origin
-from vidssl.engine.atomic import write_text
+from vidssl.engine.atomic import begun_beside, write_text
 from vidssl.engine.facts import Row, parsed
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, KnowsGroups, KnowsOrigins, Origin, SampleInfo, UnreadableSample
@@ -288,16 +288,13 @@ class ShardWriter:
 
     def __init__(self, folder: Path, info: StoreInfo, shard: int) -> None:
         self.folder, self.info, self.shard = folder, info, shard
-        self._temporary = folder / "shards" / f".{shard:05d}.ids.{os.getpid()}.tmp"
         self._videos: list[StoredVideo] = []
         self._next = 0
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> ShardWriter:
-        for left in (self.folder / "shards").glob(f".{self.shard:05d}.*.tmp"):
-            left.unlink(missing_ok=True)  # of a process that was killed
         try:
-            self._file = open(self._temporary, "wb")
+            self._file = begun_beside(data_path(self.folder, self.shard))
         except OSError as error:
             raise self._full(error) from error
         return self
@@ -320,7 +317,7 @@ class ShardWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            os.replace(self._temporary, data_path(self.folder, self.shard))
+            os.replace(self._file.name, data_path(self.folder, self.shard))
         except OSError as error:
             raise self._full(error) from error
         listed = json.dumps([asdict(video) for video in self._videos])
@@ -330,10 +327,11 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None and not self._file.closed:
+        if self._file is not None:
             with suppress(OSError):  # what it still had to write is thrown away with it
                 self._file.close()
-        self._temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(self._file.name).unlink(missing_ok=True)
 
     def _full(self, error: OSError) -> UsageError:
         return UsageError(

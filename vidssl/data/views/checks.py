@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+_MOST = 100_000  # frames, clips, pixels of a side: no view has as many, and making them would not end
+
 
 def check_counts(made: object, *names: str) -> None:
-    """Raises ValueError unless these numbers, or lists of such, of an object are at least 1, or None."""
+    """Raises ValueError unless these numbers, or lists of such, are from 1 to 100,000, or None."""
     for name in names:
         given = getattr(made, name)
         numbers = given if isinstance(given, Sequence) else (given,)
         if any(number is not None and number < 1 for number in numbers):
             raise ValueError(f"{name} must be at least 1, got {given}")
+        if any(number is not None and number > _MOST for number in numbers):
+            raise ValueError(f"{name} must be at most {_MOST:,}, got {given}")
 
 
 def check_fractions(made: object, *names: str) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from vidssl.interfaces import Backbone, Features, VisibleFeatures
 from vidssl.interfaces.grids import GridSize
 from vidssl.layers.rotary import rotary_positions
-from vidssl.layers.transformer import Block, init_linear, shrink_deep_layers
+from vidssl.layers.transformer import Block, check_depth, init_linear, shrink_deep_layers
 
 
 class Predictor(nn.Module):
@@ -40,8 +40,7 @@ class Predictor(nn.Module):
         modality: bool,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"predictor_depth must be at least 1, got {depth}")
+        check_depth(depth, "predictor_depth")
         self.head_dim, self.tiled, self.span = dim // num_heads, tiled, span
         wide = in_dim * num_levels
         self.enter = (

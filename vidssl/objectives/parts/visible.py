@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vidssl.interfaces import VisibleFeatures
 from vidssl.interfaces.grids import GridSize
-from vidssl.layers.transformer import Block, init_linear, line_positions
+from vidssl.layers.transformer import Block, check_depth, init_linear, line_positions
 
 TargetNorm = Literal["channel", "patch", "none"]
 
@@ -28,8 +28,7 @@ class VisibleDecoder(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, *, dim: int, depth: int, num_heads: int) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"decoder_depth must be at least 1, got {depth}")
+        check_depth(depth, "decoder_depth")
         self.dim = dim
         self.enter = nn.Linear(in_dim, dim, bias=False)
         self.mask_token = nn.Parameter(torch.empty(dim))

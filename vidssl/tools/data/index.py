@@ -143,7 +143,7 @@ class Seen:
         for name in names:
             row = self._row(name)
             if row.flaw:
-                flaws.append(f"{name}: {row.flaw}, after {counted(len(row.shard.members), 'sample')}")
+                flaws.append(f"{name}: {row.flaw} ({counted(len(row.shard.members), 'sample')} in it)")
         return flaws
 
     def left_out(self, names: Sequence[str]) -> int:

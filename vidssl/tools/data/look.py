@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vidssl.data.classes import LARGEST, may_be_class
 from vidssl.data.decode.content import Content, why_not_a_file
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import FileToExamine, examine_content
@@ -26,6 +27,7 @@ from vidssl.data.sources.segments import NamedSegment, parse_segments
 from vidssl.data.sources.tar.index import IMAGE, Member, Shard
 from vidssl.data.sources.tar.storage import PAUSES_SECONDS, TRIES, Address
 from vidssl.engine.facts import Row, parsed
+from vidssl.errors import counted
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data.pack import DamagedTar, split_name, walk_tar
 
@@ -150,6 +152,7 @@ class _Seen:
         self._about: dict[str, Row] = {}  # key of a sample -> content of its .json
         self._classes: dict[str, str] = {}  # key of a sample -> content of its .cls
         self._videos = False
+        self._refused: set[str] = set()  # classes
 
     def take(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
         key, ending = split_name(info.name)
@@ -217,12 +220,25 @@ class _Seen:
         if len({member.entry.key for member in members}) < len(members):
             members = tuple(Member(replace(m.entry, key=name), m.start) for name, m in self._members.items())
         left_out = sum(not names for names in self._samples.values())
+        if self._refused:
+            wrong = f"{counted(len(self._refused), 'class', 'classes')} below 0 or above {LARGEST:,}"
+            named = ", ".join(sorted(self._refused)[:3])
+            flaw = "; ".join(filter(None, [flaw, f"{wrong}, taken for none: {named:.100}"]))
         return SeenShard(
             Shard(self._task.name, size, members), flaw, self._videos, left_out, names_of_classes
         )
 
     def _labels(self, sample: str) -> tuple[dict[str, str], int | None]:
-        """Names of a sample's classes, and the number of its "class" where both are stated."""
+        """Names of a sample's classes, and the number of its "class" where both are stated.
+
+        Numbers that cannot be those of classes are left out, so that one sample spoils no label.
+        """
+        labels, number = self._stated(sample)
+        wrong = {name for name, value in labels.items() if not may_be_class(value)}
+        self._refused |= {labels[name] for name in wrong}
+        return {name: value for name, value in labels.items() if name not in wrong}, number
+
+    def _stated(self, sample: str) -> tuple[dict[str, str], int | None]:
         number = self._classes.get(sample)
         try:
             given = self._about.get(sample, _NOTHING).row("labels")

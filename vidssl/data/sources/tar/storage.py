@@ -21,6 +21,7 @@ import fsspec
 from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 
+from vidssl.engine.atomic import begun_beside
 from vidssl.errors import UsageError
 
 _PACKAGES = {  # where fsspec's own words name none
@@ -198,16 +199,16 @@ class Address:
             return
         target = self.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        file = begun_beside(target)
         try:
-            with temporary.open("wb") as file:
+            with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            os.replace(file.name, target)
         finally:
             with suppress(OSError):  # the folder, or its disk, may be gone
-                temporary.unlink(missing_ok=True)
+                os.unlink(file.name)
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
