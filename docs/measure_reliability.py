@@ -1,8 +1,14 @@
-"""Attacks runs and files: kills at random moments, and damaged or tampered files at all their readers.
+"""Attacks runs, commands and files: kills, signals and refusals at their file operations, and hostile files.
 
     python docs/measure_reliability.py --kills 20
     python docs/measure_reliability.py --kills 10 --processes 2
+    python docs/measure_reliability.py --strikes 6 [--only SIGKILL eval:]
     python docs/measure_reliability.py --files 8 [--only manifest]
+
+``--strikes`` has each command that writes files killed, signalled, or refused an operation (a full disk, a disk
+that fails, rights, a file that is gone) at so many of its file operations, and starts it again: the result must
+be that of a command left alone, nothing half-written may stay, and what it says must be words. All in forks of
+one process; about an hour on a core for 6. ``docs/reliability/strikes.py`` has the commands and strikes.
 
 ``--files`` damages each kind of file that the package writes and reads again: bytes cut, turned and grown,
 entries of JSON missing or of another kind, bombs, checksums brought up to date by whoever tampers. A reader
@@ -131,17 +137,23 @@ def newest(out: Path, name: str) -> Path:
     )
 
 
-def attack_files(number: int, only: Sequence[str]) -> int:
-    """Prints a table of what was tried and survived; exit code 1 if a reader fell."""
+def attack(number: int, only: Sequence[str], kind: str) -> int:
+    """Prints a table of what was tried and survived; exit code 1 if something fell."""
     sys.path.insert(0, str(RECIPES.parent))
-    from docs.reliability.hostile_files import measure
+    from docs.reliability import hostile_files, strikes
     from docs.reliability.world import make_attacked
 
     fell: list[str] = []
     tries = survivals = 0
-    print("| file | tried | survived |\n| --- | ---: | ---: |")
+    print(f"| {kind} | tried | survived |\n| --- | ---: | ---: |")
     with tempfile.TemporaryDirectory(prefix="attack-") as folder:
-        for name, tried, fallen in measure(make_attacked(Path(folder) / "world"), number, only):
+        place = Path(folder) / "world"
+        rows = (
+            hostile_files.measure(make_attacked(place), number, only)
+            if kind == "file"
+            else strikes.measure(place, number, only)
+        )
+        for name, tried, fallen in rows:
             survived = tried - sum(fallen.values())
             tries, survivals = tries + tried, survivals + survived
             print(f"| {name} | {tried} | {survived} |", flush=True)
@@ -163,14 +175,19 @@ def main() -> None:
         help="damage files instead, about N times each",
     )
     parser.add_argument(
+        "--strikes", type=int, metavar="N", help="strike commands instead, at N of their file operations each"
+    )
+    parser.add_argument(
         "--only",
         nargs="*",
         default=(),
-        help="kinds of files whose names hold one of these",
+        help="rows whose names hold one of these",
     )
     arguments = parser.parse_args()
     if arguments.files is not None:
-        sys.exit(attack_files(arguments.files, arguments.only))
+        sys.exit(attack(arguments.files, arguments.only, "file"))
+    if arguments.strikes is not None:
+        sys.exit(attack(arguments.strikes, arguments.only, "command"))
     print("| recipe | processes | kills | before any checkpoint | ends as the run left alone |")
     print("| --- | --- | --- | --- | --- |")
     luck = random.Random(arguments.seed)

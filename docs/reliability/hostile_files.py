@@ -13,10 +13,17 @@ from pathlib import Path
 
 from docs.reliability import mutations
 from docs.reliability.mutations import Mutation
+from docs.reliability.world import COMMANDS, import_what_is_used
 
 SECONDS = 20  # of a core that a reader may take
 PATIENCE = 600  # seconds until a reader that waits is taken for hung
 MEMORY = 3 << 30  # that it may take on top of what the process has
+MORE = (
+    ("compare", "runs/small"),
+    ("show", "runs/small", "--what", "confusion"),
+    ("watch", "runs/small", "--once"),
+    ("replay", "capture.safetensors"),
+)
 
 
 @dataclass(frozen=True)
@@ -412,6 +419,7 @@ def measure(world: Path, number: int, only: Sequence[str] = ()) -> Iterator[tupl
     import torch
 
     torch.set_num_threads(1)
+    import_what_is_used(world, [*COMMANDS, *MORE])
     for target in targets():
         if only and not any(word in target.name for word in only):
             continue
