@@ -5,10 +5,10 @@
     python docs/measure_reliability.py --strikes 6 [--only SIGKILL eval:]
     python docs/measure_reliability.py --files 8 [--only manifest]
 
-``--strikes`` has each command that writes files killed, signalled, or refused an operation (a full disk, a disk
-that fails, rights, a file that is gone) at so many of its file operations, and starts it again: the result must
-be that of a command left alone, nothing half-written may stay, and what it says must be words. All in forks of
-one process; about an hour on a core for 6. ``docs/reliability/strikes.py`` has the commands and strikes.
+``--strikes`` has each command that writes files killed, signalled, or refused an operation (a full disk, a
+disk that fails, rights, a file that is gone) at so many of its file operations, and starts it again: the
+result must be that of a command left alone, nothing half-written may stay, and what it says must be words.
+``docs/reliability/strikes.py`` has the commands and strikes. About an hour on a core for 6.
 
 ``--files`` damages each kind of file that the package writes and reads again: bytes cut, turned and grown,
 entries of JSON missing or of another kind, bombs, checksums brought up to date by whoever tampers. A reader
