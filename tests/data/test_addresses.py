@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import pickle
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -272,3 +273,11 @@ def test_a_fork_makes_connections_of_its_own() -> None:
     assert mine.poll(10)
     assert mine.recv() == b"abc"
     process.join(10)
+
+
+def test_a_service_that_cannot_be_reached_is_no_empty_folder() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # nobody listens there
+        address = Address(f"http://127.0.0.1:{unused.getsockname()[1]}/shards", tries=1, timeout_seconds=5)
+        with pytest.raises(OSError, match="cannot be reached"):
+            address.names(".tar")

@@ -26,6 +26,7 @@ _OUTSIDE = {
     errno.EDQUOT: "make room, or name a folder on another disk",
     errno.EFBIG: "files may not grow so large (ulimit -f), or not on this disk",
     errno.EROFS: "name a folder that can be written",
+    errno.ENOENT: "it was there and is gone: was it removed or renamed meanwhile?",
     errno.EIO: "its disk fails or is gone: look at it, or name a folder on another",
     errno.ESTALE: "the network file system lost it: mount it anew, or name a folder on another disk",
     errno.EACCES: "change its rights, or name another",

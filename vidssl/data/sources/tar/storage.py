@@ -175,7 +175,11 @@ class Address:
 
         def ask(system: fsspec.AbstractFileSystem, path: str) -> list[str]:
             system.invalidate_cache()
-            return [found.removeprefix(path).lstrip("/") for found in system.find(path)]
+            found = system.find(path)
+            if not found:
+                with suppress(FileNotFoundError):  # find hides that a service cannot be reached
+                    system.ls(path)
+            return [name.removeprefix(path).lstrip("/") for name in found]
 
         return sorted(
             name
