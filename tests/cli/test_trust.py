@@ -132,6 +132,7 @@ def test_code_of_a_run_that_was_not_trained_here_or_was_altered_needs_trust(
         ("absolute", ("eval", "x.safetensors", "--protocol", "tokenizer")),
         ("absolute", ("show", "x.safetensors", "--what", "attention")),
         ("absolute", ("replay", "capture.safetensors")),
+        ("absolute", ("init", "new.yaml", "--videos", ".", "--from", "x.safetensors")),
     ],
 )
 def test_what_a_strangers_checkpoint_names_is_neither_imported_nor_fetched(

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from vidssl.cli.operands import Commands, Parser, add, at_least, number, only, positive, taken
+from vidssl.cli.operands import Commands, Parser, add, add_trust, at_least, number, only, positive, taken
 from vidssl.errors import UsageError
 
 _VIDEOS = "videos in folders, a text or CSV list of them, or what 'data check' wrote (.jsonl)"
@@ -56,6 +56,7 @@ def add_init(commands: "Commands[Parser]") -> None:
     init.add_argument(
         "--tokenizer-steps", type=at_least(1), metavar="N", help="to train one for; default: 500"
     )
+    add_trust(init)
 
 
 def _init(words: list[str], **options: Any) -> int:

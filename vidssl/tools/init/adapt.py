@@ -12,6 +12,7 @@ from vidssl.config.recipe import STREAMS
 from vidssl.config.strict_yaml import dump, dump_flow, parse, plain
 from vidssl.engine.checkpoint import Checkpoint
 from vidssl.errors import UsageError
+from vidssl.evaluate.subject import recipe_of
 from vidssl.tools.collection.survey import Seen
 from vidssl.tools.init.choices import Choice
 from vidssl.tools.init.text import Sources
@@ -50,14 +51,18 @@ class Start:
         return self.checkpoint is not None
 
 
-def start_from(word: str) -> Start:
+def start_from(word: str, *, trust: bool = False) -> Start:
     """The weights that a word names: a run, its checkpoint, or a file of V-JEPA 2 or VideoMAE.
 
+    Args:
+        trust: as for ``vidssl eval``: the recipe is built and timed, with the code that it names.
+
     Raises:
-        UsageError: if they cannot be read, or there are no settings for going on with such weights.
+        UsageError: if they cannot be read or trusted, or there are no settings for going on with such weights.
     """
     checkpoint = own_checkpoint(word)
     if checkpoint is not None:
+        recipe_of(checkpoint, "there is none to go on by", trust=trust)
         return Start(word, checkpoint, "")
     layout = layout_of(read_external(word).state)
     known = [name for start, name in _KNOWN.items() if layout.startswith(start)]

@@ -67,6 +67,7 @@ def write_recipe(
     tokenizer: str | None = None,
     tokenizer_steps: int = TOKENIZER_STEPS,
     start: str | None = None,
+    trust: bool = False,
     console: Console | None = None,
 ) -> int:
     """Look at the videos, time a step on this machine and write a recipe for both.
@@ -85,6 +86,7 @@ def write_recipe(
         tokenizer_steps: of the one that is trained here.
         start: weights to go on from, a run or a released file; they decide the objective, and of a release
             ``recipes/adapt`` the steps.
+        trust: as for ``vidssl eval``, of the run that is gone on from.
 
     Returns:
         Exit code 0.
@@ -107,7 +109,7 @@ def write_recipe(
         raise UsageError(f"--tokenizer: {' and '.join(names)} has no use for one")
     check_writable(out, "name another")
     check_name(out.stem)
-    begun = None if start is None else start_from(start)
+    begun = None if start is None else start_from(start, trust=trust)
     gpu = gpu or (begun is not None and not begun.timed)
     machine = Machine(gpu, num_cpus(), None if gpu else minutes or MINUTES)
     rows, root, sources = training_samples(videos)
