@@ -140,6 +140,7 @@ def newest(out: Path, name: str) -> Path:
 def attack(number: int, only: Sequence[str], kind: str) -> int:
     """Prints a table of what was tried and survived; exit code 1 if something fell."""
     sys.path.insert(0, str(RECIPES.parent))
+    torch.set_num_threads(1)  # before forks
     from docs.reliability import hostile_files, strikes
     from docs.reliability.world import make_attacked
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from docs.reliability import mutations
 from docs.reliability.mutations import Mutation
-from docs.reliability.world import COMMANDS, import_what_is_used
+from docs.reliability.world import run_all
 
 SECONDS = 20  # of a core that a reader may take
 PATIENCE = 600  # seconds until a reader that waits is taken for hung
 MEMORY = 3 << 30  # that it may take on top of what the process has
-MORE = (
+MORE = (  # besides those that made the world: what readers import, to be imported before they are forked
     ("compare", "runs/small"),
     ("show", "runs/small", "--what", "confusion"),
     ("watch", "runs/small", "--once"),
@@ -419,7 +419,7 @@ def measure(world: Path, number: int, only: Sequence[str] = ()) -> Iterator[tupl
     import torch
 
     torch.set_num_threads(1)
-    import_what_is_used(world, [*COMMANDS, *MORE])
+    run_all(world, MORE)
     for target in targets():
         if only and not any(word in target.name for word in only):
             continue

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from docs.reliability.world import import_what_is_used, make_world
+from docs.reliability.world import make_world, run_all
 
 SECONDS = 60  # of a core that a command may take
 PATIENCE = 600  # seconds until one that waits is taken for hung
@@ -376,7 +376,8 @@ def measure(folder: Path, most: int, only: Sequence[str] = ()) -> Iterator[tuple
     world = folder / "world"
     world.mkdir()
     make_world(world, ())
-    import_what_is_used(world, [words for each in commands() for words in (*each.before, each.words)])
+    warm = shutil.copytree(world, folder / "warm")
+    run_all(warm, [words for each in commands() for words in (*each.before, each.words)])
     for command in commands():
         strikes = [
             strike

@@ -58,7 +58,7 @@ def start_from(word: str, *, trust: bool = False) -> Start:
         trust: as for ``vidssl eval``: the recipe is built and timed, with the code that it names.
 
     Raises:
-        UsageError: if they cannot be read or trusted, or there are no settings for going on with such weights.
+        UsageError: if they cannot be read or trusted, or there are no settings for going on with them.
     """
     checkpoint = own_checkpoint(word)
     if checkpoint is not None:
