@@ -235,6 +235,14 @@ def test_what_the_machine_refuses_is_one_line_with_a_way_out(
         cli.main(["watch"])
 
 
+def test_a_package_that_others_may_not_read_says_who_can_mend_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raising(monkeypatch, PermissionError(errno.EACCES, "Permission denied", cli.__file__))
+    assert cli.main(["watch"]) == 2
+    assert re.search(r"for its owner alone, .*: chmod -R a\+rX .*vidssl\n$", capsys.readouterr().err)
+
+
 def too_much_of_torch() -> None:
     torch.empty(1 << 55)
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+import vidssl
 from vidssl import __version__
 from vidssl.cli import check, data, evaluate, grid, show, tokenize, train, use
 from vidssl.cli.operands import BAD_INPUT, Commands, Parser
@@ -59,8 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _OUTSIDE:
             raise
-        named = f"{error.filename}: " if error.filename else ""
-        print(f"vidssl: {named}{error.strerror}: {_OUTSIDE[error.errno or 0]}", file=sys.stderr)
+        named, way = f"{error.filename}: " if error.filename else "", _OUTSIDE[error.errno or 0]
+        package = os.path.dirname(vidssl.__file__)
+        if error.errno == errno.EACCES and str(error.filename).startswith(package):
+            way = f"the package was installed for its owner alone, who can mend it: chmod -R a+rX {package}"
+        print(f"vidssl: {named}{error.strerror}: {way}", file=sys.stderr)
         return BAD_INPUT
     except UsageError as error:
         if str(error):  # one of several processes prints it
