@@ -332,6 +332,8 @@ def _tried(command: Struck, place: Path, strike: Strike, wanted: object) -> str:
     if killed and ended.code != -signal.SIGKILL:
         return f"not killed: exit code {ended.code}"
     again = ran(command.again or command.words, place)
+    if strike.reads and again.code == 1 and "cannot be read" in again.said:
+        return ""  # the file that was refused is named as bad, and stays so
     if again.code or again.fault:
         return f"again: exit code {again.code}, {again.fault or again.said[-300:]!r}"
     try:
