@@ -363,47 +363,41 @@ def _together(
     few_labels: FewLabels | None,
 ) -> list[Score]:
     """A row for each label and order of frames, of one probe that learns the labels together."""
-    labels = evaluator.together
-    lacking = [label for label in labels if label not in train.classes]
+    labels, last = evaluator.together, evaluator.together[-1]
+    lacking = [f"label '{label}'" for label in labels if label not in train.classes]
     if lacking or few_labels is not None or average != "features":
-        what = (
-            f"the videos have no label '{lacking[0]}'"
+        why = (
+            f"the videos have no {lacking[0]}"
             if lacking
-            else "few_labels, and scores of views, do not go"
+            else "few_labels and scores of views do not go with it"
         )
-        raise UsageError(f"evaluator.together [{', '.join(labels)}]: {what} with labels learned together")
-    rows = []
-    for table, order in ((train, labelled_rows), (test, tested_rows)):
-        all_there = torch.stack([table.labels[label] >= 0 for label in labels]).all(0)
-        found = order(table, labels[-1])
-        rows.append(replace(found, numbers=found.numbers[all_there[found.numbers]]))
-        if not len(rows[-1].numbers):
-            raise UsageError(f"no video has all of the labels {', '.join(labels)}")
-    learn, tested = rows
-    samples = JointPatches(
-        _patches(learn, average),
-        {label: train.labels[label][learn.numbers] for label in labels},
-        {label: len(train.classes[label]) for label in labels},
-        learn.groups,
-    )
+        raise UsageError(f"evaluator.together [{', '.join(labels)}]: {why}")
+
+    def whole(rows: Rows) -> Rows:
+        has_all = torch.stack([rows.table.labels[label] >= 0 for label in labels]).all(0)
+        return replace(rows, numbers=rows.numbers[has_all[rows.numbers]])
+
+    learn, tested = whole(labelled_rows(train, last)), whole(tested_rows(test, last))
+    if not len(learn.numbers) or not len(tested.numbers):
+        raise UsageError(f"no video to learn from, or none to test on, has all of {', '.join(labels)}")
+    learned = {label: replace(learn, label=label).labels for label in labels}
+    classes = {label: len(train.classes[label]) for label in labels}
+    tokens = _patches(tested, average)
     named, chosen = evaluator.joint_scores(
-        samples, _patches(tested, average), torch.Generator().manual_seed(seed)
+        JointPatches(_patches(learn, average), learned, classes, learn.groups),
+        tokens,
+        torch.Generator().manual_seed(seed),
     )
     orders: tuple[FrameOrder, ...] = ("normal", *test.reordered)
-    return [
-        score(
-            part,
-            test.labels[label][tested.numbers],
-            train.labels[label][learn.numbers],
-            kind="logits",
-            label=label,
-            frames=frames,
-            groups=tested.groups,
-            chosen=chosen,
-        )
-        for label in labels
-        for frames, part in zip(orders, named[label].unflatten(0, (len(orders), -1)), strict=True)
-    ]
+    rows = []
+    for label in labels:
+        check_scores(named[label], len(tokens), classes[label], f"{type(evaluator).__name__} ({label})")
+        truth = replace(tested, label=label).labels
+        parts = named[label].unflatten(0, (len(orders), -1))
+        for frames, part in zip(orders, parts, strict=True):
+            of = score(part, truth, learned[label], kind="logits", label=label, groups=tested.groups)
+            rows.append(replace(of, frames=frames, chosen=chosen))
+    return rows
 
 
 def _videos(table: FeatureTable) -> list[Video]:
@@ -543,13 +537,13 @@ def folded(rows: Sequence[Score]) -> list[Score]:
             if is_corrupted(row.frames) and (row.label, row.setting) == (clean.label, clean.setting)
         ]
         if same:
-            ends = {
-                name: fmean(getattr(row, name) for row in same)
-                for name in ("top1", "low", "high", "class_mean")
-            }
+            top1, low, high, by_class = (
+                fmean(getattr(row, name) for row in same) for name in ("top1", "low", "high", "class_mean")
+            )
             setting = f"{clean.setting}, {MEAN}" if clean.setting else MEAN
-            draws = tuple(row.top1 for row in same)
-            found.append(replace(clean, setting=setting, **ends, draws=draws, top5=None, class_interval=None))
+            of = replace(clean, setting=setting, draws=tuple(row.top1 for row in same), top5=None)
+            of = replace(of, top1=top1, low=low, high=high, class_mean=by_class, class_interval=None)
+            found.append(replace(of, class_top5=None, class_top5_interval=None))
     return found
 
 
