@@ -125,6 +125,7 @@ def write_recipe(
     if begun is not None:
         made = adapted_text(begun, out.stem, sources, usable, choices.flip, _heading(out, begun.words, look))
         _write(out, made, look, console, timed=begun.timed, loaded=True)
+        _say_next(console, out, f"train {out}")
         return 0
     ids = None if tokenizer is None else Choice(tokenizer, "as asked for")
     if ids is None and set(names) & set(NEEDS_TOKENIZER):
@@ -142,8 +143,13 @@ def write_recipe(
         _write(path, made, look, console, timed=True)
     if len(names) > 1:
         write_text(out, grid_text(out, videos, files, machine))
-        say(console, f"Grid: {out}, {runs_in_words(machine, len(files))}. Next: vidssl grid {out}")
+        say(console, f"Grid: {out}, {runs_in_words(machine, len(files))}")
+    _say_next(console, next(iter(files.values())), f"grid {out}" if len(names) > 1 else f"train {out}")
     return 0
+
+
+def _say_next(console: Console, path: Path, last: str) -> None:
+    say(console, f"Next: vidssl show {path} --what clips, vidssl train {path} --dry-run, vidssl {last}")
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,6 @@ def _write(
     write_text(path, text)
     length = f", {counted(steps.value, 'step')}: {steps.why}" if timed else ""
     say(console, f"Recipe: {path}{length}")
-    say(console, f"Next: vidssl show {path} --what clips, vidssl train {path} --dry-run, vidssl train {path}")
 
 
 def training_samples(videos: Path) -> tuple[list[Row], Path, Sources]:
