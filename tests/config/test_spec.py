@@ -8,10 +8,12 @@ from typing import Literal
 
 import pytest
 import yaml
+from torch import Generator, Tensor
 
 from vidssl.config.schema import Key, bind, construct, convert, keys_of, parts_of
 from vidssl.config.strict_yaml import Node, dump, load, nearest, override, parse
 from vidssl.errors import UsageError
+from vidssl.interfaces import Evaluator, LabelledFeatures
 
 
 def tree(text: str) -> Node:
@@ -280,6 +282,14 @@ def test_constructor_that_swallows_misspelt_keys_is_refused() -> None:
         keys_of(untyped)
     with pytest.raises(ValueError, match="parameter 'size' of unwritable: no YAML value has the type"):
         keys_of(unwritable)
+
+
+def test_a_class_without_a_constructor_has_no_keys() -> None:
+    class Guess(Evaluator):
+        def class_scores(self, train: LabelledFeatures, test_vectors: Tensor, generator: Generator) -> Tensor:
+            return test_vectors.new_zeros(len(test_vectors), train.num_classes)
+
+    assert keys_of(Guess) == parts_of(Guess) == {}
 
 
 def test_nearest_name_or_all_of_them() -> None:

@@ -214,7 +214,8 @@ def check_patches(protocol: Protocol, evaluator: Evaluator) -> None:
 def check_tokenizer(recipe: Recipe, objective: Objective, tokenizer: Tokenizer | None) -> None:
     """Refuse a tokenizer without weights that is not trained: random targets teach nothing."""
     spec = recipe.tokenizer
-    if spec is not None and spec.weights is None and objective.encoder() is not tokenizer:
+    learns = tokenizer is not None and bool(tokenizer.state_dict())
+    if spec is not None and spec.weights is None and learns and objective.encoder() is not tokenizer:
         raise spec.node.error(
             f"has no weights, and objective '{recipe.objective.type}' does not train it. "
             "Name a file of tokenizers/, or give 'weights', 'sha256', 'source' and 'licence'"

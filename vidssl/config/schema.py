@@ -105,6 +105,8 @@ def _keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
         "__init__" in vars(constructor) and "__dataclass_fields__" not in vars(constructor)
     )  # not of a plain class that derives from a dataclass and has a constructor of its own
     of_class = inspect.isclass(constructor) and not generated
+    if inspect.isclass(constructor) and _inherits_constructor(constructor):
+        return {}
     hints = get_type_hints(constructor.__init__ if of_class else constructor, include_extras=True)
     factories = {
         each.name: each.default_factory()
@@ -124,6 +126,12 @@ def _keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
                 raise ValueError(f"parameter '{name}' of {constructor.__name__}: {error}") from None
             keys[name] = Key(hints[name], factories.get(name, parameter.default))
     return keys
+
+
+def _inherits_constructor(made: type) -> bool:
+    """Whether a class has no constructor but that of ``object`` or of torch's modules."""
+    owner = next(each for each in made.__mro__ if "__init__" in vars(each))
+    return owner.__module__ in ("builtins", "torch.nn.modules.module")
 
 
 def parts_of(constructor: Callable[..., object]) -> dict[str, bool]:

@@ -90,9 +90,10 @@ def show_part(
 
 
 def _tokenizer(recipe: Recipe, say: Say) -> Tokenizer:
-    if recipe.tokenizer is None or recipe.tokenizer.weights is None:
+    made = None if recipe.tokenizer is None else build.tokenizer(recipe.tokenizer, say=say)
+    if made is None or (recipe.tokenizer.weights is None and made.state_dict()):
         raise UsageError(f"{recipe.name}: there is no trained tokenizer in this recipe")
-    return build.tokenizer(recipe.tokenizer, say=say)
+    return made
 
 
 def _views(recipe: Recipe, videos: int, title: str) -> Drawing:
