@@ -17,6 +17,7 @@ from vidssl.compare.grid_tables import StepPrice, read_results
 from vidssl.compare.run_groups import run_groups
 from vidssl.errors import UsageError
 from vidssl.evaluate.score_file import find_scores
+from vidssl.pictures.charts import Dot, scores_chart
 from vidssl.tools.report import (
     grid_section,
     grid_verdict,
@@ -156,6 +157,17 @@ def test_charts_of_runs_are_pictures_of_legible_size() -> None:
     assert min(min(size) for size in sizes.values()) > 200
     with pytest.raises(UsageError, match="no scores of 'knn'"):
         show_chart(targets, "scores", protocol="knn")
+
+
+def test_an_untrained_twin_has_the_colour_and_the_mark_of_its_network() -> None:
+    names = ("a", "a, untrained", "b", "b, untrained")
+    panels = {"class": [Dot(name, 0.5, 0.4, 0.6) for name in names]}
+    (axes,) = scores_chart(panels, {"class": 0.1}, hollow=names[1::2]).axes
+    marks = [line for line in axes.lines if line.get_marker() not in ("None", "")]
+    looks = [(line.get_color(), line.get_marker()) for line in marks]
+    assert looks[0] == looks[1] != looks[2] == looks[3]
+    assert [line.get_markerfacecolor() == "none" for line in marks] == [False, True, False, True]
+    assert not any(line.get_clip_on() for line in marks)  # 100 % is whole too
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ def _style() -> Iterator[None]:
         "xtick.color": _INK, "ytick.color": _INK, "text.color": _INK, "figure.facecolor": "none",
         "axes.facecolor": "none", "savefig.facecolor": "none", "legend.frameon": False, "axes.titlesize": 10,
         "axes.titlelocation": "left", "font.family": "sans-serif",
+        "figure.constrained_layout.wspace": 0.06,  # 100 of a panel and 0 of the next are two numbers
     }  # fmt: skip
     with mpl.rc_context(settings):
         yield
@@ -115,13 +116,14 @@ def scores_chart(
     Args:
         panels: label -> scores.
         chance: label -> score of guessing.
-        hollow: names of networks that are drawn hollow, as they were not trained.
+        hollow: names of networks that are drawn hollow, as they were not trained; one that is called after
+            another, as in "bevt, untrained", has the colour and the mark of that one.
     """
     names = list(dict.fromkeys(dot.name for dots in panels.values() for dot in dots))[:_MOST_ROWS]
     across = min(3, len(panels))
     down = -(-len(panels) // across)
     with _style():
-        figure = _figure(2.2 + 2.4 * across, down * (0.75 + 0.26 * len(names)))
+        figure = _figure(2.2 + 2.6 * across, down * (0.75 + 0.26 * len(names)))
         grid = figure.subplots(down, across, sharey=True, squeeze=False)
         for place, axes in enumerate(grid.flat):
             if place >= len(panels):
@@ -135,23 +137,28 @@ def scores_chart(
             axes.set_title(label)
             axes.set_xlim(0, 100)
             axes.grid(axis="x", alpha=0.2, color=_INK)
-        for axes in grid[-1]:
-            axes.set_xlabel("accuracy in %")
+            if place + across >= len(panels):  # the lowest of its column
+                axes.set_xlabel("accuracy in %")
         grid[0, 0].set_yticks(range(len(names)), names)
         grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 
 def _dots(axes: "Axes", dots: Sequence[Dot], names: Sequence[str], hollow: Sequence[str]) -> None:
+    twins = {name: name.rpartition(", ")[0] for name in hollow}
+    looks = [name for name in names if twins.get(name, "") not in names]
     for dot in dots:
         if dot.name not in names:
             continue
         row = names.index(dot.name)
-        colour = COLOURS[row % len(COLOURS)]
+        look = looks.index(dot.name if dot.name in looks else twins[dot.name])
+        colour = COLOURS[look % len(COLOURS)]
         axes.plot((100 * dot.low, 100 * dot.high), (row, row), color=colour, linewidth=1.6)
         face = "none" if dot.name in hollow else colour
-        marker = MARKERS[row % len(MARKERS)]
-        axes.plot(100 * dot.value, row, marker, color=colour, markerfacecolor=face, markersize=6)
+        marker = MARKERS[look % len(MARKERS)]
+        axes.plot(
+            100 * dot.value, row, marker, color=colour, markerfacecolor=face, markersize=6, clip_on=False
+        )
 
 
 def curves_chart(panels: Mapping[str, Sequence[Curve]]) -> "Figure":
