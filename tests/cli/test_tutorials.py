@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from data_clips import write_clip
 from pages import ROOT, blocks, commands, copy_small, lines_of, made_small, words_of
-from recordings import write_takes
 from working_folder import work_in
 
 from vidssl.cli.main import main, parsers
@@ -59,15 +58,6 @@ def test_five_minutes(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert follow("five_minutes") == 8
     assert "trained, against untrained, is" in capsys.readouterr().out
     assert list(Path("runs/bevt/pictures").glob("reconstruction*.png"))
-
-
-@pytest.mark.slow
-def test_two_methods_on_recordings(world: Path) -> None:
-    write_takes(Path("takes"), {"left": 7, "right": 5}, cameras=3)
-    assert follow("compare_on_my_videos", {"--minutes 10": "--minutes 0.05"}) == 11
-    assert "videomae" in Path("b.yaml").read_text()
-    page = Path("report.html").read_text()
-    assert all(run in page for run in ("runs/a", "runs/b", "runs/pixels"))
 
 
 @pytest.mark.slow
