@@ -63,7 +63,7 @@ def test_links_are_moved_with_their_pages() -> None:
     text = page("README.md", files())
     assert "](methods.svg)" in text
     assert "[Commands and parts](commands.md)" in text
-    assert "[Contributing](CONTRIBUTING.md)" in page("docs/design.md", files())
+    assert "[Contributing](../CONTRIBUTING.md)" in page("docs/tutorials/add_a_part.md", files())
     assert "[Prepare them](../data.md#vidssl-data-prepare)" in page("docs/data/howto100m.md", files())
 
 
