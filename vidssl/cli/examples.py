@@ -22,6 +22,10 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
     "predict": ("predict runs/bevt/finetune/NAME videos", "predict runs/bevt clip.mp4 --json --top 3"),
     "export": ("export runs/bevt --to onnx", "export runs/videomae --to timm --clip 16,224,224"),
     "push": ("push runs/bevt published --licence apache-2.0", "push runs/bevt hf:me/bevt --private"),
+    "mteb": (
+        "mteb runs/bevt --tasks 'MVEB(video, v1)'",
+        "mteb hf:me/bevt --tasks HMDB51Classification UCF101VideoClassification",
+    ),
     "show": ("show runs/svt --what attention", "show runs/bevt --what reconstruction --video clip.mp4"),
     "watch": ("watch runs/bevt", "watch runs/bevt --metric 'loss*' --once"),
     "tokenize": ("tokenize vimpac --out tokens/mine", "tokenize vimpac --out tokens/mine --for finetuning"),

@@ -1,4 +1,4 @@
-"""Commands that use what was trained: features, predict, export and push."""
+"""Commands that use what was trained: features, predict, export, push and mteb."""
 
 import argparse
 from pathlib import Path
@@ -83,6 +83,7 @@ def add_commands(commands: "Commands[Parser]") -> None:
     )
     add_trust(export)
     _add_push(commands)
+    _add_mteb(commands)
 
 
 def _add_push(commands: "Commands[Parser]") -> None:
@@ -110,6 +111,45 @@ def _push(words: list[str], **options: Any) -> int:
     from vidssl.use.hub import push
 
     return push(*words, **options)
+
+
+def _add_mteb(commands: "Commands[Parser]") -> None:
+    command = add(
+        commands,
+        "mteb",
+        _mteb,
+        "score a network on tasks of videos of mteb, such as the benchmark MVEB",
+        (
+            "RUN_OR_NETWORK [KEY=VALUE ...]",
+            "a run, checkpoint or network as eval takes them; how clips are cut, views='{...}', by default "
+            "as the run's data.probe has it",
+        ),
+    )
+    command.add_argument(
+        "--tasks",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="tasks or benchmarks of mteb: HMDB51Classification, 'MVEB(video, v1)'",
+    )
+    command.add_argument(
+        "--name", metavar="OWNER/NAME", help="by which results are filed; default: the run's"
+    )
+    command.add_argument(
+        "-o", "--out", type=Path, metavar="FOLDER", help="default: mteb/ in the run's folder"
+    )
+    command.add_argument("--batch-size", type=at_least(1), metavar="N", help="videos at a time; default: 32")
+    add_trust(command)
+
+
+def _mteb(words: list[str], *, tasks: list[str], **options: Any) -> int:
+    chosen, behind = split(tasks)  # overrides may follow the tasks
+    names, overrides = split(words)
+    name = only(names, "mteb takes one run or network", "vidssl mteb runs/mine --tasks 'MVEB(video, v1)'")
+    from vidssl.use.mveb import evaluate_mteb
+
+    evaluate_mteb(name, chosen, [*overrides, *behind], **options)
+    return 0
 
 
 def _size(text: str) -> tuple[int, ...]:

@@ -1,15 +1,20 @@
-"""Any ``torch.utils.data.Dataset`` of clips and labels as a source."""
+"""Any ``torch.utils.data.Dataset`` of clips, or a Hugging Face one with a column of videos, as a source."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from vidssl.data.decode.content import Content, File
+from vidssl.data.decode.decode import VideoFacts, probe, read_frames
 from vidssl.errors import UsageError
-from vidssl.interfaces import DataSource, SampleInfo
+from vidssl.interfaces import DataSource, SampleInfo, UnreadableSample
 
 
 class ClipDataset(Protocol):
@@ -20,16 +25,29 @@ class ClipDataset(Protocol):
     def __getitem__(self, index: int, /) -> object: ...
 
 
-class DatasetSource(DataSource):
-    """A dataset of clips in memory or decoded by itself, for use in Python.
+@dataclass
+class _Encoded:
+    """A video file that is looked at when it is asked for."""
 
-    An item is (clip, class number), a clip alone, or a mapping with the keys ``video`` (or ``clip``) and
-    ``label``. A clip is [3, T, H, W], uint8, or float in [0, 1].
+    file: File
+
+    @cached_property
+    def facts(self) -> VideoFacts:
+        return probe(self.file)
+
+
+class DatasetSource(DataSource):
+    """A dataset of clips in memory, or of video files, for use in Python.
+
+    An item is (video, class number), a video alone, or a mapping with the keys ``video`` (or ``clip``) and
+    ``label``. A video is a clip [3, T, H, W], uint8, or float in [0, 1]; the path of a file; or a mapping
+    with ``path`` and ``bytes``, as the video column of a Hugging Face dataset gives it undecoded:
+    ``dataset.cast_column("video", datasets.Video(decode=False))``.
 
     Args:
         dataset: whose items these are.
         classes: names of the classes in number order; None where there are no labels.
-        fps: frame rate of the clips; 0 where it means nothing.
+        fps: frame rate of the clips; 0 where it means nothing. Files have their own.
         label: what the label is called.
     """
 
@@ -44,7 +62,7 @@ class DatasetSource(DataSource):
         self._dataset = dataset
         self._fps = fps
         self._label = label
-        self._last: tuple[int, Tensor, int | None] | None = None
+        self._last: tuple[int, Tensor | _Encoded, int | None] | None = None
         self.label_classes: Mapping[str, tuple[str, ...]] = {} if classes is None else {label: tuple(classes)}
 
     def __len__(self) -> int:
@@ -57,8 +75,14 @@ class DatasetSource(DataSource):
         return f"{index:09d}"
 
     def info(self, index: int) -> SampleInfo:
-        clip, _ = self._item(index)
-        return SampleInfo(self.key(index), clip.shape[1], self._fps, self.labels(index))
+        video, key = self._item(index)[0], self.key(index)
+        if isinstance(video, Tensor):
+            return SampleInfo(key, video.shape[1], self._fps, self.labels(index))
+        try:
+            facts = video.facts
+        except UnreadableSample as error:
+            raise UnreadableSample(key, error.reason) from error
+        return SampleInfo(key, facts.num_frames, facts.fps, self.labels(index), facts.uneven_times)
 
     def labels(self, index: int) -> Mapping[str, int]:
         if not self.label_classes:
@@ -70,29 +94,53 @@ class DatasetSource(DataSource):
         return {self._label: number}
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
-        clip, _ = self._item(index)
-        return clip[:, list(frames)].transpose(0, 1).contiguous()
+        video = self._item(index)[0]
+        if isinstance(video, Tensor):
+            return video[:, list(frames)].transpose(0, 1).contiguous()
+        try:
+            return read_frames(video.file, frames, video.facts)
+        except UnreadableSample as error:
+            raise UnreadableSample(self.key(index), error.reason) from error
 
-    def _item(self, index: int) -> tuple[Tensor, int | None]:
-        """The clip as uint8, and its class; the last one is kept, as several questions follow one another."""
+    def _item(self, index: int) -> tuple[Tensor | _Encoded, int | None]:
+        """The clip as uint8 or the file, and the class; the last is kept, as questions follow one another."""
         if self._last is None or self._last[0] != index:
             self._last = (index, *self._read(index))
         return self._last[1:]
 
-    def _read(self, index: int) -> tuple[Tensor, int | None]:
+    def _read(self, index: int) -> tuple[Tensor | _Encoded, int | None]:
         item, label = self._dataset[index], None
-        if isinstance(item, Mapping):
+        if isinstance(item, Mapping) and not _is_file(item):
             label = item.get("label")
             item = item["video"] if "video" in item else item.get("clip")
         elif isinstance(item, (tuple, list)):
             item, label = item[0], item[1] if len(item) > 1 else None
-        clip = torch.as_tensor(item) if item is not None else torch.empty(0)
-        if clip.ndim != 4 or clip.shape[0] != 3:
-            raise UsageError(f"item {index}: a clip is [3, T, H, W], got {[*clip.shape]}")
-        if clip.is_floating_point():
-            if float(clip.min()) < 0 or float(clip.max()) > 1:
-                raise UsageError(
-                    f"item {index}: a clip of floats lies in [0, 1], got {float(clip.max()):.4g}"
-                )
-            clip = (clip * 255).round()
-        return clip.to(torch.uint8), None if label is None else int(label)
+        number = None if label is None else int(label)
+        if isinstance(item, (str, Path)):
+            return _Encoded(Path(item)), number
+        if isinstance(item, Mapping) and _is_file(item):
+            path, content = item.get("path"), item.get("bytes")
+            file = Path(str(path)) if content is None else Content(str(path or self.key(index)), content)
+            return _Encoded(file), number
+        return _checked(item, index), number
+
+
+def _is_file(item: Mapping[object, object]) -> bool:
+    return not item.keys() - {"path", "bytes"} and bool(item.get("path") or item.get("bytes"))
+
+
+def _checked(item: object, index: int) -> Tensor:
+    """A clip as uint8 [3, T, H, W]."""
+    array = isinstance(item, (Tensor, Sequence)) or type(item).__module__ == "numpy"
+    clip = torch.as_tensor(item) if array else torch.empty(0)
+    if clip.ndim != 4 or clip.shape[0] != 3:
+        given = [*clip.shape] if array else type(item).__name__
+        raise UsageError(
+            f"item {index}: a clip is [3, T, H, W], got {given}. A Hugging Face dataset gives files with "
+            "dataset.cast_column('video', datasets.Video(decode=False))"
+        )
+    if clip.is_floating_point():
+        if float(clip.min()) < 0 or float(clip.max()) > 1:
+            raise UsageError(f"item {index}: a clip of floats lies in [0, 1], got {float(clip.max()):.4g}")
+        clip = (clip * 255).round()
+    return clip.to(torch.uint8)
