@@ -41,9 +41,12 @@ REFERENCE = {
 }
 
 
+KEPT = (".md", ".svg", ".png", ".json", ".ipynb")
+
+
 def files() -> dict[str, str]:
     """Files of the repository that the site has, and the place of each in it."""
-    ours = (path for path in (ROOT / "docs").rglob("*") if path.suffix in (".md", ".svg", ".png", ".json"))
+    ours = (path for path in (ROOT / "docs").rglob("*") if path.suffix in KEPT)
     ours = (*ours, *(ROOT / "docs" / "examples").glob("*.*"), *(ROOT / "docs" / "site").glob("*.[cj]s*"))
     inside = sorted(path.relative_to(ROOT).as_posix() for path in ours)
     return {name: name.removeprefix("docs/") for name in inside} | OUTSIDE
