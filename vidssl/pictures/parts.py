@@ -90,8 +90,9 @@ def show_part(
 
 
 def _tokenizer(recipe: Recipe, say: Say) -> Tokenizer:
-    made = None if recipe.tokenizer is None else build.tokenizer(recipe.tokenizer, say=say)
-    if made is None or (recipe.tokenizer.weights is None and made.state_dict()):
+    spec = recipe.tokenizer
+    made = None if spec is None else build.tokenizer(spec, say=say)
+    if spec is None or made is None or (spec.weights is None and made.state_dict()):
         raise UsageError(f"{recipe.name}: there is no trained tokenizer in this recipe")
     return made
 
