@@ -398,15 +398,14 @@ def _compared() -> None:
 
 def _features() -> None:
     import torch
-    from safetensors import safe_open
 
     from vidssl.build.registry import SOURCES
+    from vidssl.engine.checkpoint import read_tensors
     from vidssl.evaluate.feature_cache import read_encoded
     from vidssl.evaluators.extract import table_of
 
     source = SOURCES["video_folder"](root="videos", part="train", test_share=0.5)
-    with safe_open("features.safetensors", "pt") as file:
-        key = (file.metadata() or {}).get("key", "")
+    key = read_tensors(Path("features.safetensors"))[0].get("key", "")
     table_of(
         source,
         read_encoded(Path("features.safetensors"), key, source),

@@ -203,16 +203,16 @@ class Address:
             return
         target = self.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        file = begun_beside(target)
+        begun = begun_beside(target)
         try:
-            with file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(file.name, target)
+            with begun:
+                yield begun
+                begun.flush()
+                os.fsync(begun.fileno())
+            os.replace(begun.name, target)
         finally:
             with suppress(OSError):  # the folder, or its disk, may be gone
-                os.unlink(file.name)
+                os.unlink(begun.name)
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there."""
