@@ -171,10 +171,14 @@ def _torchscript(network: Backbone, path: Path, size: GridSize, recipe: Recipe) 
         traced = torch.jit.trace(Pooled(network), _example(network, size), check_trace=False)
         content = io.BytesIO()  # of a full disk torch says nothing but RuntimeError
         torch.jit.save(traced, content)
-        write_atomically(path, lambda temporary: temporary.write_bytes(content.getvalue()))
+        write_atomically(path, lambda temporary: _write(temporary, content.getvalue()))
         made = torch.jit.load(str(path))
     how = f"torch.jit.load({str(path)!r})(clips), float32 [B, 3, {', '.join(map(str, size))}] in [0, 1]"
     return Exported(path, made, Pooled(network), size[0], how)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _onnx(network: Backbone, path: Path, size: GridSize, recipe: Recipe) -> Exported:

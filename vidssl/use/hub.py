@@ -105,7 +105,10 @@ def write_folder(
 
 
 def _copy(path: Path, copy: Path) -> None:
-    write_atomically(copy, lambda temporary: shutil.copyfile(path, temporary))
+    def write(temporary: Path) -> None:
+        shutil.copyfile(path, temporary)
+
+    write_atomically(copy, write)
 
 
 def _upload(folder: Path, repository: str, private: bool) -> str:
