@@ -12,7 +12,7 @@ from vidssl.engine.process import can_lock, remove_unlocked, try_lock
 from vidssl.errors import UsageError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, sync it to disk, then rename it into place.
 
     A reader sees the old file or the new one, never a part; a crash leaves the old one.

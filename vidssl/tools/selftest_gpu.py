@@ -102,9 +102,9 @@ class Bench:
     seconds: float
     file: Path
 
-    def found(self, status: Status, said: str, **numbers: float | str | None) -> None:
+    def found(self, status: Status, said: str, numbers: Numbers | None = None) -> None:
         """Writes the row down, over an earlier one."""
-        write_text(self.file, json.dumps(asdict(Row(self.name, status, said, numbers))))
+        write_text(self.file, json.dumps(asdict(Row(self.name, status, said, dict(numbers or {})))))
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def _device(bench: Bench) -> None:
         }  # fmt: skip
         known = "unknown peak" if peak is None else f"peak {peak / 1e12:.0f} TFLOP/s"
         said = f"{about.name}, {about.total_memory / 2**30:.0f} GiB, {known}; bf16 {said}"
-    bench.found("ok", said, **numbers)
+    bench.found("ok", said, numbers)
 
 
 def _shortest(do: Callable[[], object], on_gpu: bool) -> float:
@@ -297,7 +297,7 @@ def _faiss(bench: Bench) -> None:
     difference = float((found - nearest(train, test, 20, "torch")[0]).abs().max())
     status: Status = "ok" if difference < 1e-4 else "failed"
     bench.found(
-        status, f"similarities differ from torch's by {difference:.1e} at most", difference=difference
+        status, f"similarities differ from torch's by {difference:.1e} at most", {"difference": difference}
     )
 
 
@@ -349,7 +349,7 @@ class Compared:
             f"loss of step 1 differs by {first:.1e} ({self.begin:.0e} allowed), the last tenth of "
             f"{counted(taken, 'step')} by {last:.1e} ({self.end:.0e}); "
             f"{speeds[0] / speeds[1]:.3g} times as fast",
-            steps=taken, first=first, last=last, speed=speeds[0] / speeds[1],
+            {"steps": taken, "first": first, "last": last, "speed": speeds[0] / speeds[1]},
         )  # fmt: skip
 
 
@@ -424,7 +424,7 @@ def _loader(bench: Bench) -> None:
     """Whether a laptop recipe's run would wait for its data here."""
     recipe = _laptop("bevt", [f"run.device={bench.device}"])
     found = measured(recipe, bench.seconds, terminal(quiet=True))
-    bench.found("ok", verdict(found), loader_seconds=found.loader, step_seconds=found.step)
+    bench.found("ok", verdict(found), {"loader_seconds": found.loader, "step_seconds": found.step})
 
 
 # parts: sizes of the papers
@@ -461,7 +461,7 @@ class Size:
             compiled = self._measure(bench, batch, compiled=True, seconds=left / 2)
             numbers |= {f"compiled_{name}": value for name, value in compiled.items()}
             said += f"; compiled {compiled['clips_per_second']:.3g} clips/s"
-        bench.found("ok", said, batch=batch, **numbers)
+        bench.found("ok", said, {"batch": batch, **numbers})
 
     def _say(self, bench: Bench, batch: int, numbers: Mapping[str, float | None]) -> str:
         """What the first measurement found; written down before the next one begins."""
@@ -470,7 +470,7 @@ class Size:
             f"{numbers['clips_per_second']:.3g} clips/s, {share}, {(numbers['peak_bytes'] or 0) / 2**30:.3g} "
             f"GiB with batches of {batch}"
         )
-        bench.found("ok", said, batch=batch, **numbers)
+        bench.found("ok", said, {"batch": batch, **numbers})
         return said
 
     def _measure(
