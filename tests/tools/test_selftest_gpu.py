@@ -62,7 +62,7 @@ def test_whatever_becomes_of_a_part_it_has_a_row(
 ) -> None:
     bench = Bench("a part", "cpu", 1.0, Path("row.json"))
     if found is not None:
-        bench.found(*found, speed=2.0)
+        bench.found(*found, {"speed": 2.0})
     row = _row_of(bench, code, 7.0, log)
     assert (row.part, row.status, row.said) == ("a part", status, said)
     assert row.numbers == ({"speed": 2.0} if found else {})
