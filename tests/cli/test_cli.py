@@ -426,6 +426,7 @@ KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "predict": ("vidssl.cli.use._predict", "vidssl.use.predict.predict_videos"),
     "export": ("vidssl.use.export.export",),
     "push": ("vidssl.use.hub.push",),
+    "mteb": ("vidssl.use.mveb.evaluate_mteb",),
     "init": ("vidssl.cli.data._init", "vidssl.tools.init.init.write_recipe"),
     "data list": ("vidssl.cli.data._list", "vidssl.tools.collection.make_list.make_list"),
     "data split": (
@@ -466,4 +467,4 @@ def test_every_option_is_a_keyword_of_what_its_command_runs() -> None:
                 defaults_seen += 1
                 scale = 10**6 if option.dest == "shard_bytes" else 1
                 assert float(stated[1]) * scale == keywords[option.dest].default, option.option_strings
-    assert defaults_seen == 20
+    assert defaults_seen == 21

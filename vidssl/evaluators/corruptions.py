@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import gaussian_blur
 
 from vidssl.errors import UsageError
 
@@ -68,6 +67,8 @@ def corrupted(clip: Tensor, name: str, numbers: Tensor, *, draw: int) -> Tensor:
 
 
 def _blurred(clip: Tensor, sigma: float) -> Tensor:
+    from torchvision.transforms.functional import gaussian_blur
+
     frames = clip.transpose(1, 2).flatten(0, 1)
     # four standard deviations to each side, and no more than can be reflected at an edge
     half = min(max(1, round(4 * sigma)), min(clip.shape[3:]) - 1)

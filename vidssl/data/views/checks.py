@@ -10,12 +10,16 @@ _MOST = 100_000  # frames, clips, pixels of a side: no view has as many, and mak
 def check_counts(made: object, *names: str) -> None:
     """Raises ValueError unless these numbers, or lists of such, are from 1 to 100,000, or None."""
     for name in names:
-        given = getattr(made, name)
-        numbers = given if isinstance(given, Sequence) else (given,)
-        if any(number is not None and number < 1 for number in numbers):
-            raise ValueError(f"{name} must be at least 1, got {given}")
-        if any(number is not None and number > _MOST for number in numbers):
-            raise ValueError(f"{name} must be at most {_MOST:,}, got {given}")
+        check_number(name, getattr(made, name))
+
+
+def check_number(name: str, given: int | Sequence[int | None] | None) -> None:
+    """Raises ValueError unless this number, or each of a list, is from 1 to 100,000, or None."""
+    numbers = given if isinstance(given, Sequence) else (given,)
+    if any(number is not None and number < 1 for number in numbers):
+        raise ValueError(f"{name} must be at least 1, got {given}")
+    if any(number is not None and number > _MOST for number in numbers):
+        raise ValueError(f"{name} must be at most {_MOST:,}, got {given}")
 
 
 def check_fractions(made: object, *names: str) -> None:

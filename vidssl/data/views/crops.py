@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vidssl.data.views.checks import check_counts, check_range
+from vidssl.data.views.checks import check_counts, check_number, check_range
 from vidssl.data.views.times import draw, draw_real
 from vidssl.interfaces import DataSource
 
@@ -239,9 +239,8 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def check_fit(fit: Fit, size: Size, short_side: tuple[int, int] | None = None, num_crops: int = 1) -> None:
-    """Raises ValueError where a whole frame is asked for, and parts of it too, or a side is below 1."""
-    if min(sides(size)) < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    """Raises ValueError where a whole frame is asked for, and parts of it too, or for sides no view has."""
+    check_number("size", size)
     if fit != "crop" and (short_side is not None or num_crops > 1):
         raise ValueError(f"fit: {fit} shows whole frames, and short_side and num_crops are for parts of them")
 
