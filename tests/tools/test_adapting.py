@@ -222,6 +222,7 @@ def test_init_names_weights_that_it_has_no_settings_for(adapting: Path) -> None:
 @pytest.mark.slow
 def test_init_from_a_run_goes_on_with_all_its_weights_at_a_quarter_of_its_rate(adapting: Path) -> None:
     listed = listed_takes()
+    assert main(["data", "check", "videos.csv"]) == 0
     assert main(["train", "recipes/adapt/videomae.yaml", "run.out=runs"]) == 0
     console = Console(file=io.StringIO(), width=200)
     write_recipe(Path("on.yaml"), listed, start="runs/adapt_videomae", minutes=0.05, console=console)
