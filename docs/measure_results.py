@@ -3,8 +3,8 @@
     python docs/measure_results.py                         # all commands of docs/results.md: takes hours
     python docs/measure_results.py --below "SVT in five"   # those below headings with these words
     python docs/measure_results.py --list                  # shows them
-    python docs/measure_results.py --summary runs/{bevt,svt,vimpac}-{0,1,2}   # README's table
-    python docs/measure_results.py --chart runs/{bevt,svt,vimpac}-{0,1,2} > docs/methods.svg
+    python docs/measure_results.py --summary runs/NAME-{0,1,2} ...              # README's table
+    python docs/measure_results.py --chart runs/NAME-{0,1,2} ... > docs/methods.svg
     python docs/measure_results.py --gate runs/{bevt,svt,vimpac}-{0,1,2} > tests/golden/learning.json
     python docs/measure_results.py --compared runs/objectives runs/objectives_flops   # tables of grids
     python docs/measure_results.py --chart runs/objectives runs/objectives_flops > docs/objectives.svg
