@@ -276,6 +276,7 @@ def test_a_fork_makes_connections_of_its_own() -> None:
 
 
 def test_a_service_that_cannot_be_reached_is_no_empty_folder() -> None:
+    pytest.importorskip("aiohttp")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # nobody listens there
         address = Address(f"http://127.0.0.1:{unused.getsockname()[1]}/shards", tries=1, timeout_seconds=5)
