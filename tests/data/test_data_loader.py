@@ -404,7 +404,8 @@ def test_files_that_vanish_shrink_or_turn_to_noise_while_training_are_replaced(
         (tmp_path / "run" / "04.mp4").write_bytes(os.urandom(3000))
         (tmp_path / "run" / "05.mp4").write_bytes(b"")
         damage_middle(tmp_path / "run" / "06.mp4", share=0.9)
-        write_clip(tmp_path / "run" / "07.mp4", 3)
+        # whole at once: a worker that looks in the middle of the writing would leave it out
+        write_clip(tmp_path / "shorter.mp4", 3).replace(tmp_path / "run" / "07.mp4")
         batches += [next(loader) for _ in range(9)]
     assert sorted(order_of(batches[:3])) == list(range(12))
     settled = batches[6:]  # what workers had decoded ahead is used up
