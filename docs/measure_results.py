@@ -117,7 +117,7 @@ def compared(folders: Sequence[Path], protocol: str) -> list[str]:
             cells.append(f"{strong}{100 * mean:.1f} ± {100 * half:.1f}{strong} ({100 * start:.0f})")
         steps = scores_of(row.runs[0], protocol).step
         spent = f"{steps} | {row.flops / 1e12:.1f} | {minutes(row.runs):.1f}"
-        lines.append(f"| {METHODS[row.method][0]} | {spent} | {' | '.join(cells)} |")
+        lines.append(f"| {METHODS.get(row.method, (row.method,))[0]} | {spent} | {' | '.join(cells)} |")
     return lines
 
 

@@ -10,6 +10,7 @@ it, on two clips of every view, in fp32.
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -101,7 +102,9 @@ def numbers(parameters: Iterable[nn.Parameter]) -> int:
 class Zeros(TorchDispatchMode):
     """Every number that is asked for is 0: on the meta device there are none."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         asks = func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
         if asks and args[0].is_meta:
             return False if args[0].dtype == torch.bool else 0.0 if args[0].is_floating_point() else 0

@@ -248,7 +248,7 @@ def test_encoders_of_v_jepa_have_as_many_parameters_as_the_releases(name: str) -
     newer = name.startswith("2.1")
     keys = {**NEWER, "levels": LEVELS[depth]} if newer else {"positions": "rotary_tiled"}
     with torch.device("meta"):
-        net = ViT(embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=ratio, **keys)  # type: ignore[arg-type]
+        net = ViT(embed_dim=dim, depth=depth, num_heads=heads, mlp_ratio=ratio, **keys)
     own = ("mask_token",) if newer else ("mask_token", "embed_image")  # which the releases lack
     assert sum(p.numel() for key, p in net.named_parameters() if not key.startswith(own)) == published
     assert count_by_hand(dim, depth, int(dim * ratio), newer) == published

@@ -331,13 +331,13 @@ def test_epic_kitchens_has_a_sample_a_segment_with_verb_noun_and_their_pair(tmp_
 def test_epic_kitchens_shows_what_comes_before_an_action_and_nothing_of_it(tmp_path: Path) -> None:
     given = kitchen(tmp_path)
     keys = {"anticipate": 1.0, "observe": 2.0}
-    before = EpicKitchens100(**given, part="validation", **keys)  # type: ignore[arg-type]
+    before = EpicKitchens100(**given, part="validation", **keys)
     assert before.key(0) == "P02/videos/P02_101.MP4#t=0,2&id=P02_101_0"
     numbers = [number_shown(f) for f in before.read(1, range(before.info(1).num_frames))]
     assert numbers == list(range(30, 90))  # the action starts at frame 120
-    late = EpicKitchens100(**given, part="validation", **keys, before="stop")  # type: ignore[arg-type]
+    late = EpicKitchens100(**given, part="validation", **keys, before="stop")
     assert late.key(0).endswith("#t=2,4&id=P02_101_0")
-    early = EpicKitchens100(**given, part="train", **keys)  # type: ignore[arg-type]
+    early = EpicKitchens100(**given, part="train", **keys)
     assert early.info(0).num_frames == 1  # of an action that starts at 0.14 seconds the first frame alone
 
 

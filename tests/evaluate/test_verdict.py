@@ -73,7 +73,7 @@ def test_pixels_that_were_scored_on_the_same_videos_stand_beside_a_network(tmp_p
 
     def said(guess: list[int], protocol: str = PROTOCOL) -> list[str]:
         scores = {"trained": [scored(truth, guess)], "untrained": [scored(truth, half)]}
-        return pixel_lines(subject, protocol, scores, videos)  # type: ignore[arg-type]
+        return pixel_lines(subject, protocol, scores, videos)
 
     assert said(truth) == ["class, pixels alone: 50.0 %; trained names +50.0 points beside them (p <0.0001)"]
     (line,) = said(half)

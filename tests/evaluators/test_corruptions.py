@@ -50,7 +50,7 @@ def test_a_stronger_corruption_takes_a_clip_further_away(kind: str) -> None:
 @KINDS
 def test_what_is_random_depends_on_the_video_and_not_on_its_batch(kind: str) -> None:
     clip = clips()
-    whole = in_order(clip, f"{kind}-3", VIDEOS, draw=1)  # type: ignore[arg-type]
+    whole = in_order(clip, f"{kind}-3", VIDEOS, draw=1)
     assert whole.shape == clip.shape
     assert 0 <= whole.min() <= whole.max() <= 1
     assert torch.equal(whole[4:5], corrupted(clip[4:5], f"{kind}-3", VIDEOS[4:5], draw=1))
@@ -92,7 +92,7 @@ def test_stored_ids_are_refused() -> None:
 def score(frames: str, top1: float, predicted: tuple[int, ...] = (0, 1)) -> Score:
     return Score(
         label="digit",
-        frames=frames,  # type: ignore[arg-type]
+        frames=frames,
         top1=top1,
         low=top1 - 0.1,
         high=top1 + 0.1,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from toy_parts import Means
 
 from vidssl.backbones.vit import ViT
+from vidssl.data.classes import class_weights
 from vidssl.engine.optim import AdamW
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Progress, Tokenizer
@@ -147,6 +148,12 @@ def test_weights_of_classes_weigh_their_samples_losses() -> None:
     assert found == pytest.approx([0.5 * each[0], 3.0 * each[1]])
     with pytest.raises(ValueError, match="class_weights must be 2 numbers"):
         Classification(Means(), num_classes=2, class_weights=(1.0,))
+
+
+def test_balanced_weights_leave_out_a_class_that_no_sample_has() -> None:
+    """Four samples of two classes, and a third that is empty: 4 / (2 x 3), 0 and 4 / (2 x 1)."""
+    weights = class_weights(torch.tensor([0, 0, 0, 2]), num_classes=3)
+    assert weights.tolist() == pytest.approx([2 / 3, 0.0, 2.0])
 
 
 def test_the_average_follows_the_weights_and_answers_in_evaluation_mode() -> None:

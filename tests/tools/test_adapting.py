@@ -57,7 +57,7 @@ TYPED = {
 
 
 def toy(**keys: object) -> ViT:
-    net = ViT(embed_dim=48, depth=2, num_heads=3, patch_size=(2, 8, 8), init_std=0.1, **keys)  # type: ignore[arg-type]
+    net = ViT(embed_dim=48, depth=2, num_heads=3, patch_size=(2, 8, 8), init_std=0.1, **keys)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -81,7 +81,7 @@ def adapting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         toy(positions="rotary_tiled"),
         MultiBlock(),
         predictor_positions="rotary_tiled",
-        **keys,  # type: ignore[arg-type]
+        **keys,
     )
     student = toy(positions="rotary_tiled")
     with torch.no_grad():

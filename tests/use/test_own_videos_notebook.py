@@ -34,7 +34,7 @@ def test_ten_cells_go_from_videos_to_a_picture(videos: Path) -> None:
     for text in code:
         exec(compile(text, str(NOTEBOOK), "exec"), names)
     assert isinstance(names["score"], v.Score)
-    assert names["score"].num_test == len(names["test"])  # type: ignore[arg-type]
+    assert names["score"].num_test == len(names["test"])
     assert isinstance(names["scores"], v.Scores)
     assert len(list(videos.glob("runs/own_videos/pictures/*.png"))) >= 1
 

@@ -119,7 +119,7 @@ def test_a_pretrained_file_gives_the_decoder_too_and_so_the_same_loss(tmp_path: 
     with torch.no_grad():
         for parameter in source.decoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    file = write_videomae(tmp_path / "checkpoint.pth", source.backbone, source.decoder)  # type: ignore[arg-type]
+    file = write_videomae(tmp_path / "checkpoint.pth", source.backbone, source.decoder)
     other = made(
         ViT(embed_dim=48, depth=2, num_heads=3, patch_size=(2, 8, 8), positions="line", key_bias=False)
     )
