@@ -115,8 +115,8 @@ def test_encoder_predictor_loss_and_gradients_are_those_of_transformers(
         assert (own - gradient).norm() <= 1e-5 * gradient.norm(), key
 
 
-def test_the_whole_clip_predicted_from_itself_is_what_transformers_gives() -> None:
-    """Its own call: all cells are context and target at once."""
+def whole_clips():
+    """Their network and ours with its weights, which predict all 48 cells of two clips from all of them."""
     theirs = theirs_of(24, 2, 32)
     net = ViT(embed_dim=24, depth=3, num_heads=2, patch_size=(2, 8, 8), positions="rotary_tiled")
     every = torch.arange(48).expand(2, -1)
@@ -125,9 +125,15 @@ def test_the_whole_clip_predicted_from_itself_is_what_transformers_gives() -> No
         predictor_positions="rotary_tiled",
     ).double()  # fmt: skip
     objective.load_state_dict(ours_of(theirs.state_dict(), (1,)), strict=False)
+    return theirs, objective, Split(every, every)
+
+
+def test_the_whole_clip_predicted_from_itself_is_what_transformers_gives() -> None:
+    """Its own call: all cells are context and target at once."""
+    theirs, objective, whole = whole_clips()
     clips = torch.rand(2, 3, 6, 32, 32, dtype=torch.float64)
-    expected = theirs(net.normalise(clips).transpose(1, 2))
-    seen, found, _ = objective._predict(clips, Split(every, every), 0)
+    expected = theirs(objective.student.normalise(clips).transpose(1, 2))
+    seen, found, _ = objective._predict(clips, whole, 0)
     assert torch.allclose(seen.patches, expected.last_hidden_state, atol=1e-5)
     assert torch.allclose(found, expected.predictor_output.last_hidden_state, atol=1e-5)
 
@@ -135,19 +141,12 @@ def test_the_whole_clip_predicted_from_itself_is_what_transformers_gives() -> No
 @pytest.mark.parametrize("num_slots", [1, 2])
 def test_cells_behind_the_clip_are_predicted_as_transformers_predicts_them(num_slots: int) -> None:
     """A second behind a clip of three steps in time, at 8 frames a second: steps 7 and on."""
-    theirs = theirs_of(24, 2, 32)
-    net = ViT(embed_dim=24, depth=3, num_heads=2, patch_size=(2, 8, 8), positions="rotary_tiled")
-    every = torch.arange(48).expand(2, -1)
-    objective = VJEPA(
-        net, Fixed((Split(every, every),)), predictor_dim=24, predictor_depth=2, predictor_heads=2,
-        predictor_positions="rotary_tiled",
-    ).double()  # fmt: skip
-    objective.load_state_dict(ours_of(theirs.state_dict(), (1,)), strict=False)
+    theirs, objective, split = whole_clips()
     objective.teacher.load_state_dict(objective.student.state_dict())
     clips = torch.rand(2, 3, 6, 32, 32, dtype=torch.float64)
-    whole = theirs.encoder(net.normalise(clips).transpose(1, 2)).last_hidden_state
+    whole = theirs.encoder(objective.student.normalise(clips).transpose(1, 2)).last_hidden_state
     wanted = torch.arange(7 * 16, (7 + num_slots) * 16).expand(2, -1)
-    expected = theirs.predictor(whole, [every], [wanted]).last_hidden_state
+    expected = theirs.predictor(whole, [split.seen], [wanted]).last_hidden_state
     found = objective.foresight(seconds=1.0, fps=8.0, num_slots=num_slots)(clips)
     assert found.patches.shape == (2, 3 + num_slots, 4, 4, 24)
     assert torch.allclose(found.patches[:, :3].flatten(1, 3), whole, atol=1e-5)
