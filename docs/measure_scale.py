@@ -146,13 +146,13 @@ def kept_bytes(objective: Objective, recipe: Recipe) -> int:
 
 
 def main() -> None:
-    print("| recipe | trained | averaged | frozen | kept a sample |\n| --- |" + " ---: |" * 4)
+    print("| recipe | trained, M | averaged, M | frozen, M | kept a sample, GiB |\n| --- |" + " ---: |" * 4)
     found = {}
     for name in RECIPES:
         found[name] = each = count(name)
-        millions = (f"{number / 1e6:.0f} M" for number in (each.trained, each.averaged, each.frozen))
-        print(f"| `{name}` | {' | '.join(millions)} | {each.kept / GIB:.2f} GiB |", flush=True)
-    print("\n| recipe | GPUs | samples a GPU | state: DDP | FSDP2 | traffic: DDP | FSDP2 |")
+        millions = (f"{number / 1e6:.0f}" for number in (each.trained, each.averaged, each.frozen))
+        print(f"| `{name}` | {' | '.join(millions)} | {each.kept / GIB:.2f} |", flush=True)
+    print("\n| recipe | GPUs | samples a GPU | state, GiB: DDP | FSDP2 | traffic, GiB: DDP | FSDP2 |")
     print("| --- |" + " ---: |" * 6)
     for name, each in found.items():
         for gpus in GPUS:
@@ -162,7 +162,7 @@ def main() -> None:
             sharded = BYTES * ((4 * each.trained + each.averaged) / gpus + each.frozen + 2 * each.largest)
             ddp = BYTES * 2 * share * each.trained
             fsdp = BYTES * share * (each.gathered + each.trained)
-            cells = [f"{value / GIB:.2f} GiB" for value in (state, sharded, ddp, fsdp)]
+            cells = [f"{value / GIB:.2f}" for value in (state, sharded, ddp, fsdp)]
             samples = "" if each.batch % gpus else str(each.batch // gpus)  # a batch divides, or cannot be
             print(f"| `{name}` | {gpus} | {samples} | {' | '.join(cells)} |")
 
