@@ -133,12 +133,11 @@ def print_row(name: str, cells: Sequence[str]) -> None:
 
 
 def print_scores(name: str, scores: Sequence[v.Score]) -> None:
-    """Accuracy and 95 % interval of each label; bold where the interval lies above the largest class."""
+    """Accuracy of each label; bold where its 95 % interval lies above the largest class."""
     cells = []
     for score in scores:
         top1 = f"{100 * score.top1:.1f}"
-        bold = f"**{top1}**" if score.low > score.chance else top1
-        cells.append(f"{bold} ({100 * score.low:.0f} to {100 * score.high:.0f})")
+        cells.append(f"**{top1}**" if score.low > score.chance else top1)
     print_row(name, cells)
 
 
@@ -161,7 +160,7 @@ def measure(sources: Sequence[v.MovingDigits], recipe_name: str, few: int) -> No
     for observer in OBSERVERS:
         scores = scores_of([observed(observer, *pair) for pair in zip(sources, read, strict=True)])
         if observer is OBSERVERS[0]:
-            print_row("accuracy in % (95 % interval)", [score.label for score in scores])
+            print_row("accuracy in %", [score.label for score in scores])
             print_row("---", ["---"] * len(scores))
             print_row("largest class", [f"{100 * score.chance:.1f}" for score in scores])
         print_scores(observer.name, scores)
