@@ -41,6 +41,11 @@ REFERENCE = {
 }
 
 
+_OVERVIEW = (
+    "`from vidssl import api as v` has all of these. Each stands in a line that can be run: parts in "
+    "[every_part.py](../examples/every_part.py), sources in "
+    "[every_source.py](../examples/every_source.py), and more in [Using a run](../using_a_run.md)."
+)
 KEPT = (".md", ".svg", ".png", ".json", ".ipynb")
 
 
@@ -87,7 +92,7 @@ def public_names() -> dict[str, dict[str, str]]:
 
 def reference() -> dict[str, str]:
     """Pages of the reference, and what stands in them; mkdocstrings fills in the docstrings."""
-    pages, overview = {}, ["# Python", "", "`from vidssl import api as v` has all of these.", ""]
+    pages, overview = {}, ["# Python", "", _OVERVIEW, ""]
     for title, names in public_names().items():
         parts = [f"::: {full}\n    options: {{heading: {name}}}" for name, full in names.items()]
         pages[f"api/{title}.md"] = "\n\n".join([f"# {title.capitalize()}", *parts]) + "\n"

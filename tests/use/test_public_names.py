@@ -1,8 +1,13 @@
-"""Every public name: each keyword has its sentence, and what is made shows what it was made with."""
+"""Every public name: its keywords have sentences, it shows what it was made with, an example of it runs."""
 
+import ast
 import inspect
 import re
+import runpy
 from pathlib import Path
+
+import pytest
+from pages import ROOT, blocks
 
 from vidssl import api, interfaces
 
@@ -59,3 +64,58 @@ def test_parts_show_what_they_were_made_with(tmp_path: Path) -> None:
     assert repr(api.PerClipAugment()) == "PerClipAugment()"
     shown = [made for made in PUBLIC.values() if inspect.isclass(made) and made.__repr__ is object.__repr__]
     assert [made.__name__ for made in shown if not inspect.isabstract(made)] == []
+
+
+EXAMPLES = ROOT / "docs" / "examples"
+RUN_PAGES = ("README.md", "docs/using_a_run.md")  # by tests/train/test_train_and_eval.py and test_page.py
+WITHOUT = {"TransformersNet": "loads weights of the hub, with a library that CI has not"}
+
+
+def names_used(code: str) -> set[str]:
+    """What code takes from the API, ``v.NAME``."""
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute)]
+    return {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "v"}
+
+
+def test_every_public_name_stands_in_an_example_that_is_run() -> None:
+    pages = [
+        text for name in RUN_PAGES for kind, text in blocks((ROOT / name).read_text()) if kind == "python"
+    ]
+    used = [
+        names_used(code) for code in (*(path.read_text() for path in EXAMPLES.glob("every_*.py")), *pages)
+    ]
+    assert len(used) == 5
+    assert PUBLIC.keys() - set().union(*used) == set(WITHOUT)
+
+
+def test_an_example_in_words_is_none() -> None:
+    assert names_used("v.KNN(k=3)  # as v.Linear\nprint('v.SGD')\nmade: v.Score = api.probe()") == {
+        "KNN",
+        "Score",
+    }
+
+
+def test_every_part_gives_what_its_example_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "every_part.py"), run_name="__main__")
+    said = re.sub(" +", " ", capsys.readouterr().out)
+    for row in (
+        "VideoSwin [2, 32]",
+        "FSQ [2, 4, 4, 4]",
+        "SVT 0.88 of",
+        "TrainResult 3 steps",
+    ):
+        assert f" {row}" in said, row
+
+
+def test_every_source_reads_what_its_example_lays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / "every_source.py"), run_name="__main__")
+    said = re.sub(" +", " ", capsys.readouterr().out)
+    for row in ("JpegShards 2 of [3, 16, 32, 48] run", "EpicKitchens100 1 of [3, 10, 32, 48] take, plate"):
+        assert f" {row}" in said, row
+    assert "vidoes: no such folder" in said
