@@ -23,7 +23,7 @@ LISTED = (
 SPECS = {"protocols": "evaluation", "recipes": "recipes"}  # and runs, which are listed by their folders
 
 
-def add_commands(commands: "Commands[Parser]") -> None:
+def add_check(commands: "Commands[Parser]") -> None:
     add(
         commands,
         "check",

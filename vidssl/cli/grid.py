@@ -6,7 +6,7 @@ from vidssl.cli.operands import Commands, Parser, add, add_trust, at_least, only
 from vidssl.errors import UsageError
 
 
-def add_commands(commands: "Commands[Parser]") -> None:
+def add_grid(commands: "Commands[Parser]") -> None:
     grid = add(
         commands,
         "grid",

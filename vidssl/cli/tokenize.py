@@ -10,7 +10,7 @@ from vidssl.cli.operands import RECIPE, Commands, Parser, add, at_least, number,
 _PLACES = ("top", "middle", "bottom", "far")
 
 
-def add_commands(commands: "Commands[Parser]") -> None:
+def add_tokenize(commands: "Commands[Parser]") -> None:
     tokenize = add(
         commands,
         "tokenize",

@@ -81,7 +81,7 @@ def show_part(
                 if what == "masks":
                     drawing = masks_drawing(clips, _masks(recipe, clips), title)
                 else:
-                    tokenizer = tokenizer or _tokenizer(recipe, say)
+                    tokenizer = tokenizer or _tokenizer_of(recipe, say)
                     ids = tokenizer.encode(clips.pixels)
                     drawing = tokens_drawing(clips, ids, tokenizer.decode(ids), tokenizer.vocab_size, title)
         for path in save_drawing(drawing, Path(out or folder), f"{what}-{name}", animated=".webp"):
@@ -89,7 +89,7 @@ def show_part(
     return 0
 
 
-def _tokenizer(recipe: Recipe, say: Say) -> Tokenizer:
+def _tokenizer_of(recipe: Recipe, say: Say) -> Tokenizer:
     spec = recipe.tokenizer
     made = None if spec is None else build.tokenizer(spec, say=say)
     if spec is None or made is None or (spec.weights is None and made.state_dict()):

@@ -8,7 +8,7 @@ from torch import Tensor
 from vidssl.interfaces import Translated
 from vidssl.weights.vit_keys import V_JEPA_2, V_JEPA_2_1, joined_attention
 
-_NAMES = {
+_VJEPA_NAMES = {
     "predictor_embed.": "enter.",
     "predictor_blocks.": "blocks.",
     "predictor_norm.": "norm.",
@@ -42,7 +42,7 @@ def to_predictor(state: Mapping[str, Tensor], num_tokens: int) -> Translated | N
         return None
     own = {key.removeprefix(found): x for key, x in state.items() if key.startswith(found)}
     hub = _HUB_TOKENS in own
-    names = _HUB_NAMES if hub else _NAMES
+    names = _HUB_NAMES if hub else _VJEPA_NAMES
     made: dict[str, Tensor] = {}
     for key, x in (joined_attention(own) if hub else own).items():
         theirs = next((name for name in names if key.startswith(name)), None)
