@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 
 from vidssl.data.augment.batch import SVT_BLUR, SVT_SOLARISE, ColourAugment
 from vidssl.data.views.svt import GlobalLocal
-from vidssl.engine.precision import pick_device
+from vidssl.engine.speed import pick_device
 from vidssl.interfaces import Batch
 
 DEVICE = pick_device("auto")

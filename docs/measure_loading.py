@@ -36,10 +36,10 @@ from torch import Tensor
 
 from vidssl.data.decode.decode import probe
 from vidssl.data.samples import Endless
-from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.sources.token_store import TokenStore
+from vidssl.data.sources.video_files import VideoFolder
 from vidssl.data.views.random import MultiScaleClip, SingleClip
 from vidssl.data.views.stored import StoredClipPair
 from vidssl.data.views.svt import GlobalLocal

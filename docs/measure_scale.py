@@ -19,10 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vidssl.build import build
 from vidssl.config.recipe import Recipe, load_recipe
-from vidssl.engine.precision import on_meta
+from vidssl.engine.speed import on_meta
 from vidssl.interfaces import HasBlocks, Objective, Progress
-from vidssl.train.tokenizer_fit import frozen_tokenizer
-from vidssl.train.trial import random_batch
+from vidssl.train.trial import frozen_tokenizer, random_batch
 
 RECIPES = ("bevt", "svt", "vimpac_large_128", "videomae_base_k400", "vjepa2_large", "levjepa_base")
 GPUS = (8, 64, 512)

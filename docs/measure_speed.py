@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from vidssl import api as v
 from vidssl.backbones import BACKBONES
-from vidssl.engine.precision import autocast_dtype, loss_scaler, pick_device
-from vidssl.engine.speed import prepare
+from vidssl.engine.speed import autocast_dtype, loss_scaler, pick_device, prepare
 from vidssl.interfaces import Backbone
 
 DEVICE = pick_device("auto")

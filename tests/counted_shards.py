@@ -18,7 +18,7 @@ from vidssl.data.sources.tar import storage as places
 from vidssl.data.sources.tar.index import IMAGE, INDEX, Member, Shard, write_index
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.sources.tar.storage import Address
-from vidssl.engine.atomic import file_sha256
+from vidssl.engine.process import file_sha256
 from vidssl.interfaces import UnreadableSample
 
 CLASSES = {"class": ("run", "walk")}

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from vidssl.backbones.vit import ViT
-from vidssl.objectives.parts.predictor import Predictor
-from vidssl.objectives.parts.visible import VisibleDecoder
+from vidssl.objectives.parts.predictor import Predictor, VisibleDecoder
 
 _PREDICTOR = {
     "enter.": "predictor_embed.",

@@ -15,16 +15,10 @@ from vidssl.data.augment.batch import ColourAugment as ColourAugment, PerClipAug
 from vidssl.data.augment.rand_augment import FinetuneAugment as FinetuneAugment
 from vidssl.data.loader import Loader as Loader, Stream as Stream
 from vidssl.data.sources.datasets import DatasetSource as DatasetSource
-from vidssl.data.sources.davis import Davis as Davis
-from vidssl.data.sources.folders import (
-    ImageFolder as ImageFolder,
-    VideoFolder as VideoFolder,
-    VideoList as VideoList,
-)
-from vidssl.data.sources.frame_folders import FrameFolders as FrameFolders
+from vidssl.data.sources.frame_folders import Davis as Davis, FrameFolders as FrameFolders
 from vidssl.data.sources.jpeg_shards import JpegShards as JpegShards
 from vidssl.data.sources.moving_digits import MovingDigits as MovingDigits
-from vidssl.data.sources.official.imagenet import ImageNet as ImageNet
+from vidssl.data.sources.official.listed import ImageNet as ImageNet
 from vidssl.data.sources.official.videos import (
     diving48 as diving48,
     epic_kitchens_100 as epic_kitchens_100,
@@ -35,6 +29,11 @@ from vidssl.data.sources.official.videos import (
     ucf101 as ucf101,
 )
 from vidssl.data.sources.tar.source import TarShards as TarShards
+from vidssl.data.sources.video_files import (
+    ImageFolder as ImageFolder,
+    VideoFolder as VideoFolder,
+    VideoList as VideoList,
+)
 from vidssl.data.views.random import (
     MultiScaleClip as MultiScaleClip,
     RandomResizedClip as RandomResizedClip,
@@ -69,8 +68,7 @@ from vidssl.errors import UsageError as UsageError
 from vidssl.evaluators.attentive import Attentive as Attentive
 from vidssl.evaluators.extract import extract as extract
 from vidssl.evaluators.knn import KNN as KNN, Retrieval as Retrieval
-from vidssl.evaluators.linear import Linear as Linear
-from vidssl.evaluators.linear_sgd import LinearSGD as LinearSGD
+from vidssl.evaluators.linear import Linear as Linear, LinearSGD as LinearSGD
 from vidssl.evaluators.scores import Score as Score, probe as probe
 from vidssl.interfaces import (
     Backbone as Backbone,
@@ -121,7 +119,7 @@ from vidssl.tokenizers.fsq import FSQ as FSQ
 from vidssl.tokenizers.vqvae import VQVAE as VQVAE
 from vidssl.train.loop import TrainResult as TrainResult
 from vidssl.train.start import train as train
-from vidssl.use.load import load as load, load_objective as load_objective
+from vidssl.use.hub import load as load, load_objective as load_objective
 from vidssl.use.masks import MaskScores as MaskScores, evaluate_masks as evaluate_masks
 from vidssl.use.notebook import (
     Pictures as Pictures,

@@ -6,7 +6,7 @@ from einops import rearrange
 from timesformer_reference import Plain, golden_net, noisy, off, toy
 from torch import Tensor
 
-from vidssl.backbones.positions import PositionResize, resize_positions
+from vidssl.backbones.blocks import PositionResize, resize_positions
 from vidssl.backbones.timesformer import DividedBlock, TimeSformer, from_frames, to_frames
 from vidssl.interfaces import Batch, Progress, Tokenizer
 from vidssl.maskers.bevt import Tube

@@ -9,7 +9,7 @@ from vimpac_reference import FOLDER, TOY, difference, load, part, toy_backbone
 
 from vidssl.backbones.factorized import Branch, Factorized, FactorizedPositions, parse_layout
 from vidssl.errors import UsageError
-from vidssl.weights.vimpac_keys import is_published, published_keys, resize_table
+from vidssl.weights.published_keys import is_published, published_keys, resize_table
 
 
 def toy(**keys: object) -> Factorized:

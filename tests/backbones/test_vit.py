@@ -3,10 +3,9 @@ import math
 import pytest
 import torch
 
-from vidssl.backbones.positions import sincos_positions
+from vidssl.backbones.blocks import sincos_positions
 from vidssl.backbones.vit import ViT
-from vidssl.layers.rotary import rotary_positions
-from vidssl.layers.transformer import Attention, line_positions
+from vidssl.layers.transformer import Attention, line_positions, rotary_positions
 
 CPU = torch.device("cpu")
 

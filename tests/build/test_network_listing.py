@@ -9,7 +9,7 @@ from vidssl.backbones import BACKBONES
 from vidssl.backbones.timesformer import TimeSformer
 from vidssl.backbones.torchvision_nets import Name, TorchvisionNet
 from vidssl.backbones.vit import ViT
-from vidssl.build.listing import taken_sizes
+from vidssl.build.part_checks import taken_sizes
 from vidssl.cli import main as cli
 from vidssl.interfaces import Backbone
 from vidssl.interfaces.grids import GridSize
@@ -85,7 +85,7 @@ def test_every_network_has_a_row_with_its_parameters_counted(
 def test_a_list_of_everything_builds_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("vidssl.build.listing.network_table", lambda: pytest.fail("built networks"))
+    monkeypatch.setattr("vidssl.build.part_checks.network_table", lambda: pytest.fail("built networks"))
     assert cli.main(["list"]) == 0
     assert cli.main(["list", "maskers"]) == 0
 

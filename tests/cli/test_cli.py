@@ -19,7 +19,7 @@ from toy_parts import RECIPE, set_up
 
 from vidssl.build.registry import KINDS
 from vidssl.cli import main as cli
-from vidssl.cli.check import LISTED
+from vidssl.cli.train import LISTED
 from vidssl.config.files import spec_roots
 
 
@@ -409,10 +409,10 @@ KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "compare": ("vidssl.compare.runs.compare",),
     "show": (
         "vidssl.pictures.show.show",
-        "vidssl.pictures.parts.show_part",
+        "vidssl.pictures.show.show_part",
         "vidssl.tools.show_charts.show_chart",
-        "vidssl.pictures.confusion.show_confusion",
-        "vidssl.pictures.labelled.show_clips",
+        "vidssl.pictures.charts.show_confusion",
+        "vidssl.pictures.clips.show_clips",
     ),
     "watch": ("vidssl.tools.watch.watch_run",),
     "tokenize": ("vidssl.tools.tokenize.tokenize.tokenize",),
@@ -420,8 +420,8 @@ KEYWORDS_OF: dict[str, tuple[str, ...]] = {
     "check": (),
     "list": (),
     "report": ("vidssl.tools.report.write_report",),
-    "runs": ("vidssl.compare.runs_table.runs_table",),
-    "grid": ("vidssl.cli.grid._grid", "vidssl.tools.grid.Execution", "vidssl.tools.grid.run_grid"),
+    "runs": ("vidssl.compare.runs.runs_table",),
+    "grid": ("vidssl.cli.train._grid", "vidssl.tools.grid.Execution", "vidssl.tools.grid.run_grid"),
     "features": ("vidssl.cli.use._features", "vidssl.use.features.features"),
     "predict": ("vidssl.cli.use._predict", "vidssl.use.predict.predict_videos"),
     "export": ("vidssl.use.export.export",),

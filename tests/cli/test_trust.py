@@ -13,8 +13,8 @@ from toy_runs import CLIP, SOURCE
 from working_folder import work_in
 
 from vidssl.cli.main import main
-from vidssl.engine.capture import FORMAT as CAPTURE
 from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.guard import FORMAT as CAPTURE
 
 RECIPE = f"""
 name: own

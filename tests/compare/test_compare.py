@@ -16,10 +16,19 @@ from score_files import PROTOCOL, write_run
 
 from vidssl.cli.main import main
 from vidssl.compare import runs
-from vidssl.compare.grids import Grid, drawn, latex, latex_text, markdown
-from vidssl.compare.run_groups import run_groups, together
 from vidssl.compare.runs import by_protocol, compare, quoted_grid, run_grids
-from vidssl.compare.tables import difference_grids, recipe_grids, score_grid
+from vidssl.compare.tables import (
+    Grid,
+    difference_grids,
+    drawn,
+    latex,
+    latex_text,
+    markdown,
+    recipe_grids,
+    run_groups,
+    score_grid,
+    together,
+)
 from vidssl.config.published import Published, load_published
 from vidssl.config.recipe import load_recipe
 from vidssl.errors import UsageError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from score_files import write_run
 
-from vidssl.compare.runs_table import runs_table
+from vidssl.compare.runs import runs_table
 from vidssl.errors import UsageError
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "score_schema.json"

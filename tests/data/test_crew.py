@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vidssl.data import workers
-from vidssl.data.pool import Lost, work
+from vidssl.data.workers import Lost, work
 from vidssl.engine.process import try_lock
 
 

@@ -17,7 +17,7 @@ from vidssl.data.decode import decoders
 from vidssl.data.decode.decode import probe
 from vidssl.data.decode.decoders import PyAV, TorchCodec, choose_decoder, why_unusable
 from vidssl.data.loader import iterate_once
-from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.video_files import VideoFolder
 from vidssl.data.views.random import SingleImage
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample

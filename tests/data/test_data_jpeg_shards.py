@@ -7,10 +7,10 @@ import pytest
 from data_prepared import numbers, run, write_three
 from rich.console import Console
 
-from vidssl.data.sources.folders import VideoList
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.manifest import Manifest
 from vidssl.data.sources.origins import Overlap, shared_videos, videos_of
+from vidssl.data.sources.video_files import VideoList
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data import prepare

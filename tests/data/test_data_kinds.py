@@ -28,9 +28,9 @@ from vidssl.data.decode import decode
 from vidssl.data.decode.content import Limits
 from vidssl.data.decode.decode import OUT_OF_ORDER, probe, read_frames
 from vidssl.data.decode.examine import FileToExamine, examine
-from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.manifest import Manifest, header
+from vidssl.data.sources.video_files import VideoFolder
 from vidssl.data.views import times as times_module
 from vidssl.data.views.times import kept_frames, svt_fps
 from vidssl.errors import UsageError

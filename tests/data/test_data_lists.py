@@ -9,13 +9,13 @@ from data_clips import number_shown, write_clip
 from rich.table import Table
 
 from vidssl.cli.main import main
-from vidssl.data.sources.folders import VideoFolder, VideoList
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.listing import select
 from vidssl.data.sources.lists import read_lists
 from vidssl.data.sources.manifest import Manifest
 from vidssl.data.sources.official.videos import kinetics
 from vidssl.data.sources.tar.source import TarShards
+from vidssl.data.sources.video_files import VideoFolder, VideoList
 from vidssl.data.views.uniform import UniformClips
 from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, printable

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vidssl.data.loader import Loader, Stream, iterate_once
 from vidssl.data.samples import Endless, workers_that_fit
-from vidssl.data.sources.folders import VideoFolder
+from vidssl.data.sources.video_files import VideoFolder
 from vidssl.data.views.random import SingleClip, SingleImage
 from vidssl.data.views.uniform import UniformClips
 from vidssl.errors import UsageError
@@ -505,7 +505,7 @@ def test_no_reader_of_videos_starts_workers_that_would_hang(tmp_path: Path) -> N
     code = (
         "import resource, sys; from vidssl.data.samples import InOrder, parcels; "
         "from vidssl.data.views.random import SingleClip; "
-        "from vidssl.data.sources.folders import VideoFolder; "
+        "from vidssl.data.sources.video_files import VideoFolder; "
         "resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24)); "
         "views = SingleClip(num_frames=2, frame_stride=1, size=8); "
         "read = parcels(InOrder(VideoFolder(root=sys.argv[1]), views), [[0]] * 3, workers=2, batch_bytes=1, "

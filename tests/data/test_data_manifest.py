@@ -14,8 +14,8 @@ from vidssl.data.decode.decode import probe
 from vidssl.data.decode.decoders import TorchCodec
 from vidssl.data.decode.examine import FileToExamine, examine
 from vidssl.data.sources import video_files as videos
-from vidssl.data.sources.folders import VideoFolder, VideoList
 from vidssl.data.sources.manifest import FileRecord, Manifest, header
+from vidssl.data.sources.video_files import VideoFolder, VideoList
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 

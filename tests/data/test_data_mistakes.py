@@ -8,9 +8,9 @@ from data_clips import write_clip
 from PIL import Image
 
 from vidssl.cli.main import main
-from vidssl.data.sources.folders import VideoFolder, VideoList
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.tar.source import TarShards
+from vidssl.data.sources.video_files import VideoFolder, VideoList
 from vidssl.errors import UsageError
 
 

@@ -18,8 +18,8 @@ import pytest
 from vidssl.data.decode.decode import probe, read_frames
 from vidssl.data.sources import moving_digits
 from vidssl.data.sources.digits_world import DigitsWorld, labels, render
-from vidssl.data.sources.folders import VideoList
 from vidssl.data.sources.moving_digits import MovingDigits, cache_folder, encode, prepare
+from vidssl.data.sources.video_files import VideoList
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 

@@ -260,7 +260,7 @@ def test_official_videos_share_their_keys() -> None:
 
 def test_keys_of_sources_are_typed_where_they_are_written() -> None:
     """The module of a source need not import the types of the keys that it inherits."""
-    module = sys.modules[SOURCES["video_folder"].__module__]
+    module = sys.modules[SOURCES["ucf101"].__module__]
     assert "DecoderName" not in vars(module)
     wanted = {name: key.wanted for name, key in keys_of(SOURCES["video_folder"]).items()}
     assert wanted["decoder"] == DecoderName

@@ -9,7 +9,7 @@ from official_files import labelled
 from PIL import Image
 
 from vidssl.data.sources.frame_folders import FrameFolders
-from vidssl.data.sources.official.imagenet import ImageNet
+from vidssl.data.sources.official.listed import ImageNet
 from vidssl.data.views.random import SingleClip
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample

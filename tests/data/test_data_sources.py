@@ -10,11 +10,10 @@ import torch
 from data_clips import cut_off, damage_middle, number_shown, write_clip
 from PIL import Image
 
-from vidssl.data.sources.folders import ImageFolder, VideoFolder, VideoList
-from vidssl.data.sources.listing import Listed, Listing, select
+from vidssl.data.sources.listing import Listed, Listing, group_of, groups_of, select
 from vidssl.data.sources.lists import listed_part
-from vidssl.data.sources.official.groups import group_of, groups_of
 from vidssl.data.sources.official.videos import ucf101
+from vidssl.data.sources.video_files import ImageFolder, VideoFolder, VideoList
 from vidssl.errors import UsageError
 from vidssl.evaluators.extract import Encoded, table_of
 from vidssl.evaluators.scores import labelled_rows

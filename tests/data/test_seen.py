@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from vidssl.data import SOURCES
-from vidssl.data.sources.folders import ImageFolder, VideoFolder, VideoList
 from vidssl.data.sources.frame_folders import FrameFolders
 from vidssl.data.sources.manifest import FileRecord, header
 from vidssl.data.sources.moving_digits import MovingDigits
@@ -25,7 +24,8 @@ from vidssl.data.sources.origins import (
     videos_of,
     write_videos,
 )
-from vidssl.engine.atomic import file_sha256
+from vidssl.data.sources.video_files import ImageFolder, VideoFolder, VideoList
+from vidssl.engine.process import file_sha256
 from vidssl.errors import UsageError
 from vidssl.evaluate.subject import Pretraining, check_seen
 from vidssl.evaluators.features import FeatureTable

@@ -25,12 +25,12 @@ from data_clips import number_shown
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.images import read_image
 from vidssl.data.loader import Loader, Stream
-from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.manifest import FileRecord
 from vidssl.data.sources.origins import shared_videos, videos_of
 from vidssl.data.sources.tar.index import INDEX, Member, Shard, write_index
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.sources.tar.storage import Address
+from vidssl.data.sources.video_files import VideoFolder
 from vidssl.data.views.random import SingleClip
 from vidssl.errors import UsageError
 from vidssl.interfaces import num_listed

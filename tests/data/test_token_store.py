@@ -18,8 +18,7 @@ from torch import Tensor
 from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import load_recipe
-from vidssl.data.sources.folders import VideoFolder
-from vidssl.data.sources.official.groups import groups_of
+from vidssl.data.sources.listing import groups_of
 from vidssl.data.sources.origins import Overlap, shared_videos, videos_of
 from vidssl.data.sources.token_store import (
     CROPS,
@@ -29,13 +28,13 @@ from vidssl.data.sources.token_store import (
     read_info,
     transforms_of,
 )
+from vidssl.data.sources.video_files import VideoFolder
 from vidssl.data.views.crops import resize_short_side
 from vidssl.data.views.stored import StoredClip
 from vidssl.data.views.times import kept_frames
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.tokenize import tokenize as tokenizing, video_tokenizer
-from vidssl.tools.tokenize.settings import StoreSettings, purpose_settings
-from vidssl.tools.tokenize.tokenize import predicted_frames
+from vidssl.tools.tokenize.tokenize import StoreSettings, predicted_frames, purpose_settings
 
 
 @pytest.fixture(autouse=True)

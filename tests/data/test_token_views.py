@@ -9,8 +9,8 @@ from token_world import FPS, STORED, first_step, message, token_world
 
 from vidssl.build import build
 from vidssl.config.recipe import load_recipe
-from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.token_store import StoreReader, TokenStore
+from vidssl.data.sources.video_files import VideoFolder
 from vidssl.data.views.stored import StoredClip, StoredClipPair
 from vidssl.data.views.vimpac import ClipPair
 from vidssl.objectives.parts.masked_prediction import FrozenTokenizer

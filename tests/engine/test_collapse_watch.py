@@ -26,8 +26,8 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Band, Batch, LossOutput, Progress, Reconstruction, TrainableTokenizer, Watched
 from vidssl.objectives import OBJECTIVES
 from vidssl.objectives.bevt import BEVTVideo
-from vidssl.objectives.parts.contrastive import info_nce
 from vidssl.objectives.tokenizer import TokenizerTraining
+from vidssl.objectives.vimpac import info_nce
 from vidssl.train.run import train_recipe
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from vidssl.backbones.vit import ViT
-from vidssl.engine.display import TrainDisplay, say_wrapped
+from vidssl.engine.logging import TrainDisplay, say_wrapped
 from vidssl.interfaces import Yardstick
 from vidssl.maskers.bevt import Random3D
 from vidssl.objectives.bevt import BEVTVideo

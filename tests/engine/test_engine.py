@@ -12,15 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from vidssl.engine import capture
-from vidssl.engine.atomic import write_text
+from vidssl.engine import guard
 from vidssl.engine.checkpoint import FORMAT, read_checkpoint, save_checkpoint
 from vidssl.engine.logging import Meter
 from vidssl.engine.optim import AdamW, decayed_names
-from vidssl.engine.precision import pick_device, use_bfloat16
-from vidssl.engine.process import StopAsked, stop_requests
+from vidssl.engine.process import StopAsked, stop_requests, write_text
 from vidssl.engine.runfolder import RunFolder, create_run, newest_run
 from vidssl.engine.schedules import Cosine, cosine_factor
+from vidssl.engine.speed import pick_device, use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress
 
@@ -262,14 +261,14 @@ def test_damaged_facts_of_a_capture_name_file_and_field(
     }
     states = {f"random.{name}": torch.get_rng_state() for name in ("cpu", "objective")}
     file = tmp_path / "capture.safetensors"
-    save_file(states, file, {"format": capture.FORMAT, "facts": json.dumps(facts)})
-    assert capture.read_capture(file).attempt.progress == Progress(0, 1)
+    save_file(states, file, {"format": guard.FORMAT, "facts": json.dumps(facts)})
+    assert guard.read_capture(file).attempt.progress == Progress(0, 1)
     *around, last = path
     inner = facts[around[0]] if around else facts
     inner[last] = value
-    save_file(states, file, {"format": capture.FORMAT, "facts": json.dumps(facts)})
+    save_file(states, file, {"format": guard.FORMAT, "facts": json.dumps(facts)})
     with pytest.raises(UsageError, match=re.escape(f"{file}: its metadata: {message}")):
-        capture.read_capture(file)
-    save_file({}, file, {"format": capture.FORMAT, "facts": json.dumps(facts)})
+        guard.read_capture(file)
+    save_file({}, file, {"format": guard.FORMAT, "facts": json.dumps(facts)})
     with pytest.raises(UsageError):
-        capture.read_capture(file)
+        guard.read_capture(file)

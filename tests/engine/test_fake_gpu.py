@@ -36,9 +36,8 @@ from vidssl.evaluators import EVALUATORS
 from vidssl.evaluators.attentive import Attentive
 from vidssl.evaluators.features import encode_views
 from vidssl.evaluators.knn import KNN, Retrieval
-from vidssl.evaluators.linear import Linear
-from vidssl.evaluators.linear_sgd import LinearSGD
-from vidssl.evaluators.scoring import average_views, in_top, predict
+from vidssl.evaluators.linear import Linear, LinearSGD
+from vidssl.evaluators.statistics import average_views, in_top, predict
 from vidssl.interfaces import (
     Augment,
     Batch,

@@ -25,12 +25,10 @@ from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.data.loader import Loader
-from vidssl.engine.atomic import file_sha256
-from vidssl.engine.capture import Attempt, Conditions, read_capture, save_capture
 from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
 from vidssl.engine.distributed import end_group, here as processes_here
-from vidssl.engine.guard import Guard, Skips
-from vidssl.engine.process import sole_process
+from vidssl.engine.guard import Attempt, Conditions, Guard, Skips, read_capture, save_capture
+from vidssl.engine.process import file_sha256, sole_process
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Objective, Progress

@@ -12,7 +12,8 @@ from toy_runs import records
 from vidssl import api as v
 from vidssl.config.recipe import RunSpec
 from vidssl.engine.checkpoint import read_checkpoint
-from vidssl.engine.precision import (
+from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.speed import (
     autocast_dtype,
     load_scaler,
     loss_scaler,
@@ -22,7 +23,6 @@ from vidssl.engine.precision import (
     scaler_tensors,
     use_bfloat16,
 )
-from vidssl.engine.runfolder import RunFolder
 
 CPU = torch.device("cpu")
 

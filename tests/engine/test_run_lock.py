@@ -22,9 +22,8 @@ from torch import nn
 
 from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.engine import process as lock
-from vidssl.engine.atomic import append_line, remove, write_atomically, write_text
 from vidssl.engine.checkpoint import read_checkpoint, save_checkpoint
-from vidssl.engine.process import sole_process
+from vidssl.engine.process import append_line, remove, sole_process, write_atomically, write_text
 from vidssl.engine.runfolder import RunFolder, create_run
 from vidssl.errors import UsageError
 from vidssl.interfaces import LossOutput, Objective

@@ -12,8 +12,8 @@ from token_world import FPS, message, token_world
 from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import load_recipe
-from vidssl.data.sources.folders import VideoFolder
 from vidssl.data.sources.token_store import TokenStore, read_info
+from vidssl.data.sources.video_files import VideoFolder
 from vidssl.data.views.stored import StoredUniformClips
 from vidssl.data.views.uniform import UniformClips
 from vidssl.evaluators.extract import extract

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from vidssl.evaluators.differences import LabelledVideos, network_differences
-from vidssl.evaluators.findings import findings
+from vidssl.evaluators.differences import LabelledVideos, findings, network_differences
 from vidssl.evaluators.scores import Score, best_and_worst
 from vidssl.evaluators.statistics import FEWEST_GROUPS, LEVEL, detectable_difference, paired_difference
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import KNN, cosine_neighbours
 from vidssl.evaluators.scores import probe, score
-from vidssl.evaluators.scoring import average_views, in_top
+from vidssl.evaluators.statistics import average_views, in_top
 from vidssl.interfaces import Evaluator, LabelledFeatures
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from vidssl.data.classes import repeated
 from vidssl.errors import UsageError
 from vidssl.evaluators.held_out import shown
-from vidssl.evaluators.linear_sgd import LinearSGD
+from vidssl.evaluators.linear import LinearSGD
 from vidssl.interfaces import LabelledFeatures
 
 

@@ -16,7 +16,7 @@ from vidssl.cli.main import main
 from vidssl.config.recipe import recipe_from_text
 from vidssl.errors import UsageError
 from vidssl.evaluate.score_file import read_scores
-from vidssl.evaluators.patch_tokens import HEADER, PatchWriter, half, patch_path, read_patches
+from vidssl.evaluators.features import HEADER, PatchWriter, half, patch_path, read_patches
 
 RECIPE = recipe_text()
 LOOK = "name: look\nevaluator: {type: attentive, lr: 1e-3, num_heads: 2, epochs: 1}\n"

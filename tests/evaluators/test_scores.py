@@ -13,7 +13,7 @@ from vidssl.evaluators.held_out import folds
 from vidssl.evaluators.knn import KNN, Retrieval
 from vidssl.evaluators.linear import Linear
 from vidssl.evaluators.scores import probe, score
-from vidssl.evaluators.scoring import average_views, in_top, predict
+from vidssl.evaluators.statistics import average_views, in_top, predict
 from vidssl.interfaces import Evaluator, LabelledFeatures
 
 

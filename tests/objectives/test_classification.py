@@ -13,8 +13,7 @@ from vidssl.data.classes import class_weights
 from vidssl.engine.optim import AdamW
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Progress, Tokenizer
-from vidssl.objectives.classification import Classification
-from vidssl.objectives.parts.mixup import mix
+from vidssl.objectives.classification import Classification, mix
 
 HERE = Progress(0, 1)
 

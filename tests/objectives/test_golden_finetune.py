@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vidssl.backbones.video_swin import VideoSwin
-from vidssl.evaluators.scoring import average_views
+from vidssl.evaluators.statistics import average_views
 from vidssl.interfaces import Backbone, Batch, Features, Progress
 from vidssl.objectives.classification import Classification
 from vidssl.weights.swin import from_published

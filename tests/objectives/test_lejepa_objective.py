@@ -10,8 +10,7 @@ from vidssl.backbones.video_swin import VideoSwin
 from vidssl.backbones.vit import ViT
 from vidssl.interfaces import Batch, LossOutput, Progress
 from vidssl.maskers.bevt import Random3D, Tube
-from vidssl.objectives.lejepa import LeJEPA
-from vidssl.objectives.parts.sigreg import directions_of_step, sigreg
+from vidssl.objectives.lejepa import LeJEPA, directions_of_step, sigreg
 
 HEAD = {"head_layers": 2, "head_hidden_dim": 16, "head_dim": 8, "num_directions": 32}
 CPU = torch.device("cpu")

@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Progress
-from vidssl.objectives.parts.perceptual import PerceptualDistance, evenly
-from vidssl.objectives.tokenizer import TokenizerTraining
+from vidssl.objectives.tokenizer import PerceptualDistance, TokenizerTraining, evenly
 from vidssl.tokenizers.vqvae import VQVAE
 from vidssl.weights.external import Taken
 
@@ -132,7 +131,7 @@ def test_weights_come_from_a_file_and_must_be_whole(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_pixels_are_normalised_as_the_weights_were_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     state = timm.create_model("deit_tiny_patch16_224", pretrained=False).state_dict()
-    monkeypatch.setattr("vidssl.objectives.parts.perceptual.read_external", lambda init: Taken(state))
+    monkeypatch.setattr("vidssl.objectives.tokenizer.read_external", lambda init: Taken(state))
     made = PerceptualDistance("vit_tiny_patch16_224", "timm:deit_tiny_patch16_224", None)
     assert (made.mean, made.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     with pytest.raises(UsageError, match="6 heads, and the network has 3"):
@@ -148,7 +147,7 @@ def test_without_a_word_on_weights_those_of_timm_are_taken_and_never_random_ones
         asked.append(init)
         raise UsageError(f"{init}: timm cannot give these weights")
 
-    monkeypatch.setattr("vidssl.objectives.parts.perceptual.read_external", no_network)
+    monkeypatch.setattr("vidssl.objectives.tokenizer.read_external", no_network)
     with pytest.raises(UsageError, match="cannot give these weights"):
         training(perceptual_init=None)
     assert asked == [f"timm:{NET}"]

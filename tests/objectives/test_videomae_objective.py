@@ -12,7 +12,7 @@ from vidssl.interfaces import Batch, FilledIn, FilledPixels, LossOutput, Progres
 from vidssl.interfaces.grids import places_of
 from vidssl.maskers.bevt import Tube
 from vidssl.maskers.videomae import RandomTube, RunningCell
-from vidssl.objectives.parts.visible import cut_tubelets, join_tubelets, scale_of
+from vidssl.objectives.parts.predictor import cut_tubelets, join_tubelets, scale_of
 from vidssl.objectives.videomae import VideoMAE
 from vidssl.tokenizers.vqvae import VQVAE
 

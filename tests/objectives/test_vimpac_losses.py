@@ -10,10 +10,9 @@ from vimpac_reference import VOCAB, Given, Ids, difference, load, part, toy_back
 
 from vidssl.errors import UsageError
 from vidssl.interfaces import Features
-from vidssl.objectives.parts.batch_norm import BatchNorm
-from vidssl.objectives.parts.contrastive import ProjectionHead, info_nce
+from vidssl.layers.transformer import BatchNorm
 from vidssl.objectives.parts.masked_prediction import MaskedClips, Predictions, TokenPrediction, corrupt
-from vidssl.objectives.vimpac import ClipContrast, predicted_ids
+from vidssl.objectives.vimpac import ClipContrast, ProjectionHead, info_nce, predicted_ids
 
 TOLERANCE = 1e-6
 

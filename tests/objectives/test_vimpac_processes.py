@@ -13,8 +13,7 @@ from vimpac_reference import difference, gradients, load, part, toy_backbone, to
 from vidssl.engine.distributed import end_group
 from vidssl.engine.gather import gather_rows, num_processes, rank, sum_over_processes
 from vidssl.interfaces import Progress
-from vidssl.objectives.parts.contrastive import info_nce
-from vidssl.objectives.vimpac import VIMPAC
+from vidssl.objectives.vimpac import VIMPAC, info_nce
 
 Found = dict[str, dict[str, Tensor]]  # what was done -> what came of it
 

@@ -11,7 +11,7 @@ from score_files import NAMES, PROTOCOL, write_run
 
 from vidssl.cli.main import main
 from vidssl.errors import UsageError
-from vidssl.pictures.confusion import (
+from vidssl.pictures.charts import (
     MOST_COUNTED,
     MOST_NAMED,
     matrix_picture,

@@ -14,7 +14,7 @@ from vidssl.pictures.clips import Clips
 from vidssl.pictures.drawings import HIDDEN, masks_drawing, tokens_drawing
 from vidssl.pictures.features import RunFeatures, embedding, neighbour_pages, neighbour_strips
 from vidssl.pictures.pages import heat_colours
-from vidssl.pictures.parts import show_part
+from vidssl.pictures.show import show_part
 
 CLIPS = Clips(torch.zeros(1, 3, 2, 4, 4), ("a.mp4",))
 

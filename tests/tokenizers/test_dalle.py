@@ -8,8 +8,8 @@ import torch
 from bevt_reference import FOLDER, difference, load
 
 from vidssl.tokenizers.dalle import DALLE, map_pixels, unmap_pixels
-from vidssl.tokenizers.resize import halve
-from vidssl.weights.dalle_keys import networks_in, own_key
+from vidssl.tokenizers.frame_networks import halve
+from vidssl.weights.published_keys import networks_in, own_key
 
 
 def toy(golden: dict[str, torch.Tensor], **keys: Any) -> DALLE:

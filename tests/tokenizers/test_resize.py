@@ -8,7 +8,7 @@ import torch
 from bevt_reference import load
 from PIL import Image
 
-from vidssl.tokenizers.resize import KERNELS, ResizeKernel, halve
+from vidssl.tokenizers.frame_networks import KERNELS, ResizeKernel, halve
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 

@@ -9,9 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from vidssl.engine.distributed import end_group
-from vidssl.tokenizers.codebook import nearest_code
 from vidssl.tokenizers.frame_networks import of_length
-from vidssl.tokenizers.vqvae import VQVAE
+from vidssl.tokenizers.vqvae import VQVAE, nearest_code
 
 
 def toy(**keys: float) -> VQVAE:
@@ -100,7 +99,7 @@ def test_the_nearest_of_many_codes_is_found_in_parts(monkeypatch: pytest.MonkeyP
         sizes.append(multiply(*given, alpha=alpha).numel())
         return multiply(*given, alpha=alpha)
 
-    monkeypatch.setattr("vidssl.tokenizers.codebook._MOST_DISTANCES", 8192 * 10)
+    monkeypatch.setattr("vidssl.tokenizers.vqvae._MOST_DISTANCES", 8192 * 10)
     monkeypatch.setattr(torch, "baddbmm", noting)
     assert torch.equal(nearest_code(vectors, codebook), whole)
     assert torch.equal(nearest_code(vectors.flatten(0, 1)[None], codebook), flat)

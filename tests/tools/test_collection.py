@@ -9,9 +9,9 @@ from recordings import moving, write_frames, write_recording, write_takes
 from rich.console import Console
 
 from vidssl.backbones.pixels import Pixels
-from vidssl.data.sources.folders import VideoList
 from vidssl.data.sources.lists import list_notes, list_root, read_lists
 from vidssl.data.sources.moving_digits import MovingDigits
+from vidssl.data.sources.video_files import VideoList
 from vidssl.data.views.uniform import UniformClips
 from vidssl.engine import logging
 from vidssl.errors import UsageError

@@ -21,7 +21,7 @@ from torch import Tensor
 from vidssl.build import build
 from vidssl.cli import main as cli
 from vidssl.errors import UsageError
-from vidssl.weights.dalle_keys import networks_in
+from vidssl.weights.published_keys import networks_in
 from vidssl.weights.torch_files import read_torch_file
 
 State = dict[str, Tensor]

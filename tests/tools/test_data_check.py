@@ -19,9 +19,9 @@ from data_prepared import check
 from vidssl.cli.main import main
 from vidssl.data.decode import examine
 from vidssl.data.decode.decode import probe
+from vidssl.data.sources.listing import group_of
 from vidssl.data.sources.lists import read_lists
 from vidssl.data.sources.manifest import FileRecord, Manifest, Status
-from vidssl.data.sources.official.groups import group_of
 from vidssl.errors import UsageError
 from vidssl.tools.data import check as scan, runner
 from vidssl.tools.data.check import duplicates, same_content, same_group

@@ -23,11 +23,10 @@ from rich.console import Console
 
 from vidssl.cli.main import main
 from vidssl.data.decode.decode import probe, read_frames
-from vidssl.data.sources.folders import VideoFolder, VideoList
 from vidssl.data.sources.jpeg_shards import JpegShards
 from vidssl.data.sources.manifest import Manifest
-from vidssl.engine.atomic import file_sha256
-from vidssl.engine.process import sole_process
+from vidssl.data.sources.video_files import VideoFolder, VideoList
+from vidssl.engine.process import file_sha256, sole_process
 from vidssl.errors import UsageError
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data import prepare

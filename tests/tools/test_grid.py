@@ -13,7 +13,7 @@ from toy_probe import recipe_text
 from vidssl.cli import main as cli
 from vidssl.compare.grid_tables import StepPrice, grid_tables, read_results
 from vidssl.errors import UsageError
-from vidssl.tools import grid as grids, submit
+from vidssl.tools import grid as grids
 from vidssl.tools.grid import Execution, run_grid
 
 GRID = """name: toy
@@ -42,10 +42,10 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("recipes/grids/toy.yaml").write_text(GRID)
 
 
-def here(given: list[Sequence[str]], fails: str = "") -> submit.Runner:
+def here(given: list[Sequence[str]], fails: str = "") -> grids.Runner:
     """Runs commands of vidssl in this process, and notes them."""
 
-    def run(commands: submit.Commands, log: Path, name: str) -> int:
+    def run(commands: grids.Commands, log: Path, name: str) -> int:
         given.extend(command[3:] for command in commands)
         log.write_text("it broke\n" if name == fails else "")
         return 2 if name == fails else max(cli.main(list(command[3:])) for command in commands)
@@ -158,17 +158,17 @@ def test_commands_run_one_after_another_up_to_the_first_that_fails() -> None:
         return [sys.executable, "-c", f"print('ran {code}'); raise SystemExit({code})"]
 
     log = Path("log.txt")
-    assert submit.on_this_machine(1, 1)([command(0), command(3), command(0)], log, "x") == 3
+    assert grids.on_this_machine(1, 1)([command(0), command(3), command(0)], log, "x") == 3
     assert [line for line in log.read_text().splitlines() if not line.startswith("$")] == ["ran 0", "ran 3"]
 
 
 @pytest.mark.slow
 def test_jobs_go_through_submitit() -> None:
     pytest.importorskip("submitit")
-    run = submit.through_submitit("local", ["timeout_min=1"], Path("jobs"))
+    run = grids.through_submitit("local", ["timeout_min=1"], Path("jobs"))
     log = Path("log.txt")
     assert run([[sys.executable, "-c", "print('ran')"]], log, "one") == 0
     assert "ran" in log.read_text()
     assert run([[sys.executable, "-c", "raise SystemExit(4)"]], log, "two") == 4
     with pytest.raises(UsageError, match="KEY=VALUE"):
-        submit.through_submitit("local", ["timeout"], Path("jobs"))
+        grids.through_submitit("local", ["timeout"], Path("jobs"))

@@ -13,18 +13,26 @@ from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.grid import check_grid
 from vidssl.config.recipe import load_recipe, recipe_from_text
-from vidssl.data.sources.folders import VideoList
+from vidssl.data.sources.video_files import VideoList
 from vidssl.errors import UsageError
 from vidssl.evaluators.statistics import Difference
-from vidssl.pictures.labelled import caption, chosen_samples, show_clips
+from vidssl.pictures.clips import caption, chosen_samples, show_clips
 from vidssl.tools.collection.glimpses import Glimpse
 from vidssl.tools.collection.make_list import make_list
 from vidssl.tools.collection.split import Rule, split_list
 from vidssl.tools.collection.survey import Seen
 from vidssl.tools.data.check import check_data
-from vidssl.tools.init.choices import NEEDS_TOKENIZER, Choice, Machine, ObjectiveName, choose, steps_for
+from vidssl.tools.init.choices import (
+    NEEDS_TOKENIZER,
+    Choice,
+    Machine,
+    ObjectiveName,
+    OrderProbe,
+    choose,
+    probe_order,
+    steps_for,
+)
 from vidssl.tools.init.init import write_recipe
-from vidssl.tools.init.order import OrderProbe, probe_order
 from vidssl.tools.init.text import Sources, recipe_text, tokenizer_text, what_can_show
 
 LAPTOP = Machine(gpu=False, cores=2, minutes=10.0)

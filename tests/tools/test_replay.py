@@ -16,8 +16,8 @@ from working_folder import work_in
 from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import load_recipe
-from vidssl.engine.capture import Attempt, Conditions, random_states, read_capture, save_capture
 from vidssl.engine.checkpoint import read_tensors
+from vidssl.engine.guard import Attempt, Conditions, random_states, read_capture, save_capture
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, LossOutput, Progress

@@ -14,7 +14,7 @@ from PIL import Image
 from score_files import write_run
 
 from vidssl.compare.grid_tables import StepPrice, read_results
-from vidssl.compare.run_groups import run_groups
+from vidssl.compare.tables import run_groups
 from vidssl.errors import UsageError
 from vidssl.evaluate.score_file import find_scores
 from vidssl.pictures.charts import Dot, scores_chart

@@ -11,8 +11,7 @@ from vidssl.data.sources.moving_digits import MovingDigits
 from vidssl.data.views.random import SingleClip
 from vidssl.interfaces import DataSource, SampleInfo
 from vidssl.objectives.parts.masked_prediction import FrozenTokenizer
-from vidssl.train.tokenizer_fit import frozen_tokenizer, tell_fit
-from vidssl.train.trial import random_states_kept
+from vidssl.train.trial import frozen_tokenizer, random_states_kept, tell_fit
 
 
 class Noise(DataSource):

@@ -12,7 +12,7 @@ from vidssl import api as v
 from vidssl.cli.main import main
 from vidssl.engine.checkpoint import save_checkpoint
 from vidssl.use import export as module
-from vidssl.use.vit_layouts import timm_arguments, timm_state, videomae_config, videomae_state
+from vidssl.use.export import timm_arguments, timm_state, videomae_config, videomae_state
 
 LAYOUTS = [
     {},

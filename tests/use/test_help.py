@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vidssl.cli.examples import EXAMPLES
 from vidssl.cli.main import main, parsers
-from vidssl.cli.operands import Commands, Parser
+from vidssl.cli.operands import EXAMPLES, Commands, Parser
 
 
 def pages(commands: "Commands[Parser]") -> Iterator[Parser]:

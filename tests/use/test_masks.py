@@ -14,8 +14,8 @@ from tests.use.conftest import DIGITS
 from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.protocol import LinearSegmentation, Propagation, load_mask_protocol
-from vidssl.data.sources.davis import Davis
 from vidssl.data.sources.digits_world import DigitsWorld, digit_masks, render
+from vidssl.data.sources.frame_folders import Davis
 from vidssl.data.sources.moving_digits import MovingDigits
 from vidssl.errors import UsageError
 from vidssl.evaluators import masks

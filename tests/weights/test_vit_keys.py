@@ -20,8 +20,8 @@ from vidssl.backbones.vit import ViT
 from vidssl.engine.checkpoint import FORMAT
 from vidssl.errors import UsageError
 from vidssl.interfaces import Translated
+from vidssl.weights.external import Stated, check_stated, stated_by_library
 from vidssl.weights.load import load_init
-from vidssl.weights.stated import Stated, check_stated, stated_by_library
 
 
 def translated(net: TimeSformer | ViT, state: dict[str, Tensor]) -> Translated:

@@ -15,9 +15,9 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Translated
 from vidssl.maskers.vjepa import MultiBlock
 from vidssl.objectives.vjepa import VJEPA
+from vidssl.weights.external import check_stated, stated_by_layout
 from vidssl.weights.load import load_init, load_rest
-from vidssl.weights.stated import check_stated, stated_by_layout
-from vidssl.weights.vjepa_keys import to_predictor
+from vidssl.weights.published_keys import to_predictor
 
 KEYS = json.loads((Path(__file__).parents[1] / "golden" / "vjepa" / "keys.json").read_text())
 HEADS = {768: 12, 1024: 16, 1408: 22}

@@ -14,7 +14,7 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
 from vidssl.interfaces.grids import GridSize
 from vidssl.layers.transformer import Mlp, check_depth, check_heads
-from vidssl.weights.vimpac_keys import from_published, is_published, resize_table, with_resized_tables
+from vidssl.weights.published_keys import from_published, is_published, resize_table, with_resized_tables
 
 NormOrder = Literal["post", "pre", "pre_published"]
 Axes = tuple[str, ...]  # attended to jointly: ("T",), or ("H", "W") for HxW

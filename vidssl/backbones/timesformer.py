@@ -10,8 +10,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, first_token_attention, hide
-from vidssl.backbones.positions import PositionResize, resize_positions
+from vidssl.backbones.blocks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalise,
+    PositionResize,
+    first_token_attention,
+    hide,
+    resize_positions,
+)
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, ClassAttention, Features, HasBlocks, Translated
 from vidssl.interfaces.backbone import EncodesVisible, VisibleFeatures, check_clip, check_keep

@@ -15,18 +15,20 @@ from vidssl.backbones.blocks import (
     PatchEmbed,
     first_token_attention,
     hide,
+    sincos_positions,
 )
-from vidssl.backbones.positions import sincos_positions
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, ClassAttention, Features, HasBlocks, Translated
 from vidssl.interfaces.backbone import EncodesVisible, VisibleFeatures, check_clip, check_keep
 from vidssl.interfaces.grids import GridSize
-from vidssl.layers.rotary import Rotation, block_causal, rotary_positions
 from vidssl.layers.transformer import (
     Block,
+    Rotation,
+    block_causal,
     drop_path_rates,
     init_linear,
     line_positions,
+    rotary_positions,
     rows_at,
     shrink_deep_layers,
 )

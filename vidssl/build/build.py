@@ -38,14 +38,14 @@ from vidssl.config.recipe import (
 )
 from vidssl.config.schema import PartSpec, ProbeSpec, bind, construct, keys_of, parts_of
 from vidssl.data.loader import Stream
-from vidssl.data.sources.subset import balanced, labelled_subset
+from vidssl.data.sources.datasets import balanced, labelled_subset
 from vidssl.data.views.stored import StoredViews
 from vidssl.engine.checkpoint import prefix_of
 from vidssl.engine.logging import Say, check_trackers
 from vidssl.engine.optim import Optim
-from vidssl.engine.precision import on_meta, pick_device
 from vidssl.engine.runfolder import check_name
 from vidssl.engine.schedules import Schedule
+from vidssl.engine.speed import on_meta, pick_device
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, DataSource, Evaluator, Objective, Tokenizer, ViewSampler
 from vidssl.weights.load import check_init, load_init, load_rest, load_whole, read_weights

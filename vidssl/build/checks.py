@@ -19,12 +19,11 @@ from vidssl.data.sources.token_store import TokenStore
 from vidssl.data.views.stored import StoredViews
 from vidssl.data.views.vimpac import PairOfClips
 from vidssl.engine.accumulate import JointLoss
-from vidssl.engine.atomic import file_sha256
 from vidssl.engine.distributed import launched
 from vidssl.engine.optim import Update
-from vidssl.engine.precision import on_meta
+from vidssl.engine.process import file_sha256
 from vidssl.engine.schedules import Schedule
-from vidssl.engine.speed import refusal
+from vidssl.engine.speed import on_meta, refusal
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
     Backbone,

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import vidssl
 from vidssl import __version__
-from vidssl.cli import check, data, evaluate, grid, show, tokenize, train, use
+from vidssl.cli import data, evaluate, show, train, use
 from vidssl.cli.operands import BAD_INPUT, Commands, Parser
 from vidssl.engine.process import end_with_launcher
 from vidssl.errors import UsageError, printable
@@ -107,8 +107,17 @@ def parsers() -> "tuple[Parser, Commands[Parser]]":
     parser = Parser(prog="vidssl", description="Self-supervised video learning from interchangeable parts.")
     parser.add_argument("--version", action="version", version=f"vidssl {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (train, evaluate, grid, use, show, tokenize, data, check):
-        group.add_commands(commands)
+    for add in (
+        train.add_commands,
+        evaluate.add_commands,
+        train.add_grid,
+        use.add_commands,
+        show.add_commands,
+        data.add_tokenize,
+        data.add_commands,
+        train.add_check,
+    ):
+        add(commands)
     return parser, commands
 
 

@@ -79,20 +79,20 @@ def _show(words: list[str], *, what: Any, **options: Any) -> int:
         if overrides or options.keys() & {"files", "videos"}:
             raise UsageError("--what confusion is drawn of scores: leave out videos, data and views")
         options.pop("trust", None)
-        from vidssl.pictures.confusion import show_confusion
+        from vidssl.pictures.charts import show_confusion
 
         return show_confusion(names[0], **options)
     for option in ("protocol", "label", "setting", "network"):
         if option in options:
             raise UsageError(f"--{option} is for --what confusion")
     if what in PARTS:
-        from vidssl.pictures.parts import show_part
+        from vidssl.pictures.show import show_part
 
         return show_part(names[0] if names else None, what, overrides=overrides, **options)
     if what == "clips":
         if len(names) != 1 or "files" in options:
             raise UsageError("--what clips takes a recipe or a run, and shows its own videos")
-        from vidssl.pictures.labelled import show_clips
+        from vidssl.pictures.clips import show_clips
 
         return show_clips(names[0], overrides=overrides, **options)
     from vidssl.pictures.show import show

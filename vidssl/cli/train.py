@@ -1,14 +1,26 @@
-"""Commands on recipes and their runs: train, bench, selftest, and replay of a step."""
+"""Commands on recipes and runs: train, bench, selftest, replay; grid, report, runs; check and list."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from vidssl.cli.operands import RECIPE, Commands, Parser, add, add_trust, at_least, only, positive, split
+from vidssl.cli.operands import (
+    BAD_INPUT,
+    RECIPE,
+    Commands,
+    Parser,
+    add,
+    add_trust,
+    at_least,
+    only,
+    positive,
+    split,
+)
 from vidssl.engine.process import Cpus, look_at_cpus
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, printable
 
 
 def add_commands(commands: "Commands[Parser]") -> None:
@@ -151,3 +163,183 @@ def _replay(words: list[str], **options: Any) -> int:
     from vidssl.tools.replay import replay
 
     return replay(name, **options)
+
+
+LISTED = (
+    "objectives",
+    "backbones",
+    "tokenizers",
+    "maskers",
+    "evaluators",
+    "sources",
+    "views",
+    "augments",
+    "optimizers",
+    "schedules",
+)
+
+
+SPECS = {"protocols": "evaluation", "recipes": "recipes"}  # and runs, which are listed by their folders
+
+
+def add_check(commands: "Commands[Parser]") -> None:
+    add(
+        commands,
+        "check",
+        _check,
+        "validate recipes; needs no data, weights or GPU",
+        ("RECIPE", "recipes, protocols, tokenizers; default: all"),
+    )
+    add(
+        commands,
+        "list",
+        _list,
+        "show components and their keys, protocols, recipes or runs",
+        ("KIND", f"one of {', '.join((*LISTED, *SPECS))}, runs; default: all components"),
+    )
+
+
+def _check(words: list[str]) -> int:
+    from vidssl.build.build import check_file
+    from vidssl.config.files import NAMES, locate, spec_files
+    from vidssl.config.published import published_path
+    from vidssl.config.strict_yaml import displayed
+
+    overrides = split(words)[1]
+    if overrides:
+        raise UsageError(f"check takes files as they are, without overrides; got {overrides[0]}")
+    code = 0
+    every = [(kind, path) for kind in NAMES for path in spec_files(kind).values()]
+    every.append(("evaluation", published_path()))
+    for target in words or every:
+        try:
+            kind, path = locate(target) if isinstance(target, str) else target
+            check_file(kind, path)
+            print(f"{printable(displayed(path))}: ok", flush=True)
+        except UsageError as error:
+            code = BAD_INPUT
+            print(f"vidssl: {printable(str(error))}", file=sys.stderr, flush=True)
+    return code
+
+
+def _names(kind: str) -> str:
+    """Names of protocols or recipes with what their files say first, or the runs below ``runs``."""
+    from vidssl.config.files import spec_files
+    from vidssl.engine.runfolder import runs_below
+
+    if kind == "runs":
+        found = [(run.path, run.newest_checkpoint()) for run in runs_below(Path("runs"))]
+        lines = [
+            f"  {path}  {'no checkpoint yet' if newest is None else newest.stem}" for path, newest in found
+        ]
+        return "\n".join(["runs", *lines])
+    files = spec_files("evaluation" if kind == "protocols" else "recipes")
+    lines = []
+    for name, path in sorted(files.items()):
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        lines.append(f"  {name}  {first.lstrip('# ') if first.startswith('#') else ''}".rstrip())
+    return "\n".join([kind, *lines])
+
+
+def _list(words: list[str]) -> int:
+    kinds = (*LISTED, *SPECS, "runs")
+    unknown = [word for word in words if word not in kinds]
+    if unknown:
+        from vidssl.config.strict_yaml import nearest
+
+        raise UsageError(f"no kind of component '{unknown[0]}'. {nearest(unknown[0], kinds, 'There are')}")
+    from vidssl.build.part_checks import component_table, network_table
+    from vidssl.engine.logging import terminal
+
+    console = terminal()
+    for kind in words or LISTED:
+        if kind in LISTED:
+            console.print(component_table(kind))
+        else:
+            print(printable(_names(kind)), flush=True)
+    if "backbones" in words:  # not for a list of everything: it builds them all
+        console.print(network_table())
+    return 0
+
+
+def add_grid(commands: "Commands[Parser]") -> None:
+    grid = add(
+        commands,
+        "grid",
+        _grid,
+        "train and score a grid of recipes, and compare its cells",
+        ("GRID [KEY=VALUE ...]", "file or name in recipes/grids/, overrides of every cell and of the grid"),
+    )
+    grid.add_argument("--jobs", type=at_least(1), metavar="N", help="runs at once; default: 1")
+    grid.add_argument(
+        "--processes", type=at_least(1), metavar="N", help="of each run, by torchrun (one a GPU); default: 1"
+    )
+    grid.add_argument("--out", metavar="FOLDER", help="where the grid's folder goes; default: runs")
+    grid.add_argument(
+        "--eval",
+        dest="evaluation",
+        action="append",
+        metavar="KEY=VALUE",
+        help="for 'vidssl eval' of each run; may be repeated",
+    )
+    grid.add_argument("--tables", dest="tables_only", action="store_true", help="train nothing; show tables")
+    grid.add_argument(
+        "--submit", choices=("slurm", "local"), help="start runs as jobs through the package submitit"
+    )
+    grid.add_argument(
+        "--job",
+        dest="parameters",
+        action="append",
+        metavar="KEY=VALUE",
+        help="of submitit's jobs, such as timeout_min=600 or slurm_partition=gpu; may be repeated",
+    )
+
+    report = add(
+        commands,
+        "report",
+        _report,
+        "write a page on runs for a browser, in one file",
+        ("RUN_OR_SCORES_OR_GRID", "run folders, files of scores, or the folder of a grid"),
+    )
+    report.add_argument("-o", "--out", metavar="FILE", help="default: report.html")
+    report.add_argument(
+        "--no-pictures",
+        dest="pictures",
+        action="store_false",
+        help="leave out clips, neighbours and maps, which take the runs' networks and videos",
+    )
+    add_trust(report)
+
+    runs = add(
+        commands,
+        "runs",
+        _runs,
+        "show a folder of runs as a table",
+        ("[FOLDER]", "that they lie in, at any depth; default: runs"),
+    )
+    runs.add_argument("--csv", dest="as_csv", action="store_true", help="a line for each run, all columns")
+    runs.add_argument("--parquet", metavar="FILE", help="write the same as Parquet, with the package pyarrow")
+    runs.add_argument("--settings", action="store_true", help="add every key of the recipes")
+
+
+def _runs(words: list[str], **options: Any) -> int:
+    if len(words) > 1:
+        raise UsageError(f"runs takes one folder, got {' '.join(words)}")
+    from vidssl.compare.runs import runs_table
+
+    return runs_table(*words, **options)
+
+
+def _report(words: list[str], **options: Any) -> int:
+    from vidssl.tools.report import write_report
+
+    return write_report(words, **options)
+
+
+def _grid(words: list[str], *, tables_only: bool = False, **options: Any) -> int:
+    names, overrides = split(words)
+    name = only(names, "grid takes one grid", "vidssl grid recipes/grids/bevt_masks.yaml")
+    from vidssl.tools.grid import Execution, run_grid
+
+    where = {"out": options.pop("out")} if "out" in options else {}
+    return run_grid(name, overrides, execution=Execution(**options), tables_only=tables_only, **where)

@@ -9,10 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.compare.grids import Grid
-from vidssl.compare.run_groups import seeds_cell
 from vidssl.compare.runs import by_protocol
-from vidssl.compare.tables import CLASS_MEAN, TWO_SEEDS, head
+from vidssl.compare.tables import CLASS_MEAN, TWO_SEEDS, Grid, head, seeds_cell
 from vidssl.engine.logging import format_duration
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError, counted

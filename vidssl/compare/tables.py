@@ -1,24 +1,209 @@
-"""Tables of runs side by side: scores, differences between them, and between their recipes."""
+"""Tables of runs side by side and their looks: scores, differences, runs of several seeds as one."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from functools import cached_property
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import Literal
 
-from vidssl.compare.grids import Grid
-from vidssl.compare.run_groups import RunGroup, seeds_cell
+from rich.table import Table
+from rich.text import Text
+
 from vidssl.errors import counted
 from vidssl.evaluate.report import CLASS_TOP5, class_mean_matters, difference_cells, p_cell, percent
 from vidssl.evaluate.score_file import ScoreFile
 from vidssl.evaluators.differences import LabelledVideos, RowKey, network_differences, what
-from vidssl.evaluators.scores import Score
+from vidssl.evaluators.scores import Score, folded
 from vidssl.evaluators.statistics import (
     Difference,
     holm,
+    mean_over_seeds,
     method_difference,
     paired_difference,
     welch,
     wilson_interval,
 )
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+MANY = 7  # columns, which fit into a terminal of 80 only without room between them
+_NUMBER = re.compile(r"([-+±()\d.,%eE ]| to | of )*")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table before it has a look: rows of as many cells as there are heads; without rows, its title."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def markdown(grid: Grid) -> str:
+    """The grid as a Markdown table."""
+    if not grid.rows:
+        return f"{grid.title}\n"
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    lines = [line(grid.heads), line(["---"] * len(grid.heads)), *map(line, grid.rows)]
+    return f"{grid.title}\n\n" + "\n".join(lines) + "\n"
+
+
+def latex(grid: Grid) -> str:
+    """The grid as a LaTeX table, for a document that loads ``booktabs``; a grid without rows is a comment."""
+    if not grid.rows:
+        return f"% {grid.title}\n"
+
+    def line(cells: Sequence[str]) -> str:
+        return "  " + " & ".join(map(latex_text, cells)) + r" \\"
+
+    columns = "".join("r" if numbers else "l" for numbers in _numeric(grid))
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_text(grid.title)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"  \toprule",
+            line(grid.heads),
+            r"  \midrule",
+            *map(line, grid.rows),
+            r"  \bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def latex_text(text: str) -> str:
+    """Text with everything escaped that LaTeX would take for a command."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def drawn(grid: Grid) -> Table | Text:
+    """The grid as a table for a terminal."""
+    if not grid.rows:
+        return Text(grid.title, style="bold")
+    padding = (0, 1) if len(grid.heads) < MANY else (0, 0)
+    table = Table(title=Text(grid.title), title_justify="left", title_style="bold", padding=padding)
+    columns = zip(grid.heads, _numeric(grid), zip(*grid.rows, strict=True), strict=True)
+    for head, numbers, cells in columns:
+        # a name of a run may break, a number and a word may not
+        words = [word for word in head.split() if "/" not in word] + [
+            w for cell in cells for w in cell.split()
+        ]
+        width = max(map(len, words), default=None) if numbers else None
+        justify: Literal["left", "right"] = "right" if numbers else "left"
+        table.add_column(Text(head), justify=justify, overflow="fold", min_width=width)
+    for row in grid.rows:
+        table.add_row(*(Text(cell.replace(" (", "\n(")) for cell in row))
+    return table
+
+
+def _numeric(grid: Grid) -> list[bool]:
+    """Which columns hold numbers alone, or dashes."""
+    columns = zip(*grid.rows, strict=True)
+    return [all(_NUMBER.fullmatch(cell) for cell in cells) for cells in columns]
+
+
+IGNORED = ("name", "run.out")  # differ between any two runs
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """A run, or several that differ only in their seed, under one protocol.
+
+    Attributes:
+        files: the scores of each run; of one checkpoint step, for the same networks.
+    """
+
+    files: tuple[ScoreFile, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the runs; what differs between several names stands in braces, as a shell takes it."""
+        return together([run_name(file) for file in self.files])
+
+    @property
+    def seeds(self) -> tuple[str, ...]:
+        """Of the runs, "-" for what has none."""
+        return tuple(file.settings.get("seed", "-") for file in self.files)
+
+    @cached_property
+    def settings(self) -> Mapping[str, str]:
+        """Dotted key -> value of the recipe, which all runs share but for their seeds."""
+        shared = {key: value for key, value in self.files[0].settings.items() if key not in IGNORED}
+        return {**shared, "seed": ", ".join(self.seeds)}
+
+    def rows(self, network: str) -> Mapping[RowKey, tuple[Score, ...]]:
+        """Label, setting and order of frames -> the rows of all runs; corruptions as one, their mean."""
+        found = [{what(score): score for score in folded(file.scores[network])} for file in self.files]
+        return {key: tuple(rows[key] for rows in found) for key in found[0]}
+
+
+def run_groups(files: Sequence[ScoreFile], *, each: bool) -> list[RunGroup]:
+    """The runs in their order, those that differ only in their seed as one where the first of them stands.
+
+    A seed counts once: of two runs of one recipe and seed, which are no independent trials, the second
+    stands apart. So does what has no seed.
+
+    Args:
+        files: scores under one protocol.
+        each: leaves every run by itself.
+    """
+    groups: dict[object, list[ScoreFile]] = {}
+    for place, file in enumerate(files):
+        recipe = {key: value for key, value in file.settings.items() if key not in (*IGNORED, "seed")}
+        key: object = (tuple(sorted(recipe.items())), file.step, tuple(file.scores))
+        seed = file.settings.get("seed")
+        if each or seed is None or seed in (other.settings["seed"] for other in groups.get(key, ())):
+            key = place
+        groups.setdefault(key, []).append(file)
+    return [RunGroup(tuple(group)) for group in groups.values()]
+
+
+def together(names: Sequence[str]) -> str:
+    """``runs/svt-{0,1,2}`` for names that share their beginning and their end."""
+    if len(names) == 1:
+        return names[0]
+    start = _shared(names)
+    rest = [name[start:] for name in names]
+    end = _shared([name[::-1] for name in rest])
+    middles = [name[: len(name) - end] for name in rest]
+    return f"{names[0][:start]}{{{','.join(middles)}}}{rest[0][len(rest[0]) - end :]}"
+
+
+def _shared(names: Sequence[str]) -> int:
+    """The number of characters that names share at their beginning."""
+    return len(list(takewhile(lambda same: len(set(same)) == 1, zip(*names, strict=False))))
+
+
+def run_name(file: ScoreFile) -> str:
+    """The run's folder; the checkpoint where it lies elsewhere; the name of a network that is no run's."""
+    folder = Path(file.checkpoint).parent
+    return str(folder.parent) if folder.name == "checkpoints" else file.checkpoint
+
+
+def seeds_cell(values: Sequence[float]) -> str:
+    """Mean of several runs and half of its 95 % interval, in percent; runs that tie have no interval."""
+    mean, half = mean_over_seeds([100 * value for value in values])
+    return f"{mean:.1f} (seeds tie)" if half is None else f"{mean:.1f} ± {half:.1f}"
+
 
 TOP1, TOP5, CLASS_MEAN = "", "top-5", "mean over classes"
 TWO_SEEDS = (

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vidssl.engine.atomic import write_atomically
 from vidssl.engine.facts import Facts
 from vidssl.engine.parallel import own_shards, spread_state, whole
+from vidssl.engine.process import write_atomically
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
 

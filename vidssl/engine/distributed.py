@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vidssl.engine.precision import Device, pick_device
+from vidssl.engine.speed import Device, pick_device
 from vidssl.errors import UsageError, printable
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from vidssl.config.strict_yaml import Node, parse
-from vidssl.engine.atomic import make_folder, write_atomically
+from vidssl.engine.process import make_folder, write_atomically
 
 _PROSE = ("source", "licence", "command")  # of a tokenizer's weights: texts, nothing is fetched from them
 _FETCHED = re.compile(

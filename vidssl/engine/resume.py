@@ -17,8 +17,6 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from vidssl.config.strict_yaml import Node, parse
-from vidssl.engine.atomic import file_sha256
-from vidssl.engine.capture import check_random_states, random_states
 from vidssl.engine.checkpoint import (
     Checkpoint,
     below,
@@ -34,11 +32,12 @@ from vidssl.engine.checkpoint import (
 from vidssl.engine.collapse import CollapseWatch
 from vidssl.engine.distributed import World
 from vidssl.engine.facts import Facts
-from vidssl.engine.guard import Skips
+from vidssl.engine.guard import Skips, check_random_states, random_states
 from vidssl.engine.logging import Meter
 from vidssl.engine.parallel import spread_like, whole
-from vidssl.engine.precision import load_scaler, loss_scaler, scaler_tensors
+from vidssl.engine.process import file_sha256
 from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.speed import load_scaler, loss_scaler, scaler_tensors
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
 

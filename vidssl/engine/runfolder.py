@@ -31,8 +31,8 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from vidssl.config.files import kind_of, read
-from vidssl.engine.atomic import append_line, remove, write_text
 from vidssl.engine.facts import Row, parsed
+from vidssl.engine.process import append_line, remove, write_text
 from vidssl.errors import UsageError
 from vidssl.interfaces.pretrained import HUB, WEIGHTS, fetched
 

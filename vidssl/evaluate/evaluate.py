@@ -19,12 +19,11 @@ from vidssl.data.sources.origins import videos_of
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.distributed import World, processes, told_once_a_machine
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
-from vidssl.engine.precision import on_meta
 from vidssl.engine.runfolder import RunFolder, named_path, newest_run, no_run
+from vidssl.engine.speed import on_meta
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.feature_cache import FeatureStore
 from vidssl.evaluate.finetune import finetune_run
-from vidssl.evaluate.kept_probes import check_kept, keep_probes
 from vidssl.evaluate.networks import (
     ExternalNetwork,
     external_recipe,
@@ -33,6 +32,7 @@ from vidssl.evaluate.networks import (
     recipe_named,
 )
 from vidssl.evaluate.report import NotKept, classes_of, report
+from vidssl.evaluate.score_file import check_kept, keep_probes
 from vidssl.evaluate.subject import (
     Subject,
     check_seen,

@@ -31,17 +31,23 @@ from vidssl.config.strict_yaml import dump, plain
 from vidssl.data.classes import numbered_together
 from vidssl.data.sources.origins import versions_hash
 from vidssl.data.sources.token_store import TokenStore
-from vidssl.engine.atomic import file_sha256, make_folder
 from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
 from vidssl.engine.distributed import World, take_device
 from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import print_line
-from vidssl.engine.precision import use_bfloat16
+from vidssl.engine.process import file_sha256, make_folder
+from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.subject import NetworkSpec, state_hash
 from vidssl.evaluators.extract import ALONE, Encoded, encode, table_of
-from vidssl.evaluators.features import FeatureTable, KeepPatches, SeveralBlocks
-from vidssl.evaluators.patch_tokens import PatchWriter, patch_path, read_patches
+from vidssl.evaluators.features import (
+    FeatureTable,
+    KeepPatches,
+    PatchWriter,
+    SeveralBlocks,
+    patch_path,
+    read_patches,
+)
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
 
 

@@ -19,20 +19,20 @@ from vidssl.config.recipe import Recipe, read_recipe
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import Node, dump, plain
 from vidssl.data.classes import class_weights
-from vidssl.data.sources.official.groups import groups_of
-from vidssl.engine.atomic import write_text
+from vidssl.data.sources.listing import groups_of
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.distributed import here, take_device
 from vidssl.engine.logging import print_line
-from vidssl.engine.precision import on_meta, use_bfloat16
+from vidssl.engine.process import write_text
 from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.speed import on_meta, use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import classes_of, report
 from vidssl.evaluate.subject import NetworkSpec, Subject, trained_objective
 from vidssl.evaluators.extract import extract
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.scores import Score, mean_over_draws, score, shared_labels, tested_rows
-from vidssl.evaluators.scoring import average_views, check_scores
+from vidssl.evaluators.statistics import average_views, check_scores
 from vidssl.interfaces import DataSource, num_listed
 from vidssl.objectives.classification import Classification
 from vidssl.train.loop import TrainResult

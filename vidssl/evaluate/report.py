@@ -15,9 +15,9 @@ from rich.text import Text
 from vidssl.build.registry import resolved_text
 from vidssl.config.protocol import FinetuneProtocol, Protocol
 from vidssl.data.classes import class_counts
-from vidssl.engine.atomic import make_folder, write_text
 from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import print_line
+from vidssl.engine.process import make_folder, write_text
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.networks import PIXELS
 from vidssl.evaluate.score_file import Scores, read_scores, score_card, score_record
@@ -27,12 +27,12 @@ from vidssl.evaluators.differences import (
     LabelledVideos,
     NetworkDifference,
     RowKey,
+    findings,
     network_differences,
     tested_videos,
     what,
 )
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.findings import findings
 from vidssl.evaluators.scores import MEAN, Score, best_and_worst
 from vidssl.evaluators.statistics import LEVEL, Difference, paired_difference
 

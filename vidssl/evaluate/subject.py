@@ -16,11 +16,11 @@ from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec, overridden, rea
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import parse
 from vidssl.data.sources.origins import Video, read_videos, shared_videos
-from vidssl.engine.atomic import file_sha256
 from vidssl.engine.checkpoint import Checkpoint, load_objective
 from vidssl.engine.own_code import addresses_in, code_in, kept_code, own_run, with_kept_code
-from vidssl.engine.precision import on_meta
+from vidssl.engine.process import file_sha256
 from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.speed import on_meta
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Backbone, Foresees, Objective, Tokenizer
 from vidssl.interfaces.pretrained import WEIGHTS

@@ -8,7 +8,7 @@ EVALUATORS: Table[Evaluator] = Table(
         "attentive": "vidssl.evaluators.attentive:Attentive",
         "knn": "vidssl.evaluators.knn:KNN",
         "linear": "vidssl.evaluators.linear:Linear",
-        "linear_sgd": "vidssl.evaluators.linear_sgd:LinearSGD",
+        "linear_sgd": "vidssl.evaluators.linear:LinearSGD",
         "retrieval": "vidssl.evaluators.knn:Retrieval",
     }
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidssl.config.protocol import Balance
-from vidssl.engine.precision import use_bfloat16
+from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays, shown
 from vidssl.interfaces import (

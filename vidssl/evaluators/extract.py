@@ -13,14 +13,13 @@ from torch import Tensor
 from vidssl.config.protocol import FrameOrder, Layers, PatchType
 from vidssl.data.loader import iterate_once
 from vidssl.data.samples import InOrder, Parcel, bytes_of_batch, parcels
-from vidssl.data.sources.official.groups import groups_of
+from vidssl.data.sources.listing import groups_of
 from vidssl.data.sources.origins import video_of
 from vidssl.engine.distributed import World
 from vidssl.engine.logging import progress_bar
-from vidssl.engine.precision import pick_device
+from vidssl.engine.speed import pick_device
 from vidssl.errors import UsageError, counted
-from vidssl.evaluators.features import FeatureTable, KeepPatches, encode_views
-from vidssl.evaluators.patch_tokens import in_memory, joined
+from vidssl.evaluators.features import FeatureTable, KeepPatches, encode_views, in_memory, joined
 from vidssl.interfaces import Backbone, DataSource, Tokenizer, ViewSampler, num_listed
 
 Read = TypeVar("Read")

@@ -18,7 +18,7 @@ from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import Neighbours
 from vidssl.evaluators.linear import Logistic
 from vidssl.evaluators.scores import labelled_rows, samples_of, shared_labels
-from vidssl.evaluators.scoring import average_views
+from vidssl.evaluators.statistics import average_views
 from vidssl.interfaces import Evaluator, Fits, LearnsTogether
 from vidssl.interfaces.evaluator import ScoreKind
 

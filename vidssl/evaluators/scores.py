@@ -12,13 +12,12 @@ from torch import Tensor
 from vidssl.config.few_labels import Amount, FewLabels, drawn
 from vidssl.config.protocol import Average, FrameOrder, OverlapRule
 from vidssl.data.classes import LabelClasses, numbered_together
-from vidssl.data.sources.official.groups import group_numbers
+from vidssl.data.sources.listing import group_numbers
 from vidssl.data.sources.origins import Video, shared_videos
 from vidssl.errors import UsageError
 from vidssl.evaluators.corruptions import is_corrupted
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scoring import average_views, check_scores, in_top, predict
-from vidssl.evaluators.statistics import Estimate, accuracy
+from vidssl.evaluators.statistics import Estimate, accuracy, average_views, check_scores, in_top, predict
 from vidssl.interfaces import (
     Evaluator,
     JointPatches,

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vidssl.engine.precision import full_precision
 from vidssl.engine.schedules import cosine_between
+from vidssl.engine.speed import full_precision
 from vidssl.interfaces import Backbone, Band, Batch, LossOutput, Objective, Progress, Watched, Yardstick
-from vidssl.objectives.parts.batch_norm import BatchNorm
+from vidssl.layers.transformer import BatchNorm
 from vidssl.objectives.parts.distillation import (
     CentredTargets,
     CollapseMonitor,

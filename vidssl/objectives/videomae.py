@@ -41,7 +41,7 @@ from vidssl.objectives.parts.masked_prediction import (
     most_frequent_accuracy,
     prediction_yardstick,
 )
-from vidssl.objectives.parts.visible import (
+from vidssl.objectives.parts.predictor import (
     TargetNorm,
     VisibleDecoder,
     cut_tubelets,

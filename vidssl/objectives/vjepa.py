@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidssl.engine.collapse import CURE, EARLY, feature_bands
 from vidssl.engine.gather import OwnRows, mean_over_processes
-from vidssl.engine.precision import full_precision
+from vidssl.engine.speed import full_precision
 from vidssl.interfaces import (
     Backbone,
     Band,
@@ -31,7 +31,7 @@ from vidssl.interfaces import (
 from vidssl.layers.transformer import rows_at
 from vidssl.objectives.parts.distillation import check_shares, follow
 from vidssl.objectives.parts.predictor import Foresight, Predictor, distance_weights, joined_levels
-from vidssl.weights.vjepa_keys import to_predictor
+from vidssl.weights.published_keys import to_predictor
 
 _CURE = f"{CURE}, or a teacher_momentum nearer to 1"
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vidssl.engine.atomic import write_atomically
+from vidssl.engine.process import write_atomically
 
 SHEET_SIDE, ANIMATED_SIDE = 96, 160  # pixels; smaller frames are enlarged by a whole factor
 MAX_COLUMNS = 8  # of a sheet; of longer clips it shows evenly spaced frames

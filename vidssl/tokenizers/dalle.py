@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from vidssl.engine.precision import full_precision
+from vidssl.engine.speed import full_precision
 from vidssl.interfaces import Tokenizer, check_clip
-from vidssl.tokenizers.frame_networks import as_weights, in_chunks
-from vidssl.tokenizers.resize import ResizeKernel, halve
+from vidssl.tokenizers.frame_networks import ResizeKernel, as_weights, halve, in_chunks
 
 _EPSILON = 0.1  # of the logit-Laplace likelihood: pixels are squeezed into [0.1, 0.9] (App. A.3)
 _NUM_GROUPS = 4  # of blocks; between them the sides are halved: one id for 8x8 pixels
@@ -33,7 +32,7 @@ class DALLE(Tokenizer):
 
     What VIMPAC and BEVT predict: VIMPAC of frames at their own size (stride 8), BEVT at half of it
     (``input_scale: 0.5``, stride 16), shrunk by a kernel without a low-pass (``resize_kernel``, see
-    ``vidssl.tokenizers.resize``). It normalises pixels for itself and is never trained here.
+    ``vidssl.tokenizers.frame_networks``). It normalises pixels for itself and is never trained here.
 
     Ids do not depend on autocast: the run's precision is the run's affair, and ``precision`` is the
     tokenizer's. The last convolution and the choice of the code are in fp32 always, as in the release, whose

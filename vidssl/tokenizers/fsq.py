@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vidssl.engine.precision import full_precision
+from vidssl.engine.speed import full_precision
 from vidssl.interfaces import Reconstruction, TrainableTokenizer, check_clip
 from vidssl.tokenizers.frame_networks import as_weights, centred, frame_decoder, frame_encoder, in_chunks
 

@@ -8,8 +8,8 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from vidssl.interfaces import Reconstruction, check_clip
-from vidssl.tokenizers.codebook import CodebookTokenizer, nearest_code
 from vidssl.tokenizers.frame_networks import of_length
+from vidssl.tokenizers.vqvae import CodebookTokenizer, nearest_code
 
 NUMBERS = 6  # of a cell, see ``describe``
 _SPREADS = (0.43, 0.42, 0.45, 0.49, 0.44, 0.40)  # of them on moving waves: divided by these they weigh alike

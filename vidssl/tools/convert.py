@@ -9,13 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vidssl.engine.atomic import file_sha256, write_atomically
 from vidssl.engine.checkpoint import read_tensors
-from vidssl.engine.precision import on_meta
+from vidssl.engine.process import file_sha256, write_atomically
+from vidssl.engine.speed import on_meta
 from vidssl.errors import UsageError, counted
 from vidssl.tokenizers.dalle import DALLE
-from vidssl.weights.dalle_keys import networks_in
 from vidssl.weights.load import load_whole
+from vidssl.weights.published_keys import networks_in
 from vidssl.weights.torch_files import read_torch_file
 
 _PUBLISHED: dict[str, int | bool] = {"vocab_size": 8192, "width": 256, "num_blocks": 2}

@@ -27,15 +27,13 @@ from vidssl.config.recipe import Recipe, RunSpec
 from vidssl.config.schema import construct
 from vidssl.data.loader import Loader, Stream
 from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
-from vidssl.engine.precision import peak_memory, pick_device
 from vidssl.engine.resume import optimizer_tensors
 from vidssl.engine.schedules import StepPlan
-from vidssl.engine.speed import deterministic
+from vidssl.engine.speed import deterministic, peak_memory, pick_device
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Masker, Objective, Tokenizer
 from vidssl.interfaces.grids import GridSize, common_grid
-from vidssl.train.tokenizer_fit import frozen_tokenizer
-from vidssl.train.trial import Trial, random_states_kept
+from vidssl.train.trial import Trial, frozen_tokenizer, random_states_kept
 
 _ROWS = 16  # masks that are drawn to say how much is hidden
 

@@ -10,6 +10,9 @@ runs/GRID/
 
 A grid that was interrupted goes on with the same command: what is trained and scored is left alone, and a run
 that was stopped resumes.
+
+A run that is stopped (exit code 130) can be given again and resumes, on this machine and as a job of a
+cluster.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import hashlib
 import json
 import logging
 import os
+import queue
+import subprocess
 import sys
 import threading
 import time
@@ -26,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -34,22 +40,125 @@ from rich.console import Console
 from vidssl.build import build
 from vidssl.build.registry import resolved_text
 from vidssl.compare.grid_tables import StepPrice, grid_tables, read_results
-from vidssl.compare.grids import drawn, markdown
 from vidssl.compare.runs import csv_text
+from vidssl.compare.tables import drawn, markdown
 from vidssl.config.grid import Cell, Grid, load_grid
 from vidssl.config.protocol import finetunes, load_protocol, measures_masks, measures_tokenizers
 from vidssl.config.recipe import Recipe
-from vidssl.engine.atomic import make_folder, write_text
+from vidssl.config.strict_yaml import parse, plain
 from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
-from vidssl.engine.process import sole_process
+from vidssl.engine.process import make_folder, num_cpus, sole_process, write_text
 from vidssl.engine.resume import changed_keys
 from vidssl.engine.runfolder import RunFolder, check_name
 from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError, counted
 from vidssl.tools.dry_run import part_sizes, step_seconds, two_steps
-from vidssl.tools.submit import Runner, on_this_machine, through_submitit
 from vidssl.train.run import STOPPED
 from vidssl.train.trial import random_states_kept
+
+Commands = Sequence[Sequence[str]]
+Runner = Callable[[Commands, Path, str], int]  # commands, file for what they print, name -> exit code
+
+
+def run_commands(commands: Commands, log: Path, environment: Mapping[str, str]) -> int:
+    """Runs commands one after another up to the first that fails, and gives its exit code, or 0.
+
+    Args:
+        log: what they print is added to it.
+    """
+    with log.open("a", encoding="utf-8") as file:
+        for command in commands:
+            file.write(f"$ {' '.join(command)}\n")
+            file.flush()
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}, check=False
+            ).returncode
+            if code:
+                return code
+    return 0
+
+
+def on_this_machine(jobs: int, processes: int) -> Runner:
+    """Starts commands here: each job has its share of CPU threads, and of the GPUs where there are enough.
+
+    Args:
+        jobs: at once.
+        processes: of each.
+    """
+    devices: queue.SimpleQueue[str] = queue.SimpleQueue()
+    shared = torch.cuda.device_count() // (jobs * processes)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if shared else []
+    names = visible if len(visible) > 1 else [str(n) for n in range(torch.cuda.device_count())]
+    for job in range(jobs):
+        devices.put(",".join(names[job * processes : (job + 1) * processes]) if shared else "")
+
+    def run(commands: Commands, log: Path, name: str) -> int:
+        mine = devices.get()
+        threads = str(max(1, num_cpus() // (jobs * processes)))
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        try:
+            return run_commands(commands, log, environment | ({"CUDA_VISIBLE_DEVICES": mine} if mine else {}))
+        finally:
+            devices.put(mine)
+
+    return run
+
+
+class ClusterJob:
+    """Commands as submitit sends them to a cluster; when a machine is taken back they are sent again."""
+
+    def __init__(self, commands: Commands, log: Path) -> None:
+        self.commands, self.log = commands, log
+
+    def __call__(self) -> int:
+        return run_commands(self.commands, self.log, {})
+
+    def checkpoint(self) -> object:
+        """What submitit is to send when the job is taken back: the same commands, which resume."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def through_submitit(cluster: str, parameters: Sequence[str], folder: Path) -> Runner:
+    """Starts commands as jobs of submitit and waits for each.
+
+    Args:
+        cluster: "slurm" or "local".
+        parameters: ``timeout_min=600``, as submitit names them.
+        folder: for submitit's own files.
+
+    Raises:
+        UsageError: if the package is missing, or refuses a parameter.
+    """
+    if find_spec("submitit") is None:
+        raise UsageError("--submit: needs the package submitit: pip install 'vidssl[slurm]'")
+    import submitit
+
+    given = {}
+    for word in parameters:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UsageError(f"--job {word}: write KEY=VALUE, such as timeout_min=600")
+        given[key] = plain(parse(value, lambda line: "--job", key))
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor.update_parameters(**given)
+    except (NameError, RuntimeError, ValueError, AssertionError) as error:
+        raise UsageError(f"--submit {cluster}: submitit: {error}") from error
+
+    def run(commands: Commands, log: Path, name: str) -> int:
+        executor.update_parameters(name=name)
+        job = executor.submit(ClusterJob(commands, log.resolve()))
+        try:
+            return int(job.result())
+        except submitit.core.utils.UncompletedJobError as error:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(f"{str(error).splitlines()[0]}\n")
+            return 1
+
+    return run
+
 
 TIMED = 5  # steps, whose median decides how many fit into a time
 _FAILED = 1

@@ -16,8 +16,8 @@ from vidssl.build import build
 from vidssl.config.recipe import Recipe
 from vidssl.data.loader import Loader, slices
 from vidssl.engine.accumulate import JointLoss, backward_in_parts, split_batch
-from vidssl.engine.capture import Attempt, Capture, read_capture
 from vidssl.engine.gather import drawing_as, in_parts
+from vidssl.engine.guard import Attempt, Capture, read_capture
 from vidssl.engine.logging import print_line, terminal
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.subject import stored_recipe

@@ -16,13 +16,11 @@ from PIL import Image
 from rich.console import Console
 
 from vidssl.compare.grid_tables import GridResults, ProtocolTable, grid_tables, is_grid, read_results
-from vidssl.compare.grids import Grid
-from vidssl.compare.run_groups import RunGroup, run_groups, run_name
 from vidssl.compare.runs import by_protocol, run_grids
-from vidssl.compare.tables import head
-from vidssl.engine.atomic import write_text
+from vidssl.compare.tables import Grid, RunGroup, head, run_groups, run_name
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
+from vidssl.engine.process import write_text
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.evaluate import find_checkpoint
@@ -36,9 +34,17 @@ from vidssl.evaluators.statistics import (
     method_difference,
     paired_difference,
 )
-from vidssl.pictures.charts import Curve, Dot, curves_chart, effects_chart, embedding_chart, scores_chart, svg
+from vidssl.pictures.charts import (
+    Curve,
+    Dot,
+    confusion_page,
+    curves_chart,
+    effects_chart,
+    embedding_chart,
+    scores_chart,
+    svg,
+)
 from vidssl.pictures.clips import Picture
-from vidssl.pictures.confusion import confusion_page
 from vidssl.pictures.features import embedding, neighbour_pages, neighbour_strips, run_features
 from vidssl.pictures.pages import animation, webp
 from vidssl.pictures.show import drawing_of_run

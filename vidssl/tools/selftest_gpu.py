@@ -34,10 +34,10 @@ import vidssl
 from vidssl.build import build
 from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.data.decode.decoders import why_unusable
-from vidssl.engine.atomic import write_text
 from vidssl.engine.logging import print_line, terminal
-from vidssl.engine.precision import peak_memory
+from vidssl.engine.process import write_text
 from vidssl.engine.runfolder import RunFolder, describe_environment
+from vidssl.engine.speed import peak_memory
 from vidssl.errors import UsageError, counted
 from vidssl.evaluators.knn import nearest
 from vidssl.tools.bench import measured, verdict

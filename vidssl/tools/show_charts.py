@@ -6,11 +6,11 @@ from typing import Literal
 
 from rich.console import Console
 
-from vidssl.compare.run_groups import run_groups
 from vidssl.compare.runs import by_protocol
-from vidssl.engine.atomic import make_folder
+from vidssl.compare.tables import run_groups
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
+from vidssl.engine.process import make_folder
 from vidssl.engine.runfolder import named_run
 from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import find_checkpoint

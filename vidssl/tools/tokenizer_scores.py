@@ -18,11 +18,11 @@ from vidssl.build.registry import resolved_text
 from vidssl.config.files import find, spec_files
 from vidssl.config.protocol import TokenizerProtocol, load_tokenizer_protocol, measures_tokenizers
 from vidssl.config.recipe import load_tokenizer_spec
-from vidssl.engine.atomic import write_text
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
-from vidssl.engine.precision import pick_device
+from vidssl.engine.process import write_text
 from vidssl.engine.runfolder import describe_environment
+from vidssl.engine.speed import pick_device
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.evaluate import find_checkpoint
 from vidssl.evaluate.subject import home, recipe_of, trained_tokenizer

@@ -14,20 +14,18 @@ from vidssl.config.recipe import RunSpec
 from vidssl.data.loader import Loader, Stream
 from vidssl.data.sources.origins import Overlap
 from vidssl.engine.accumulate import forward_backward, split_batch
-from vidssl.engine.capture import Conditions, save_capture
 from vidssl.engine.checkpoint import broken_weights, listed, save_checkpoint
-from vidssl.engine.display import TrainDisplay
 from vidssl.engine.distributed import World
 from vidssl.engine.gather import in_parts
-from vidssl.engine.guard import Guard
-from vidssl.engine.logging import Track, over_processes
+from vidssl.engine.guard import Conditions, Guard, save_capture
+from vidssl.engine.logging import Track, TrainDisplay, over_processes
 from vidssl.engine.optim import Update
 from vidssl.engine.parallel import Parallel, whole
-from vidssl.engine.precision import lower, peak_memory, scale_metrics, scale_of, use_bfloat16
 from vidssl.engine.process import StopAsked, StopRequest
 from vidssl.engine.resume import Moving, Restored, save_state
 from vidssl.engine.runfolder import RunFolder
 from vidssl.engine.schedules import StepPlan
+from vidssl.engine.speed import lower, peak_memory, scale_metrics, scale_of, use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Augment, Progress
 from vidssl.train.monitors import measure

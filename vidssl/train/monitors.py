@@ -12,7 +12,7 @@ from vidssl.data.loader import Loader, Stream
 from vidssl.data.sources.origins import shared_videos, videos_of
 from vidssl.data.views.stored import StoredViews
 from vidssl.engine.parallel import Parallel
-from vidssl.engine.precision import pick_device, use_bfloat16
+from vidssl.engine.speed import pick_device, use_bfloat16
 from vidssl.evaluators.extract import extract
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.scores import probe

@@ -16,22 +16,20 @@ from vidssl.build.registry import OBJECTIVE, constructor_of, resolved_text
 from vidssl.config.recipe import Recipe, overridden, read_recipe
 from vidssl.config.strict_yaml import load
 from vidssl.data.loader import Stream
-from vidssl.engine.atomic import check_writable, write_text
-from vidssl.engine.display import say_wrapped
 from vidssl.engine.distributed import here, processes, told_once_a_machine
-from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
+from vidssl.engine.logging import format_duration, print_line, say_wrapped, shown_messages, terminal
 from vidssl.engine.own_code import code_in, files_of
-from vidssl.engine.precision import pick_device
-from vidssl.engine.process import Cpus, sole_process
+from vidssl.engine.process import Cpus, check_writable, sole_process, write_text
 from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
 from vidssl.engine.runfolder import RunFolder, check_name, named_run
+from vidssl.engine.speed import pick_device
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Backbone, Objective
 from vidssl.objectives.classification import Classification
 from vidssl.train.loop import Monitor, TrainResult
 from vidssl.train.monitors import KnnMonitor
 from vidssl.train.start import train
-from vidssl.train.tokenizer_fit import tell_fit
+from vidssl.train.trial import tell_fit
 
 STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can be resumed
 

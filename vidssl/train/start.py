@@ -22,18 +22,24 @@ from vidssl.data.sources.origins import (
     write_videos,
 )
 from vidssl.engine.collapse import CollapseWatch
-from vidssl.engine.display import TrainDisplay, say_wrapped
 from vidssl.engine.distributed import World, here, take_device
-from vidssl.engine.logging import Meter, Say, check_trackers, open_trackers, terminal
+from vidssl.engine.logging import (
+    Meter,
+    Say,
+    TrainDisplay,
+    check_trackers,
+    open_trackers,
+    say_wrapped,
+    terminal,
+)
 from vidssl.engine.optim import Optim
 from vidssl.engine.own_code import keep_own
 from vidssl.engine.parallel import Parallel
-from vidssl.engine.precision import autocast_dtype, loss_scaler
 from vidssl.engine.process import sole_process, stop_requests
 from vidssl.engine.resume import Moving, Restored, restore
 from vidssl.engine.runfolder import RunFolder, create_run, named_run
 from vidssl.engine.schedules import Schedule, StepPlan
-from vidssl.engine.speed import deterministic, prepare
+from vidssl.engine.speed import autocast_dtype, deterministic, loss_scaler, prepare
 from vidssl.errors import UsageError
 from vidssl.interfaces import Augment, ComparesVideos, Objective, Watched
 from vidssl.objectives.classification import Classification

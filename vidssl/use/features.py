@@ -1,16 +1,19 @@
-"""From a network and videos to a file of features; resumable, and on several processes."""
+"""From a network and videos to a file of features (NumPy, Parquet, safetensors); can be resumed."""
 
+import csv
 import hashlib
+import io
 import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
@@ -20,19 +23,117 @@ from vidssl.config.recipe import Recipe, overridden
 from vidssl.config.schema import PartSpec, SourceSpec, ViewsSpec, convert
 from vidssl.config.strict_yaml import Node
 from vidssl.data.samples import InOrder, Parcel, bytes_of_batch, parcels
-from vidssl.data.sources.folders import VideoFolder, VideoList
-from vidssl.data.sources.video_files import VideoFiles
-from vidssl.engine.atomic import make_folder, write_text
+from vidssl.data.sources.video_files import VideoFiles, VideoFolder, VideoList
 from vidssl.engine.checkpoint import read_tensors, save_tensors
 from vidssl.engine.distributed import World, processes, take_device, told_once_a_machine
 from vidssl.engine.logging import Say, format_duration, print_line, shown_messages, terminal
-from vidssl.engine.precision import use_bfloat16
+from vidssl.engine.process import make_folder, write_atomically, write_text
+from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.evaluate import EvalWords, asked_network, eval_words
 from vidssl.evaluate.subject import Subject
 from vidssl.interfaces import Backbone, DataSource, Features, HasBlocks, Tokenizer, ViewSampler, as_clip
-from vidssl.use.feature_files import Row, check_format, written
 from vidssl.use.windows import Per, Window, Windows, even_views, mean_over, one_clip, windows_of
+
+FORMATS = (".npy", ".npz", ".parquet", ".safetensors")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row of features is of.
+
+    Attributes:
+        video: its key in the source.
+        start, end: seconds from its start; nan for the whole video, or where it states no rate.
+        labels: label name -> class name.
+    """
+
+    video: str
+    start: float
+    end: float
+    labels: Mapping[str, str]
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file that cannot be written, before anything is computed.
+
+    Raises:
+        UsageError: with the formats there are, or the package that is missing.
+    """
+    if path.suffix not in FORMATS:
+        raise UsageError(f"{path}: features are written as {', '.join(FORMATS)}")
+    if path.suffix == ".parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise UsageError(f"{path}: install what writes Parquet: pip install 'vidssl[parquet]'") from None
+    if path.parent != Path() and not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: no such folder")
+
+
+def written(path: Path, features: Tensor, rows: Sequence[Row]) -> list[Path]:
+    """Writes features [N, ...] and what their rows are of; the files that hold them.
+
+    - ``.npy``: the array; video, start, end and labels in a ``.csv`` of the same name.
+    - ``.npz``: arrays ``features``, ``video``, ``start``, ``end`` and ``label_NAME``.
+    - ``.parquet``: columns of these names; features as lists, flattened, their shape in the metadata.
+    - ``.safetensors``: tensors ``features``, ``start`` and ``end``; the rest as JSON in the metadata.
+    """
+    columns = _columns(rows)
+    if path.suffix == ".npy":
+        beside = path.with_suffix(".csv")
+        write_text(beside, _csv(columns))
+        write_atomically(path, lambda file: _npy(file, features.numpy()))
+        return [path, beside]
+    if path.suffix == ".npz":
+        write_atomically(path, lambda file: _npz(file, features, columns))
+    elif path.suffix == ".parquet":
+        write_atomically(path, lambda file: _parquet(file, features, columns))
+    else:
+        times = {name: torch.tensor(columns.pop(name), dtype=torch.float64) for name in ("start", "end")}
+        metadata = {name: json.dumps(column) for name, column in columns.items()}
+        save_tensors(path, {"features": features, **times}, metadata)
+    return [path]
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, list[object]]:
+    names = sorted({name for row in rows for name in row.labels})
+    found: dict[str, list[object]] = {
+        key: [getattr(row, key) for row in rows] for key in ("video", "start", "end")
+    }
+    return found | {f"label_{name}": [row.labels.get(name, "") for row in rows] for name in names}
+
+
+def _csv(columns: Mapping[str, Sequence[object]]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
+
+
+def _npy(path: Path, array: "np.typing.NDArray[np.generic]") -> None:
+    with path.open("wb") as file:  # by name, NumPy would add an ending
+        np.save(file, array)
+
+
+def _npz(path: Path, features: Tensor, columns: Mapping[str, Sequence[object]]) -> None:
+    with path.open("wb") as file:
+        arrays = {name: np.array(column) for name, column in columns.items()}
+        save: Any = np.savez  # its newer keywords hide that it takes any name
+        save(file, features=features.numpy(), **arrays)
+
+
+def _parquet(path: Path, features: Tensor, columns: Mapping[str, Sequence[object]]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    flat = features.flatten(1).numpy()
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1])
+    arrays = {name: pa.array(column) for name, column in columns.items()} | {"features": vectors}
+    table = pa.table(arrays).replace_schema_metadata({"shape": json.dumps(list(features.shape[1:]))})
+    parquet.write_table(table, path)
+
 
 Layer = int | Literal["last", "all"]
 Tokens = Literal["pooled", "patches"]

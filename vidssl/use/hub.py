@@ -1,27 +1,181 @@
-"""``vidssl push``: a run as a folder that others load, here or on a hub of models."""
+"""Networks out of runs, files and the hub, and runs into it with a model card (``vidssl push``)."""
 
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from vidssl import __version__
+from vidssl.backbones import BACKBONES
 from vidssl.build import build
+from vidssl.compare.runs import run_grids
+from vidssl.compare.tables import markdown
 from vidssl.config.recipe import Recipe
-from vidssl.engine.atomic import make_folder, write_atomically, write_text
+from vidssl.config.strict_yaml import dump
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
-from vidssl.engine.precision import on_meta
+from vidssl.engine.process import make_folder, write_atomically, write_text
 from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.speed import on_meta
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.evaluate import find_checkpoint
 from vidssl.evaluate.score_file import ScoreFile, read_scores
-from vidssl.evaluate.subject import recipe_of
+from vidssl.evaluate.subject import recipe_of, trained_backbone, trained_objective
 from vidssl.evaluators.fitted import ENDING
-from vidssl.interfaces.pretrained import CONFIG, HUB, WEIGHTS, config_of
-from vidssl.use.card import model_card
+from vidssl.interfaces import Backbone, Objective
+from vidssl.interfaces.pretrained import CONFIG, HUB, WEIGHTS, config_of, fetched, load_pretrained
+
+
+def load(run: str | Path, *, trust: bool = False) -> Backbone:
+    """The trained network of a run, on the CPU and in eval mode: ``network(clips).pooled()`` is [B, D].
+
+    Args:
+        run: a run's folder (its newest checkpoint is taken), a checkpoint, a folder that ``save_pretrained``
+            or ``vidssl push`` wrote, or ``hf:OWNER/NAME`` of one on the hub.
+        trust: run code and open addresses that the recipe inside names, though you did not train it here.
+
+    Raises:
+        UsageError: if there is no network, or its weights are damaged.
+    """
+    folder = fetched(run)
+    if (folder / CONFIG).is_file() and (found := _saved(folder)) is not None:
+        return found
+    checkpoint = read_checkpoint(find_checkpoint(str(folder)))
+    recipe = recipe_of(checkpoint, "load its tensors with vidssl.api.read_checkpoint", trust=trust)
+    if recipe.backbone is None:
+        raise UsageError(
+            f"{run}: trained a tokenizer, no network with features: vidssl.api.load_objective(...).encoder()"
+        )
+    return trained_backbone(recipe, checkpoint).eval()
+
+
+def _saved(folder: Path) -> Backbone | None:
+    """The network of a folder with a configuration; None for one of a class that only its recipe names."""
+    own = []
+
+    def class_of(name: str) -> type[Backbone] | None:
+        own.append(_own_class(name) is None)
+        return _own_class(name)
+
+    try:
+        return load_pretrained(folder, class_of)
+    except UsageError:
+        if any(own) and (folder / "recipe.yaml").is_file():
+            return None
+        raise
+
+
+def _own_class(name: str) -> type[Backbone] | None:
+    try:
+        found = BACKBONES.constructor(name, "vidssl.backbones")
+    except AttributeError:
+        return None
+    return found if isinstance(found, type) else None
+
+
+def load_objective(run: str | Path, *, trust: bool = False) -> Objective:
+    """The whole objective of a run with its heads and decoders, on the CPU and in eval mode.
+
+    Args:
+        run: as for ``load``; a folder of ``save_pretrained`` holds none.
+        trust: as for ``load``.
+
+    Raises:
+        UsageError: if there is none, or weights that its recipe names are missing.
+    """
+    checkpoint = read_checkpoint(find_checkpoint(str(fetched(run))))
+    recipe = recipe_of(checkpoint, "build the objective and load its tensors yourself", trust=trust)
+    return trained_objective(recipe, checkpoint, lambda line: None).eval()
+
+
+def model_card(
+    recipe: Recipe, checkpoint: Checkpoint, scores: Sequence[ScoreFile], *, name: str, licence: str
+) -> str:
+    """A README.md with the front matter that model hubs read.
+
+    Args:
+        scores: of the checkpoint, under all protocols.
+        name: what the run is loaded by, ``hf:OWNER/NAME`` or a folder.
+        licence: its identifier; empty where none was given, which the card says.
+    """
+    return "\n".join([*_front(recipe, scores, licence), *_body(recipe, checkpoint, scores, name, licence)])
+
+
+def _front(recipe: Recipe, scores: Sequence[ScoreFile], licence: str) -> list[str]:
+    classifies = recipe.objective.type == "classification"
+    backbone = "" if recipe.backbone is None else recipe.backbone.type
+    front: dict[str, object] = {
+        "library_name": "vidssl",
+        "pipeline_tag": "video-classification" if classifies else "feature-extraction",
+        "tags": tuple(filter(None, ("video", "self-supervised-learning", recipe.objective.type, backbone))),
+    }
+    if licence:
+        front["license"] = licence
+    results = [
+        {
+            "task": {"type": "video-classification"},
+            "dataset": {"name": _test_videos(file), "type": _test_videos(file)},
+            "metrics": ({"name": f"top 1, {file.name}, {row.label}", "type": "accuracy", "value": row.top1},),
+        }
+        for file in scores
+        for row in next(iter(file.scores.values()))
+    ]
+    if results:
+        front["model-index"] = ({"name": recipe.name, "results": tuple(results)},)
+    return ["---", dump(front).rstrip(), "---", ""]
+
+
+def _test_videos(file: ScoreFile) -> str:
+    return file.card.get("data.test.type", "videos")
+
+
+def _body(
+    recipe: Recipe, checkpoint: Checkpoint, scores: Sequence[ScoreFile], name: str, licence: str
+) -> list[str]:
+    steps, what = checkpoint.step, recipe.objective.type
+    network = "a tokenizer" if recipe.backbone is None else f"a network of type `{recipe.backbone.type}`"
+    lines = [
+        f"# {recipe.name}",
+        "",
+        f"{network.capitalize()}, trained by `{what}` for {steps} steps with vidssl {__version__}.",
+        "",
+        "## How to load it",
+        "",
+        "```python",
+        "from vidssl import api as v",
+        "",
+        f"network = v.load({json.dumps(name)})  # in eval mode",
+        "# clips: float32 [B, 3, T, H, W] in [0, 1]",
+        "features = network(clips).pooled()  # [B, D]",
+        "```",
+        "",
+        f"`vidssl eval {name} --protocol linear`, `vidssl features {name} videos/ -o features.npz`",
+        "and all other commands take it where a run may stand.",
+        "",
+        "## Data",
+        "",
+    ]
+    for stream, spec in recipe.data.streams.items():
+        lines.append(f"- {stream}: `{spec.source.type}`, {spec.batch_size} samples a step")
+    lines += ["", f"Licence: {licence or 'not stated by who pushed it'}.", "", "## Scores", ""]
+    if scores:
+        lines += ["Brackets hold 95 % intervals.", ""]
+        lines += [
+            line for grid in run_grids(scores, each=False)[: len(scores)] for line in (markdown(grid), "")
+        ]
+        lines += ["Scores may be compared with others of the same card:", ""]
+        for file in scores:
+            lines += ["<details>", f"<summary>{file.name}: {file.card_sha256[:12]}</summary>", "", "```"]
+            lines += [f"{key}: {value}" for key, value in file.card.items()]
+            lines += ["```", "", "</details>", ""]
+    else:
+        lines += [f"None yet: `vidssl eval {name} --protocol linear` makes some.", ""]
+    return [*lines, "## Recipe", "", "```yaml", checkpoint.recipe.rstrip(), "```", ""]
+
 
 CARD = "README.md"
 

@@ -19,11 +19,11 @@ from vidssl.build.registry import resolved_text
 from vidssl.config.protocol import MaskProtocol, load_mask_protocol
 from vidssl.config.recipe import Recipe
 from vidssl.data.sources.origins import videos_of
-from vidssl.engine.atomic import make_folder, write_text
 from vidssl.engine.distributed import processes, take_device
 from vidssl.engine.logging import print_line, progress_bar, shown_messages, terminal
-from vidssl.engine.precision import use_bfloat16
+from vidssl.engine.process import make_folder, write_text
 from vidssl.engine.runfolder import describe_environment
+from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.evaluate import asked_network, eval_words
 from vidssl.evaluate.networks import recipe_named

@@ -15,7 +15,7 @@ from vidssl.build import build
 from vidssl.data.sources.datasets import DatasetSource
 from vidssl.engine.distributed import processes, take_device
 from vidssl.engine.logging import print_line, shown_messages, terminal
-from vidssl.engine.precision import use_bfloat16
+from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import asked_network, eval_words
 from vidssl.evaluate.subject import Subject

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 
-from vidssl.compare.grids import markdown
 from vidssl.compare.runs import csv_text, run_grids
+from vidssl.compare.tables import markdown
 from vidssl.config.recipe import Recipe, load_recipe, overridden, read_recipe
 from vidssl.config.strict_yaml import dump, parse
 from vidssl.engine.distributed import processes

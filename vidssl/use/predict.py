@@ -18,12 +18,12 @@ from vidssl.config.strict_yaml import Node, parse
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
 from vidssl.engine.own_code import code_in
-from vidssl.engine.precision import pick_device, use_bfloat16
 from vidssl.engine.runfolder import RunFolder
+from vidssl.engine.speed import pick_device, use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import asked_network, eval_words, find_checkpoint
-from vidssl.evaluate.kept_probes import kept_probes
 from vidssl.evaluate.networks import is_external
+from vidssl.evaluate.score_file import kept_probes
 from vidssl.evaluate.subject import recipe_of, trained_objective
 from vidssl.evaluators.extract import extract
 from vidssl.evaluators.features import FeatureTable

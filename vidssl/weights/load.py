@@ -26,8 +26,14 @@ from vidssl.engine.runfolder import RunFolder, named_path, no_run
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Backbone, Objective, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize
-from vidssl.weights.external import read_external
-from vidssl.weights.stated import Stated, check_stated, check_unstated, stated_by_layout, stated_by_library
+from vidssl.weights.external import (
+    Stated,
+    check_stated,
+    check_unstated,
+    read_external,
+    stated_by_layout,
+    stated_by_library,
+)
 from vidssl.weights.swin import inflate_image_stage
 
 

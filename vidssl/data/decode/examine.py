@@ -15,7 +15,7 @@ from vidssl.data.decode.container import open_video
 from vidssl.data.decode.content import LIMITS, Content, File, Limits, bytes_missing, why_not_a_file
 from vidssl.data.decode.decode import OUT_OF_ORDER, VideoFacts, probe, read_frames, rising
 from vidssl.data.sources.manifest import FileRecord, Rate, Status, why_changed
-from vidssl.engine.atomic import file_sha256
+from vidssl.engine.process import file_sha256
 from vidssl.errors import agreed, counted
 from vidssl.interfaces import UnreadableSample
 

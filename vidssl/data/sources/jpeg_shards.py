@@ -26,9 +26,8 @@ from torch import Tensor
 from vidssl.data.decode.decode import part_of, seconds_of
 from vidssl.data.sources.listing import Listed, ListedFiles, Listing, ListKeys, named_listing, select
 from vidssl.data.sources.lists import listed_part
-from vidssl.data.sources.manifest import MOST_FRAMES, unpacked
+from vidssl.data.sources.manifest import MOST_FRAMES, NamedSegment, parse_segments, unpacked
 from vidssl.data.sources.origins import derived_origin, recorded_origin
-from vidssl.data.sources.segments import NamedSegment, parse_segments
 from vidssl.data.sources.tar.storage import Address
 from vidssl.engine.facts import HIGHEST, Row, parsed
 from vidssl.errors import UsageError, counted

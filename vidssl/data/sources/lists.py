@@ -15,7 +15,7 @@ from typing import get_args
 
 from vidssl.data.classes import ordered_classes
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listed, Listing, ListPart, check_choice
-from vidssl.data.sources.segments import Segment
+from vidssl.data.sources.manifest import Segment
 from vidssl.errors import UsageError, counted, printable
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from vidssl.engine.atomic import file_sha256, write_atomically
 from vidssl.engine.facts import Row, parsed, parts
+from vidssl.engine.process import file_sha256, write_atomically
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin
 

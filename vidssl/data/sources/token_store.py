@@ -28,8 +28,8 @@ from torch import Tensor
 
 from vidssl.data.sources.manifest import MOST_FRAMES
 from vidssl.data.sources.origins import derived_origin, recorded_origin
-from vidssl.engine.atomic import begun_beside, write_text
 from vidssl.engine.facts import Row, parsed
+from vidssl.engine.process import begun_beside, write_text
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, KnowsGroups, KnowsOrigins, Origin, SampleInfo, UnreadableSample
 

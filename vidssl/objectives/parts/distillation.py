@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vidssl.engine.collapse import RECENT_CLIPS, entropy, feature_bands, feature_std, rank_me
 from vidssl.engine.gather import gather_rows, max_over_processes, mean_over_processes, sum_over_processes
 from vidssl.interfaces import Backbone, Band, Batch, Progress
-from vidssl.objectives.parts.batch_norm import BatchNorm
+from vidssl.layers.transformer import BatchNorm
 
 LOOK_EVERY_STEPS = 20  # at what takes milliseconds or waits for the device
 _CURE = (

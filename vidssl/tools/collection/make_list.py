@@ -14,9 +14,16 @@ from vidssl.data.classes import counted_classes, ordered_classes
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, find_files, list_folder
 from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, counted, printable
-from vidssl.tools.collection.annotations import Found, read_annotations
-from vidssl.tools.collection.rows import Row, refuse_existing, rows_of, shown, write_list
-from vidssl.tools.data.report import print_list, say
+from vidssl.tools.collection.annotations import (
+    Found,
+    Row,
+    read_annotations,
+    refuse_existing,
+    rows_of,
+    shown,
+    write_list,
+)
+from vidssl.tools.data.check import print_list, say
 from vidssl.tools.data.runner import CLEAN
 
 _FIELD = re.compile(r"\{(\w+)(?::((?:[^{}]|\{[^{}]*\})+))?\}|(\*\*/)|(\*)")

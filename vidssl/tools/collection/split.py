@@ -18,10 +18,9 @@ from vidssl.data.sources.manifest import Manifest
 from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.evaluators.statistics import FEWEST_GROUPS
-from vidssl.tools.collection.alike import FRAMES, SIDE, alike
-from vidssl.tools.collection.glimpses import glimpses
-from vidssl.tools.collection.rows import Row, refuse_existing, rows_of, shown, write_list
-from vidssl.tools.data.report import print_list, say
+from vidssl.tools.collection.annotations import Row, refuse_existing, rows_of, shown, write_list
+from vidssl.tools.collection.glimpses import FRAMES, SIDE, alike, glimpses
+from vidssl.tools.data.check import print_list, say
 from vidssl.tools.data.runner import CLEAN
 
 FRACTIONS = (0.7, 0.15, 0.15)

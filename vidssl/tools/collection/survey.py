@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vidssl.engine.atomic import make_folder
 from vidssl.engine.logging import format_duration
+from vidssl.engine.process import make_folder
 from vidssl.errors import counted
 from vidssl.pictures.pages import FrameRow, Strip, save_png, sheet
+from vidssl.tools.collection.annotations import Row
 from vidssl.tools.collection.glimpses import glimpses
-from vidssl.tools.collection.rows import Row
 
 SIZES = (112, 224)  # sides of views that are asked about
 _STRIDES = (1, 2, 3, 4, 6, 8, 12, 16)

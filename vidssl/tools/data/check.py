@@ -1,4 +1,4 @@
-"""The command ``vidssl data check``: every file looked at once, a manifest, a report."""
+"""The command ``vidssl data check`` (each file once, a manifest), and what all of ``data`` report."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -20,21 +21,94 @@ from vidssl.data.classes import counted_classes
 from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
-from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
+from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, select, shared_groups
 from vidssl.data.sources.lists import list_root, read_lists
 from vidssl.data.sources.manifest import FileRecord, Manifest, header
-from vidssl.data.sources.official.groups import shared_groups
-from vidssl.engine.atomic import check_writable, write_atomically
-from vidssl.engine.logging import format_duration, terminal
-from vidssl.engine.process import num_cpus
-from vidssl.errors import UsageError, counted
+from vidssl.data.sources.tar.index import ShardIndex
+from vidssl.engine.logging import format_duration, print_line, terminal
+from vidssl.engine.process import check_writable, num_cpus, write_atomically
+from vidssl.errors import UsageError, counted, printable
 from vidssl.interfaces import UnreadableSample
-from vidssl.tools.collection.alike import FRAMES, SIDE, alike
-from vidssl.tools.collection.glimpses import glimpses
-from vidssl.tools.collection.rows import rows_of
+from vidssl.tools.collection.annotations import rows_of
+from vidssl.tools.collection.glimpses import FRAMES, SIDE, alike, glimpses
 from vidssl.tools.collection.survey import Seen, contact_sheets, survey_lines, survey_table
-from vidssl.tools.data.report import print_list, say
 from vidssl.tools.data.runner import CLEAN, FLAWED, Journal, refuse_missing, runner
+
+_NAMED = 20  # files that are listed one by one, of each kind
+
+
+def say(console: Console, line: str) -> None:
+    """Print one line, whatever is in it."""
+    print_line(console, printable(line, one_line=True))
+
+
+def print_list(console: Console, title: str, lines: Sequence[str], *, show_all: bool, of: int = 0) -> None:
+    """Print a title with a count and the first lines; nothing where there are none.
+
+    Args:
+        of: how many there are, where ``lines`` holds only the first.
+    """
+    count = of or len(lines)
+    if not count:
+        return
+    shown = lines if show_all else lines[:_NAMED]
+    say(console, f"{title}: {count}")
+    for line in shown:
+        say(console, f"  {line}")
+    if len(shown) < count:
+        say(console, f"  and {count - len(shown)} more ('--all' shows them)")
+
+
+def format_size(count: float) -> str:
+    """Bytes with three digits: ``1.23 GB``."""
+    value, unit = float(count), "bytes"
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}" if unit != "bytes" else counted(round(count), "byte")
+
+
+def shard_report(
+    index: ShardIndex, out: str, at: str, console: Console, *, flaws: Sequence[str] = (), show_all: bool
+) -> bool:
+    """Print the contents of shards, the bad files, and the line for recipes.
+
+    Args:
+        out: address of the shards.
+        at: of their index, as a recipe has to name it; empty where the source looks for it.
+        flaws: of shards as such.
+
+    Returns:
+        Whether all is well.
+    """
+    bad = np.nonzero(~index.usable)[0].tolist()
+    good = len(index) - len(bad)
+    size = format_size(int(index.shard_bytes.sum()))
+    say(
+        console,
+        f"{counted(good, 'file', of=len(index), verb='lie')} "
+        f"in {counted(len(index.shards), 'shard')}, {size}, at {out}",
+    )
+    for name, numbers in index.labels.items():
+        there = int((numbers[index.usable] >= 0).sum())
+        say(
+            console,
+            f"Label '{name}': {counted(there, 'file', of=good, verb='have')} it, "
+            + counted_classes(numbers[index.usable].tolist(), index.label_classes[name]),
+        )
+    print_list(console, "Flaws", flaws, show_all=show_all)
+    named = [index.member(number).entry for number in bad[: None if show_all else _NAMED]]
+    reasons = [f"{entry.key}: {entry.reason}" for entry in named]
+    print_list(console, "Bad, in no shard", reasons, show_all=show_all, of=len(bad))
+    say(console, f"Index: {index.where}")
+    if good:
+        keys = {"type": "tar_shards", "root": out, **({"index": at} if at else {})}
+        say(console, f"In recipes: source: {dump_flow(keys)}")
+    else:
+        say(console, "None of the files can be used, so there is nothing to train on")
+    return not bad and not flaws
+
 
 _TIMED = 100  # files that a clip is read from against the clock
 

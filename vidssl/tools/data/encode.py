@@ -27,8 +27,7 @@ from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.decode import Picture, VideoFacts, limits_of, probe, read_frames
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
 from vidssl.data.sources.jpeg_shards import Block, read_block, write_block
-from vidssl.data.sources.manifest import FileRecord, packed
-from vidssl.data.sources.segments import Segment
+from vidssl.data.sources.manifest import FileRecord, Segment, packed
 from vidssl.engine.facts import HIGHEST, Row
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import UnreadableSample

@@ -13,16 +13,15 @@ from pathlib import Path
 from rich.console import Console
 
 from vidssl.data.classes import ordered_classes
-from vidssl.data.pool import Lost
 from vidssl.data.sources.tar.index import INDEX, Member, Shard, ShardIndex, parse_shards, write_index
 from vidssl.data.sources.tar.storage import Address
-from vidssl.engine.atomic import write_atomically
+from vidssl.data.workers import Lost
 from vidssl.engine.facts import HIGHEST, Row, parsed, parts
 from vidssl.engine.logging import terminal
-from vidssl.engine.process import num_cpus
+from vidssl.engine.process import num_cpus, write_atomically
 from vidssl.errors import UsageError, counted
+from vidssl.tools.data.check import say, shard_report
 from vidssl.tools.data.look import CannotRead, SeenShard, ShardToLookAt, look_at
-from vidssl.tools.data.report import say, shard_report
 from vidssl.tools.data.runner import CLEAN, FLAWED, RESUMES, Journal, Runner, not_looked_at, runner
 
 

@@ -22,8 +22,7 @@ from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import FileToExamine, examine_content
 from vidssl.data.decode.images import is_animated, read_image
 from vidssl.data.sources.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
-from vidssl.data.sources.manifest import FileRecord
-from vidssl.data.sources.segments import NamedSegment, parse_segments
+from vidssl.data.sources.manifest import FileRecord, NamedSegment, parse_segments
 from vidssl.data.sources.tar.index import IMAGE, Member, Shard
 from vidssl.data.sources.tar.storage import PAUSES_SECONDS, TRIES, Address
 from vidssl.engine.facts import Row, parsed

@@ -16,18 +16,17 @@ from rich.console import Console
 from vidssl.config.strict_yaml import dump_flow
 from vidssl.data.decode.decode import limits_of
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE
-from vidssl.data.pool import Lost
 from vidssl.data.sources.jpeg_shards import INDEX, KIND, VERSION, shard_name
 from vidssl.data.sources.listing import Listed, Listing
-from vidssl.data.sources.manifest import FileRecord, header
+from vidssl.data.sources.manifest import FileRecord, Segment, header
 from vidssl.data.sources.origins import origin_of, recorded
-from vidssl.data.sources.segments import Segment
-from vidssl.engine.atomic import make_folder, write_text
+from vidssl.data.workers import Lost
 from vidssl.engine.facts import Row
 from vidssl.engine.logging import format_duration, terminal
-from vidssl.engine.process import num_cpus, sole_process
+from vidssl.engine.process import make_folder, num_cpus, sole_process, write_text
 from vidssl.errors import UsageError, agreed, counted
-from vidssl.tools.collection.rows import rows_of, write_list
+from vidssl.tools.collection.annotations import rows_of, write_list
+from vidssl.tools.data.check import format_size, print_list, say
 from vidssl.tools.data.encode import (
     H264,
     PATIENCE_SECONDS,
@@ -37,7 +36,6 @@ from vidssl.tools.data.encode import (
     prepare_file,
     settings,
 )
-from vidssl.tools.data.report import format_size, print_list, say
 from vidssl.tools.data.runner import (
     CLEAN,
     FLAWED,

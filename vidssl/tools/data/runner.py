@@ -15,7 +15,6 @@ from rich.console import Console
 from vidssl.data.classes import ordered_classes
 from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.examine import FileToExamine
-from vidssl.data.pool import Lost, Made, Task, work
 from vidssl.data.sources.listing import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -25,6 +24,7 @@ from vidssl.data.sources.listing import (
 )
 from vidssl.data.sources.lists import list_root, read_lists
 from vidssl.data.sources.manifest import FileRecord, Manifest
+from vidssl.data.workers import Lost, Made, Task, work
 from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import progress_bar
 from vidssl.errors import UsageError, counted

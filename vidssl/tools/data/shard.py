@@ -14,19 +14,17 @@ from pathlib import Path
 from rich.console import Console
 
 from vidssl.data.decode.examine import FileToExamine, examine
-from vidssl.data.pool import Lost
-from vidssl.data.sources.manifest import FileRecord
-from vidssl.data.sources.segments import NamedSegment
+from vidssl.data.sources.manifest import FileRecord, NamedSegment
 from vidssl.data.sources.tar.index import INDEX, Shard, ShardIndex, parse_shards, write_index
 from vidssl.data.sources.tar.storage import Address
-from vidssl.engine.atomic import make_folder
+from vidssl.data.workers import Lost
 from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import terminal
-from vidssl.engine.process import num_cpus, sole_process
+from vidssl.engine.process import make_folder, num_cpus, sole_process
 from vidssl.errors import UsageError, counted
+from vidssl.tools.data.check import format_size, say, shard_report
 from vidssl.tools.data.look import examine_image
 from vidssl.tools.data.pack import ShardToPack, pack_shard
-from vidssl.tools.data.report import format_size, say, shard_report
 from vidssl.tools.data.runner import (
     CLEAN,
     FLAWED,

@@ -19,29 +19,32 @@ from vidssl.config.recipe import Recipe, recipe_from_text
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
 from vidssl.data.sources.lists import list_notes, list_root, read_lists
 from vidssl.data.sources.manifest import Manifest
-from vidssl.engine.atomic import check_writable, write_text
 from vidssl.engine.logging import format_duration, shown_messages, terminal
-from vidssl.engine.process import num_cpus
+from vidssl.engine.process import check_writable, num_cpus, write_text
 from vidssl.engine.runfolder import check_name
 from vidssl.errors import UsageError, counted
+from vidssl.tools.collection.annotations import Row, rows_of
 from vidssl.tools.collection.glimpses import Glimpse, glimpses
-from vidssl.tools.collection.rows import Row, rows_of
 from vidssl.tools.collection.split import united
 from vidssl.tools.collection.survey import Seen
-from vidssl.tools.data.report import say
+from vidssl.tools.data.check import say
 from vidssl.tools.dry_run import step_seconds, two_steps
 from vidssl.tools.init.adapt import adapted_text, start_from
 from vidssl.tools.init.choices import (
+    FRAMES,
+    MOST,
     NEEDS_TOKENIZER,
+    SIDE,
     Choice,
     Choices,
     Machine,
     ObjectiveName,
+    OrderProbe,
     check_objective,
     choose,
+    probe_order,
     steps_for,
 )
-from vidssl.tools.init.order import FRAMES, MOST, SIDE, OrderProbe, probe_order
 from vidssl.tools.init.text import (
     Sources,
     grid_text,

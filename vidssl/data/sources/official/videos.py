@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, check_choice, select
-from vidssl.data.sources.official.groups import shared_groups
+from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, check_choice, select, shared_groups
+from vidssl.data.sources.manifest import Segment
 from vidssl.data.sources.official.listed import (
     DataSet,
     OfficialEntry,
@@ -18,7 +18,6 @@ from vidssl.data.sources.official.listed import (
     find_listed,
     without_extension,
 )
-from vidssl.data.sources.segments import Segment
 from vidssl.data.sources.video_files import ListedVideos
 from vidssl.errors import counted
 

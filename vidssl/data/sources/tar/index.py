@@ -22,8 +22,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.data.sources.manifest import MOST_FRAMES, FileRecord, line_spans
-from vidssl.data.sources.segments import NamedSegment, parse_segments
+from vidssl.data.sources.manifest import MOST_FRAMES, FileRecord, NamedSegment, line_spans, parse_segments
 from vidssl.engine.facts import Row, parsed
 from vidssl.errors import UsageError, agreed, counted
 

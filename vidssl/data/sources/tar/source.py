@@ -29,7 +29,7 @@ from vidssl.data.decode.images import read_image
 from vidssl.data.samples import mix
 from vidssl.data.sources.listing import Listed, Listing, ListKeys, ListPart, named_listing, select
 from vidssl.data.sources.lists import listed_part
-from vidssl.data.sources.segments import Segment
+from vidssl.data.sources.manifest import Segment
 from vidssl.data.sources.tar.index import IMAGE, INDEX, Member, ShardIndex
 from vidssl.data.sources.tar.reader import ShardCache, ShardReader
 from vidssl.data.sources.tar.storage import TIMEOUT_SECONDS, TRIES, Address, file_address

@@ -21,7 +21,7 @@ import fsspec
 from fsspec.config import conf
 from fsspec.implementations.local import LocalFileSystem
 
-from vidssl.engine.atomic import begun_beside
+from vidssl.engine.process import begun_beside
 from vidssl.errors import UsageError
 
 _PACKAGES = {  # where fsspec's own words name none
