@@ -174,8 +174,13 @@ def resolved_text(spec: Recipe | Protocol | FinetuneProtocol | TokenizerProtocol
 
 
 def resolved_part(part: PartSpec, kind: Kind[object]) -> dict[str, object]:
-    """A component's type and all of its keys, defaults too."""
-    return {"type": part.type, **bind(part.node, constructor_of(part, kind), part.apart)}
+    """A component's type and its keys, defaults too but those of keys that are quiet (``Quiet``)."""
+    made = constructor_of(part, kind)
+    keys, values = keys_of(made), bind(part.node, made, part.apart)
+    kept = {
+        name: value for name, value in values.items() if name not in keys or not keys[name].is_quiet(value)
+    }
+    return {"type": part.type, **kept}
 
 
 def patch_type(protocol: Protocol) -> PatchType | None:

@@ -26,7 +26,7 @@ Number = TypeVar("Number", int, float)
 
 
 def quiet(value: Value) -> Value:
-    """The mark of a key that is written only where its value differs from the default."""
+    """The mark of a key that came later than others: it is written only where it differs from its default."""
     return value
 
 
@@ -86,6 +86,10 @@ class Key:
     @property
     def required(self) -> bool:
         return self.default is inspect.Parameter.empty
+
+    def is_quiet(self, value: object) -> bool:
+        """Whether the key is left out with this value, so that what was kept before it came is equal."""
+        return quiet in get_args(self.wanted) and value == self.default
 
 
 def keys_of(constructor: Callable[..., object]) -> dict[str, Key]:
@@ -204,8 +208,7 @@ def written(section: object, part: Callable[["PartSpec"], Mapping[str, object]])
     tree, hints = {}, get_type_hints(type(section), include_extras=True)
     for each in fields(cast(Any, section)):
         value = getattr(section, each.name)
-        unchanged = quiet in get_args(hints[each.name]) and value == each.default
-        if each.name != "node" and not unchanged:
+        if each.name != "node" and not Key(hints[each.name], each.default).is_quiet(value):
             tree[each.name] = _written(value, part)
     return tree
 

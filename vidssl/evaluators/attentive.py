@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidssl.config.protocol import Balance
+from vidssl.config.schema import Quiet
 from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays, shown
@@ -207,9 +208,9 @@ class Attentive(PatchEvaluator, Fits, LearnsTogether):
         epochs: int = 20,
         held_out: float = 0.2,
         variant: Variant = "scaled",
-        balance: Balance = "none",
-        together: tuple[str, ...] = (),
-        loss: Loss = "softmax",
+        balance: Quiet[Balance] = "none",
+        together: Quiet[tuple[str, ...]] = (),
+        loss: Quiet[Loss] = "softmax",
     ) -> None:
         """
         Args:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vidssl.config.protocol import Balance
+from vidssl.config.schema import Quiet
 from vidssl.evaluators.held_out import Pairs, best_pair, chosen_in_words, folds, rates_and_decays, shown
 from vidssl.interfaces import Evaluator, Fits, LabelledFeatures, LabelledPatches
 from vidssl.interfaces.pretrained import Recorded
@@ -202,7 +203,7 @@ class LinearSGD(Evaluator, Fits):
         batch_size: int = 32,
         epochs: int = 20,
         held_out: float = 0.2,
-        balance: Balance = "none",
+        balance: Quiet[Balance] = "none",
     ) -> None:
         """
         Args:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vidssl.config.schema import Quiet
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, LossOutput, Objective, Progress, Tokenizer, Yardstick
 from vidssl.objectives.parts.masked_prediction import (
@@ -140,7 +141,7 @@ class Classification(Objective):
         dropout: float = 0.0,
         head_std: float = 0.01,
         label_smoothing: float = 0.0,
-        class_weights: tuple[float, ...] | None = None,
+        class_weights: Quiet[tuple[float, ...] | None] = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         ema_momentum: float | None = None,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vidssl.config.schema import Quiet
 from vidssl.data.views import crops
 from vidssl.data.views.checks import check_counts
 from vidssl.data.views.times import clip_frames, draw, last_start, segments
@@ -37,7 +38,7 @@ class SingleClip(ViewSampler):
     size: crops.Size = 224
     short_side: tuple[int, int] | None = None
     interpolation: crops.Interpolation = "bicubic_antialiased"
-    fit: crops.Fit = "crop"
+    fit: Quiet[crops.Fit] = "crop"
 
     def __post_init__(self) -> None:
         check_counts(self, "num_frames", "frame_stride")
@@ -119,7 +120,7 @@ class SingleImage(ViewSampler):
     size: crops.Size = 224
     short_side: tuple[int, int] | None = None
     interpolation: crops.Interpolation = "bicubic_antialiased"
-    fit: crops.Fit = "crop"
+    fit: Quiet[crops.Fit] = "crop"
 
     def __post_init__(self) -> None:
         crops.check_fit(self.fit, self.size, self.short_side)

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vidssl.config.schema import Quiet
 from vidssl.data.views import crops, times
 from vidssl.data.views.checks import check_counts, check_fps, check_test_clips
 from vidssl.interfaces import DataSource, ViewSampler
@@ -79,7 +80,7 @@ class UniformClips(EvenClips):
 
     size: crops.Size = 224  # type: ignore[assignment]
     interpolation: crops.Interpolation = "bicubic_antialiased"
-    fit: crops.Fit = "crop"
+    fit: Quiet[crops.Fit] = "crop"
 
     def __post_init__(self) -> None:
         EvenClips.__post_init__(self)

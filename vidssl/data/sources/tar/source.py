@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vidssl.config.schema import Quiet
 from vidssl.data.decode.content import Content
 from vidssl.data.decode.decode import VideoFacts, part_of
 from vidssl.data.decode.decoders import choose_decoder
@@ -76,8 +77,8 @@ class TarShards(ListKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, Orde
     order: Literal["shards", "samples"] = "shards"
     cache: str | None = None
     cache_gib: float = 100.0
-    timeout_seconds: float = TIMEOUT_SECONDS
-    tries: int = TRIES
+    timeout_seconds: Quiet[float] = TIMEOUT_SECONDS
+    tries: Quiet[int] = TRIES
 
     def __post_init__(self) -> None:
         if self.list is None and self.test_list is not None:
