@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from docs.site.build import ROOT, files, page, public_names, reference
+from docs.site.build import ROOT, files, page, public_names, reference, slug
 from vidssl import api
 
 MARKDOWN = [path for path in files() if path.endswith(".md")]
@@ -36,8 +36,7 @@ def leaves(nav: Any) -> list[str]:
 def anchors(path: Path) -> set[str]:
     """Those that GitHub, and the site, give the headings of a page."""
     text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    headings = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {slug(heading) for heading in re.findall(r"^#+ +(.*)$", text, re.MULTILINE)}
 
 
 def test_every_page_stands_in_the_navigation_once() -> None:
@@ -63,6 +62,7 @@ def test_links_are_moved_with_their_pages() -> None:
     text = page("README.md", files())
     assert "](methods.svg)" in text
     assert "[Commands and parts](commands.md)" in text
+    assert "[Papers](commands.md#papers)" in text
     assert "[Contributing](../CONTRIBUTING.md)" in page("docs/tutorials/add_a_part.md", files())
     assert "[Prepare them](../data.md#vidssl-data-prepare)" in page("docs/data/howto100m.md", files())
 

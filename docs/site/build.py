@@ -57,10 +57,15 @@ def files() -> dict[str, str]:
     return {name: name.removeprefix("docs/") for name in inside} | OUTSIDE
 
 
+def slug(heading: str) -> str:
+    """The anchor that GitHub, and the site, give a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
 def page(source: str, places: dict[str, str]) -> str:
     """The text of a Markdown file, its relative links as they have to be in the site.
 
-    A link whose text is the file's name gets the title of that page for a text.
+    A link whose text is the file's name gets the title of that page, or part of it, for a text.
     """
     folder, here = posixpath.dirname(source), posixpath.dirname(places[source])
 
@@ -69,12 +74,14 @@ def page(source: str, places: dict[str, str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, link))
         if target not in places:  # code such as parts[0](clip), or a link that MkDocs reports
             return match[0]
-        if text.endswith(".md") and not anchor:
-            text = (ROOT / target).read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        if text.endswith(".md"):
+            headings = re.findall(r"^#+ (.*)", (ROOT / target).read_text(encoding="utf-8"), re.MULTILINE)
+            named = (each.replace("`", "") for each in headings if not anchor or "#" + slug(each) == anchor)
+            text = next(named, text)
         return f"[{text}]({posixpath.relpath(places[target], here or '.')}{anchor or ''})"
 
     text = (ROOT / source).read_text(encoding="utf-8")
-    if source == "README.md":  # its table needs the room of a navigation that has one page
+    if source in ("README.md", "docs/results.md"):  # their tables need the room
         text = "---\nhide: [navigation]\n---\n" + text
     return re.sub(r"\[([^][]*)\]\(([^)#:\s]+)(#[^)]*)?\)", moved, text)
 
