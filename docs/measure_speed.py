@@ -157,7 +157,11 @@ def switches(compiled: bool) -> Iterator[tuple[str, v.RunSpec]]:
     yield "none", v.RunSpec(precision="fp32")
     yield "precision: bf16", v.RunSpec(precision="bf16")
     yield "precision: fp16", v.RunSpec(precision="fp16")
-    yield "activation_checkpointing", v.RunSpec(precision="fp32", activation_checkpointing=True)
+    yield "activation_checkpointing: true", v.RunSpec(precision="fp32", activation_checkpointing=True)
+    yield (
+        "activation_checkpointing: elementwise",
+        v.RunSpec(precision="fp32", activation_checkpointing="elementwise"),
+    )
     if compiled:
         yield "compile", v.RunSpec(precision="fp32", compile=True)
 

@@ -3,12 +3,14 @@
 import copy
 import shutil
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
 from toy_runs import make_world
 
 from vidssl import api as v
@@ -96,7 +98,7 @@ def descended(network: Backbone, given: list[Tensor]) -> tuple[Tensor, dict[str,
     return loss.detach(), gradients, torch.get_rng_state()
 
 
-def switched(network: Backbone, **switches: bool) -> Backbone:
+def switched(network: Backbone, **switches: bool | Literal["elementwise"]) -> Backbone:
     prepare(nn.ModuleList([network]), RunSpec(**switches))
     return network
 
@@ -111,12 +113,13 @@ def assert_same(one: tuple, other: tuple) -> None:
 # activations computed again
 
 
+@pytest.mark.parametrize("how", [True, "elementwise"])
 @pytest.mark.parametrize("name", OWN)
-def test_computing_activations_again_changes_no_bit(name: str) -> None:
+def test_computing_activations_again_changes_no_bit(name: str, how: bool | Literal["elementwise"]) -> None:
     network = made(OWN[name])
     plain = descended(network, inputs(network))
     keys = list(network.state_dict())
-    again = switched(network, activation_checkpointing=True)
+    again = switched(network, activation_checkpointing=how)
     assert_same(descended(again, inputs(network)), plain)
     assert list(again.state_dict()) == keys
 
@@ -140,6 +143,25 @@ def test_far_less_is_kept_for_the_backward_pass(make: Callable[[], Backbone]) ->
     network, clip = made(make), torch.rand(CLIP)
     plain = kept_bytes(network, clip)
     assert kept_bytes(switched(network, activation_checkpointing=True), clip) < 0.6 * plain
+
+
+SHARES = {"video_swin": 0.9, "timesformer": 0.8, "factorized": 0.9, "vit": 0.85}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_what_goes_element_by_element_is_computed_again_and_no_matrix_product(name: str) -> None:
+    network = made(OWN[name])
+    x = inputs(network)[0]
+
+    def flops() -> int:
+        with FlopCounterMode(display=False) as counted:
+            network(x).patches.square().mean().backward()
+        return counted.get_total_flops()
+
+    kept, products = kept_bytes(network, x), flops()
+    switched(network, activation_checkpointing="elementwise")
+    assert kept_bytes(network, x) < SHARES[name] * kept
+    assert flops() == products
 
 
 def test_a_copy_computes_with_its_own_weights() -> None:
@@ -183,6 +205,10 @@ def test_what_averages_over_batches_is_not_computed_twice() -> None:
     assert key == "activation_checkpointing"
     assert "hold batch norms, whose running statistics would count every batch twice" in why
     assert refusal(nn.ModuleList([other]), run) is None
+    assert refusal(nn.ModuleList([other]), RunSpec(activation_checkpointing="elementwise")) == (
+        "activation_checkpointing",
+        "no layer of this TorchvisionNet knows 'elementwise': take true",
+    )
 
 
 class Bare(Backbone):

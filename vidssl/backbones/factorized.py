@@ -160,7 +160,7 @@ class Layer(nn.Module):
             tokens = kept + self.dropout(attention(normed, grid, seen))
         if self.norm == "post":
             return self.mlp_norm(tokens + self.dropout(self.mlp(tokens)))
-        return tokens + self.dropout(self.mlp(self.mlp_norm(tokens)))
+        return tokens + self.dropout(self.mlp(tokens, before=self.mlp_norm))
 
 
 STD = 0.02  # of a cell's whole position code at the start; published code

@@ -67,16 +67,16 @@ class DividedBlock(nn.Module):
         """[B, 1 + P*T, D] to the same shape."""
         tokens = self.along_time(tokens, num_frames)
         # stochastic depth drops single frames, as published
-        within = self.drop_path(self.attn(self.norm1(to_frames(tokens, num_frames))))
+        within = self.drop_path(self.attn(tokens, before=lambda x: self.norm1(to_frames(x, num_frames))))
         tokens = tokens + from_frames(within, num_frames)
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return tokens + self.drop_path(self.mlp(tokens, before=self.norm2))
 
     def along_time(self, tokens: Tensor, num_frames: int) -> Tensor:
         """Tokens after attention among the T patches of each place; the class token takes no part."""
         cls, patches = tokens[:, :1], tokens[:, 1:]
         places = patches.unflatten(1, (-1, num_frames)).flatten(0, 1)
         # stochastic depth drops single places, and before the last layer, whose bias stays: as published
-        mixed = self.temporal_fc(self.drop_path(self.temporal_attn(self.temporal_norm1(places))))
+        mixed = self.temporal_fc(self.drop_path(self.temporal_attn(places, before=self.temporal_norm1)))
         return torch.cat((cls, patches + mixed.view_as(patches)), dim=1)
 
     def class_attention(self, tokens: Tensor, num_frames: int) -> Tensor:

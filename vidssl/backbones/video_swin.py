@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, PatchEmbed, hide
+from vidssl.engine.speed import Lean
 from vidssl.interfaces import Backbone, Features, HasBlocks, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize, kept
 from vidssl.layers.transformer import DropPath, Mlp, check_heads, drop_path_rates, init_linear
@@ -98,7 +99,7 @@ def merge(windows: Tensor, grid: GridSize, window: GridSize) -> Tensor:
     return rearrange(windows, "n (t h w) (a b c) d -> n (t a) (h b) (w c) d", t=t, h=h, w=w, a=a, b=b, c=c)
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(Lean):
     """Self-attention within each window, with a learned bias for each relative position."""
 
     def __init__(self, dim: int, num_heads: int, window: GridSize) -> None:
@@ -110,32 +111,40 @@ class WindowAttention(nn.Module):
         self.bias_table = nn.Parameter(torch.empty(prod(2 * size - 1 for size in window), num_heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
-    def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
-        """[B, t, h, w, D] to the same shape. Cells added to fill the last windows take part unmasked."""
-        rolled = any(plan.shift)
+    def forward(self, x: Tensor, plan: WindowPlan, norm: nn.Module) -> Tensor:
+        """[B, t, h, w, D] to the same shape, ``norm`` applied first.
+
+        Cells added to fill the last windows take part unmasked.
+        """
         t, h, w = plan.grid
-        if plan.padded != plan.grid:
-            x = F.pad(x, (0, 0, 0, plan.padded[2] - w, 0, plan.padded[1] - h, 0, plan.padded[0] - t))
-        if rolled:
-            x = x.roll([-by for by in plan.shift], dims=(1, 2, 3))
-        x = merge(self.attend(partition(x, plan.window), plan), plan.padded, plan.window)
-        if rolled:
+        qkv = self.kept_inputs(lambda x: self.qkv(self.windows(norm(x), plan)), x)
+        x = merge(self.proj(self.attend(qkv, plan)), plan.padded, plan.window)
+        if any(plan.shift):
             x = x.roll(plan.shift, dims=(1, 2, 3))
         return x[:, :t, :h, :w]
 
-    def attend(self, windows: Tensor, plan: WindowPlan) -> Tensor:
-        """[B, num_windows, N, D] to the same shape."""
-        bias = self.bias_table.t().index_select(1, plan.index).unflatten(1, windows.shape[2:3] * 2)
-        qkv = rearrange(self.qkv(windows), "b w n (three m d) -> three b w m n d", three=3, m=self.num_heads)
+    def windows(self, x: Tensor, plan: WindowPlan) -> Tensor:
+        """[B, t, h, w, D], filled up and shifted, to [B, num_windows, N, D]."""
+        t, h, w = plan.grid
+        if plan.padded != plan.grid:
+            x = F.pad(x, (0, 0, 0, plan.padded[2] - w, 0, plan.padded[1] - h, 0, plan.padded[0] - t))
+        if any(plan.shift):
+            x = x.roll([-by for by in plan.shift], dims=(1, 2, 3))
+        return partition(x, plan.window)
+
+    def attend(self, joined: Tensor, plan: WindowPlan) -> Tensor:
+        """Queries, keys and values, [B, num_windows, N, 3D], to [B, num_windows, N, D]."""
+        bias = self.bias_table.t().index_select(1, plan.index).unflatten(1, joined.shape[2:3] * 2)
+        qkv = rearrange(joined, "b w n (three m d) -> three b w m n d", three=3, m=self.num_heads)
         if plan.blocked is None:
             q, k, v = qkv.flatten(1, 2)
-            attended = attend(q, k, v, bias.unsqueeze(0)).unflatten(0, windows.shape[:2])
+            attended = attend(q, k, v, bias.unsqueeze(0)).unflatten(0, joined.shape[:2])
         else:
             # windows go beside the heads, so that one set of biases and blocks serves the whole batch
             q, k, v = qkv.flatten(2, 3)
             bias = (bias + plan.blocked).flatten(0, 1).unsqueeze(0)
-            attended = attend(q, k, v, bias).unflatten(1, (windows.shape[1], self.num_heads))
-        return self.proj(rearrange(attended, "b w m n d -> b w n (m d)"))
+            attended = attend(q, k, v, bias).unflatten(1, (joined.shape[1], self.num_heads))
+        return rearrange(attended, "b w m n d -> b w n (m d)")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
@@ -179,8 +188,8 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """[B, t, h, w, D] to the same shape, under the block's own plan."""
-        x = x + self.drop_path(self.attn(self.norm1(x), plan))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(x, plan, self.norm1))
+        return x + self.drop_path(self.mlp(x, before=self.norm2))
 
 
 class PatchMerging(nn.Module):

@@ -45,7 +45,8 @@ class RunSpec:
             scaled, and what is only measured (features, test metrics) is in fp32.
         compile: torch.compile for the backbone's blocks, each once for every shape.
         activation_checkpointing: the backbone's blocks keep their inputs alone, and are computed again for
-            the gradient: less memory, more time, the same numbers.
+            the gradient: less memory, more time, the same numbers. "elementwise" computes again what takes
+            little time, norms, activations and copies, and keeps what matrix products make.
         channels_last: memory layout of convolutions that overlap.
         deterministic: only algorithms that give the same numbers in every run on a GPU; slower. On a CPU that
             is so anyway, from the same number of threads: all CPUs, whatever else runs.
@@ -76,7 +77,7 @@ class RunSpec:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     compile: bool = False
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool | Literal["elementwise"] = False
     channels_last: bool = False
     deterministic: bool = False
     workers: Index = 1

@@ -50,9 +50,11 @@ def prepare(objective: nn.Module, run: RunSpec) -> None:
         for convolution in _gaining(objective):
             _put_channels_last(convolution)
     blocks = [block for network in _networks(objective) for block in _blocks(network)]
-    if run.activation_checkpointing:
-        for block in blocks:
+    for block in blocks if run.activation_checkpointing else ():
+        if run.activation_checkpointing is True:
             _compute_again(block)
+        for layer in _lean(block) if run.activation_checkpointing == "elementwise" else ():
+            layer.lean = True
     if run.compile:
         _compile(blocks)
 
@@ -68,7 +70,9 @@ def refusal(objective: nn.Module, run: RunSpec) -> tuple[str, str] | None:
         for network in networks:
             if not _blocks(network):
                 return key, f"the blocks of this {type(network).__name__} are not known: leave it out"
-    if run.activation_checkpointing:
+            if wanted == "elementwise" and not any(map(_lean, _blocks(network))):
+                return key, f"no layer of this {type(network).__name__} knows 'elementwise': take true"
+    if run.activation_checkpointing is True:
         for network in networks:
             if any(isinstance(part, _BatchNorm) for block in _blocks(network) for part in block.modules()):
                 return "activation_checkpointing", (
@@ -115,6 +119,27 @@ def _put_channels_last(convolution: nn.Conv2d | nn.Conv3d) -> None:
 
 
 # activations computed again
+
+
+class Lean(nn.Module):
+    """A layer that keeps less for the gradient where ``lean`` is set (``run.activation_checkpointing``)."""
+
+    lean = False
+
+    def kept_inputs(self, function: Callable[..., Tensor], *inputs: object) -> Tensor:
+        """What ``function`` makes of ``inputs``; of a lean layer they are all that is kept for the gradient.
+
+        What else it keeps is computed again in the backward pass, up to its last operation and without that.
+        Where this is a matrix product, only what goes before it, element by element, is computed twice. Bits
+        stay the same. Blocks that are compiled decide for themselves what they keep.
+        """
+        if not self.lean or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return function(*inputs)
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def _lean(block: nn.Module) -> list[Lean]:
+    return [layer for layer in block.modules() if isinstance(layer, Lean)]
 
 
 def _compute_again(block: nn.Module) -> None:

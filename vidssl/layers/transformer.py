@@ -1,6 +1,6 @@
 """Transformer blocks, rotary positions, and batch norm over the batches of all processes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vidssl.engine.gather import num_processes, sum_over_processes
-from vidssl.engine.speed import full_precision
+from vidssl.engine.speed import Lean, full_precision
 from vidssl.interfaces.grids import GridSize, kept
 
 
@@ -92,7 +92,11 @@ def block_causal(times: Tensor, *, class_token: bool) -> Tensor:
     return seen.unsqueeze(1)
 
 
-class Mlp(nn.Module):
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
+class Mlp(Lean):
     """Two linear layers with an exact GELU between."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
@@ -100,8 +104,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, x: Tensor, before: Callable[[Tensor], Tensor] = _same) -> Tensor:
+        """[..., D] to the same shape, ``before`` applied first."""
+        hidden = self.kept_inputs(lambda x: self.fc1(before(x)), x)
+        return self.kept_inputs(lambda hidden: self.fc2(F.gelu(hidden)), hidden)
 
 
 class DropPath(nn.Module):
@@ -118,10 +124,11 @@ class DropPath(nn.Module):
         return branch * kept.bernoulli_(1 - self.rate).div_(1 - self.rate)
 
 
-class Attention(nn.Module):
+class Attention(Lean):
     """Multi-head self-attention over all of N tokens, [B, N, D].
 
-    ``forward`` may be told how queries and keys are turned, and which tokens each one may look at.
+    ``forward`` may be told how queries and keys are turned, which tokens each one may look at, and what comes
+    ``before``: a norm, that a lean layer computes again.
 
     Args:
         key_bias: off for BEiT's and VideoMAE's parameters, where keys have no bias and those of queries and
@@ -145,8 +152,14 @@ class Attention(nn.Module):
         joined = F.linear(x, self.qkv.weight, bias)
         return rearrange(joined, "b n (three m d) -> three b m n d", three=3, m=self.num_heads)
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None, seen: Tensor | None = None) -> Tensor:
-        q, k, v = self.project(x)
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation | None = None,
+        seen: Tensor | None = None,
+        before: Callable[[Tensor], Tensor] = _same,
+    ) -> Tensor:
+        q, k, v = self.kept_inputs(lambda x: self.project(before(x)), x)
         if rotation is not None:
             q, k = rotation.turn(q), rotation.turn(k)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
@@ -167,8 +180,8 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, rotation: Rotation | None = None, seen: Tensor | None = None) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x), rotation, seen))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.attn(x, rotation, seen, before=self.norm1))
+        return x + self.drop_path(self.mlp(x, before=self.norm2))
 
 
 def check_heads(dim: int, num_heads: int) -> None:
