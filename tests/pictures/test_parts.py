@@ -83,3 +83,15 @@ def test_neighbours_are_those_of_the_smallest_angle(monkeypatch: pytest.MonkeyPa
         features.label("mvoe")
     with pytest.raises(UsageError, match="five test videos or more"):
         embedding(features)
+
+
+def test_the_label_of_a_picture_is_the_one_that_neighbours_share() -> None:
+    vectors = torch.eye(4)
+    labels = {"unread": torch.tensor([0, 1, 0, 1]), "read": torch.tensor([0, 0, 1, 1])}
+    classes = {"unread": ("a", "b"), "read": ("c", "d")}
+    train = FeatureTable(vectors[:, None], labels, classes, tuple("abcd"), 4, ())
+    others = {"unread": torch.tensor([1, 0, 1, -1]), "read": labels["read"]}
+    test = FeatureTable(vectors[:, None], others, classes, tuple("efgh"), 4, ())
+    features = RunFeatures(train, test, (None, None), None)  # type: ignore[arg-type]
+    assert features.label(None) == "read"
+    assert features.label("unread") == "unread"

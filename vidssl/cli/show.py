@@ -30,7 +30,7 @@ def add_commands(commands: "Commands[Parser]") -> None:
     )
     for name, describe in (
         ("protocol", "confusion, scores: whose; maps, neighbours: whose views"),
-        ("label", "confusion: default a picture for each; maps, neighbours: default the first"),
+        ("label", "confusion: default a picture for each; maps, neighbours: default what neighbours share"),
         ("setting", "confusion: such as k=5; default: the first"),
         ("network", "confusion: column of the scores; default: the first"),
     ):

@@ -42,14 +42,27 @@ class RunFeatures:
     views: ViewSampler
 
     def label(self, asked: str | None) -> str:
-        """The label that is asked for, or the first.
+        """The label that is asked for, or that which test videos share most with their nearest neighbour.
+
+        "Most" is beyond the share of the commonest class, so that the label is one that the features know.
 
         Raises:
             UsageError: if the videos lack it.
         """
         if asked is not None and asked not in self.test.labels:
             raise UsageError(f"no label '{asked}'. {nearest(asked, self.test.labels, 'There are')}")
-        return asked or next(iter(self.test.labels))
+        if asked is not None or len(self.test.labels) == 1:
+            return asked or next(iter(self.test.labels))
+        closest = (unit_vectors(self.test) @ unit_vectors(self.train).T).argmax(dim=1)
+
+        def shared(label: str) -> float:
+            own, others = self.test.labels[label], self.train.labels[label]
+            known = own[own >= 0]
+            if not len(known):
+                return 0.0
+            return float(((own == others[closest]) & (own >= 0)).sum() - known.bincount().max()) / len(known)
+
+        return max(self.test.labels, key=shared)
 
 
 def run_features(
