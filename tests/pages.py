@@ -16,7 +16,7 @@ SMALL = {
     r"warmup_steps: \d+": "warmup_steps: 0",
     r"test_batches: \d+": "test_batches: 1",
     r"workers: \d+": "workers: 0",
-    r"penalties: \[.*\]": "penalties: [10.0]",
+    r"penalties: \[.*\]": "penalties: [10.0], max_iterations: 20",
 }
 
 

@@ -54,7 +54,7 @@ KINDS_OF_COMPONENTS = next(names for names in FLOORS if "objectives" in names)
 
 def imported(path: Path) -> Iterator[str]:
     """Modules of the package that a file imports, at its top or inside functions, without the ``vidssl.``."""
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name[7:] for alias in node.names if alias.name.startswith("vidssl."))
         elif isinstance(node, ast.ImportFrom):
@@ -89,12 +89,17 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree_of(path)))
+
+
 def code_lines(path: Path) -> tuple[int, int]:
     """How many lines hold code (no docstring, no comment, not empty), and how many of those import."""
     lines = enumerate(path.read_text().splitlines(), 1)
     code = {number for number, line in lines if line.strip() and not line.lstrip().startswith("#")}
     imports: set[int] = set()
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             imports |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):  # docstrings
@@ -140,7 +145,7 @@ def test_the_import_walk_sees_every_form_of_import(tmp_path: Path) -> None:
 
 def test_public_signatures_name_every_parameter() -> None:
     for path in MODULES:
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and (
                 not node.name.startswith("_") or node.name in ("__init__", "__call__")
             ):
@@ -162,7 +167,7 @@ def test_files_are_neither_long_nor_slivers() -> None:
 def test_nothing_broad_is_caught_and_nothing_is_probed() -> None:
     for path in MODULES:
         broad = 1 if path.name == "storage.py" else 0  # errors of storage services have no common base
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else "everything"
                 broad -= caught == "Exception"
@@ -183,7 +188,7 @@ def needed(start: str) -> set[str]:
     todo = [start]
     while todo:
         path = PACKAGE / f"{todo.pop()}.py"
-        for node in ast.walk(tree_of(path)):
+        for node in nodes_of(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vidssl."):
                 module = str(node.module)[7:].replace(".", "/")
                 for name in (alias.name for alias in node.names):

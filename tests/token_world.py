@@ -20,8 +20,8 @@ from vidssl.tokenizers.vqvae import VQVAE
 from vidssl.tools.tokenize import tokenize
 from vidssl.train.run import train_recipe
 
-LENGTHS = {"a/0.mp4": 60, "a/1.mp4": 45, "a/2.mp4": 70, "b/0.mp4": 50, "b/1.mp4": 6}
-HELD = {"a/8.mp4": 40, "b/9.mp4": 30}  # to test on
+LENGTHS = {"a/0.mp4": 48, "a/1.mp4": 33, "a/2.mp4": 54, "b/0.mp4": 39, "b/1.mp4": 6}
+HELD = {"a/8.mp4": 30, "b/9.mp4": 24}  # to test on
 FPS = 10.0
 RECIPE = """\
 name: toy
@@ -62,9 +62,9 @@ def token_world(base: Path) -> Path:
     make_tokenizer(folder / "tokenizers", "toy", 0)
     make_tokenizer(folder / "tokenizers", "other", 1)
     for key, length in LENGTHS.items():
-        write_clip(folder / "videos" / key, length, noise=120)
+        write_clip(folder / "videos" / key, length, noise=80)
     for key, length in HELD.items():
-        write_clip(folder / "held" / key, length, noise=120)
+        write_clip(folder / "held" / key, length, noise=80)
     (folder / "toy.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -3,6 +3,7 @@
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_stores_of_stores_and_pixels_of_stores_are_refused() -> None:
 
 
 def test_finished_shards_stay_and_missing_ones_are_made() -> None:
-    fill("resumed")
+    shutil.copytree("store", "resumed")
     kept, whole = Path("resumed/shards/00001.ids"), shards("resumed")
     stamp = kept.stat().st_mtime_ns
     Path("resumed/shards/00000.json").unlink()
@@ -196,7 +197,7 @@ def test_unreadable_videos_are_listed_and_stay_unreadable_samples() -> None:
 
 
 def test_ids_that_are_no_longer_those_of_the_video_are_found() -> None:
-    fill("rotten")
+    shutil.copytree("store", "rotten")
     for path in Path("rotten/shards").glob("*.ids"):
         ids = np.fromfile(path, "<u2")
         ids[::7] ^= 1
@@ -207,7 +208,7 @@ def test_ids_that_are_no_longer_those_of_the_video_are_found() -> None:
 
 def test_a_full_disk_loses_nothing_that_was_finished() -> None:
     """The limit on a file's size is the operating system's own; ids of the first shard still fit."""
-    fill("full")
+    shutil.copytree("store", "full")
     whole = shards("full")
     sizes = [len(whole[f"0000{shard}.ids"]) for shard in range(3)]
     assert sizes[0] < sizes[1]

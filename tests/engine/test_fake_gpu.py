@@ -161,8 +161,15 @@ def toy(name: str, backbone: str, folder: Path) -> Recipe:
     raise AssertionError(f"no toy of {name}")
 
 
+PARTS_OF_OTHERS = ("bevt_image", "bevt_video", "vimpac_contrast", "vimpac_predict")
+
+
 @pytest.mark.parametrize(
-    ("name", "backbone"), [*((name, "vit") for name in OBJECTIVES), ("vimpac", "factorized")]
+    ("name", "backbone"),
+    [
+        pytest.param(name, backbone, marks=[pytest.mark.slow] * (name in PARTS_OF_OTHERS))
+        for name, backbone in (*((name, "vit") for name in OBJECTIVES), ("vimpac", "factorized"))
+    ],
 )
 def test_a_step_stays_on_its_device_and_waits_for_it_only_where_that_is_known(
     name: str, backbone: str, tmp_path: Path
@@ -236,22 +243,23 @@ def test_probes_work_on_the_device_of_the_features(name: str, monkeypatch: pytes
     assert {score.shape[1] for score in scores.values()} == {3}
 
 
-@pytest.mark.parametrize("order", ["normal", "reversed", "shuffled"])
-def test_features_of_clips_are_made_on_the_device(order: FrameOrder, tmp_path: Path) -> None:
+def test_features_of_clips_are_made_on_the_device(tmp_path: Path) -> None:
+    orders: tuple[FrameOrder, ...] = ("normal", "reversed", "shuffled")
     gpu = AsOnGPU()
     recipe = toy("vimpac", "factorized", tmp_path)
     objective = build.objective(recipe, say=lambda line: None).eval()
     gpu.move(objective)
     tokenizer = next(part.tokenizer for part in objective.modules() if isinstance(part, FrozenTokenizer))
     clip = (random_batch(recipe).views["clip"][0] * 255).to(torch.uint8)
-    kept: list[Tensor] = []
+    kept: dict[str, Tensor] = {}
     with gpu:
         vectors, _ = encode_views(
             objective.trained_encoder(), tokenizer, iter([(torch.arange(len(clip)), {"clip": [clip]})]),
-            layers="last", orders=[order], device=CUDA, autocast=False,
-            keep_patches=lambda order, tokens: kept.append(tokens),
+            layers="last", orders=orders, device=CUDA, autocast=False,
+            keep_patches=kept.__setitem__,
         )  # fmt: skip
-    assert {vectors[order].device.type, kept[0].device.type} == {"cuda"}
+    assert vectors.keys() == kept.keys() == set(orders)
+    assert {tensor.device.type for tensor in (*vectors.values(), *kept.values())} == {"cuda"}
 
 
 @pytest.mark.parametrize("kind", ["logits", "votes", "found"])

@@ -28,16 +28,25 @@ def blobs(num: int, classes: int, distance: float, seed: int) -> tuple[torch.Ten
     return centres[labels] + torch.randn(num, 12, generator=generator), labels
 
 
+QUICK = {
+    "attentive": {"lr": (1e-3, 3e-3), "batch_size": 32, "epochs": 4},
+    "linear": {"penalties": (1.0, 100.0), "max_iterations": 30},
+}
+
+
 def made(name: str) -> Evaluator:
-    """With its defaults, but for the one that trains a network."""
-    return Attentive(lr=(1e-3, 3e-3), batch_size=32, epochs=10) if name == "attentive" else EVALUATORS[name]()
+    """With its defaults, but for those that take long."""
+    return EVALUATORS[name](**QUICK.get(name, {}))
 
 
 @pytest.mark.parametrize("name", sorted(EVALUATORS))
-def test_separable_features_score_everything(name):
+def test_separable_features_score_everything_by_default(name):
     vectors, labels = blobs(200, 4, 10.0, 2)
     test_vectors, test_labels = blobs(100, 4, 10.0, 3)
-    scores = made(name).class_scores(
+    probe = (
+        Attentive(lr=(1e-3, 3e-3), batch_size=32, epochs=10) if name == "attentive" else EVALUATORS[name]()
+    )
+    scores = probe.class_scores(
         LabelledFeatures(vectors, labels, 4), test_vectors, torch.Generator().manual_seed(0)
     )
     assert scores.shape == (100, 4)

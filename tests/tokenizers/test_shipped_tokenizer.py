@@ -46,7 +46,7 @@ def test_digits_of_unseen_videos_come_back_and_every_code_is_used(
     name: str, psnr: float, perplexity: float, flicker: float
 ) -> None:
     tokenizer = build.tokenizer(name)
-    frames = np.stack([render(DigitsWorld(), seed=0, split="test", index=i) for i in range(60)])
+    frames = np.stack([render(DigitsWorld(), seed=0, split="test", index=i) for i in range(24)])
     clips = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 255
     measured = measure(tokenizer, clips, torch.Generator().manual_seed(0))
     assert measured.psnr > psnr
@@ -58,7 +58,7 @@ def test_digits_of_unseen_videos_come_back_and_every_code_is_used(
 def test_words_of_motion_are_all_used_and_tell_moving_waves_from_still_ones() -> None:
     tokenizer = build.tokenizer("moving_digits_motion")
     world = DigitsWorld(mode="pan", pattern="waves", ground=0.7, digit_size=28, speeds=(0.7, 1.6), noise=0.03)
-    frames = np.stack([render(world, seed=0, split="test", index=i) for i in range(60)])
+    frames = np.stack([render(world, seed=0, split="test", index=i) for i in range(40)])
     clips = torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 255
     ids = tokenizer.encode(clips)
     shares = torch.bincount(ids.flatten(), minlength=64) / ids.numel()

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -63,7 +65,7 @@ run: {{workers: 0, log_every_steps: 2, checkpoint_every_steps: 4, test_batches: 
 """
 
 
-FAST_PROBE = ("--protocol", "linear", "evaluator.penalties=[10.0]")
+FAST_PROBE = ("--protocol", "linear", "evaluator.penalties=[10.0]", "evaluator.max_iterations=10")
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +80,16 @@ def folder(tmp_path_factory):
         shutil.copy("runs/tokenizer/checkpoints/step-000004.safetensors", "tokenizer.safetensors")
         digest = hashlib.sha256(Path("tokenizer.safetensors").read_bytes()).hexdigest()
         Path("bevt.yaml").write_text(BEVT.replace("SHA256", digest))
-        assert main(["train", "bevt.yaml"]) == 0
+        with redirect_stdout(StringIO()) as said:
+            assert main(["train", "bevt.yaml"]) == 0
+        Path("said.txt").write_text(said.getvalue())
     return path
+
+
+@pytest.fixture
+def said(folder):
+    """What the training of BEVT printed."""
+    return (folder / "said.txt").read_text()
 
 
 @pytest.fixture(autouse=True)
@@ -133,27 +143,25 @@ def test_checkpoint_holds_no_tokenizer_and_the_whole_recipe():
     assert [key for key in checkpoint.objective if "to_vocab" in key]
 
 
-def test_train_says_what_was_learned_draws_it_and_names_what_comes_next(capsys):
-    assert main(["train", "bevt.yaml", "name=words"]) == 0
-    said = capsys.readouterr().out
+def test_train_says_what_was_learned_draws_it_and_names_what_comes_next(said):
     one_line = " ".join(said.split())
     assert re.search(
         r"[\d.]+ % of the hidden ids of clips are predicted right: \S.* the most frequent id \([\d.]+ %\)",
         one_line,
     )
     assert re.search(r"earned.*, on held-out videos, never trained on: ", one_line)
-    assert said.endswith("Next: vidssl eval runs/words --protocol linear\n")
-    assert Path("runs/words/pictures/reconstruction-step-000006.png").stat().st_size > 1000
-    assert "Picture: runs/words/pictures/reconstruction-step-000006.png" in said
+    assert said.endswith("Next: vidssl eval runs/bevt --protocol linear\n")
+    assert Path("runs/bevt/pictures/reconstruction-step-000006.png").stat().st_size > 1000
+    assert "Picture: runs/bevt/pictures/reconstruction-step-000006.png" in said
     assert re.search(r"^step 6/6  0 s left  accuracy_video [\d.]+ %.* clips/s  .*data wait \d+%", said, re.M)
     assert re.search(
         r"^step 4, held-out videos: hidden ids of clips [\d.]+ % \(the most frequent id", said, re.M
     )
-    assert max(map(len, said.splitlines())) < 120
+    assert max(map(len, said[said.index("Run folder") :].splitlines())) < 120  # paths of made videos are long
 
 
 def test_eval_without_a_name_takes_the_newest_run_and_reports_every_label(capsys):
-    assert main(["train", "bevt.yaml", "name=newest"]) == 0
+    assert main(["train", "bevt.yaml", "name=newest", "schedule.steps=1"]) == 0
     capsys.readouterr()
     assert main(["eval", "--protocol", "knn", "--protocol", "retrieval"]) == 0
     said = capsys.readouterr().out
@@ -161,12 +169,12 @@ def test_eval_without_a_name_takes_the_newest_run_and_reports_every_label(capsys
     for word in ("digit", "texture", "direction", "speed", "profile", "untrained", "chance", "95 %"):
         assert word in said
     assert "24 videos found of 24 listed" in said
-    record = json.loads(Path("runs/newest/scores/knn-step-000006.json").read_text())
+    record = json.loads(Path("runs/newest/scores/knn-step-000001.json").read_text())
     rows = record["scores"]["trained"]
     assert [row["label"] for row in rows] == ["digit", "texture", "direction", "speed", "profile"]
     assert all(row["low"] <= row["top1"] <= row["high"] and row["num_test"] == 24 for row in rows)
     assert "k: 20" in record["protocol"]
-    assert Path("runs/newest/scores/retrieval-step-000006.json").is_file()
+    assert Path("runs/newest/scores/retrieval-step-000001.json").is_file()
 
 
 def test_a_checkpoint_can_be_scored_wherever_it_is_copied_to(tmp_path):
@@ -220,11 +228,13 @@ def test_a_protocol_says_which_layers_are_read():
     assert sorted(Path("runs/bevt/scores").rglob("*")) == kept  # the same protocol again takes its own place
 
 
-def test_backbone_starts_from_an_earlier_run(capsys):
+def test_backbone_starts_from_an_earlier_run_or_from_random_weights_and_says_which(said, capsys):
+    random = "starts from RANDOM weights ('backbone.init' names others)"
+    assert random in said
     assert main(["train", "bevt.yaml", "name=second", "backbone.init=runs/bevt", "schedule.steps=1"]) == 0
-    assert re.search(
-        r"runs/bevt/checkpoints/step-000006.safetensors: \d+ tensors loaded", capsys.readouterr().out
-    )
+    words = capsys.readouterr().out
+    assert random not in words
+    assert re.search(r"runs/bevt/checkpoints/step-000006.safetensors: \d+ tensors loaded", words)
     first = read_checkpoint(Path("runs/bevt/checkpoints/step-000006.safetensors")).encoder
     second = read_checkpoint(Path("runs/second/checkpoints/step-000001.safetensors")).encoder
     # one step of AdamW moves no weight by more than about the learning rate, 1e-3
@@ -255,13 +265,6 @@ def test_a_knn_probe_needs_videos_and_something_to_probe(capsys):
         capsys, "train", "bevt.yaml", *words
     )
     assert "has no features to probe" in fails(capsys, "train", "tokenizer.yaml", "run.knn_every_steps=3")
-
-
-def test_a_run_from_random_weights_says_so(capsys):
-    assert main(["train", "bevt.yaml", "name=fresh", "schedule.steps=1"]) == 0
-    assert "starts from RANDOM weights ('backbone.init' names others)" in capsys.readouterr().out
-    assert main(["train", "bevt.yaml", "name=other", "backbone.init=runs/bevt", "schedule.steps=1"]) == 0
-    assert "RANDOM" not in capsys.readouterr().out
 
 
 def test_a_run_on_images_alone_is_inflated_where_clips_start_from_it(capsys):

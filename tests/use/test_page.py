@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import copy_small
 
 from vidssl.cli.main import main
 
@@ -23,6 +24,7 @@ def test_the_page_does_what_it_says(world: Path, tmp_path: Path, monkeypatch: py
     Path("runs/mine/scores").mkdir()
     shutil.copytree(world / "videos", "videos")
     shutil.copy(world / "tiny.yaml", "tiny.yaml")
+    copy_small(tmp_path, "")  # the linear protocol
     names: dict[str, object] = {}
     commands = 0
     torch.manual_seed(0)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.use.conftest import DIGITS
 from vidssl import api as v
 from vidssl.cli.main import main
 from vidssl.evaluate.score_file import read_scores
@@ -14,6 +13,11 @@ from vidssl.evaluators.fitted import read_probe
 from vidssl.use.predict import predict
 
 PROTOCOL = "runs/tiny/scores/{}-digit-step-000002.probe.safetensors"
+QUICK = {
+    "linear": ", penalties: [1.0], max_iterations: 30",
+    "knn": ", k: 20",
+    "attentive": ", lr: 1e-3, num_heads: 2, epochs: 1",
+}
 FINETUNE = """
 name: ft
 objective: {type: classification}
@@ -29,13 +33,10 @@ run: {log_every_steps: 1, checkpoint_every_steps: 1}
 @pytest.fixture(scope="module")
 def probed(world: Path) -> Path:
     """The run with probes of three protocols, fitted on few videos."""
-    small = f"data.train={{{DIGITS}, split: train, num_videos: 24}}"
-    words = [f"--protocol={name}" for name in ("linear", "knn", "attentive")]
-    (world / "attentive.yaml").write_text(
-        "name: attentive\nevaluator: {type: attentive, lr: 1e-3, num_heads: 2, epochs: 1}\n"
-    )
-    words[-1] = "--protocol=attentive.yaml"
-    assert main(["eval", "runs/tiny", *words, "--save-probe", small]) == 0
+    for name, keys in QUICK.items():
+        (world / f"{name}.yaml").write_text(f"name: {name}\nevaluator: {{type: {name}{keys}}}\n")
+    words = [f"--protocol={name}.yaml" for name in QUICK]
+    assert main(["eval", "runs/tiny", *words, "--save-probe"]) == 0
     return world / "runs/tiny"
 
 
@@ -43,7 +44,7 @@ def digits() -> v.MovingDigits:
     return v.MovingDigits(split="test", size=16, digit_size=12, num_frames=4, num_videos=12)
 
 
-@pytest.mark.parametrize("name", ["linear", "knn", "attentive"])
+@pytest.mark.parametrize("name", QUICK)
 def test_a_kept_probe_names_the_classes_that_were_scored(probed: Path, tiny: Path, name: str) -> None:
     probe = read_probe(Path(PROTOCOL.format(name)))
     table = v.extract(
