@@ -390,6 +390,7 @@ def test_commands_import_only_what_they_need() -> None:
         "assert 'torch' not in sys.modules\n"
         f"assert main(['check', {str(recipe)!r}]) == 0\n"
         "assert main(['list']) == 0\n"
+        "assert 'scipy' not in sys.modules\n"
         "assert main(['compare', '--published', '--paper', 'svt']) == 0\n"
         "heavy = {'torchvision', 'timm', 'pytorchvideo', 'faiss', 'sklearn'} & set(sys.modules)\n"
         "assert not heavy, heavy"
