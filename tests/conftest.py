@@ -1,8 +1,12 @@
 """One thread for the tests and the processes they start: on tiny tensors threads only wait for each other.
 
 SIGTERM ends the tests as Ctrl-C does, so that fixtures end the processes that they started.
+
+Python looks for cycles neither while tests are collected nor, later, in what is there by then: libraries and
+thousands of tests, which take half a second each time.
 """
 
+import gc
 import os
 import signal
 import tempfile
@@ -23,3 +27,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 signal.signal(signal.SIGTERM, _end)
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()

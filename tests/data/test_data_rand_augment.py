@@ -46,7 +46,7 @@ AT_TWENTY = {
 
 
 def test_each_clip_gets_one_of_the_fourteen_operations_in_all_frames_and_all_are_drawn_alike() -> None:
-    pixels = (torch.rand(200, 3, 2, 18, 24, generator=seeded(0)) * 0.8 + 0.1).round(decimals=3)
+    pixels = (torch.rand(120, 3, 2, 18, 24, generator=seeded(0)) * 0.8 + 0.1).round(decimals=3)
     after = augmented(pixels, num_ops=1, magnitude=20.0)
     assert list(AT_TWENTY) == list(OPERATIONS)
     found = set()

@@ -48,7 +48,7 @@ BACKBONES = {
 PROTOCOL = """
 name: tune
 objective: {type: classification}
-labels: [digit, direction]
+labels: [digit]
 train_views: {type: single_clip, num_frames: 4, frame_stride: 1, size: 32}
 batch_size: 8
 test_batch_size: 5
@@ -93,7 +93,7 @@ def scores(run: str = "runs/vit", name: str = "tune") -> dict[str, list[dict[str
 
 
 def test_a_network_is_finetuned_for_each_label_and_scored(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tune("name=each") == 0
+    assert tune("name=each", "labels=[digit, direction]") == 0
     said = capsys.readouterr().out
     rows = scores(name="each")["finetuned"]
     assert [row["label"] for row in rows] == ["digit", "direction"]
@@ -122,7 +122,7 @@ def test_test_videos_that_were_learned_from_are_refused_before_anything_is_train
 
 def test_scores_are_compared_only_where_the_same_was_learned_in_the_same_way() -> None:
     def card(name: str, *words: str) -> dict[str, str]:
-        assert tune(f"name={name}", "labels=[digit]", *words) == 0
+        assert tune(f"name={name}", *words) == 0
         return json.loads(Path(f"runs/vit/scores/{name}-step-000002.json").read_text())["card"]
 
     plain = card("plain")
@@ -134,7 +134,7 @@ def test_scores_are_compared_only_where_the_same_was_learned_in_the_same_way() -
 
 
 def test_finetuning_starts_from_the_encoder_of_the_run() -> None:
-    assert tune("name=start", "labels=[digit]", "optim.lr=1e-9", "objective.head_std=0.0") == 0
+    assert tune("name=start", "optim.lr=1e-9", "objective.head_std=0.0") == 0
     (state,) = Path("runs/vit/finetune/start-digit/checkpoints").glob("*.safetensors")
     tuned, source = read_checkpoint(state), Path("runs/vit/checkpoints/step-000002.safetensors")
     for key, value in read_checkpoint(source).encoder.items():
@@ -143,7 +143,7 @@ def test_finetuning_starts_from_the_encoder_of_the_run() -> None:
 
 
 def test_the_recipe_of_a_finetuning_run_makes_the_same_run_again() -> None:
-    assert tune("name=first", "labels=[digit]") == 0
+    assert tune("name=first") == 0
     run = Path("runs/vit/finetune/first-digit")
     assert load_recipe(str(run / "recipe.yaml")).name == "first-digit"
     assert main(["train", str(run / "recipe.yaml"), "run.out=again"]) == 0
@@ -166,7 +166,7 @@ def test_untrained_weights_and_orders_of_frames_can_be_compared(capsys: pytest.C
 
 
 def test_a_longer_window_has_its_biases_resized_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("name=longer", "labels=[digit]", "backbone.window=[2, 4, 4]", "backbone.drop_path=0.4")
+    words = ("name=longer", "backbone.window=[2, 4, 4]", "backbone.drop_path=0.4")
     assert tune(*words, run="runs/swin") == 0
     said = capsys.readouterr().out
     assert re.search(r"of them resized.*bias_table", said)
@@ -176,7 +176,7 @@ def test_a_longer_window_has_its_biases_resized_and_says_so(capsys: pytest.Captu
 
 
 def test_the_average_of_the_weights_is_what_is_saved_as_encoder() -> None:
-    words = ("name=mean", "labels=[digit]", "objective.ema_momentum=1e-9", "optim.lr=1e-2")
+    words = ("name=mean", "objective.ema_momentum=1e-9", "optim.lr=1e-2")
     assert tune(*words) == 0
     kept = read_checkpoint(Path("runs/vit/finetune/mean-digit/checkpoints/step-000003.safetensors"))
     source = read_checkpoint(Path("runs/vit/checkpoints/step-000002.safetensors")).encoder
@@ -201,7 +201,7 @@ def test_a_network_that_reads_ids_is_finetuned_with_its_tokenizer() -> None:
     )
     Path("ids.yaml").write_text(RECIPE.replace("NAME", "ids").replace("BACKBONE", backbone))
     assert main(["train", "ids.yaml"]) == 0
-    assert tune("name=ids", "labels=[digit]", run="runs/ids") == 0
+    assert tune("name=ids", run="runs/ids") == 0
     assert "tokenizer: moving_digits" in Path("runs/ids/finetune/ids-digit/recipe.yaml").read_text()
 
 
@@ -233,12 +233,12 @@ def test_finetuning_that_was_stopped_keeps_its_checkpoint_and_can_go_on(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vidssl.train.start.stop_requests", stop_at_once)
-        assert tune("name=stopped", "labels=[digit]") == 130
+        assert tune("name=stopped") == 130
     said = capsys.readouterr().out
     assert "Finetuning stopped after 1 of 3 steps, so nothing was scored" in said
     assert "run.resume=auto" in said
     assert not Path("runs/vit/scores/stopped-step-000002.json").exists()
-    assert tune("name=stopped", "labels=[digit]", "run.resume=auto") == 0
+    assert tune("name=stopped", "run.resume=auto") == 0
     assert "Resumes after step 1 of 3" in capsys.readouterr().out
     assert scores(name="stopped")["finetuned"]
 

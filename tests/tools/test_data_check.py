@@ -347,6 +347,7 @@ def test_every_real_broken_clip_gets_its_status_and_reason(tmp_path: Path) -> No
     assert {entry.key: (entry.status, entry.reason) for entry in Manifest(tmp_path / "m.jsonl")} == BAD_CLIPS
 
 
+@pytest.mark.slow  # tests/data/test_data_decode.py counts and reads their frames
 @needs_clips
 def test_every_real_good_clip_is_sound(tmp_path: Path) -> None:
     root = Path(CLIPS or "")
