@@ -17,7 +17,7 @@ from vidssl.compare.grid_tables import StepPrice, read_results
 from vidssl.compare.tables import run_groups
 from vidssl.errors import UsageError
 from vidssl.evaluate.score_file import find_scores
-from vidssl.pictures.charts import Dot, scores_chart
+from vidssl.pictures.charts import Curve, Dot, curves_chart, scores_chart
 from vidssl.tools.report import (
     grid_section,
     grid_verdict,
@@ -133,6 +133,22 @@ def test_a_grid_has_a_page_with_its_effects() -> None:
     section = grid_section(results)
     assert [figure.title for figure in section.figures] == ["one x other"]
     assert any("main effects" in table.title for table in section.tables)
+
+
+def test_lines_differ_in_mark_or_colour_and_the_legend_has_both() -> None:
+    curves = [Curve(f"run{n}", range(20), [float(n)] * 20) for n in range(8)]
+    held_out = Curve("run0", [10], [0.5], dashed=True)
+    figure = curves_chart({"loss": [*curves, held_out]})
+    *lines, tested = figure.axes[0].lines
+    looks = [(line.get_color(), line.get_marker()) for line in lines]
+    assert len(set(looks)) == 8
+    assert [(line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines()] == looks
+    assert (tested.get_markerfacecolor(), lines[0].get_markerfacecolor()) == ("none", looks[0][0])
+
+
+def test_steps_are_whole_numbers_below_a_single_one() -> None:
+    (axes,) = curves_chart({"loss": [Curve("run", [10], [0.5])]}).axes
+    assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
 def test_what_cannot_be_reported_is_named() -> None:

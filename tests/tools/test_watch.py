@@ -66,6 +66,11 @@ def test_the_usual_metrics_come_first_and_the_others_are_named(tmp_path: Path) -
     assert "seconds" not in said
 
 
+def test_no_number_below_a_curve_is_cut_off(tmp_path: Path) -> None:
+    records = [{"step": step, "test_loss": loss} for step, loss in ((100, 0.009433), (200_000, 3.67e-05))]
+    assert " 100..200000, 3.67e-05..0.009433 " in shown(a_run(tmp_path / "run", records))
+
+
 def test_patterns_choose_metrics(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", [{"step": 1, "loss": 3.0, "lr": 0.1, "loss_image": 2.0}])
     said = shown(run, "loss*")

@@ -163,13 +163,9 @@ def _dots(axes: "Axes", dots: Sequence[Dot], names: Sequence[str], hollow: Seque
             continue
         row = names.index(dot.name)
         look = looks.index(dot.name if dot.name in looks else twins[dot.name])
-        colour = COLOURS[look % len(COLOURS)]
-        axes.plot((100 * dot.low, 100 * dot.high), (row, row), color=colour, linewidth=1.6)
-        face = "none" if dot.name in hollow else colour
-        marker = MARKERS[look % len(MARKERS)]
-        axes.plot(
-            100 * dot.value, row, marker, color=colour, markerfacecolor=face, markersize=6, clip_on=False
-        )
+        mark = _mark(look, hollow=dot.name in hollow)
+        axes.plot((100 * dot.low, 100 * dot.high), (row, row), color=mark["color"], linewidth=1.6)
+        axes.plot(100 * dot.value, row, linestyle="", markersize=6, clip_on=False, **mark)
 
 
 def curves_chart(panels: Mapping[str, Sequence[Curve]]) -> "Figure":
@@ -190,19 +186,25 @@ def curves_chart(panels: Mapping[str, Sequence[Curve]]) -> "Figure":
                 continue
             metric = list(panels)[place]
             for curve in panels[metric]:
-                number = names.index(curve.name)
-                # a single value has no line
-                marker = MARKERS[number % len(MARKERS)] if len(curve.steps) < 3 else ""
                 axes.plot(
-                    curve.steps, curve.values, marker=marker, markersize=4, linewidth=1.4,
-                    color=COLOURS[number % len(COLOURS)], linestyle="--" if curve.dashed else "-",
+                    curve.steps, curve.values, linestyle="--" if curve.dashed else "-", linewidth=1.4,
+                    markersize=4, markevery=-(-len(curve.steps) // 8),
+                    **_mark(names.index(curve.name), hollow=curve.dashed),
                 )  # fmt: skip
             dashed = any(curve.dashed for curve in panels[metric])
-            axes.set_title(f"{metric}, held out dashed" if dashed else metric)
+            axes.set_title(f"{metric}, held out dashed and hollow" if dashed else metric)
             axes.grid(alpha=0.2, color=_INK)
+            axes.locator_params(axis="x", integer=True, min_n_ticks=1)
             axes.set_xlabel("step")
         _legend(figure, names)
     return figure
+
+
+def _mark(number: int, *, hollow: bool = False) -> dict[str, Any]:
+    """Colour and mark of the line of this number; no two of the first 49 have both alike."""
+    colour = COLOURS[number % len(COLOURS)]
+    marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+    return {"color": colour, "marker": marker, "markerfacecolor": "none" if hollow else colour}
 
 
 def _legend(figure: "Figure", names: Sequence[str]) -> None:
@@ -210,7 +212,7 @@ def _legend(figure: "Figure", names: Sequence[str]) -> None:
 
     if len(names) < 2:
         return
-    handles = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(names)]
+    handles = [Line2D([], [], markersize=5, label=name, **_mark(i)) for i, name in enumerate(names)]
     figure.legend(handles=handles, loc="outside lower left", ncols=2 if len(names) > 3 else 1)
 
 
@@ -265,8 +267,7 @@ def effects_chart(panels: Mapping[str, Mapping[str, Sequence[Dot]]], axis: str) 
                 values = [100 * dot.value for dot in dots]
                 ends = [[100 * (d.value - d.low) for d in dots], [100 * (d.high - d.value) for d in dots]]
                 axes.errorbar(
-                    places, values, yerr=ends, color=COLOURS[number % len(COLOURS)], capsize=3,
-                    marker=MARKERS[number % len(MARKERS)], linewidth=1.2, markersize=5,
+                    places, values, yerr=ends, capsize=3, linewidth=1.2, markersize=5, **_mark(number),
                 )  # fmt: skip
             axes.set_xticks(range(len(levels)), levels)
             axes.set_xlabel(axis)

@@ -201,6 +201,8 @@ def _panel(drawn: Curve) -> Panel:
     low, high = min(drawn.values), max(drawn.values)
     span = f"{format_metric(drawn.name, low)} to {format_metric(drawn.name, high)}"
     foot = f"step {drawn.steps[0]} to {drawn.steps[-1]}, {span}"
+    if len(foot) > PANEL_WIDTH - 4:  # its frame would cut off the last number
+        foot = foot.removeprefix("step ").replace(" to ", "..")
     return Panel(
         Text("\n".join(lines)),
         title=Text.assemble(drawn.name, " ", (format_metric(drawn.name, drawn.values[-1]), "bold")),
