@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vidssl.cli import train as commands
+from vidssl.cli.main import main
 from vidssl.config.recipe import load_recipe
 from vidssl.engine import process
 from vidssl.engine.process import Cpus
@@ -95,6 +96,18 @@ def test_threads_that_a_user_sets_are_left_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert commands._free_cpus() == Cpus(4, 1.0)
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_an_evaluation_sleep_while_they_wait(
+    given: str | None, kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert main(["eval", "nothing", "--protocol", "knn"]) == 2
+    assert os.environ["OMP_WAIT_POLICY"] == kept
 
 
 @pytest.fixture
