@@ -118,6 +118,12 @@ def fails(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 # the command
 
 
+def test_clips_of_a_run_lie_beside_its_other_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "runs/looks", "--what", "clips", "--videos", "1"]) == 0
+    assert "Picture: runs/looks/pictures/clips-looks-probe-test.png" in capsys.readouterr().out
+    assert Path("runs/looks/pictures/clips-looks-probe-test.png").is_file()
+
+
 @pytest.mark.parametrize("run", ["looks", "timesformer"])
 def test_attention_is_drawn_of_a_run_as_a_sheet_and_an_animation(
     run: str, capsys: pytest.CaptureFixture[str]

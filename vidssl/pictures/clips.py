@@ -161,7 +161,7 @@ def show_clips(
         target: a recipe's file or name, or a run.
         videos: how many samples; one of each class as far as they go round. None for 8.
         overrides: of the recipe.
-        out: folder of the pictures; None for ``pictures``.
+        out: folder of the pictures; None for ``pictures`` in the run's own, or in the working folder.
         trust: use code and addresses that a run's recipe names, whoever trained it.
 
     Returns:
@@ -172,7 +172,7 @@ def show_clips(
     """
     console = console or terminal()
     say = partial(print_line, console)
-    folder = Path(out or "pictures")
+    folder = Path(out or Path(target if Path(target).is_dir() else "") / "pictures")
     with shown_messages(console):
         recipe = recipe_named(target, overrides, trust=trust)
         make_folder(folder, "name another with --out")

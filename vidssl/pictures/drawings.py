@@ -166,7 +166,7 @@ def masks_drawing(clips: Clips, masks: Tensor, title: str) -> Drawing:
     notes = [f"{', '.join(f'{share:.0%}' for share in column)} hidden" for column in shares.T.tolist()]
     strips = strips_of(clips.keys, labelled, notes, notes)
     grid = " x ".join(map(str, masks.shape[2:]))
-    return Drawing(f"{title}what is hidden, on {grid} cells", strips, clips.move)
+    return Drawing(f"{title}hidden cells in yellow, on a grid of {grid}", strips, clips.move)
 
 
 def tokens_drawing(clips: Clips, ids: Tensor, made: Tensor, vocab_size: int, title: str) -> Drawing:
