@@ -16,6 +16,7 @@ from vidssl.config.strict_yaml import plain
 from vidssl.data.views.times import kept_frames, vimpac_last_start
 from vidssl.data.views.uniform import UniformClips
 from vidssl.data.views.vimpac import CornerClip
+from vidssl.errors import UsageError
 from vidssl.evaluate.finetune import _other_clips, _scores, finetuning_recipe
 from vidssl.evaluate.subject import spec_of
 from vidssl.evaluators.features import FeatureTable
@@ -211,13 +212,17 @@ def test_settings_are_those_of_the_published_code(name: str, published: dict[str
     assert found == pytest.approx(published)
 
 
-def test_clips_that_differ_from_those_tested_on_are_told_with_the_way_out() -> None:
+def test_clips_that_are_learned_from_are_as_those_tested_on_or_it_is_told() -> None:
     views = "data.views={type: uniform_clips, num_frames: 8, frame_stride: 4, size: 64}"
     protocol = load_protocol("finetune", [*VIDEOS, views])
     assert isinstance(protocol, FinetuneProtocol)
     (line,) = _other_clips(protocol)
+    assert line.endswith("as those tested on: num_frames 8, frame_stride 4, size 64")
+    assert "frame_stride: 4" in resolved_text(protocol).partition("train_views")[2].partition("}")[0]
+    other = load_protocol("finetune", [*VIDEOS, views, "train_views.frame_stride=1", "train_views.size=48"])
+    assert isinstance(other, FinetuneProtocol)
+    (line,) = _other_clips(other)
     assert "frame_stride 1 and 4, size 48 and 64" in line
     assert "'train_views.frame_stride=4 train_views.size=64' makes them alike" in line
-    alike = load_protocol("finetune", [*VIDEOS, views, "train_views.frame_stride=4", "train_views.size=64"])
-    assert isinstance(alike, FinetuneProtocol)
-    assert _other_clips(alike) == []
+    with pytest.raises(UsageError, match="the test views name no 'num_frames' to take"):
+        load_protocol("finetune", [*VIDEOS, "data.views={type: slow_fast_clips}"])

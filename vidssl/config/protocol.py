@@ -357,7 +357,8 @@ def load_protocol(
     """
     node = protocol_tree(name, overrides, recipe)
     if "objective" in node.mapping():
-        return construct(_with_views(node), FinetuneProtocol, below=("schedule.epochs", "schedule.steps"))
+        node = _with_tested(_with_views(node))
+        return construct(node, FinetuneProtocol, below=("schedule.epochs", "schedule.steps"))
     return construct(_with_views(node), Protocol, below=_BELOW)
 
 
@@ -394,6 +395,31 @@ def _with_views(node: Node) -> Node:
         raise data.mapping()["views"].error("given twice: the protocol's own 'views' are the test views")
     others = {key: entry for key, entry in sections.items() if key != "views"}
     return replace(node, value={**others, "data": replace(data, value={**data.mapping(), "views": views})})
+
+
+AS_TESTED = "as_tested"
+
+
+def _with_tested(node: Node) -> Node:
+    """The tree whose ``train_views`` have what the test views have, for each key that says ``as_tested``.
+
+    Without data there are no test views yet, and the key is left out.
+    """
+    sections = node.mapping()
+    data, learned = sections.get("data"), sections.get("train_views")
+    if learned is None or not isinstance(learned.value, Mapping):
+        return node
+    views = None if data is None or data.value is None else data.mapping().get("views")
+    tested = views.mapping() if views is not None else {}
+    found = {}
+    for key, entry in learned.mapping().items():
+        if entry.value != AS_TESTED:
+            found[key] = entry
+        elif key in tested:
+            found[key] = moved(tested[key], f"train_views.{key}")
+        elif data is not None and data.value is not None:
+            raise entry.error(f"the test views name no '{key}' to take: name it, as train_views.{key}=VALUE")
+    return replace(node, value={**sections, "train_views": replace(learned, value=found)})
 
 
 def finetunes(name: str) -> bool:
