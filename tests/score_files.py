@@ -67,8 +67,23 @@ def write_run(
     table = FeatureTable(
         vectors, {"class": torch.tensor(truth)}, {"class": NAMES}, keys, len(truth) + 1, ("x",)
     )
-    videos = {"train": table, "test": table}
     networks = guess if isinstance(guess, Mapping) else {"trained": guess}
+    scores = {name: [scored(truth, row, kind=kind)] for name, row in networks.items()}
+    videos = {"train": table, "test": table}
+    return write_scores(folder, scores, videos, seed=seed, objective=objective, protocol=protocol, step=step)
+
+
+def write_scores(
+    folder: Path,
+    scores: Mapping[str, Sequence[Score]],
+    videos: dict[str, FeatureTable],
+    *,
+    seed: int = 0,
+    objective: str = "{type: svt}",
+    protocol: str = PROTOCOL,
+    step: int = 5,
+) -> tuple[Path, dict[str, FeatureTable]]:
+    """The folder of a run with a file of these scores."""
     subject = Subject(
         title=str(folder),
         source=str(folder / f"checkpoints/step-{step:06d}.safetensors"),
@@ -82,7 +97,6 @@ def write_run(
         scores=folder / "scores",
         stem=f"step-{step:06d}",
     )
-    scores = {name: [scored(truth, row, kind=kind)] for name, row in networks.items()}
     subject.scores.mkdir(parents=True, exist_ok=True)
     path = subject.scores / f"toy-{subject.stem}.json"
     path.write_text(json.dumps(score_record(subject, protocol, scores, videos)))

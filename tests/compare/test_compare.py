@@ -241,7 +241,7 @@ def test_scores_of_one_run_have_intervals_and_facts_beside_them():
     ]  # fmt: skip
     assert grid.rows[0] == ("runs/a, trained", "5", "30 of 31", "50.0 + (33 to 67)")
     assert grid.rows[-1] == ("chance %", "", "", "33.3")
-    assert re.search(r"^toy \(card [0-9a-f]{8}\): accuracy in %, in brackets the 95 % interval", grid.title)
+    assert re.search(r"^toy \(card [0-9a-f]{8}\): scores in %, in brackets the 95 % interval", grid.title)
 
 
 def test_means_over_classes_have_a_line_where_they_are_others():

@@ -28,6 +28,17 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", 120)
 
 
+def test_sets_are_spelled_one_way_and_targets_are_numbers_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("path,what,target:speed\nv.mp4,run | jump,10\nw.mp4,jump|run|run,-2.5\nx.mp4,|,9e-1\n")
+    (found,) = read_lists(path)
+    assert found.label_classes == {"what": ("jump|run", "|"), "target:speed": ("-2.5", "9e-1", "10")}
+    for cell, message in (("run|,1", "a.csv:2: the set 'run|' of 'what'"), ("run,inf", "cell is a number")):
+        path.write_text(f"path,what,target:speed\nv.mp4,{cell}\n")
+        with pytest.raises(UsageError, match=message.replace("|", "[|]")):
+            read_lists(path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "classes"),
     [

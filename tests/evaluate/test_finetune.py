@@ -246,7 +246,7 @@ def test_finetuning_that_was_stopped_keeps_its_checkpoint_and_can_go_on(
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("labels=[colour]", "labels: the videos have no label 'colour', but digit"),
+        ("labels=[colour]", "labels: the videos have no label 'colour' of one class a video, but digit"),
         ("labels=[]", "one or more labels"),
         ("objective.num_classes=10", "objective.num_classes: the videos decide it"),
         ("objective.type=bevt", "finetunes with the objective 'classification'"),

@@ -12,8 +12,13 @@ from score_files import NAMES, scored, write_run
 
 from vidssl.evaluate.report import class_lines, difference_table, fitting, probe_lines, score_tables
 from vidssl.evaluate.score_file import find_scores
-from vidssl.evaluators.differences import LabelledVideos, network_differences
-from vidssl.evaluators.scores import best_and_worst, confusion, counted
+from vidssl.evaluators.differences import (
+    LabelledVideos,
+    best_and_worst,
+    confusion,
+    counted_rows,
+    network_differences,
+)
 from vidssl.evaluators.statistics import paired_difference
 
 TRUTH = [0, 0, 0, 1, 1, 2, 2, 2]
@@ -29,7 +34,7 @@ def record(tmp_path: Path) -> dict:
 def test_confusion_counts_true_classes_in_rows_and_named_ones_in_columns():
     matrix = confusion(TRUTH, GUESS, 4)
     assert matrix.tolist() == [[2, 0, 1, 0], [1, 1, 0, 0], [2, 0, 1, 0], [0, 0, 0, 0]]
-    assert counted(matrix) == ["0:2 2:1", "0:1 1:1", "0:2 2:1", ""]
+    assert counted_rows(matrix) == ["0:2 2:1", "0:1 1:1", "0:2 2:1", ""]
 
 
 def test_score_file_counts_videos_by_class(record):

@@ -15,9 +15,9 @@ from vidssl.config.protocol import FrameOrder, load_protocol
 from vidssl.errors import UsageError
 from vidssl.evaluate.report import score_tables
 from vidssl.evaluators.corruptions import STRENGTHS, corrupted, is_corrupted
-from vidssl.evaluators.differences import LabelledVideos, network_differences
+from vidssl.evaluators.differences import MEAN, LabelledVideos, folded, network_differences
 from vidssl.evaluators.features import in_order
-from vidssl.evaluators.scores import MEAN, Score, folded
+from vidssl.evaluators.scores import Score
 
 VIDEOS = torch.arange(6)
 KINDS = pytest.mark.parametrize("kind", STRENGTHS)

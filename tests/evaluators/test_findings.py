@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vidssl.evaluators.differences import LabelledVideos, findings, network_differences
-from vidssl.evaluators.scores import Score, best_and_worst
+from vidssl.evaluators.differences import LabelledVideos, best_and_worst, findings, network_differences
+from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import FEWEST_GROUPS, LEVEL, detectable_difference, paired_difference
 
 TRUTH = [0] * 40 + [1] * 40 + [2] * 20

@@ -111,10 +111,39 @@ def test_annotations_name_what_is_wrong(tmp_path: Path) -> None:
         ("path,action\na,left\na,right\n", "listed twice with different labels, left and right"),
         ("path,action\na,\n", "'action' is empty"),
         ("path,start,end\na,0,soon\n", "expected seconds, a clock time"),
+        ("path,action\na,left||up\n", "notes.csv:2: the set 'left||up' of 'action' has an empty name"),
+        ("path,target:speed\na,fast\n", "'target:speed' is a target, so each cell is a number, got 'fast'"),
     ):
         table.write_text(text)
         with pytest.raises(UsageError, match=message):
             make_list(root, annotations=table, out=tmp_path / "x.csv", console=said())
+
+
+def test_rows_are_joined_to_sets_and_a_column_becomes_a_target(takes: Path, tmp_path: Path) -> None:
+    table = tmp_path / "notes.csv"
+    names = sorted(path.stem for path in takes.glob("*.mp4"))[:4]
+    rows = [
+        f"{name},{what},{0.5 * n},{n % 2}" for n, name in enumerate(names) for what in ("b", "a")[: n + 1]
+    ]
+    table.write_text("clip,what,steering,side\n" + "\n".join(rows) + "\n")
+    columns = {"steering": "target:steering", "side": "side"}
+    with pytest.raises(UsageError, match="'--join' makes run"):
+        make_list(takes, annotations=table, columns=columns, out=tmp_path / "x.csv", console=said())
+    console, out = said(), tmp_path / "list.csv"
+    make_list(takes, annotations=table, columns=columns, join=True, out=out, console=console)
+    assert "Label 'what': several a video, 2 classes: a (3), b (4)" in text_of(console)
+    assert "Label 'target:steering': a number, from 0 to 1.5" in text_of(console)
+    (found,) = read_lists(out)
+    assert found.label_classes["what"] == ("a|b", "b")
+    assert found.label_classes["target:steering"] == ("0.0", "0.5", "1.0", "1.5")
+    table.write_text("clip,target:x\n" + f"{names[0]},1\n{names[0]},2\n")
+    with pytest.raises(UsageError, match="a second number of 'target:x', 2 after 1"):
+        make_list(takes, annotations=table, join=True, out=tmp_path / "x.csv", console=said())
+    parts = tmp_path / "parts"
+    split_list(out, Rule(fractions=(0.5, 0.5), duplicates=False), root=takes, out=parts, console=said())
+    assert "stratified by side" in (parts / "list.train.csv").read_text()
+    with pytest.raises(UsageError, match="a target is a number"):
+        split_list(out, Rule(stratify="target:steering"), root=takes, out=tmp_path / "y", console=said())
 
 
 def test_a_split_keeps_duplicates_together_and_classes_in_every_part(takes: Path, tmp_path: Path) -> None:

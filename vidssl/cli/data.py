@@ -116,6 +116,9 @@ def _add_list(commands: "Commands[Parser]") -> None:
         help="of annotations: path, start, end, start_frame, end_frame or a label's name; may be repeated",
     )
     making.add_argument("--unit", choices=("seconds", "frames"), help="of start and end")
+    making.add_argument(
+        "--join", action="store_true", help="several rows of a video: their classes as run|jump"
+    )
     making.add_argument("--out", type=Path, metavar="FILE", help="the list; default: NAME.csv beside it")
     making.add_argument("--all", dest="show_all", action="store_true", help="name all that is left out")
 

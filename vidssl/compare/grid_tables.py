@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidssl.compare.runs import by_protocol
-from vidssl.compare.tables import CLASS_MEAN, TWO_SEEDS, Grid, head, seeds_cell
+from vidssl.compare.tables import TWO_SEEDS, Grid, measured, seeds_cell
 from vidssl.engine.logging import format_duration
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError, counted
@@ -18,10 +18,10 @@ from vidssl.evaluate.report import difference_cells, p_cell, percent
 from vidssl.evaluate.score_file import ScoreFile, find_scores
 from vidssl.evaluators.differences import LabelledVideos, RowKey, what
 from vidssl.evaluators.scores import Score
-from vidssl.evaluators.statistics import Difference, holm, method_difference, paired_difference
+from vidssl.evaluators.statistics import Difference, holm, method_difference
 
 FORMAT = "vidssl grid 1"
-Answers = NDArray[np.float64]  # [seeds, test videos], 1 where right
+Answers = NDArray[np.float64]  # [seeds, test videos], 1 where right; of mAP and R2 what a video adds
 
 
 @dataclass(frozen=True)
@@ -216,11 +216,10 @@ class ProtocolTable:
             found = method_difference(one, other, videos.classes(score), videos.groups)
             # a difference of accuracies has ends; of two seeds that hardly differ an interval by t has none
             return found and replace(found, low=max(found.low, -most), high=min(found.high, most))
-        return paired_difference(one[0], other[0], videos.classes(score), videos.groups)
+        return videos.difference(score, one[0], other[0])
 
     def _head(self, key: RowKey) -> str:
-        unbalanced = self.present[0].rows(self.protocol, self.seeds)[key][0].unbalanced
-        return " ".join(word for word in (head(key), CLASS_MEAN if unbalanced else "") if word)
+        return measured(key, self.present[0].rows(self.protocol, self.seeds)[key][0])
 
     def _about(self) -> str:
         seeds = counted(len(self.seeds), "seed")
@@ -230,7 +229,7 @@ class ProtocolTable:
     def cells(self) -> Grid:
         """Scores of every cell, the same networks untrained, and chance."""
         half = "± half the 95 % t-interval of the mean over seeds, " if len(self.seeds) > 1 else ""
-        title = f"{self.protocol}: accuracy in %, {half}{self._about()}"
+        title = f"{self.protocol}: scores in %, {half}{self._about()}"
         rows = [
             (*cell.levels.values(), *(self._cell(cell, key) for key in self.rows)) for cell in self.present
         ]

@@ -31,6 +31,7 @@ from vidssl.evaluate.score_file import CONTENT, WHERE, ScoreFile, find_scores, f
 
 TableFormat = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (
+    "measure",
     "top1",
     "low",
     "high",
@@ -42,6 +43,7 @@ _NUMBERS = (
     "class_mean",
     "class_top5",
     "spread",
+    "mae",
     "chosen",
 )
 

@@ -14,14 +14,13 @@ from rich.text import Text
 from vidssl.errors import counted
 from vidssl.evaluate.report import CLASS_TOP5, class_mean_matters, difference_cells, p_cell, percent
 from vidssl.evaluate.score_file import ScoreFile
-from vidssl.evaluators.differences import LabelledVideos, RowKey, network_differences, what
-from vidssl.evaluators.scores import Score, folded
+from vidssl.evaluators.differences import LabelledVideos, RowKey, folded, network_differences, what
+from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import (
     Difference,
     holm,
     mean_over_seeds,
     method_difference,
-    paired_difference,
     welch,
     wilson_interval,
 )
@@ -222,7 +221,7 @@ def score_grid(groups: Sequence[RunGroup]) -> Grid:
     columns = list(_networks(groups))
     lines = [*_facts(columns), *_scores(columns)]
     names = [f"{group.name}, {network}" for group, network in columns]
-    title = f"{_protocol(groups)}: accuracy in %{_legend(groups)}"
+    title = f"{_protocol(groups)}: scores in %{_legend(groups)}"
     chance = [_chance(groups[0], key, measure) for key, measure in _asked(columns)]
     facts = len(lines) - len(chance)
     if len(columns) <= len(chance):
@@ -256,7 +255,7 @@ def summary_grid(protocols: Sequence[Sequence[RunGroup]]) -> Grid:
         for name, line in lines.items():
             line.append(cells.get(name, "-"))
     rows = (*(tuple(line) for line in lines.values()), tuple(chance))
-    title = "runs by protocols: accuracy in % of the trained network, the first label of each"
+    title = "runs by protocols: scores in % of the trained network, the first label of each"
     return Grid(title, ("run", *columns), rows)
 
 
@@ -343,7 +342,7 @@ def _asked(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[tuple[RowKey, st
         leads = first[0].unbalanced
         if leads:
             yield key, CLASS_MEAN
-        yield key, TOP1
+        yield key, TOP1 if first[0].measure == "top-1" else first[0].measure
         if key[2] == "normal" and first[0].top5 is not None:
             yield key, TOP5
         if key[2] == "normal" and leads and first[0].class_top5 is not None:
@@ -363,9 +362,9 @@ def _chance(group: RunGroup, key: RowKey, measure: str) -> str:
     if measure in (TOP5, CLASS_TOP5):
         return ""
     return (
-        percent(score.chance)
-        if measure == TOP1
-        else (score.class_chance and percent(score.class_chance)) or ""
+        (score.class_chance and percent(score.class_chance)) or ""
+        if measure == CLASS_MEAN
+        else percent(score.chance)
     )
 
 
@@ -377,7 +376,7 @@ def _cell(scores: Sequence[Score], measure: str, mark: str = "") -> str:
     if score.spread is not None and measure == TOP1:
         return f"{percent(score.top1)} ± {percent(score.spread)}"
     low, high = _interval(score, measure)
-    led = measure == (CLASS_MEAN if score.unbalanced else TOP1)
+    led = measure not in (TOP5, CLASS_TOP5) and (measure == CLASS_MEAN) == score.unbalanced
     return f"{percent(values[0])}{(mark and led and f' {mark}') or ''} ({100 * low:.0f} to {100 * high:.0f})"
 
 
@@ -480,9 +479,9 @@ def _on_videos(first: RunGroup, other: RunGroup) -> _Pair:
             continue  # of several draws only the first one's answers are kept
         videos = _tested(first, other, one.label)
         right = [videos.right(score) for score in (one, others[key][0])]
-        only = (sum(a and not b for a, b in zip(*pair, strict=True)) for pair in (right, right[::-1]))
-        found = paired_difference(right[0], right[1], videos.classes(one), videos.groups)
-        rows.append(_DifferenceRow(_measured(key, one), tuple(map(str, only)), found))
+        only = (sum(a > b for a, b in zip(*pair, strict=True)) for pair in (right, right[::-1]))
+        cells = ("-", "-") if one.added else tuple(map(str, only))
+        rows.append(_DifferenceRow(measured(key, one), cells, videos.difference(one, *right)))
         shown = shown or f", {videos.shown()}"
     title = (
         f"{first.files[0].name}: videos that only one of the two gets right, and the difference in points"
@@ -510,7 +509,7 @@ def _over_seeds(first: RunGroup, other: RunGroup) -> _Pair:
         if by_seeds is None:
             tie = "; Welch: no p where the seeds of both tie"
         p = "-" if by_seeds is None else p_cell(by_seeds.p)
-        rows.append(_DifferenceRow(_measured(key, one), tuple(map(seeds_cell, values)), found, (p,)))
+        rows.append(_DifferenceRow(measured(key, one), tuple(map(seeds_cell, values)), found, (p,)))
     fewest = min(len(group.files) for group in (first, other))
     title = (
         f"{first.files[0].name}: means over seeds, and their difference in points for other seeds and other "
@@ -519,8 +518,9 @@ def _over_seeds(first: RunGroup, other: RunGroup) -> _Pair:
     return _Pair(title, (first.name, other.name), tuple(rows), ("Welch's p, seeds alone",))
 
 
-def _measured(key: RowKey, score: Score) -> str:
-    return f"{head(key)} {CLASS_MEAN}" if score.unbalanced else head(key)
+def measured(key: RowKey, score: Score) -> str:
+    measure = CLASS_MEAN if score.unbalanced else "" if score.measure == "top-1" else score.measure
+    return f"{head(key)} {measure}".rstrip()
 
 
 def recipe_grids(groups: Sequence[RunGroup]) -> list[Grid]:

@@ -1,7 +1,14 @@
-"""Classes of a label: their names in number order, one numbering for several data sets, their counts."""
+"""Classes of a label: their names in number order, one numbering for several data sets, their counts.
 
+A label whose classes are sets (``jump|run``) has several classes a video, and one that is called
+``target:NAME`` is a number. Both travel as class numbers like any other, a class for each set or number that
+occurs; ``outputs_of`` says what these stand for.
+"""
+
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +20,52 @@ _DIGITS = 4000  # of what is taken for a number; Python reads no more
 _NAMED = 10
 
 LabelClasses = Mapping[str, tuple[str, ...]]  # label name -> names of its classes, in number order
+LabelKind = Literal["class", "set", "number"]
+SEPARATOR, TARGET = "|", "target:"
+
+
+def label_kind(label: str, classes: Iterable[str]) -> LabelKind:
+    """What a video has of a label: one class, a set of them, or a number."""
+    if label.startswith(TARGET):
+        return "number"
+    return "set" if any(SEPARATOR in name for name in classes) else "class"
+
+
+def label_of_one_class(classes: Mapping[str, Iterable[str]]) -> str | None:
+    """The first label of which a video has one class: what videos are sorted by."""
+    return next((label for label, names in classes.items() if label_kind(label, names) == "class"), None)
+
+
+def outputs_of(label: str, classes: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
+    """What stands for sets or numbers: P names, and float64 [K, P] of K classes, 1 for those in a set."""
+    if label_kind(label, classes) == "number":
+        return (label.removeprefix(TARGET),), torch.tensor([[float(n)] for n in classes], dtype=torch.float64)
+    sets = [set(name.split(SEPARATOR)) - {""} for name in classes]
+    names = tuple(sorted(set().union(*sets)))
+    return names, torch.tensor([[float(name in own) for name in names] for own in sets], dtype=torch.float64)
+
+
+def check_cell(label: str, cell: str, where: object) -> str:
+    """A cell of a list as a class is spelled: a set by its sorted names, ``|`` alone for none of them.
+
+    Raises:
+        UsageError: for a set with an empty name, or a target that is no finite number.
+    """
+    if label.startswith(TARGET):
+        try:
+            if math.isfinite(float(cell)):
+                return cell
+        except ValueError:
+            pass
+        raise UsageError(f"{where}: '{label}' is a target, so each cell is a number, got {cell!r}")
+    if SEPARATOR not in cell or cell == SEPARATOR:
+        return cell
+    names = [name.strip() for name in cell.split(SEPARATOR)]
+    if not all(names):
+        raise UsageError(
+            f"{where}: the set {cell!r} of '{label}' has an empty name: write 'run|jump', or '|' for none"
+        )
+    return SEPARATOR.join(sorted(set(names)))
 
 
 def ordered_classes(values: Iterable[str], label: str, where: object) -> tuple[str, ...]:
@@ -27,6 +80,8 @@ def ordered_classes(values: Iterable[str], label: str, where: object) -> tuple[s
         UsageError: for a number below 0, or one that is an ID rather than a class.
     """
     names = set(values)
+    if label.startswith(TARGET):
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
     if not all(map(_is_whole, names)):
         return tuple(sorted(names))
     numbers = sorted(map(int, names))
@@ -99,7 +154,10 @@ def class_counts(
         if label not in train or label not in test:
             continue
         for part, videos in (("train", train), ("test", test)):
-            yield f"{part}, label '{label}': {counted_classes(videos[label], names)}"
+            yield f"{part}, label '{label}': {told_label(label, videos[label], names)}"
+        if label_kind(label, names) != "class":
+            yield from _lacking(label, names, train[label], test[label])
+            continue
         untested = [name for number, name in enumerate(names) if number not in set(test[label])]
         if untested:
             shown = ", ".join(sorted(untested)[:_NAMED]) + (", ..." if len(untested) > _NAMED else "")
@@ -116,6 +174,30 @@ def class_counts(
                 f"of classes that no training video has "
                 f"({shown}), and count as wrong; 'vidssl data split' shares classes out"
             )
+
+
+def told_label(label: str, numbers: Sequence[int], classes: Sequence[str]) -> str:
+    """The classes of a label and how many videos are of each, or the range of a target, in words."""
+    kind = label_kind(label, classes)
+    if kind == "class":
+        return counted_classes(numbers, classes)
+    names, table = outputs_of(label, classes)
+    rows = table[[number for number in numbers if number >= 0]]
+    if kind == "set":
+        found = [number for row in rows for number in row.nonzero()[:, 0].tolist()]
+        return f"several a video, {counted_classes(found, names)}"
+    return f"a number, from {float(rows.min()):g} to {float(rows.max()):g}" if len(rows) else "a number"
+
+
+def _lacking(label: str, classes: Sequence[str], train: Sequence[int], test: Sequence[int]) -> Iterator[str]:
+    """Lines on classes of sets that no training or no test video has."""
+    if label_kind(label, classes) == "set":
+        names, table = outputs_of(label, classes)
+        parts = (("test", test, ": left out of the mean"), ("training", train, ", which count as guessed"))
+        for part, numbers, what in parts:
+            there = table[[number for number in numbers if number >= 0]].any(0).tolist()
+            if lacking := [name for name, one in zip(names, there, strict=True) if not one]:
+                yield f"label '{label}': no {part} video has {', '.join(lacking[:_NAMED])}{what}"
 
 
 def class_weights(numbers: Tensor, num_classes: int) -> Tensor:

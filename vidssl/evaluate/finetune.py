@@ -18,7 +18,7 @@ from vidssl.config.protocol import FinetuneProtocol, ViewAverage
 from vidssl.config.recipe import Recipe, read_recipe
 from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import Node, dump, plain
-from vidssl.data.classes import class_weights
+from vidssl.data.classes import class_weights, label_kind
 from vidssl.data.sources.listing import groups_of
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.distributed import here, take_device
@@ -30,8 +30,8 @@ from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import classes_of, report
 from vidssl.evaluate.subject import NetworkSpec, Subject, trained_objective
 from vidssl.evaluators.extract import extract
-from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scores import Score, mean_over_draws, score, shared_labels, tested_rows
+from vidssl.evaluators.features import FeatureTable, shared_labels
+from vidssl.evaluators.scores import Score, mean_over_draws, score, tested_rows
 from vidssl.evaluators.statistics import average_views, check_scores
 from vidssl.interfaces import DataSource, num_listed
 from vidssl.objectives.classification import Classification
@@ -108,7 +108,10 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
     train, test = here().one_first(lambda: (build.source(data.train), build.source(data.test)))
     check_stored(subject.spec.tokenizer, protocol.data.test, views, test, build.views(views))
     together = shared_labels(train.label_classes, test.label_classes)
-    labels = _labels(protocol, tuple(together))
+    single = tuple(label for label, names in together.items() if label_kind(label, names) == "class")
+    labels = _labels(protocol, single)
+    if not labels:
+        raise UsageError(f"{protocol.name} takes labels of one class a video, not {', '.join(together)}")
     starts, listed = _starts(subject, protocol), _listed(train).renumbered(together)
     for line in (*classes_of(listed, _listed(test).renumbered(together)), *_other_clips(protocol)):
         print_line(console, line)
@@ -139,18 +142,16 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
 
 
 def _other_clips(protocol: FinetuneProtocol) -> list[str]:
-    """A line where clips that are learned from differ from those that are tested on, with the way out."""
+    """A line on the clips that are learned from; where those tested on differ, with the way out."""
     assert protocol.data is not None, "refused without labelled videos"
     learned, tested = (plain(part.node) for part in (protocol.train_views, protocol.data.views))
     assert isinstance(learned, Mapping), "a part has keys"
     assert isinstance(tested, Mapping), "a part has keys"
-    keys = [
-        key
-        for key in ("num_frames", "frame_stride", "size")
-        if key in learned and key in tested and learned[key] != tested[key]
-    ]
+    both = [key for key in ("num_frames", "frame_stride", "size") if key in learned and key in tested]
+    keys = [key for key in both if learned[key] != tested[key]]
     if not keys:
-        return []
+        words = ", ".join(f"{key} {learned[key]}" for key in both)
+        return [f"clips that are learned from are as those tested on: {words}"] if both else []
     words = ", ".join(f"{key} {learned[key]} and {tested[key]}" for key in keys)
     cure = " ".join(f"train_views.{key}={tested[key]}" for key in keys)
     return [f"clips that are learned from and tested on differ ({words}); '{cure}' makes them alike"]
@@ -324,7 +325,7 @@ def _labels(protocol: FinetuneProtocol, shared: tuple[str, ...]) -> tuple[str, .
     for label in protocol.labels or ():
         if label not in shared:
             raise protocol.node.mapping()["labels"].error(
-                f"the videos have no label '{label}', but {', '.join(shared)}"
+                f"the videos have no label '{label}' of one class a video, but {', '.join(shared)}"
             )
     return protocol.labels or shared
 

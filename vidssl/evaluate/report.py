@@ -1,6 +1,7 @@
 """Scores as a table on the console and as a file beside the run."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,17 +25,19 @@ from vidssl.evaluate.score_file import Scores, read_scores, score_card, score_re
 from vidssl.evaluate.subject import Subject
 from vidssl.evaluators.corruptions import STRENGTHS, is_corrupted
 from vidssl.evaluators.differences import (
+    MEAN,
     LabelledVideos,
     NetworkDifference,
     RowKey,
+    best_and_worst,
     findings,
     network_differences,
     tested_videos,
     what,
 )
 from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scores import MEAN, Score, best_and_worst
-from vidssl.evaluators.statistics import LEVEL, Difference, paired_difference
+from vidssl.evaluators.scores import Score
+from vidssl.evaluators.statistics import LEVEL, Difference
 
 NOTABLE = 0.02
 _SPREAD = "; ±: standard deviation over draws of the labelled videos"
@@ -129,10 +132,10 @@ def pixel_lines(
         other = alone.get(what(row))
         if row.frames == "normal" and other is not None and not row.draws:
             units = tested[row.label]
-            answers = units.right(other), units.right(row)
-            found = paired_difference(*answers, units.classes(row), units.groups)
+            found = units.difference(row, units.right(other), units.right(row))
             told = f"{100 * (other.class_mean if row.unbalanced else other.top1):.1f} %"
-            words = f"{name} names {100 * found.mean:+.1f} points beside them (p {p_cell(found.p)})"
+            verb = "has" if row.added else "names"
+            words = f"{name} {verb} {100 * found.mean:+.1f} points beside them (p {p_cell(found.p)})"
             if found.p >= LEVEL:
                 words += ": no clear difference, so that pixels may be all that is used"
             elif found.mean < 0:
@@ -335,6 +338,9 @@ def lines_of(row: Sequence[Score], mark: str = "", apart: str = " ") -> list[Lin
     if by_class and row[0].class_top5 is not None:
         spans = ((each.class_top5, each.class_top5_interval) for each in row)
         found.append(Line(CLASS_TOP5, tuple(_spanned(*each, apart) for each in spans), ""))
+    if row[0].mae is not None:
+        cells = tuple(_error(each, apart) for each in row)
+        found.append(Line("mean absolute error", cells, ""))
     if by_class or class_mean_matters(row):
         ends = [f"{one if by_class else ''}{apart}" for one in marks]
         cells = tuple(
@@ -382,7 +388,7 @@ def class_lines(scores: Scores, test: FeatureTable) -> list[str]:
     """
     first: dict[str, Score] = {}
     for score in next(iter(scores.values())):
-        if len(set(test.labels[score.label].tolist()) - {-1}) > 2:
+        if not score.added and len(set(test.labels[score.label].tolist()) - {-1}) > 2:
             first.setdefault(score.label, score)
     return [
         best_and_worst(score, [n for n in test.labels[label].tolist() if n >= 0], tuple(test.classes[label]))
@@ -424,7 +430,14 @@ def _table(title: str, rows: Sequence[Score], marks: Iterable[str]) -> Table:
 
 
 def _name(score: Score) -> str:
-    return f"{score.label}, {score.setting}" if score.setting else score.label
+    measure = "" if score.measure == "top-1" else score.measure
+    return ", ".join(filter(None, (score.label, score.setting, measure)))
+
+
+def _error(score: Score, apart: str) -> str:
+    """The mean absolute error in the target's unit, with its interval."""
+    low, high = score.mae_interval or (math.nan, math.nan)
+    return f"{score.mae or 0.0:.3g}{apart}({low:.3g} to {high:.3g})"
 
 
 def with_interval(score: Score, apart: str = " ") -> str:

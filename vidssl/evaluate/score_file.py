@@ -24,6 +24,8 @@ from vidssl.errors import UsageError
 from vidssl.evaluate.subject import Subject
 from vidssl.evaluators.differences import (
     LabelledVideos,
+    confusion,
+    counted_rows,
     difference_record,
     network_differences,
     tested_of,
@@ -31,7 +33,7 @@ from vidssl.evaluators.differences import (
 )
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.fitted import ENDING, FittedProbe, check_fits, fit_probes, save_probe
-from vidssl.evaluators.scores import Interval, Score, confusion, counted
+from vidssl.evaluators.scores import Interval, Measure, Score
 from vidssl.evaluators.statistics import accuracy
 
 FORMAT = "vidssl scores 2"
@@ -64,7 +66,7 @@ class ScoreFile:
         videos: "train" and "test" -> how many videos were found of how many listed.
         keys: of the test videos.
         truth: label -> class of each of them, -1 where it lacks the label.
-        classes: label -> names of its classes.
+        classes: label -> names of its classes; sets and numbers (``outputs_of``) stand there by their text.
         scores: network -> its rows.
         groups: of the test videos, empty for those of none; no names where there are no groups.
     """
@@ -144,7 +146,9 @@ def score_record(
         },
         "notes": list(notes),
         "scores": {name: [_row(score) for score in rows] for name, rows in scores.items()},
-        "predicted": {name: [_packed(score.predicted) for score in rows] for name, rows in scores.items()},
+        "predicted": {
+            name: [_packed(score.predicted or score.added) for score in rows] for name, rows in scores.items()
+        },
         "by_class": {
             name: [_by_class(score, truth[score.label], len(test.classes[score.label])) for score in rows]
             for name, rows in scores.items()
@@ -160,10 +164,12 @@ def score_record(
 
 def _by_class(score: Score, truth: Sequence[int], num_classes: int) -> dict[str, object]:
     """Counts for each class: its videos, how many are right, and, where classes are named, which they are."""
+    if score.added:
+        return {}
     known = [number for number in truth if number >= 0]
     matrix = confusion(known, score.predicted, num_classes)
     found = {"videos": _packed(matrix.sum(1).tolist()), "right": _packed(matrix.diagonal().tolist())}
-    return {**found, "confusion": counted(matrix)} if score.names_classes else dict(found)
+    return {**found, "confusion": counted_rows(matrix)} if score.names_classes else dict(found)
 
 
 def score_card(protocol: str, videos: Mapping[str, FeatureTable]) -> dict[str, str]:
@@ -296,8 +302,15 @@ def _score(row: Row, tested: Mapping[str, LabelledVideos], classes: Mapping[str,
     label, chance = row.one_of("label", list(classes)), row.real_or_none("chance")
     truth, spans = tested[label], row.row("bootstrap", {})  # an earlier version's intervals, without groups
     draws = tuple(row.reals("draws"))
-    named = _numbers(row, "predicted", len(classes[label]) if chance is not None else HIGHEST)
-    if len(named) != len(truth.truth):
+    measure: Measure = row.one_of("measure", get_args(Measure)) if "measure" in row else "top-1"
+    least = -1e300 if measure == "R2" else 0.0
+    named: tuple[int, ...] = ()
+    added: tuple[float, ...] = ()
+    if measure == "top-1":
+        named = _numbers(row, "predicted", len(classes[label]) if chance is not None else HIGHEST)
+    else:
+        added = tuple(map(float, row.text("predicted").split()))
+    if len(named or added) != len(truth.truth):
         raise ValueError(
             f"'scores.predicted' must have an entry for each test video with the label {label!r}"
         )
@@ -305,11 +318,11 @@ def _score(row: Row, tested: Mapping[str, LabelledVideos], classes: Mapping[str,
         label=label,
         setting=row.text("setting", ""),
         frames=row.one_of("frames", get_args(FrameOrder)),
-        top1=row.real("top1"),
-        low=row.real("low"),
+        top1=row.real("top1", lowest=least),
+        low=row.real("low", lowest=least),
         high=row.real("high"),
         top5=row.real_or_none("top5"),
-        class_mean=row.real("class_mean"),
+        class_mean=row.real("class_mean", lowest=least),
         chance=chance,
         num_train=row.whole("num_train"),
         num_test=row.whole("num_test"),
@@ -324,6 +337,10 @@ def _score(row: Row, tested: Mapping[str, LabelledVideos], classes: Mapping[str,
         unbalanced=row.flag("unbalanced", False),
         num_groups=None if row.value("num_groups", None) is None else row.whole("num_groups"),
         chosen=row.text("chosen", ""),
+        measure=measure,
+        added=added,
+        mae=row.real_or_none("mae"),
+        mae_interval=_interval(row, "mae_interval"),
     )
     if "bootstrap" not in row or truth.groups is None or draws:
         return found
@@ -360,11 +377,11 @@ def _numbers(row: Row, name: str, count: int) -> tuple[int, ...]:
 
 def _row(score: Score) -> dict[str, object]:
     row = asdict(score)
-    del row["predicted"]  # kept apart, packed
+    del row["predicted"], row["added"]  # kept apart, packed
     return row
 
 
-def _packed(numbers: Sequence[int]) -> str:
+def _packed(numbers: Sequence[float]) -> str:
     """``3 4 -1``: a line of text instead of one a number."""
     return " ".join(map(str, numbers))
 

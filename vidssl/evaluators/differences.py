@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from vidssl.data.classes import LabelClasses
 from vidssl.data.sources.listing import group_numbers
@@ -15,9 +21,12 @@ from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import (
     FEWEST_GROUPS,
     LEVEL,
+    POWER_Z,
     Difference,
+    Z,
     detectable_difference,
     holm,
+    mean_of,
     paired_difference,
 )
 
@@ -36,9 +45,19 @@ class LabelledVideos:
     truth: Sequence[int]
     groups: Sequence[int] | None = None
 
-    def right(self, score: Score) -> list[bool]:
-        """Which of them a row's network gets right."""
-        return [a == b for a, b in zip(score.predicted, self.truth, strict=True)]
+    def right(self, score: Score) -> Sequence[float]:
+        """Which of them a row's network gets right; of mAP and R2 what each video adds."""
+        return score.added or [a == b for a, b in zip(score.predicted, self.truth, strict=True)]
+
+    def difference(self, like: Score, one: ArrayLike, other: ArrayLike) -> Difference:
+        """How much better the second of two networks is, by their answers as ``right`` has them.
+
+        Args:
+            like: a row of them, which says what is measured.
+        """
+        if like.added:
+            return mean_of(np.subtract(other, one), self.groups)
+        return paired_difference(one, other, self.classes(like), self.groups)
 
     def classes(self, score: Score) -> Sequence[int] | None:
         """The classes, where the mean over them is what a row is judged by."""
@@ -105,9 +124,8 @@ def network_differences(
     for one, other in zip(*scores.values(), strict=True):
         if not one.draws and not is_corrupted(one.frames):
             videos = tested[one.label]
-            answers = (videos.right(other), videos.right(one))
             rows.append(one)
-            found.append(paired_difference(*answers, videos.classes(one), videos.groups))
+            found.append(videos.difference(one, videos.right(other), videos.right(one)))
     adjusted = holm([each.p for each in found])
     return [NetworkDifference(*each) for each in zip(rows, found, adjusted, strict=True)]
 
@@ -115,7 +133,7 @@ def network_differences(
 def difference_record(each: NetworkDifference) -> dict[str, object]:
     """For a file of scores."""
     row, found = each.row, each.found
-    measure = "class_mean" if row.unbalanced else "top1"
+    measure = "class_mean" if row.unbalanced else "top1" if row.measure == "top-1" else row.measure
     named = {"label": row.label, "setting": row.setting, "frames": row.frames, "measure": measure}
     ends = {"low": found.low, "high": found.high}
     return {**named, "difference": found.mean, **ends, "p": found.p, "p_holm": each.p_holm}
@@ -154,6 +172,8 @@ def detectable(
     place = next(n for n, row in enumerate(next(iter(scores.values()))) if row is each.row)
     first, second = (rows[place] for rows in scores.values())
     videos = tested[first.label]
+    if first.added:  # (z of the level + z of the power) standard errors
+        return (each.found.high - each.found.low) / (2 * Z) * (Z + POWER_Z)
     return detectable_difference(
         videos.right(second), videos.right(first), videos.classes(first), videos.groups
     )
@@ -164,13 +184,12 @@ def without_order(rows: Sequence[Score], tested: LabelledVideos, score: Score) -
     alone = [
         row
         for row in rows
-        if (row.label, row.setting, row.frames) == (score.label, score.setting, "single") and row.predicted
+        if (row.label, row.setting, row.frames) == (score.label, score.setting, "single")
+        and (row.predicted or row.added)
     ]
-    if not alone or not score.predicted:
+    if not alone or not (score.predicted or score.added):
         return None
-    return paired_difference(
-        tested.right(alone[0]), tested.right(score), tested.classes(score), tested.groups
-    )
+    return tested.difference(score, tested.right(alone[0]), tested.right(score))
 
 
 def findings(
@@ -250,3 +269,80 @@ def _power(
             "to start from ('vidssl init --from')"
             + ("" if pixels_known else ", and what pixels alone tell ('vidssl eval pixels data=RUN')")
         )
+
+
+MEAN = "mean over corruptions"
+
+
+def folded(rows: Sequence[Score]) -> list[Score]:
+    """Rows whose corrupted ones are one of each label and setting: the mean over all kinds and strengths.
+
+    Its numbers are means, its ``draws`` the ``top1`` of each, so that none takes its answers for a network's.
+    """
+    found = [row for row in rows if not is_corrupted(row.frames)]
+    for clean in [row for row in found if row.frames == "normal"]:
+        same = [
+            row
+            for row in rows
+            if is_corrupted(row.frames) and (row.label, row.setting) == (clean.label, clean.setting)
+        ]
+        if same:
+            top1, low, high, by_class = (
+                fmean(getattr(row, name) for row in same) for name in ("top1", "low", "high", "class_mean")
+            )
+            setting = f"{clean.setting}, {MEAN}" if clean.setting else MEAN
+            of = replace(clean, setting=setting, draws=tuple(row.top1 for row in same), top5=None)
+            of = replace(of, top1=top1, low=low, high=high, class_mean=by_class, class_interval=None)
+            found.append(replace(of, class_top5=None, class_top5_interval=None))
+    return found
+
+
+NUM_NAMED = 3  # best and worst classes in the line of a label
+
+
+def confusion(truth: Sequence[int], predicted: Sequence[int], num_classes: int) -> Tensor:
+    """How many videos of each class are given each class: int64 [K, K], a row a true class."""
+    places = torch.tensor(truth) * num_classes + torch.tensor(predicted)
+    return places.bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+
+def counted_rows(matrix: Tensor) -> list[str]:
+    """A matrix of counts as a line of text for each row, ``0:12 3:1``: column and count, zeros left out."""
+    return [" ".join(f"{column}:{row[column]}" for column in row.nonzero()[:, 0].tolist()) for row in matrix]
+
+
+def best_and_worst(score: Score, truth: Sequence[int], names: Sequence[str]) -> str:
+    """One line: the classes that are right most and least often, and what these are taken for instead.
+
+    Args:
+        truth: classes of the videos that were predicted.
+        names: of the classes, at least two of which have videos.
+    """
+    matrix = confusion(truth, score.predicted, len(names))
+    videos = matrix.sum(1)
+    there = (videos > 0).nonzero()[:, 0].tolist()
+    share = (matrix.diagonal() / videos.clamp(min=1)).tolist()
+    ranked = sorted(there, key=lambda number: -share[number])
+    some = min(NUM_NAMED, len(ranked) // 2)
+    worst = [number for number in reversed(ranked[-some:]) if share[number] < 1]
+    if not worst:
+        return f"{score.label}: all of {len(ranked)} classes 100 %"
+    # a class at 0 % is not the best one, though no other is better
+    best = [_of(names[number], share[number]) for number in ranked[:some] if share[number] > 0]
+    if not best:
+        return f"{score.label}: no video of any of {len(ranked)} classes is named right"
+    worse = [_of(names[n], share[n]) + _instead(score, matrix, n, names) for n in worst]
+    return f"{score.label}: best {', '.join(best)}; worst {', '.join(worse)}"
+
+
+def _of(name: str, share: float) -> str:
+    return f"{name} {100 * share:.0f} %"
+
+
+def _instead(score: Score, matrix: Tensor, number: int, names: Sequence[str]) -> str:
+    """`` (as x)`` for the class that is named most often in its place, if one is."""
+    others = matrix[number].clone()
+    others[number] = 0
+    if not score.names_classes or not others.any():
+        return ""
+    return f" (as {names[int(others.argmax())]})"

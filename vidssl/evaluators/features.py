@@ -15,10 +15,11 @@ from types import TracebackType
 from typing import BinaryIO
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vidssl.config.protocol import FrameOrder, Layers, PatchType
-from vidssl.data.classes import LabelClasses, renumbered
+from vidssl.data.classes import LabelClasses, numbered_together, renumbered
 from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.process import begun_beside
 from vidssl.errors import UsageError, counted
@@ -393,3 +394,46 @@ def joined(kept: Mapping[FrameOrder, Sequence[Tensor]]) -> dict[FrameOrder, Tens
 
 def _dtype(kind: PatchType) -> torch.dtype:
     return torch.float16 if kind == "float16" else torch.bfloat16
+
+
+Plain = tuple[ArrayLike | Tensor, ArrayLike | Tensor]  # vectors [N, D] or [N, V, D], class numbers [N]
+
+
+def as_table(given: FeatureTable | Plain) -> FeatureTable:
+    """Features and their class numbers, -1 for none, as a table whose label is called "class".
+
+    Raises:
+        UsageError: if there are not as many labels as vectors.
+    """
+    if isinstance(given, FeatureTable):
+        return given
+    vectors, numbers = torch.as_tensor(given[0]).float(), torch.as_tensor(given[1]).long()
+    if vectors.ndim not in (2, 3) or numbers.shape != vectors.shape[:1] or not len(numbers):
+        raise UsageError(
+            f"probe takes vectors [N, D] and class numbers [N], got {[*vectors.shape]} and {[*numbers.shape]}"
+        )
+    names = tuple(map(str, range(1 + int(numbers.max()))))
+    return FeatureTable(
+        vectors if vectors.ndim == 3 else vectors[:, None],
+        {"class": numbers.to(vectors.device)},
+        {"class": names},
+        keys=tuple(f"{number:09d}" for number in range(len(numbers))),
+        num_listed=len(numbers),
+        unreadable=(),
+    )
+
+
+def shared_labels(train: LabelClasses, test: LabelClasses) -> LabelClasses:
+    """Labels that the videos to learn from and those to test on have both, their classes numbered together.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    shared = numbered_together(train, test)
+    if not shared:
+        raise UsageError(
+            f"the videos to learn from and those to test on share no label (learn: "
+            f"{', '.join(train) or 'none'}; test: {', '.join(test) or 'none'}). A list's header names its "
+            "labels; of folders and of a single label without a name it is 'class'"
+        )
+    return shared

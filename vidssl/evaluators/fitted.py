@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.config.protocol import Average
+from vidssl.data.classes import label_kind
 from vidssl.engine.checkpoint import read_tensors, save_tensors
 from vidssl.engine.facts import Facts
 from vidssl.errors import UsageError
 from vidssl.evaluators.attentive import AttentiveNetwork
-from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.features import FeatureTable, shared_labels
 from vidssl.evaluators.knn import Neighbours
 from vidssl.evaluators.linear import Logistic
-from vidssl.evaluators.scores import labelled_rows, samples_of, shared_labels
+from vidssl.evaluators.scores import labelled_rows, samples_of
 from vidssl.evaluators.statistics import average_views
 from vidssl.interfaces import Evaluator, Fits, LearnsTogether
 from vidssl.interfaces.evaluator import ScoreKind
@@ -107,6 +108,10 @@ def fit_probes(
     shared = shared_labels(train.classes, test.classes)
     table = train.renumbered(shared)
     found = {}
+    if others := [label for label, names in shared.items() if label_kind(label, names) != "class"]:
+        raise UsageError(
+            f"--save-probe: '{others[0]}' has no one class a video: only probes of single classes are kept"
+        )
     for label, names in shared.items():
         generator = torch.Generator().manual_seed(seed)
         samples = samples_of(evaluator, labelled_rows(table, label), average)

@@ -127,6 +127,7 @@ class KNN(Evaluator, Fits):
     """Weighted k nearest neighbours on cosine similarity; nothing is trained."""
 
     score_kind = "votes"
+    learns = ("class", "set", "number")
 
     def __init__(
         self, *, k: int | tuple[int, ...] = 20, temperature: float = 0.07, backend: Backend = "auto"
@@ -175,11 +176,18 @@ class KNN(Evaluator, Fits):
     def named_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
-        """Summed votes of every k, from one search."""
+        """Summed votes of every k, from one search; of sets and numbers the mean weighted by them."""
         similarity, neighbours = cosine_neighbours(
             train.vectors, test_vectors, max(self.several), self.backend
         )
         votes = (similarity.double() / self.temperature).exp()
+        if train.outputs is not None:
+            outputs = train.outputs.to(votes.device)[neighbours]  # [M, k, P]
+            return {
+                "" if len(self.several) == 1 else f"k={k}": (votes[:, :k, None] * outputs[:, :k]).sum(1)
+                / votes[:, :k].sum(1, keepdim=True)
+                for k in self.several
+            }
         labels = train.labels[neighbours]
         return {
             "" if len(self.several) == 1 else f"k={k}": torch.zeros(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from vidssl.config.protocol import Balance
 from vidssl.config.schema import Quiet
 from vidssl.evaluators.held_out import Pairs, best_pair, chosen_in_words, folds, rates_and_decays, shown
+from vidssl.evaluators.statistics import mean_average_precision
 from vidssl.interfaces import Evaluator, Fits, LabelledFeatures, LabelledPatches
 from vidssl.interfaces.pretrained import Recorded
 
@@ -52,7 +53,12 @@ class Linear(Evaluator, Fits):
     Of the penalties the strongest wins whose held-out log loss is at most one standard error above the best
     one's (Breiman et al. 1984); the error is that of the difference between the two, over groups. Below 500
     videos that is by cross-validation.
+
+    Of sets: a logistic regression for each class against the rest, whose one penalty has the largest held-out
+    mean average precision. Of a number: ridge regression, its penalty chosen as above by squared errors.
     """
+
+    learns = ("class", "set", "number")
 
     def __init__(
         self,
@@ -102,7 +108,7 @@ class Linear(Evaluator, Fits):
         (penalty,) = self.settled(train, generator)[0].penalties
         mean, scale = standardisation(train.vectors)
         vectors = ((train.vectors - mean) / scale).to(_dtype(train.vectors))
-        return Logistic.of(*self._fit(vectors, train.labels, train.num_classes, penalty), mean, scale)
+        return Logistic.of(*self._fit(train, vectors, slice(None), penalty), mean, scale)
 
     def _choose(self, train: LabelledFeatures, generator: torch.Generator) -> tuple[float, str]:
         penalties = sorted(self.penalties, reverse=True)
@@ -110,6 +116,10 @@ class Linear(Evaluator, Fits):
         if not parts:
             middle = sorted(penalties)[len(penalties) // 2]
             return middle, f"penalty {middle:g} (the middle one: too few videos to choose by)"
+        if train.kind == "set":
+            found = torch.tensor([self._precisions(train, *part, penalties) for part in parts]).nanmean(0)
+            penalty = penalties[int(found.nan_to_num(-1).argmax())]  # of equal ones the strongest
+            return penalty, chosen_in_words("penalty", penalty, penalties)
         losses = torch.cat([self._losses(train, *part, penalties) for part in parts])
         held = torch.cat([held for _, held in parts])
         worse = losses - losses[:, [int(losses.mean(0).argmin())]]
@@ -122,19 +132,42 @@ class Linear(Evaluator, Fits):
         return penalty, chosen_in_words("penalty", penalty, penalties)
 
     def _losses(self, train: LabelledFeatures, kept: Tensor, held: Tensor, penalties: list[float]) -> Tensor:
-        """Log loss [m, P] of each held-out sample under each penalty."""
-        mean, scale = standardisation(train.vectors[kept])
-        vectors, labels = ((train.vectors - mean) / scale).to(_dtype(train.vectors)), train.labels
+        """Log loss, or squared error of a number, [m, P] of each held-out sample under each penalty."""
         columns = []
         for penalty in penalties:
-            weight, bias = self._fit(vectors[kept], labels[kept], train.num_classes, penalty)
-            columns.append(F.cross_entropy(vectors[held] @ weight.T + bias, labels[held], reduction="none"))
+            scores = self._held(train, kept, held, penalty)
+            if train.outputs is not None:
+                columns.append((scores - train.outputs.to(scores)[held]).square().sum(1))
+            else:
+                columns.append(F.cross_entropy(scores, train.labels[held], reduction="none"))
         return torch.stack(columns, dim=1)
 
+    def _precisions(
+        self, train: LabelledFeatures, kept: Tensor, held: Tensor, penalties: list[float]
+    ) -> list[float]:
+        """Mean average precision of the held-out samples under each penalty."""
+        assert train.outputs is not None, "of sets"
+        truth = train.outputs[held].cpu().numpy()
+        scores = (self._held(train, kept, held, penalty).cpu().numpy() for penalty in penalties)
+        return [float(mean_average_precision(each, truth)[0].mean()) for each in scores]
+
+    def _held(self, train: LabelledFeatures, kept: Tensor, held: Tensor, penalty: float) -> Tensor:
+        """Scores [m, K] of held-out samples."""
+        mean, scale = standardisation(train.vectors[kept])
+        vectors = ((train.vectors - mean) / scale).to(_dtype(train.vectors))
+        weight, bias = self._fit(train, vectors, kept, penalty)
+        return vectors[held] @ weight.T + bias
+
     def _fit(
-        self, vectors: Tensor, labels: Tensor, num_classes: int, penalty: float
+        self, train: LabelledFeatures, vectors: Tensor, rows: Tensor | slice, penalty: float
     ) -> tuple[Tensor, Tensor]:
-        return fit_logistic(vectors, labels, num_classes, penalty, max_iterations=self.max_iterations)
+        """Weight [K, D] and bias [K] of some rows of standardised vectors [N, D]."""
+        if train.kind == "number":
+            assert train.outputs is not None
+            return fit_ridge(vectors[rows], train.outputs.to(vectors)[rows], penalty)
+        labels = train.labels if train.outputs is None else train.outputs.to(vectors)
+        steps = self.max_iterations
+        return fit_logistic(vectors[rows], labels[rows], train.num_classes, penalty, max_iterations=steps)
 
 
 def standardisation(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +191,9 @@ def fit_logistic(
     """Weight [K, D] and bias [K] that minimise ``sum of cross entropies + penalty/2 |weight|^2`` by L-BFGS.
 
     The same optimum as scikit-learn's ``LogisticRegression(C=1/penalty)``; this one also runs on a GPU.
+    Labels [N, K] of 0 and 1 make K regressions of two classes each, as ``OneVsRestClassifier`` does.
     """
+    loss_of = F.cross_entropy if labels.dim() == 1 else _binary_cross_entropy
     weight = torch.zeros(num_classes, vectors.shape[1], dtype=vectors.dtype, device=vectors.device)
     bias = torch.zeros(num_classes, dtype=vectors.dtype, device=vectors.device)
     weight.requires_grad_()
@@ -173,7 +208,7 @@ def fit_logistic(
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(vectors @ weight.T + bias, labels) + penalty / (2 * len(labels)) * (
+        loss = loss_of(vectors @ weight.T + bias, labels) + penalty / (2 * len(labels)) * (
             weight.square().sum()
         )
         loss.backward()
@@ -182,6 +217,27 @@ def fit_logistic(
     with torch.enable_grad():
         solver.step(closure)
     return weight.detach(), bias.detach()
+
+
+def _binary_cross_entropy(logits: Tensor, outputs: Tensor) -> Tensor:
+    """Summed over classes, the mean over samples."""
+    return F.binary_cross_entropy_with_logits(logits, outputs, reduction="sum") / len(logits)
+
+
+def fit_ridge(vectors: Tensor, outputs: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weight [P, D] and bias [P] of least ``sum of squares + penalty |weight|^2``, scikit-learn's ``Ridge``.
+
+    Solved among samples where they are fewer than columns.
+    """
+    middle, level = vectors.mean(0), outputs.mean(0)
+    rows, wanted = vectors - middle, outputs - level
+    few = len(rows) < rows.shape[1]
+    gram = rows @ rows.T if few else rows.T @ rows
+    gram.diagonal().add_(penalty)
+    weight = (
+        rows.T @ torch.linalg.solve(gram, wanted) if few else torch.linalg.solve(gram, rows.T @ wanted)
+    ).T
+    return weight, level - weight @ middle
 
 
 INIT_STD = 0.01  # of the weights; biases start at 0 (SVT, published code)

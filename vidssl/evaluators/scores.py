@@ -1,23 +1,35 @@
 """From features, or from scores of classes, to accuracies."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
+from typing import Literal
 
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vidssl.config.few_labels import Amount, FewLabels, drawn
 from vidssl.config.protocol import Average, FrameOrder, OverlapRule
-from vidssl.data.classes import LabelClasses, numbered_together
+from vidssl.data.classes import LabelKind, label_kind, outputs_of
 from vidssl.data.sources.listing import group_numbers
 from vidssl.data.sources.origins import Video, shared_videos
 from vidssl.errors import UsageError
-from vidssl.evaluators.corruptions import is_corrupted
-from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.statistics import Estimate, accuracy, average_views, check_scores, in_top, predict
+from vidssl.evaluators.features import FeatureTable, Plain, as_table, shared_labels
+from vidssl.evaluators.statistics import (
+    Difference,
+    Estimate,
+    accuracy,
+    average_views,
+    check_scores,
+    explained,
+    fraction,
+    in_top,
+    mean_average_precision,
+    mean_of,
+    predict,
+)
 from vidssl.interfaces import (
     Evaluator,
     JointPatches,
@@ -28,6 +40,9 @@ from vidssl.interfaces import (
     PatchTokens,
 )
 from vidssl.interfaces.evaluator import ScoreKind
+
+_log = logging.getLogger(__name__)
+Measure = Literal["top-1", "mAP", "R2"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +61,16 @@ class Rows:
     def labels(self) -> Tensor:
         """int64 [N], their classes."""
         return self.table.labels[self.label][self.numbers]
+
+    @property
+    def kind(self) -> LabelKind:
+        """What a video has of the label."""
+        return label_kind(self.label, self.table.classes[self.label])
+
+    @property
+    def outputs(self) -> Tensor:
+        """float64 [N, P]: which classes each has, or its number."""
+        return outputs_of(self.label, self.table.classes[self.label])[1].to(self.numbers.device)[self.labels]
 
     @property
     def groups(self) -> Tensor | None:
@@ -79,6 +104,8 @@ def scores_of_videos(
         UsageError: if its scores are of another shape than promised, or not finite.
     """
     who, classes = f"evaluator {type(evaluator).__name__}", len(learn.table.classes[learn.label])
+    if learn.kind != "class":
+        classes = test.outputs.shape[1]
     orders = 1 + len(test.table.reordered)
     named: Mapping[str, Tensor]
     if isinstance(evaluator, PatchEvaluator):
@@ -94,6 +121,10 @@ def scores_of_videos(
     for setting, scores in named.items():
         check_scores(scores, rows, classes, f"{who} ({setting})" if setting else who)
         by_view = scores.unflatten(0, (orders, len(test.numbers), -1))
+        if learn.kind != "class":
+            sigmoid = learn.kind == "set" and evaluator.score_kind == "logits" and average == "probabilities"
+            found[setting] = (by_view.sigmoid() if sigmoid else by_view).mean(2)
+            continue
         found[setting] = (
             by_view[:, :, 0]
             if average == "features"
@@ -111,11 +142,18 @@ def _features(rows: Rows, average: Average) -> LabelledFeatures:
     """A mean vector a video, or its views, each with the video's label."""
     vectors, classes = rows.table.vectors[rows.numbers], len(rows.table.classes[rows.label])
     num_videos, num_views, _ = vectors.shape
-    if average == "features" or num_views == 1:
-        return LabelledFeatures(vectors.mean(1), rows.labels, classes, rows.groups)
-    videos = torch.arange(num_videos, device=vectors.device).repeat_interleave(num_views)
-    groups = videos if rows.groups is None else rows.groups[videos]
-    return LabelledFeatures(vectors.flatten(0, 1), rows.labels[videos], classes, groups)
+    whole = average == "features" or num_views == 1
+    videos = torch.arange(num_videos, device=vectors.device).repeat_interleave(1 if whole else num_views)
+    groups = None if whole else videos
+    if rows.groups is not None:
+        groups = rows.groups[videos]
+    samples = vectors.mean(1) if whole else vectors.flatten(0, 1)
+    if rows.kind == "class":
+        return LabelledFeatures(samples, rows.labels[videos], classes, groups)
+    outputs = rows.outputs[videos]
+    return LabelledFeatures(
+        samples, torch.zeros_like(videos), outputs.shape[1], groups, kind=rows.kind, outputs=outputs
+    )
 
 
 def _vectors(rows: Rows, average: Average) -> Tensor:
@@ -153,10 +191,11 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One label's accuracy.
+    """One label's accuracy; of sets of classes their mean average precision, of numbers R2.
 
     Attributes:
         label: its name.
+        measure: what ``top1`` is: fraction of videos that are right, or mAP or R2, which name no class.
         setting: of an evaluator that has several, "k=20" for one, and how many labels were learned from where
             not all were; empty for one that has a single one.
         frames: order of the test clips' frames; the probe learned on normal ones.
@@ -175,6 +214,8 @@ class Score:
         unbalanced: whether the commonest class of the test videos has over 1.5 times as many as the mean one,
             and more than drawing at random makes, so that the mean over classes leads.
         num_groups: of the test videos, where clips were cut from one source; None where none are known.
+        added: what each test video adds to mAP or R2, their mean (``mean_average_precision``); else empty.
+        mae, mae_interval: mean absolute error of numbers, in their unit, and its 95 % interval; else None.
         chosen: the setting that the training videos chose, in words; empty where there was nothing to choose.
         num_train, num_test: videos with this label.
         predicted: class named for each test video with this label, in the table's order.
@@ -205,6 +246,10 @@ class Score:
     unbalanced: bool = False
     num_groups: int | None = None
     chosen: str = ""
+    measure: Measure = "top-1"
+    added: tuple[float, ...] = field(default=(), repr=False)
+    mae: float | None = None
+    mae_interval: Interval | None = None
 
     @property
     def names_one_class(self) -> bool:
@@ -214,7 +259,7 @@ class Score:
     @property
     def names_classes(self) -> bool:
         """Whether each video was given one class; retrieval finds only whether the right one was found."""
-        return self.chance is not None
+        return self.chance is not None and self.measure == "top-1"
 
 
 def score(
@@ -271,6 +316,56 @@ def score(
     )
 
 
+def score_outputs(
+    scores: Tensor,
+    test: Rows,
+    num_train: int,
+    *,
+    setting: str = "",
+    frames: FrameOrder = "normal",
+    chosen: str = "",
+) -> Score:
+    """mAP of sets beside the share of videos that a class has; R2 of numbers, beside 0, and their error.
+
+    Args:
+        scores: [M, P] of the test videos, views averaged.
+
+    Raises:
+        UsageError: if no test video has a class, or all have the same number.
+    """
+    estimate, truth = scores.double().cpu().numpy(), test.outputs.cpu().numpy()
+    groups = None if test.groups is None else test.groups.cpu().numpy()
+    error = None
+    found: Estimate | Difference
+    if test.kind == "set":
+        there = truth.any(0)
+        if not there.any():
+            raise UsageError(f"no test video has any class of '{test.label}'")
+        added, chance = mean_average_precision(estimate, truth)[0], float(truth[:, there].mean())
+        found = fraction(added, groups)
+    else:
+        added, chance = explained(estimate[:, 0], truth[:, 0]), 0.0
+        found, error = mean_of(added, groups), mean_of(abs(estimate - truth)[:, 0], groups)
+    return Score(
+        label=test.label,
+        setting=setting,
+        frames=frames,
+        measure="mAP" if test.kind == "set" else "R2",
+        top1=found.mean,
+        low=found.low,
+        high=min(1.0, found.high),
+        class_mean=found.mean,
+        chance=chance,
+        num_train=num_train,
+        num_test=len(truth),
+        num_groups=None if groups is None else len(set(groups.tolist())),
+        added=tuple(float(f"{value:.6g}") for value in added),
+        mae=None if error is None else error.mean,
+        mae_interval=None if error is None else (max(0.0, error.low), error.high),
+        chosen=chosen,
+    )
+
+
 def _estimate(right: Tensor, classes: Tensor | None, groups: Tensor | None) -> Estimate:
     given = [None if part is None else part.cpu().numpy() for part in (classes, groups)]
     return accuracy(right.cpu().numpy(), given[0], given[1])
@@ -281,33 +376,6 @@ def unbalanced(truth: Tensor) -> bool:
     counts = truth.bincount().double()
     mean = float(counts[counts > 0].mean())
     return bool(counts.max() > 1.5 * mean and counts.max() - mean > 3 * mean**0.5)
-
-
-Plain = tuple[ArrayLike | Tensor, ArrayLike | Tensor]  # vectors [N, D] or [N, V, D], class numbers [N]
-
-
-def as_table(given: FeatureTable | Plain) -> FeatureTable:
-    """Features and their class numbers, -1 for none, as a table whose label is called "class".
-
-    Raises:
-        UsageError: if there are not as many labels as vectors.
-    """
-    if isinstance(given, FeatureTable):
-        return given
-    vectors, numbers = torch.as_tensor(given[0]).float(), torch.as_tensor(given[1]).long()
-    if vectors.ndim not in (2, 3) or numbers.shape != vectors.shape[:1] or not len(numbers):
-        raise UsageError(
-            f"probe takes vectors [N, D] and class numbers [N], got {[*vectors.shape]} and {[*numbers.shape]}"
-        )
-    names = tuple(map(str, range(1 + int(numbers.max()))))
-    return FeatureTable(
-        vectors if vectors.ndim == 3 else vectors[:, None],
-        {"class": numbers.to(vectors.device)},
-        {"class": names},
-        keys=tuple(f"{number:09d}" for number in range(len(numbers))),
-        num_listed=len(numbers),
-        unreadable=(),
-    )
 
 
 def probe(
@@ -346,9 +414,19 @@ def probe(
     train, test = train.renumbered(shared), test.renumbered(shared)
     if isinstance(evaluator, LearnsTogether) and evaluator.together:
         return _together(evaluator, train, test, average, seed, few_labels)
+    kinds = {label: label_kind(label, names) for label, names in shared.items()}
+    learns = ("class",) if few_labels is not None else evaluator.learns
+    others = [f"'{label}' is a {kind}" for label, kind in kinds.items() if kind not in learns]
+    if others:
+        who = "few_labels" if few_labels is not None else type(evaluator).__name__
+        words = f"{', '.join(others)}: {who} takes one class a video; linear and knn take all"
+        if len(others) == len(shared):
+            raise UsageError(words)
+        _log.warning("left out: %s", words)
     return [
         row
         for label in shared
+        if kinds[label] in learns
         for row in _of_label(evaluator, train, test, label, average=average, seed=seed, few_labels=few_labels)
     ]
 
@@ -364,6 +442,9 @@ def _together(
     """A row for each label and order of frames, of one probe that learns the labels together."""
     labels, last = evaluator.together, evaluator.together[-1]
     lacking = [f"label '{label}'" for label in labels if label not in train.classes]
+    if not lacking:
+        kinds = ((label, label_kind(label, train.classes[label])) for label in labels)
+        lacking = [f"single class of '{label}'" for label, kind in kinds if kind != "class"]
     if lacking or few_labels is not None or average != "features":
         why = (
             f"the videos have no {lacking[0]}"
@@ -401,22 +482,6 @@ def _together(
 
 def _videos(table: FeatureTable) -> list[Video]:
     return [Video(key, origin) for key, origin in zip(table.keys, table.origins, strict=False)]
-
-
-def shared_labels(train: LabelClasses, test: LabelClasses) -> LabelClasses:
-    """Labels that the videos to learn from and those to test on have both, their classes numbered together.
-
-    Raises:
-        UsageError: if there is none.
-    """
-    shared = numbered_together(train, test)
-    if not shared:
-        raise UsageError(
-            f"the videos to learn from and those to test on share no label (learn: "
-            f"{', '.join(train) or 'none'}; test: {', '.join(test) or 'none'}). A list's header names its "
-            "labels; of folders and of a single label without a name it is 'class'"
-        )
-    return shared
 
 
 def _of_label(
@@ -465,6 +530,13 @@ def _scored(
     """A row for each setting and order of frames."""
     found, chosen = scores_of_videos(evaluator, learn, test, average, generator)
     orders: tuple[FrameOrder, ...] = ("normal", *test.table.reordered)
+    if test.kind != "class":
+        count = len(learn.numbers)
+        return [
+            score_outputs(part, test, count, setting=setting, frames=frames, chosen=chosen)
+            for setting, scores in found.items()
+            for frames, part in zip(orders, scores, strict=True)
+        ]
     return [
         score(
             part,
@@ -518,80 +590,3 @@ def _mean_of(same: Sequence[Score], amount: Amount) -> Score:
 def _mean_interval(intervals: Sequence[Interval | None]) -> Interval | None:
     known = [each for each in intervals if each is not None]
     return (fmean(low for low, _ in known), fmean(high for _, high in known)) if known else None
-
-
-MEAN = "mean over corruptions"
-
-
-def folded(rows: Sequence[Score]) -> list[Score]:
-    """Rows whose corrupted ones are one of each label and setting: the mean over all kinds and strengths.
-
-    Its numbers are means, its ``draws`` the ``top1`` of each, so that none takes its answers for a network's.
-    """
-    found = [row for row in rows if not is_corrupted(row.frames)]
-    for clean in [row for row in found if row.frames == "normal"]:
-        same = [
-            row
-            for row in rows
-            if is_corrupted(row.frames) and (row.label, row.setting) == (clean.label, clean.setting)
-        ]
-        if same:
-            top1, low, high, by_class = (
-                fmean(getattr(row, name) for row in same) for name in ("top1", "low", "high", "class_mean")
-            )
-            setting = f"{clean.setting}, {MEAN}" if clean.setting else MEAN
-            of = replace(clean, setting=setting, draws=tuple(row.top1 for row in same), top5=None)
-            of = replace(of, top1=top1, low=low, high=high, class_mean=by_class, class_interval=None)
-            found.append(replace(of, class_top5=None, class_top5_interval=None))
-    return found
-
-
-NUM_NAMED = 3  # best and worst classes in the line of a label
-
-
-def confusion(truth: Sequence[int], predicted: Sequence[int], num_classes: int) -> Tensor:
-    """How many videos of each class are given each class: int64 [K, K], a row a true class."""
-    places = torch.tensor(truth) * num_classes + torch.tensor(predicted)
-    return places.bincount(minlength=num_classes**2).view(num_classes, num_classes)
-
-
-def counted(matrix: Tensor) -> list[str]:
-    """A matrix of counts as a line of text for each row, ``0:12 3:1``: column and count, zeros left out."""
-    return [" ".join(f"{column}:{row[column]}" for column in row.nonzero()[:, 0].tolist()) for row in matrix]
-
-
-def best_and_worst(score: Score, truth: Sequence[int], names: Sequence[str]) -> str:
-    """One line: the classes that are right most and least often, and what these are taken for instead.
-
-    Args:
-        truth: classes of the videos that were predicted.
-        names: of the classes, at least two of which have videos.
-    """
-    matrix = confusion(truth, score.predicted, len(names))
-    videos = matrix.sum(1)
-    there = (videos > 0).nonzero()[:, 0].tolist()
-    share = (matrix.diagonal() / videos.clamp(min=1)).tolist()
-    ranked = sorted(there, key=lambda number: -share[number])
-    some = min(NUM_NAMED, len(ranked) // 2)
-    worst = [number for number in reversed(ranked[-some:]) if share[number] < 1]
-    if not worst:
-        return f"{score.label}: all of {len(ranked)} classes 100 %"
-    # a class at 0 % is not the best one, though no other is better
-    best = [_of(names[number], share[number]) for number in ranked[:some] if share[number] > 0]
-    if not best:
-        return f"{score.label}: no video of any of {len(ranked)} classes is named right"
-    worse = [_of(names[n], share[n]) + _instead(score, matrix, n, names) for n in worst]
-    return f"{score.label}: best {', '.join(best)}; worst {', '.join(worse)}"
-
-
-def _of(name: str, share: float) -> str:
-    return f"{name} {100 * share:.0f} %"
-
-
-def _instead(score: Score, matrix: Tensor, number: int, names: Sequence[str]) -> str:
-    """`` (as x)`` for the class that is named most often in its place, if one is."""
-    others = matrix[number].clone()
-    others[number] = 0
-    if not score.names_classes or not others.any():
-        return ""
-    return f" (as {names[int(others.argmax())]})"

@@ -22,7 +22,7 @@ from vidssl.interfaces.evaluator import ScoreKind
 Array = NDArray[Any]
 
 LEVEL = 0.05  # a difference beyond chance has a p below this; intervals are of 1 - LEVEL
-Z = 1.959964
+Z, POWER_Z = 1.959964, 0.841621  # of the level, two-sided, and of a power of 0.8
 # Agresti and Coull's (1998), so that a rare class that is all right by chance has a variance above 0
 PSEUDO_VIDEOS = 4
 PSEUDO_GROUPS = 1  # whose videos are all alike, for where few errors tell how alike the others' are
@@ -302,6 +302,78 @@ def _by_t(mean: float, variance: float, freedom: float) -> Difference:
     return Difference(mean, mean - half, mean + half, 2 * float(special.stdtr(freedom, -abs(mean) / error)))
 
 
+def mean_average_precision(scores: ArrayLike, truth: ArrayLike) -> tuple[Array, Array]:
+    """What each of N videos adds to the mean average precision (mAP), and that of each class.
+
+    As scikit-learn's ``average_precision_score``: the sum over falling scores of precision times the rise
+    in recall, videos of equal scores at once. Classes without positives count in no mean.
+
+    Args:
+        scores, truth: [N, K]; truth is 1 for the classes of a video, else 0.
+
+    Returns:
+        [N], whose mean is mAP: mAP plus N times its derivative by the video's weight (the infinitesimal
+        jackknife, Efron 1982), so that the spread of their mean is that of a bootstrap; and [K], NaN for a
+        class without positives.
+    """
+    values, sets = np.asarray(scores, dtype=float), np.asarray(truth, dtype=float)
+    there = sets.any(0)
+    added, found = np.full(len(values), np.nan), np.full(values.shape[1], np.nan)
+    if there.any():
+        columns = [_average_precision(values[:, k], sets[:, k]) for k in np.flatnonzero(there)]
+        added, found[there] = np.mean(columns, axis=0), [column.mean() for column in columns]
+    return added, found
+
+
+def _average_precision(scores: Array, truth: Array) -> Array:
+    """[N] of one class with positives, as ``mean_average_precision`` has it."""
+    levels = np.unique(-scores, return_inverse=True)[1]  # 0 is the highest score
+    positive = np.bincount(levels, truth)
+    every = np.cumsum(np.bincount(levels))
+    precision = np.cumsum(positive) / every
+    total = truth.sum()
+    mean = float(positive @ precision) / total
+    # a video's weight moves its own term, and precision at its level and at all lower ones
+    below = [
+        np.cumsum((positive * term / every)[::-1])[::-1] for term in (np.ones_like(precision), precision)
+    ]
+    moved = truth * (precision[levels] + below[0][levels] - mean) - below[1][levels]
+    return np.asarray(mean + len(scores) * moved / total)
+
+
+def explained(estimate: ArrayLike, truth: ArrayLike) -> Array:
+    """What each of N videos adds to R2, the variance explained: [N], as ``mean_average_precision``.
+
+    Raises:
+        UsageError: if all of ``truth`` is one number, of which nothing can be explained.
+    """
+    wanted = np.asarray(truth, dtype=float)
+    errors, about = np.square(np.asarray(estimate, dtype=float) - wanted), np.square(wanted - wanted.mean())
+    if not about.any():
+        raise UsageError("all test videos have the same number: there is nothing to explain of it (R2)")
+    share = float(errors.sum() / about.sum())
+    return np.asarray(1 - share + (share * about - errors) / about.mean())
+
+
+def fraction(added: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
+    """Mean in [0, 1] of what N videos add, and its 95 % interval by Student's t over groups, in the logit."""
+    return _in_logit(*_mean(np.asarray(added, dtype=float), groups))
+
+
+def mean_of(added: ArrayLike, groups: ArrayLike | None = None) -> Difference:
+    """Mean of what N videos add, with its interval by Student's t over groups, and the p of its being 0."""
+    mean, variance, freedom = _mean(np.asarray(added, dtype=float), groups)
+    if freedom < 1:
+        return Difference(mean, min(mean, -1.0), max(mean, 1.0), 1.0)  # of one group nothing is known
+    return _by_t(mean, variance, freedom) if variance > 1e-18 else Difference(mean, mean, mean, 1.0)
+
+
+def _mean(values: Array, groups: ArrayLike | None) -> tuple[float, float, int]:
+    """Mean of values [N], its variance over groups, and degrees of freedom."""
+    videos = _Videos(len(values), None, groups)
+    return float(values.mean()), videos.spread(values, videos.units), videos.num_units - 1
+
+
 def pooled(parts: ArrayLike, of: Callable[[Array], float]) -> Estimate:
     """A number in [0, 1] that is computed of sums over videos, such as a mean IoU, with its 95 % interval.
 
@@ -312,7 +384,10 @@ def pooled(parts: ArrayLike, of: Callable[[Array], float]) -> Estimate:
         parts: [N, ...], what each video adds to the sums.
         of: the number, of sums [...].
     """
-    mean, variance, freedom = _jackknife(np.asarray(parts, dtype=float), of)
+    return _in_logit(*_jackknife(np.asarray(parts, dtype=float), of))
+
+
+def _in_logit(mean: float, variance: float, freedom: int) -> Estimate:
     slope = mean * (1 - mean)
     if slope < 1e-12 or freedom < 1:
         return Estimate(mean, *wilson_interval(mean * (freedom + 1), freedom + 1))

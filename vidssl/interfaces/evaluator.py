@@ -23,12 +23,16 @@ class LabelledFeatures:
         num_classes: K; labels lie in [0, K).
         groups: int64 [N], which samples no split may part: views of one video, clips cut from one source.
             None where each is on its own.
+        kind: "class"; or "set" of classes or "number", for evaluators that take these; labels are then 0.
+        outputs: float64 [N, K], 1 for each class of the set, or [N, 1], the number; None of one class.
     """
 
     vectors: Tensor
     labels: Tensor
     num_classes: int
     groups: Tensor | None = None
+    kind: Literal["class", "set", "number"] = "class"
+    outputs: Tensor | None = None
 
 
 class Evaluator(Shown, ABC):
@@ -36,10 +40,12 @@ class Evaluator(Shown, ABC):
 
     ``score_kind`` is what its scores are: "logits", whose softmax is a probability; "votes", at least 0,
     where a class without any cannot be right; or "found", 1 for each class that was found and 0 for the
-    others, where every class found is right.
+    others, where every class found is right. ``learns``: what it can be taught of a video; of a
+    set its scores [M, K] rank videos for each class, of a number they are [M, 1] and estimate it.
     """
 
     score_kind: ClassVar[ScoreKind] = "logits"
+    learns: ClassVar[tuple[str, ...]] = ("class",)
 
     def settled(
         self, train: "LabelledFeatures | LabelledPatches", generator: torch.Generator

@@ -23,7 +23,8 @@ from vidssl.engine.runfolder import named_path
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import percent
 from vidssl.evaluate.score_file import ScoreFile, find_scores
-from vidssl.evaluators.scores import Score, confusion
+from vidssl.evaluators.differences import confusion
+from vidssl.evaluators.scores import Score
 from vidssl.pictures import pages
 
 if TYPE_CHECKING:
@@ -146,10 +147,10 @@ def scores_chart(
             if guess is not None:
                 axes.axvline(100 * guess, color=_INK, linestyle="--", linewidth=0.8, alpha=0.6)
             axes.set_title(label)
-            axes.set_xlim(0, 100)
+            axes.set_xlim(min(0.0, *(100 * dot.low for dot in panels[label])), 100)
             axes.grid(axis="x", alpha=0.2, color=_INK)
             if place + across >= len(panels):  # the lowest of its column
-                axes.set_xlabel("accuracy in %")
+                axes.set_xlabel("score in %")
         grid[0, 0].set_yticks(range(len(names)), names)
         grid[0, 0].set_ylim(len(names) - 0.5, -0.5)
     return figure
@@ -316,11 +317,12 @@ def show_confusion(
     file = _chosen(find_scores(named_path(target)), protocol, target)
     network = _known(network, list(file.scores), "network", file)
     rows = [score for score in file.scores[network] if score.frames == "normal"]
-    if not rows[0].names_classes:
-        raise UsageError(f"{file.path}: retrieval finds videos and names no classes")
     if label is not None:
         label = _known(label, [row.label for row in rows], "label", file)
         rows = [row for row in rows if row.label == label]
+    rows = [row for row in rows if row.names_classes]
+    if not rows:
+        raise UsageError(f"{file.path}: no row names one class a video: retrieval, mAP and R2 name none")
     setting = _known(setting, [row.setting for row in rows], "setting", file)
     own = Path(target) / "pictures" if Path(target).is_dir() else file.path.parent
     folder = own if out is None else Path(out)

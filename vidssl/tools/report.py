@@ -17,7 +17,7 @@ from rich.console import Console
 
 from vidssl.compare.grid_tables import GridResults, ProtocolTable, grid_tables, is_grid, read_results
 from vidssl.compare.runs import by_protocol, run_grids
-from vidssl.compare.tables import Grid, RunGroup, head, run_groups, run_name
+from vidssl.compare.tables import Grid, RunGroup, head, measured, run_groups, run_name
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
 from vidssl.engine.process import write_text
@@ -32,7 +32,6 @@ from vidssl.evaluators.statistics import (
     holm,
     mean_over_seeds,
     method_difference,
-    paired_difference,
 )
 from vidssl.pictures.charts import (
     Curve,
@@ -283,13 +282,12 @@ def _difference(
     for group, name in ((one, network), (other, other_network)):
         videos = group.files[0].tested(key[0])
         answers.append([videos.right(score) for score in group.rows(name)[key]])
-    videos = one.files[0].tested(key[0])
-    classes = videos.classes(one.rows(network)[key][0])
+    videos, like = one.files[0].tested(key[0]), one.rows(network)[key][0]
     if len(answers[0]) > 1 and len(answers[1]) > 1:
-        return method_difference(answers[0], answers[1], classes, videos.groups)
+        return method_difference(answers[0], answers[1], videos.classes(like), videos.groups)
     if len(answers[0]) > 1 or len(answers[1]) > 1:
         return None
-    return paired_difference(answers[0][0], answers[1][0], classes, videos.groups)
+    return videos.difference(like, answers[0][0], answers[1][0])
 
 
 def _beyond(keys: Sequence[RowKey], found: Sequence[Difference | None]) -> list[tuple[str, float]]:
@@ -353,20 +351,21 @@ def score_panels(
     hollow = []
     for key in _normal_rows(groups[0]):
         row = groups[0].rows(next(iter(groups[0].files[0].scores)))[key][0]
-        chance[head(key)] = row.class_chance if row.unbalanced else row.chance
+        label = measured(key, row)
+        chance[label] = row.class_chance if row.unbalanced else row.chance
         for group in groups:
             for place, network in enumerate(group.files[0].scores):
                 name = _group_name(group, names) + ("" if place == 0 else f", {network}")
                 if place:
                     hollow.append(name)
-                panels.setdefault(head(key), []).append(_dot(name, group, network, key))
+                panels.setdefault(label, []).append(_dot(name, group, network, key))
     return panels, chance, hollow
 
 
 def scores_section(groups: Sequence[RunGroup], names: Mapping[str, str]) -> Section:
     """Scores of trained and untrained networks, with intervals and chance."""
     protocol = groups[0].files[0].name
-    text = "accuracy in % with its 95 % interval; hollow: not trained; dashed: chance"
+    text = "scores in % with its 95 % interval; hollow: not trained; dashed: chance"
     figure = _chart(f"Scores under {protocol}", scores_chart(*score_panels(groups, names)), text)
     return Section(f"Scores: {protocol}", (figure,))
 

@@ -119,10 +119,11 @@ def _front(recipe: Recipe, scores: Sequence[ScoreFile], licence: str) -> list[st
         {
             "task": {"type": "video-classification"},
             "dataset": {"name": _test_videos(file), "type": _test_videos(file)},
-            "metrics": ({"name": f"top 1, {file.name}, {row.label}", "type": "accuracy", "value": row.top1},),
+            "metrics": ({"name": f"{name}, {file.name}, {row.label}", "type": kind, "value": row.top1},),
         }
         for file in scores
         for row in next(iter(file.scores.values()))
+        for name, kind in [("top 1", "accuracy") if row.measure == "top-1" else (row.measure, row.measure)]
     ]
     if results:
         front["model-index"] = ({"name": recipe.name, "results": tuple(results)},)

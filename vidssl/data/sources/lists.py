@@ -13,7 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import get_args
 
-from vidssl.data.classes import ordered_classes
+from vidssl.data.classes import check_cell, ordered_classes
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listed, Listing, ListPart, check_choice
 from vidssl.data.sources.manifest import Segment
 from vidssl.errors import UsageError, counted, printable
@@ -84,8 +84,9 @@ def read_lists(*paths: Path, exists: Exists | None = None, labels_needed: bool =
     """The lists in these files, with one numbering of classes over all of them.
 
     A CSV list may open with a header, whose further columns name the labels; without one a single label is
-    called "class", several "label1", "label2" and so on. Labels are whole numbers or names of classes. The
-    columns "start" and "end" (also "time_start", "time_end") are no labels: the sample is that segment; nor
+    called "class", several "label1", "label2" and so on. Labels are whole numbers or names of classes; a set
+    of them is ``run|jump``, none of them ``|``; cells of a column called "target:NAME" are any numbers. The
+    columns "start" and "end" (also "time_start", "time_end") are no labels: the sample is that segment. Nor
     is "group", which names the source that a video was cut from with others.
 
     Args:
@@ -259,6 +260,12 @@ def _read_table(path: Path, exists: Exists) -> _Table:
     for row in rows:
         if len(row.cells) != len(columns) or not all(row.cells):
             raise UsageError(f"{path}:{row.line}: {_why_uneven(row, len(columns), rows[0], header)}")
+    known = set(_TIMES) | {_GROUP}
+    rows = [
+        replace(row, cells=tuple(cell if name in known else check_cell(name, cell, f"{path}:{row.line}")
+                                 for name, cell in zip(columns, row.cells, strict=True)))
+        for row in rows
+    ]  # fmt: skip
     return _Table(path, columns, tuple(_with_slashes(rows, path, exists)))
 
 

@@ -8,10 +8,11 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from vidssl.config.strict_yaml import nearest
+from vidssl.data.classes import SEPARATOR, TARGET, check_cell
 from vidssl.data.decode.decode import VideoFacts, probe
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, find_files
 from vidssl.data.sources.lists import ROOT_NOTE, read_text
@@ -130,7 +131,12 @@ class _Columns:
 
 
 def read_annotations(
-    path: Path, root: Path, columns: Mapping[str, str], group: str | None, unit: str | None
+    path: Path,
+    root: Path,
+    columns: Mapping[str, str],
+    group: str | None,
+    unit: str | None,
+    joined: Sequence[str] | None = None,
 ) -> Found:
     """The rows of a CSV file with a header, for the videos below a folder.
 
@@ -142,6 +148,7 @@ def read_annotations(
         columns: name in the file -> "path", "start", "end", "group", or another name for a label.
         group: the column that names groups.
         unit: "seconds" or "frames"; by default as the columns' names say.
+        joined: labels (all where none is named) whose classes in several rows of one sample become a set.
 
     Raises:
         UsageError: if it is no such file, or names none of the videos.
@@ -160,12 +167,21 @@ def read_annotations(
         if times is not None and not 0 <= times[0] < times[1]:
             empty.append(f"line {line}: {key} from {times[0]:g} to {times[1]:g} s")
             continue
-        labels = {columns.get(name, name): _cell(cells, name, path, line) for name in known.labels}
+        names = {name: columns.get(name, name) for name in known.labels}
+        labels = {
+            label: check_cell(label, _cell(cells, name, path, line), f"{path}:{line}")
+            for name, label in names.items()
+            if not joined or label in joined
+        }
         row = Row(key, labels, times, printable(cells[known.group], one_line=True) if known.group else "")
+        if joined is not None and (before := seen.get((key, times))) is not None:
+            row = replace(row, labels=_joined(before.labels, labels, f"{path}:{line}"))
+            seen[key, times] = row
         if seen.setdefault((key, times), row) != row:
             raise UsageError(
                 f"{path}:{line}: {key} is listed twice with different labels, "
-                f"{_shown(seen[key, times].labels)} and {_shown(labels)}. Several labels take a column each"
+                f"{_shown(seen[key, times].labels)} and {_shown(labels)}. Several labels take a "
+                "column each; '--join' makes run|jump of several classes of one label"
             )
         rows.append(row)
     if not rows:
@@ -182,8 +198,19 @@ def read_annotations(
     return Found(_once(rows), told)
 
 
+def _joined(one: Mapping[str, str], other: Mapping[str, str], where: str) -> dict[str, str]:
+    """The sets of two rows' classes."""
+    for label in one:
+        if label.startswith(TARGET) and one[label] != other[label]:
+            raise UsageError(f"{where}: a second number of '{label}', {other[label]} after {one[label]}")
+    return {
+        label: cell if cell == other[label] else check_cell(label, f"{cell}{SEPARATOR}{other[label]}", where)
+        for label, cell in one.items()
+    }
+
+
 def _once(rows: Sequence[Row]) -> list[Row]:
-    """Each of several equal rows once."""
+    """Each of several rows of a sample once, as the last has it."""
     return list({(row.path, row.times): row for row in rows}.values())
 
 

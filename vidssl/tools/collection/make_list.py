@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vidssl.data.classes import counted_classes, ordered_classes
+from vidssl.data.classes import label_kind, ordered_classes, told_label
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, find_files, list_folder
 from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, counted, printable
@@ -39,6 +39,7 @@ def make_list(
     group: str | None = None,
     columns: Mapping[str, str] | None = None,
     unit: str | None = None,
+    join: bool = False,
     out: Path | None = None,
     show_all: bool = False,
     console: Console | None = None,
@@ -52,8 +53,10 @@ def make_list(
         labels: fields of the pattern, or columns of the annotations, that are labels; by default all that are
             neither path, times nor group.
         group: the field or column that names what must not be parted: a person, a recording, a source.
-        columns: of the annotations: what a column is called there -> what it is ("path", "start", "end").
+        columns: of the annotations: what a column is called there -> what it is ("path", "start", "end"), or
+            another name of a label, such as "target:speed" for a number.
         unit: of start and end, "seconds" or "frames"; by default as the names of the columns say.
+        join: make a set, ``jump|run``, of the labels of several rows of one video or segment.
         out: the list; by default NAME.csv beside the folder.
         show_all: name all that is left out, not the first few.
 
@@ -69,10 +72,10 @@ def make_list(
     refuse_existing(out)
     if pattern is not None and annotations is not None:
         raise UsageError("--pattern and --annotations: give one of the two")
-    if annotations is None and (columns or unit):
-        raise UsageError("--column and --unit describe --annotations, and there are none")
+    if annotations is None and (columns or unit or join):
+        raise UsageError("--column, --unit and --join are for --annotations, and there are none")
     if annotations is not None:
-        found = read_annotations(annotations, root, columns or {}, group, unit)
+        found = read_annotations(annotations, root, columns or {}, group, unit, labels if join else None)
         how = f"annotations {annotations}"
     elif pattern is not None:
         found, how = from_pattern(root, pattern, group), f"pattern {pattern}"
@@ -195,11 +198,11 @@ def _say_labels(console: Console, rows: Sequence[Row]) -> None:
         values = [row.labels[name] for row in rows]
         classes = ordered_classes(values, name, "the list")
         number = {value: place for place, value in enumerate(classes)}
-        words = counted_classes(
-            [number.get(value, number.get(_plain(value), -1)) for value in values], classes
+        words = told_label(
+            name, [number.get(value, number.get(_plain(value), -1)) for value in values], classes
         )
         say(console, f"Label '{name}': {words}")
-        if max(Counter(values).values()) == 1 and len(rows) > 2:
+        if label_kind(name, classes) == "class" and max(Counter(values).values()) == 1 and len(rows) > 2:
             say(console, f"  every row has a '{name}' of its own: an ID is no label; '--labels' names those")
     if not rows[0].labels:
         say(console, "No labels: enough to train on, not to probe")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from vidssl.config.strict_yaml import dump_flow
+from vidssl.data.classes import TARGET, label_of_one_class
 from vidssl.data.sources.listing import Listing
 from vidssl.data.sources.lists import list_root, read_lists
 from vidssl.data.sources.manifest import Manifest
@@ -37,7 +38,8 @@ class Rule:
         folds: each sample is a test sample in one of them; 0 for none.
         leave_one_group_out: a fold for each group.
         seed: of the order in which groups are given out.
-        stratify: the label whose classes the parts have in equal shares; the first by default.
+        stratify: the label whose classes the parts have in equal shares; by default the first of one class a
+            video.
         duplicates: whether near-duplicates are looked for and kept together.
     """
 
@@ -139,7 +141,9 @@ def _stratified(rule: Rule, listing: Listing, path: Path) -> Rule:
     labels = list(listing.label_classes)
     if rule.stratify is not None and rule.stratify not in labels:
         raise UsageError(f"--stratify {rule.stratify}: {path} has the labels {', '.join(labels) or 'none'}")
-    name = rule.stratify or (labels[0] if labels else None)
+    if rule.stratify is not None and rule.stratify.startswith(TARGET):
+        raise UsageError(f"--stratify {rule.stratify}: a target is a number and has no classes to share out")
+    name = rule.stratify or label_of_one_class(listing.label_classes)
     return Rule(rule.fractions, rule.folds, rule.leave_one_group_out, rule.seed, name, rule.duplicates)
 
 

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from vidssl.data.classes import label_of_one_class
 from vidssl.engine.logging import format_duration
 from vidssl.engine.process import make_folder
 from vidssl.errors import counted
@@ -128,9 +129,9 @@ def _common(kinds: Counter[str]) -> str:
 
 
 def contact_sheets(rows: Sequence[Row], root: Path, folder: Path, console: Console) -> list[Path]:
-    """A PNG of frames for each class of the first label, in a folder that is made; gives their paths."""
+    """A PNG of frames for each class of the first label of single classes, in a new folder; their paths."""
     make_folder(folder, "name another with --sheets")
-    label = next(iter(rows[0].labels), None)
+    label = label_of_one_class({name: [row.labels[name] for row in rows] for name in rows[0].labels})
     by_class: dict[str, list[Row]] = {}
     for row in rows:
         by_class.setdefault(row.labels[label] if label else "all", []).append(row)

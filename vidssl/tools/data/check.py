@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vidssl.config.strict_yaml import dump_flow
-from vidssl.data.classes import counted_classes
+from vidssl.data.classes import label_kind, told_label
 from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
@@ -95,7 +95,7 @@ def shard_report(
         say(
             console,
             f"Label '{name}': {counted(there, 'file', of=good, verb='have')} it, "
-            + counted_classes(numbers[index.usable].tolist(), index.label_classes[name]),
+            + told_label(name, numbers[index.usable].tolist(), index.label_classes[name]),
         )
     print_list(console, "Flaws", flaws, show_all=show_all)
     named = [index.member(number).entry for number in bad[: None if show_all else _NAMED]]
@@ -426,10 +426,11 @@ def report(found: Scanned, console: Console, *, show_all: bool) -> None:
     console.print(_summary(found.manifest, usable))
     for label, names in found.listing.label_classes.items():
         numbers = [sample.labels.get(label, -1) for sample in found.listing.files]
-        say(console, f"Label '{label}': {counted_classes(numbers, names)}")
+        say(console, f"Label '{label}': {told_label(label, numbers, names)}")
     if seen := found.seen:
-        for label in found.listing.label_classes:
-            console.print(survey_table(seen, label, show_all=show_all))
+        for label, names in found.listing.label_classes.items():
+            if label_kind(label, names) != "number":
+                console.print(survey_table(seen, label, show_all=show_all))
         for line in survey_lines(seen):
             say(console, line)
     if found.listing.segments():

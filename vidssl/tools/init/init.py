@@ -16,6 +16,7 @@ from rich.console import Console
 
 from vidssl.build import build
 from vidssl.config.recipe import Recipe, recipe_from_text
+from vidssl.data.classes import label_of_one_class
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, select
 from vidssl.data.sources.lists import list_notes, list_root, read_lists
 from vidssl.data.sources.manifest import Manifest
@@ -248,10 +249,12 @@ def _seen(row: Row, glimpse: Glimpse) -> Seen:
 
 
 def _order(rows: Sequence[Row], seen: Sequence[Glimpse]) -> OrderProbe | None:
-    """Of the first label, on some of the training samples; None without labels."""
+    """Of the first label of one class a video, on some of the training samples; None without labels."""
     if not rows or not rows[0].labels:
         return None
-    label = next(iter(rows[0].labels))
+    label = label_of_one_class({name: [row.labels[name] for row in rows] for name in rows[0].labels})
+    if label is None:
+        return None
     chosen = sorted(random.Random(0).sample(range(len(rows)), min(MOST, len(rows))))
     names = [rows[n].group or (rows[n].path if rows[n].times else f"{n}") for n in chosen]
     units = united(names, [])

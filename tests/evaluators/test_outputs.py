@@ -1,0 +1,278 @@
+"""Several classes a video (mAP) and numbers (R2): against scikit-learn, and what takes one class alone."""
+
+import io
+import json
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from score_files import write_scores
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score
+from sklearn.multiclass import OneVsRestClassifier
+
+from vidssl.compare.runs import compare, run_row
+from vidssl.config.few_labels import FewLabels
+from vidssl.engine.runfolder import RunFolder
+from vidssl.errors import UsageError
+from vidssl.evaluate.report import classes_of, score_tables, verdict
+from vidssl.evaluate.score_file import read_scores
+from vidssl.evaluators.attentive import Attentive
+from vidssl.evaluators.differences import findings, network_differences, tested_videos as videos_of
+from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators.fitted import fit_probes
+from vidssl.evaluators.knn import KNN, Retrieval
+from vidssl.evaluators.linear import Linear, LinearSGD
+from vidssl.evaluators.scores import probe
+from vidssl.evaluators.statistics import explained, mean_average_precision, mean_of
+from vidssl.tools.report import write_report
+
+RNG = np.random.default_rng(0)
+
+
+def test_average_precision_is_sklearns_and_what_a_video_adds_is_its_derivative():
+    scores = RNG.normal(size=(60, 4)).round(1)  # ties
+    truth = (RNG.random((60, 4)) < 0.3).astype(float)
+    truth[:, 3] = 0  # a class without positives
+    added, of_class = mean_average_precision(scores, truth)
+
+    def mean(weights=None):
+        return np.mean(
+            [average_precision_score(truth[:, k], scores[:, k], sample_weight=weights) for k in range(3)]
+        )
+
+    assert added.mean() == pytest.approx(mean())
+    assert of_class[0] == pytest.approx(average_precision_score(truth[:, 0], scores[:, 0]))
+    assert np.isnan(of_class[3])
+    for place in range(10):
+        weights = np.ones(60)
+        weights[place] += 1e-5
+        assert added[place] == pytest.approx(mean() + 60 * (mean(weights) - mean()) / 1e-5, abs=1e-4)
+
+
+def test_r2_is_sklearns_and_what_a_video_adds_is_its_derivative():
+    truth = RNG.normal(3, 2, size=40)
+    guess = truth + RNG.normal(size=40)
+    added, of = explained(guess, truth), partial(r2_score, truth, guess)
+    assert added.mean() == pytest.approx(of())
+    for place in range(10):
+        weights = np.ones(40)
+        weights[place] += 1e-5
+        assert added[place] == pytest.approx(of() + 40 * (of(sample_weight=weights) - of()) / 1e-5, abs=1e-3)
+    with pytest.raises(UsageError, match="same number"):
+        explained(guess, np.ones(40))
+
+
+def test_intervals_are_those_of_a_bootstrap_over_groups():
+    groups = np.repeat(np.arange(60), 5)
+    truth = RNG.normal(size=300) + np.repeat(RNG.normal(size=60), 5)
+    guess = truth + np.repeat(RNG.normal(size=60), 5)  # errors shared in a group
+    added = explained(guess, truth)
+    drawn = [
+        np.concatenate([np.flatnonzero(groups == g) for g in RNG.integers(0, 60, 60)]) for _ in range(400)
+    ]
+    spread = np.std([r2_score(truth[rows], guess[rows]) for rows in drawn])
+    found, alone = mean_of(added, groups), mean_of(added)
+    assert (found.high - found.low) / 4 == pytest.approx(spread, rel=0.15)
+    assert alone.high - alone.low < 0.7 * (found.high - found.low)
+
+
+def table(vectors, cells, prefix="v", **others):
+    """Features of videos whose labels are the cells of a list."""
+    labels = {name: list(given) for name, given in cells.items()}
+    classes = {name: tuple(sorted(set(given))) for name, given in labels.items()}
+    numbers = {name: torch.tensor([classes[name].index(c) for c in given]) for name, given in labels.items()}
+    keys = tuple(f"{prefix}{n:04d}" for n in range(len(vectors)))
+    vectors = torch.as_tensor(vectors, dtype=torch.float32)
+    return FeatureTable(vectors[:, None], numbers, classes, keys, len(keys), (), **others)
+
+
+def made(count, *, prefix="v", width=12, seed=0):
+    """Vectors whose first three numbers decide three classes, and whose fourth is a number."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(count, width))
+    sets = vectors[:, :3] + 0.7 * rng.normal(size=(count, 3)) > 0.4
+    names = ["|".join(name for name, one in zip("abc", row, strict=True) if one) or "|" for row in sets]
+    speed = vectors[:, 3] + 0.5 * rng.normal(size=count)
+    cells = {"objects": names, "target:speed": [f"{value:.6g}" for value in speed]}
+    return table(vectors, cells, prefix), vectors, sets.astype(int), speed
+
+
+def test_linear_probe_of_sets_is_one_regression_against_the_rest_and_scored_by_map():
+    train, x, y, _ = made(200)
+    test, x2, y2, _ = made(80, prefix="t", seed=1)
+    sets = [replace(one, labels={"objects": one.labels["objects"]}) for one in (train, test)]
+    sets = [replace(one, classes={"objects": one.classes["objects"]}) for one in sets]
+    (row,) = probe(Linear(penalties=(10.0,)), *sets)
+    mean, std = x.astype(np.float32).mean(0), x.astype(np.float32).std(0, ddof=1)
+    other = OneVsRestClassifier(LogisticRegression(C=0.1, max_iter=2000, tol=1e-8)).fit((x - mean) / std, y)
+    expected = average_precision_score(y2, other.predict_proba((x2 - mean) / std))
+    assert row.measure == "mAP"
+    assert row.top1 == pytest.approx(expected, abs=2e-4)
+    assert row.chance == pytest.approx(y2.mean())
+    assert row.low < row.top1 < row.high < 1
+    assert row.low > row.chance
+    assert not row.names_classes
+    assert "penalty" in probe(Linear(), *sets)[0].chosen
+
+
+@pytest.mark.parametrize("width", [12, 300])
+def test_linear_probe_of_a_number_is_ridge_regression(width):
+    train, x, _, y = made(200, width=width)
+    test, x2, _, y2 = made(80, prefix="t", seed=1, width=width)
+    row = probe(Linear(penalties=(50.0,)), train, test)[1]
+    mean, std = x.mean(0), x.std(0, ddof=1)
+    guess = Ridge(alpha=50.0).fit((x - mean) / std, y).predict((x2 - mean) / std)
+    assert row.measure == "R2"
+    assert row.top1 == pytest.approx(r2_score(y2, guess), abs=1e-4)
+    assert row.mae == pytest.approx(mean_absolute_error(y2, guess), abs=1e-4)
+    assert row.chance == 0
+    assert row.mae_interval[0] < row.mae < row.mae_interval[1]
+
+
+def test_the_penalty_of_a_number_is_chosen_by_held_out_errors():
+    train, *_ = made(60, width=50)
+    test, *_ = made(60, prefix="t", seed=1, width=50)
+    row = probe(Linear(penalties=(1e-3, 30.0, 1e6)), train, test)[1]
+    assert row.chosen == "penalty 30"
+
+
+def test_neighbours_vote_on_sets_and_numbers():
+    train, x, y, speed = made(200)
+    test, x2, y2, speed2 = made(80, prefix="t", seed=1)
+    objects, number = probe(KNN(k=200, temperature=0.1), train, test)
+    unit, unit2 = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (x, x2))
+    weights = np.exp(unit2 @ unit.T / 0.1)
+    weights /= weights.sum(1, keepdims=True)
+    assert objects.top1 == pytest.approx(average_precision_score(y2, weights @ y), abs=1e-3)
+    assert number.top1 == pytest.approx(r2_score(speed2, weights @ speed), abs=1e-3)
+
+
+def test_views_are_averaged_as_probabilities_or_numbers():
+    tables = [made(60)[0], made(60, prefix="t", seed=1)[0]]
+    twice = [replace(one, vectors=one.vectors.repeat(1, 2, 1)) for one in tables]
+    for one, two in zip(probe(KNN(k=5), *tables), probe(KNN(k=10), *twice, average="scores"), strict=True):
+        assert two.top1 == pytest.approx(one.top1)
+    (row, _) = probe(Linear(penalties=(1.0,)), *twice, average="probabilities")
+    assert row.top1 == pytest.approx(probe(Linear(penalties=(0.5,)), *tables)[0].top1, abs=1e-3)
+
+
+@pytest.mark.parametrize("evaluator", [LinearSGD(), Attentive(), Retrieval()])
+def test_what_takes_one_class_refuses_by_name(evaluator):
+    train, test = made(40)[0], made(40, prefix="t", seed=1)[0]
+    with pytest.raises(
+        UsageError, match=r"'objects' is a set, 'target:speed' is a number: .* takes one class"
+    ):
+        probe(evaluator, train, test)
+
+
+def test_few_labels_and_kept_probes_take_one_class(caplog):
+    train, test = made(40)[0], made(40, prefix="t", seed=1)[0]
+    with pytest.raises(UsageError, match="few_labels takes one class"):
+        probe(KNN(k=3), train, test, few_labels=FewLabels(per_class=(1,)))
+    with pytest.raises(UsageError, match="--save-probe: 'objects'"):
+        fit_probes(Linear(), train, test, "features", 0)
+    both = [
+        replace(
+            one,
+            labels={**one.labels, "side": torch.arange(40) % 2},
+            classes={**one.classes, "side": ("l", "r")},
+        )
+        for one in (train, test)
+    ]
+    with caplog.at_level(logging.WARNING):
+        (row,) = probe(LinearSGD(), *both)
+    assert row.label == "side"
+    assert "left out: 'objects' is a set" in caplog.text
+
+
+def blurred(one: FeatureTable, much: float, seed: int = 5) -> FeatureTable:
+    """The same videos as a worse network sees them."""
+    noise = torch.randn(one.vectors.shape, generator=torch.Generator().manual_seed(seed))
+    return replace(one, vectors=one.vectors + much * noise)
+
+
+def networks(much: float = 3.0):
+    """Rows of a good and a worse network, and the videos."""
+    train, test = made(200)[0], made(120, prefix="t", seed=1)[0]
+    worse = [blurred(one, much, place) for place, one in enumerate((train, test))]
+    scores = {"trained": probe(Linear(), train, test), "untrained": probe(Linear(), *worse)}
+    return scores, {"train": train, "test": test}
+
+
+def test_a_table_names_the_measure_and_says_which_network_is_better():
+    scores, videos = networks()
+    tested = videos_of(videos["test"])
+    found = network_differences(scores, tested)
+    for each, (one, other) in zip(found, zip(*scores.values(), strict=True), strict=True):
+        assert each.found.mean == pytest.approx(one.top1 - other.top1, abs=1e-5)
+        assert each.mark == "+"
+    words = verdict(scores, found).plain
+    assert words.startswith("trained, against untrained, is better on objects, mAP (+")
+    console = Console(file=io.StringIO(), width=200)
+    console.print(score_tables(scores, "toy", found)[0])
+    lines = console.file.getvalue().splitlines()
+    assert any("objects, mAP" in line and " + (" in line for line in lines)
+    number = next(line for line in lines if "speed, R2" in line)
+    error = lines[lines.index(number) + 1]
+    assert "mean absolute error" in error
+    assert f"{scores['trained'][1].mae:.3g}" in error
+    alike = dict.fromkeys(scores, scores["trained"])
+    (unseen, *_) = findings(alike, network_differences(alike, tested), tested, videos["test"].classes)
+    assert "objects 0 points" in unseen
+    near, _ = networks(0.3)
+    (unseen, *_) = findings(near, network_differences(near, tested), tested, videos["test"].classes)
+    assert 1 < float(unseen.split("objects ")[1].split()[0]) < 30
+
+
+def test_classes_that_no_video_has_are_said_and_left_out_of_the_mean():
+    train = table(torch.randn(4, 3), {"objects": ["a", "a|b", "b", "|"]})
+    test = table(torch.randn(3, 3), {"objects": ["a", "a|c", "|"]}, "t")
+    (row,) = probe(KNN(k=2), train, test)
+    assert row.chance == pytest.approx((2 + 1) / (2 * 3))  # of a and c
+    shared = {"objects": ("a", "a|b", "b", "|", "a|c")}
+    assert classes_of(train.renumbered(shared), test.renumbered(shared)) == [
+        "train, label 'objects': several a video, 3 classes: a (2), b (2), c (0)",
+        "test, label 'objects': several a video, 3 classes: a (2), b (0), c (1)",
+        "label 'objects': no test video has b: left out of the mean",
+        "label 'objects': no training video has c, which count as guessed",
+    ]
+
+
+def test_files_of_scores_are_read_compared_and_drawn(tmp_path: Path, monkeypatch, capsys):
+    scores, videos = networks()
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        path, _ = write_scores(Path(f"runs/good-{seed}"), scores, videos, seed=seed)
+        write_scores(
+            Path(f"runs/bad-{seed}"),
+            {"trained": scores["untrained"]},
+            videos,
+            seed=seed,
+            objective="{type: bevt}",
+        )
+    file = read_scores(path)
+    assert file.scores["trained"] == tuple(scores["trained"])
+    differences = json.loads(path.read_text())["differences"]
+    assert [row["measure"] for row in differences] == ["mAP", "R2"]
+    console = Console(file=io.StringIO(), width=250)
+    assert compare(["runs/good-0", "runs/bad-0"], console=console) == 0
+    assert compare(["runs/good-0", "runs/good-1", "runs/bad-0", "runs/bad-1"], console=console) == 0
+    said = console.file.getvalue()
+    assert "objects mAP" in said
+    assert "target:speed R2" in said
+    points = 100 * (scores["untrained"][0].top1 - scores["trained"][0].top1)
+    assert said.count(f"{points:+.1f}") == 2
+    assert compare(["runs/good-0"], output="csv") == 0
+    assert ",mAP," in capsys.readouterr().out
+    row = run_row(RunFolder(Path("runs/good-0")))
+    assert row["toy.trained.objects"] == scores["trained"][0].top1
+    assert write_report(["runs/good-0", "runs/bad-0"], out="page.html", console=console) == 0
+    page = Path("page.html").read_text()
+    assert "objects mAP" in page
+    assert "leads" in page
