@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import Generic, TypeVar, cast
 
 from vidssl.backbones import BACKBONES
-from vidssl.config.protocol import (
-    FinetuneProtocol,
-    MaskProtocol,
-    PatchType,
-    Protocol,
-    TokenizerProtocol,
-)
+from vidssl.config.protocol import FinetuneProtocol, MaskProtocol, PatchType, Protocol, TokenizerProtocol
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec, bind, keys_of, parts_of, written
 from vidssl.config.strict_yaml import Node, dump, nearest

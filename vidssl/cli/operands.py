@@ -85,11 +85,7 @@ class _Help(argparse.HelpFormatter):
 
 
 def add(
-    commands: "Commands[Parser]",
-    name: str,
-    run: Callable[..., int],
-    describe: str,
-    operands: tuple[str, str],
+    commands: "Commands[Parser]", name: str, run: Callable[..., int], describe: str, operands: tuple[str, str]
 ) -> Parser:
     """A command's parser. Options that are left out are not passed on: the defaults of what is run hold.
 

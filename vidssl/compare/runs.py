@@ -31,20 +31,8 @@ from vidssl.evaluate.score_file import CONTENT, WHERE, ScoreFile, find_scores, f
 
 TableFormat = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (
-    "measure",
-    "top1",
-    "low",
-    "high",
-    "top5",
-    "chance",
-    "num_train",
-    "num_test",
-    "num_groups",
-    "class_mean",
-    "class_top5",
-    "spread",
-    "mae",
-    "chosen",
+    *("measure", "top1", "low", "high", "top5", "chance", "num_train", "num_test"),
+    *("num_groups", "class_mean", "class_top5", "spread", "mae", "chosen"),
 )
 
 

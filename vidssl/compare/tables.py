@@ -361,11 +361,9 @@ def _chance(group: RunGroup, key: RowKey, measure: str) -> str:
     score = group.rows(next(iter(group.files[0].scores)))[key][0]
     if measure in (TOP5, CLASS_TOP5):
         return ""
-    return (
-        (score.class_chance and percent(score.class_chance)) or ""
-        if measure == CLASS_MEAN
-        else percent(score.chance)
-    )
+    if measure == CLASS_MEAN:
+        return percent(score.class_chance) if score.class_chance else ""
+    return percent(score.chance)
 
 
 def _cell(scores: Sequence[Score], measure: str, mark: str = "") -> str:

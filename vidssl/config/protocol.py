@@ -401,10 +401,7 @@ AS_TESTED = "as_tested"
 
 
 def _with_tested(node: Node) -> Node:
-    """The tree whose ``train_views`` have what the test views have, for each key that says ``as_tested``.
-
-    Without data there are no test views yet, and the key is left out.
-    """
+    """The tree whose ``train_views`` have what the test views have, for each key that says ``as_tested``."""
     sections = node.mapping()
     data, learned = sections.get("data"), sections.get("train_views")
     if learned is None or not isinstance(learned.value, Mapping):
@@ -417,7 +414,7 @@ def _with_tested(node: Node) -> Node:
             found[key] = entry
         elif key in tested:
             found[key] = moved(tested[key], f"train_views.{key}")
-        elif data is not None and data.value is not None:
+        elif data is not None and data.value is not None:  # without data there are no test views yet
             raise entry.error(f"the test views name no '{key}' to take: name it, as train_views.{key}=VALUE")
     return replace(node, value={**sections, "train_views": replace(learned, value=found)})
 

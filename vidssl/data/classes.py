@@ -1,8 +1,7 @@
 """Classes of a label: their names in number order, one numbering for several data sets, their counts.
 
-A label whose classes are sets (``jump|run``) has several classes a video, and one that is called
-``target:NAME`` is a number. Both travel as class numbers like any other, a class for each set or number that
-occurs; ``outputs_of`` says what these stand for.
+A label whose classes are sets (``jump|run``) has several classes a video, one called ``target:NAME`` is a
+number. Both travel as class numbers, one for each set or number; ``outputs_of`` says what these stand for.
 """
 
 import math

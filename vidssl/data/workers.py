@@ -291,10 +291,7 @@ def _ready(crew: list[_Worker[Task, Made]], patience_seconds: float) -> list[_Wo
     """Those that are done, died or are late; waits for the first."""
     left = min(worker.started for worker in crew) + patience_seconds - time.monotonic()
     wait(
-        [
-            *(worker.connection for worker in crew),
-            *(worker.process.sentinel for worker in crew),
-        ],
+        [*(worker.connection for worker in crew), *(worker.process.sentinel for worker in crew)],
         max(left, 0) + 0.01,
     )
     now = time.monotonic()

@@ -220,13 +220,7 @@ class FeatureStore:
         return True
 
     def _encode(
-        self,
-        name: str,
-        network: Backbone,
-        job: FeatureJob,
-        source: DataSource,
-        batch_size: int,
-        path: Path,
+        self, name: str, network: Backbone, job: FeatureJob, source: DataSource, batch_size: int, path: Path
     ) -> Encoded:
         """Features of a source; patch tokens, where needed, are written beside ``path``."""
         with ExitStack() as stack:

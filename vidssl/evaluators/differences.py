@@ -50,11 +50,7 @@ class LabelledVideos:
         return score.added or [a == b for a, b in zip(score.predicted, self.truth, strict=True)]
 
     def difference(self, like: Score, one: ArrayLike, other: ArrayLike) -> Difference:
-        """How much better the second of two networks is, by their answers as ``right`` has them.
-
-        Args:
-            like: a row of them, which says what is measured.
-        """
+        """How much better the second of two networks is, by what ``right`` gives; ``like``: a row."""
         if like.added:
             return mean_of(np.subtract(other, one), self.groups)
         return paired_difference(one, other, self.classes(like), self.groups)

@@ -116,11 +116,12 @@ class Linear(Evaluator, Fits):
         if not parts:
             middle = sorted(penalties)[len(penalties) // 2]
             return middle, f"penalty {middle:g} (the middle one: too few videos to choose by)"
-        if train.kind == "set":
-            found = torch.tensor([self._precisions(train, *part, penalties) for part in parts]).nanmean(0)
-            penalty = penalties[int(found.nan_to_num(-1).argmax())]  # of equal ones the strongest
-            return penalty, chosen_in_words("penalty", penalty, penalties)
         losses = torch.cat([self._losses(train, *part, penalties) for part in parts])
+        if train.kind == "set":
+            penalty = penalties[
+                int(losses.nanmean(0).nan_to_num(1.0).argmin())
+            ]  # of equal ones the strongest
+            return penalty, chosen_in_words("penalty", penalty, penalties)
         held = torch.cat([held for _, held in parts])
         worse = losses - losses[:, [int(losses.mean(0).argmin())]]
         groups = held if train.groups is None else train.groups[held]
@@ -132,24 +133,18 @@ class Linear(Evaluator, Fits):
         return penalty, chosen_in_words("penalty", penalty, penalties)
 
     def _losses(self, train: LabelledFeatures, kept: Tensor, held: Tensor, penalties: list[float]) -> Tensor:
-        """Log loss, or squared error of a number, [m, P] of each held-out sample under each penalty."""
+        """Of each held-out sample log loss or squared error, [m, P]; of sets less their mAP, [1, P]."""
         columns = []
         for penalty in penalties:
             scores = self._held(train, kept, held, penalty)
-            if train.outputs is not None:
+            if train.outputs is None:
+                columns.append(F.cross_entropy(scores, train.labels[held], reduction="none"))
+            elif train.kind == "number":
                 columns.append((scores - train.outputs.to(scores)[held]).square().sum(1))
             else:
-                columns.append(F.cross_entropy(scores, train.labels[held], reduction="none"))
+                added, _ = mean_average_precision(scores.cpu().numpy(), train.outputs[held].cpu().numpy())
+                columns.append(scores.new_tensor([-float(added.mean())]))
         return torch.stack(columns, dim=1)
-
-    def _precisions(
-        self, train: LabelledFeatures, kept: Tensor, held: Tensor, penalties: list[float]
-    ) -> list[float]:
-        """Mean average precision of the held-out samples under each penalty."""
-        assert train.outputs is not None, "of sets"
-        truth = train.outputs[held].cpu().numpy()
-        scores = (self._held(train, kept, held, penalty).cpu().numpy() for penalty in penalties)
-        return [float(mean_average_precision(each, truth)[0].mean()) for each in scores]
 
     def _held(self, train: LabelledFeatures, kept: Tensor, held: Tensor, penalty: float) -> Tensor:
         """Scores [m, K] of held-out samples."""
@@ -234,9 +229,8 @@ def fit_ridge(vectors: Tensor, outputs: Tensor, penalty: float) -> tuple[Tensor,
     few = len(rows) < rows.shape[1]
     gram = rows @ rows.T if few else rows.T @ rows
     gram.diagonal().add_(penalty)
-    weight = (
-        rows.T @ torch.linalg.solve(gram, wanted) if few else torch.linalg.solve(gram, rows.T @ wanted)
-    ).T
+    found = torch.linalg.solve(gram, wanted if few else rows.T @ wanted)
+    weight = (rows.T @ found if few else found).T
     return weight, level - weight @ middle
 
 

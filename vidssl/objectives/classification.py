@@ -21,12 +21,7 @@ from vidssl.objectives.parts.masked_prediction import (
 
 
 def mix(
-    views: Sequence[Tensor],
-    targets: Tensor,
-    *,
-    mixup: float,
-    cutmix: float,
-    generator: torch.Generator,
+    views: Sequence[Tensor], targets: Tensor, *, mixup: float, cutmix: float, generator: torch.Generator
 ) -> tuple[list[Tensor], Tensor]:
     """Every clip mixed with its neighbour in the batch, by one draw for the whole batch.
 

@@ -299,12 +299,7 @@ class TokenizerTraining(Objective, Watched):
     def yardsticks(self) -> tuple[Yardstick, ...]:
         return (
             Yardstick(metric="psnr", label="reconstruction", says="frames are rebuilt at {}", unit="dB"),
-            Yardstick(
-                metric="used_codes",
-                label="codes in use",
-                says="{} of the codes are used",
-                unit="%",
-            ),
+            Yardstick(metric="used_codes", label="codes in use", says="{} of the codes are used", unit="%"),
         )
 
     def bands(self) -> tuple[Band, ...]:

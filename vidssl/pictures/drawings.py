@@ -229,10 +229,7 @@ def _frames(clips: Tensor) -> list[Tensor]:
 
 
 def strips_of(
-    keys: Sequence[str],
-    labelled: Mapping[str, Sequence[Tensor]],
-    notes: Sequence[str],
-    brief: Sequence[str],
+    keys: Sequence[str], labelled: Mapping[str, Sequence[Tensor]], notes: Sequence[str], brief: Sequence[str]
 ) -> tuple[Strip, ...]:
     """A strip for each clip; single images stand side by side, up to eight in a strip.
 

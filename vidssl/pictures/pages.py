@@ -276,11 +276,6 @@ def save_gif(pictures: Sequence[Image.Image], path: Path) -> None:
     write_atomically(
         path,
         lambda temporary: first.save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=others,
-            duration=FRAME_MILLISECONDS,
-            loop=0,
+            temporary, format="GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0
         ),
     )

@@ -89,11 +89,7 @@ def _keys(networks: _Networks, where: Path) -> dict[str, int | bool]:
     first, last = encoder.get("input.weight"), encoder.get("output.weight")
     if first is None or last is None or (decoder is not None and "input.weight" not in decoder):
         raise UsageError(f"{where}: no whole DALL-E dVAE, its first or last layer is missing")
-    keys: dict[str, int | bool] = {
-        "vocab_size": len(last),
-        "width": len(first),
-        "num_blocks": len(blocks),
-    }
+    keys: dict[str, int | bool] = {"vocab_size": len(last), "width": len(first), "num_blocks": len(blocks)}
     return keys | (
         {"with_decoder": False} if decoder is None else {"decoder_width": len(decoder["input.weight"])}
     )

@@ -66,11 +66,7 @@ class Replay:
 
 
 def replay(
-    name: str,
-    *,
-    precision: ReplayPrecision = "fp32",
-    trust: bool = False,
-    console: Console | None = None,
+    name: str, *, precision: ReplayPrecision = "fp32", trust: bool = False, console: Console | None = None
 ) -> int:
     """Repeats the forward and the backward pass of a captured step and prints where it ceases to be finite.
 
@@ -131,11 +127,7 @@ def repeat(objective: Objective, capture: Capture, recipe: Recipe, precision: st
 
 
 def _backward(
-    objective: Objective,
-    parts: Sequence[Batch],
-    attempt: Attempt,
-    generator: torch.Generator,
-    precision: str,
+    objective: Objective, parts: Sequence[Batch], attempt: Attempt, generator: torch.Generator, precision: str
 ) -> float:
     """Gradients of a batch in parts, as the loop takes them; its loss."""
     autocast = partial(torch.autocast, "cpu", _DTYPES.get(precision), enabled=precision in _DTYPES)

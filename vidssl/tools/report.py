@@ -26,13 +26,7 @@ from vidssl.errors import UsageError, counted
 from vidssl.evaluate.evaluate import find_checkpoint
 from vidssl.evaluate.score_file import ScoreFile, find_scores
 from vidssl.evaluators.differences import RowKey
-from vidssl.evaluators.statistics import (
-    LEVEL,
-    Difference,
-    holm,
-    mean_over_seeds,
-    method_difference,
-)
+from vidssl.evaluators.statistics import LEVEL, Difference, holm, mean_over_seeds, method_difference
 from vidssl.pictures.charts import (
     Curve,
     Dot,

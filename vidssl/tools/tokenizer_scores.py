@@ -201,7 +201,7 @@ def _table(rows: Sequence[ScoredTokenizer], title: str) -> Table:
         padding=(0, 1, 0, 0),
     )
     table.add_column("tokenizer", overflow="fold")
-    for name in (
+    heads = (
         "an id",
         "bits/\npixel",
         "PSNR\ndB",
@@ -210,7 +210,8 @@ def _table(rows: Sequence[ScoredTokenizer], title: str) -> Table:
         "per-\nplexity",
         "flicker\n%",
         "ids/s",
-    ):
+    )
+    for name in heads:
         table.add_column(name, justify="right")
     on_gpu = torch.cuda.is_available()
     for row in rows:

@@ -73,12 +73,7 @@ class KnnMonitor:
 
 @torch.no_grad()
 def measure(
-    parallel: Parallel,
-    streams: Mapping[str, Stream],
-    *,
-    batches: int,
-    device: torch.device,
-    autocast: bool,
+    parallel: Parallel, streams: Mapping[str, Stream], *, batches: int, device: torch.device, autocast: bool
 ) -> dict[str, float]:
     """The objective's metrics in eval mode over the first batches, at most one pass; the same at every call.
 

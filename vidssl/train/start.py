@@ -188,12 +188,7 @@ def _test_overlap(videos: Mapping[str, Sequence[Video]]) -> Overlap:
 
 
 def _note_videos(
-    folder: RunFolder,
-    videos: Mapping[str, Sequence[Video]],
-    run: RunSpec,
-    say: Say,
-    *,
-    resumes: bool,
+    folder: RunFolder, videos: Mapping[str, Sequence[Video]], run: RunSpec, say: Say, *, resumes: bool
 ) -> str:
     """Keeps the lists of videos in a run's folder; of one that resumes, holds them against those of before.
 

@@ -25,12 +25,7 @@ _PATH_THEN_LABELS = re.compile(rf"({_PATH})(?:\s+(\S.*))?", re.IGNORECASE)
 _WORD = re.compile(r'"([^"]*)"|(\S+)')
 # Kinetics lists are called .csv and part their columns by a space
 _PATH_THEN_DELIMITER = re.compile(rf"{_PATH}([,;\t ])", re.IGNORECASE)
-_TIMES = {
-    "start": "start",
-    "end": "end",
-    "time_start": "start",
-    "time_end": "end",
-}  # columns that are no labels
+_TIMES = {"start": "start", "end": "end", "time_start": "start", "time_end": "end"}  # columns, no labels
 _GROUP = "group"  # nor is this one
 ROOT_NOTE = "root"  # in the lines that a list may open with: the folder of its paths
 

@@ -167,10 +167,10 @@ def read_annotations(
         if times is not None and not 0 <= times[0] < times[1]:
             empty.append(f"line {line}: {key} from {times[0]:g} to {times[1]:g} s")
             continue
-        names = {name: columns.get(name, name) for name in known.labels}
+        called = {name: columns.get(name, name) for name in known.labels}
         labels = {
             label: check_cell(label, _cell(cells, name, path, line), f"{path}:{line}")
-            for name, label in names.items()
+            for name, label in called.items()
             if not joined or label in joined
         }
         row = Row(key, labels, times, printable(cells[known.group], one_line=True) if known.group else "")

@@ -103,10 +103,7 @@ def _objective(objective: ObjectiveName, choices: Choices) -> list[str]:
             "freeze_last_layer_epochs": (0, ""),
             "correspondences": (["lg", "gg"], "SVT, Table 4"),
         },
-        "bevt": {
-            "image_weight": (1.0, "lambda, BEVT, Eq. 4"),
-            "video_weight": (1.0, ""),
-        },
+        "bevt": {"image_weight": (1.0, "lambda, BEVT, Eq. 4"), "video_weight": (1.0, "")},
         "vimpac": {
             "contrastive_weight": (1.0, "alpha, VIMPAC, Sec. 3.3"),
             "head_layers": (2, "official code, small model"),

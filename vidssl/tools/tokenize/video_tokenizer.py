@@ -67,13 +67,7 @@ class VideoTokenizer:
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        source: DataSource,
-        info: StoreInfo,
-        *,
-        device: torch.device,
-        workers: int,
+        self, tokenizer: Tokenizer, source: DataSource, info: StoreInfo, *, device: torch.device, workers: int
     ) -> None:
         self.tokenizer = tokenizer
         self.source = source
