@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vidssl.build.build import check_file
+from vidssl.build.build import check, check_file
 from vidssl.config.files import FOLDERS, NAMES, SpecKind
+from vidssl.config.grid import check_grid
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vidssl"
@@ -23,6 +24,8 @@ SPECS = {
     )
     for kind in NAMES
 }
+
+PAPER_GRIDS = [path for path in SPECS["grids"] if path.parent.name == "paper"]  # large networks, many cells
 
 # Floors of a house, the ground floor first; a module imports its own floor or one below.
 FLOORS = (
@@ -239,15 +242,27 @@ def test_specs_are_found() -> None:
     """A glob that finds nothing passes for ever."""
     least = {"recipes": 32, "grids": 20, "evaluation": 27, "tokenizers": 4}
     assert {kind: len(paths) for kind, paths in SPECS.items() if len(paths) < least[kind]} == {}
+    assert len(PAPER_GRIDS) >= 9
 
 
 @pytest.mark.parametrize(
     ("kind", "path"),
-    [(kind, path) for kind, paths in SPECS.items() for path in paths],
+    [
+        pytest.param(kind, path, marks=[pytest.mark.slow] * (path in PAPER_GRIDS))
+        for kind, paths in SPECS.items()
+        for path in paths
+    ],
     ids=lambda value: value.stem if isinstance(value, Path) else value,
 )
 def test_every_spec_builds_on_the_meta_device(kind: SpecKind, path: Path) -> None:
     check_file(kind, path)
+
+
+@pytest.mark.parametrize("path", PAPER_GRIDS, ids=lambda path: path.stem)
+def test_the_ends_of_a_grid_of_large_networks_build(path: Path) -> None:
+    first, *_, last = check_grid(str(path))
+    for _, recipe in (first, last):
+        check(recipe)
 
 
 def test_every_spec_of_the_repository_lies_in_a_spec_folder() -> None:

@@ -23,7 +23,7 @@ from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.train.run import train_recipe
 
-SHORT = ["schedule.steps=4", "run.log_every_steps=1", "run.checkpoint_every_steps=2", "run.workers=0"]
+SHORT = ["schedule.steps=2", "run.log_every_steps=1", "run.checkpoint_every_steps=1", "run.workers=0"]
 STILL = "backbone.drop_path=0"  # each process draws for itself which blocks and units it drops
 # initial vectors that differ from clip to clip by more than rounding: batch norm would make much of that
 SOUND = ["backbone.dropout=0", "backbone.init_std=0.5", "optim.lr=1e-4"]
@@ -133,7 +133,7 @@ def test_two_processes_with_shards_have_the_losses_of_one(name: str, sharded: Pa
     assert_same_losses(sharded, name)
     one, two = (RunFolder(sharded / side / name) for side in ("one", "two"))
     for kind in ("checkpoints", "resume"):
-        name = f"{kind}/step-000004.safetensors"
+        name = f"{kind}/step-000002.safetensors"
         before, after = (read_tensors(run.path / name)[1] for run in (one, two))
         shapes = [
             {
@@ -149,8 +149,8 @@ def test_two_processes_with_shards_have_the_losses_of_one(name: str, sharded: Pa
 def test_of_two_processes_the_first_writes_all(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "two").iterdir()) == sorted(RUNS)
     run = RunFolder(folder / "two" / "vimpac-in-parts")
-    assert [path.name for path in run.states()] == ["step-000002.safetensors", "step-000004.safetensors"]
-    metadata, tensors = read_tensors(run.state_path(4))
+    assert [path.name for path in run.states()] == ["step-000001.safetensors", "step-000002.safetensors"]
+    metadata, tensors = read_tensors(run.state_path(2))
     assert metadata["processes"] == "2"
     assert not torch.equal(tensors["random.cpu"], tensors["process1.random.cpu"])
     assert torch.equal(tensors["random.objective"], tensors["process1.random.objective"])

@@ -64,6 +64,17 @@ def test_pickled_modules_are_read_without_their_classes(golden: State, legacy: b
     assert same(load_file("out.safetensors"), expected(golden))
 
 
+@pytest.fixture(scope="module")
+def released(golden: State, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What the release's two files are converted to."""
+    folder = tmp_path_factory.mktemp("release")
+    files = [folder / f"{name}.pkl" for name in ("encoder", "decoder")]
+    for file in files:
+        save_release(file, file.stem, part(golden, file.stem))
+    convert(*map(str, files), str(folder / "release.safetensors"))
+    return (folder / "release.safetensors").read_bytes()
+
+
 def save_plain(golden: State) -> list[str]:
     torch.save(part(golden, "encoder"), "encoder.pt")
     torch.save(part(golden, "decoder"), "decoder.pt")
@@ -96,12 +107,11 @@ def save_ours(golden: State) -> list[str]:
 
 
 @pytest.mark.parametrize("save", [save_plain, save_old_plain, save_checkpoint, save_safe, save_ours])
-def test_every_kind_of_file_gives_the_same_bytes(golden: State, save: Callable[[State], list[str]]) -> None:
-    for name in ("encoder", "decoder"):
-        save_release(Path(f"{name}.pkl"), name, part(golden, name))
-    convert("encoder.pkl", "decoder.pkl", "release.safetensors")
+def test_every_kind_of_file_gives_the_same_bytes(
+    golden: State, released: bytes, save: Callable[[State], list[str]]
+) -> None:
     convert(*save(golden), "other.safetensors")
-    assert Path("other.safetensors").read_bytes() == Path("release.safetensors").read_bytes()
+    assert Path("other.safetensors").read_bytes() == released
 
 
 def test_report_names_what_was_found_and_its_yaml_loads(
@@ -158,7 +168,7 @@ HOSTILE: dict[str, tuple[object, str]] = {
 }
 
 
-@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [0, 2, 4])  # the others name what they call by the instructions of these
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_pickles_are_refused_by_the_name_of_what_they_call(
     capsys: pytest.CaptureFixture[str], name: str, protocol: int

@@ -110,6 +110,7 @@ def test_the_loader_of_a_leaderboards_metadata_gives_the_same(tiny: Path, task) 
     assert found.shape == (3, v.load(tiny).num_features)
 
 
+@pytest.mark.slow  # mteb looks through all of its tasks
 def test_what_mteb_cannot_do_is_refused(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("mteb")
     assert main(["mteb", str(tiny), "--tasks", "HMDB51Clasification"]) == 2

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 
 import vidssl
 from vidssl import __version__
@@ -102,6 +103,7 @@ def _check_working_folder() -> None:
         raise UsageError("the working folder was removed: change to one that is there (cd)") from None
 
 
+@cache
 def parsers() -> "tuple[Parser, Commands[Parser]]":
     """The parser of the whole command line, and those of its commands."""
     parser = Parser(prog="vidssl", description="Self-supervised video learning from interchangeable parts.")

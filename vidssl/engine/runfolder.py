@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 
@@ -321,6 +322,7 @@ def describe_environment() -> dict[str, object]:
     }
 
 
+@cache  # looking through the metadata of all packages takes longer than a step
 def _version(package: str) -> str | None:
     try:
         return version(package)
