@@ -193,16 +193,18 @@ PANEL, ROW, TOP = 180, 24, 44  # of the chart, in pixels
 def chart(folders: Sequence[Path]) -> str:
     """An SVG with a panel a label, a line a method, of grids a line a method and condition.
 
-    It goes from the untrained network (ring) to the trained (disc). Linear probe, mean over seeds;
-    the bar is the 95 % interval of the trained mean, the dashed line chance.
+    It goes from the untrained network (ring) to the trained (disc). Linear probe, or kNN where there is
+    none, mean over seeds; the bar is the 95 % interval of the trained mean, the dashed line chance.
     """
     rows = rows_of(folders)
-    found = [by_label(row.runs, "linear") for row in rows]
-    chances = {
-        score.label: score.chance or 0.0 for score in scores_of(rows[0].runs[0], "linear").scores["trained"]
-    }
+    protocol = "linear" if any((rows[0].runs[0] / "scores").glob("linear-step-*.json")) else "knn"
+    found = [by_label(row.runs, protocol) for row in rows]
+    first = scores_of(rows[0].runs[0], protocol)
+    chances = {score.label: score.chance or 0.0 for score in first.scores["trained"]}
+    alike = len({row.condition for row in rows}) == 1
     names = [
-        ", ".join(filter(None, (METHODS.get(row.method, (row.method,))[0], row.condition))) for row in rows
+        ", ".join(filter(None, (METHODS.get(row.method, (row.method,))[0], "" if alike else row.condition)))
+        for row in rows
     ]
     left_of_all, bottom = 34 + 7 * max(map(len, names)), TOP + ROW * len(found)
     parts = [
@@ -234,7 +236,7 @@ def chart(folders: Sequence[Path]) -> str:
                 f'<circle cx="{b:.1f}" cy="{y}" r="5" fill="{colour}"/>'
             )
     width = left_of_all + len(chances) * (PANEL + 20)
-    head = "ring: untrained; disc: trained, coloured where 95 % intervals (bars) are apart; dashed: chance"
+    head = f"{protocol}; ring: untrained; disc: trained, coloured where 95 % bars are apart; dashed: chance"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{bottom + 50}" '
         'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>'
