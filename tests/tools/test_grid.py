@@ -24,6 +24,11 @@ axes:
 seeds: [0, 1]
 equal: {steps: 2}
 labels: [digit]
+protocols: [knn, masks]
+"""
+MASKS = """name: masks
+propagate: {window: 2}
+data: {test: {type: moving_digits, split: test, size: 16, digit_size: 12, num_frames: 4, num_videos: 4}}
 """
 
 
@@ -40,6 +45,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     Path("recipes/base.yaml").write_text(text)
     Path("recipes/grids/toy.yaml").write_text(GRID)
+    Path("evaluation").mkdir()
+    Path("evaluation/masks.yaml").write_text(MASKS)
 
 
 def here(given: list[Sequence[str]], fails: str = "") -> grids.Runner:
@@ -73,6 +80,8 @@ def test_a_grid_is_trained_once_and_ends_in_tables(
     for words in (
         "# Does it matter?",
         "pairs",
+        "| J&F masks | J masks | F masks |",
+        "masks, pairs: second less first",
         "cost, all trained for 2 steps",
     ):
         assert words in written

@@ -1,9 +1,12 @@
 """Masks of patch tokens: DAVIS's measures beside their definitions, propagation, and the commands."""
 
+import csv
+import io
 import json
 import math
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -18,11 +21,13 @@ from vidssl.data.sources.digits_world import DigitsWorld, digit_masks, render
 from vidssl.data.sources.frame_folders import Davis
 from vidssl.data.sources.moving_digits import MovingDigits
 from vidssl.errors import UsageError
+from vidssl.evaluate.score_file import read_scores
 from vidssl.evaluators import masks
-from vidssl.evaluators.statistics import pooled, pooled_difference
+from vidssl.evaluators.statistics import fraction, mean_of, pooled
 from vidssl.interfaces import UnreadableSample
 from vidssl.use.masks import evaluate_masks
 
+SCHEMA = Path(__file__).parents[2] / "docs" / "score_schema.json"
 CLIPS = ["num_frames=4", "size=16", f"data.test={{{DIGITS}, split: test, num_videos: 6}}"]
 
 
@@ -283,14 +288,16 @@ def test_intervals_over_videos_cover(tmp_path: Path) -> None:
     for _ in range(300):
         objects = draw.integers(1, 4, 20)
         quality = draw.beta(3, 2, 20)  # mean 0.6
-        found = pooled(np.stack((quality * objects, objects), 1), ratio)
+        found = fraction(pooled(np.stack((quality * objects, objects), 1), ratio))
         inside += found.low <= 0.6 <= found.high
     assert 0.92 <= inside / 300 <= 0.98
     values = draw.beta(3, 2, 12)
-    both = pooled_difference(np.stack((values, np.ones(12)), 1), np.stack((values**2, np.ones(12)), 1), ratio)
-    assert both is not None
-    assert both.p == pytest.approx(stats.ttest_rel(values**2, values).pvalue)
-    assert pooled(np.ones((5, 2)), ratio).low < 1
+    # of a plain mean the values are the videos' own; of a ratio their mean is it
+    assert pooled(np.stack((values, np.ones(12)), 1), ratio) == pytest.approx(values)
+    parts = np.stack((quality * objects, objects), 1)
+    assert pooled(parts, ratio).mean() == pytest.approx(ratio(parts.sum(0)), abs=1e-12)
+    assert mean_of(values**2 - values).p == pytest.approx(stats.ttest_rel(values**2, values).pvalue)
+    assert fraction(pooled(np.ones((5, 2)), ratio)).low < 1
 
 
 @pytest.mark.parametrize(
@@ -310,13 +317,17 @@ def test_the_command_scores_and_draws(
 ) -> None:
     assert main(["eval", str(tiny), "--protocol", protocol, *CLIPS, *words]) == 0
     said = capsys.readouterr().out
-    stem = tiny / "mask_scores" / f"{protocol}-step-000002"
-    record = json.loads(stem.with_suffix(".json").read_text())
-    assert list(record["sums"]) == columns
-    assert len(record["keys"]) == 6
-    assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in record["scores"])
+    name = f"{protocol}-step-000002"
+    scores = read_scores(tiny / "scores" / f"{name}.json")
+    jsonschema.validate(json.loads(scores.path.read_text()), json.loads(SCHEMA.read_text()))
+    assert list(scores.scores) == columns[:2]
+    assert len(scores.keys) == 6
+    assert f"chance: {columns[2]}" in said
+    for row in (row for rows in scores.scores.values() for row in rows):
+        assert 0 <= row.low <= row.top1 <= row.high <= 1
+        assert np.mean(row.added) == pytest.approx(row.top1, abs=1e-5)
     assert f"{protocol} of" in said
-    with Image.open(stem.with_suffix(".png")) as picture:
+    with Image.open(tiny / "pictures" / f"{name}.png") as picture:
         assert picture.height > 300
 
 
@@ -325,7 +336,34 @@ def test_python_gets_what_the_command_prints(tiny: Path) -> None:
     assert {row["measure"] for row in found.table()} == {"J&F", "J", "F"}
     assert "first mask held" in repr(found)
     # without num_frames and size those of the recipe's views, which are the same
-    assert evaluate_masks(str(tiny), "video_segmentation", CLIPS[2:]).scores == found.scores
+    assert evaluate_masks(str(tiny), "video_segmentation", [*CLIPS[2:], "shown=1"]).scores == found.scores
+
+
+def test_other_commands_read_the_scores(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [evaluate_masks(word, "video_segmentation", CLIPS) for word in (str(tiny), "pixels")]
+    runs = [str(path.parent.parent) for path in (each.files[0] for each in found)]
+    capsys.readouterr()
+    assert main(["compare", *runs, "--csv"]) == 0
+    rows = csv.DictReader(io.StringIO(capsys.readouterr().out))
+    own = [row for row in rows if (row["protocol"], row["run"]) == ("video_segmentation", "runs/tiny")]
+    assert {(row["network"], row["label"]): float(row["top1"]) for row in own} == {
+        (name, measure): each.mean
+        for name, own in found[0].scores.items() if name != "first mask held"
+        for measure, each in own.items()
+    }  # fmt: skip
+    assert main(["compare", *runs, "--markdown"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "video_segmentation: videos that only one of the two gets right, and the difference in points" in said
+    )
+    assert "| J&F masks | - | - | " in said
+    assert main(["runs", str(tiny.parent), "--csv"]) == 0
+    assert "video_segmentation.trained.J&F" in capsys.readouterr().out
+    page = tmp_path / "page.html"
+    assert main(["report", *runs, "-o", str(page), "--no-pictures"]) == 0
+    assert "Scores: video_segmentation" in page.read_text()
 
 
 def test_what_cannot_be_measured_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -81,8 +81,6 @@ def _evaluate(words: list[str], *, protocols: list[str], **options: Any) -> int:
         of_masks = [name for name in protocols if not of_tokenizers and measures_masks(name)]
         if of_masks and launched() > 1:
             raise UsageError(f"{of_masks[0]}: masks are measured by one process: leave torchrun out")
-        if of_masks and len(of_masks) < len(protocols):
-            raise UsageError(f"{of_masks[0]} measures on masks: give it a command of its own")
         if not of_tokenizers and len(names) > 1:
             raise UsageError(f"eval takes one run, checkpoint or network, got {' '.join(names)}")
     if of_tokenizers:
@@ -91,17 +89,18 @@ def _evaluate(words: list[str], *, protocols: list[str], **options: Any) -> int:
         from vidssl.tools.tokenizer_scores import score_tokenizers
 
         return score_tokenizers(names, protocols, overrides, **options)
+    target = names[0] if names else None
     if of_masks:
         if "save_probe" in options:
             raise UsageError("--save-probe: what is learned on masks is not kept")
         from vidssl.use.masks import evaluate_masks
 
         for name in of_masks:
-            evaluate_masks(names[0] if names else None, name, overrides, **options)
-        return 0
+            evaluate_masks(target, name, overrides, **options)
     from vidssl.evaluate.evaluate import evaluate_run
 
-    return evaluate_run(names[0] if names else None, protocols, overrides, **options)
+    rest = [name for name in protocols if name not in of_masks]
+    return evaluate_run(target, rest, overrides, **options) if rest else 0
 
 
 def _compare(words: list[str], **options: Any) -> int:

@@ -183,14 +183,17 @@ class ProtocolTable:
             seeds = tuple(first.scores[protocol])
             present = tuple(cell for cell in present if set(seeds) <= set(cell.scores[protocol]))
         left_out = tuple(cell.name for cell in results.cells if cell not in present)
-        keys = [key for key in present[0].rows(protocol, seeds) if key[2] == "normal"]
-        lacking = [label for label in results.labels if label not in {key[0] for key in keys}]
+        shown = present[0].rows(protocol, seeds)
+        keys = [key for key in shown if key[2] == "normal"]
+        # measures of masks are no labels: all are shown
+        labels = () if shown[keys[0]][0].measure == "masks" else results.labels
+        lacking = [label for label in labels if label not in {key[0] for key in keys}]
         if lacking:
             known = ", ".join(dict.fromkeys(key[0] for key in keys))
             raise UsageError(
                 f"grid {results.name}: no scores of the label '{lacking[0]}'. There are: {known}"
             )
-        rows = tuple(key for key in keys if not results.labels or key[0] in results.labels)
+        rows = tuple(key for key in keys if not labels or key[0] in labels)
         return cls(results, protocol, seeds, present, left_out, rows)
 
     def value(self, cell: CellResult, key: RowKey, network: int = 0) -> list[float]:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidssl.build.registry import resolved_text
-from vidssl.config.protocol import FinetuneProtocol, Protocol
+from vidssl.config.protocol import FinetuneProtocol, MaskProtocol, Protocol
 from vidssl.data.classes import class_counts
 from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import print_line
@@ -49,20 +49,23 @@ class NotKept(UsageError):
 
 def report(
     subject: Subject,
-    protocol: Protocol | FinetuneProtocol,
+    protocol: Protocol | FinetuneProtocol | MaskProtocol,
     scores: Scores,
     videos: Mapping[str, FeatureTable],
     console: Console,
     *,
     notes: Sequence[str] = (),
     details: Sequence[str] = (),
-) -> None:
+) -> Path:
     """Print what was found in a sentence, a table of scores and what was left out, and keep them in a file.
 
     Args:
         videos: those to learn from ("train") and to test on ("test"), as they were found.
         notes: on test videos that were learned from before.
         details: lines that are printed below the tables, and not kept.
+
+    Returns:
+        The file.
 
     Raises:
         NotKept: if the file cannot be written, when all is shown.
@@ -100,6 +103,7 @@ def report(
     if earlier is not None:
         print_line(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
     print_line(console, f"Scores: {path}")
+    return path
 
 
 def pixel_lines(

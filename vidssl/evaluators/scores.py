@@ -42,7 +42,7 @@ from vidssl.interfaces import (
 from vidssl.interfaces.evaluator import ScoreKind
 
 _log = logging.getLogger(__name__)
-Measure = Literal["top-1", "mAP", "R2"]
+Measure = Literal["top-1", "mAP", "R2", "masks"]
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Score:
         unbalanced: whether the commonest class of the test videos has over 1.5 times as many as the mean one,
             and more than drawing at random makes, so that the mean over classes leads.
         num_groups: of the test videos, where clips were cut from one source; None where none are known.
-        added: what each test video adds to mAP or R2, their mean (``mean_average_precision``); else empty.
+        added: what each test video adds to mAP, R2 or a measure of masks, their mean; else empty.
         mae, mae_interval: mean absolute error of numbers, in their unit, and its 95 % interval; else None.
         chosen: the setting that the training videos chose, in words; empty where there was nothing to choose.
         num_train, num_test: videos with this label.

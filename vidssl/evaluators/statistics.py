@@ -374,17 +374,23 @@ def _mean(values: Array, groups: ArrayLike | None) -> tuple[float, float, int]:
     return float(values.mean()), videos.spread(values, videos.units), videos.num_units - 1
 
 
-def pooled(parts: ArrayLike, of: Callable[[Array], float]) -> Estimate:
-    """A number in [0, 1] that is computed of sums over videos, such as a mean IoU, with its 95 % interval.
+def pooled(parts: ArrayLike, of: Callable[[Array], float]) -> Array:
+    """What each video adds to a number of sums over videos, such as mean IoU; their mean is that number.
 
-    The variance is the jackknife's (Tukey 1958): how the number changes as each video in turn is left out.
-    The interval is Student's, in the logit, so that it stays within 0 and 1.
+    The jackknife's pseudo-values (Tukey 1958), so that the spread of their mean is that of the number. Of a
+    mean over videos they are the videos' own values.
 
     Args:
         parts: [N, ...], what each video adds to the sums.
         of: the number, of sums [...].
+
+    Returns:
+        [N].
     """
-    return _in_logit(*_jackknife(np.asarray(parts, dtype=float), of))
+    parts = np.asarray(parts, dtype=float)
+    total, number = parts.sum(0), len(parts)
+    without = np.array([of(total - part) for part in parts]) if number > 1 else np.zeros(1)
+    return of(total) + (number - 1) * (without.mean() - without)
 
 
 def _in_logit(mean: float, variance: float, freedom: int) -> Estimate:
@@ -394,29 +400,6 @@ def _in_logit(mean: float, variance: float, freedom: int) -> Estimate:
     half = float(special.stdtrit(freedom, 1 - LEVEL / 2)) * float(np.sqrt(variance)) / slope
     low, high = (float(special.expit(special.logit(mean) + sign * half)) for sign in (-1, 1))
     return Estimate(mean, min(low, mean), max(high, mean))
-
-
-def pooled_difference(one: ArrayLike, other: ArrayLike, of: Callable[[Array], float]) -> Difference | None:
-    """How much larger ``of`` is for the second of two networks on the same videos; errors by the jackknife.
-
-    Args:
-        one, other: [N, ...], what each video adds to the sums of each.
-        of: as for ``pooled``.
-
-    Returns:
-        None where leaving out a video changes nothing, so that there is nothing to test by.
-    """
-    both = np.stack((np.asarray(one, dtype=float), np.asarray(other, dtype=float)), axis=1)
-    mean, variance, freedom = _jackknife(both, lambda sums: of(sums[1]) - of(sums[0]))
-    return None if variance < 1e-18 or freedom < 1 else _by_t(mean, variance, freedom)
-
-
-def _jackknife(parts: Array, of: Callable[[Array], float]) -> tuple[float, float, int]:
-    """The number of all videos, its variance, and degrees of freedom."""
-    total, number = parts.sum(0), len(parts)
-    without = np.array([of(total - part) for part in parts]) if number > 1 else np.zeros(1)
-    variance = (number - 1) / number * float(np.square(without - without.mean()).sum())
-    return of(total), variance, number - 1
 
 
 def mean_over_seeds(values: Sequence[float]) -> tuple[float, float | None]:

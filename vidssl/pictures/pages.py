@@ -79,7 +79,7 @@ def evenly_spaced(count: int, most: int) -> list[int]:
     """At most so many of ``count`` places, the first and the last among them."""
     if count <= most:
         return list(range(count))
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+    return [round(i * (count - 1) / max(1, most - 1)) for i in range(most)]
 
 
 def line(text: str, width: int | None = None) -> Image.Image:

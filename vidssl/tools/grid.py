@@ -43,7 +43,13 @@ from vidssl.compare.grid_tables import StepPrice, grid_tables, read_results
 from vidssl.compare.runs import csv_text
 from vidssl.compare.tables import drawn, markdown
 from vidssl.config.grid import Cell, Grid, load_grid
-from vidssl.config.protocol import finetunes, load_protocol, measures_masks, measures_tokenizers
+from vidssl.config.protocol import (
+    finetunes,
+    load_mask_protocol,
+    load_protocol,
+    measures_masks,
+    measures_tokenizers,
+)
 from vidssl.config.recipe import Recipe
 from vidssl.config.strict_yaml import parse, plain
 from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
@@ -55,6 +61,7 @@ from vidssl.errors import UsageError, counted
 from vidssl.tools.dry_run import part_sizes, step_seconds, two_steps
 from vidssl.train.run import STOPPED
 from vidssl.train.trial import random_states_kept
+from vidssl.use.masks import sized
 
 Commands = Sequence[Sequence[str]]
 Runner = Callable[[Commands, Path, str], int]  # commands, file for what they print, name -> exit code
@@ -282,7 +289,12 @@ def _check(grid: Grid, execution: Execution) -> dict[str, str]:
             if measures_tokenizers(word):
                 raise UsageError(f"{word}: measures tokenizers; a grid scores networks")
             if measures_masks(word):
-                raise UsageError(f"{word}: measures masks, which a grid has no table for: eval")
+                if execution.processes > 1:
+                    raise UsageError(f"{word}: masks are measured by one process: leave --processes out")
+                masks = sized(load_mask_protocol(word, execution.evaluation), recipe)
+                build.check_mask_protocol(masks)
+                protocols[word] = masks.name
+                continue
             given = [w for w in execution.evaluation if finetunes(word) or not w.startswith("run.")]
             protocol = load_protocol(word, given, recipe)
             if protocol.data is None:

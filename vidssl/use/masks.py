@@ -1,8 +1,7 @@
 """Patch tokens of frozen networks measured on masks: scores with intervals, a file of them and a picture."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -10,34 +9,34 @@ from typing import cast
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
 from vidssl.build import build
-from vidssl.build.registry import resolved_text
+from vidssl.compare.tables import Grid, markdown
 from vidssl.config.protocol import MaskProtocol, load_mask_protocol
 from vidssl.config.recipe import Recipe
 from vidssl.data.sources.origins import videos_of
 from vidssl.engine.distributed import processes, take_device
 from vidssl.engine.logging import print_line, progress_bar, shown_messages, terminal
-from vidssl.engine.process import make_folder, write_text
-from vidssl.engine.runfolder import describe_environment
+from vidssl.engine.process import make_folder
 from vidssl.engine.speed import use_bfloat16
-from vidssl.errors import UsageError, counted
+from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import asked_network, eval_words
 from vidssl.evaluate.networks import recipe_named
-from vidssl.evaluate.report import difference_cells, p_cell, percent
+from vidssl.evaluate.report import percent, report
 from vidssl.evaluate.subject import Subject, check_seen
 from vidssl.evaluators import masks
+from vidssl.evaluators.differences import network_differences, tested_videos
+from vidssl.evaluators.extract import Encoded, table_of
+from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.masks import Array
-from vidssl.evaluators.statistics import Difference, Estimate, pooled, pooled_difference
+from vidssl.evaluators.scores import Score
+from vidssl.evaluators.statistics import Difference, Estimate, fraction, pooled
 from vidssl.interfaces import Backbone, DataSource, KnowsMasks, Tokenizer, UnreadableSample
 from vidssl.pictures.drawings import strips_of
 from vidssl.pictures.pages import evenly_spaced, save_png, sheet
 
-FORMAT = "vidssl mask scores 1"
-FOLDER = "mask_scores"  # in the run's folder
 _OBJECT_MEASURES: Mapping[str, Callable[[Array], float]] = {
     "J&F": lambda sums: float((sums[0] + sums[1]) / (2 * sums[2])) if sums[2] else 0.0,
     "J": lambda sums: float(sums[0] / sums[2]) if sums[2] else 0.0,
@@ -57,7 +56,6 @@ class MaskScores:
         scores: network, "trained" first -> measure -> its value and interval over videos, fractions.
         differences: measure -> the first network less the second, where there are two with weights.
         num_videos: that were scored.
-        details: lines on classes and on videos.
         files: of scores, and the picture.
     """
 
@@ -65,8 +63,7 @@ class MaskScores:
     scores: Mapping[str, Mapping[str, Estimate]]
     differences: Mapping[str, Difference]
     num_videos: int
-    details: tuple[str, ...] = ()
-    files: tuple[Path, ...] = ()
+    files: tuple[Path, ...]
 
     def table(self) -> list[dict[str, object]]:
         """A row for each network and measure, with its 95 % interval."""
@@ -76,37 +73,14 @@ class MaskScores:
             for name, each in found.items()
         ]
 
-    def drawn(self) -> Table:
-        """For the console."""
-        table = Table(
-            title=self.title,
-            title_justify="left",
-            title_style="bold",
-            caption=f"in brackets: 95 % interval over {counted(self.num_videos, 'video')}; difference of the "
-            "first two networks on the same videos, in points",
-            caption_justify="left",
-        )
-        table.add_column("measure")
-        for network in self.scores:
-            table.add_column(f"{network} %", justify="right")
-        for head in ("difference", "p") if self.differences else ():
-            table.add_column(head, justify="right")
-        for name in next(iter(self.scores.values())):
-            cells = [
-                f"{percent(own[name].mean)} ({percent(own[name].low)} to {percent(own[name].high)})"
-                for own in self.scores.values()
-            ]
-            if self.differences:
-                by, span = difference_cells(self.differences[name])
-                cells += [f"{by} ({span})", p_cell(self.differences[name].p)]
-            table.add_row(name, *cells)
-        return table
-
     def __repr__(self) -> str:
-        console = Console(width=120, color_system=None)
-        with console.capture() as captured:
-            console.print(self.drawn())
-        return captured.get()
+        names = next(iter(self.scores.values()))
+        rows = [(name, *(_shown(found[name]) for found in self.scores.values())) for name in names]
+        return markdown(Grid(f"{self.title}, %", ("measure", *self.scores), tuple(rows)))
+
+
+def _shown(found: Estimate) -> str:
+    return f"{percent(found.mean)} ({percent(found.low)} to {percent(found.high)})"
 
 
 def evaluate_masks(
@@ -133,22 +107,16 @@ def evaluate_masks(
     words = eval_words(overrides)
     data = None if words.data is None else recipe_named(words.data, trust=trust)
     asked = asked_network(target, words, trust, data)
-    settled = _sized(load_mask_protocol(protocol, words.rest), data or asked.recipe)
+    settled = sized(load_mask_protocol(protocol, words.rest), data or asked.recipe)
     build.check_mask_protocol(settled)
     with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes), shown_messages(console):
         subject = asked.make(partial(print_line, console))
         found = _Measured(subject, settled, console).scores()
-        console.print(found.drawn())
-        for line in (*found.details, *map(_told, found.files)):
-            print_line(console, line)
+        print_line(console, f"Picture: {found.files[-1]}")
     return found
 
 
-def _told(path: Path) -> str:
-    return f"{'Picture' if path.suffix == '.png' else 'Scores'}: {path}"
-
-
-def _sized(protocol: MaskProtocol, recipe: Recipe | None) -> MaskProtocol:
+def sized(protocol: MaskProtocol, recipe: Recipe | None) -> MaskProtocol:
     """The protocol with the frames and size of the recipe's test views, where it names none itself."""
     if protocol.num_frames is not None and protocol.size is not None:
         return protocol
@@ -177,11 +145,12 @@ class _Measured:
         self.subject, self.protocol, self.console = subject, protocol, console
         self.device = take_device(subject.spec.run.device, 0)
         self.autocast = use_bfloat16(subject.spec.run.precision, self.device)
-        self.test = _with_masks(protocol, "test")
-        self.train = None if protocol.segment is None else _with_masks(protocol, "train")
-        learned = () if self.train is None else videos_of(self.train)
-        self.notes = check_seen(learned, videos_of(self.test), subject.pretraining, "error")
-        self.lost: dict[str, None] = {}  # what is wrong with videos that cannot be read, each once
+        parts = ("test",) if protocol.segment is None else ("train", "test")
+        self.sources = {part: _with_masks(protocol, part) for part in parts}
+        learned = [video for part in parts[:-1] for video in videos_of(self.sources[part])]
+        self.notes = check_seen(learned, videos_of(self.sources["test"]), subject.pretraining, "error")
+        self.measures = {"mean IoU": masks.mean_iou} if protocol.propagate is None else _OBJECT_MEASURES
+        self.tables: dict[str, FeatureTable] = {}  # of each part: its readable videos, without features
         self.tokenizer: Tokenizer | None = None
         if next(iter(subject.networks.values())).input_kind == "tokens":
             assert subject.spec.tokenizer is not None, "what reads ids was refused without one"
@@ -189,27 +158,47 @@ class _Measured:
 
     def scores(self) -> MaskScores:
         """Of all networks and of what needs none, with the file and the picture."""
-        sums, keys, shown = dict[str, Array](), list[str](), dict[str, list[Tensor]]()
-        pictured = set(evenly_spaced(len(self.test), self.protocol.shown))
+        sums, shown = dict[str, Array](), dict[str, list[Tensor]]()
+        pictured = set(evenly_spaced(len(self.sources["test"]), self.protocol.shown))
         for name, predict in self._predictors():
-            found, keys = list[Array](), []
-            for number, video in self._videos(self.test, f"{name}, test videos"):
+            found = list[Array]()
+            for number, video in self._videos("test", name):
                 predicted = predict(video)
                 found.append(self._sums(predicted.numpy(), video.truth.numpy()))
-                keys.append(video.key)
                 if number in pictured:
                     own = shown.setdefault(video.key, [video.frames, video.truth])
                     own.append(predicted)
             sums[name] = np.stack(found)
-        measures = self._measures()
-        values = {
-            name: {measure: pooled(parts, of) for measure, of in measures.items()}
+        added = {
+            name: {measure: pooled(parts, of) for measure, of in self.measures.items()}
             for name, parts in sums.items()
         }
-        lines = (*self._class_lines(sums), *self.notes, *(f"left out: {line}" for line in self.lost))
-        title = f"{self.protocol.name} of {self.subject.title}"
-        result = MaskScores(title, values, self._differences(sums, measures), len(keys), lines)
-        return replace(result, files=self._kept(result, sums, keys, shown))
+        values = {name: {m: fraction(each) for m, each in own.items()} for name, own in added.items()}
+        *networks, unseeing = sums
+        rows = {name: self._rows(added[name], values[name], values[unseeing]) for name in networks}
+        words = ", ".join(f"{measure} {_shown(own)}" for measure, own in values[unseeing].items())
+        path = report(
+            self.subject, self.protocol, rows, self.tables, self.console,
+            notes=self.notes, details=[f"chance: {unseeing}, {words}", *self._class_lines(sums)],
+        )  # fmt: skip
+        title, test = f"{self.protocol.name} of {self.subject.title}", self.tables["test"]
+        differences = {each.row.label: each.found for each in network_differences(rows, tested_videos(test))}
+        picture = self._drawn(title, list(sums), shown)
+        return MaskScores(title, values, differences, len(test.keys), (path, picture))
+
+    def _rows(
+        self, added: Mapping[str, Array], found: Mapping[str, Estimate], chance: Mapping[str, Estimate]
+    ) -> list[Score]:
+        """A network's row for each measure; ``chance`` is what looking at nothing gives."""
+        num_train = len(self.tables["train"].keys) if "train" in self.tables else 0
+        return [
+            Score(
+                label=name, measure="masks", top1=own.mean, low=own.low, high=own.high, class_mean=own.mean,
+                chance=chance[name].mean, added=tuple(float(f"{value:.6g}") for value in added[name]),
+                num_train=num_train, num_test=len(self.tables["test"].keys),
+            )
+            for name, own in found.items()
+        ]  # fmt: skip
 
     def _predictors(self) -> Iterator[tuple[str, Callable[[_Video], Tensor]]]:
         """Name, and what gives a video's masks uint8 [T, H, W]: the networks, then what looks at nothing."""
@@ -241,23 +230,22 @@ class _Measured:
         """The layer that is learned on the train videos, and their commonest class."""
         how, features, truths = self.protocol.segment, list[Tensor](), list[Tensor]()
         assert how is not None, "of a protocol that learns"
-        assert self.train is not None, "likewise"
-        for _, video in self._videos(self.train, f"{name}, train videos"):
+        for _, video in self._videos("train", name):
             some = evenly_spaced(len(video.frames), how.frames)
             frames = self._resized(network, video.frames)
             still = self.protocol.feed == "still"
             found = self._features(network, frames[some]) if still else self._features(network, frames)[some]
             features += list(found.half())
             truths += list(video.truth[some])
-        classes, seed = len(self.test.mask_classes), self.subject.spec.seed
+        classes, seed = len(self.sources["test"].mask_classes), self.subject.spec.seed
         layer = masks.fit_segmentation(features, truths, how, num_classes=classes, seed=seed)
         pixels = torch.cat([truth.flatten() for truth in truths])
         return layer, int(pixels.bincount(minlength=256)[:classes].argmax())
 
-    def _videos(self, source: "_Masked", title: str) -> Iterator[tuple[int, _Video]]:
-        """Number and video of all that can be read."""
-        read = 0
-        with progress_bar(self.console, title, len(source)) as advance:
+    def _videos(self, part: str, name: str) -> Iterator[tuple[int, _Video]]:
+        """Number and video of all of a part that can be read; behind the last one their table is there."""
+        source, read, lost = self.sources[part], list[int](), list[str]()
+        with progress_bar(self.console, f"{name}, {part} videos", len(source)) as advance:
             for number in range(len(source)):
                 try:
                     frames = range(source.info(number).num_frames)
@@ -265,12 +253,19 @@ class _Measured:
                     if len(frames) < 3:
                         raise UnreadableSample(source.key(number), "has fewer than three frames")
                     yield number, _Video(source.key(number), source.read(number, frames), of(number, frames))
-                    read += 1
+                    read.append(number)
                 except UnreadableSample as error:
-                    self.lost[str(error)] = None
+                    lost.append(str(error))
                 advance()
         if not read:
-            raise UsageError(f"{title}: none can be read: {'; '.join(list(self.lost)[:3])}")
+            raise UsageError(f"{name}, {part} videos: none can be read: {'; '.join(lost[:3])}")
+        none = Encoded({"normal": torch.zeros(len(read), 1, 1)}, torch.tensor(read), tuple(lost))
+        self.tables[part] = replace(
+            table_of(source, none, torch.device("cpu")),
+            labels={name: torch.zeros(len(read), dtype=torch.int64) for name in self.measures},
+            classes={name: (name,) for name in self.measures},
+            groups=(),
+        )
 
     def _resized(self, network: Backbone, frames: Tensor) -> Tensor:
         """Frames as the network takes them, float32 on the device."""
@@ -314,19 +309,7 @@ class _Measured:
     def _sums(self, predicted: Array, truth: Array) -> Array:
         if self.protocol.propagate is not None:
             return masks.object_scores(predicted, truth)
-        return masks.class_counts(predicted, truth, len(self.test.mask_classes))
-
-    def _measures(self) -> Mapping[str, Callable[[Array], float]]:
-        return _OBJECT_MEASURES if self.protocol.propagate is not None else {"mean IoU": masks.mean_iou}
-
-    def _differences(
-        self, sums: Mapping[str, Array], measures: Mapping[str, Callable[[Array], float]]
-    ) -> dict[str, Difference]:
-        names = list(self.subject.networks)
-        if len(names) != 2:
-            return {}
-        found = {name: pooled_difference(sums[names[1]], sums[names[0]], of) for name, of in measures.items()}
-        return {name: each for name, each in found.items() if each is not None}
+        return masks.class_counts(predicted, truth, len(self.sources["test"].mask_classes))
 
     def _class_lines(self, sums: Mapping[str, Array]) -> list[str]:
         if self.protocol.propagate is not None:
@@ -334,51 +317,21 @@ class _Measured:
         name, parts = next(iter(sums.items()))
         total = parts.sum(0)
         union = total.sum(0) + total.sum(1) - total.diagonal()
-        named = zip(self.test.mask_classes, total.diagonal(), union, strict=True)
+        named = zip(self.sources["test"].mask_classes, total.diagonal(), union, strict=True)
         shown = ", ".join(f"{each} {100 * both / of:.1f}" for each, both, of in named if of)
         return [f"IoU of each class, {name} %: {shown}"]
 
-    def _kept(
-        self,
-        result: MaskScores,
-        sums: Mapping[str, Array],
-        keys: Sequence[str],
-        shown: Mapping[str, Sequence[Tensor]],
-    ) -> tuple[Path, Path]:
-        """The file of scores and the picture."""
-        folder = self.subject.folder / FOLDER
-        make_folder(folder)
-        stem = f"{self.protocol.name}-{self.subject.stem}"
-        each = {
-            name: parts.tolist() if self.protocol.propagate is not None else parts.sum(0).tolist()
-            for name, parts in sums.items()
-        }
-        record = {
-            "format": FORMAT,
-            "checkpoint": self.subject.source,
-            "checkpoint_sha256": self.subject.weights,
-            "step": self.subject.step,
-            "recipe": self.subject.recipe,
-            "protocol": resolved_text(self.protocol),
-            "scores": result.table(),
-            "differences": {name: asdict(found) for name, found in result.differences.items()},
-            "classes": self.test.mask_classes,
-            # of objects: J, F and how many, for each video; of classes: pixels, a row a true class
-            "sums": each,
-            "keys": list(keys),
-            "left_out": list(self.lost),
-            "environment": describe_environment(),
-        }
-        scores, picture = folder / f"{stem}.json", folder / f"{stem}.png"
-        write_text(scores, json.dumps(record, indent=2, allow_nan=False) + "\n")
-        labels = ("frames", "true masks", *result.scores)
+    def _drawn(self, title: str, names: Sequence[str], shown: Mapping[str, Sequence[Tensor]]) -> Path:
+        """A picture of some videos: frames, true masks and those of each predictor."""
         rows = {
             label: [_drawn(video[0], None if place == 0 else video[place]) for video in shown.values()]
-            for place, label in enumerate(labels)
+            for place, label in enumerate(("frames", "true masks", *names))
         }
         notes = [f"{len(video[0])} frames" for video in shown.values()]
-        save_png(sheet(result.title, strips_of(list(shown), rows, notes, notes)), picture)
-        return scores, picture
+        path = self.subject.folder / "pictures" / f"{self.protocol.name}-{self.subject.stem}.png"
+        make_folder(path.parent)
+        save_png(sheet(title, strips_of(list(shown), rows, notes, notes)), path)
+        return path
 
 
 class _Masked(DataSource, KnowsMasks):
