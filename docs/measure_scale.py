@@ -151,19 +151,23 @@ def main() -> None:
         found[name] = each = count(name)
         millions = (f"{number / 1e6:.0f}" for number in (each.trained, each.averaged, each.frozen))
         print(f"| `{name}` | {' | '.join(millions)} | {each.kept / GIB:.2f} |", flush=True)
-    print("\n| recipe | GPUs | samples a GPU | state, GiB: DDP | FSDP2 | traffic, GiB: DDP | FSDP2 |")
-    print("| --- |" + " ---: |" * 6)
+    several = "; ".join(map(str, GPUS))
+    print(f"\n| recipe | samples a GPU, on {several} | state, GiB: DDP | FSDP2 | traffic, GiB: DDP | FSDP2 |")
+    print("| --- |" + " ---: |" * 5)
     for name, each in found.items():
-        for gpus in GPUS:
-            share = (gpus - 1) / gpus
-            # DDP's buckets are a second copy of the gradients
-            state = BYTES * (5 * each.trained + each.averaged + each.frozen)
-            sharded = BYTES * ((4 * each.trained + each.averaged) / gpus + each.frozen + 2 * each.largest)
-            ddp = BYTES * 2 * share * each.trained
-            fsdp = BYTES * share * (each.gathered + each.trained)
-            cells = [f"{value / GIB:.2f}" for value in (state, sharded, ddp, fsdp)]
-            samples = "" if each.batch % gpus else str(each.batch // gpus)  # a batch divides, or cannot be
-            print(f"| `{name}` | {gpus} | {samples} | {' | '.join(cells)} |")
+        shares = [(gpus - 1) / gpus for gpus in GPUS]
+        # DDP's buckets are a second copy of the gradients
+        state = BYTES * (5 * each.trained + each.averaged + each.frozen) / GIB
+        sharded = [
+            BYTES * ((4 * each.trained + each.averaged) / gpus + each.frozen + 2 * each.largest)
+            for gpus in GPUS
+        ]
+        ddp = [BYTES * 2 * share * each.trained for share in shares]
+        fsdp = [BYTES * share * (each.gathered + each.trained) for share in shares]
+        cells = ["; ".join(f"{value / GIB:.2f}" for value in values) for values in (sharded, ddp, fsdp)]
+        # a batch divides, or cannot be
+        samples = "; ".join("-" if each.batch % gpus else str(each.batch // gpus) for gpus in GPUS)
+        print(f"| `{name}` | {samples} | {state:.2f} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
