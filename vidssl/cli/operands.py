@@ -34,7 +34,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
         "mteb hf:me/bevt --tasks HMDB51Classification UCF101VideoClassification",
     ),
     "show": ("show runs/svt --what attention", "show runs/bevt --what reconstruction --video clip.mp4"),
-    "watch": ("watch runs/bevt", "watch runs/bevt --metric 'loss*' --once"),
+    "watch": ("watch runs/bevt", "watch runs/bevt runs/svt --metric 'rankme*' --once"),
     "tokenize": ("tokenize vimpac --out tokens/mine", "tokenize vimpac --out tokens/mine --for finetuning"),
     "convert": ("convert encoder.pkl dalle.safetensors", "convert encoder.pkl decoder.pkl dalle.safetensors"),
     "init": (

@@ -48,8 +48,8 @@ def add_commands(commands: "Commands[Parser]") -> None:
         commands,
         "watch",
         _watch,
-        "draw a run's curves in the terminal",
-        ("[RUN]", "its folder; default: the newest run"),
+        "draw curves of runs in the terminal, over one another",
+        ("[RUN ...]", "their folders; default: the newest run"),
     )
     watch.add_argument(
         "--metric",
@@ -101,8 +101,6 @@ def _show(words: list[str], *, what: Any, **options: Any) -> int:
 
 
 def _watch(words: list[str], *, patterns: list[str] | None = None, once: bool = False) -> int:
-    if len(words) > 1:
-        raise UsageError(f"watch takes one run, got {' '.join(words)}")
     from vidssl.tools.watch import watch_run
 
-    return watch_run(words[0] if words else None, patterns or [], once=once)
+    return watch_run(words, patterns or [], once=once)

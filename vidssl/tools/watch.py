@@ -1,9 +1,9 @@
-"""Curves of a run in the terminal, while it trains or afterwards."""
+"""Curves of runs in the terminal, over one another, while they train or afterwards."""
 
 import fnmatch
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -31,50 +31,75 @@ _DOTS = (
 )  # [row][column] of a letter, from the top left
 
 
-def curve(steps: Sequence[float], values: Sequence[float], *, width: int, height: int) -> list[str]:
-    """A curve as lines of text, the earliest step at the left and the highest value at the top.
+@dataclass(frozen=True)
+class Line:
+    """A curve of a plot: values over steps that rise, as many; dashed on held-out videos."""
 
-    Neighbouring points are joined. Values that are not finite leave a gap.
+    steps: Sequence[float]
+    values: Sequence[float]
+    style: str = ""
+    dashed: bool = False
+
+
+def plot(lines: Sequence[Line], *, width: int, height: int) -> Text:
+    """Curves over one another on common axes, the earliest step at the left and the highest value at the top.
+
+    Neighbouring points are joined. Values that are not finite leave a gap. A letter has the style of the last
+    line that runs through it.
 
     Args:
-        steps: rising; as many as values.
         width: in letters.
-        height: in lines.
-
-    Returns:
-        ``height`` lines of ``width`` letters.
+        height: in lines of text.
     """
     letters = [[_BLANK] * width for _ in range(height)]
-    finite = [value for value in values if math.isfinite(value)]
-    if finite:
-        low, high = min(finite), max(finite)
+    styles = [[""] * width for _ in range(height)]
+    low, high = _range(value for line in lines for value in line.values)
+    first, last = _range(step for line in lines for step in line.steps)
+    for line in lines:
         before: tuple[float, float] | None = None
-        for step, value in zip(steps, values, strict=True):
+        for step, value in zip(line.steps, line.values, strict=True):
             if not math.isfinite(value):
                 before = None
                 continue
             place = (
-                _share(step, steps[0], steps[-1]) * (2 * width - 1),
+                _share(step, first, last) * (2 * width - 1),
                 (1 - _share(value, low, high)) * (4 * height - 1),
             )
-            _join(letters, before or place, place)
+            for column, row in _joined(before or place, place):
+                if line.dashed and before and column % 4 > 1:
+                    continue
+                letters[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
+                styles[row // 4][column // 2] = line.style
             before = place
-    return ["".join(map(chr, line)) for line in letters]
+    rows = [
+        Text.assemble(*((chr(letter), style) for letter, style in zip(*row, strict=True)))
+        for row in zip(letters, styles, strict=True)
+    ]
+    return Text("\n").join(rows)
+
+
+def _range(values: Iterable[float]) -> tuple[float, float]:
+    finite = [value for value in values if math.isfinite(value)]
+    return (min(finite), max(finite)) if finite else (0.0, 0.0)
 
 
 def _share(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low) if high > low else 0.5
 
 
-def _join(letters: list[list[int]], start: tuple[float, float], end: tuple[float, float]) -> None:
+def _joined(start: tuple[float, float], end: tuple[float, float]) -> Iterator[tuple[int, int]]:
+    """The dots, column and row, of a line from one point to another."""
     count = max(1, math.ceil(max(abs(end[0] - start[0]), abs(end[1] - start[1]))))
     for number in range(count + 1):
-        column = round(start[0] + (end[0] - start[0]) * number / count)
-        row = round(start[1] + (end[1] - start[1]) * number / count)
-        letters[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
+        yield (
+            round(start[0] + (end[0] - start[0]) * number / count),
+            round(start[1] + (end[1] - start[1]) * number / count),
+        )
 
 
-FIRST = ("loss*", "test_loss*", "accuracy*", "test_accuracy*", "knn*", "rankme*", "grad_norm", "lr")
+FIRST = ("loss*", "accuracy*", "knn*", "rankme*", "grad_norm", "lr")
+TESTED = "test_"  # before the name of a metric on held-out videos; drawn over that in training, dashed
+COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7", "#f0e442", "#d55e00", "#0072b2")  # Okabe and Ito
 PANEL_WIDTH, PANEL_HEIGHT = 38, 5  # of a curve, in letters; two fit into 80 columns
 _LAST_STEP, _LARGEST = 2**53, 1e300  # beyond, a number is not one that was logged
 SECONDS = 2.0  # between looks at the file
@@ -114,14 +139,13 @@ def read_curves(metrics: Path) -> list[Curve]:
     return [Curve(name, tuple(steps), tuple(values)) for name, (steps, values) in found.items()]
 
 
-def chosen(curves: Sequence[Curve], patterns: Sequence[str], most: int) -> list[Curve]:
-    """The curves to draw: those that patterns (``loss*``) name, or by default a few of
+def chosen(names: Sequence[str], patterns: Sequence[str], most: int) -> list[str]:
+    """The metrics to draw: those that patterns (``loss*``) name, or by default a few of
     ``FIRST``, one of each pattern in turn.
 
     Raises:
         UsageError: if a pattern names none.
     """
-    names = [each.name for each in curves]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise UsageError(
@@ -130,50 +154,63 @@ def chosen(curves: Sequence[Curve], patterns: Sequence[str], most: int) -> list[
     matches = [fnmatch.filter(names, pattern) for pattern in patterns or FIRST]
     order = [name for turn in zip_longest(*matches) for name in turn if name is not None]
     order += [] if patterns else names
-    by_name = {each.name: each for each in curves}
-    return [by_name[name] for name in list(dict.fromkeys(order))[: None if patterns else most]]
+    return list(dict.fromkeys(order))[: None if patterns else most]
 
 
 def watch_run(
-    run: str | None, patterns: Sequence[str], *, once: bool = False, console: Console | None = None
+    runs: Sequence[str], patterns: Sequence[str], *, once: bool = False, console: Console | None = None
 ) -> int:
-    """Draws a run's curves; on a terminal anew every two seconds for as long as the run trains.
+    """Draws curves of runs over one another; on a terminal anew every two seconds while one of them trains.
 
     Args:
-        run: its folder; None for the one that was begun last below ``runs``.
+        runs: their folders; none for the one that was begun last below ``runs``.
         patterns: of metrics' names; none for the usual ones.
-        once: draw once, whatever the run does.
+        once: draw once, whatever the runs do.
 
     Returns:
         Exit code 0.
 
     Raises:
-        UsageError: if there is no such run, or it logged nothing of what is asked for.
+        UsageError: if there is no such run, or none logged what is asked for.
     """
     console = console or terminal()
-    folder = last_begun(Path("runs")) if run is None else named_run(run)
-    if once or not console.is_terminal or not trains_in(folder.path):
-        console.print(_page(folder, patterns, console))
-        return 0
-    with Live(console=console, auto_refresh=False, screen=True) as live:
-        while trains_in(folder.path):
-            live.update(_page(folder, patterns, console), refresh=True)
-            time.sleep(SECONDS)
-    console.print(_page(folder, patterns, console))
+    folders = [named_run(run) for run in dict.fromkeys(runs)] or [last_begun(Path("runs"))]
+    if not once and console.is_terminal and _train(folders):
+        with Live(console=console, auto_refresh=False, screen=True) as live:
+            while _train(folders):
+                live.update(_page(folders, patterns, console), refresh=True)
+                time.sleep(SECONDS)
+    console.print(_page(folders, patterns, console))
     return 0
 
 
-def _page(folder: RunFolder, patterns: Sequence[str], console: Console) -> RenderableType:
-    curves = read_curves(folder.metrics) if folder.metrics.is_file() else []
-    if not curves:
-        return Text(f"nothing logged yet in {folder.path}")
+def _train(folders: Sequence[RunFolder]) -> bool:
+    return any(trains_in(folder.path) for folder in folders)
+
+
+def _page(folders: Sequence[RunFolder], patterns: Sequence[str], console: Console) -> RenderableType:
+    lines: list[RenderableType] = []
+    metrics: dict[str, list[Line]] = {}  # without "test_" -> the lines of its panel
+    logged: list[str] = []
+    for place, folder in enumerate(folders):
+        curves = read_curves(folder.metrics) if folder.metrics.is_file() else []
+        style = COLOURS[place % len(COLOURS)] if len(folders) > 1 else ""
+        mark = Text("━━ " if style else "", style=style)
+        head = _headline(folder, curves) if curves else f"nothing logged yet in {folder.path}"
+        lines.append(Text.assemble(mark, head, no_wrap=True, overflow="ellipsis"))
+        for each in curves:
+            dashed = each.name.startswith(TESTED)
+            line = Line(each.steps, each.values, style, dashed)
+            metrics.setdefault(each.name.removeprefix(TESTED), []).append(line)
+            logged.append(each.name)
+    if not metrics:
+        return Group(*lines)
     across = max(1, console.width // (PANEL_WIDTH + 2))
     most = across * max(1, (console.height - 4) // (PANEL_HEIGHT + 3)) if console.is_terminal else 8
-    drawn = chosen(curves, patterns, most)
-    left = [each.name for each in curves if each not in drawn]
-    lines: list[RenderableType] = [Text(_headline(folder, curves), no_wrap=True, overflow="ellipsis")]
-    lines.append(Columns([_panel(each) for each in drawn], padding=(0, 0)))
-    if left:
+    found = chosen(list(dict.fromkeys(logged)) if patterns else list(metrics), patterns, most)
+    drawn = dict.fromkeys(name.removeprefix(TESTED) for name in found)
+    lines.append(Columns([_panel(name, metrics[name]) for name in drawn], padding=(0, 0)))
+    if left := [name for name in metrics if name not in drawn]:
         lines.append(Text(f"also logged (--metric NAME): {', '.join(left)}", style="dim"))
     return Group(*lines)
 
@@ -196,17 +233,22 @@ def _counts(events: Path) -> Mapping[str, int]:
     return counts
 
 
-def _panel(drawn: Curve) -> Panel:
-    lines = curve(drawn.steps, drawn.values, width=PANEL_WIDTH - 4, height=PANEL_HEIGHT)
-    low, high = min(drawn.values), max(drawn.values)
-    span = f"{format_metric(drawn.name, low)} to {format_metric(drawn.name, high)}"
-    foot = f"step {drawn.steps[0]} to {drawn.steps[-1]}, {span}"
-    if len(foot) > PANEL_WIDTH - 4:  # its frame would cut off the last number
-        foot = foot.removeprefix("step ").replace(" to ", "..")
-    return Panel(
-        Text("\n".join(lines)),
-        title=Text.assemble(drawn.name, " ", (format_metric(drawn.name, drawn.values[-1]), "bold")),
-        subtitle=Text(foot),
-        width=PANEL_WIDTH,
-        padding=(0, 1),
-    )
+def _panel(name: str, lines: Sequence[Line]) -> Panel:
+    """A metric's curves, with their range beside them, that of the steps below, and the last values above."""
+    low, high = (format_metric(name, value) for value in _range(v for line in lines for v in line.values))
+    first, last = (f"{step:.0f}" for step in _range(step for line in lines for step in line.steps))
+    gutter = max(len(low), len(high)) + 1
+    width = PANEL_WIDTH - 4 - gutter
+    rows = plot(lines, width=width, height=PANEL_HEIGHT).split("\n")
+    sides = [high, *[""] * (PANEL_HEIGHT - 2), low]
+    body = [
+        Text.assemble((f"{side:>{gutter - 1}} ", "dim"), row) for side, row in zip(sides, rows, strict=True)
+    ]
+    steps = f"{first}{last:>{max(1, width - len(first))}}" if first != last else first
+    body.append(Text(" " * gutter + steps, style="dim"))
+    title = Text(name)
+    for line in lines:
+        value = f" {'test ' if line.dashed else ''}{format_metric(name, line.values[-1])}"
+        if len(title) + len(value) <= PANEL_WIDTH - 4:
+            title.append(value, f"bold {line.style}")
+    return Panel(Text("\n").join(body), title=title, width=PANEL_WIDTH, padding=(0, 1))
