@@ -122,7 +122,7 @@ def test_mistakes_are_one_line(keys, says):
 
 def test_retrieval_names_no_classes():
     write_run(Path("a"), TRUTH, GUESS, kind="found")
-    with pytest.raises(UsageError, match="retrieval finds videos"):
+    with pytest.raises(UsageError, match="no row names one class a video: retrieval, mAP and R2 name none"):
         show()
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from vidssl.config.protocol import Balance
 from vidssl.config.schema import Quiet
 from vidssl.evaluators.held_out import Pairs, best_pair, chosen_in_words, folds, rates_and_decays, shown
-from vidssl.evaluators.statistics import mean_average_precision
 from vidssl.interfaces import Evaluator, Fits, LabelledFeatures, LabelledPatches
 from vidssl.interfaces.pretrained import Recorded
 
@@ -142,6 +141,8 @@ class Linear(Evaluator, Fits):
             elif train.kind == "number":
                 columns.append((scores - train.outputs.to(scores)[held]).square().sum(1))
             else:
+                from vidssl.evaluators.statistics import mean_average_precision  # with scipy
+
                 added, _ = mean_average_precision(scores.cpu().numpy(), train.outputs[held].cpu().numpy())
                 columns.append(scores.new_tensor([-float(added.mean())]))
         return torch.stack(columns, dim=1)
