@@ -15,7 +15,7 @@ from vidssl.evaluators import extract as extraction
 
 
 def recipe_text(
-    name: str = "toy", *, num_videos: int = 24, num_crops: int = 1, steps: int = 5, seed: int = 0
+    name: str = "toy", *, num_videos: int = 12, num_crops: int = 1, steps: int = 5, seed: int = 0
 ) -> str:
     world = f"type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: {num_videos}"
     return f"""

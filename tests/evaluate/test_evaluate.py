@@ -77,7 +77,7 @@ def test_features_are_kept_and_read_again(folder, encoder_runs, capsys):
         ("average=scores", []),
         ("layers=all", ["train", "test"]),
         ("frames=[normal, reversed]", ["test"]),
-        ("data.test.num_videos=20", ["test"]),
+        ("data.test.num_videos=10", ["test"]),
         ("data.views.num_crops=3", ["train", "test"]),
         ("train_views={type: uniform_clips, num_frames: 2, frame_stride: 1, size: 32}", ["train"]),
     ],
@@ -110,8 +110,8 @@ def test_kept_features_name_their_videos_and_what_they_depend_on(folder):
     path = next(iter(sorted(Path("runs/a/features").glob("*.safetensors"))))
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
-        assert file.get_tensor("vectors.normal").shape == (24, 1, 16)
-    assert len(json.loads(metadata["videos"])) == 24
+        assert file.get_tensor("vectors.normal").shape == (12, 1, 16)
+    assert len(json.loads(metadata["videos"])) == 12
     for word in ("weights", "views", "layers", "frames", "precision", "videos"):
         assert f"\n{word}:" in "\n" + metadata["key"]
 
@@ -174,7 +174,7 @@ def test_a_video_that_is_replaced_or_gone_is_noticed(folder, encoder_runs, capsy
 
 def test_other_views_are_learned_from_than_tested_on(folder):
     """One clip for train, three crops for test; and the other way round is another number of samples."""
-    words = ("name=views", "average=scores", "evaluator.k=24")
+    words = ("name=views", "average=scores", "evaluator.k=12")
     crops = "views={type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32, num_crops: 3}"
     one = "train_views={type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32}"
     assert main(["eval", "runs/a", "--protocol", "knn", *words, crops, one]) == 0
@@ -205,7 +205,7 @@ def test_mistakes_in_a_protocol_are_one_line(words, says, folder, capsys):
 def test_score_file_is_a_whole_card(folder):
     record = json.loads(Path("runs/a/scores/knn-step-000005.json").read_text())
     test = record["videos"]["test"]
-    assert (test["found"], test["listed"], test["unreadable"]) == (24, 24, [])
+    assert (test["found"], test["listed"], test["unreadable"]) == (12, 12, [])
     hashes = (record["checkpoint_sha256"], record["card_sha256"], record["protocol_sha256"], test["sha256"])
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes)
     assert len(set(hashes)) == 4
@@ -213,7 +213,7 @@ def test_score_file_is_a_whole_card(folder):
     assert "type: vit" in record["recipe"]
     assert "temperature: 0.07" in record["protocol"]
     file = read_scores(Path("runs/a/scores/knn-step-000005.json"))
-    assert len(file.keys) == 24
+    assert len(file.keys) == 12
     for network in ("trained", "untrained"):
         for score in file.scores[network]:
             truth = file.truth[score.label]
@@ -248,10 +248,10 @@ def test_compare_refuses_scores_of_different_protocols(folder, capsys):
     said = capsys.readouterr().err
     assert "evaluator.k is 20 and 3" in said
     assert said.count("\n") == 1
-    assert main(["eval", "runs/other", "--protocol", "knn", "data.test.num_videos=20"]) == 0
+    assert main(["eval", "runs/other", "--protocol", "knn", "data.test.num_videos=10"]) == 0
     assert main(["compare", "runs/a", "runs/other"]) == 2
     said = capsys.readouterr().err
-    assert "videos.test.found is 24 and 20" in said
+    assert "videos.test.found is 12 and 10" in said
     assert re.search(r"videos\.test\.sha256 is [0-9a-f]{8} and [0-9a-f]{8}[;.]", said)
     assert "vidssl eval runs/other data=runs/a --protocol knn" in said
 
@@ -321,4 +321,4 @@ def test_videos_that_could_not_be_read_are_told_of_again(folder, capsys):
     assert main(["eval", "runs/e", "--protocol", "knn"]) == 0
     said = capsys.readouterr().out
     assert "remove it to try 1 unreadable videos again" in said
-    assert "test: 23 videos found of 24 listed\n  left out: x.mp4: empty" in said
+    assert "test: 11 videos found of 12 listed\n  left out: x.mp4: empty" in said

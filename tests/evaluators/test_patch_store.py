@@ -20,7 +20,7 @@ from vidssl.evaluators.features import HEADER, PatchWriter, half, patch_path, re
 
 RECIPE = recipe_text()
 LOOK = "name: look\nevaluator: {type: attentive, lr: 1e-3, num_heads: 2, epochs: 1}\n"
-TOKENS = (24, 1, 8, 16)  # videos, views, cells, channels
+TOKENS = (12, 1, 8, 16)  # videos, views, cells, channels
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_tokens_on_disk_are_those_of_the_network():
     vectors, _ = kept()
     recipe = recipe_from_text(RECIPE, "toy.yaml")
     assert recipe.data.probe is not None
-    found = [read_patches(path, ("normal",), "float16", 24)["normal"] for path in vectors]
+    found = [read_patches(path, ("normal",), "float16", 12)["normal"] for path in vectors]
     assert all(part.shape == TOKENS for part in found)
     torch.manual_seed(recipe.seed)
     table = v.extract(
