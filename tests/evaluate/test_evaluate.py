@@ -265,10 +265,12 @@ def test_compare_takes_no_notice_of_batch_size(folder, capsys):
 def test_csv_has_a_line_for_every_number(folder, capsys):
     assert main(["compare", "runs/a/scores/knn-step-000005.json", "--csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("protocol,run,step,network,label,setting,frames,top1,low,high,top5,chance")
+    assert lines[0].startswith(
+        "protocol,run,step,network,label,setting,frames,measure,top1,low,high,top5,chance"
+    )
     assert len(lines) == 1 + 2 * 5
     first = read_scores(Path("runs/a/scores/knn-step-000005.json")).scores["trained"][0]
-    assert lines[1].startswith(f"knn,runs/a,5,trained,{first.label},,normal,{first.top1},")
+    assert lines[1].startswith(f"knn,runs/a,5,trained,{first.label},,normal,top-1,{first.top1},")
 
 
 def test_compare_counts_videos_that_only_one_gets_right(folder, capsys):
