@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_sample_images
 
 from vidssl.build import build
 from vidssl.config.recipe import load_tokenizer_spec
@@ -53,6 +54,18 @@ def test_digits_of_unseen_videos_come_back_and_every_code_is_used(
     assert measured.used_codes > 0.9 * measured.vocab_size
     assert measured.perplexity > perplexity
     assert measured.flicker < flicker
+
+
+def test_the_general_one_rebuilds_photographs_that_the_digits_one_does_not() -> None:
+    photographs = [image[100:324, 400:624].astype(np.float32) / 255 for image in load_sample_images().images]
+    pictures = torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2)  # parts that no frame was cut from
+    clips = torch.nn.functional.interpolate(pictures, scale_factor=0.5, mode="area")[:, :, None]
+    general, digits = (
+        measure(build.tokenizer(name), clips, torch.Generator().manual_seed(0)).psnr
+        for name in ("general", "moving_digits")
+    )
+    assert general > 20
+    assert general > digits + 5
 
 
 def test_words_of_motion_are_all_used_and_tell_moving_waves_from_still_ones() -> None:
