@@ -21,6 +21,10 @@ from scipy import stats
 from vidssl.evaluators.statistics import (
     Difference,
     accuracy,
+    explained,
+    fraction,
+    mean_average_precision,
+    mean_of,
     mean_over_seeds,
     method_difference,
     paired_difference,
@@ -179,6 +183,33 @@ def of_seeds(seeds: int) -> Once:
     return once
 
 
+def of_outputs(units: int, size: int, number: bool) -> Once:
+    """mAP of five classes or R2 of a number, and two networks equally good; videos of a unit are alike."""
+
+    def draw(rng: Rng, count: int) -> tuple[Floats, Floats, Floats, Ints]:
+        """What is true, what each network says of it, and groups."""
+        groups = np.repeat(np.arange(count), size)
+        drawn = ((rng.normal(size=(count, 5)), rng.normal(size=(len(groups), 5))) for _ in range(4))
+        hidden, truth, *said = (0.7 * shared[groups] + 0.7 * own for shared, own in drawn)
+        return hidden + 0.8 * truth, hidden + 0.4 * said[0], hidden + 0.4 * said[1], groups
+
+    def added(truth: Floats, said: Floats) -> Floats:
+        if number:
+            return explained(0.6 * said[:, 0], truth[:, 0])
+        return mean_average_precision(said, (truth > 0.8).astype(float))[0]
+
+    truth, said, _, _ = draw(np.random.default_rng(0), 100_000 // size)
+    expected = added(truth, said).mean()
+
+    def once(rng: Rng) -> Result:
+        truth, one, other, groups = draw(rng, units)
+        first, second = added(truth, one), added(truth, other)
+        found = (mean_of if number else fraction)(first, groups)
+        return found.low <= expected <= found.high, mean_of(second - first, groups).p < 0.05
+
+    return once
+
+
 def rows() -> dict[str, Once]:
     """All that is measured, by name."""
     plain, small = Videos(np.arange(400) % 10), Videos(np.arange(60) % 5)
@@ -191,6 +222,10 @@ def rows() -> dict[str, Once]:
         "top-1, 400 videos, 70 % right": of_accuracy(plain, flat, False, accuracy),
         "top-1, 60 videos, 95 % right": of_accuracy(small, np.full(5, 0.95), False, accuracy),
     }
+    for what, number in (("mAP", False), ("R2", True)):
+        for units, size in ((400, 1), (60, 1), (100, 4), (25, 4)):
+            words = f"{units} videos" if size == 1 else f"{units} groups of {size}"
+            table[f"{what}, {words}"] = of_outputs(units, size, number)
     for rho, videos in ucf.items():
         name = f"707 groups, correlation {rho}"
         table[f"top-1, {name}"] = of_accuracy(videos, flat, False, accuracy)

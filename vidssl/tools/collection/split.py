@@ -132,7 +132,7 @@ def split_list(
     same = Counter((rows[a].path, rows[b].path) for a, b in pairs if rows[a].path != rows[b].path)
     words = [f"{one} = {other}" + f", {count} segments" * (count > 1) for (one, other), count in same.items()]
     print_list(console, "Near-duplicates, kept together", words, show_all=show_all)
-    _report(console, files, rows, units, classes)
+    _report(console, files, rows, units, classes, half_is_more=rule.fractions[-1] < 0.5)
     return CLEAN
 
 
@@ -256,6 +256,7 @@ def _report(
     rows: Sequence[Row],
     units: Sequence[int],
     classes: Sequence[str],
+    half_is_more: bool,
 ) -> None:
     names = sorted(set(classes))
     for file, chosen in files.items():
@@ -267,11 +268,11 @@ def _report(
         part = [rows[number] for number in chosen]
         say(console, f"{file}: {shown(len(part), part)} in {counted(groups, 'group')}: {words}")
         if groups < FEWEST_GROUPS and file.name.endswith("test.csv") and any(row.group for row in part):
-            say(
-                console,
-                f"  {counted(groups, 'group')} to test on: a test goes by groups, and fewer than "
-                f"{FEWEST_GROUPS} show no difference: '--fractions 0.5,0.5' tests on more of them",
+            cure = (
+                ": '--fractions 0.5,0.5' tests on more of them" if half_is_more else ": record more of them"
             )
+            few = f"a test goes by groups, and fewer than {FEWEST_GROUPS} show no difference{cure}"
+            say(console, f"  {counted(groups, 'group')} to test on: {few}")
     spread = {name: len({units[n] for n, own in enumerate(classes) if own == name}) for name in names}
     tests = {file: chosen for file, chosen in files.items() if not file.name.endswith(".train.csv")}
     lacking = {
