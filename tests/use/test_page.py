@@ -36,7 +36,7 @@ def test_the_page_does_what_it_says(world: Path, tmp_path: Path, monkeypatch: py
             _, *words = shlex.split(line)
             assert main(words) == 0, line
             commands += 1
-    assert commands == 11
+    assert commands == 12
     made = ("features.npz", "windows.npy", "windows.csv", "patches.safetensors", "published/README.md")
     assert [name for name in made if not Path(name).is_file()] == []
     assert len(names["answers"].answers) > 0

@@ -134,6 +134,8 @@ def tokenizer(spec: TokenizerSpec | Path | str, *, say: Say = print) -> Tokenize
     state = _verified(spec.weights, say)
     made = _construct(spec.part, registry.TOKENIZER)
     load_whole(made, state, spec.weights.path)
+    path = Path(spec.name or "")
+    made.named = str(path.resolve()) if path.is_file() else spec.name
     return made.requires_grad_(False).eval()
 
 

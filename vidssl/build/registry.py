@@ -1,5 +1,6 @@
 """The component tables, how a ``type`` finds its class, and specs with every default written out."""
 
+import ast
 import importlib
 import inspect
 import re
@@ -11,10 +12,11 @@ from typing import Generic, TypeVar, cast
 
 from vidssl.backbones import BACKBONES
 from vidssl.config.protocol import FinetuneProtocol, MaskProtocol, PatchType, Protocol, TokenizerProtocol
-from vidssl.config.recipe import Recipe
-from vidssl.config.schema import PartSpec, bind, keys_of, parts_of, written
-from vidssl.config.strict_yaml import Node, dump, nearest
+from vidssl.config.recipe import STREAMS, Recipe, RunSpec
+from vidssl.config.schema import PartSpec, bind, keys_of, node_of, parts_of, written
+from vidssl.config.strict_yaml import Node, dump, nearest, plain
 from vidssl.data import AUGMENTS, SOURCES, VIEWS
+from vidssl.data.loader import Stream
 from vidssl.engine.optim import OPTIMIZERS, Optim
 from vidssl.engine.schedules import SCHEDULES, Schedule
 from vidssl.evaluators import EVALUATORS
@@ -29,11 +31,15 @@ from vidssl.interfaces import (
     Tokenizer,
     ViewSampler,
 )
+from vidssl.interfaces.pretrained import Recorded
+from vidssl.interfaces.table import Table
 from vidssl.maskers import MASKERS
 from vidssl.objectives import OBJECTIVES
 from vidssl.tokenizers import TOKENIZERS
 
 Component = TypeVar("Component", covariant=True)
+Probe = tuple[DataSource, DataSource, ViewSampler]  # labelled videos to learn from and to test on, and views
+NAMELESS = "python:"  # before the class of a part that no recipe can name
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,11 @@ KINDS: Mapping[str, Kind[object]] = {
 def constructor_of(part: PartSpec, kind: Kind[Component]) -> Callable[..., Component]:
     """The class that a part's ``type`` names, in the table or as ``my_file.py:MyClass``."""
     at = part.node.mapping()["type"]
+    if part.type.startswith(NAMELESS):
+        raise at.error(
+            "was made in Python, and cannot be made again: that takes a class in a file that trains nothing "
+            "as it is imported, and keys that YAML has. Videos are named anew by data.train, data.test"
+        )
     if ".py:" not in part.type:
         file = Path(part.type.partition(":")[0]).with_suffix(".py")
         if part.type not in kind.table and file.is_file():
@@ -219,3 +230,90 @@ def has_ability(constructor: object, ability: type) -> bool:
 def summary(constructor: Callable[..., object]) -> str:
     """The first line of a component's docstring, the sentence that ``vidssl list`` shows."""
     return (inspect.getdoc(constructor) or "").split("\n")[0]
+
+
+# recipes of what was made in Python
+
+_KIND_OF: Mapping[str, Kind[object]] = {  # key of a recipe -> what stands there
+    "objective": OBJECTIVE, "backbone": BACKBONE, "tokenizer": TOKENIZER, "masker": MASKER,
+    "decoder_masker": MASKER, "source": SOURCE, "test_source": SOURCE, "train": SOURCE, "test": SOURCE,
+    "views": VIEW_SAMPLER, "augment": AUGMENT, "optim": OPTIMIZER, "schedule": SCHEDULE,
+}  # fmt: skip
+
+
+def recipe_of_parts(
+    objective: Objective,
+    streams: Mapping[str, Stream],
+    test_streams: Mapping[str, Stream],
+    run: RunSpec,
+    rest: Mapping[str, object],
+) -> str:
+    """A recipe of what was made in Python, so that commands can read its run; empty for other streams.
+
+    A part that no recipe can name stands in it as ``python:CLASS``, and is refused where it has to be made.
+    """
+    if not set(streams) <= set(STREAMS):
+        return ""
+    encoder = objective.encoder()
+    parts = {"backbone": encoder if isinstance(encoder, Backbone) else None, **objective.made_with()}
+    data: dict[str, object] = {
+        name: {
+            "source": each.source, "test_source": test_streams[name].source if name in test_streams else None,
+            "views": each.views, "batch_size": each.batch_size,
+            "samples_per_decode": each.samples_per_decode if each.samples_per_decode > 1 else None,
+        }
+        for name, each in streams.items()
+    }  # fmt: skip
+    data["probe"] = rest["probe"]
+    data["max_unreadable_share"] = next(iter(streams.values())).max_unreadable_share
+    tree = {
+        "name": rest["name"], "seed": rest["seed"], "objective": objective,
+        **{key: parts.get(key) for key in ("backbone", "tokenizer", "masker", "decoder_masker")},
+        "data": data, **{key: rest[key] for key in ("augment", "optim", "schedule")},
+    }  # fmt: skip
+    return dump({**_named(tree), "run": written(run, lambda part: {})})
+
+
+def _named(tree: Mapping[str, object]) -> dict[str, object]:
+    """The tree with parts as a recipe has them, without what is None."""
+    return {
+        key: _named(value) if isinstance(value, Mapping)
+        else named_part(value, _KIND_OF[key]) if key in _KIND_OF else value
+        for key, value in tree.items() if value is not None
+    }  # fmt: skip
+
+
+def named_part(made: object, kind: Kind[object]) -> dict[str, object] | str:
+    """The type and the keys that make a component again, the name of a tokenizer, or ``python:CLASS``."""
+    if isinstance(made, Tokenizer) and made.named is not None:
+        return made.named
+    made_by, table, keys = type(made), kind.table, dict[str, object]()
+    known = table.name_of(made_by) if isinstance(table, Table) else None
+    name = known or next((key for key, each in table.items() if each is made_by), None) or _address(made_by)
+    try:
+        given = made.made_with(defaults=False) if isinstance(made, Recorded) else vars(made)
+        for key, entry in keys_of(made_by).items():
+            if not entry.is_quiet(value := given.get(key, entry.default)):
+                keys[key] = plain(node_of(value, "", key))
+    except (TypeError, ValueError):  # YAML has no such value, or a key has no type
+        name = None
+    if name is None:
+        return {"type": f"{NAMELESS}{made_by.__qualname__}"}
+    init = made.started_from if isinstance(made, Backbone) else None
+    return {"type": name, **keys} | ({} if init is None else {"init": init})
+
+
+def _address(made_by: type) -> str | None:
+    """``FILE.py:CLASS`` of a class of one's own; None where its file would train as it is imported."""
+    module = made_by.__module__
+    path = Path(getattr(sys.modules.get(module), "__file__", None) or "").resolve()
+    if path.suffix != ".py" or "." in made_by.__qualname__ or "site-packages" in path.parts:
+        return None
+    if module == "__main__":
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        if not any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in body):
+            return None
+    elif module != path.stem:
+        return None  # of a package
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return f"{shown}:{made_by.__name__}"

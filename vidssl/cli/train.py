@@ -166,17 +166,9 @@ def _replay(words: list[str], **options: Any) -> int:
 
 
 LISTED = (
-    "objectives",
-    "backbones",
-    "tokenizers",
-    "maskers",
-    "evaluators",
-    "sources",
-    "views",
-    "augments",
-    "optimizers",
-    "schedules",
-)
+    "objectives", "backbones", "tokenizers", "maskers", "evaluators", "sources", "views", "augments",
+    "optimizers", "schedules",
+)  # fmt: skip
 
 
 SPECS = {"protocols": "evaluation", "recipes": "recipes"}  # and runs, which are listed by their folders

@@ -28,6 +28,7 @@ from vidssl.engine.process import trains_in, write_atomically
 from vidssl.engine.runfolder import RunFolder, named_path, runs_below
 from vidssl.errors import UsageError, printable
 from vidssl.evaluate.score_file import CONTENT, WHERE, ScoreFile, find_scores, flattened, read_scores
+from vidssl.evaluators.differences import what
 
 TableFormat = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (
@@ -177,21 +178,13 @@ def csv_text(files: Sequence[ScoreFile]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     ends = [f"{name}_{end}" for name in ("top5", "class_mean", "class_top5") for end in ("low", "high")]
-    what = ("protocol", "run", "step", "network", "label", "setting", "frames")
-    writer.writerow((*what, *_NUMBERS, *ends, "seed", "card_sha256"))
+    heads = ("protocol", "run", "step", "network", "label", "setting", "frames")
+    writer.writerow((*heads, *_NUMBERS, *ends, "seed", "card_sha256"))
     for file in files:
         known = (file.settings.get("seed"), file.card_sha256)
         for network, scores in file.scores.items():
             for score in scores:
-                row = (
-                    file.name,
-                    run_name(file),
-                    file.step,
-                    network,
-                    score.label,
-                    score.setting,
-                    score.frames,
-                )
+                row = (file.name, run_name(file), file.step, network, *what(score))
                 values: Mapping[str, float | str | None] = vars(score)
                 spans = (score.top5_interval, score.class_interval, score.class_top5_interval)
                 bounds = [end for span in spans for end in span or ("", "")]

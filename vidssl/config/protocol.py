@@ -31,37 +31,15 @@ from vidssl.config.strict_yaml import Node, moved
 Layers = Literal["last", "all", "patches"]
 ViewAverage = Literal["scores", "probabilities"]
 Average = Literal["features", ViewAverage]
+# of a test clip's frames, or what is done to them: kind and strength
 FrameOrder = Literal[
-    "normal",
-    "single",
-    "shuffled",
-    "reversed",
-    "noise-1",
-    "noise-2",
-    "noise-3",
-    "noise-4",
-    "noise-5",
-    "blur-1",
-    "blur-2",
-    "blur-3",
-    "blur-4",
-    "blur-5",
-    "jpeg-1",
-    "jpeg-2",
-    "jpeg-3",
-    "jpeg-4",
-    "jpeg-5",
-    "dropped-1",
-    "dropped-2",
-    "dropped-3",
-    "dropped-4",
-    "dropped-5",
-    "frozen-1",
-    "frozen-2",
-    "frozen-3",
-    "frozen-4",
-    "frozen-5",
-]  # of a test clip's frames, or what is done to them: kind and strength
+    "normal", "single", "shuffled", "reversed",
+    "noise-1", "noise-2", "noise-3", "noise-4", "noise-5",
+    "blur-1", "blur-2", "blur-3", "blur-4", "blur-5",
+    "jpeg-1", "jpeg-2", "jpeg-3", "jpeg-4", "jpeg-5",
+    "dropped-1", "dropped-2", "dropped-3", "dropped-4", "dropped-5",
+    "frozen-1", "frozen-2", "frozen-3", "frozen-4", "frozen-5",
+]  # fmt: skip
 OverlapRule = Literal["error", "allow"]
 PatchType = Literal["float16", "bfloat16"]
 Balance = Literal["none", "loss", "sampling"]

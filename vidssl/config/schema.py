@@ -238,16 +238,18 @@ def check_fields(made: object) -> None:
     for name in (each.name for each in fields(cast(Any, made)) if each.init):
         value = getattr(made, name)
         try:
-            node = _node_of(value, where, name)
+            node = node_of(value, where, name)
         except TypeError:
             raise UsageError(f"{where}: {name}: expected {describe(hints[name])}, got {value!r}") from None
         convert(node, hints[name])
 
 
-def _node_of(value: object, where: str, path: str) -> Node:
+def node_of(value: object, where: str, path: str) -> Node:
     """A value of Python as if read from YAML; numbers of numpy are numbers. TypeError for what YAML lacks."""
+    if isinstance(value, Mapping):
+        return Node({str(key): node_of(entry, where, path) for key, entry in value.items()}, where, path)
     if isinstance(value, (tuple, list)):
-        return Node(tuple(_node_of(each, where, path) for each in value), where, path)
+        return Node(tuple(node_of(each, where, path) for each in value), where, path)
     if isinstance(value, Real) and not isinstance(value, bool):
         return Node(int(value) if isinstance(value, Integral) else float(value), where, path)
     if value is None or isinstance(value, (str, bool)):

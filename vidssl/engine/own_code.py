@@ -58,8 +58,9 @@ def files_of(addresses: Iterable[str]) -> dict[str, bytes]:
     Returns:
         path below the part's folder -> content.
     """
-    found: dict[str, bytes] = {}
-    for folder in {_file(address).parent for address in addresses}:
+    files = list(map(_file, addresses))
+    found = {file.name: file.read_bytes() for file in files}
+    for folder in {file.parent for file in files}:
         for name, module in list(sys.modules.items()):
             known, inner = getattr(module, "__file__", None), Path(*name.split("."))
             if not known or name.split(".")[0] == "vidssl":

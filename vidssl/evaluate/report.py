@@ -56,16 +56,13 @@ def report(
     *,
     notes: Sequence[str] = (),
     details: Sequence[str] = (),
-) -> Path:
+) -> None:
     """Print what was found in a sentence, a table of scores and what was left out, and keep them in a file.
 
     Args:
         videos: those to learn from ("train") and to test on ("test"), as they were found.
         notes: on test videos that were learned from before.
         details: lines that are printed below the tables, and not kept.
-
-    Returns:
-        The file.
 
     Raises:
         NotKept: if the file cannot be written, when all is shown.
@@ -103,7 +100,6 @@ def report(
     if earlier is not None:
         print_line(console, f"Scores of another '{protocol.name}' are kept: {earlier}")
     print_line(console, f"Scores: {path}")
-    return path
 
 
 def pixel_lines(

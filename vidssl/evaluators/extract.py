@@ -105,21 +105,10 @@ def extract(
     device = device or pick_device("auto")
     kept: dict[FrameOrder, list[Tensor]] = {}
     found = encode(
-        backbone,
-        source,
-        views,
-        tokenizer=tokenizer,
-        layers=layers,
-        frames=frames,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        autocast=autocast,
-        console=console,
-        title=title,
-        keep_patches=None if patches is None else in_memory(kept, patches),
-        world=world,
-    )
+        backbone, source, views, tokenizer=tokenizer, layers=layers, frames=frames, batch_size=batch_size,
+        workers=workers, device=device, autocast=autocast, console=console, title=title,
+        keep_patches=None if patches is None else in_memory(kept, patches), world=world,
+    )  # fmt: skip
     return table_of(source, replace(found, patches=joined(kept)), device)
 
 

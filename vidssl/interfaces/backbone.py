@@ -150,6 +150,7 @@ class Backbone(Recorded, nn.Module, ABC):
     ``stage_dims`` and ``stage_strides``, finest first. ``gives_cls`` is whether ``Features.cls`` is there,
     ``num_levels`` at how many depths ``Features.levels`` are taken.
     One that reads ids also sets ``vocab_size``, how many different ones a tokenizer may give it.
+    ``started_from``: the weights that ``load_init`` has given it, None for random ones.
     ``toy``: constructor arguments of a small one, for the tests that every backbone passes.
     """
 
@@ -159,6 +160,7 @@ class Backbone(Recorded, nn.Module, ABC):
     embed_dim: int
     strides: GridSize
     vocab_size: int | None = None
+    started_from: str | None = None
     gives_cls: bool = False
     num_levels: int = 1
     stage_dims: tuple[int, ...] = ()

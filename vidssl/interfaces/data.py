@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vidssl.interfaces.objective import Batch
+from vidssl.interfaces.pretrained import Recorded
 
 Augment = Callable[[Batch, torch.Generator], Batch]
 
@@ -45,7 +46,7 @@ class UnreadableSample(Exception):
         return f"{self.key}: {self.reason}"
 
 
-class DataSource(ABC):
+class DataSource(Recorded, ABC):
     """Indexed videos or images."""
 
     label_classes: Mapping[str, tuple[str, ...]]  # label name -> names of its classes, in number order
@@ -93,7 +94,7 @@ class DataSource(ABC):
         """
 
 
-class ViewSampler(ABC):
+class ViewSampler(Recorded, ABC):
     """From one video to its named views; owns time and crops, works in uint8."""
 
     @property

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vidssl.errors import UsageError
 from vidssl.interfaces.backbone import Backbone, Translated, check_clip
 from vidssl.interfaces.grids import GridSize, places_of
+from vidssl.interfaces.pretrained import Recorded
 from vidssl.interfaces.tokenizer import TrainableTokenizer
 
 
@@ -109,7 +110,7 @@ class Split:
     predicted: Tensor
 
 
-class Masker(ABC):
+class Masker(Recorded, ABC):
     """Draws which cells are hidden.
 
     ``toy``: constructor arguments that suit a grid of 2x4x4 cells, for the tests that every masker passes.
@@ -231,7 +232,7 @@ class Yardstick:
         return self.says.format(self.shown(value)) + (f": {worth}" if worth else "")
 
 
-class Objective(nn.Module, ABC):
+class Objective(Recorded, nn.Module, ABC):
     """The loss that is minimised. Positional constructor parameters are parts (backbone, tokenizer, masker);
     keyword-only ones are the keys of its recipe section. Heads and decoders live here.
 

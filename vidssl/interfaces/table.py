@@ -38,6 +38,11 @@ class Table(MutableMapping[str, Callable[..., Made]], Generic[Made]):
                 return self[key]
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
+    def name_of(self, made_by: type) -> str | None:
+        """The name of a class, None if it is not in the table; imports nothing."""
+        address = f"{made_by.__module__}:{made_by.__qualname__}"
+        return next((name for name, entry in self._entries.items() if entry in (address, made_by)), None)
+
     def __setitem__(self, name: str, constructor: Callable[..., Made]) -> None:
         self._entries[name] = constructor
 

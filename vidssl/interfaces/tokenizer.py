@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.interfaces.grids import GridSize, divide_exactly
+from vidssl.interfaces.pretrained import Recorded
 
 
-class Tokenizer(nn.Module, ABC):
+class Tokenizer(Recorded, nn.Module, ABC):
     """A frozen map from pixels to discrete ids: what masked prediction predicts.
 
+    ``named``: the name or file that its weights were loaded by; None where they were not.
     ``strides``: frames, rows and columns of pixels that one id stands for.
     ``toy``: constructor arguments of a small one, for the tests that every tokenizer passes.
     """
@@ -21,6 +23,7 @@ class Tokenizer(nn.Module, ABC):
     toy: ClassVar[Mapping[str, object]] = {}
     vocab_size: int
     strides: GridSize
+    named: str | None = None
 
     def grid(self, num_frames: int, height: int, width: int) -> GridSize:
         """Shape of the ids for a clip of this size; an image is one cell deep.

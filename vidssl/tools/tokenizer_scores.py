@@ -202,15 +202,8 @@ def _table(rows: Sequence[ScoredTokenizer], title: str) -> Table:
     )
     table.add_column("tokenizer", overflow="fold")
     heads = (
-        "an id",
-        "bits/\npixel",
-        "PSNR\ndB",
-        "SSIM",
-        "codes\nused",
-        "per-\nplexity",
-        "flicker\n%",
-        "ids/s",
-    )
+        "an id", "bits/\npixel", "PSNR\ndB", "SSIM", "codes\nused", "per-\nplexity", "flicker\n%", "ids/s",
+    )  # fmt: skip
     for name in heads:
         table.add_column(name, justify="right")
     on_gpu = torch.cuda.is_available()

@@ -10,7 +10,9 @@ import torch
 from rich.console import Console
 
 from vidssl.build.checks import check_repeats, check_whole
+from vidssl.build.registry import Probe, recipe_of_parts
 from vidssl.config.recipe import RunSpec
+from vidssl.config.strict_yaml import parse
 from vidssl.data.loader import Loader, Stream, numbered_alike, slices
 from vidssl.data.sources.origins import (
     Overlap,
@@ -33,7 +35,7 @@ from vidssl.engine.logging import (
     terminal,
 )
 from vidssl.engine.optim import Optim
-from vidssl.engine.own_code import keep_own
+from vidssl.engine.own_code import code_in, files_of, keep_own
 from vidssl.engine.parallel import Parallel
 from vidssl.engine.process import sole_process, stop_requests
 from vidssl.engine.resume import Moving, Restored, restore
@@ -59,6 +61,7 @@ def train(
     run: RunSpec | None = None,
     augment: Augment | None = None,
     test_streams: Mapping[str, Stream] | None = None,
+    probe: Probe | None = None,
     recipe_text: str = "",
     code: Mapping[str, bytes] | None = None,
     resume: Path | str | None = None,
@@ -80,7 +83,9 @@ def train(
         run: where the folder goes, device, precision, and how often to log, test and save.
         augment: applied to every batch on the device.
         test_streams: held-out streams that give the same views.
-        recipe_text: the resolved recipe, kept in the checkpoints so that ``vidssl eval`` can read them.
+        probe: labelled videos to train probes on, those to test on, and views of both, for ``vidssl eval``.
+        recipe_text: the resolved recipe, kept in the checkpoints so that commands can read them; where there
+            is none, it is written of the parts as they were made (``recipe_of_parts``).
         code: files of the recipe's own parts (``files_of``), kept in the run's folder.
         resume: folder of a run to resume at the very step of its newest checkpoint; it takes the further
             steps that it would have taken. No folder is made then, ``name`` is not used.
@@ -102,6 +107,13 @@ def train(
     _check_arguments(objective, streams, optim, schedule, run)
     check_trackers(run.trackers)
     console = (console or terminal()) if world.first else terminal(quiet=True)
+    if not recipe_text:
+        labelled = probe and dict(zip(("train", "test", "views"), probe, strict=True))
+        rest = {"name": name, "seed": seed, "probe": labelled, "augment": augment, "optim": optim}
+        rest |= {"schedule": schedule}
+        recipe_text = recipe_of_parts(objective, streams, test_streams or {}, run, rest)
+        own = code_in(parse(recipe_text, lambda line: f"line {line}")) if recipe_text else ()
+        code = files_of(str(leaf.value) for leaf in own)
     device = take_device(run.device, world.local_rank)
     objective.to(device).train()
     prepare(objective, run)

@@ -27,12 +27,11 @@ from vidssl.evaluate.networks import recipe_named
 from vidssl.evaluate.report import percent, report
 from vidssl.evaluate.subject import Subject, check_seen
 from vidssl.evaluators import masks
-from vidssl.evaluators.differences import network_differences, tested_videos
 from vidssl.evaluators.extract import Encoded, table_of
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.masks import Array
 from vidssl.evaluators.scores import Score
-from vidssl.evaluators.statistics import Difference, Estimate, fraction, pooled
+from vidssl.evaluators.statistics import Estimate, fraction, pooled
 from vidssl.interfaces import Backbone, DataSource, KnowsMasks, Tokenizer, UnreadableSample
 from vidssl.pictures.drawings import strips_of
 from vidssl.pictures.pages import evenly_spaced, save_png, sheet
@@ -54,15 +53,11 @@ class MaskScores:
     Attributes:
         title: protocol and network.
         scores: network, "trained" first -> measure -> its value and interval over videos, fractions.
-        differences: measure -> the first network less the second, where there are two with weights.
-        num_videos: that were scored.
         files: of scores, and the picture.
     """
 
     title: str
     scores: Mapping[str, Mapping[str, Estimate]]
-    differences: Mapping[str, Difference]
-    num_videos: int
     files: tuple[Path, ...]
 
     def table(self) -> list[dict[str, object]]:
@@ -177,14 +172,13 @@ class _Measured:
         *networks, unseeing = sums
         rows = {name: self._rows(added[name], values[name], values[unseeing]) for name in networks}
         words = ", ".join(f"{measure} {_shown(own)}" for measure, own in values[unseeing].items())
-        path = report(
+        report(
             self.subject, self.protocol, rows, self.tables, self.console,
             notes=self.notes, details=[f"chance: {unseeing}, {words}", *self._class_lines(sums)],
         )  # fmt: skip
-        title, test = f"{self.protocol.name} of {self.subject.title}", self.tables["test"]
-        differences = {each.row.label: each.found for each in network_differences(rows, tested_videos(test))}
+        title, scores = f"{self.protocol.name} of {self.subject.title}", self.subject.scores
         picture = self._drawn(title, list(sums), shown)
-        return MaskScores(title, values, differences, len(test.keys), (path, picture))
+        return MaskScores(title, values, (scores / f"{picture.stem}.json", picture))
 
     def _rows(
         self, added: Mapping[str, Array], found: Mapping[str, Estimate], chance: Mapping[str, Estimate]

@@ -62,16 +62,9 @@ _HARMLESS: list[Any] = [
 
 # what torch.load raises for damaged files; from LookupError on for bytes that happen to read as a pickle
 _DAMAGE = (
-    OSError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
+    OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
     struct.error,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ def load_init(
     """
     if window is not None and not isinstance(network, ResizesWindows):
         raise UsageError(f"init_window: a {type(network).__name__} has no windows; leave it out")
+    network.started_from = init
     checkpoint = own_checkpoint(init)
     if checkpoint is not None:
         return _load_checkpoint(network, checkpoint, min_matched, window, given)

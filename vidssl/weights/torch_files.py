@@ -79,23 +79,13 @@ _STORAGES: Mapping[str, torch.dtype] = {
     "BoolStorage": torch.bool,
 }
 # classes whose objects are kept as records: those of the DALL-E release, and what they are built of
-_RECORDS = frozenset(
-    {
-        "dall_e.encoder.Encoder",
-        "dall_e.encoder.EncoderBlock",
-        "dall_e.decoder.Decoder",
-        "dall_e.decoder.DecoderBlock",
-        "dall_e.utils.Conv2d",
-        "torch.nn.modules.activation.ReLU",
-        "torch.nn.modules.container.Sequential",
-        "torch.nn.modules.linear.Identity",
-        "torch.nn.modules.pooling.MaxPool2d",
-        "torch.nn.modules.upsampling.Upsample",
-        "functools.partial",
-        "torch.device",
-        "builtins.object",
-    }
-)
+_RECORDS = frozenset({
+    "dall_e.encoder.Encoder", "dall_e.encoder.EncoderBlock", "dall_e.decoder.Decoder",
+    "dall_e.decoder.DecoderBlock", "dall_e.utils.Conv2d", "torch.nn.modules.activation.ReLU",
+    "torch.nn.modules.container.Sequential", "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.pooling.MaxPool2d", "torch.nn.modules.upsampling.Upsample", "functools.partial",
+    "torch.device", "builtins.object",
+})  # fmt: skip
 
 
 def _view(*given: object) -> _View:

@@ -143,16 +143,8 @@ ObjectiveName = Literal["svt", "bevt", "vimpac", "videomae"]
 NEEDS_TOKENIZER = ("bevt", "vimpac")
 PATCH = 8  # pixels and rows of a cell of the small network, and of a tokenizer's id
 _DIRECTIONS = {
-    "left",
-    "right",
-    "up",
-    "down",
-    "clockwise",
-    "anticlockwise",
-    "counterclockwise",
-    "rise",
-    "fall",
-}
+    "left", "right", "up", "down", "clockwise", "anticlockwise", "counterclockwise", "rise", "fall",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
