@@ -137,15 +137,9 @@ class FeatureStore:
         train_views = protocol.train_views or data.views
         patches = patch_type(protocol)
         test = FeatureJob(
-            "test",
-            data.test,
-            data.views,
-            protocol.layers,
-            protocol.frames,
-            patches,
-            protocol.blocks,
+            "test", data.test, data.views, protocol.layers, protocol.frames, patches, protocol.blocks,
             protocol.future,
-        )
+        )  # fmt: skip
         train = replace(test, part="train", source=data.train, views=train_views, frames=("normal",))
         size = protocol.batch_size
         found = {}

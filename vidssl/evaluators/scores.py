@@ -539,19 +539,12 @@ def _scored(
         ]
     return [
         score(
-            part,
-            test.labels,
-            learn.labels,
-            kind=evaluator.score_kind,
-            label=test.label,
-            setting=setting,
-            frames=frames,
-            groups=test.groups,
-            chosen=chosen,
+            part, test.labels, learn.labels, kind=evaluator.score_kind, label=test.label, setting=setting,
+            frames=frames, groups=test.groups, chosen=chosen,
         )
         for setting, scores in found.items()
         for frames, part in zip(orders, scores, strict=True)
-    ]
+    ]  # fmt: skip
 
 
 def mean_over_draws(draws: Sequence[Sequence[Score]], amount: Amount) -> list[Score]:

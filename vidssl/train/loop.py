@@ -193,15 +193,10 @@ def _result(fixed: Fixed, moving: Moving, done: int, tested: Mapping[str, float]
             "warm-up, set run.precision=fp32, or look for the input that does it"
         )
     return TrainResult(
-        fixed.folder.path,
-        checkpoint,
-        steps=done,
-        steps_before=fixed.start.step,
-        total_steps=fixed.plan.total_steps,
-        test_metrics=tested,
-        skipped=skipped,
+        fixed.folder.path, checkpoint, steps=done, steps_before=fixed.start.step,
+        total_steps=fixed.plan.total_steps, test_metrics=tested, skipped=skipped,
         skipped_last=moving.skips.in_a_row,
-    )
+    )  # fmt: skip
 
 
 def _guard(fixed: Fixed, moving: Moving) -> Guard:

@@ -136,17 +136,10 @@ def _metadata(network: Backbone, name: str, weights: str) -> "ModelMeta":
     }
     unknown: dict[str, Any] = dict.fromkeys(
         (
-            "loader",
-            "release_date",
-            "languages",
-            "max_tokens",
-            "license",
-            "open_weights",
-            "public_training_code",
-            "public_training_data",
-            "training_datasets",
+            "loader", "release_date", "languages", "max_tokens", "license", "open_weights",
+            "public_training_code", "public_training_data", "training_datasets",
         )
-    )
+    )  # fmt: skip
     return ModelMeta(**unknown, **given)
 
 

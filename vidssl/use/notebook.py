@@ -223,13 +223,7 @@ def show(
     console = Console(quiet=True, record=True)
     files: list[Path] = []
     draw(
-        _word(run),
-        what,
-        videos=videos,
-        out=out,
-        overrides=overrides,
-        trust=trust,
-        console=console,
+        _word(run), what, videos=videos, out=out, overrides=overrides, trust=trust, console=console,
         keep=files.append,
-    )
+    )  # fmt: skip
     return Pictures(tuple(files))

@@ -55,18 +55,9 @@ def examine_image_content(content: Content) -> FileRecord:
     except UnreadableSample as error:
         return FileRecord(content.name, "unreadable", error.reason, **about)  # type: ignore[arg-type]
     facts = VideoFacts(
-        num_frames=1,
-        promised_frames=1,
-        fps=0.0,
-        height=height,
-        width=width,
-        rotation=0,
-        codec=codec,
-        no_seeking="",
-        pts=array("q"),
-        keyframes=(),
-        tick_seconds=0.0,
-    )
+        num_frames=1, promised_frames=1, fps=0.0, height=height, width=width, rotation=0, codec=codec,
+        no_seeking="", pts=array("q"), keyframes=(), tick_seconds=0.0,
+    )  # fmt: skip
     return FileRecord(content.name, "ok", facts=facts, container=IMAGE, **about)  # type: ignore[arg-type]
 
 
