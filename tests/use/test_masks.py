@@ -323,6 +323,7 @@ def test_the_command_scores_and_draws(
     assert list(scores.scores) == columns[:2]
     assert len(scores.keys) == 6
     assert f"chance: {columns[2]}" in said
+    assert "p and interval: t-test over" in said
     for row in (row for rows in scores.scores.values() for row in rows):
         assert 0 <= row.low <= row.top1 <= row.high <= 1
         assert np.mean(row.added) == pytest.approx(row.top1, abs=1e-5)

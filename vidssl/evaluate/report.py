@@ -257,11 +257,12 @@ def difference_table(
 ) -> Table:
     """Differences of the first network from the second, a row for each label, setting and order of frames."""
     count = counted(len(differences), "test")
+    test = " or ".join(sorted({"t-test" if each.row.added else "permutation test" for each in differences}))
     table = Table(
         title=f"{names[0]} minus {names[1]}, in percentage points, on the same videos",
         title_justify="left",
         title_style="bold",
-        caption=f"p and interval: permutation test over the test videos; p adjusted for {count} (Holm)",
+        caption=f"p and interval: {test} over the test videos; p adjusted for {count} (Holm)",
         caption_justify="left",
     )
     table.add_column("label")
