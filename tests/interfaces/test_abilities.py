@@ -97,7 +97,8 @@ def test_a_vits_class_attention_is_what_its_last_block_does(frames: int, positio
         net(x)
         hook.remove()
         weights = net.class_attention(x)
-        values = rearrange(last.qkv(read[0]), "b n (three m d) -> three b m n d", three=3, m=2)[2]
+        normed = net.blocks[-1].norm1(read[0])
+        values = rearrange(last.qkv(normed), "b n (three m d) -> three b m n d", three=3, m=2)[2]
         flat = weights.flatten(2)
         attended = (1 - flat.sum(-1, keepdim=True)) * values[:, :, 0]
         attended = attended + torch.einsum("bmn,bmnd->bmd", flat, values[:, :, 1:])

@@ -1,6 +1,6 @@
 """Video Swin: attention in shifted space-time windows, one pyramid for clips and images."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, Literal, cast
@@ -14,7 +14,7 @@ from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, Patc
 from vidssl.engine.speed import Lean
 from vidssl.interfaces import Backbone, Features, HasBlocks, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize, kept
-from vidssl.layers.transformer import DropPath, Mlp, check_heads, drop_path_rates, init_linear
+from vidssl.layers.transformer import DropPath, Mlp, check_heads, drop_path_rates, init_linear, unchanged
 from vidssl.weights.swin import read_swin
 
 BLOCKED = -100.0  # added to attention between cells that only the cyclic shift made neighbours; as published
@@ -111,13 +111,13 @@ class WindowAttention(Lean):
         self.bias_table = nn.Parameter(torch.empty(prod(2 * size - 1 for size in window), num_heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
 
-    def forward(self, x: Tensor, plan: WindowPlan, norm: nn.Module) -> Tensor:
-        """[B, t, h, w, D] to the same shape, ``norm`` applied first.
+    def forward(self, x: Tensor, plan: WindowPlan, before: Callable[[Tensor], Tensor] = unchanged) -> Tensor:
+        """[B, t, h, w, D] to the same shape, ``before`` applied first.
 
         Cells added to fill the last windows take part unmasked.
         """
         t, h, w = plan.grid
-        qkv = self.kept_inputs(lambda x: self.qkv(self.windows(norm(x), plan)), x)
+        qkv = self.kept_inputs(lambda x: self.qkv(self.windows(before(x), plan)), x)
         x = merge(self.proj(self.attend(qkv, plan)), plan.padded, plan.window)
         if any(plan.shift):
             x = x.roll(plan.shift, dims=(1, 2, 3))
@@ -188,7 +188,7 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor, plan: WindowPlan) -> Tensor:
         """[B, t, h, w, D] to the same shape, under the block's own plan."""
-        x = x + self.drop_path(self.attn(x, plan, self.norm1))
+        x = x + self.drop_path(self.attn(x, plan, before=self.norm1))
         return x + self.drop_path(self.mlp(x, before=self.norm2))
 
 

@@ -92,7 +92,7 @@ def block_causal(times: Tensor, *, class_token: bool) -> Tensor:
     return seen.unsqueeze(1)
 
 
-def _same(x: Tensor) -> Tensor:
+def unchanged(x: Tensor) -> Tensor:
     return x
 
 
@@ -104,7 +104,7 @@ class Mlp(Lean):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor, before: Callable[[Tensor], Tensor] = _same) -> Tensor:
+    def forward(self, x: Tensor, before: Callable[[Tensor], Tensor] = unchanged) -> Tensor:
         """[..., D] to the same shape, ``before`` applied first."""
         hidden = self.kept_inputs(lambda x: self.fc1(before(x)), x)
         return self.kept_inputs(lambda hidden: self.fc2(F.gelu(hidden)), hidden)
@@ -157,7 +157,7 @@ class Attention(Lean):
         x: Tensor,
         rotation: Rotation | None = None,
         seen: Tensor | None = None,
-        before: Callable[[Tensor], Tensor] = _same,
+        before: Callable[[Tensor], Tensor] = unchanged,
     ) -> Tensor:
         q, k, v = self.kept_inputs(lambda x: self.project(before(x)), x)
         if rotation is not None:
