@@ -249,7 +249,8 @@ def finetuning_recipe(
         UsageError: for anything that shows without knowing the components.
     """
     if spec.backbone is None:
-        raise UsageError(f"{spec.keys['type']}: has no weights that finetuning could train; probe it instead")
+        name = f"{spec.keys['type']}{spec.keys.get('name', '')}"
+        raise UsageError(f"{name}: has no weights that finetuning could train; probe it instead")
     assert protocol.data is not None, "refused without labelled videos"
 
     def leaf(value: str | int | float | None, path: str) -> Node:
