@@ -249,7 +249,7 @@ def finetuning_recipe(
         UsageError: for anything that shows without knowing the components.
     """
     if spec.backbone is None:
-        name = f"{spec.keys['type']}{spec.keys.get('name', '')}"
+        name = ":".join(str(spec.keys[key]) for key in ("type", "name") if key in spec.keys)
         raise UsageError(f"{name}: has no weights that finetuning could train; probe it instead")
     assert protocol.data is not None, "refused without labelled videos"
 
