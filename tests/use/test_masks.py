@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from tests.use.conftest import DIGITS
+from vidssl import api
 from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.protocol import LinearSegmentation, Propagation, load_mask_protocol
@@ -336,6 +337,10 @@ def test_python_gets_what_the_command_prints(tiny: Path) -> None:
     found = evaluate_masks(str(tiny), "video_segmentation", CLIPS)
     assert {row["measure"] for row in found.table()} == {"J&F", "J", "F"}
     assert "first mask held" in repr(found)
+    rows = api.evaluate(str(tiny), "video_segmentation", CLIPS).table()
+    assert {row["label"]: float(str(row["top1"])) for row in rows if row["network"] == "trained"} == {
+        name: each.mean for name, each in found.scores["trained"].items()
+    }
     # without num_frames and size those of the recipe's views, which are the same
     assert evaluate_masks(str(tiny), "video_segmentation", [*CLIPS[2:], "shown=1"]).scores == found.scores
 

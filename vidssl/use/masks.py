@@ -291,14 +291,9 @@ class _Measured:
     def _features(self, network: Backbone, frames: Tensor) -> Tensor:
         assert self.protocol.num_frames is not None, "settled before"
         return masks.frame_features(
-            network,
-            self.tokenizer,
-            frames,
-            feed=self.protocol.feed,
-            num_frames=self.protocol.num_frames,
-            batch_size=self.protocol.batch_size,
-            autocast=self.autocast,
-        )
+            network, self.tokenizer, frames, feed=self.protocol.feed, num_frames=self.protocol.num_frames,
+            batch_size=self.protocol.batch_size, autocast=self.autocast,
+        )  # fmt: skip
 
     def _sums(self, predicted: Array, truth: Array) -> Array:
         if self.protocol.propagate is not None:

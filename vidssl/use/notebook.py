@@ -12,6 +12,7 @@ from rich.console import Console
 
 from vidssl.compare.runs import csv_text, run_grids
 from vidssl.compare.tables import markdown
+from vidssl.config.protocol import measures_masks
 from vidssl.config.recipe import Recipe, load_recipe, overridden, read_recipe
 from vidssl.config.strict_yaml import dump, parse
 from vidssl.engine.distributed import processes
@@ -24,6 +25,7 @@ from vidssl.evaluate.score_file import ScoreFile, find_scores, read_scores
 from vidssl.evaluate.subject import scores_of
 from vidssl.pictures.show import show as draw
 from vidssl.train.run import train_recipe as run_training
+from vidssl.use.masks import evaluate_masks
 
 if TYPE_CHECKING:
     import pandas
@@ -152,7 +154,11 @@ def evaluate(
     else:
         folder = scores_of(find_checkpoint(word))[1]
     before = _written_at(folder)
-    evaluate_run(word, names, overrides, terminal(quiet=quiet), trust=trust)
+    of_masks, console = [name for name in names if measures_masks(name)], terminal(quiet=quiet)
+    for name in of_masks:
+        evaluate_masks(word, name, overrides, console, trust=trust)
+    if rest := [name for name in names if name not in of_masks]:
+        evaluate_run(word, rest, overrides, console, trust=trust)
     made = [path for path, at in _written_at(folder).items() if before.get(path) != at]
     return Scores(tuple(read_scores(path) for path in sorted(made)))
 
