@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from recordings import write_takes
 from rich.console import Console
 from score_files import write_scores
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score
 from sklearn.multiclass import OneVsRestClassifier
 
+from vidssl.cli.main import main
 from vidssl.compare.runs import compare, run_row
 from vidssl.config.few_labels import FewLabels
 from vidssl.engine.runfolder import RunFolder
@@ -213,12 +215,12 @@ def test_a_table_names_the_measure_and_says_which_network_is_better():
         assert each.found.mean == pytest.approx(one.top1 - other.top1, abs=1e-5)
         assert each.mark == "+"
     words = verdict(scores, found).plain
-    assert words.startswith("trained, against untrained, is better on objects, mAP (+")
+    assert words.startswith("trained, against untrained, is better on objects mAP (+")
     console = Console(file=io.StringIO(), width=200)
     console.print(score_tables(scores, "toy", found)[0])
     lines = console.file.getvalue().splitlines()
-    assert any("objects, mAP" in line and " + (" in line for line in lines)
-    number = next(line for line in lines if "speed, R2" in line)
+    assert any("objects mAP" in line and " + (" in line for line in lines)
+    number = next(line for line in lines if "speed R2" in line)
     error = lines[lines.index(number) + 1]
     assert "mean absolute error" in error
     assert f"{scores['trained'][1].mae:.3g}" in error
@@ -276,3 +278,31 @@ def test_files_of_scores_are_read_compared_and_drawn(tmp_path: Path, monkeypatch
     page = Path("page.html").read_text()
     assert "objects mAP" in page
     assert "leads" in page
+
+
+def test_a_list_of_sets_and_targets_is_scored_by_the_commands(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = sorted(write_takes(Path("videos"), {"left": 4, "rise": 4}, cameras=3))
+    for part, some in (("train", files[::2]), ("test", files[1::2])):
+        rows = []
+        for path in some:
+            camera, action, take = path.stem.split("_")
+            sees = camera if action == "left" else f"{action}|{camera}"
+            rows.append(f"{path.name},{sees},{int(camera[3:]) * 10 + 0.01 * int(take)}")
+        Path(f"{part}.csv").write_text("# root: videos\npath,sees,target:place\n" + "\n".join(rows) + "\n")
+    data = [f"data.{part}={{type: video_list, root: videos, list: {part}.csv}}" for part in ("train", "test")]
+    views = "data.views={type: uniform_clips, num_frames: 4, frame_stride: 1, size: 32}"
+    words = ["eval", "pixels", *data, views, "run.device=cpu", "run.workers=0"]
+    assert main([*words, "--protocol", "linear", "--protocol", "knn"]) == 0
+    said = capsys.readouterr().out
+    assert "sees mAP" in said
+    assert "target:place R2" in said
+    assert "train, label 'sees': several a video, 4 classes: cam0 (" in said
+    sees, place = read_scores(Path("runs/pixels/scores/linear-step-000000.json")).scores["no weights"]
+    assert (sees.measure, place.measure) == ("mAP", "R2")
+    assert place.top1 > 0.9
+    assert place.mae is not None
+    assert place.mae < 3
+    assert sees.top1 > sees.chance
+    assert main([*words, "--protocol", "attentive"]) == 2
+    assert "takes one class a video" in capsys.readouterr().err

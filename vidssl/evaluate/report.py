@@ -431,8 +431,8 @@ def _table(title: str, rows: Sequence[Score], marks: Iterable[str]) -> Table:
 
 
 def _name(score: Score) -> str:
-    measure = "" if score.measure == "top-1" else score.measure
-    return ", ".join(filter(None, (score.label, score.setting, measure)))
+    measure = "" if score.measure == "top-1" else f" {score.measure}"
+    return ", ".join(filter(None, (score.label, score.setting))) + measure
 
 
 def _error(score: Score, apart: str) -> str:
