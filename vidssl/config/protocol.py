@@ -375,9 +375,6 @@ def _with_views(node: Node) -> Node:
     return replace(node, value={**others, "data": replace(data, value={**data.mapping(), "views": views})})
 
 
-AS_TESTED = "as_tested"
-
-
 def _with_tested(node: Node) -> Node:
     """The tree whose ``train_views`` have what the test views have, for each key that says ``as_tested``."""
     sections = node.mapping()
@@ -388,7 +385,7 @@ def _with_tested(node: Node) -> Node:
     tested = views.mapping() if views is not None else {}
     found = {}
     for key, entry in learned.mapping().items():
-        if entry.value != AS_TESTED:
+        if entry.value != "as_tested":
             found[key] = entry
         elif key in tested:
             found[key] = moved(tested[key], f"train_views.{key}")

@@ -61,9 +61,7 @@ def check_cell(label: str, cell: str, where: object) -> str:
         return cell
     names = [name.strip() for name in cell.split(SEPARATOR)]
     if not all(names):
-        raise UsageError(
-            f"{where}: the set {cell!r} of '{label}' has an empty name: write 'run|jump', or '|' for none"
-        )
+        raise UsageError(f"{where}: the set {cell!r} of '{label}' has an empty name; '|' alone is none")
     return SEPARATOR.join(sorted(set(names)))
 
 

@@ -44,8 +44,8 @@ from vidssl.evaluate.subject import (
     untrained_objective,
 )
 from vidssl.evaluators.extract import ALONE
-from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.scores import probe
+from vidssl.evaluators.features import FeatureTable, shared_labels
+from vidssl.evaluators.scores import labels_taken, probe
 from vidssl.interfaces import Backbone, Objective
 from vidssl.train.run import STOPPED
 
@@ -226,6 +226,9 @@ def _seen(
     """Notes on test videos that were learned from before; rank 0 compares."""
     assert protocol.data is not None, "refused without labelled videos"
     sources = [store.source(part) for part in (protocol.data.train, protocol.data.test)]
+    shared = shared_labels(*(source.label_classes for source in sources))
+    if isinstance(protocol, Protocol):  # what its probe cannot learn is refused before features are computed
+        labels_taken(build.evaluator(protocol.evaluator), shared, protocol.few_labels)
 
     def compare() -> str:
         train, test = map(videos_of, sources)

@@ -1,7 +1,6 @@
 """Scores as a table on the console and as a file beside the run."""
 
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -340,7 +339,8 @@ def lines_of(row: Sequence[Score], mark: str = "", apart: str = " ") -> list[Lin
         spans = ((each.class_top5, each.class_top5_interval) for each in row)
         found.append(Line(CLASS_TOP5, tuple(_spanned(*each, apart) for each in spans), ""))
     if row[0].mae is not None:
-        cells = tuple(_error(each, apart) for each in row)
+        ends = [" to ".join(f"{end:.3g}" for end in each.mae_interval or ()) for each in row]
+        cells = tuple(f"{each.mae:.3g}{apart}({span})" for each, span in zip(row, ends, strict=True))
         found.append(Line("mean absolute error", cells, ""))
     if by_class or class_mean_matters(row):
         ends = [f"{one if by_class else ''}{apart}" for one in marks]
@@ -433,12 +433,6 @@ def _table(title: str, rows: Sequence[Score], marks: Iterable[str]) -> Table:
 def _name(score: Score) -> str:
     measure = "" if score.measure == "top-1" else f" {score.measure}"
     return ", ".join(filter(None, (score.label, score.setting))) + measure
-
-
-def _error(score: Score, apart: str) -> str:
-    """The mean absolute error in the target's unit, with its interval."""
-    low, high = score.mae_interval or (math.nan, math.nan)
-    return f"{score.mae or 0.0:.3g}{apart}({low:.3g} to {high:.3g})"
 
 
 def with_interval(score: Score, apart: str = " ") -> str:

@@ -109,9 +109,7 @@ def fit_probes(
     table = train.renumbered(shared)
     found = {}
     if others := [label for label, names in shared.items() if label_kind(label, names) != "class"]:
-        raise UsageError(
-            f"--save-probe: '{others[0]}' has no one class a video: only probes of single classes are kept"
-        )
+        raise UsageError(f"--save-probe: '{others[0]}' has no one class a video, which a kept probe names")
     for label, names in shared.items():
         generator = torch.Generator().manual_seed(seed)
         samples = samples_of(evaluator, labelled_rows(table, label), average)

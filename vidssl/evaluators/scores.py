@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vidssl.config.few_labels import Amount, FewLabels, drawn
 from vidssl.config.protocol import Average, FrameOrder, OverlapRule
-from vidssl.data.classes import LabelKind, label_kind, outputs_of
+from vidssl.data.classes import LabelClasses, LabelKind, label_kind, outputs_of
 from vidssl.data.sources.listing import group_numbers
 from vidssl.data.sources.origins import Video, shared_videos
 from vidssl.errors import UsageError
@@ -414,21 +414,33 @@ def probe(
     train, test = train.renumbered(shared), test.renumbered(shared)
     if isinstance(evaluator, LearnsTogether) and evaluator.together:
         return _together(evaluator, train, test, average, seed, few_labels)
-    kinds = {label: label_kind(label, names) for label, names in shared.items()}
-    learns = ("class",) if few_labels is not None else evaluator.learns
-    others = [f"'{label}' is a {kind}" for label, kind in kinds.items() if kind not in learns]
-    if others:
-        who = "few_labels" if few_labels is not None else type(evaluator).__name__
-        words = f"{', '.join(others)}: {who} takes one class a video; linear and knn take all"
-        if len(others) == len(shared):
-            raise UsageError(words)
-        _log.warning("left out: %s", words)
+    labels, left_out = labels_taken(evaluator, shared, few_labels)
+    if left_out:
+        _log.warning("left out: %s", left_out)
     return [
         row
-        for label in shared
-        if kinds[label] in learns
+        for label in labels
         for row in _of_label(evaluator, train, test, label, average=average, seed=seed, few_labels=few_labels)
     ]
+
+
+def labels_taken(
+    evaluator: Evaluator, classes: LabelClasses, few_labels: FewLabels | None
+) -> tuple[list[str], str]:
+    """The labels that a probe can learn, and what is left out, in words.
+
+    Raises:
+        UsageError: if it can learn none.
+    """
+    learns = ("class",) if few_labels is not None else evaluator.learns
+    found = {label: label_kind(label, names) for label, names in classes.items()}
+    others = {label: kind for label, kind in found.items() if kind not in learns}
+    who = "few_labels" if few_labels is not None else type(evaluator).__name__
+    kinds = ", ".join(f"'{label}' is a {kind}" for label, kind in others.items())
+    words = f"{kinds}: {who} takes one class a video; linear and knn take all"
+    if len(others) == len(classes):
+        raise UsageError(words)
+    return [label for label in classes if label not in others], words if others else ""
 
 
 def _together(
