@@ -28,10 +28,12 @@ from vidssl.evaluators.attentive import Attentive
 from vidssl.evaluators.differences import findings, network_differences, tested_videos as videos_of
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.fitted import fit_probes
+from vidssl.evaluators.held_out import folds
 from vidssl.evaluators.knn import KNN, Retrieval
-from vidssl.evaluators.linear import Linear, LinearSGD
-from vidssl.evaluators.scores import probe
+from vidssl.evaluators.linear import Linear, LinearSGD, fit_ridge
+from vidssl.evaluators.scores import labelled_rows, probe, samples_of
 from vidssl.evaluators.statistics import explained, mean_average_precision, mean_of
+from vidssl.interfaces import Evaluator
 from vidssl.tools.report import write_report
 
 RNG = np.random.default_rng(0)
@@ -144,6 +146,29 @@ def test_the_penalty_of_a_number_is_chosen_by_held_out_errors():
     assert row.chosen == "penalty 30"
 
 
+def test_the_penalty_of_sets_has_the_largest_held_out_map():
+    train, *_ = made(60, width=40)
+    samples = samples_of(Linear(), labelled_rows(train, "objects"), "features")
+    penalties = (1e-2, 3.0, 1e4)
+    found = {}
+    for penalty in penalties:
+        parts = folds(samples, 0.2, torch.Generator().manual_seed(0))
+        means = []
+        for kept, held in parts:
+            part = replace(
+                samples,
+                vectors=samples.vectors[kept],
+                labels=samples.labels[kept],
+                outputs=samples.outputs[kept],
+            )
+            scores = Linear(penalties=(penalty,)).fit(part, torch.Generator())(samples.vectors[held])
+            means.append(average_precision_score(samples.outputs[held].numpy(), scores.numpy()))
+        found[penalty] = np.mean(means)
+    assert max(found.values()) > min(found.values()) + 0.01
+    chosen = Linear(penalties=penalties).settled(samples, torch.Generator().manual_seed(0))[0].penalties
+    assert chosen == (max(found, key=found.__getitem__),)
+
+
 def test_neighbours_vote_on_sets_and_numbers():
     train, x, y, speed = made(200)
     test, x2, y2, speed2 = made(80, prefix="t", seed=1)
@@ -162,6 +187,37 @@ def test_views_are_averaged_as_probabilities_or_numbers():
         assert two.top1 == pytest.approx(one.top1)
     (row, _) = probe(Linear(penalties=(1.0,)), *twice, average="probabilities")
     assert row.top1 == pytest.approx(probe(Linear(penalties=(0.5,)), *tables)[0].top1, abs=1e-3)
+
+
+class Given(Evaluator):
+    """Scores are the vectors."""
+
+    learns = ("set",)
+
+    def class_scores(self, train, test_vectors, generator):
+        return test_vectors
+
+
+def test_views_of_sets_are_averaged_as_they_are_or_as_probabilities():
+    cells = ["a" if place % 2 else "|" for place in range(40)]
+    logits = torch.from_numpy(RNG.normal(size=(40, 3, 1))).float() * 4
+    train, test = (
+        table(torch.zeros(2, 1), {"class": ["a|", "|"]}),
+        table(torch.zeros(40, 1), {"class": cells}, "t"),
+    )
+    train = replace(train, classes={"class": ("a", "|")})
+    test, truth = replace(test, vectors=logits), [place % 2 for place in range(40)]
+    for average, of in (("scores", logits), ("probabilities", logits.sigmoid())):
+        (row,) = probe(Given(), train, test, average=average)
+        assert row.top1 == pytest.approx(average_precision_score(truth, of.mean(1)[:, 0]))
+
+
+def test_ridge_has_a_level_of_its_own():
+    vectors, outputs = RNG.normal(3, 1, size=(30, 5)), RNG.normal(-7, 1, size=(30, 2))
+    other = Ridge(alpha=2.0).fit(vectors, outputs)
+    weight, bias = fit_ridge(torch.from_numpy(vectors), torch.from_numpy(outputs), 2.0)
+    np.testing.assert_allclose(weight, other.coef_, atol=1e-10)
+    np.testing.assert_allclose(bias, other.intercept_, atol=1e-10)
 
 
 @pytest.mark.parametrize("evaluator", [LinearSGD(), Attentive(), Retrieval()])
@@ -306,3 +362,4 @@ def test_a_list_of_sets_and_targets_is_scored_by_the_commands(tmp_path: Path, mo
     assert sees.top1 > sees.chance
     assert main([*words, "--protocol", "attentive"]) == 2
     assert "takes one class a video" in capsys.readouterr().err
+    assert not list(Path("runs/pixels").rglob("*patches*"))  # refused before any were computed
