@@ -27,7 +27,7 @@ SHORT = (
     "run.keep_checkpoints=3", "run.log_every_steps=1", "run.test_batches=2", "data.probe.train.limit=200",
     "data.probe.test.limit=100",
 )  # fmt: skip
-OF_THE_MACHINE = ("second", "wait", "memory")
+OF_THE_MACHINE = ("second", "wait", "memory", "off_cpu")
 
 
 def vidssl(*words: str) -> None:
