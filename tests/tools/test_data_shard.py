@@ -118,6 +118,23 @@ def test_the_same_files_give_the_same_shards(made: Path, done, tmp_path: Path) -
     assert contents(tmp_path / "out") == contents(done[0])
 
 
+@pytest.mark.parametrize("way", ["open", "read_bytes"])
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_again(made, done, tmp_path, monkeypatch, way):
+    struck: set[Path] = set()
+    whole = getattr(Path, way)
+
+    def but_once(path: Path, *given: object, **more: object) -> object:
+        if made in path.parents and path not in struck:
+            struck.add(path)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return whole(path, *given, **more)
+
+    monkeypatch.setattr(Path, way, but_once)
+    pack_five(made, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(done[0])
+    assert len(struck) == 5
+
+
 def test_bad_files_lie_in_no_tar_and_are_listed(root: Path, tmp_path: Path) -> None:
     (root / "run" / "empty.mp4").touch()
     (root / "walk" / "text.mp4").write_text("no video at all")

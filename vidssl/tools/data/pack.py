@@ -77,11 +77,14 @@ def _fill(file: BinaryIO, task: ShardToPack) -> tuple[Member, ...]:
 
 def _content(root: Path, entry: FileRecord) -> bytes | str:
     """Content of a file; in words, why it is not what the entry describes."""
-    try:
-        # whole, as a reader of the shard does: a file that fails half-way must leave no half in the tar
-        content = (root / entry.key).read_bytes()
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
+    for last in (False, True):  # a disk may fail once
+        try:
+            # whole, as a reader of the shard does: a file that fails half-way must leave no half in the tar
+            content = (root / entry.key).read_bytes()
+            break
+        except OSError as error:
+            if last:
+                return f"it cannot be read ({error.strerror})"
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         return "its content changed while it was being packed"
     return content

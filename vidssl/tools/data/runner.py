@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -162,12 +163,18 @@ class Runner:
     ) -> Iterator[FileRecord]:
         """Entries of files, one at a time in each process; one that takes its process down is unreadable."""
         patience = limits.max_seconds * _TRIES
-        for file, result in self.run(files, job, patience_seconds=patience):
+        for file, result in self.run(files, partial(_twice, job), patience_seconds=patience):
             if isinstance(result, Lost):  # without size and time, so that the next scan tries again
                 yield FileRecord(file.key, "unreadable", not_looked_at(result), labels=file.labels)
             else:
                 yield result
             self.advance()
+
+
+def _twice(job: Callable[[FileToExamine], FileRecord], file: FileToExamine) -> FileRecord:
+    """The entry of a file; of a second look where the first could not read it, as a disk may fail once."""
+    entry = job(file)
+    return entry if entry.sha256 else job(file)
 
 
 @contextmanager
