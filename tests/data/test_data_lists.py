@@ -66,6 +66,7 @@ def test_lists_are_read_as_people_have_them(
             r"a.csv:1: it is not UTF-8 \(as Latin-1 it is 'v.mp4,écrire'",
         ),
         ("a.csv", "v.mp4,a\n跑/v.mp4,跑\n".encode("gbk"), r"a.csv:2: .* as GBK it is '跑/v.mp4,跑'\): save"),
+        ("a.txt", b"\0\0\0\x1cftypisom\0\0\0\x01isommp41" + bytes(40) + b"\xff", "it is no text, so no list"),
         ("a.txt", "v.mp4 0\n".encode("utf-16-le"), "it is UTF-16 without a byte order mark"),
         ("a.txt", b"v.mp4 0\x00\x01", "it is no text"),
         (
@@ -76,6 +77,7 @@ def test_lists_are_read_as_people_have_them(
         ("a.txt", b"v.mp4 playing guitar\n", r"is 'playing guitar' one class name or 2 labels\? Put"),
         ("a.csv", b"v.mp4 playing guitar\n", r"is 'playing guitar' one class name or 2 labels\? Put"),
         ("a.csv", b"v.mp4,2000000000\nw.mp4,0\n", "class 2000000000. Numbers above 1,000,000 are IDs"),
+        ("a.csv", b"path,class\nv.mp4,%s\n" % (b"x" * 200_000), "a.csv:2: field larger than field limit"),
         ("a.csv", b"path,start\nv.mp4,0\n", "a segment needs both columns, 'start' and 'end'"),
         ("a.csv", b"path,start,end\nv.mp4,3,2\n", r"a.csv:2: a segment needs .* got '3' and '2'"),
         (

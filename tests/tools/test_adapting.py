@@ -188,8 +188,8 @@ def listed_takes() -> Path:
 def test_init_from_a_release_has_the_settings_of_its_recipe(adapting: Path, name: str, file: str) -> None:
     shutil.move(adapting / "weights" / file, f"mine-{file}")
     console = Console(file=io.StringIO(), width=200)
-    write_recipe(Path("mine.yaml"), listed_takes(), start=f"mine-{file}", console=console)
-    mine, theirs = load_recipe("mine.yaml"), load_recipe(f"adapt/{name}")
+    write_recipe(Path("new/mine.yaml"), listed_takes(), start=f"mine-{file}", console=console)
+    mine, theirs = load_recipe("new/mine.yaml"), load_recipe(f"adapt/{name}")
     assert mine.start.init == f"mine-{file}"
     assert mine.rest_init == f"mine-{file}" + "#predictor" * (name == "vjepa")
     for section in ("objective", "backbone", "masker", "optim", "schedule"):
@@ -207,10 +207,10 @@ def test_init_from_a_release_has_the_settings_of_its_recipe(adapting: Path, name
     assert plain(video.views.node)["frame_stride"] == (2 if name == "vjepa" else 1), "10 frames a second"
     assert plain(mine.augment.node)["flip"] == 0.0, "a class is called left"
     assert len(build.source(video.source)) == 6
-    text = " ".join(line.removeprefix("# ") for line in Path("mine.yaml").read_text().splitlines())
+    text = " ".join(line.removeprefix("# ") for line in Path("new/mine.yaml").read_text().splitlines())
     assert "is seen in four of five such tests" in text
     with pytest.raises(UsageError, match="weights decide the objective"):
-        write_recipe(Path("a.yaml"), Path("videos.train.csv"), start="x", objective="bevt", console=console)
+        write_recipe(Path("a.yaml"), Path("videos.train.csv"), start="x", objective="svt", console=console)
 
 
 def test_init_names_weights_that_it_has_no_settings_for(adapting: Path) -> None:

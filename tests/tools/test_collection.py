@@ -9,6 +9,7 @@ from recordings import moving, write_frames, write_recording, write_takes
 from rich.console import Console
 
 from vidssl.backbones.pixels import Pixels
+from vidssl.cli.main import main
 from vidssl.data.sources.lists import list_notes, list_root, read_lists
 from vidssl.data.sources.moving_digits import MovingDigits
 from vidssl.data.sources.video_files import VideoList
@@ -78,6 +79,21 @@ def test_a_pattern_that_fits_in_two_ways_is_told_and_narrowed(takes: Path, tmp_p
         make_list(takes, out=tmp_path / "b.csv", console=said())
 
 
+def test_a_split_that_was_ended_between_two_lists_goes_on(takes: Path, tmp_path: Path) -> None:
+    path, rule = listed(takes, tmp_path / "takes.csv"), Rule(duplicates=False)
+    files = [tmp_path / f"takes.{part}.csv" for part in ("train", "val", "test")]
+    split_list(listed(takes, path), rule, console=said())
+    texts = [file.read_text() for file in files]
+    files[1].unlink()
+    split_list(path, rule, console=said())
+    assert [file.read_text() for file in files] == texts
+    files[1].unlink()
+    files[2].write_text("mended by hand")
+    with pytest.raises(UsageError, match=r"takes\.test\.csv: is there already"):
+        split_list(path, rule, console=said())
+    assert not files[1].exists(), "all or none"
+
+
 def test_annotations_give_segments_in_seconds_clock_times_and_frames(tmp_path: Path) -> None:
     root = tmp_path / "long"
     rows = write_recording(root, "rec1", ["left", "right"])
@@ -113,6 +129,7 @@ def test_annotations_name_what_is_wrong(tmp_path: Path) -> None:
         ("path,start,end\na,0,soon\n", "expected seconds, a clock time"),
         ("path,action\na,left||up\n", "notes.csv:2: the set 'left||up' of 'action' has an empty name"),
         ("path,target:speed\na,fast\n", "'target:speed' is a target, so each cell is a number, got 'fast'"),
+        (f"path,action\na,{'x' * 200_000}\n", "notes.csv:2: field larger than field limit"),
     ):
         table.write_text(text)
         with pytest.raises(UsageError, match=message):
@@ -166,6 +183,17 @@ def test_a_split_keeps_duplicates_together_and_classes_in_every_part(takes: Path
     assert "1 group to test on: a test goes by groups, and fewer than 5 show no difference" in text_of(
         console
     )
+
+
+def test_files_that_are_nowhere_and_two_ways_to_split_are_refused(
+    takes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = listed(takes, tmp_path / "takes.csv")
+    with pytest.raises(UsageError, match="none of its files below nowhere can be read, such as cam0"):
+        split_list(path, Rule(), root=Path("nowhere"), console=said())
+    for other in (["--fractions", "0.5,0.5"], ["--leave-one-group-out"]):
+        assert main(["data", "split", str(path), "--folds", "2", *other]) == 2
+        assert f"{other[0]}: not allowed with argument --folds" in capsys.readouterr().err
 
 
 def test_a_check_names_near_duplicates_across_parts(takes: Path, tmp_path: Path) -> None:

@@ -443,5 +443,7 @@ def test_segments_are_cut_into_files_with_a_list_that_keeps_their_recordings_tog
         assert numbers(cut.read(index, every)) == numbers(whole.read(index, every))
     assert prepare.prepare_data(table, tmp_path / "cut", SMALL, root=made, cut=True, console=console) == 0
     assert "3 are done already" in console.file.getvalue()
+    with pytest.raises(UsageError, match=r"parts\.csv: is there already"):
+        prepare.prepare_data(table, tmp_path / "parts", SMALL, root=made, cut=True, console=console)
     with pytest.raises(UsageError, match="none are listed"):
         prepare.prepare_data(made, tmp_path / "x", SMALL, cut=True, console=console)

@@ -84,6 +84,9 @@ def test_steps_fill_the_time_but_pass_over_few_videos_only_so_often() -> None:
     few = steps_for(0.01, LAPTOP, 64, 32)
     assert few.value == 1600
     assert "800 passes" in few.why
+    assert steps_for(9.0, Machine(gpu=False, cores=2, minutes=1), 1000, 32).why.startswith(
+        "the fewest, about 3 min 00 s here: more than there is time for"
+    )
 
 
 @pytest.mark.parametrize("objective", ["svt", "bevt", "vimpac", "videomae"])

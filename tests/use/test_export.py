@@ -124,18 +124,25 @@ def test_what_cannot_is_refused_by_name(tiny: Path, tmp_path: Path, capsys: pyte
         module._plain_vit(v.TimeSformer(**v.TimeSformer.toy), "timm")
     assert main(["export", str(tiny), "--to", "huggingface"]) == 2
     assert "has no ViT of positions: axes" in capsys.readouterr().err
+    assert main(["export", str(tiny), "--to", "torchscript", "--clip", "3,17,19"]) == 2
+    assert "whole multiples of (2, 8, 8), got (3, 17, 19): --clip" in capsys.readouterr().err
+    (tmp_path / "config.json").touch()
+    for to in ("timm", "safetensors"):
+        assert main(["export", str(tiny), "--to", to, "-o", str(tmp_path)]) == 2
+        assert "holds other files (config.json): name a new folder" in capsys.readouterr().err
     bare = tmp_path / "bare.safetensors"
     save_checkpoint(bare, v.load_objective(tiny), step=1, recipe="")
     assert main(["export", str(bare), "--to", "timm"]) == 2
     assert "write it with Backbone.save_pretrained" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_a_file_that_gives_something_else_is_an_error(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, factor: float
 ) -> None:
     right = module.timm_state
     monkeypatch.setattr(
-        module, "timm_state", lambda *args, **keys: {k: x * 1.01 for k, x in right(*args, **keys).items()}
+        module, "timm_state", lambda *args, **keys: {k: x * factor for k, x in right(*args, **keys).items()}
     )
     assert main(["export", str(tiny), "--to", "timm", "-o", str(tmp_path / "t")]) == 2
     assert "gives other features than ViT" in capsys.readouterr().err

@@ -230,6 +230,7 @@ def test_a_file_that_would_execute_code_is_refused_with_the_name_of_what_it_call
     ("content", "message"),
     [
         (b"", "damaged or cut short|is no file of torch.save"),
+        (b"name: small\nseed: 0\n", "damaged or cut short|is no file of torch.save"),
         (b"hello", "damaged or cut short|is no file of torch.save"),
         (b"\x80\x02J1", "damaged or cut short|is no file of torch.save"),
         (b"PK\x03\x04 cut", "damaged|no file of torch.save"),
@@ -237,8 +238,9 @@ def test_a_file_that_would_execute_code_is_refused_with_the_name_of_what_it_call
 )
 def test_a_damaged_file_is_an_error(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "cut.pth").write_bytes(content)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as error:
         load_init(toy_swin(), str(tmp_path / "cut.pth"))
+    assert "weights_only" not in str(error.value), "no word of how torch would run its code"
 
 
 @pytest.mark.parametrize("init", ["timm:swin_base_patch4_window7_224.nonsense", "torchvision:swin3d_q"])

@@ -149,14 +149,15 @@ def _add_split(commands: "Commands[Parser]") -> None:
         "part a list for training and testing; groups and near-duplicates stay together",
         ("LIST", "as 'data list' writes it, or any that sources read"),
     )
-    parting.add_argument(
+    kinds = parting.add_mutually_exclusive_group()
+    kinds.add_argument(
         "--fractions",
         type=_numbers,
         metavar="A,B[,C]",
         help="train, (validation,) test; default 0.7,0.15,0.15",
     )
-    parting.add_argument("--folds", type=at_least(2), metavar="K", help="each video is tested on in one of K")
-    parting.add_argument("--leave-one-group-out", action="store_true", help="a fold for each group")
+    kinds.add_argument("--folds", type=at_least(2), metavar="K", help="each video is tested on in one of K")
+    kinds.add_argument("--leave-one-group-out", action="store_true", help="a fold for each group")
     parting.add_argument("--seed", type=at_least(0), metavar="N", help="default 0")
     parting.add_argument(
         "--stratify", metavar="LABEL", help="whose classes are shared out; default the first"

@@ -30,6 +30,7 @@ from vidssl.interfaces import Backbone, DataSource, as_clip
 from vidssl.interfaces.grids import GridSize
 from vidssl.interfaces.pretrained import load_pretrained
 from vidssl.pictures.clips import draw_clips
+from vidssl.use.hub import check_target
 
 EPS = 1e-6  # of every LayerNorm of ``ViT``
 
@@ -227,6 +228,12 @@ def export(
         size = clip or _usual_size(recipe, made)
         folder = home(checkpoint) / "export"
         target = out or folder / f"{to}{_ENDINGS.get(to, '')}"
+        if to not in _ENDINGS:
+            check_target(target)
+        try:
+            made.grid(*size)
+        except ValueError as error:
+            raise UsageError(f"{error}: --clip T,H,W") from error
         make_folder(target.parent, "name another with -o")
         try:
             exported = _MAKERS[to](made, target, size, recipe)
@@ -265,9 +272,9 @@ def _compare(
             say(f"Real clips are not compared: {error}")
     for kind, x in clips.items():
         own, other = exported.same(x), exported.again(x)
-        off = float((own - other).abs().max() / own.abs().max())
+        off = float((own - other).abs().max() / own.abs().max().clamp(min=1e-30))
         say(f"Features of {kind} clips: largest difference {off:.1e} of the largest value")
-        if off > _NEAR[to]:
+        if not off <= _NEAR[to]:  # nor what is not a number
             raise UsageError(
                 f"{exported.path}: gives other features than {type(network).__name__}: not equal"
             )

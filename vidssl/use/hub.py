@@ -209,7 +209,7 @@ def push(
         recipe = recipe_of(checkpoint, "save its network with Backbone.save_pretrained", trust=trust)
         if not target.startswith(HUB):
             folder = Path(target)
-            _check_target(folder)
+            check_target(folder)
             written = write_folder(checkpoint, recipe, folder, name=target, licence=licence)
             say(f"Written: {folder} ({counted(len(written), 'file')}). To load it: v.load({target!r})")
             return 0
@@ -220,13 +220,13 @@ def push(
     return 0
 
 
-def _check_target(folder: Path) -> None:
-    """Refuse to write into a folder that holds anything but a run that was pushed there."""
+def check_target(folder: Path) -> None:
+    """Refuse to write a network into a folder that holds anything but one that was written there."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: a file, not a folder")
     held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     if held and WEIGHTS not in held:
-        raise UsageError(f"{folder}: holds other files ({held[0]}): name a new folder, or hf:OWNER/NAME")
+        raise UsageError(f"{folder}: holds other files ({held[0]}): name a new folder")
 
 
 def write_folder(

@@ -147,7 +147,8 @@ def _read_pickle(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         cause = str(error).split("Please file an issue")[0].split("\n")
-        shown = next((line.strip() for line in cause if "Unsupported" in line or "GLOBAL" in line), cause[0])
+        shown = next((line.strip() for line in cause if "Unsupported" in line or "GLOBAL" in line), "")
+        shown = shown or cause[0].partition(". ")[0]  # what follows is how to run its code
         raise UsageError(
             f"{path}: holds more than weights, or is no file of torch.save, and is not read ({shown}). "
             "Save only its state dict where you trust it, or as safetensors"

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -214,9 +214,10 @@ def read_text(path: Path) -> str:
 
 def _why_no_text(data: bytes, at: int) -> str:
     sample = data[:4096]
-    if sample[1::2].count(0) > len(sample) // 4 or sample[::2].count(0) > len(sample) // 4:
+    zeros, control = 4 * max(sample[1::2].count(0), sample[::2].count(0)), rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]"
+    if zeros > len(sample) and not re.search(control, sample):
         return ": it is UTF-16 without a byte order mark: save it as UTF-8"
-    if re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", sample):
+    if zeros or re.search(control, sample):
         return ": it is no text, so no list; of files themselves give the folder that they lie in"
     line = data[data.rfind(b"\n", 0, at) + 1 :].split(b"\n")[0].rstrip(b"\r")
     readings = []
@@ -322,7 +323,7 @@ def _csv_rows(text: str, path: Path) -> list[_Line]:
     delimiter = behind_path[1] if behind_path else next((mark for mark in "\t;" if mark in first), ",")
     reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     rows = []
-    for cells in reader:
+    for cells in rows_of_csv(reader, path):
         file, *labels = (cell.strip() for cell in cells or [""])
         if file or any(labels):
             shown = tuple(printable(cell, one_line=True) for cell in labels)
@@ -330,6 +331,14 @@ def _csv_rows(text: str, path: Path) -> list[_Line]:
             if delimiter == " " and '"' not in text:
                 _refuse_words(rows[-1], path)
     return rows
+
+
+def rows_of_csv(reader: csv._reader, path: Path) -> Iterator[list[str]]:
+    """The rows; raises UsageError for one that is none, as a cell of more than 131,072 characters."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UsageError(f"{path}:{reader.line_num}: {error}") from error
 
 
 def _text_rows(text: str, path: Path, exists: Exists) -> list[_Line]:

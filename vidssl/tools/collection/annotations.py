@@ -15,10 +15,13 @@ from vidssl.config.strict_yaml import nearest
 from vidssl.data.classes import SEPARATOR, TARGET, check_cell
 from vidssl.data.decode.decode import VideoFacts, probe
 from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, find_files
-from vidssl.data.sources.lists import ROOT_NOTE, read_text
-from vidssl.engine.process import check_writable, write_text
+from vidssl.data.sources.lists import ROOT_NOTE, list_notes, read_text, rows_of_csv
+from vidssl.engine.process import check_writable, make_folder, write_text
 from vidssl.errors import UsageError, counted, printable
 from vidssl.interfaces import UnreadableSample
+
+_MADE_BY = "made by"
+CUTS = "vidssl data prepare"  # whose lists grow with what is prepared
 
 
 @dataclass(frozen=True)
@@ -51,24 +54,42 @@ def rows_of(listing: Listing) -> list[Row]:
     ]
 
 
-def refuse_existing(out: Path) -> None:
-    """Raises UsageError where a list would be written over, which may have been mended by hand."""
-    if out.exists():
+def refuse_existing(out: Path, maker: str = "", text: str = "") -> None:
+    """Raises UsageError where a list would be written over, which may have been mended by hand.
+
+    Args:
+        maker: what a list that may be written over begins with in its note on how it was made.
+        text: that is to be written; a list that is there already may be the same.
+    """
+    mine = maker and list_notes(out).get(_MADE_BY, "").startswith(maker)
+    if out.exists() and not mine and not (out.is_file() and out.read_bytes() == text.encode()):
         raise UsageError(f"{out}: is there already. Remove it, or name another with '--out'")
     check_writable(out, "'--out' puts it elsewhere")
 
 
-def write_list(out: Path, rows: Sequence[Row], root: Path, notes: Iterable[tuple[str, str]] = ()) -> None:
-    """Write rows as a CSV list that names its root.
+def write_lists(
+    lists: Mapping[Path, Sequence[Row]], root: Path, maker: str, notes: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Write rows as CSV lists that name their root: none where another is there already.
 
     Args:
-        out: the list; it appears in one piece.
-        root: folder that paths are relative to; the list states it relative to its own folder.
-        notes: names and values of lines on how it was made, which stand before the header.
+        lists: path -> rows; each file appears in one piece.
+        root: folder that paths are relative to; a list states it relative to its own folder.
+        maker: the command, for a note on how they were made, which stands before the header.
+        notes: names and values of further ones.
 
     Raises:
-        UsageError: if it cannot be written, or a row lacks what another has.
+        UsageError: if one cannot be written, or a row lacks what another has.
     """
+    texts = {out: _text(out, rows, root, ((_MADE_BY, maker), *notes)) for out, rows in lists.items()}
+    for out, text in texts.items():
+        refuse_existing(out, CUTS if maker.startswith(CUTS) else "", text)
+    for out, text in texts.items():
+        make_folder(out.parent)
+        write_text(out, text)
+
+
+def _text(out: Path, rows: Sequence[Row], root: Path, notes: Iterable[tuple[str, str]]) -> str:
     labels, timed = list(rows[0].labels), rows[0].times is not None
     grouped = any(row.group for row in rows)
     text = io.StringIO()
@@ -84,11 +105,7 @@ def write_list(out: Path, rows: Sequence[Row], root: Path, notes: Iterable[tuple
         # what no source unites is a group of its own
         group = [row.group or row.path] if grouped else []
         table.writerow([row.path, *row.labels.values(), *times, *group])
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{out.parent}: the folder cannot be made ({error.strerror})") from error
-    write_text(out, text.getvalue())
+    return text.getvalue()
 
 
 def shown(count: int, rows: Sequence[Row]) -> str:
@@ -225,7 +242,7 @@ def _table(path: Path) -> tuple[list[int], tuple[tuple[str, ...], list[dict[str,
     reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
     header: tuple[str, ...] = ()
     lines, rows = [], []
-    for cells in reader:
+    for cells in rows_of_csv(reader, path):
         cells = [cell.strip() for cell in cells]
         if not any(cells):
             continue

@@ -18,10 +18,9 @@ from vidssl.tools.collection.annotations import (
     Found,
     Row,
     read_annotations,
-    refuse_existing,
     rows_of,
     shown,
-    write_list,
+    write_lists,
 )
 from vidssl.tools.data.check import print_list, say
 from vidssl.tools.data.runner import CLEAN
@@ -69,7 +68,6 @@ def make_list(
     console = console or terminal()
     named = root if root.name not in ("", "..") else root.resolve()
     out = out or named.with_name(f"{named.name}.csv")
-    refuse_existing(out)
     if pattern is not None and annotations is not None:
         raise UsageError("--pattern and --annotations: give one of the two")
     if annotations is None and (columns or unit or join):
@@ -85,7 +83,7 @@ def make_list(
         listed = rows_of(list_folder(root, VIDEO_EXTENSIONS, "video"))
         found, how = Found(listed), "a folder for each class"
     rows = _with_labels(found.rows, labels)
-    write_list(out, rows, root, [("made by", f"vidssl data list, labels from {how}")])
+    write_lists({out: rows}, root, f"vidssl data list, labels from {how}")
     for title, lines in found.told.items():
         print_list(console, title, lines, show_all=show_all)
     say(console, f"{shown(len(rows), rows)}{_groups(rows)}")

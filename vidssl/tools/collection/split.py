@@ -19,7 +19,7 @@ from vidssl.data.sources.manifest import Manifest
 from vidssl.engine.logging import terminal
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.evaluators.statistics import FEWEST_GROUPS
-from vidssl.tools.collection.annotations import Row, refuse_existing, rows_of, shown, write_list
+from vidssl.tools.collection.annotations import Row, rows_of, shown, write_lists
 from vidssl.tools.collection.glimpses import FRAMES, SIDE, alike, glimpses
 from vidssl.tools.data.check import print_list, say
 from vidssl.tools.data.runner import CLEAN
@@ -113,6 +113,8 @@ def split_list(
         bad += [f"{row.path}: {one.reason}" for row, one in zip(rows, seen, strict=True) if one.reason]
         kept = [number for number, one in enumerate(seen) if not one.reason]
         rows, pairs = [rows[n] for n in kept], alike([seen[n] for n in kept])
+    if not rows:
+        raise UsageError(f"{path}: none of its files below {root} can be read, such as {bad[0]}")
     names = {
         key: [sample.cut_from or sample.path for sample in files] for key, files in listing.by_file().items()
     }
@@ -120,14 +122,12 @@ def split_list(
     classes = _classes(rows, rule)
     parts = parted(units, classes, rule)
     folder = out or path.parent
-    notes = [("made by", f"vidssl data split {path}"), ("rule", rule.words)]
+    notes = [("rule", rule.words)]
     if manifest.exists():
         notes.append(("manifest", manifest.absolute().as_posix()))
     files = {folder / f"{path.stem}.{name}.csv": chosen for name, chosen in parts.items()}
-    for file in files:
-        refuse_existing(file)
-    for file, chosen in files.items():
-        write_list(file, [rows[number] for number in chosen], root, notes)
+    lists = {file: [rows[number] for number in chosen] for file, chosen in files.items()}
+    write_lists(lists, root, f"vidssl data split {path}", notes)
     print_list(console, "Unreadable, in no part", [*dict.fromkeys(bad)], show_all=show_all)
     same = Counter((rows[a].path, rows[b].path) for a, b in pairs if rows[a].path != rows[b].path)
     words = [f"{one} = {other}" + f", {count} segments" * (count > 1) for (one, other), count in same.items()]

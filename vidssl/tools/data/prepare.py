@@ -25,7 +25,7 @@ from vidssl.engine.facts import Row
 from vidssl.engine.logging import format_duration, terminal
 from vidssl.engine.process import make_folder, num_cpus, sole_process, write_text
 from vidssl.errors import UsageError, agreed, counted
-from vidssl.tools.collection.annotations import rows_of, write_list
+from vidssl.tools.collection.annotations import CUTS, refuse_existing, rows_of, write_lists
 from vidssl.tools.data.check import format_size, print_list, say
 from vidssl.tools.data.encode import (
     H264,
@@ -91,6 +91,9 @@ def prepare_data(
         raise UsageError(f"{path}: --cut makes files of segments, and none are listed")
     listing, cuts = cut_listing(operand.listing) if cut else (operand.listing.whole(), {})
     _check_places(operand.root, listing, out)
+    beside = out.absolute().with_name(f"{out.absolute().name}.csv")
+    if cut:
+        refuse_existing(beside, CUTS)
     make_folder(out)
     with sole_process(out, lambda line: say(console, line), _BUSY):
         made = PreparedVideos(out, settings(form))
@@ -102,8 +105,7 @@ def prepare_data(
     prepare_report(rows, where, prediction, out, console, show_all=show_all)
     usable = [row for row in rows_of(listing) if not made.latest[row.path].reason]
     if cut and usable:
-        beside = out.absolute().with_name(f"{out.absolute().name}.csv")
-        write_list(beside, usable, out, [("made by", f"vidssl data prepare {path} --cut")])
+        write_lists({beside: usable}, out, f"{CUTS} {path} --cut")
         say(console, f"List: {beside}, the recording of each segment being its group")
     return FLAWED if any(row.reason for row in rows) else CLEAN
 

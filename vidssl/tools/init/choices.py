@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vidssl.engine.logging import format_duration
 from vidssl.errors import UsageError, counted
 from vidssl.evaluators.held_out import folds
 from vidssl.evaluators.linear import fit_logistic, standardisation
@@ -26,6 +27,7 @@ _CELLS, _PARTS = 4, 3  # rows and columns, and parts of the time, that motion is
 _PENALTY, _ITERATIONS = 100.0, 60
 _ADDS = 0.05  # that motion adds, from which on it may matter
 _FEWEST = 4  # samples of a class, or it cannot be probed
+_FEWEST_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,10 @@ def steps_for(
         return Choice(
             steps, f"{steps / epoch:.0f} passes over the videos; not timed here: 'vidssl bench' does"
         )
-    fitting = max(20, int(machine.minutes * 60 * 0.85 / seconds_a_step))
+    fitting = int(machine.minutes * 60 * 0.85 / seconds_a_step)
+    if fitting < _FEWEST_STEPS:
+        lasts = format_duration(_FEWEST_STEPS * seconds_a_step)
+        return Choice(_FEWEST_STEPS, f"the fewest, about {lasts} here: more than there is time for")
     if fitting > most:
         return Choice(
             most, f"{most_epochs} passes over the videos, about {most * seconds_a_step / 60:.0f} min here"

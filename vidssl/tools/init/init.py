@@ -21,7 +21,7 @@ from vidssl.data.sources.listing import VIDEO_EXTENSIONS, Listing, list_folder, 
 from vidssl.data.sources.lists import list_notes, list_root, read_lists
 from vidssl.data.sources.manifest import Manifest
 from vidssl.engine.logging import format_duration, shown_messages, terminal
-from vidssl.engine.process import check_writable, num_cpus, write_text
+from vidssl.engine.process import check_writable, make_folder, num_cpus, write_text
 from vidssl.engine.runfolder import check_name
 from vidssl.errors import UsageError, counted
 from vidssl.tools.collection.annotations import Row, rows_of
@@ -65,7 +65,7 @@ def write_recipe(
     out: Path,
     videos: Path,
     *,
-    objective: str = "svt",
+    objective: str | None = None,
     minutes: float | None = None,
     gpu: bool = False,
     tokenizer: str | None = None,
@@ -83,7 +83,7 @@ def write_recipe(
     Args:
         out: the recipe or grid, a YAML file.
         videos: a list, as ``vidssl data split`` writes it, or a folder.
-        objective: svt, bevt, vimpac or videomae; several with commas between them.
+        objective: svt (the default), bevt, vimpac or videomae; several with commas between them.
         minutes: that training may take on this machine, for each run.
         gpu: sizes for a GPU, whether or not there is one here; steps are then counted in passes.
         tokenizer: name, file or run of one to use.
@@ -99,8 +99,9 @@ def write_recipe(
         UsageError: if the videos or weights cannot be read or the file is there already.
     """
     console = console or terminal()
-    names = list(dict.fromkeys(check_objective(name.strip()) for name in objective.split(",")))
-    if start is not None and (objective != "svt" or tokenizer is not None):
+    asked = "svt" if objective is None else objective
+    names = list(dict.fromkeys(check_objective(name.strip()) for name in asked.split(",")))
+    if start is not None and (objective is not None or tokenizer is not None):
         raise UsageError("--from: the weights decide the objective; --objective and --tokenizer start anew")
     if out.suffix not in (".yaml", ".yml"):
         raise UsageError(f"{out}: a recipe is a YAML file: vidssl init {out}.yaml --videos {videos}")
@@ -188,6 +189,7 @@ def _write(
     steps = steps_for(seconds, look.machine, look.usable, batch)
     text = made(steps)
     build.check(recipe_from_text(text, str(path)))
+    make_folder(path.parent)
     write_text(path, text)
     length = f", {counted(steps.value, 'step')}: {steps.why}" if timed else ""
     say(console, f"Recipe: {path}{length}")

@@ -20,7 +20,7 @@ from vidssl.data.sources.listing import (
     find_files,
     select,
 )
-from vidssl.data.sources.lists import read_text
+from vidssl.data.sources.lists import read_text, rows_of_csv
 from vidssl.data.sources.manifest import Segment
 from vidssl.data.sources.video_files import ListedImages
 from vidssl.engine.facts import parsed
@@ -70,14 +70,15 @@ class DataSet:
             UsageError: if a needed column is missing, or a row is shorter than the header.
         """
         reader = csv.reader(self.text(path).splitlines())
-        header = [name.strip() for name in next(reader, [])]
+        rows = rows_of_csv(reader, path)
+        header = [name.strip() for name in next(rows, [])]
         lacking = [name for name in needed if name not in header]
         if lacking:
             raise self.error(
                 f"{path}: its first line must name the columns {', '.join(needed)}; it lacks "
                 f"{', '.join(lacking)} and reads {','.join(header)[:80]!r}"
             )
-        for cells in reader:
+        for cells in rows:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) < len(header):
