@@ -1,5 +1,6 @@
 """Grids of recipes: one base recipe, what is varied in it, and for how long each cell trains."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ CELL = "cell"  # name of the one axis of a grid that lists its cells
 BASE = "recipe"  # key of a cell or level that names another base recipe
 Measure = Literal["epochs", "steps", "flops", "seconds"]
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_MOST = 1000  # cells
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+=]+")
 
 
@@ -39,6 +41,8 @@ class Budget:
     def __post_init__(self) -> None:
         if len(self.given) != 1:
             raise ValueError("name one of epochs, steps, flops and seconds that all cells train for")
+        if not math.isfinite(self.amount):
+            raise ValueError(f"{self.measure} must be finite, got {self.amount}")
 
     @property
     def given(self) -> dict[str, float]:
@@ -177,6 +181,8 @@ def _combinations(spec: GridSpec) -> Iterator[tuple[dict[str, str], list[Node]]]
         yield from (({CELL: name}, [part]) for name, part in spec.cells.items())
         return
     axes = {name: _levels(name, node) for name, node in spec.axes.items()}
+    if (count := math.prod(map(len, axes.values()))) > _MOST:
+        raise spec.node.error(f"the axes have {count:,} combinations, and a grid {_MOST:,} at most")
     skipped = [_skipped(node, axes) for node in spec.skip]
     for chosen in product(*(levels.items() for levels in axes.values())):
         levels = dict(zip(axes, (name for name, _ in chosen), strict=True))
@@ -190,6 +196,8 @@ def _levels(axis: str, node: Node) -> dict[str, Node]:
         if not _KEY.fullmatch(axis):
             raise node.error("a list of values is for an axis that is a dotted key, such as masker.ratio")
         levels = {_level_name(value): replace(node, value={axis: value}) for value in node.value}
+        if len(levels) < len(node.value):
+            raise node.error("a value stands there twice")
     else:
         levels = dict(node.mapping())
     if len(levels) < 2:

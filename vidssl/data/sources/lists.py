@@ -321,22 +321,32 @@ def _csv_rows(text: str, path: Path) -> list[_Line]:
     first = next((line for line in lines if line.strip()), "")
     behind_path = _PATH_THEN_DELIMITER.match(first)
     delimiter = behind_path[1] if behind_path else next((mark for mark in "\t;" if mark in first), ",")
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     rows = []
-    for cells in rows_of_csv(reader, path):
+    for number, cells in rows_of_csv(lines, path, delimiter, trim=True):
         file, *labels = (cell.strip() for cell in cells or [""])
         if file or any(labels):
             shown = tuple(printable(cell, one_line=True) for cell in labels)
-            rows.append(_Line(reader.line_num, file, shown))
+            rows.append(_Line(number, file, shown))
             if delimiter == " " and '"' not in text:
                 _refuse_words(rows[-1], path)
     return rows
 
 
-def rows_of_csv(reader: csv._reader, path: Path) -> Iterator[list[str]]:
-    """The rows; raises UsageError for one that is none, as a cell of more than 131,072 characters."""
+def rows_of_csv(
+    lines: Sequence[str], path: Path, delimiter: str = ",", *, trim: bool = False
+) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of each row.
+
+    Args:
+        trim: whether spaces behind delimiters are left out.
+
+    Raises:
+        UsageError: for what is no row, as a cell of more than 131,072 characters.
+    """
+    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=trim)
     try:
-        yield from reader
+        for cells in reader:
+            yield reader.line_num, cells
     except csv.Error as error:
         raise UsageError(f"{path}:{reader.line_num}: {error}") from error
 

@@ -239,10 +239,9 @@ def _table(path: Path) -> tuple[list[int], tuple[tuple[str, ...], list[dict[str,
         raise UsageError(f"{path}: the annotations cannot be read ({error.strerror})") from error
     first = text.lstrip().split("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
     header: tuple[str, ...] = ()
     lines, rows = [], []
-    for cells in rows_of_csv(reader, path):
+    for number, cells in rows_of_csv(text.splitlines(), path, delimiter, trim=True):
         cells = [cell.strip() for cell in cells]
         if not any(cells):
             continue
@@ -253,9 +252,9 @@ def _table(path: Path) -> tuple[list[int], tuple[tuple[str, ...], list[dict[str,
             continue
         if len(cells) != len(header):
             raise UsageError(
-                f"{path}:{reader.line_num}: it has {counted(len(cells), 'cell')}, the header {len(header)}"
+                f"{path}:{number}: it has {counted(len(cells), 'cell')}, the header {len(header)}"
             )
-        lines.append(reader.line_num)
+        lines.append(number)
         rows.append(dict(zip(header, cells, strict=True)))
     if not rows:
         raise UsageError(f"{path}: no rows below a header, which names the columns (path, start, end, ...)")

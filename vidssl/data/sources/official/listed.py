@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import re
@@ -69,23 +68,20 @@ class DataSet:
         Raises:
             UsageError: if a needed column is missing, or a row is shorter than the header.
         """
-        reader = csv.reader(self.text(path).splitlines())
-        rows = rows_of_csv(reader, path)
-        header = [name.strip() for name in next(rows, [])]
+        rows = rows_of_csv(self.text(path).splitlines(), path)
+        header = [name.strip() for name in next(rows, (0, []))[1]]
         lacking = [name for name in needed if name not in header]
         if lacking:
             raise self.error(
                 f"{path}: its first line must name the columns {', '.join(needed)}; it lacks "
                 f"{', '.join(lacking)} and reads {','.join(header)[:80]!r}"
             )
-        for cells in rows:
+        for number, cells in rows:
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) < len(header):
-                raise self.error(
-                    f"{path}:{reader.line_num}: {counted(len(cells), 'column')} of {len(header)}"
-                )
-            yield reader.line_num, {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
+                raise self.error(f"{path}:{number}: {counted(len(cells), 'column')} of {len(header)}")
+            yield number, {name: cell.strip() for name, cell in zip(header, cells, strict=False)}
 
     def json(self, path: Path) -> object:
         """Content of a JSON file."""
