@@ -1,7 +1,11 @@
 """A grid from its file to its tables, each run in this process."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +16,7 @@ from toy_probe import recipe_text
 
 from vidssl.cli import main as cli
 from vidssl.compare.grid_tables import StepPrice, grid_tables, read_results
+from vidssl.config.grid import load_grid
 from vidssl.errors import UsageError
 from vidssl.tools import grid as grids
 from vidssl.tools.grid import Execution, run_grid
@@ -162,6 +167,24 @@ def test_what_would_fail_later_is_refused_before_anything_is_trained(
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (["optim.lr: [1e-3, 0.001]"], "a value stands there twice"),
+        (
+            [f"optim.lr: {list(range(1, 41))}", f"seed: {list(range(40))}"],
+            "1,600 combinations",
+        ),
+        (["optim.lr: [1, 2]\nequal: {flops: .inf}"], "flops must be finite"),
+    ],
+)
+def test_grids_that_cannot_be_meant_are_refused(changed: list[str], said: str) -> None:
+    axes = "\n  ".join(changed)
+    Path("odd.yaml").write_text(f"name: odd\nquestion: q\nrecipe: base\naxes:\n  {axes}\n")
+    with pytest.raises(UsageError, match=said):
+        load_grid("odd.yaml")
+
+
 def test_commands_run_one_after_another_up_to_the_first_that_fails() -> None:
     def command(code: int) -> list[str]:
         return [sys.executable, "-c", f"print('ran {code}'); raise SystemExit({code})"]
@@ -169,6 +192,29 @@ def test_commands_run_one_after_another_up_to_the_first_that_fails() -> None:
     log = Path("log.txt")
     assert grids.on_this_machine(1, 1)([command(0), command(3), command(0)], log, "x") == 3
     assert [line for line in log.read_text().splitlines() if not line.startswith("$")] == ["ran 0", "ran 3"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_after_a_signal_the_run_under_way_has_the_time_to_save(number: signal.Signals) -> None:
+    child = (
+        "import signal, sys, time; from pathlib import Path; asked = [];"
+        "signal.signal(signal.SIGTERM, lambda *_: asked.append('asked'));"
+        "Path('begun').touch(); time.sleep(0.9); Path('saved').write_text(' '.join(asked)); sys.exit(130)"
+    )
+
+    def strike() -> None:
+        while not Path("begun").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    stop, striker = threading.Event(), threading.Thread(target=strike)
+    striker.start()
+    with grids._ends(stop):
+        code = grids.run_commands([[sys.executable, "-c", child]], Path("log.txt"), {})
+    striker.join()
+    assert code == 130
+    assert stop.is_set()
+    assert Path("saved").read_text() == ("asked" if number == signal.SIGTERM else "")
 
 
 @pytest.mark.slow

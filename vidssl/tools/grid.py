@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 import torch
 from rich.console import Console
@@ -53,7 +55,7 @@ from vidssl.config.protocol import (
 from vidssl.config.recipe import Recipe
 from vidssl.config.strict_yaml import parse, plain
 from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
-from vidssl.engine.process import make_folder, num_cpus, sole_process, write_text
+from vidssl.engine.process import SIGNALS, make_folder, num_cpus, sole_process, write_text
 from vidssl.engine.resume import changed_keys
 from vidssl.engine.runfolder import RunFolder, check_name
 from vidssl.engine.speed import deterministic
@@ -67,6 +69,9 @@ Commands = Sequence[Sequence[str]]
 Runner = Callable[[Commands, Path, str], int]  # commands, file for what they print, name -> exit code
 
 
+_under_way: set[subprocess.Popen[bytes]] = set()
+
+
 def run_commands(commands: Commands, log: Path, environment: Mapping[str, str]) -> int:
     """Runs commands one after another up to the first that fails, and gives its exit code, or 0.
 
@@ -77,9 +82,17 @@ def run_commands(commands: Commands, log: Path, environment: Mapping[str, str]) 
         for command in commands:
             file.write(f"$ {' '.join(command)}\n")
             file.flush()
-            code = subprocess.run(
-                command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}, check=False
-            ).returncode
+            with subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **environment}
+            ) as process:
+                _under_way.add(process)
+                try:
+                    code = process.wait()
+                except BaseException:
+                    process.kill()
+                    raise
+                finally:
+                    _under_way.discard(process)
             if code:
                 return code
     return 0
@@ -444,7 +457,7 @@ def _run_all(
             took = format_duration(time.monotonic() - started)
             if code == 0:
                 say(f"{done} of {len(trials)}: {trial.name} trained and scored in {took}")
-            elif code == STOPPED:
+            elif code == STOPPED or stop.is_set():
                 stop.set()
             else:
                 say(f"FAILED: {trial.name}: {_last_line(log)} ({log})")
@@ -464,11 +477,23 @@ def _run_all(
 
 @contextmanager
 def _ends(stop: threading.Event) -> Iterator[None]:
-    """After Ctrl-C no further run begins; those that are under way get the signal themselves and save."""
+    """After a signal no further run begins, and those that are under way save; a second Ctrl-C kills them."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number != signal.SIGINT:  # Ctrl-C reaches each process by itself
+            for process in tuple(_under_way):
+                process.terminate()
+
+    before = {number: signal.signal(number, end) for number in SIGNALS}
     try:
         yield
     except KeyboardInterrupt:
         stop.set()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_one(
