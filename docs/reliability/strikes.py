@@ -183,6 +183,8 @@ class Struck:
 LEFT = ("**/.*.tmp", "**/*.part", "**/.*.part")
 TRAIN = ("train", "small.yaml", "run.resume=auto")
 PREPARE = ("data", "prepare", "videos", "--short-side", "32", "--processes", "1", "--out")
+LIST = ("data", "list", "videos", "--out", "l.csv")
+INIT = ("init", "mine.yaml", "--videos", "videos", "--minutes", "0.01", "--objective", "videomae")
 
 
 def commands() -> list[Struck]:
@@ -202,6 +204,13 @@ def commands() -> list[Struck]:
         Struck("data index", index, _index, (shard,)),
         Struck("tokenize", ("tokenize", "tokens.yaml", "--out", "tokens"), _ids),
         Struck("features", features, _vectors, (TRAIN,)),
+        Struck("data list", LIST, _lists),
+        Struck("data split", ("data", "split", "l.csv", "--fractions", "0.5,0.5"), _lists, (LIST,)),
+        Struck("export", ("export", "runs/small", "--to", "safetensors"), _exported, (TRAIN,)),
+        Struck("push", ("push", "runs/small", "pushed"), _pushed, (TRAIN,)),
+        Struck("report", ("report", "runs/small", "--no-pictures"), _page, (TRAIN, evaluate)),
+        Struck("init", INIT, _begun),
+        Struck("grid", ("grid", "g.yaml"), _cells),
     ]
 
 
@@ -281,6 +290,34 @@ def _vectors(folder: Path) -> object:
     return _tensors(folder / "f.safetensors")
 
 
+def _lists(folder: Path) -> object:
+    return _bytes(folder, "l*.csv")
+
+
+def _exported(folder: Path) -> object:
+    return _tensors(folder / "runs/small/export/safetensors/model.safetensors")
+
+
+def _pushed(folder: Path) -> object:
+    return _tensors(folder / "pushed/model.safetensors"), sorted(_bytes(folder / "pushed", "**/*"))
+
+
+def _page(folder: Path) -> object:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    return "</html>" in text, text.count("<table")
+
+
+def _begun(folder: Path) -> object:
+    from vidssl.config.recipe import load_recipe
+
+    return load_recipe(str(folder / "mine.yaml")).objective.type
+
+
+def _cells(folder: Path) -> object:
+    rows = (folder / "runs/g/scores.csv").read_text().splitlines()
+    return len(rows), sorted(_bytes(folder, "runs/g/*/checkpoints/*.safetensors"))
+
+
 def struck(
     command: Struck, world: Path, strikes: Sequence[Strike], most: int
 ) -> Iterator[tuple[str, list[str]]]:
@@ -334,6 +371,8 @@ def _tried(command: Struck, place: Path, strike: Strike, wanted: object) -> str:
     again = ran(command.again or command.words, place)
     if strike.reads and again.code == 1 and "cannot be read" in again.said:
         return ""  # the file that was refused is named as bad, and stays so
+    if again.code == 2 and "is there already" in again.said:  # so it has to be whole
+        again = ran(("--version",), place)
     if again.code or again.fault:
         return f"again: exit code {again.code}, {again.fault or again.said[-300:]!r}"
     try:
@@ -359,6 +398,8 @@ STRIKES = (
     Strike(signals=(signal.SIGKILL,)),
     Strike(signals=(signal.SIGINT,)),
     Strike(signals=(signal.SIGTERM,)),
+    Strike(signals=(signal.SIGHUP,)),
+    Strike(signals=(signal.SIGUSR1,)),
     Strike(signals=(signal.SIGUSR1, signal.SIGTERM)),
     Strike(signals=(signal.SIGINT, signal.SIGINT)),
     Strike(error=errno.ENOSPC),

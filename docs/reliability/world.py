@@ -34,6 +34,13 @@ optim: {type: adamw, lr: 1e-3}
 schedule: {type: cosine, steps: 6}
 run: {workers: 0, device: cpu, log_every_steps: 1, checkpoint_every_steps: 2, max_skipped_steps: 2}
 """
+GRID = """\
+name: g
+question: Does the rate matter?
+recipe: small.yaml
+axes: {optim.lr: [1e-3, 2e-3]}
+seeds: [0]
+"""
 TOKENS = """\
 name: tokens
 objective: {type: vimpac, head_layers: 2, head_hidden_dim: 8, head_dim: 4}
@@ -84,6 +91,7 @@ def make_world(folder: Path, commands: Sequence[tuple[str, ...]] = COMMANDS) -> 
     for number in range(8):
         write_video(folder / "videos" / ("run", "walk")[number % 2] / f"{number}.mp4", 6 + number)
     (folder / "small.yaml").write_text(RECIPE)
+    (folder / "g.yaml").write_text(GRID)
     torch.manual_seed(0)
     coder = VQVAE(vocab_size=8, code_dim=4, width=4, stride=4)
     weights = folder / "coder.safetensors"

@@ -12,6 +12,7 @@ from score_files import NAMES, scored, write_run
 
 from vidssl.evaluate.report import class_lines, difference_table, fitting, probe_lines, score_tables
 from vidssl.evaluate.score_file import find_scores
+from vidssl.evaluate.subject import scores_of
 from vidssl.evaluators.differences import (
     LabelledVideos,
     best_and_worst,
@@ -161,3 +162,11 @@ def test_the_mean_over_classes_leads_where_classes_are_unbalanced():
         "class: the trained network's probe names one class for all 80 test videos",
     ]
     assert not scored([0, 1, 2, 0, 0], [0] * 5).unbalanced  # so few are uneven by chance
+
+
+def test_scores_of_a_run_whose_folder_of_them_was_removed_go_into_the_run(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-000001.safetensors"
+    assert scores_of(checkpoint) == (checkpoint.parent, checkpoint.parent), "it lies in no run"
+    checkpoint.parent.mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").touch()
+    assert scores_of(checkpoint) == (tmp_path / "run", tmp_path / "run" / "scores")

@@ -154,6 +154,8 @@ def test_steps_are_whole_numbers_below_a_single_one() -> None:
 def test_what_cannot_be_reported_is_named() -> None:
     with pytest.raises(UsageError, match="takes runs"):
         write_report([])
+    with pytest.raises(UsageError, match=r"base\.yaml: a report is an HTML file: -o base\.html"):
+        write_report(["runs/g"], "base.yaml")
     make_grid()
     with pytest.raises(UsageError, match="reported by itself"):
         write_report(["runs/g", "runs/g/a-x-seed-0"])

@@ -216,6 +216,22 @@ def test_a_batch_larger_than_the_data_set_is_refused_where_its_samples_are_told_
     assert objective.sizes == [16] * 3
 
 
+def test_a_mistake_that_the_first_step_finds_leaves_no_folder(tmp_path, monkeypatch):
+    class Mistaken(Mean):
+        good = 0
+
+        def forward(self, batch, progress, generator):
+            if progress.step == self.good:
+                raise UsageError("no such label")
+            return super().forward(batch, progress, generator)
+
+    for good, left in ((0, 0), (1, 1)):
+        Mistaken.good = good
+        with pytest.raises(UsageError, match="no such label"):
+            run_of(tmp_path, monkeypatch, Mistaken())
+        assert len(list(tmp_path.glob("runs/*"))) == left, "with a step in it it stays"
+
+
 @pytest.mark.parametrize(("num_test", "sizes"), [(8, [4, 4]), (7, [4, 3]), (5, [4, 1]), (3, [3])])
 def test_held_out_videos_are_measured_once_each(tmp_path, monkeypatch, num_test, sizes):
     objective = Mean()

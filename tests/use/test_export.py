@@ -130,6 +130,8 @@ def test_what_cannot_is_refused_by_name(tiny: Path, tmp_path: Path, capsys: pyte
     for to in ("timm", "safetensors"):
         assert main(["export", str(tiny), "--to", to, "-o", str(tmp_path)]) == 2
         assert "holds other files (config.json): name a new folder" in capsys.readouterr().err
+    assert main(["export", str(tiny), "--to", "torchscript", "-o", str(tmp_path / "config.json")]) == 2
+    assert "config.json: is there already, and no .pt" in capsys.readouterr().err
     bare = tmp_path / "bare.safetensors"
     save_checkpoint(bare, v.load_objective(tiny), step=1, recipe="")
     assert main(["export", str(bare), "--to", "timm"]) == 2

@@ -2,11 +2,10 @@
 
 import csv
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rich.console import Console
 
@@ -23,6 +22,7 @@ from vidssl.compare.tables import (
     summary_grid,
 )
 from vidssl.config.published import QuotedTable, load_published
+from vidssl.engine.facts import Row, parsed
 from vidssl.engine.logging import print_line, terminal
 from vidssl.engine.process import trains_in, write_atomically
 from vidssl.engine.runfolder import RunFolder, named_path, runs_below
@@ -30,6 +30,7 @@ from vidssl.errors import UsageError, printable
 from vidssl.evaluate.score_file import CONTENT, WHERE, ScoreFile, find_scores, flattened, read_scores
 from vidssl.evaluators.differences import what
 
+Known = TypeVar("Known")
 TableFormat = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (
     *("measure", "top1", "low", "high", "top5", "chance", "num_train", "num_test"),
@@ -289,23 +290,34 @@ def run_row(run: RunFolder, *, settings: bool = False) -> dict[str, Cell]:
     """What is known of a run: column -> value.
 
     Scores stand under ``PROTOCOL.NETWORK.LABEL`` (with the setting behind it where there is one), in [0, 1]:
-    top-1, or where classes are unbalanced the mean over them. What is damaged or missing is left out.
+    top-1, or where classes are unbalanced the mean over them. What is missing is left out; what is damaged
+    too, and named under ``damaged``.
     """
+    damaged: list[str] = []
+
+    def known(name: str, read: Callable[[], Known], otherwise: Known) -> Known:
+        try:
+            return read() if (run.path / name).exists() else otherwise
+        except (ValueError, OSError, AttributeError):
+            damaged.append(name)
+            return otherwise
+
     recipe = run.path / "recipe.yaml"
-    keys = flattened(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    keys = known("recipe.yaml", lambda: flattened(recipe.read_text(encoding="utf-8")), {})
     newest = run.newest_checkpoint()
     row: dict[str, Cell] = {"run": str(run.path), "name": keys.get("name"), "seed": _number(keys.get("seed"))}
     row |= {part: keys.get(f"{part}.type", keys.get(part)) for part in _PARTS}
     row |= {"step": None if newest is None else run.step_of(newest), "training": trains_in(run.path)}
-    row |= _last_metrics(run.metrics)
-    if any(run.scores.glob("*.json")):
-        for file in find_scores(run.path):
-            for network, scores in file.scores.items():
-                for score in scores:
-                    words = (file.name, network, score.label, score.setting)
-                    order = "" if score.frames == "normal" else f".{score.frames}"
-                    column = ".".join(filter(None, words)) + order
-                    row[column] = score.class_mean if score.unbalanced else score.top1
+    row |= known(run.metrics.name, lambda: _last_metrics(run.metrics), {})
+    files = known("scores", lambda: find_scores(run.path) if any(run.scores.glob("*.json")) else [], [])
+    for file in files:
+        for network, scores in file.scores.items():
+            for score in scores:
+                words = (file.name, network, score.label, score.setting)
+                order = "" if score.frames == "normal" else f".{score.frames}"
+                column = ".".join(filter(None, words)) + order
+                row[column] = score.class_mean if score.unbalanced else score.top1
+    row |= {"damaged": ", ".join(damaged)} if damaged else {}
     return row | ({f"recipe.{key}": value for key, value in keys.items()} if settings else {})
 
 
@@ -316,10 +328,9 @@ def _number(text: str | None) -> Cell:
 def _last_metrics(path: Path) -> dict[str, Cell]:
     """The last value of each metric that was logged; a line that is cut is left out."""
     found: dict[str, Cell] = {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    for line in lines:
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("}\n"):
-            found |= {name: value for name, value in json.loads(line).items() if name != "step"}
+            found |= {name: value for name, value in Row(parsed(line)).entries() if name != "step"}
     return found
 
 
@@ -370,5 +381,7 @@ def _grid(folder: str, rows: list[dict[str, Cell]]) -> Grid:
         words = [str(row[key] or "-") for key in ("objective", "backbone")]
         seed = "-" if row["seed"] is None else str(row["seed"])
         name = str(Path(str(row["run"])).relative_to(folder))
+        if "damaged" in row:
+            scores.append(f"damaged: {row['damaged']}")
         lines.append((name, *words, seed, state, "; ".join(scores) or "-"))
     return Grid(f"runs in {folder}", heads, tuple(lines))

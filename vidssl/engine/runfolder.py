@@ -21,6 +21,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -138,6 +139,12 @@ class RunFolder:
             return int(environment["torch_threads"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def remove_unused(self) -> None:
+        """Removes the folder of a run that ended before anything came of it."""
+        made = (self.metrics, self.events, *self.captures.glob("*"), *_by_step(self.checkpoints).values())
+        if not any(path.exists() for path in made):
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def note_resume(self, step: int) -> None:
         """Notes the environment that the run resumes in, beside its first one."""

@@ -142,7 +142,8 @@ def home(checkpoint: Checkpoint) -> Path:
 def scores_of(checkpoint: Path) -> tuple[Path, Path]:
     """The folder of a checkpoint's run, or its own where it lies elsewhere, and that of its scores."""
     run = RunFolder.of(checkpoint)
-    if run.scores.is_dir() or checkpoint.name == WEIGHTS:
+    begun = checkpoint.parent.name == run.checkpoints.name and (run.path / "recipe.yaml").is_file()
+    if begun or run.scores.is_dir() or checkpoint.name == WEIGHTS:
         return run.path, run.scores
     return checkpoint.parent, checkpoint.parent
 

@@ -20,7 +20,7 @@ from vidssl.compare.runs import by_protocol, run_grids
 from vidssl.compare.tables import Grid, RunGroup, head, measured, run_groups, run_name
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
-from vidssl.engine.process import write_text
+from vidssl.engine.process import check_writable, make_folder, write_text
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.evaluate import find_checkpoint
@@ -118,6 +118,9 @@ def write_report(
         raise UsageError(
             "report takes runs, files of scores or a grid, got none (vidssl report runs/a runs/b)"
         )
+    if Path(out).suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{out}: a report is an HTML file: -o {Path(out).stem or 'report'}.html")
+    check_writable(Path(out), "name another with -o")
     console = console or terminal()
     grid = read_results(Path(targets[0])) if is_grid(Path(targets[0])) else None
     if grid is not None and len(targets) > 1:
@@ -125,6 +128,7 @@ def write_report(
     files = grid.files if grid is not None else [f for word in targets for f in find_scores(Path(word))]
     with shown_messages(console):
         page = _page(files, grid, list(targets), out, pictures, trust, console)
+    make_folder(Path(out).parent)
     write_text(Path(out), page)
     print_line(console, f"Report: {out} ({len(page.encode()) / 2**20:.1f} MiB)")
     return 0

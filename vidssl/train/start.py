@@ -1,7 +1,7 @@
 """Before the first step of training: arguments checked, streams sliced, the folder made or resumed."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,8 @@ def train(
     folder = RunFolder(Path(world.from_first(lambda: _folder(run, name, recipe_text, resume))))
     say(f"Run folder: {folder.path}")
     videos = _listed(streams, test_streams) if world.first else {}
-    with sole_process(folder.path, say) if world.first else nullcontext():
+    fresh = resume is None and world.first
+    with sole_process(folder.path, say) if world.first else nullcontext(), _used(folder, fresh=fresh):
         world.from_first(lambda: _note_videos(folder, videos, run, say, resumes=resume is not None))
         start = Restored(0, 0.0)
         if resume is not None:
@@ -176,6 +177,17 @@ def train(
             )  # fmt: skip
             result = train_steps(fixed, moving)
     return replace(result, test_overlap=_test_overlap(videos))
+
+
+@contextmanager
+def _used(folder: RunFolder, *, fresh: bool) -> Iterator[None]:
+    """Leaves no folder behind of a fresh run that ends with a mistake before its first step is logged."""
+    try:
+        yield
+    except UsageError:
+        if fresh:
+            folder.remove_unused()
+        raise
 
 
 def watch_of(objective: Objective, *, from_weights: bool) -> CollapseWatch:

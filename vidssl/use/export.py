@@ -230,6 +230,8 @@ def export(
         target = out or folder / f"{to}{_ENDINGS.get(to, '')}"
         if to not in _ENDINGS:
             check_target(target)
+        elif target.exists() and target.suffix != _ENDINGS[to]:
+            raise UsageError(f"{target}: is there already, and no {_ENDINGS[to]}: name another with -o")
         try:
             made.grid(*size)
         except ValueError as error:
