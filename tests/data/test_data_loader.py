@@ -462,6 +462,17 @@ def test_there_are_as_many_workers_as_shared_memory_and_descriptors_suffice_for(
     assert re.search(said, reason) if said else not reason
 
 
+def test_there_are_as_many_workers_as_processes_may_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a user who may start fewer, a worker or a thread of its queues could not start, with a traceback."""
+    for tasks, expected in ((13, 4), (12, 3), (3, 0), (0, 0)):
+        found, reason = workers_that_fit(4, 1, shared=1 << 30, descriptors=4096, tasks=tasks)
+        assert found == expected
+        assert ("ulimit -u" in reason) == (expected < 4)
+    monkeypatch.setattr("os.geteuid", lambda: 4_000_000)
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (7, 7))
+    assert workers_that_fit(4, 1, shared=1 << 30, descriptors=4096)[0] == 2
+
+
 def test_queues_of_workers_take_shared_memory_too_and_streams_share_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -73,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except (MemoryError, RuntimeError) as error:
         lack = _too_little_memory(error)
+        if str(error) == "can't start new thread":
+            lack = f"{error}: {_OUTSIDE[errno.EAGAIN]}"
         if not lack:
             raise
         print(f"vidssl: {lack}", file=sys.stderr)

@@ -11,9 +11,11 @@ import resource
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import gcd
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -30,6 +32,7 @@ _log = logging.getLogger(__name__)
 _DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
 _LAST_SECONDS = 2  # of a worker that is told to end
 # in shared memory: what a batch's tensors take to whole pages, the queue of a worker, and what all have
+_TASKS = 3  # of a worker: itself, and the threads that fill its queues
 _PAGES, _QUEUE, _QUEUES = 4 * 4096, 3 * 4096, 8 * 4096
 
 
@@ -279,16 +282,22 @@ def mix(*numbers: int) -> int:
 
 
 def workers_that_fit(
-    workers: int, batch_bytes: int, *, shared: int | None = None, descriptors: int | None = None
+    workers: int,
+    batch_bytes: int,
+    *,
+    shared: int | None = None,
+    descriptors: int | None = None,
+    tasks: int | None = None,
 ) -> tuple[int, str]:
-    """How many of so many workers the machine has shared memory and descriptors for, and why not all.
+    """How many of so many workers the machine has memory, descriptors and processes for, and why not all.
 
-    A worker that runs out of either hangs, and the training with it.
+    A worker that runs out of one of them hangs, and the training with it.
 
     Args:
         batch_bytes: of a batch; two of each worker and one more wait in shared memory, beside their queues.
         shared: bytes of it that are free; by default those of /dev/shm.
         descriptors: that this process may have open; by default as many as it is allowed to raise them to.
+        tasks: processes and threads that this user may start yet.
     """
     if not workers or sys.platform != "linux":
         return workers, ""
@@ -296,6 +305,11 @@ def workers_that_fit(
         descriptors = _raised_descriptors()
     if descriptors < _DESCRIPTORS:
         return 0, f"this process may have {descriptors} files open, workers take {_DESCRIPTORS} (ulimit -n)"
+    tasks = _tasks_left() if tasks is None else tasks
+    if tasks < workers * _TASKS + 1:
+        return max((tasks - 1) // _TASKS, 0), (
+            f"{tasks} more processes may be started, a worker takes {_TASKS} (ulimit -u)"
+        )
     if shared is None:
         status = os.statvfs("/dev/shm") if os.path.isdir("/dev/shm") else None
         shared = status.f_bavail * status.f_frsize if status else 0
@@ -316,6 +330,19 @@ def _raised_descriptors() -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         return wanted
     return _ENOUGH if soft == resource.RLIM_INFINITY else soft
+
+
+def _tasks_left() -> int:
+    """Processes and threads that this user may start yet; for root there is no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if os.geteuid() == 0 or limit in (resource.RLIM_INFINITY, -1):
+        return _ENOUGH
+    there = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if folder.stat().st_uid == os.geteuid():
+                there += sum(1 for _ in (folder / "task").iterdir())
+    return max(limit - there, 0)
 
 
 def bytes_of_batch(views: ViewSampler, batch_size: int) -> int:
