@@ -126,12 +126,16 @@ def test_what_cannot_is_refused_by_name(tiny: Path, tmp_path: Path, capsys: pyte
     assert "has no ViT of positions: axes" in capsys.readouterr().err
     assert main(["export", str(tiny), "--to", "torchscript", "--clip", "3,17,19"]) == 2
     assert "whole multiples of (2, 8, 8), got (3, 17, 19): --clip" in capsys.readouterr().err
-    (tmp_path / "config.json").touch()
+    (tmp_path / "notes.txt").touch()
     for to in ("timm", "safetensors"):
         assert main(["export", str(tiny), "--to", to, "-o", str(tmp_path)]) == 2
-        assert "holds other files (config.json): name a new folder" in capsys.readouterr().err
-    assert main(["export", str(tiny), "--to", "torchscript", "-o", str(tmp_path / "config.json")]) == 2
-    assert "config.json: is there already, and no .pt" in capsys.readouterr().err
+        assert "holds other files (notes.txt): name a new folder" in capsys.readouterr().err
+    assert main(["export", str(tiny), "--to", "torchscript", "-o", str(tmp_path / "notes.txt")]) == 2
+    assert "notes.txt: is there already, and no .pt" in capsys.readouterr().err
+    (tmp_path / "ended").mkdir()
+    for left in ("config.json", ".model.safetensors.tmp"):
+        (tmp_path / "ended" / left).touch()
+    assert main(["export", str(tiny), "--to", "timm", "-o", str(tmp_path / "ended")]) == 0
     bare = tmp_path / "bare.safetensors"
     save_checkpoint(bare, v.load_objective(tiny), step=1, recipe="")
     assert main(["export", str(bare), "--to", "timm"]) == 2

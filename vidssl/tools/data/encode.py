@@ -8,6 +8,7 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -278,14 +279,14 @@ def prepare_file(file: FileToPrepare) -> Prepared | CannotWrite:
         source = (status.st_size, status.st_mtime_ns)
         made = (_make_h264 if isinstance(file.form, H264) else _make_jpegs)(file, facts, temporary)
     except UnreadableSample as error:
-        temporary.unlink(missing_ok=True)
         return Prepared(file.key, source, error.reason)
     except OSError as error:  # reading raises no OSError: it was in writing
-        temporary.unlink(missing_ok=True)
         return CannotWrite(f"cannot write {file.target}: {error.strerror or error}")
     except (av.FFmpegError, MemoryError) as error:
-        temporary.unlink(missing_ok=True)
         return Prepared(file.key, source, f"its frames cannot be encoded ({error})")
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return replace(made, source=source, frames=len(file.span(facts)), seconds=time.thread_time() - began)
 
 
