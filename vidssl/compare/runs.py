@@ -2,10 +2,11 @@
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from rich.console import Console
 
@@ -30,7 +31,6 @@ from vidssl.errors import UsageError, printable
 from vidssl.evaluate.score_file import CONTENT, WHERE, ScoreFile, find_scores, flattened, read_scores
 from vidssl.evaluators.differences import what
 
-Known = TypeVar("Known")
 TableFormat = Literal["table", "markdown", "latex", "csv"]
 _NUMBERS = (
     *("measure", "top1", "low", "high", "top5", "chance", "num_train", "num_test"),
@@ -295,21 +295,25 @@ def run_row(run: RunFolder, *, settings: bool = False) -> dict[str, Cell]:
     """
     damaged: list[str] = []
 
-    def known(name: str, read: Callable[[], Known], otherwise: Known) -> Known:
+    @contextmanager
+    def named(name: str) -> Iterator[None]:
         try:
-            return read() if (run.path / name).exists() else otherwise
+            yield
         except (ValueError, OSError, AttributeError):
             damaged.append(name)
-            return otherwise
 
-    recipe = run.path / "recipe.yaml"
-    keys = known("recipe.yaml", lambda: flattened(recipe.read_text(encoding="utf-8")), {})
+    recipe, keys = run.path / "recipe.yaml", dict[str, str]()
+    with named(recipe.name):
+        keys = flattened(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
     newest = run.newest_checkpoint()
     row: dict[str, Cell] = {"run": str(run.path), "name": keys.get("name"), "seed": _number(keys.get("seed"))}
     row |= {part: keys.get(f"{part}.type", keys.get(part)) for part in _PARTS}
     row |= {"step": None if newest is None else run.step_of(newest), "training": trains_in(run.path)}
-    row |= known(run.metrics.name, lambda: _last_metrics(run.metrics), {})
-    files = known("scores", lambda: find_scores(run.path) if any(run.scores.glob("*.json")) else [], [])
+    with named(run.metrics.name):
+        row |= _last_metrics(run.metrics) if run.metrics.is_file() else {}
+    files: Sequence[ScoreFile] = ()
+    with named("scores"):
+        files = find_scores(run.path) if any(run.scores.glob("*.json")) else ()
     for file in files:
         for network, scores in file.scores.items():
             for score in scores:
@@ -330,7 +334,8 @@ def _last_metrics(path: Path) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("}\n"):
-            found |= {name: value for name, value in Row(parsed(line)).entries() if name != "step"}
+            values = {name: value for name, value in Row(parsed(line)).entries() if name != "step"}
+            found |= {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
     return found
 
 

@@ -42,6 +42,7 @@ from vidssl.train.trial import Trial, random_batch, random_states_kept
 R = TypeVar("R")
 _EVEN = 1.1  # data and step that differ by less are balanced
 _FEWEST = 4  # samples of a round that are made anew, whatever time is left
+_CLOCK = 1e-6  # seconds; what is quicker takes none by the processor's clock
 _ROUNDS = 3  # at the least, after the first
 
 
@@ -399,8 +400,9 @@ def measure_floor(trial: Trial, batch: Batch, seconds: float) -> Floor:
     products()
     turns, until = list[tuple[float, float]](), time.perf_counter() + seconds
     while len(turns) < _ROUNDS or time.perf_counter() < until:
-        step = trial.timed(partial(trial.take, 3 + len(turns), batch), cpu=True)[1]
-        turns.append((step, trial.timed(products, cpu=True)[1]))
+        jobs = (partial(trial.take, 3 + len(turns), batch), products)
+        step, floor = (max(trial.timed(job, cpu=True)[1], _CLOCK) for job in jobs)
+        turns.append((step, floor))
     step, floor = (statistics.median(column) for column in zip(*turns, strict=True))
     ratio = statistics.median(step / floor for step, floor in turns)
     rest = max(0.0, step - floor - sum(calls.seconds.values()))
