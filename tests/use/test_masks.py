@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -30,6 +31,22 @@ from vidssl.use.masks import evaluate_masks
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "score_schema.json"
 CLIPS = ["num_frames=4", "size=16", f"data.test={{{DIGITS}, split: test, num_videos: 6}}"]
+
+
+@pytest.fixture(scope="module")
+def own_world(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working folder with a copy of the run: scores on masks are of no other test's concern."""
+    own = tmp_path_factory.mktemp("masks")
+    shutil.copytree(world / "runs" / "tiny", own / "runs" / "tiny")
+    (own / "videos").symlink_to(world / "videos")
+    return own
+
+
+@pytest.fixture
+def tiny(own_world: Path, world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(own_world)
+    monkeypatch.setenv("VIDSSL_CACHE", str(world / "cache"))
+    return Path("runs/tiny")
 
 
 def official_contour(seg):
