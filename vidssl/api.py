@@ -116,6 +116,7 @@ from vidssl.objectives.vimpac import (
 from vidssl.objectives.vjepa import VJEPA as VJEPA
 from vidssl.tokenizers.dalle import DALLE as DALLE
 from vidssl.tokenizers.fsq import FSQ as FSQ
+from vidssl.tokenizers.structure_tensor import StructureTensor as StructureTensor
 from vidssl.tokenizers.vqvae import VQVAE as VQVAE
 from vidssl.train.loop import TrainResult as TrainResult
 from vidssl.train.start import train as train

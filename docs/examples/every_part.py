@@ -43,7 +43,8 @@ print("Tokenizers: ids of cells, [B, t, h, w], that give clips again; and a back
 vqvae = v.VQVAE(vocab_size=16, code_dim=4, width=8, stride=8, num_res_blocks=1).eval()
 fsq = v.FSQ(levels=(4, 4), width=8, stride=8, num_res_blocks=1).eval()
 dalle = v.DALLE(vocab_size=16, width=8, num_blocks=1, decoder_width=8).eval()
-tokenizers: list[v.Tokenizer] = [vqvae, fsq, dalle]
+motion = v.StructureTensor(vocab_size=16, stride=8, temporal_stride=2).eval()
+tokenizers: list[v.Tokenizer] = [vqvae, fsq, dalle, motion]
 for tokenizer in tokenizers:
     ids = tokenizer.encode(clip)
     show(tokenizer, ids)
