@@ -1,6 +1,7 @@
 """Runs made in Python: the recipe that is written of their parts, and the commands that read them."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +11,15 @@ from pages import ROOT, made_small
 
 from vidssl import api as v
 from vidssl.build import build
-from vidssl.build.registry import BACKBONE, MASKER, named_part, recipe_of_parts, resolved_text
+from vidssl.build.registry import (
+    AUGMENT,
+    BACKBONE,
+    MASKER,
+    SOURCE,
+    named_part,
+    recipe_of_parts,
+    resolved_text,
+)
 from vidssl.cli.main import main
 from vidssl.config.recipe import recipe_from_text
 from vidssl.evaluate.score_file import read_scores
@@ -149,3 +158,21 @@ def test_the_weights_that_a_network_started_from_are_named(capsys: pytest.Captur
     capsys.readouterr()
     assert main(["eval", "runs/second", "--protocol", "knn"]) == 0
     assert "12 of 12 test videos were seen in pretraining" in capsys.readouterr().out
+
+
+class Secretive:
+    """Keeps its key under another name, so that nobody can tell what it was made with."""
+
+    def __init__(self, *, strength: float = 0.5) -> None:
+        self.kept = strength
+
+
+class Placed(v.MovingDigits):
+    def __init__(self, number: int, *, seed: int = 0) -> None:
+        super().__init__(seed=number + seed)
+
+
+def test_what_a_part_was_made_with_is_known_or_it_is_not_named() -> None:
+    assert named_part(Secretive(strength=0.9), AUGMENT) == {"type": "python:Secretive"}
+    assert named_part(partial(print, end=""), AUGMENT) == {"type": "python:partial"}
+    assert named_part(Placed(3), SOURCE) == {"type": "python:Placed"}

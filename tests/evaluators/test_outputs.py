@@ -316,6 +316,10 @@ def test_files_of_scores_are_read_compared_and_drawn(tmp_path: Path, monkeypatch
         )
     file = read_scores(path)
     assert file.scores["trained"] == tuple(scores["trained"])
+    far = [replace(row, top1=-75.0, low=-97.6, high=-52.6, class_mean=-75.0) for row in scores["trained"][1:]]
+    path, _ = write_scores(Path("far"), {"trained": [scores["trained"][0], *far]}, videos)
+    assert read_scores(path).scores["trained"][1] == far[0]
+    path = Path("runs/good-1/scores") / path.name
     differences = json.loads(path.read_text())["differences"]
     assert [row["measure"] for row in differences] == ["mAP", "R2"]
     console = Console(file=io.StringIO(), width=250)

@@ -156,6 +156,12 @@ def test_rows_are_joined_to_sets_and_a_column_becomes_a_target(takes: Path, tmp_
     table.write_text("clip,target:x\n" + f"{names[0]},1\n{names[0]},2\n")
     with pytest.raises(UsageError, match="a second number of 'target:x', 2 after 1"):
         make_list(takes, annotations=table, join=True, out=tmp_path / "x.csv", console=said())
+    table.write_text("clip,what\n" + f"{names[0]},|\n{names[0]},run\n{names[1]},|\n{names[1]},|\n")
+    make_list(takes, annotations=table, join=True, out=tmp_path / "none.csv", console=said())
+    assert read_lists(tmp_path / "none.csv")[0].label_classes["what"] == ("run", "|")
+    table.write_text("clip,what,who\n" + f"{names[0]},a,g1\n{names[0]},b,g2\n")
+    with pytest.raises(UsageError, match="has the groups g1 and g2"):
+        make_list(takes, annotations=table, group="who", join=True, out=tmp_path / "x.csv", console=said())
     parts = tmp_path / "parts"
     split_list(out, Rule(fractions=(0.5, 0.5), duplicates=False), root=takes, out=parts, console=said())
     assert "stratified by side" in (parts / "list.train.csv").read_text()

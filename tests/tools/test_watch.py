@@ -98,6 +98,12 @@ def test_no_number_below_a_curve_is_cut_off(tmp_path: Path) -> None:
     assert all(f" {number} " in said for number in ("0.009433", "3.67e-05", "100", "200000"))
 
 
+def test_a_value_of_any_size_leaves_room_for_its_curve(tmp_path: Path) -> None:
+    said = shown(a_run(tmp_path / "run", [{"step": n, "loss": 10.0 ** (16 * n)} for n in (1, 2)]))
+    assert "│ 1.00e+32 " in said
+    assert "│ 1.00e+16 " in said
+
+
 def test_patterns_choose_metrics(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", [{"step": 1, "loss": 3.0, "lr": 0.1, "loss_image": 2.0}])
     said = shown(run, patterns=["loss*"])

@@ -292,6 +292,7 @@ def named_part(made: object, kind: Kind[object]) -> dict[str, object] | str:
     name = known or next((key for key, each in table.items() if each is made_by), None) or _address(made_by)
     try:
         given = made.made_with(defaults=False) if isinstance(made, Recorded) else vars(made)
+        _check_told(made_by, kind, None if isinstance(made, Recorded) else given)
         for key, entry in keys_of(made_by).items():
             if not entry.is_quiet(value := given.get(key, entry.default)):
                 keys[key] = plain(node_of(value, "", key))
@@ -303,9 +304,20 @@ def named_part(made: object, kind: Kind[object]) -> dict[str, object] | str:
     return {"type": name, **keys} | ({} if init is None else {"init": init})
 
 
+def _check_told(made_by: type, kind: Kind[object], given: Mapping[str, object] | None) -> None:
+    """Raises ValueError if not all that a component was made with is known, by its record or by ``given``."""
+    parameters = inspect.signature(made_by).parameters.values()
+    if kind is not OBJECTIVE and any(each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters):
+        raise ValueError("positional parameters are those of parts, which only objectives have")
+    if given is not None and any(key not in given for key in keys_of(made_by)):
+        raise ValueError("keys that the component does not keep under their names")
+
+
 def _address(made_by: type) -> str | None:
     """``FILE.py:CLASS`` of a class of one's own; None where its file would train as it is imported."""
     module = made_by.__module__
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return None
     path = Path(getattr(sys.modules.get(module), "__file__", None) or "").resolve()
     if path.suffix != ".py" or "." in made_by.__qualname__ or "site-packages" in path.parts:
         return None

@@ -214,15 +214,21 @@ class ProtocolTable:
     def _tested(self, key: RowKey, one: Answers, other: Answers, most: float = 1.0) -> Difference | None:
         """How much better the second is, by ``most`` at most; of one seed for other videos alone."""
         videos = self._videos(key)
-        score = self.present[0].rows(self.protocol, self.seeds)[key][0]
+        score = self.score(key)
         if len(self.seeds) > 1:
             found = method_difference(one, other, videos.classes(score), videos.groups)
+            if score.measure == "R2":
+                return found
             # a difference of accuracies has ends; of two seeds that hardly differ an interval by t has none
             return found and replace(found, low=max(found.low, -most), high=min(found.high, most))
         return videos.difference(score, one[0], other[0])
 
     def _head(self, key: RowKey) -> str:
-        return measured(key, self.present[0].rows(self.protocol, self.seeds)[key][0])
+        return measured(key, self.score(key))
+
+    def score(self, key: RowKey) -> Score:
+        """The row of the first cell's first seed."""
+        return self.present[0].rows(self.protocol, self.seeds)[key][0]
 
     def _about(self) -> str:
         seeds = counted(len(self.seeds), "seed")

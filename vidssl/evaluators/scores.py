@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -335,6 +336,7 @@ def score_outputs(
     """
     estimate, truth = scores.double().cpu().numpy(), test.outputs.cpu().numpy()
     groups = None if test.groups is None else test.groups.cpu().numpy()
+    num_groups = len(truth) if groups is None else len(np.unique(groups))
     error = None
     found: Estimate | Difference
     if test.kind == "set":
@@ -361,7 +363,7 @@ def score_outputs(
         num_groups=None if groups is None else len(set(groups.tolist())),
         added=tuple(float(f"{value:.6g}") for value in added),
         mae=None if error is None else error.mean,
-        mae_interval=None if error is None else (max(0.0, error.low), error.high),
+        mae_interval=(max(0.0, error.low), error.high) if error and num_groups > 1 else None,
         chosen=chosen,
     )
 
@@ -437,7 +439,8 @@ def labels_taken(
     others = {label: kind for label, kind in found.items() if kind not in learns}
     who = "few_labels" if few_labels is not None else type(evaluator).__name__
     kinds = ", ".join(f"'{label}' is a {kind}" for label, kind in others.items())
-    words = f"{kinds}: {who} takes one class a video; linear and knn take all"
+    cure = "leave it out" if few_labels is not None else "linear and knn take all"
+    words = f"{kinds}: {who} takes one class a video; {cure}"
     if len(others) == len(classes):
         raise UsageError(words)
     return [label for label in classes if label not in others], words if others else ""

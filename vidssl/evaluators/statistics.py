@@ -362,10 +362,15 @@ def fraction(added: ArrayLike, groups: ArrayLike | None = None) -> Estimate:
 
 def mean_of(added: ArrayLike, groups: ArrayLike | None = None) -> Difference:
     """Mean of what N videos add, with its interval by Student's t over groups, and the p of its being 0."""
-    mean, variance, freedom = _mean(np.asarray(added, dtype=float), groups)
+    values = np.asarray(added, dtype=float)
+    mean, variance, freedom = _mean(values, groups)
     if freedom < 1:
         return Difference(mean, min(mean, -1.0), max(mean, 1.0), 1.0)  # of one group nothing is known
-    return _by_t(mean, variance, freedom) if variance > 1e-18 else Difference(mean, mean, mean, 1.0)
+    return (
+        _by_t(mean, variance, freedom)
+        if variance > 1e-18 * np.square(values).mean()
+        else Difference(mean, mean, mean, 1.0)
+    )
 
 
 def _mean(values: Array, groups: ArrayLike | None) -> tuple[float, float, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -206,7 +207,8 @@ def _dot(name: str, group: RunGroup, network: str, key: RowKey) -> Dot:
     if len(values) > 1:
         mean, half = mean_over_seeds(values)
         half = half or 0.0
-        return Dot(name, mean, max(0.0, mean - half), min(1.0, mean + half))
+        least = -math.inf if group.rows(network)[key][0].measure == "R2" else 0.0
+        return Dot(name, mean, max(least, mean - half), min(1.0, mean + half))
     score = group.rows(network)[key][0]
     low, high = (
         (score.class_interval or (score.low, score.high)) if score.unbalanced else (score.low, score.high)
@@ -333,8 +335,11 @@ def grid_section(results: GridResults) -> Section:
                     values = table.value(cell, key)
                     mean, half = mean_over_seeds(values) if len(values) > 1 else (values[0], None)
                     half = half or 0.0
-                    dot = Dot(cell.levels[along], mean, max(0.0, mean - half), min(1.0, mean + half))
-                    panels.setdefault(head(key), {}).setdefault(cell.levels[across], []).append(dot)
+                    least = -math.inf if table.score(key).measure == "R2" else 0.0
+                    dot = Dot(cell.levels[along], mean, max(least, mean - half), min(1.0, mean + half))
+                    panels.setdefault(measured(key, table.score(key)), {}).setdefault(
+                        cell.levels[across], []
+                    ).append(dot)
             text = f"{protocol}: mean over seeds with its 95 % interval, a line for each {across}"
             figures.append(_chart(f"{along} x {across}", effects_chart(panels, along), text))
     return Section("The grid", tuple(figures), tuple(grid_tables(results)))

@@ -235,7 +235,10 @@ def _counts(events: Path) -> Mapping[str, int]:
 
 def _panel(name: str, lines: Sequence[Line]) -> Panel:
     """A metric's curves, with their range beside them, that of the steps below, and the last values above."""
-    low, high = (format_metric(name, value) for value in _range(v for line in lines for v in line.values))
+    low, high = (
+        format_metric(name, value) if abs(value) < 1e6 else f"{value:.2e}"
+        for value in _range(v for line in lines for v in line.values)
+    )
     first, last = (f"{step:.0f}" for step in _range(step for line in lines for step in line.steps))
     gutter = max(len(low), len(high)) + 1
     width = PANEL_WIDTH - 4 - gutter

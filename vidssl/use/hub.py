@@ -50,7 +50,9 @@ def load(run: str | Path, *, trust: bool = False) -> Backbone:
         raise UsageError(
             f"{run}: trained a tokenizer, no network with features: vidssl.api.load_objective(...).encoder()"
         )
-    return trained_backbone(recipe, checkpoint).eval()
+    network = trained_backbone(recipe, checkpoint).eval()
+    network.started_from = str(checkpoint.path)  # of a training that goes on from it
+    return network
 
 
 def _saved(folder: Path) -> Backbone | None:

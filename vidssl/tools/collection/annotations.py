@@ -192,6 +192,8 @@ def read_annotations(
         }
         row = Row(key, labels, times, printable(cells[known.group], one_line=True) if known.group else "")
         if joined is not None and (before := seen.get((key, times))) is not None:
+            if before.group != row.group:
+                raise UsageError(f"{path}:{line}: {key} has the groups {before.group} and {row.group}")
             row = replace(row, labels=_joined(before.labels, labels, f"{path}:{line}"))
             seen[key, times] = row
         if seen.setdefault((key, times), row) != row:
@@ -220,10 +222,11 @@ def _joined(one: Mapping[str, str], other: Mapping[str, str], where: str) -> dic
     for label in one:
         if label.startswith(TARGET) and one[label] != other[label]:
             raise UsageError(f"{where}: a second number of '{label}', {other[label]} after {one[label]}")
-    return {
-        label: cell if cell == other[label] else check_cell(label, f"{cell}{SEPARATOR}{other[label]}", where)
-        for label, cell in one.items()
-    }
+    found = {}
+    for label, cell in one.items():
+        sets = list(dict.fromkeys(each for each in (cell, other[label]) if each != SEPARATOR)) or [SEPARATOR]
+        found[label] = check_cell(label, SEPARATOR.join(sets), where) if len(sets) > 1 else sets[0]
+    return found
 
 
 def _once(rows: Sequence[Row]) -> list[Row]:

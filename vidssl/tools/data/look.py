@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vidssl.data.classes import LARGEST, may_be_class
+from vidssl.data.classes import LARGEST, TARGET, check_cell, may_be_class
 from vidssl.data.decode.content import Content, why_not_a_file
 from vidssl.data.decode.decode import VideoFacts
 from vidssl.data.decode.examine import FileToExamine, examine_content
@@ -26,7 +26,7 @@ from vidssl.data.sources.manifest import FileRecord, NamedSegment, parse_segment
 from vidssl.data.sources.tar.index import IMAGE, Member, Shard
 from vidssl.data.sources.tar.storage import PAUSES_SECONDS, TRIES, Address
 from vidssl.engine.facts import Row, parsed
-from vidssl.errors import counted
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data.pack import DamagedTar, split_name, walk_tar
 
@@ -224,7 +224,11 @@ class _Seen:
         Numbers that cannot be those of classes are left out, so that one sample spoils no label.
         """
         labels, number = self._stated(sample)
-        wrong = {name for name, value in labels.items() if not may_be_class(value)}
+        wrong = {
+            name
+            for name, value in labels.items()
+            if not (_is_number(value) if name.startswith(TARGET) else may_be_class(value))
+        }
         self._refused |= {labels[name] for name in wrong}
         return {name: value for name, value in labels.items() if name not in wrong}, number
 
@@ -234,7 +238,11 @@ class _Seen:
             given = self._about.get(sample, _NOTHING).row("labels")
         except ValueError:
             return ({} if number is None else {"class": number}), None
-        labels = {name: str(value) for name, value in given.entries() if isinstance(value, (str, int))}
+        labels = {
+            name: str(value)
+            for name, value in given.entries()
+            if isinstance(value, (str, int)) or (isinstance(value, float) and name.startswith(TARGET))
+        }
         if "class" in labels and number is not None and number.isdecimal() and len(number) < _DIGITS:
             return labels, int(number)
         return labels, None
@@ -263,6 +271,13 @@ class _Seen:
             return file.read()
         except tarfile.ReadError:
             return None
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return check_cell(TARGET, cell, "") == cell
+    except UsageError:
+        return False
 
 
 def _is_plain(info: tarfile.TarInfo) -> bool:
