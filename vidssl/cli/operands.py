@@ -19,7 +19,7 @@ EXAMPLES: Mapping[str, tuple[str, str]] = {
         "eval timm:resnet50 weights=pretrained data=bevt --protocol linear",
     ),
     "compare": ("compare runs/bevt runs/svt", "compare runs/bevt runs/svt --markdown"),
-    "grid": ("grid recipes/grids/bevt_masks.yaml", "grid recipes/grids/bevt_masks.yaml --tables"),
+    "grid": ("grid recipes/grids/targets.yaml", "grid digits/bevt_masks --tables"),
     "report": ("report runs/bevt runs/svt", "report runs/bevt -o bevt.html --no-pictures"),
     "runs": ("runs", "runs runs/grids --csv"),
     "features": (

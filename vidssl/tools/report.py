@@ -437,6 +437,8 @@ def confusion_section(protocols: Sequence[Sequence[RunGroup]], names: Mapping[st
                     continue
                 title = f"{names[run_folder(file)]}, {file.name}, {row.label}"
                 figures.append(_picture(title, [confusion_page(file, network, row)], f"confusion: {title}"))
+    if not figures and not notes:
+        notes.append("no row names one class a video: retrieval, mAP, R2 and masks name none")
     return Section("Confusion", tuple(figures), notes=tuple(dict.fromkeys(notes)), closed=True)
 
 

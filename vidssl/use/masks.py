@@ -104,6 +104,10 @@ def evaluate_masks(
     asked = asked_network(target, words, trust, data)
     settled = sized(load_mask_protocol(protocol, words.rest), data or asked.recipe)
     build.check_mask_protocol(settled)
+    if words.data is not None:
+        print_line(
+            console, f"data={words.data} gives frames and size; videos with masks: data.train, data.test"
+        )
     with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes), shown_messages(console):
         subject = asked.make(partial(print_line, console))
         found = _Measured(subject, settled, console).scores()
