@@ -71,7 +71,9 @@ def test_a_grid_is_trained_once_and_ends_in_tables(
     given: list[Sequence[str]] = []
     monkeypatch.setattr(grids, "on_this_machine", lambda *_: here(given, fails="lr_0.04-seed-1"))
     assert run_grid("toy") == 1
-    assert "FAILED: lr_0.04-seed-1: it broke" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "FAILED: lr_0.04-seed-1: it broke" in said
+    assert "lr_0.04-seed-1: training, vidssl watch runs/toy/lr_0.04-seed-1 draws it; log: " in said
     assert [words[0] for words in given] == ["train", "eval"] * 4
 
     given.clear()

@@ -451,6 +451,9 @@ def _run_all(
         if stop.is_set():
             return STOPPED
         started, log = time.monotonic(), folder / "logs" / f"{trial.name}.txt"
+        work = "being scored" if trial.trained() else f"training, vidssl watch {trial.folder} draws it"
+        with lock:
+            say(f"{trial.name}: {work}; log: {log}")
         code = _run_one(trial, protocols, execution, runner, log)
         with lock:
             done += code == 0
