@@ -79,7 +79,7 @@ def interval(found: object) -> tuple[float, float]:
     """Its ends."""
     if isinstance(found, tuple):
         return found
-    return found.low, found.high  # type: ignore[attr-defined]
+    return found.low, found.high
 
 
 def wilson(right: NDArray[np.bool_], classes: Ints | None, groups: Ints | None) -> tuple[float, float]:

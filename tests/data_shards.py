@@ -43,13 +43,13 @@ def console(text: StringIO) -> Console:
 
 def pack(path: Path, out: object, **how: object) -> tuple[int, str]:
     text = StringIO()
-    code = shard_data(path, str(out), console=console(text), **{"processes": 2, **how})  # type: ignore[arg-type]
+    code = shard_data(path, str(out), console=console(text), **{"processes": 2, **how})
     return code, text.getvalue()
 
 
 def look(address: object, **how: object) -> tuple[int, str]:
     text = StringIO()
-    code = index_data(str(address), console=console(text), **{"processes": 2, **how})  # type: ignore[arg-type]
+    code = index_data(str(address), console=console(text), **{"processes": 2, **how})
     return code, text.getvalue()
 
 

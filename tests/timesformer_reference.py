@@ -39,8 +39,8 @@ def toy(
         patch_size=8,
         num_frames=num_frames,
         size=size,
-        attention=attention,  # type: ignore[arg-type]
-        position_resize=rule,  # type: ignore[arg-type]
+        attention=attention,
+        position_resize=rule,
         drop_path=0.0,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),

@@ -142,7 +142,7 @@ class TrainsTokenizer(ToyObjective):
         nn.Module.__init__(self)
         self.tokenizer = tokenizer
 
-    def encoder(self) -> Tokenizer:  # type: ignore[override]
+    def encoder(self) -> Tokenizer:
         return self.tokenizer
 
 

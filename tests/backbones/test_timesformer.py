@@ -272,7 +272,7 @@ def test_first_block_drops_nothing_and_the_last_most() -> None:
 )
 def test_keys_that_make_no_network_are_refused(keys: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TimeSformer(**{"embed_dim": 12, "depth": 1, "num_heads": 2, **keys})  # type: ignore[arg-type]
+        TimeSformer(**{"embed_dim": 12, "depth": 1, "num_heads": 2, **keys})
 
 
 def test_mask_of_another_grid_is_refused() -> None:

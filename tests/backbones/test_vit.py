@@ -149,7 +149,7 @@ def test_rotary_positions_alone_tell_places_apart(positions: str) -> None:
     torch.manual_seed(0)
     net = ViT(
         embed_dim=24, depth=2, num_heads=2, patch_size=(2, 8, 8), positions=positions, init_std=0.2
-    ).eval()  # type: ignore[arg-type]
+    ).eval()
     clip = torch.rand(1, 3, 4, 16, 16)
     with torch.no_grad():
         pooled = net(clip).pooled()
@@ -262,7 +262,7 @@ def test_positions_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="position_span is of rotary positions"):
         ViT(embed_dim=12, depth=1, num_heads=2, position_span=16)
     with pytest.raises(ValueError, match="expected one of full, block_causal, got causal"):
-        ViT(embed_dim=12, depth=1, num_heads=2, attention="causal")  # type: ignore[arg-type]
+        ViT(embed_dim=12, depth=1, num_heads=2, attention="causal")
 
 
 def test_more_blocks_than_a_network_has_are_refused_before_they_are_built() -> None:

@@ -27,7 +27,7 @@ class Picky(Backbone):
             raise ValueError("no")
         return num_frames, height, width
 
-    def forward(self, x: object, mask: object = None) -> None:  # type: ignore[override]
+    def forward(self, x: object, mask: object = None) -> None:
         raise NotImplementedError
 
 

@@ -332,7 +332,7 @@ class Pooled(Backbone):
         super().__init__()
         self.embed_dim, self.strides, self.made = 3, (1, 1, 1), made
 
-    def forward(self, x, mask=None):  # type: ignore[no-untyped-def]
+    def forward(self, x, mask=None):
         return Features(x.permute(0, 2, 3, 4, 1)) if self.made is None else self.made
 
 

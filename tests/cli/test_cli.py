@@ -209,7 +209,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         raise error
 
     fake = ModuleType("vidssl.tools.watch")
-    fake.watch_run = lambda *given, once: refuse()  # type: ignore[attr-defined]
+    fake.watch_run = lambda *given, once: refuse()
     monkeypatch.setitem(sys.modules, "vidssl.tools.watch", fake)
 
 
@@ -296,7 +296,7 @@ def test_ctrl_c_is_exit_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     fake = ModuleType("vidssl.train.run")
-    fake.run_recipe = interrupted  # type: ignore[attr-defined]
+    fake.run_recipe = interrupted
     monkeypatch.setitem(sys.modules, "vidssl.train.run", fake)
     Path("x.yaml").write_text(RECIPE)
     assert cli.main(["train", "x.yaml"]) == 130

@@ -27,7 +27,7 @@ def write(text: str) -> None:
 def values(*keys: str) -> dict[str, tuple[object, ...]]:
     def at(recipe: object, key: str) -> object:
         for word in key.split("."):
-            recipe = recipe[word]  # type: ignore[index]
+            recipe = recipe[word]
         return recipe
 
     return {

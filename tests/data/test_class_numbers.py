@@ -34,7 +34,7 @@ class Named(DataSource):
         return SampleInfo(f"{index}.mp4", 8, 30.0, {"class": number})
 
     def read(self, index: int, frames: object) -> Tensor:
-        return torch.zeros(len(list(frames)), 3, 16, 16, dtype=torch.uint8)  # type: ignore[call-overload]
+        return torch.zeros(len(list(frames)), 3, 16, 16, dtype=torch.uint8)
 
 
 def table(vectors: list[list[float]], numbers: list[int], *classes: str) -> FeatureTable:

@@ -164,7 +164,7 @@ class Packets:
     ],
 )
 def test_packets_are_frames_only_where_nothing_speaks_against_it(video: Packets, why: str) -> None:
-    assert decode._scan_packets(video, "a", LIMITS).distrust == why  # type: ignore[arg-type]
+    assert decode._scan_packets(video, "a", LIMITS).distrust == why
 
 
 def test_order_and_repeats_are_kept_with_and_without_facts(tmp_path: Path) -> None:

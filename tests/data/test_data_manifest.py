@@ -23,7 +23,7 @@ FASTSTART = {"container_options": {"movflags": "faststart"}, "noise": 60}
 
 
 def look(path: Path, **how: object) -> FileRecord:
-    return examine(FileToExamine(path.parent, path.name, {}, **how))  # type: ignore[arg-type]
+    return examine(FileToExamine(path.parent, path.name, {}, **how))
 
 
 def write_manifest(root: Path, *keys: str, named: str = "manifest.jsonl") -> str:
@@ -182,8 +182,7 @@ def test_the_parts_of_a_data_set_do_not_depend_on_the_manifest(root: Path) -> No
     manifest = write_manifest(root, *ALL)
     for part in ("train", "test"):
         without, with_it = (
-            set(keys(VideoFolder(root=str(root), part=part, manifest=given)))  # type: ignore[arg-type]
-            for given in (None, manifest)
+            set(keys(VideoFolder(root=str(root), part=part, manifest=given))) for given in (None, manifest)
         )
         assert with_it == without - {"walk/e.mp4", "walk/f.mp4"}
 

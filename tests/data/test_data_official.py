@@ -57,7 +57,7 @@ def ucf(folder: Path, *, train: str = UCF_TRAIN, test: str = UCF_TEST, files: Se
 
 def test_ucf101_takes_classes_and_parts_from_its_lists(tmp_path: Path, caplog) -> None:
     given = ucf(tmp_path)
-    train, test = (ucf101(**given, part=part) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (ucf101(**given, part=part) for part in ("train", "test"))
     assert train.label_classes == {"class": ("ApplyEyeMakeup", "HandstandPushups", "Archery")}
     assert test.label_classes == train.label_classes
     assert labelled(train) == {
@@ -164,7 +164,7 @@ def test_wrong_places_are_one_line_that_says_how_the_data_must_lie(tmp_path: Pat
         ({"root": f"{given['annotations']}/classInd.txt"}, r"is no folder"),
     ):
         with pytest.raises(UsageError, match=message) as caught:
-            ucf101(**given | changed, part="train")  # type: ignore[arg-type]
+            ucf101(**given | changed, part="train")
         assert "UCF101 must lie like this: root holds ApplyEyeMakeup/v_" in str(caught.value)
         assert str(caught.value).endswith("(docs/data/ucf101.md)")
         assert "\n" not in str(caught.value)
@@ -208,7 +208,7 @@ def hmdb(folder: Path, texts: dict[str, str], split: int = 1) -> dict[str, str]:
 
 def test_hmdb51_marks_train_test_and_left_out(tmp_path: Path, caplog) -> None:
     given = hmdb(tmp_path, HMDB_FILES)
-    train, test = (hmdb51(**given, part=part) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (hmdb51(**given, part=part) for part in ("train", "test"))
     assert labelled(train) == {
         "brush_hair/April_09_brush_hair_u_nm_np1_ba_goo_0.avi": "brush_hair",
         "wave/#20_Rhythm_wave_u_nm_np1_fr_goo_0.avi": "wave",

@@ -121,7 +121,7 @@ def test_folders_of_frames_without_classes_have_no_label(tmp_path: Path) -> None
 def test_folders_of_frames_divide_by_hash(tmp_path: Path) -> None:
     for number in range(8):
         write_video(tmp_path / "x" / str(number), 1)
-    train, test = (FrameFolders(root=str(tmp_path), fps=1.0, part=part) for part in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (FrameFolders(root=str(tmp_path), fps=1.0, part=part) for part in ("train", "test"))
     assert len(train) + len(test) == 8
     assert 1 <= len(test) < 8
 

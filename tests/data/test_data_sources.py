@@ -121,7 +121,7 @@ def listing(*sizes: int) -> Listing:
 
 
 def keys_of(whole: Listing, part: str, limit: int | None = None, test_share: float = 0.25) -> set[str]:
-    chosen = select(whole, part=part, test_share=test_share, limit=limit, where="here")  # type: ignore[arg-type]
+    chosen = select(whole, part=part, test_share=test_share, limit=limit, where="here")
     return {file.key for file in chosen.files}
 
 
@@ -214,7 +214,7 @@ def test_a_column_group_is_no_label_and_reaches_features_and_splits(tmp_path: Pa
     numbers = torch.tensor([0, 3, 4])
     found = table_of(source, Encoded({"normal": torch.zeros(3, 1, 1)}, numbers, ()), torch.device("cpu"))
     assert found.groups == ("tape 0", "tape 0", "tape 1")
-    assert labelled_rows(found, "class").groups.tolist() == [0, 0, 1]  # type: ignore[union-attr]
+    assert labelled_rows(found, "class").groups.tolist() == [0, 0, 1]
     parts = [VideoList(**keys, part="train"), VideoList(**keys, part="test")]
     train, test = (groups_of(part, range(len(part))) for part in parts)
     assert len(train) + len(test) == 24
@@ -239,7 +239,7 @@ def test_two_lists_share_one_numbering_of_classes(tmp_path: Path, clip: Path) ->
         "list": str(tmp_path / "train.txt"),
         "test_list": str(tmp_path / "test.txt"),
     }
-    train, test, both = (VideoList(**paths, part=part) for part in ("train", "test", "all"))  # type: ignore[arg-type]
+    train, test, both = (VideoList(**paths, part=part) for part in ("train", "test", "all"))
     assert (len(train), len(test), len(both)) == (2, 1, 3)
     assert test.labels(0) == {"class": 1}
     assert test.label_classes == train.label_classes == {"class": ("run", "walk")}

@@ -78,7 +78,7 @@ def test_slices_workers_and_later_starts_change_nothing() -> None:
     # asked for in any order, as several workers do
     samples = Endless(Noise(10), CLIP, batch_size=8, seed=3, tries=1, samples_per_decode=2)
     for position in (5, 0, 4):
-        assert torch.equal(samples[position].views["clip"][0], whole[0][position])  # type: ignore[index]
+        assert torch.equal(samples[position].views["clip"][0], whole[0][position])
 
 
 def test_a_video_that_cannot_be_read_is_replaced_for_all_of_its_samples() -> None:

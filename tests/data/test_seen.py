@@ -169,9 +169,9 @@ def test_a_source_that_knows_no_files_compares_with_itself_alone(vids: Path) -> 
             return 2
 
     one, other = Unknown(), Unknown()
-    assert shared_videos(videos_of(one), videos_of(one)) == Overlap(("0", "1"), 2, 0)  # type: ignore[arg-type]
-    assert shared_videos(videos_of(one), videos_of(other)) == Overlap((), 2, 2)  # type: ignore[arg-type]
-    assert check_seen(videos_of(one), videos_of(other), Pretraining(), "error") == [  # type: ignore[arg-type]
+    assert shared_videos(videos_of(one), videos_of(one)) == Overlap(("0", "1"), 2, 0)
+    assert shared_videos(videos_of(one), videos_of(other)) == Overlap((), 2, 2)
+    assert check_seen(videos_of(one), videos_of(other), Pretraining(), "error") == [
         "Whether 2 of 2 test videos are in train too is not known: their files cannot be compared"
     ]
 

@@ -78,7 +78,7 @@ def test_a_terminal_shows_a_table_that_fits_with_baselines_beside_the_metric(wid
     plain = Console(file=io.StringIO(), width=width)
     for part in display._page():
         plain.print(part)
-    lines = plain.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = plain.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     (row,) = (line for line in lines if "hidden ids of clips" in line)
     assert row.split()[-8:] == ["40.0", "%", "39.0", "%", "28.6", "%", "5.0", "%"]

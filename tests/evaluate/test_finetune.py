@@ -285,7 +285,7 @@ def test_few_labels_are_drawn_again_and_again_and_each_draw_is_a_run() -> None:
     one, two = scores(name="few")["finetuned"]
     assert (one["setting"], two["setting"]) == ("1 a class", "2 a class")
     assert (one["num_train"], two["num_train"]) == (len(names), 2 * len(names))
-    assert len(one["draws"]) == 2  # type: ignore[arg-type]
+    assert len(one["draws"]) == 2
     runs = Path("runs/vit/finetune")
     recipe = load_recipe(str(runs / "few-speed-2each-draw1/recipe.yaml"))
     assert recipe.data.streams["video"].subset == Subset(label="speed", per_class=2, draw=1)

@@ -16,7 +16,7 @@ def row(predicted: list[int], frames: str = "normal") -> Score:
     right = float(np.mean([a == b for a, b in zip(predicted, TRUTH, strict=True)]))
     return Score(
         label="action",
-        frames=frames,  # type: ignore[arg-type]
+        frames=frames,
         top1=right,
         low=0.0,
         high=1.0,

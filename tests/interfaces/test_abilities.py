@@ -87,7 +87,7 @@ def test_a_vits_class_attention_is_what_its_last_block_does(frames: int, positio
     torch.manual_seed(0)
     net = ViT(
         embed_dim=12, depth=2, num_heads=2, patch_size=(2, 8, 8), class_token=True, init_std=0.5,
-        positions=positions,  # type: ignore[arg-type]
+        positions=positions,
     ).eval()  # fmt: skip
     x = torch.rand(2, 3, frames, 16, 24)
     read: list[Tensor] = []

@@ -26,7 +26,7 @@ OWN = "docs/examples/clip_order.py:ClipOrder"
 @pytest.fixture(autouse=True)
 def moved_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example's line in the table of objectives."""
-    monkeypatch.setitem(OBJECTIVES, "clip_order", "docs.examples.clip_order:ClipOrder")  # type: ignore[misc]
+    monkeypatch.setitem(OBJECTIVES, "clip_order", "docs.examples.clip_order:ClipOrder")
 
 
 @pytest.fixture(params=[*OBJECTIVES, "clip_order"])

@@ -52,7 +52,7 @@ def test_blocks_have_one_size_a_step_and_reach_through_all_frames() -> None:
 
 @pytest.mark.parametrize("cut", ["first", "random"])
 def test_kept_cells_are_the_first_or_any_of_what_a_clip_shows_and_hides(cut: str) -> None:
-    masker = MultiBlock(cut=cut)  # type: ignore[arg-type]
+    masker = MultiBlock(cut=cut)
     late = torch.zeros(())
     for group, split in enumerate(masker.splits(24, GRID, generator(3))):
         seen, predicted = marked(split.seen), marked(split.predicted)
@@ -111,6 +111,6 @@ def test_what_makes_no_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="areas lie between 0 and 1"):
         MultiBlock(areas=(0.15, 1.0))
     with pytest.raises(ValueError, match="cut must be"):
-        MultiBlock(cut="last")  # type: ignore[arg-type]
+        MultiBlock(cut="last")
     with pytest.raises(ValueError, match="hide the whole of a plane of 1x1"):
         MultiBlock().splits(4, (8, 1, 1), generator())

@@ -91,7 +91,7 @@ def vit() -> ViT:
 
 def lejepa(masker: Random3D | None = None, **keys: object) -> LeJEPA:
     torch.manual_seed(1)
-    return LeJEPA(vit(), masker, **{**HEAD, **keys})  # type: ignore[arg-type]
+    return LeJEPA(vit(), masker, **{**HEAD, **keys})
 
 
 def views(seed: int = 2) -> Batch:
@@ -180,11 +180,11 @@ def test_twenty_steps_lower_the_loss_and_keep_clips_apart() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     swin = VideoSwin(embed_dim=8, depths=(1, 1), num_heads=(1, 2), window=(2, 3, 3))
-    LeJEPA(swin, **HEAD)  # type: ignore[arg-type]
+    LeJEPA(swin, **HEAD)
     with pytest.raises(ValueError, match="VideoSwin cannot leave cells out"):
-        LeJEPA(swin, Random3D(), **HEAD)  # type: ignore[arg-type]
+        LeJEPA(swin, Random3D(), **HEAD)
     with pytest.raises(ValueError, match="Tube hides different numbers"):
-        LeJEPA(vit(), Tube(), **HEAD)  # type: ignore[arg-type]
+        LeJEPA(vit(), Tube(), **HEAD)
     with pytest.raises(ValueError, match=r"views are \[global, local\] or \[global\]"):
         lejepa(views=("local",))
     with pytest.raises(ValueError, match="set average_momentum, or leave it out"):

@@ -35,7 +35,7 @@ def clips(num_frames: int = 1, seed: int = 0) -> torch.Tensor:
 
 def training(**keys: object) -> TokenizerTraining:
     settings = {"perceptual": NET, "perceptual_weight": 0.5, "perceptual_init": "random", **keys}
-    return TokenizerTraining(toy(), **settings)  # type: ignore[arg-type]
+    return TokenizerTraining(toy(), **settings)
 
 
 def test_the_distance_is_that_of_unit_vectors_in_each_cell_summed_over_layers() -> None:
@@ -73,7 +73,7 @@ def test_gradients_reach_decoder_and_encoder_and_not_the_network() -> None:
     assert held is not None
     pixels = tokenizer.reconstruct(clips()).pixels
     held(pixels, clips()).backward()
-    for part in (tokenizer.encoder, tokenizer.decoder):  # type: ignore[attr-defined]
+    for part in (tokenizer.encoder, tokenizer.decoder):
         assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 0
     assert all(p.grad is None and not p.requires_grad for p in held._held[0].parameters())
 
@@ -182,4 +182,4 @@ def test_a_clip_is_rebuilt_where_the_view_is_a_clip() -> None:
     assert float(output.metrics["reconstruction"]) == pytest.approx(expected, rel=1e-5)
     assert TokenizerTraining(toy()).needs_views == {"image": 1}
     with pytest.raises(ValueError, match="view must be 'image' or 'clip'"):
-        TokenizerTraining(toy(), view="frames")  # type: ignore[arg-type]
+        TokenizerTraining(toy(), view="frames")

@@ -46,7 +46,7 @@ WHITE = torch.ones(1, 3, 1, 2, 2)
 
 @pytest.mark.parametrize(("loss", "expected"), [("l2", 0.25), ("l1", 0.5)])
 def test_loss_is_the_error_plus_the_weighted_regulariser(loss: str, expected: float) -> None:
-    objective = TokenizerTraining(Echo(), loss=loss, commitment_weight=0.5)  # type: ignore[arg-type]
+    objective = TokenizerTraining(Echo(), loss=loss, commitment_weight=0.5)
     seen = run(objective, WHITE)
     assert seen["reconstruction"] == pytest.approx(expected)
     assert seen["regulariser"] == pytest.approx(0.25)
@@ -55,7 +55,7 @@ def test_loss_is_the_error_plus_the_weighted_regulariser(loss: str, expected: fl
 
 @pytest.mark.parametrize("loss", ["l1", "l2"])
 def test_psnr_is_of_the_squared_error_under_both_losses(loss: str) -> None:
-    seen = run(TokenizerTraining(Echo(), loss=loss), WHITE)  # type: ignore[arg-type]
+    seen = run(TokenizerTraining(Echo(), loss=loss), WHITE)
     assert seen["psnr"] == pytest.approx(10 * math.log10(4))
 
 
@@ -138,4 +138,4 @@ def test_a_few_steps_on_one_batch_lower_the_loss_and_use_the_codebook() -> None:
 )
 def test_arguments_out_of_range_are_refused(keys: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        TokenizerTraining(Echo(), **keys)  # type: ignore[arg-type]
+        TokenizerTraining(Echo(), **keys)

@@ -62,11 +62,11 @@ def test_norms_are_those_of_the_two_codes() -> None:
 @pytest.mark.parametrize("norm", ["channel", "patch", "none"])
 def test_loss_is_the_mean_squared_error_of_hidden_cells(norm: str) -> None:
     shown = clips()
-    objective = VideoMAE(vit(), RandomTube(ratio=0.5), norm=norm, **DECODER)  # type: ignore[arg-type]
+    objective = VideoMAE(vit(), RandomTube(ratio=0.5), norm=norm, **DECODER)
     decoded = objective._decode(shown, torch.Generator().manual_seed(3), 1, None)
     cells = cut_tubelets(shown, (2, 4, 4))
     target = torch.stack([cells[b, place] for b in range(3) for place in decoded.wanted[b]])
-    shift, scale = scale_of(target[None], norm)  # type: ignore[arg-type]
+    shift, scale = scale_of(target[None], norm)
     target = ((target[None] - shift) / scale)[0].flatten(1)
     expected = (decoded.predicted.flatten(0, 1) - target).square().mean()
     output = step(objective, shown)
@@ -110,7 +110,7 @@ def test_dual_masking_decodes_half_and_counts_what_the_encoder_did_not_see() -> 
 def test_what_is_filled_in_is_what_the_metrics_measure(target: str) -> None:
     shown = clips()
     ids = tokenizer() if target == "tokens" else None
-    objective = VideoMAE(vit(), RandomTube(ratio=0.5), ids, target=target, **DECODER).eval()  # type: ignore[arg-type]
+    objective = VideoMAE(vit(), RandomTube(ratio=0.5), ids, target=target, **DECODER).eval()
     output, filled = step(objective, shown), objective.fill_in(shown, torch.Generator().manual_seed(3))
     if isinstance(filled, FilledIn):
         assert ids is not None
@@ -136,7 +136,7 @@ def test_twenty_steps_lower_the_loss(target: str, joint: bool) -> None:
         embed_dim=24, depth=1, num_heads=2, patch_size=8, num_frames=4, size=32, attention="joint"
     ) if joint else vit()  # fmt: skip
     ids = tokenizer() if target == "tokens" else None
-    objective = VideoMAE(net, RandomTube(ratio=0.5), ids, target=target, **DECODER)  # type: ignore[arg-type]
+    objective = VideoMAE(net, RandomTube(ratio=0.5), ids, target=target, **DECODER)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2)
     ramp = torch.linspace(0, 1, 32)  # a gradient in each of both directions, and in time
     still = ramp[:, None] * torch.tensor([1.0, 0.5, 0.2])[:, None, None, None] + 0 * ramp
@@ -186,7 +186,7 @@ def test_flops_of_a_step_are_those_that_the_papers_network_has() -> None:
 def test_filling_in_ids_of_one_cell_leaves_the_true_ids_alone() -> None:
     made = VQVAE(vocab_size=6, code_dim=4, width=8, stride=8, temporal_stride=2, num_res_blocks=0)
     shown = clips()
-    objective = VideoMAE(vit(), RandomTube(ratio=0.5), made, target="tokens", **DECODER)  # type: ignore[arg-type]
+    objective = VideoMAE(vit(), RandomTube(ratio=0.5), made, target="tokens", **DECODER)
     filled = objective.fill_in(shown, torch.Generator().manual_seed(3))
     assert isinstance(filled, FilledIn)
     assert torch.equal(filled.ids, made.encode(shown))

@@ -135,7 +135,7 @@ def test_loss_and_every_gradient_are_those_of_transformers(
     assert torch.allclose(decoded.predicted, expected.logits, atol=1e-5)
     assert output.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
     gradients = {key: p.grad for key, p in theirs.named_parameters()}
-    for key, gradient in ours_of(gradients, depth, decoder[1]).items():  # type: ignore[arg-type]
+    for key, gradient in ours_of(gradients, depth, decoder[1]).items():
         own = objective.get_parameter(key).grad
         assert own is not None, key
         assert (own - gradient).norm() <= 1e-5 * gradient.norm(), key

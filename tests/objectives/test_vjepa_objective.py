@@ -22,13 +22,13 @@ def vit(**keys: object) -> ViT:
     torch.manual_seed(0)
     return ViT(
         embed_dim=24, depth=2, num_heads=2, patch_size=(2, 8, 8), positions="rotary", init_std=0.1,
-        **keys,  # type: ignore[arg-type]
+        **keys,
     )  # fmt: skip
 
 
 def vjepa(backbone: ViT | None = None, **keys: object) -> VJEPA:
     torch.manual_seed(1)
-    made = VJEPA(backbone or vit(), BLOCKS, **PREDICTOR, **keys)  # type: ignore[arg-type]
+    made = VJEPA(backbone or vit(), BLOCKS, **PREDICTOR, **keys)
     with torch.no_grad():  # a teacher that is no copy, and tokens that are not zero
         for parameter in [*made.teacher.parameters(), made.predictor.mask_tokens]:
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -145,7 +145,7 @@ def test_twenty_steps_lower_the_loss(version: str) -> None:
     torch.manual_seed(0)
     net = vit(levels=(0, 1), modality=True, position_span=4) if newer else vit()
     keys = {"context_weight": 0.5, "predictor_modality": True, "predictor_span": 4} if newer else {}
-    objective = VJEPA(net, BLOCKS, teacher_momentum=0.99, **PREDICTOR, **keys)  # type: ignore[arg-type]
+    objective = VJEPA(net, BLOCKS, teacher_momentum=0.99, **PREDICTOR, **keys)
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-2)
     ramp = torch.linspace(0, 1, 32)  # a gradient in each of both directions, and in time
     still = ramp[:, None] * ramp * torch.tensor([1.0, 0.5, 0.2])[:, None, None, None]
@@ -165,7 +165,7 @@ def test_twenty_steps_lower_the_loss(version: str) -> None:
 
 def test_any_masker_of_equal_counts_is_one_group() -> None:
     torch.manual_seed(0)
-    objective = VJEPA(vit(), Random3D(ratio=0.75), **PREDICTOR)  # type: ignore[arg-type]
+    objective = VJEPA(vit(), Random3D(ratio=0.75), **PREDICTOR)
     assert set(step(objective, clips()).metrics) == {
         "loss", "loss_group0", "loss_of_mean", "target_std", "teacher_student_gap"
     }  # fmt: skip

@@ -74,7 +74,7 @@ def test_neighbours_are_those_of_the_smallest_angle(monkeypatch: pytest.MonkeyPa
         return torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
 
     monkeypatch.setattr(module, "_clip", clip)
-    features = RunFeatures(train, test, (None, None), None)  # type: ignore[arg-type]
+    features = RunFeatures(train, test, (None, None), None)
     (strip,) = neighbour_strips(features, "move")
     assert asked == ["test0", "train1", "train0", "train2"]
     assert strip.headings == ("down", "0.98 same", "0.20 as up", "-0.10 same")
@@ -92,6 +92,6 @@ def test_the_label_of_a_picture_is_the_one_that_neighbours_share() -> None:
     train = FeatureTable(vectors[:, None], labels, classes, tuple("abcd"), 4, ())
     others = {"unread": torch.tensor([1, 0, 1, -1]), "read": labels["read"]}
     test = FeatureTable(vectors[:, None], others, classes, tuple("efgh"), 4, ())
-    features = RunFeatures(train, test, (None, None), None)  # type: ignore[arg-type]
+    features = RunFeatures(train, test, (None, None), None)
     assert features.label(None) == "read"
     assert features.label("unread") == "unread"

@@ -12,7 +12,7 @@ from vidssl.tokenizers.fsq import FSQ
 
 def toy(levels: tuple[int, ...] = (5, 4, 3), **keys: int) -> FSQ:
     torch.manual_seed(0)
-    return FSQ(levels=levels, **{"width": 8, "stride": 8, "num_res_blocks": 1, **keys})  # type: ignore[arg-type]
+    return FSQ(levels=levels, **{"width": 8, "stride": 8, "num_res_blocks": 1, **keys})
 
 
 def clips(count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -131,4 +131,4 @@ def test_weights_are_the_networks_alone() -> None:
 )
 def test_arguments_out_of_range_are_refused(keys: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        FSQ(**keys)  # type: ignore[arg-type]
+        FSQ(**keys)

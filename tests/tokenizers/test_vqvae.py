@@ -16,7 +16,7 @@ from vidssl.tokenizers.vqvae import VQVAE, nearest_code
 def toy(**keys: float) -> VQVAE:
     torch.manual_seed(0)
     settings = {"vocab_size": 16, "code_dim": 4, "width": 8, "stride": 8, "num_res_blocks": 1, **keys}
-    return VQVAE(**settings)  # type: ignore[arg-type]
+    return VQVAE(**settings)
 
 
 def clips(count: int = 8, seed: int = 0) -> torch.Tensor:

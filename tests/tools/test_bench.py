@@ -189,7 +189,7 @@ def test_the_floor_is_of_all_flops_of_a_step_and_of_nothing_else() -> None:
     with calls:
         trial.take(1, batch)
     assert count_flops(lambda: [call() for call in calls.order]) == count_flops(partial(trial.take, 2, batch))
-    trial.timed = lambda do, *, cpu=False: (do(), 0.0)  # type: ignore[method-assign]  # as by a coarse clock
+    trial.timed = lambda do, *, cpu=False: (do(), 0.0)  # as by a coarse clock
     assert measure_floor(trial, batch, 1e-9).ratio == 1
     assert set(calls.seconds) == {*_KINDS, _BY_ELEMENT}
     assert not [kind for kind, seconds in calls.seconds.items() if seconds < 0]

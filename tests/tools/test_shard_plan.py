@@ -19,7 +19,7 @@ def files(count: int = 40, size: int = 10_000) -> list[PlannedFile]:
 
 
 def plan(given: list[PlannedFile], classes: Mapping = CLASSES, **how: object) -> Plan:
-    return make_plan(given, classes, **{"seed": 0, "shard_bytes": 100_000, **how})  # type: ignore[arg-type]
+    return make_plan(given, classes, **{"seed": 0, "shard_bytes": 100_000, **how})
 
 
 def test_a_plan_holds_every_file_once_and_numbers_samples_on() -> None:

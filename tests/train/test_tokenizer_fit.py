@@ -35,13 +35,13 @@ def said(objective: nn.Module, source: DataSource, kind: str = "vqvae") -> list[
     views = SingleClip(num_frames=4, frame_stride=1, size=48)
     lines: list[str] = []
     with random_states_kept():
-        tell_fit(kind, objective, {"video": Stream(source, views, batch_size=2)}, lines.append)  # type: ignore
+        tell_fit(kind, objective, {"video": Stream(source, views, batch_size=2)}, lines.append)
     return lines
 
 
 def test_videos_that_a_tokenizer_was_not_made_for_are_told_with_the_way_out() -> None:
     holder = nn.ModuleList([FrozenTokenizer(build.tokenizer("moving_digits", say=lambda text: None))])
-    assert frozen_tokenizer(holder) is not None  # type: ignore[arg-type]
+    assert frozen_tokenizer(holder) is not None
     (good,) = said(holder, MovingDigits(split="train", num_videos=8))
     assert "teaches little" not in good
     poor, cure = said(holder, Noise())

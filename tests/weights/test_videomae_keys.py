@@ -32,8 +32,8 @@ def toy(norm: str = "patches", positions: str = "line", key_bias: bool = False) 
         depth=2,
         num_heads=3,
         patch_size=(2, 8, 8),
-        norm=norm,  # type: ignore[arg-type]
-        positions=positions,  # type: ignore[arg-type]
+        norm=norm,
+        positions=positions,
         key_bias=key_bias,
     ).eval()
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_a_file_of_each_layout_gives_the_same_network(layout: str, key_bias: boo
         "module": {"module": {**state, "head.weight": torch.zeros(5, 48)}, "epoch": 3},
         "transformers 4": of_hub(state, 4),
         "transformers 5": of_hub(state, 5),
-    }[layout]  # type: ignore[assignment]
+    }[layout]
     torch.save(content, tmp_path / "weights.pth")
     net = toy(norm, key_bias=key_bias)
     report = load_init(net, str(tmp_path / "weights.pth"))

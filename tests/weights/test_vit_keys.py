@@ -141,7 +141,7 @@ def test_image_weights_fill_what_the_release_fills(temporal_init: str) -> None:
         num_heads=2,
         patch_size=8,
         size=32,
-        temporal_init=temporal_init,  # type: ignore[arg-type]
+        temporal_init=temporal_init,
     )
     own = noisy(net).state_dict()  # what is to become zero must not just be so already
     image = {key: torch.full_like(own[key], i) for i, key in enumerate(golden["mapping"], start=1)}
@@ -184,10 +184,10 @@ def image_net(temporal_init: str = "copy", size: int = 32, **keys: object) -> Ti
         num_heads=3,
         patch_size=8,
         size=size,
-        temporal_init=temporal_init,  # type: ignore[arg-type]
+        temporal_init=temporal_init,
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
-        **keys,  # type: ignore[arg-type]
+        **keys,
     ).eval()
 
 
@@ -197,7 +197,7 @@ def test_frames_come_out_as_the_image_model_gives_them(temporal_init: str) -> No
     net = filled(image_net(temporal_init), dict(image.state_dict()))
     clip = torch.rand(2, 3, 1, 32, 32)
     with torch.no_grad():
-        tokens = image.forward_features(clip[:, :, 0])  # type: ignore[operator]
+        tokens = image.forward_features(clip[:, :, 0])
         single, still = net(clip), net(clip.expand(-1, -1, 4, -1, -1))
     assert torch.allclose(single.pooled(), tokens[:, 0], atol=1e-5)
     assert torch.allclose(single.patches[:, 0].flatten(1, 2), tokens[:, 1:], atol=1e-5)
@@ -225,7 +225,7 @@ def test_other_kinds_of_attention_take_image_weights_too(attention: str) -> None
     net = filled(image_net(attention=attention), dict(image.state_dict()))
     clip = torch.rand(2, 3, 1, 32, 32)
     with torch.no_grad():
-        expected = image.forward_features(clip[:, :, 0])[:, 0]  # type: ignore[operator]
+        expected = image.forward_features(clip[:, :, 0])[:, 0]
         assert torch.allclose(net(clip).pooled(), expected, atol=1e-5)
 
 
@@ -333,13 +333,13 @@ def test_image_weights_in_a_vit_give_still_clips_what_their_frame_gives() -> Non
     net.load_state_dict(dict(found.state), strict=False)
     frame = torch.rand(2, 3, 1, 32, 32)
     with torch.no_grad():
-        embedded = image.patch_embed(net.normalise(frame)[:, :, 0])  # type: ignore[operator]
+        embedded = image.patch_embed(net.normalise(frame)[:, :, 0])
         assert torch.allclose(net.embed_image(net.normalise(frame)).flatten(1, 3), embedded, atol=1e-5)
         still = net.embed_clip(net.normalise(frame.expand(-1, -1, 2, -1, -1)))
         assert torch.allclose(still.flatten(1, 3), embedded, atol=1e-5)
-        assert torch.allclose(net.class_token, (image.cls_token + image.pos_embed[:, :1]).flatten())  # type: ignore[operator]
+        assert torch.allclose(net.class_token, (image.cls_token + image.pos_embed[:, :1]).flatten())
         tokens = torch.rand(2, 5, 48)
-        expected = image.norm(image.blocks(tokens))  # type: ignore[operator]
+        expected = image.norm(image.blocks(tokens))
         assert torch.allclose(net.norm(net.blocks[1](net.blocks[0](tokens))), expected, atol=1e-5)
 
 
@@ -401,7 +401,7 @@ def test_patches_of_two_frames_are_refused_by_a_timesformer_and_odd_shapes_by_al
 def test_pixel_statistics_and_heads_of_timm_are_held_against_the_network(
     keys: dict[str, object], given: tuple[str, ...] | None, message: str
 ) -> None:
-    net = TimeSformer(embed_dim=24, depth=1, **keys)  # type: ignore[arg-type]
+    net = TimeSformer(embed_dim=24, depth=1, **keys)
     with pytest.raises(UsageError, match=message):
         load_init(net, "timm:vit_small_patch16_224", given=given)
 

@@ -48,7 +48,7 @@ def big(name: str) -> ViT:
     with torch.device("meta"):
         return ViT(
             embed_dim=dim, depth=depth, num_heads=HEADS[dim], mlp_ratio=48 / 11 if dim == 1408 else 4.0,
-            levels=levels if newer else (), **(NEW if newer else OLD),  # type: ignore[arg-type]
+            levels=levels if newer else (), **(NEW if newer else OLD),
         )  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_every_published_key_of_the_predictor_fills_one_of_ours(name: str) -> No
 def toy(newer: bool) -> ViT:
     torch.manual_seed(0)
     keys = {**NEW, "levels": (0, 1)} if newer else OLD
-    net = ViT(embed_dim=48, depth=2, num_heads=3, patch_size=(2, 8, 8), **keys).eval()  # type: ignore[arg-type]
+    net = ViT(embed_dim=48, depth=2, num_heads=3, patch_size=(2, 8, 8), **keys).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
