@@ -319,6 +319,15 @@ def test_files_of_scores_are_read_compared_and_drawn(tmp_path: Path, monkeypatch
     far = [replace(row, top1=-75.0, low=-97.6, high=-52.6, class_mean=-75.0) for row in scores["trained"][1:]]
     path, _ = write_scores(Path("far"), {"trained": [scores["trained"][0], *far]}, videos)
     assert read_scores(path).scores["trained"][1] == far[0]
+    for seed in (0, 1):  # means over seeds far below 0, with intervals
+        rows = [replace(row, top1=row.top1 - seed) for row in far]
+        write_scores(Path(f"runs/far-{seed}"), {"trained": [scores["trained"][0], *rows]}, videos, seed=seed)
+    assert (
+        write_report(
+            ["runs/far-0", "runs/far-1", "runs/bad-0"], out="far.html", console=Console(file=io.StringIO())
+        )
+        == 0
+    )
     path = Path("runs/good-1/scores") / path.name
     differences = json.loads(path.read_text())["differences"]
     assert [row["measure"] for row in differences] == ["mAP", "R2"]

@@ -77,3 +77,19 @@ def test_hostile_members_are_left_out_in_words_and_the_others_stay(tmp_path: Pat
     assert [found[key].labels for key in ("b.png", "c.png")] == [{}, {"class": "walk"}]
     assert "above 1,000,000, taken for none" in seen.flaw
     assert "cut off" in found["d.png"].reason
+
+
+def test_targets_are_numbers_of_any_kind_and_never_ids(tmp_path: Path) -> None:
+    picture = BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    given = {"a": -3, "b": 2.5, "c": 5_000_000, "d": "abc"}
+    files: dict[str, bytes | None] = {}
+    for name, number in given.items():
+        files |= {
+            f"{name}.png": picture.getvalue(),
+            f"{name}.json": json.dumps({"labels": {"target:x": number}}).encode(),
+        }
+    write_tar(tmp_path / "0.tar", files)
+    seen = look_at(ShardToLookAt(Address(str(tmp_path)), "0.tar", tmp_path / "note"))
+    found = [member.entry.labels.get("target:x") for member in seen.shard.members]
+    assert found == ["-3", "2.5", "5000000", None]

@@ -11,7 +11,9 @@ from torch import nn
 
 from vidssl import api as v
 from vidssl.backbones import BACKBONES
+from vidssl.build.registry import BACKBONE, named_part
 from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.evaluate.evaluate import find_checkpoint
 from vidssl.interfaces import Backbone, HasBlocks
 
 CLIPS = torch.rand(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -44,6 +46,10 @@ def test_a_run_its_checkpoint_and_its_saved_network_are_the_same_network(tiny: P
     for other in others:
         assert torch.equal(other(CLIPS).pooled(), network(CLIPS).pooled())
     assert network.num_features == network(CLIPS).pooled().shape[1]
+
+
+def test_a_training_that_goes_on_names_what_its_network_was_loaded_from(tiny: Path) -> None:
+    assert named_part(v.load(tiny), BACKBONE)["init"] == str(read_checkpoint(find_checkpoint(str(tiny))).path)
 
 
 def test_a_folder_of_another_class_or_size_is_refused(tiny: Path, tmp_path: Path) -> None:
