@@ -123,6 +123,24 @@ OWN: tuple[Case, ...] = (
     ("factorized, 4 x 256", factorized, (1, 5, 8, 8)),
     ("vit, 6 x 192", vit, (1, 3, 8, 112, 112)),
 )
+PAPERS: tuple[Case, ...] = (  # widths and depths of the papers, on smaller clips
+    ("Video Swin-T", lambda: BACKBONES["video_swin"](variant="tiny"), (1, 3, 16, 112, 112)),
+    (
+        "TimeSformer, ViT-S",
+        lambda: BACKBONES["timesformer"](embed_dim=384, depth=12, num_heads=6, drop_path=0.1),
+        (1, 3, 8, 112, 112),
+    ),
+    (
+        "ViT-S over tubelets",
+        lambda: BACKBONES["vit"](embed_dim=384, depth=12, num_heads=6),
+        (1, 3, 16, 112, 112),
+    ),
+    (
+        "VIMPAC small",
+        lambda: BACKBONES["factorized"](variant="small", vocab_size=8192, num_frames=5, height=16, width=16),
+        (2, 5, 16, 16),
+    ),
+)
 CONVOLUTIONS: tuple[Case, ...] = (
     ("timm resnet50", resnet, (2, 3, 4, 64, 64)),
     ("timm convnext_atto", convnext, (2, 3, 4, 96, 96)),
@@ -164,6 +182,17 @@ def switches(compiled: bool) -> Iterator[tuple[str, v.RunSpec]]:
     )
     if compiled:
         yield "compile", v.RunSpec(precision="fp32", compile=True)
+
+
+def print_papers(rounds: int) -> None:
+    plain, lean = (
+        v.RunSpec(precision="fp32", activation_checkpointing=how) for how in (False, "elementwise")
+    )
+    print("| network | elementwise, speed | kept |\n| --- | ---: | ---: |")
+    for name, make, shape in PAPERS:
+        one, other = step(make, shape, plain), step(make, shape, lean)
+        before, after = seconds([one, other], rounds)
+        print(f"| {name} | {before / after:.2f} | {other.kept_bytes() / one.kept_bytes():.2f} |", flush=True)
 
 
 def print_own(rounds: int, compiled: bool) -> None:
@@ -209,11 +238,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--papers", action="store_true", help="'elementwise' at the papers' widths, and no more"
+    )
     arguments = parser.parse_args()
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or "CPU"
     print(
         f"{device}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}\n"
     )
+    if arguments.papers:
+        print_papers(arguments.rounds)
+        return
     print_own(arguments.rounds, arguments.compile)
     print_channels_last(arguments.rounds)
     print_average(arguments.rounds)
