@@ -5,8 +5,10 @@ from typing import ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy_runs import records
 
 from vidssl import api as v
@@ -23,6 +25,7 @@ from vidssl.engine.speed import (
     scaler_tensors,
     use_bfloat16,
 )
+from vidssl.layers.transformer import attend
 
 CPU = torch.device("cpu")
 
@@ -34,6 +37,62 @@ def test_precision_names_a_type() -> None:
     assert autocast_dtype("fp16", CPU) == torch.float16
     assert use_bfloat16("bf16", CPU)
     assert not use_bfloat16("fp16", CPU)
+
+
+class _Kernels(TorchDispatchMode):
+    """Notes whether PyTorch's fused attention was called."""
+
+    fused = False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.fused |= "scaled_dot_product" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_short_attention_in_half_precision_is_softmax_attention(dtype, masked) -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = [torch.randn(2, 3, 20, 16, generator=generator, dtype=torch.float64) for _ in range(3)]
+    seen = (torch.rand(2, 1, 20, 20, generator=generator) < 0.5) | torch.eye(20, dtype=torch.bool)
+    inputs = [x.to(dtype).requires_grad_() for x in exact]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    with _Kernels() as kernels:
+        found = attend(*inputs, seen=seen if masked else None)
+    expected = F.scaled_dot_product_attention(*exact, attn_mask=seen if masked else None)
+    assert (kernels.fused, found.dtype) == (False, dtype)
+    assert torch.allclose(found.double(), expected, atol=0.02)
+    for x, y in zip(
+        torch.autograd.grad(found.square().sum(), inputs),
+        torch.autograd.grad(expected.square().sum(), exact),
+        strict=True,
+    ):
+        assert (x.double() - y).norm() < 0.02 * y.norm()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "autocast", "keys", "fused"),
+    [
+        (torch.float32, False, 20, True),
+        (torch.float32, True, 20, False),
+        (torch.bfloat16, False, 256, False),
+        (torch.bfloat16, False, 257, True),
+    ],
+)
+def test_the_fused_kernel_is_called_where_it_is_faster(dtype, autocast, keys, fused) -> None:
+    q, k = torch.randn(1, 1, 2, 8, dtype=dtype), torch.randn(1, 1, keys, 8, dtype=dtype)
+    with _Kernels() as kernels, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        attend(q, k, k)
+    assert kernels.fused == fused
+
+
+def test_attention_weights_are_dropped_in_half_precision_too() -> None:
+    torch.manual_seed(0)
+    q = torch.zeros(1, 1, 500, 8, dtype=torch.bfloat16)
+    v = torch.ones(1, 1, 100, 8, dtype=torch.bfloat16)
+    kept = attend(q, torch.zeros_like(v), v, dropout=0.25).float()
+    assert kept.mean() == pytest.approx(1.0, abs=0.02)
+    assert kept.std() == pytest.approx((0.25 / 0.75 / 100) ** 0.5, rel=0.1)
 
 
 def test_the_scale_of_the_loss_comes_back_and_is_lowered() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
 from vidssl.interfaces.grids import GridSize
-from vidssl.layers.transformer import Mlp, check_depth, check_heads
+from vidssl.layers.transformer import Mlp, attend, check_depth, check_heads
 from vidssl.weights.published_keys import from_published, is_published, resize_table, with_resized_tables
 
 NormOrder = Literal["post", "pre", "pre_published"]
@@ -78,9 +78,7 @@ class Branch(nn.Module):
         if seen is not None:
             keys = rearrange(seen.unsqueeze(-1), self.to_lines, t=t, h=h, w=w).flatten(1, -3)
             key_mask = F.pad(rearrange(keys, "b l n 1 -> (b l) 1 1 n"), (1, 0), value=True)
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=key_mask, dropout_p=self.dropout if self.training else 0.0
-        )
+        attended = attend(q, k, v, key_mask, self.dropout if self.training else 0.0)
         attended = rearrange(attended, "(b l) m n d -> b l n (m d)", b=tokens.shape[0])
         cells = rearrange(attended[:, :, 1:], self.to_cells, t=t, h=h, w=w)
         return torch.cat((attended[:, :, 0].mean(dim=1, keepdim=True), cells), dim=1)
