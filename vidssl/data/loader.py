@@ -6,8 +6,6 @@ So a run resumes at a step with the batches it would have had, whatever the numb
 processes that share a stream take slices of each batch.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -98,7 +96,7 @@ class Stream:
         """Samples of an epoch."""
         return len(self.source) * self.samples_per_decode
 
-    def share(self, rank: int, world: int, parts: int = 1) -> Stream:
+    def share(self, rank: int, world: int, parts: int = 1) -> "Stream":
         """The slice of every batch, or of every part of each, that one of ``world`` processes takes."""
         return replace(self, rank=rank, world=world, parts=parts)
 
@@ -214,7 +212,7 @@ class Loader(Shown):
         self.waited_seconds = time.monotonic() - started
         return merged(found)
 
-    def __enter__(self) -> Loader:
+    def __enter__(self) -> "Loader":
         return self
 
     def __exit__(

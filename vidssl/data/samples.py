@@ -1,7 +1,5 @@
 """Batches of decoded samples, made in this process or in workers that no bad file ends."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math
@@ -76,7 +74,7 @@ class Parcel:
     failures: tuple[Failure, ...]
     labels: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def pin_memory(self) -> Parcel:
+    def pin_memory(self) -> "Parcel":
         """The same in page-locked memory; the name is the one that DataLoader looks for."""
         views = {name: tuple(slot.pin_memory() for slot in slots) for name, slots in self.views.items()}
         labels = {name: numbers.pin_memory() for name, numbers in self.labels.items()}
@@ -93,7 +91,7 @@ class InOrder(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         return self.draw(index, mix(index))
 
-    def draw(self, index: int, seed: int, reads: SharedReads | None = None, number: int = 0) -> Sample:
+    def draw(self, index: int, seed: int, reads: "SharedReads | None" = None, number: int = 0) -> Sample:
         """One sample's views, their randomness from this seed alone.
 
         Args:

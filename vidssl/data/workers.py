@@ -6,8 +6,6 @@ moment: in the middle of a step, or while a checkpoint is written. Here that han
 ``work`` goes over many files in several processes; no bad file can take one down or hold it up for ever.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import shutil
 import signal
@@ -55,7 +53,7 @@ class Workers:
             _watched.append(self)
             _hold_back()
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> "Workers":
         return self
 
     def __exit__(
@@ -273,7 +271,7 @@ class _Worker(Generic[Task, Made]):
             return Lost("an error that nobody foresaw; its traceback stands above", failed=True)
         return Lost(f"the process that had it ended ({_how_ended(self.process.exitcode)})")
 
-    def go_on(self, task: Task) -> _Worker[Task, Made]:
+    def go_on(self, task: Task) -> "_Worker[Task, Made]":
         """This worker at its next task, or one in its place."""
         if not self.process.is_alive():
             self.dismiss()

@@ -4,8 +4,6 @@ A launcher (``torchrun``, or ``srun`` with the same variables) starts the same c
 they find each other. Random numbers and sums over the batch are the business of ``gather``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

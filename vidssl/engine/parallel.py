@@ -1,7 +1,5 @@
 """One objective trained by all processes of a run, each on its rows of the batch."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -258,7 +256,7 @@ def in_shards(tensors: Sequence[Tensor]) -> bool:
     return any(map(_is_sharded, tensors))
 
 
-def _is_sharded(tensor: Tensor) -> TypeIs[DTensor]:
+def _is_sharded(tensor: Tensor) -> "TypeIs[DTensor]":
     """Whether it is a ``DTensor``; none exists before their module is imported, which takes a second."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)

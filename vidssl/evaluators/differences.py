@@ -1,7 +1,5 @@
 """Two networks on the same videos: how they differ, whether by chance, and what that means in words."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Looking through, decoding, resizing, stacking, the way to the device, augmentati
 by themselves, in turns and in one process; then the loader with the recipe's workers. Nothing is kept.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import math

@@ -4,8 +4,6 @@ Nothing is kept: no run folder, no weights, and random states are put back. Only
 keep for themselves (made videos, lists of files).
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import os

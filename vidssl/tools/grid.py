@@ -15,8 +15,6 @@ A run that is stopped (exit code 130) can be given again and resumes, on this ma
 cluster.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

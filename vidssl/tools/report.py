@@ -1,7 +1,5 @@
 """One page on runs, for a browser: all of it lies in one file, which works offline and without scripts."""
 
-from __future__ import annotations
-
 import base64
 import json
 import math
@@ -529,7 +527,7 @@ def _flat(value: object) -> str:
 # figures
 
 
-def _chart(title: str, figure: Figure, text: str) -> Figured:
+def _chart(title: str, figure: "Figure", text: str) -> Figured:
     return Figured(title, svg(figure), text)
 
 

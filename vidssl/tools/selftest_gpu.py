@@ -4,8 +4,6 @@ Each part has a process of its own and a share of the time: one that runs out of
 never ends is a row of the table with its reason, and the next one begins.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

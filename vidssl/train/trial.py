@@ -3,8 +3,6 @@
 Nothing is kept, and random states are put back.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Augmentation of batches on the training device, after cropping."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ Clips are float32 [N, 3, T, H, W] in [0, 1], factors float32 [N] on the same dev
 cut off at 0 and 1. One clip of one frame gives what torchvision's function of the same purpose gives.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

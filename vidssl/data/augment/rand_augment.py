@@ -1,7 +1,5 @@
 """Augmentation for finetuning: flip, RandAugment, random erasing; one draw for all frames of a clip."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

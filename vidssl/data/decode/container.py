@@ -3,8 +3,6 @@
 Of WebP FFmpeg reads single pictures only, so Pillow reads the animations.
 """
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator
@@ -90,7 +88,7 @@ class OpenVideo:
                 last = max(last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         return last
 
-    def packets(self) -> Iterator[av.Packet[VideoStream]]:
+    def packets(self) -> "Iterator[av.Packet[VideoStream]]":
         """Packets up to the end of what can be read; the empty one that flushes the decoder comes last."""
         return self._in_time(self.container.demux(self.stream))
 

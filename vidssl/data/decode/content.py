@@ -1,7 +1,5 @@
 """A file to decode: a path or bytes, how large it may be, and why it cannot be read."""
 
-from __future__ import annotations
-
 import os
 import stat
 from dataclasses import dataclass, field

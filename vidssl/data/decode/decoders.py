@@ -7,8 +7,6 @@ What torchcodec does read is held against the facts of the file: number of frame
 of each frame; what does not agree is read by PyAV too, with a line in the log.
 """
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

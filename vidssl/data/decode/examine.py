@@ -1,7 +1,5 @@
 """A whole look at one video file: every frame is decoded, the content hashed, its timing described."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import time

@@ -3,8 +3,6 @@
 FFmpeg reads GIF as any video, but of WebP single pictures only.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError

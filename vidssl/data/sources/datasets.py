@@ -1,7 +1,5 @@
 """Sources made of others: ``torch`` or Hugging Face data sets, part of another source, balanced classes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,7 +149,7 @@ def _checked(item: object, index: int) -> Tensor:
     return clip.to(torch.uint8)
 
 
-def labelled_subset(source: DataSource, subset: Subset) -> Chosen:
+def labelled_subset(source: DataSource, subset: Subset) -> "Chosen":
     """The videos of a source that a draw names, in the source's order.
 
     Raises:
@@ -171,7 +169,7 @@ def labelled_subset(source: DataSource, subset: Subset) -> Chosen:
     return Chosen(source, places)
 
 
-def balanced(source: DataSource, label: str) -> Chosen:
+def balanced(source: DataSource, label: str) -> "Chosen":
     """A source whose videos come again until every class has as many as the commonest; others are left out.
 
     Raises:

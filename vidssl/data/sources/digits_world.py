@@ -19,8 +19,6 @@ The world is a measuring instrument, which sets two rules for the motion:
 Train, val and test share neither a digit sample nor a pixel of a photograph nor a texture.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal

@@ -1,7 +1,5 @@
 """Videos that lie as folders of images, one a frame; DAVIS, with folders of masks beside them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import OrderedDict

@@ -6,8 +6,6 @@ begins. Reading a frame takes two reads and no decoding of another. Shards are r
 the page cache as through a memory map, but a file that shrinks under a map ends the process.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from array import array
@@ -114,12 +112,12 @@ class Block:
     short: tuple[int, ...]
     tick_seconds: float
 
-    def times(self) -> array[int]:
+    def times(self) -> "array[int]":
         """Timestamp of each frame; none where frames are evenly spaced."""
         return unpacked(self.short, self.frames)
 
     @classmethod
-    def from_row(cls, row: Row, sizes: Mapping[str, int]) -> Block:
+    def from_row(cls, row: Row, sizes: Mapping[str, int]) -> "Block":
         """The block that a line of an index describes.
 
         Args:

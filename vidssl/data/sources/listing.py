@@ -1,7 +1,5 @@
 """Which files a folder holds, and the class, part and group that each belongs to."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -135,7 +133,7 @@ class Listing:
             found.setdefault(sample.path, []).append(sample)
         return found
 
-    def whole(self) -> Listing:
+    def whole(self) -> "Listing":
         """Each file once, as a whole; one that is listed by segments has no label of its own."""
         files = (
             Listed(path, {} if samples[0].segment else samples[0].labels)

@@ -1,7 +1,5 @@
 """Lists of videos: a text or CSV file with a path on each line, its labels, perhaps times of a segment."""
 
-from __future__ import annotations
-
 import csv
 import logging
 import math

@@ -7,8 +7,6 @@ good one: the timestamps and keyframes that seeking needs are in it.
 A segment is a part of a file that a list gives by times: which frames belong to it is worked out here too.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -66,7 +64,7 @@ class Segment:
         """Start and end."""
         return self.start, self.end
 
-    def overlaps(self, other: Segment) -> bool:
+    def overlaps(self, other: "Segment") -> bool:
         """Whether the two have time in common."""
         return self.start < other.end and other.start < self.end
 
@@ -74,7 +72,7 @@ class Segment:
         """``frames`` of a file that was looked through."""
         return self.frames(key, facts.num_frames, facts.fps, facts.pts, facts.tick_seconds)
 
-    def frames(self, key: str, num_frames: int, fps: float, pts: array[int], tick_seconds: float) -> range:
+    def frames(self, key: str, num_frames: int, fps: float, pts: "array[int]", tick_seconds: float) -> range:
         """Numbers of the frames that belong to it, at least one.
 
         Args:
@@ -185,7 +183,7 @@ class FileRecord:
         return json.dumps(row, ensure_ascii=True, separators=(",", ":")) + "\n"
 
     @classmethod
-    def from_row(cls, row: Row) -> FileRecord:
+    def from_row(cls, row: Row) -> "FileRecord":
         """The entry that a line of JSON describes.
 
         Raises:
@@ -272,7 +270,7 @@ def packed(pts: Sequence[int]) -> list[int]:
     return short
 
 
-def unpacked(short: Sequence[int], num_frames: int) -> array[int]:
+def unpacked(short: Sequence[int], num_frames: int) -> "array[int]":
     """The timestamps that ``packed`` made short, none or one for each frame.
 
     Raises:

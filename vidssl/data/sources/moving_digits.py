@@ -1,7 +1,5 @@
 """The embedded data set: moving digits as real video files, written once into the user's cache folder."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

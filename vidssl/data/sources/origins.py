@@ -1,7 +1,5 @@
 """Which samples of two sources are the same video, by the files that they were made of."""
 
-from __future__ import annotations
-
 import filecmp
 import gzip
 import hashlib

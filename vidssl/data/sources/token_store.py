@@ -8,8 +8,6 @@ tokens/ucf101/
 A shard holds a fixed stretch of the list. It is there once its json file is, which is written last.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import OrderedDict
@@ -126,7 +124,7 @@ class StoreInfo:
         """How many ids a video of so many frames has, all transforms together."""
         return len(self.transforms) * num_frames * self.grid[0] * self.grid[1]
 
-    def changed(self, other: StoreInfo) -> list[str]:
+    def changed(self, other: "StoreInfo") -> list[str]:
         """Names of what differs."""
         return [field.name for field in fields(self) if _plain(self)[field.name] != _plain(other)[field.name]]
 
@@ -292,7 +290,7 @@ class ShardWriter:
         self._next = 0
         self._file: BinaryIO | None = None
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> "ShardWriter":
         try:
             self._file = begun_beside(data_path(self.folder, self.shard))
         except OSError as error:

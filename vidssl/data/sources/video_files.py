@@ -1,7 +1,5 @@
 """Video files and images in folders or named in a list: what is known of each, and how they are read."""
 
-from __future__ import annotations
-
 import logging
 import os
 from abc import abstractmethod

@@ -1,7 +1,5 @@
 """Checks of the settings of views and augmentations, with their messages."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 _MOST = 100_000  # frames, clips, pixels of a side: no view has as many, and making them would not end

@@ -4,8 +4,6 @@ Resizing is bicubic and antialiased unless a key says otherwise: without antiali
 flickers. The published codes resize without (``Interpolation``).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

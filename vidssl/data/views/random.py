@@ -1,7 +1,5 @@
 """One random clip or frame of a video, for training. Pixels stay uint8."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Views of videos that are stored as ids, without decoding: VIMPAC's for training, and uniform test clips."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass

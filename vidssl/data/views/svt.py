@@ -1,7 +1,5 @@
 """SVT's views: two globals and several locals of one video, which is decoded once for all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

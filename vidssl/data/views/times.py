@@ -3,8 +3,6 @@
 A video of n frames has the numbers 0 to n - 1. Rules of the published codes carry their paper's name.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Test views: evenly spread over a video, nothing random."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal

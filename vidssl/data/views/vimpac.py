@@ -1,7 +1,5 @@
 """VIMPAC's views: clips at a stated frame rate, with no randomness but the place."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

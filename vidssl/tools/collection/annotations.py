@@ -1,7 +1,5 @@
 """Annotations as people have them (a CSV of videos or segments), and the rows of the lists made of them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -303,7 +301,7 @@ def _shown(labels: Mapping[str, str]) -> str:
 
 
 def _times(
-    cells: Mapping[str, str], known: _Columns, videos: _Videos, key: str, where: str
+    cells: Mapping[str, str], known: _Columns, videos: "_Videos", key: str, where: str
 ) -> tuple[float, float] | None:
     if known.start is None or known.end is None:
         return None

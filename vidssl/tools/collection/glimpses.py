@@ -4,8 +4,6 @@ The perceptual hash of a sample is five small grey frames. Of two samples that a
 agree and so does what changes in them; the second tells two takes before one camera from a copy of one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

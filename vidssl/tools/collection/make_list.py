@@ -1,7 +1,5 @@
 """The command ``vidssl data list``: a list of videos with labels from folders, paths or annotations."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The command ``vidssl data split``: a list in parts that have no source in common and the same classes."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What the samples of a collection are like: durations, sizes and rates of each class, suitable clips."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The command ``vidssl data check`` (each file once, a manifest), and what all of ``data`` report."""
 
-from __future__ import annotations
-
 import re
 from array import array
 from collections import Counter

@@ -1,7 +1,5 @@
 """The command ``vidssl data index``: shards that are there already, looked through once and described."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
@@ -38,7 +36,7 @@ class _Row:
     class_names: tuple[tuple[int, str], ...]
 
     @classmethod
-    def of(cls, row: Row) -> _Row:
+    def of(cls, row: Row) -> "_Row":
         """Raises ValueError if the row is damaged."""
         (shard,) = parse_shards(row.text("lines").encode())
         names = []

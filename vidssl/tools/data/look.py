@@ -1,7 +1,5 @@
 """One tar that others made, looked through by one process: its videos or images and their labels."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

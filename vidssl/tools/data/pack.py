@@ -1,7 +1,5 @@
 """One shard: a tar in the convention of WebDataset, written by one process and read back."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import io

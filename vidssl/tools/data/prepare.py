@@ -1,7 +1,5 @@
 """The command ``vidssl data prepare``: videos made small, verified and described."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -205,7 +203,7 @@ class _Job:
     out: Path
     form: Form
     made: PreparedVideos
-    output: Files | Shards
+    output: "Files | Shards"
     console: Console
     processes: int
 
@@ -213,7 +211,7 @@ class _Job:
         """The file that a result is made from."""
         return self.cuts[path][0] if path in self.cuts else path
 
-    def do_all(self) -> Prediction | None:
+    def do_all(self) -> "Prediction | None":
         """Makes what is not there yet, a sample first; None if all was there."""
         spoilt = {e.key: f"{e.status}: {e.reason}" for e in self.operand.manifest or () if not e.usable}
         places = {file.path: self._source(file.path) for file in self.listing.files}

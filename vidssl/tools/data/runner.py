@@ -1,7 +1,5 @@
 """How all commands of ``vidssl data`` work: files, processes with a bar, the journal of what is done."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os

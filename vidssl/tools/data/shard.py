@@ -1,7 +1,5 @@
 """The command ``vidssl data shard``: files planned into shards, packed, verified and indexed."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
@@ -99,7 +97,7 @@ class _Job:
     """Files on their way into the shards of a plan."""
 
     operand: Operand
-    plan: Plan
+    plan: "Plan"
     out: Address
     console: Console
     processes: int
@@ -126,7 +124,7 @@ class _Job:
                 self._pack(batch, entries, parts, crew)
         return parts.finish()
 
-    def _announce(self, left: Sequence[PlannedShard]) -> None:
+    def _announce(self, left: "Sequence[PlannedShard]") -> None:
         shards, files = self.plan.shards, self.plan.num_files
         done = (
             f"; {counted(len(shards) - len(left), 'shard')} packed already" if len(left) < len(shards) else ""
@@ -147,7 +145,7 @@ class _Job:
                 )
 
     def _pack(
-        self, batch: Sequence[PlannedShard], entries: Mapping[str, FileRecord], parts: Parts, crew: Runner
+        self, batch: "Sequence[PlannedShard]", entries: Mapping[str, FileRecord], parts: "Parts", crew: Runner
     ) -> None:
         classes = self.plan.label_classes.get("class", ())
         own = all(name.isdecimal() for name in classes)  # other readers find the numbers of the list

@@ -1,7 +1,5 @@
 """A recipe that goes on from weights: released ones by ``recipes/adapt``, a run's by its own recipe."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Values of a recipe for given videos and machine, with reasons; whether one frame tells the classes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median

@@ -1,7 +1,5 @@
 """The command ``vidssl init``: a recipe for the videos of a list and this machine, with reasons."""
 
-from __future__ import annotations
-
 import logging
 import os
 import random

@@ -1,7 +1,5 @@
 """A recipe's YAML text, each value with its reason in a comment."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Official lists of data sets, matched with the files that are there; ImageNet's folders."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

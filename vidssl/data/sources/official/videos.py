@@ -1,7 +1,5 @@
 """Video data sets by the lists that they are published with: one reader, and what each list looks like."""
 
-from __future__ import annotations
-
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence

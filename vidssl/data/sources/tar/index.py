@@ -9,8 +9,6 @@ Keys are those of the data that the shards were made of, and no two are the same
 stand in the index too, for they count, with ``start`` -1. An image is a row whose container is "image".
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from array import array
@@ -55,7 +53,7 @@ class Member:
         return self.entry.to_line().removesuffix("}\n") + f',"start":{self.start}}}\n'
 
     @classmethod
-    def from_row(cls, row: Row) -> Member:
+    def from_row(cls, row: Row) -> "Member":
         """The member that a line of JSON describes.
 
         Raises:

@@ -7,8 +7,6 @@ When there is no more room the shards go that were not read for the longest time
 within the last minute: others are at it, and would fetch it again.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import logging

@@ -4,8 +4,6 @@ A shard is a tar file of the WebDataset convention. Its index (``tar.index``) sa
 sample lies, so that one is read in one piece and decoded from memory, at once or in any order.
 """
 
-from __future__ import annotations
-
 import logging
 from bisect import bisect_right
 from collections import Counter, OrderedDict
@@ -204,11 +202,11 @@ class _Chosen:
     segments: NDArray[np.object_] | None = None
 
     @classmethod
-    def all_of(cls, index: ShardIndex) -> _Chosen:
+    def all_of(cls, index: ShardIndex) -> "_Chosen":
         return cls(np.arange(len(index)), index.labels, index.label_classes)
 
     @classmethod
-    def listed(cls, index: ShardIndex, listing: Listing, where: str) -> _Chosen:
+    def listed(cls, index: ShardIndex, listing: Listing, where: str) -> "_Chosen":
         """Those of a listing, with its labels.
 
         Raises:
@@ -234,7 +232,7 @@ class _Chosen:
             segments = np.array([file.segment for file in listing.files], dtype=object)[order]
         return cls(numbers[order], labels, listing.label_classes, segments)
 
-    def only(self, kept: NDArray[np.bool_]) -> _Chosen:
+    def only(self, kept: NDArray[np.bool_]) -> "_Chosen":
         """Those for which ``kept`` is True."""
         labels = {name: numbers[kept] for name, numbers in self.labels.items()}
         segments = None if self.segments is None else self.segments[kept]

@@ -1,7 +1,5 @@
 """Files in a folder of this machine, or behind an address that fsspec knows, read and written alike."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import io
