@@ -2,7 +2,8 @@ import pytest
 import torch
 from torchvision.models.video.swin_transformer import SwinTransformer3d
 
-from vidssl.backbones.video_swin import VideoSwin, plan_windows
+from vidssl.backbones import video_swin
+from vidssl.backbones.video_swin import VideoSwin, WindowAttention, plan_windows
 from vidssl.layers.transformer import DropPath, drop_path_rates
 from vidssl.weights.swin import from_torchvision, inflate_image_stage
 
@@ -105,3 +106,24 @@ def test_drop_path_drops_whole_samples_while_training_only() -> None:
     assert dropped.mean().item() == pytest.approx(1, abs=0.05)
     assert layer.eval()(branch) is branch
     assert drop_path_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_large_windows_one_by_one_give_what_all_at_once_do(
+    shifted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_swin, "_CACHED", 2 * 256**2)  # of three heads: two, then one
+    torch.manual_seed(0)
+    attention, x = WindowAttention(12, 3, (4, 8, 8)), torch.randn(2, 4, 16, 8, 12)
+    plan = plan_windows((4, 16, 8), (4, 8, 8), shifted, x.device)
+    found = []
+    for kind in (torch.float32, torch.float64):  # in double precision they go all at once
+        sizes: set[int] = set()
+        given, layer = x.clone().to(kind).requires_grad_(), attention.to(kind)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.add(t.numel()) or t, lambda t: t):
+            layer(given, plan).square().sum().backward()
+        assert (max(sizes) >= 4 * 3 * 256**2) == (kind == torch.float64), "weights are kept"
+        found.append([given.grad, *(p.grad for p in layer.parameters())])
+        layer.zero_grad()
+    for one, other in zip(*found, strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()

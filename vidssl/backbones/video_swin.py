@@ -1,14 +1,16 @@
 """Video Swin: attention in shifted space-time windows, one pyramid for clips and images."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from math import prod
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from vidssl.backbones.blocks import IMAGENET_MEAN, IMAGENET_STD, Normalise, PatchEmbed, hide
 from vidssl.engine.speed import Lean
@@ -134,8 +136,11 @@ class WindowAttention(Lean):
 
     def attend(self, joined: Tensor, plan: WindowPlan) -> Tensor:
         """Queries, keys and values, [B, num_windows, N, 3D], to [B, num_windows, N, D]."""
-        bias = self.bias_table.t().index_select(1, plan.index).unflatten(1, joined.shape[2:3] * 2)
         qkv = rearrange(joined, "b w n (three m d) -> three b w m n d", three=3, m=self.num_heads)
+        if self.bias_table.requires_grad and torch.is_grad_enabled() and _gains_one_by_one(joined):
+            attended = _OneByOne.apply(qkv, self.bias_table, plan.index, plan.blocked)
+            return rearrange(attended, "b w m n d -> b w n (m d)")
+        bias = self.bias_table.t().index_select(1, plan.index).unflatten(1, joined.shape[2:3] * 2)
         if plan.blocked is None:
             q, k, v = qkv.flatten(1, 2)
             attended = attend(q, k, v, bias.unsqueeze(0)).unflatten(0, joined.shape[:2])
@@ -153,8 +158,66 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     if bias.requires_grad and q.device.type == "cpu":
         # PyTorch has no fused CPU kernel for a bias that learns, and its fallback takes half as long again
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-        return (scores + bias).softmax(dim=-1) @ v
+        return scores.add_(bias).softmax(dim=-1) @ v
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def _gains_one_by_one(joined: Tensor) -> bool:
+    """On a CPU, with several large windows; in half precision the products are too quick for it."""
+    several = joined.shape[0] * joined.shape[1] >= 4 and joined.shape[2] >= 256
+    return several and joined.is_cpu and joined.dtype == torch.float32 and not torch.compiler.is_compiling()
+
+
+class _OneByOne(torch.autograd.Function):
+    """Attention, some heads of a window after the other, with a bias that learns.
+
+    Its weights stay in the processor's cache. None are kept; the backward pass computes them again, which
+    takes less time than to write and read them all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, table: Tensor, index: Tensor, blocked: Tensor | None) -> Tensor:
+        """[3, B, num_windows, heads, N, d], and the table and plan of its biases, to [B, ..., N, d]."""
+        ctx.save_for_backward(qkv, table, index, blocked)
+        attended = torch.empty_like(qkv[2])
+        for place, weights in _weights(qkv, table, index, blocked):
+            attended[place] = weights @ qkv[2][place]
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        qkv, table, index, blocked = ctx.saved_tensors
+        of_qkv, of_table = torch.empty_like(qkv), torch.zeros_like(table)
+        of_bias = table.new_zeros(table.shape[1], len(index))
+        for place, weights in _weights(qkv, table, index, blocked):
+            (q, k, v), above = (x[place] for x in qkv), grad[place]
+            of_qkv[2][place] = weights.mT @ above
+            scores = torch._softmax_backward_data(above @ v.mT, weights, -1, weights.dtype)
+            of_bias[place[2]] += scores.flatten(1)
+            of_qkv[0][place] = (scores @ k).mul_(q.shape[-1] ** -0.5)
+            of_qkv[1][place] = (scores.mT @ q).mul_(q.shape[-1] ** -0.5)
+        return of_qkv, of_table.t().index_add_(1, index, of_bias).t(), None, None
+
+
+_CACHED = 2**19  # weights that are there at once
+
+
+def _weights(
+    qkv: Tensor, table: Tensor, index: Tensor, blocked: Tensor | None
+) -> Iterator[tuple[tuple[int, int, slice], Tensor]]:
+    """Places of some heads of a window, and their weights, which are gone with the next."""
+    _, batch, windows, heads, n, width = qkv.shape
+    room = qkv.new_empty(max(1, _CACHED // n**2), n, n)
+    for first in range(0, heads, len(room)):
+        some = slice(first, first + len(room))
+        bias = table.t()[some].index_select(1, index).unflatten(1, (n, n))
+        for b, w in product(range(batch), range(windows)):
+            q, k, _ = qkv[:, b, w, some]
+            scores = torch.baddbmm(bias, q, k.mT, alpha=width**-0.5, out=room[: len(q)])
+            if blocked is not None:
+                scores += blocked[w]
+            yield (b, w, some), torch.softmax(scores, -1, out=scores)
 
 
 # width of the first stage, blocks and heads of each stage: Video Swin, Sec. 3.3
