@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from data_clips import cut_off, damage_middle, number_shown, turn_clip, write_clip, write_sound
 
+from vidssl.data.decode import decoders
 from vidssl.data.decode.decode import probe
 from vidssl.data.decode.decoders import TorchCodec
 from vidssl.data.decode.examine import FileToExamine, examine
@@ -271,7 +272,7 @@ def test_what_another_decoder_leaves_to_pyav_is_said(tmp_path: Path, monkeypatch
     write_clip(tmp_path / "a.avi", 12, codec="mpeg4")
     write_clip(tmp_path / "b.mp4", 12)
     manifest = write_manifest(tmp_path, "a.avi", "b.mp4")
-    monkeypatch.setattr(videos, "choose_decoder", lambda name: TorchCodec("cpu"))
+    monkeypatch.setattr(decoders, "choose_decoder", lambda name: TorchCodec("cpu"))
     with caplog.at_level(logging.WARNING):
         VideoFolder(root=str(tmp_path), manifest=manifest, decoder="torchcodec")
     assert caplog.messages == [

@@ -232,7 +232,7 @@ def test_finetuning_that_was_stopped_keeps_its_checkpoint_and_can_go_on(
         yield request
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vidssl.train.start.stop_requests", stop_at_once)
+        patch.setattr("vidssl.engine.process.stop_requests", stop_at_once)
         assert tune("name=stopped") == 130
     said = capsys.readouterr().out
     assert "Finetuning stopped after 1 of 3 steps, so nothing was scored" in said

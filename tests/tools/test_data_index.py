@@ -15,6 +15,7 @@ from data_shards import content, do_here, look, pack, read_index, rows, write_ta
 from PIL import Image
 
 from vidssl.cli.main import main
+from vidssl.data.decode import examine
 from vidssl.data.decode.examine import examine_content
 from vidssl.data.sources.tar.storage import Address
 from vidssl.errors import UsageError
@@ -356,7 +357,7 @@ def killer(given):
 def test_a_file_that_takes_its_process_down_is_bad_and_no_other(
     clips: list[bytes], tmp_path: Path, monkeypatch, crew
 ) -> None:
-    monkeypatch.setattr(looking, "examine_content", killer)
+    monkeypatch.setattr(examine, "examine_content", killer)
     write_tar(tmp_path / "0.tar", {"a.mp4": clips[0], "b.mp4": clips[1], "c.mp4": clips[2]})
     write_tar(tmp_path / "1.tar", {"d.mp4": clips[3]})
     code, text = look(tmp_path)

@@ -81,7 +81,9 @@ def test_it_goes_on_where_a_kill_left_off(made: Path, done, tmp_path: Path, monk
     (out / ".sharding" / ".00000.jsonl.99.tmp").write_bytes(b"half")
     packed = []
     real = pack_shard
-    monkeypatch.setattr(shard, "pack_shard", lambda given: packed.append(given.name) or real(given))
+    monkeypatch.setattr(
+        "vidssl.tools.data.pack.pack_shard", lambda given: packed.append(given.name) or real(given)
+    )
     code, text = pack(made, out, shard_bytes=TWO)
     assert code == 0
     assert packed == ["00000.tar"]
@@ -181,7 +183,7 @@ def dying(given: ShardToPack):
 
 
 def test_a_shard_whose_process_dies_stops_the_work(made: Path, tmp_path: Path, monkeypatch, crew) -> None:
-    monkeypatch.setattr(shard, "pack_shard", dying)
+    monkeypatch.setattr("vidssl.tools.data.pack.pack_shard", dying)
     with pytest.raises(
         UsageError, match=r"0000\d.tar could not be packed: the process .*SIGKILL.* same command"
     ):

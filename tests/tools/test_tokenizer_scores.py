@@ -23,6 +23,7 @@ from vidssl.engine.runfolder import create_run
 from vidssl.errors import UsageError
 from vidssl.evaluate.subject import trained_tokenizer
 from vidssl.interfaces import Tokenizer
+from vidssl.pictures import pages
 from vidssl.pictures.pages import Strip, sheet
 from vidssl.tokenizers import measure as measuring
 from vidssl.tokenizers.measure import ids_per_second, measure, ssim
@@ -278,7 +279,7 @@ def test_the_sheet_has_a_row_of_originals_and_one_of_each_tokenizer(monkeypatch:
         drawn.extend(strips)
         return sheet(title, strips)
 
-    monkeypatch.setattr(tokenizer_scores, "sheet", keeping)
+    monkeypatch.setattr(pages, "sheet", keeping)
     assert evaluate("mirror", "grey", "runs/tubes", "name=drawn") == 0
     assert len(drawn) == 2
     for strip in drawn:

@@ -13,20 +13,7 @@ import torch
 
 from vidssl.build import checks, part_checks, registry
 from vidssl.build.checks import check_go_together, check_reads_ids, check_stored, check_stored_views
-from vidssl.config.files import PUBLISHED, SpecKind
-from vidssl.config.grid import check_grid
-from vidssl.config.protocol import (
-    FinetuneProtocol,
-    MaskProtocol,
-    Protocol,
-    TokenizerProtocol,
-    load_mask_protocol,
-    load_protocol,
-    load_tokenizer_protocol,
-    measures_masks,
-    measures_tokenizers,
-)
-from vidssl.config.published import load_published
+from vidssl.config import files, grid, protocol as protocols, published
 from vidssl.config.recipe import (
     STREAMS,
     UNKNOWN_SHA256,
@@ -40,12 +27,9 @@ from vidssl.config.schema import PartSpec, ProbeSpec, bind, construct, keys_of, 
 from vidssl.data.loader import Stream
 from vidssl.data.sources.datasets import balanced, labelled_subset
 from vidssl.data.views.stored import StoredViews
-from vidssl.engine.checkpoint import prefix_of
+from vidssl.engine import checkpoint, runfolder, schedules, speed
 from vidssl.engine.logging import Say, check_trackers
 from vidssl.engine.optim import Optim
-from vidssl.engine.runfolder import check_name
-from vidssl.engine.schedules import Schedule
-from vidssl.engine.speed import on_meta, pick_device
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Batch, DataSource, Evaluator, Objective, Tokenizer, ViewSampler
 from vidssl.weights.load import check_init, load_init, load_rest, load_whole, read_weights
@@ -68,7 +52,9 @@ def objective(recipe: Recipe, say: Say = print, *, with_init: bool = True) -> Ob
         with recipe.objective.node.mapping()["init"].located():
             report = load_rest(made, recipe.rest_init)
             if recipe.start.init is not None:  # what the backbone's report has told is not new
-                told = tuple(prefix_of(part, made) for part in (made.encoder(), made.trained_encoder()))
+                told = tuple(
+                    checkpoint.prefix_of(part, made) for part in (made.encoder(), made.trained_encoder())
+                )
                 report = replace(report, new=tuple(k for k in report.new if not k.startswith(told)))
             say(f"objective: {report}")
     return made
@@ -220,7 +206,7 @@ def optim(recipe: Recipe) -> Optim:
     return _construct(recipe.optim, registry.OPTIMIZER)
 
 
-def schedule(recipe: Recipe) -> Schedule:
+def schedule(recipe: Recipe) -> schedules.Schedule:
     """The schedule."""
     made = _construct(recipe.schedule, registry.SCHEDULE)
     checks.check_epochs(recipe, made)
@@ -295,7 +281,7 @@ def check(recipe: Recipe) -> None:
     _check_augment(recipe, shapes)
     maskers = _maskers(recipe)
     _try_parts(recipe, shapes)
-    with on_meta():
+    with speed.on_meta():
         bare_tokenizer, bare_backbone = _bare_tokenizer(recipe), _optional(recipe.backbone, registry.BACKBONE)
         objective = _assemble(recipe, bare_backbone, bare_tokenizer, maskers)
     with recipe.objective.node.located():
@@ -361,7 +347,7 @@ def check_ready(recipe: Recipe, *, with_init: bool) -> None:
     Raises:
         UsageError: if the device, a tracker's package or a file of weights is missing.
     """
-    pick_device(recipe.run.device)
+    speed.pick_device(recipe.run.device)
     check_trackers(recipe.run.trackers)
     weights = None if recipe.tokenizer is None else recipe.tokenizer.weights
     if weights is not None and not weights.path.is_file():
@@ -385,7 +371,7 @@ def _check_augment(recipe: Recipe, shapes: part_checks.StreamShapes) -> None:
         act(Batch(black), torch.Generator().manual_seed(0))
 
 
-def check_protocol(protocol: Protocol) -> None:
+def check_protocol(protocol: protocols.Protocol) -> None:
     """Checks the parts of a protocol."""
     made = evaluator(protocol.evaluator)
     if _is_own(protocol.evaluator):
@@ -404,10 +390,10 @@ def check_protocol(protocol: Protocol) -> None:
         _check_probe(protocol.data, protocol.train_views)
 
 
-def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
+def check_any_protocol(protocol: protocols.Protocol | protocols.FinetuneProtocol) -> None:
     """``check_protocol``, or the same for one that finetunes."""
-    check_name(protocol.name, folders=False)
-    if isinstance(protocol, FinetuneProtocol):
+    runfolder.check_name(protocol.name, folders=False)
+    if isinstance(protocol, protocols.FinetuneProtocol):
         checks.check_finetune_protocol(protocol)
         if protocol.data is not None:
             check_go_together(protocol.data.test, protocol.data.views, views(protocol.data.views))
@@ -415,42 +401,42 @@ def check_any_protocol(protocol: Protocol | FinetuneProtocol) -> None:
         check_protocol(protocol)
 
 
-def check_tokenizer_protocol(protocol: TokenizerProtocol) -> None:
+def check_tokenizer_protocol(protocol: protocols.TokenizerProtocol) -> None:
     """``check_protocol`` for one that measures tokenizers."""
     views(protocol.views)
     _check_keys(protocol.data.test, registry.SOURCE)
 
 
-def check_mask_protocol(protocol: MaskProtocol) -> None:
+def check_mask_protocol(protocol: protocols.MaskProtocol) -> None:
     """``check_protocol`` for one that measures patch tokens on masks."""
-    check_name(protocol.name, folders=False)
+    runfolder.check_name(protocol.name, folders=False)
     for part in (protocol.data.test, protocol.data.train):
         if part is not None:
             _check_keys(part, registry.SOURCE)
 
 
-def check_file(kind: SpecKind, path: Path) -> None:
+def check_file(kind: files.SpecKind, path: Path) -> None:
     """Checks a spec file."""
     if kind == "recipes":
         recipe = load_recipe(str(path))
-        check_name(recipe.name)
+        runfolder.check_name(recipe.name)
         check(recipe)
     elif kind == "grids":
-        for cell, recipe in check_grid(str(path)):
+        for cell, recipe in grid.check_grid(str(path)):
             try:
                 check(recipe)
             except UsageError as error:
                 raise UsageError(f"{error} (cell {cell})") from error
-    elif kind == "evaluation" and path.name == PUBLISHED.name:
-        load_published(path)
-    elif kind == "evaluation" and measures_tokenizers(str(path)):
-        check_tokenizer_protocol(load_tokenizer_protocol(str(path)))
-    elif kind == "evaluation" and measures_masks(str(path)):
-        check_mask_protocol(load_mask_protocol(str(path)))
+    elif kind == "evaluation" and path.name == files.PUBLISHED.name:
+        published.load_published(path)
+    elif kind == "evaluation" and protocols.measures_tokenizers(str(path)):
+        check_tokenizer_protocol(protocols.load_tokenizer_protocol(str(path)))
+    elif kind == "evaluation" and protocols.measures_masks(str(path)):
+        check_mask_protocol(protocols.load_mask_protocol(str(path)))
     elif kind == "evaluation":
-        check_any_protocol(load_protocol(str(path)))
+        check_any_protocol(protocols.load_protocol(str(path)))
     else:
-        with on_meta():
+        with speed.on_meta():
             _construct(load_tokenizer_spec(str(path)).part, registry.TOKENIZER)
 
 

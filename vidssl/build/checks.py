@@ -18,12 +18,7 @@ from vidssl.data.loader import Stream
 from vidssl.data.sources.token_store import TokenStore
 from vidssl.data.views.stored import StoredViews
 from vidssl.data.views.vimpac import PairOfClips
-from vidssl.engine.accumulate import JointLoss
-from vidssl.engine.distributed import launched
-from vidssl.engine.optim import Update
-from vidssl.engine.process import file_sha256
-from vidssl.engine.schedules import Schedule
-from vidssl.engine.speed import on_meta, refusal
+from vidssl.engine import accumulate, distributed, optim, process, schedules, speed
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
     Backbone,
@@ -129,14 +124,14 @@ def check_monitor(recipe: Recipe, encoder: nn.Module) -> None:
 
 def check_speed(recipe: Recipe, objective: Objective) -> None:
     """Refuse switches of ``run`` for speed and memory that are not for such networks."""
-    refused = refusal(objective, recipe.run)
+    refused = speed.refusal(objective, recipe.run)
     if refused is not None:
         raise recipe.node.mapping()["run"].mapping()[refused[0]].error(refused[1])
 
 
 def check_batches(recipe: Recipe, objective: Objective) -> None:
     """Refuse batches in which the objective could not compare what it compares."""
-    check_whole(objective, recipe.run, launched())
+    check_whole(objective, recipe.run, distributed.launched())
     for stream in recipe.data.streams.values():
         if stream.samples_per_decode == 1:
             continue
@@ -159,7 +154,7 @@ def check_batches(recipe: Recipe, objective: Objective) -> None:
 
 def check_whole(objective: Objective, run: RunSpec, num_processes: int) -> None:
     """Refuse to take apart what an objective, or a part of the run, needs whole."""
-    joint = isinstance(objective, JointLoss) and not objective.splits_batch
+    joint = isinstance(objective, accumulate.JointLoss) and not objective.splits_batch
     if run.accumulate > 1 and not (objective.splits_batch or joint):
         raise UsageError(
             f"run.accumulate is {run.accumulate}, and {type(objective).__name__} looks at each batch as a "
@@ -180,7 +175,7 @@ def check_whole(objective: Objective, run: RunSpec, num_processes: int) -> None:
         )
 
 
-def check_epochs(recipe: Recipe, schedule: Schedule) -> None:
+def check_epochs(recipe: Recipe, schedule: schedules.Schedule) -> None:
     """Refuse to count epochs of a stream that there is not."""
     if schedule.counts_epochs and schedule.epoch_of not in recipe.data.streams:
         raise recipe.schedule.node.error(
@@ -189,7 +184,7 @@ def check_epochs(recipe: Recipe, schedule: Schedule) -> None:
         )
 
 
-def check_groups(recipe: Recipe, objective: Objective, update: Update) -> None:
+def check_groups(recipe: Recipe, objective: Objective, update: optim.Update) -> None:
     """Refuse keys that ask for layers of an encoder that does not name them, or is not trained."""
     with recipe.optim.node.located():
         update.groups(objective)
@@ -376,7 +371,7 @@ def _objective(protocol: FinetuneProtocol) -> Objective:
     for key in registry.DECIDED_BY_VIDEOS:
         if key in entries:
             raise entries[key].error("the videos decide it: leave it out (labels are chosen by 'labels')")
-    with on_meta():
+    with speed.on_meta():
         backbone = registry.BACKBONE.table["vit"](embed_dim=6, depth=1, num_heads=1)
         return construct(registry.with_stand_ins(part).node, Classification, backbone, apart=part.apart)
 
@@ -411,7 +406,7 @@ def _weights_hash(weights: WeightsSpec) -> str:
     if weights.sha256 != UNKNOWN_SHA256:
         return weights.sha256  # the file is checked against it wherever it is loaded
     try:
-        return file_sha256(weights.path)
+        return process.file_sha256(weights.path)
     except OSError as error:
         raise weights.node.mapping()["weights"].error(f"{weights.path}: {error.strerror}") from None
 

@@ -16,10 +16,8 @@ from rich.text import Text
 from torch import Tensor
 
 from vidssl.build.registry import BACKBONE, KINDS, summary
-from vidssl.config.schema import Key, describe, keys_of
-from vidssl.config.strict_yaml import dump_flow
-from vidssl.engine.checkpoint import prefix_of
-from vidssl.engine.speed import on_meta
+from vidssl.config import schema, strict_yaml
+from vidssl.engine import checkpoint, speed
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
     Backbone,
@@ -281,7 +279,7 @@ def check_declared(objective: Objective) -> None:
             f"{name}() returned {shown(encoder)}, expected the Backbone, or Tokenizer, that is trained",
         )
         try:
-            prefix_of(encoder, objective)
+            checkpoint.prefix_of(encoder, objective)
         except ValueError:
             raise ValueError(
                 f"{named(objective)}: {name}() returned a {named(encoder)} that is not one of its "
@@ -401,7 +399,7 @@ def network_table() -> Table:
 
     last = ""
     for kind, keys in _networks():
-        with on_meta():
+        with speed.on_meta():
             made = BACKBONE.table[kind](**_REQUIRED.get(kind, {}), **keys)
         if kind != last:
             table.add_section()
@@ -421,7 +419,7 @@ def network_table() -> Table:
 def _networks() -> Iterator[tuple[str, dict[str, object]]]:
     """Type and keys of each network; none of those that need keys nobody can guess."""
     for kind, constructor in BACKBONE.table.items():
-        keys = keys_of(constructor)
+        keys = schema.keys_of(constructor)
         choice = next((key for key in ("name", "variant") if key in keys), None)
         needed = {key for key, value in keys.items() if value.required} - {choice, *_REQUIRED.get(kind, {})}
         if needed:
@@ -510,15 +508,15 @@ def component_table(kind: str) -> Table:
     table.add_column("what it is", ratio=1)
     table.add_column("keys", ratio=1)
     for name, constructor in KINDS[kind].table.items():
-        keys = "\n".join(_key_line(key, value) for key, value in keys_of(constructor).items())
+        keys = "\n".join(_key_line(key, value) for key, value in schema.keys_of(constructor).items())
         table.add_row(*map(Text, (name, summary(constructor), keys)))
     return table
 
 
-def _key_line(name: str, key: Key) -> str:
+def _key_line(name: str, key: schema.Key) -> str:
     if key.required:
-        return f"{name} ({describe(key.wanted)})"
-    default = f"{name}: {dump_flow(key.default)}"
+        return f"{name} ({schema.describe(key.wanted)})"
+    default = f"{name}: {strict_yaml.dump_flow(key.default)}"
     # a default that shows its own type needs no words for it
     tells_little = key.default is None or get_origin(key.wanted) is Literal
-    return f"{default} ({describe(key.wanted)})" if tells_little else default
+    return f"{default} ({schema.describe(key.wanted)})" if tells_little else default

@@ -17,8 +17,7 @@ from vidssl.config.schema import PartSpec, bind, keys_of, node_of, parts_of, wri
 from vidssl.config.strict_yaml import Node, dump, nearest, plain
 from vidssl.data import AUGMENTS, SOURCES, VIEWS
 from vidssl.data.loader import Stream
-from vidssl.engine.optim import OPTIMIZERS, Optim
-from vidssl.engine.schedules import SCHEDULES, Schedule
+from vidssl.engine import optim, schedules
 from vidssl.evaluators import EVALUATORS
 from vidssl.interfaces import (
     Augment,
@@ -69,8 +68,8 @@ EVALUATOR: Kind[Evaluator] = Kind("evaluator", EVALUATORS, Evaluator)
 SOURCE: Kind[DataSource] = Kind("source", SOURCES, DataSource)
 VIEW_SAMPLER: Kind[ViewSampler] = Kind("view sampler", VIEWS, ViewSampler)
 AUGMENT: Kind[Augment] = Kind("augmentation", AUGMENTS, object)
-OPTIMIZER: Kind[Optim] = Kind("optimizer", OPTIMIZERS, Optim)
-SCHEDULE: Kind[Schedule] = Kind("schedule", SCHEDULES, Schedule)
+OPTIMIZER: Kind[optim.Optim] = Kind("optimizer", optim.OPTIMIZERS, optim.Optim)
+SCHEDULE: Kind[schedules.Schedule] = Kind("schedule", schedules.SCHEDULES, schedules.Schedule)
 
 KINDS: Mapping[str, Kind[object]] = {
     "objectives": OBJECTIVE,

@@ -5,26 +5,14 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from vidssl.cli.operands import (
-    RECIPE,
-    Commands,
-    Parser,
-    add,
-    add_trust,
-    at_least,
-    number,
-    only,
-    positive,
-    split,
-    taken,
-)
+from vidssl.cli import operands
 from vidssl.errors import UsageError
 
 _VIDEOS = "videos in folders, a text or CSV list of them, or what 'data check' wrote (.jsonl)"
 _EXIT_CODE = "Exit code 0: all are {done}; 1: some {flaw}; 2: it was not finished"
 
 
-def add_commands(commands: "Commands[Parser]") -> None:
+def add_commands(commands: "operands.Commands[operands.Parser]") -> None:
     data = commands.add_parser("data", help="scan, prepare and pack the videos of a data set")
     below = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in (_add_list, _add_split, _add_check, _add_prepare, _add_shard, _add_index):
@@ -32,8 +20,8 @@ def add_commands(commands: "Commands[Parser]") -> None:
     add_init(commands)
 
 
-def add_init(commands: "Commands[Parser]") -> None:
-    init = add(
+def add_init(commands: "operands.Commands[operands.Parser]") -> None:
+    init = operands.add(
         commands,
         "init",
         _init,
@@ -60,39 +48,41 @@ def add_init(commands: "Commands[Parser]") -> None:
     )
     time = init.add_mutually_exclusive_group()
     time.add_argument(
-        "--minutes", type=positive, metavar="N", help="of a run on this machine; 10 without --gpu"
+        "--minutes", type=operands.positive, metavar="N", help="of a run on this machine; 10 without --gpu"
     )
     time.add_argument("--gpu", action="store_true", help="sizes for a GPU, whether or not there is one here")
     init.add_argument(
         "--tokenizer", metavar="NAME", help="name, file or run, instead of one trained on these videos"
     )
     init.add_argument(
-        "--tokenizer-steps", type=at_least(1), metavar="N", help="to train one for; default: 500"
+        "--tokenizer-steps", type=operands.at_least(1), metavar="N", help="to train one for; default: 500"
     )
-    add_trust(init)
+    operands.add_trust(init)
 
 
 def _init(words: list[str], **options: Any) -> int:
-    path = only(words, "init takes the recipe to write", "vidssl init my.yaml --videos videos.train.csv")
+    path = operands.only(
+        words, "init takes the recipe to write", "vidssl init my.yaml --videos videos.train.csv"
+    )
     from vidssl.tools.init.init import write_recipe
 
     return write_recipe(Path(path), options.pop("videos"), **options)
 
 
-def _add_shared(parser: Parser, each: str, bad: str, *, root: str | None = None) -> None:
+def _add_shared(parser: operands.Parser, each: str, bad: str, *, root: str | None = None) -> None:
     """Options that several of them have."""
     if root is not None:
         parser.add_argument(
             "--root", type=Path, metavar="FOLDER", help=f"of the paths in a {root}; default: its own"
         )
     parser.add_argument(
-        "--processes", type=at_least(1), metavar="N", help=f"{each} at a time; default: one a core"
+        "--processes", type=operands.at_least(1), metavar="N", help=f"{each} at a time; default: one a core"
     )
     parser.add_argument("--all", dest="show_all", action="store_true", help=f"name all {bad} files, not 20")
 
 
-def _add_list(commands: "Commands[Parser]") -> None:
-    making = add(
+def _add_list(commands: "operands.Commands[operands.Parser]") -> None:
+    making = operands.add(
         commands,
         "list",
         _list,
@@ -135,14 +125,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _list(words: list[str], *, columns: list[tuple[str, str]] | None = None, **options: Any) -> int:
-    path = only(words, "data list takes one folder", "vidssl data list videos/")
+    path = operands.only(words, "data list takes one folder", "vidssl data list videos/")
     from vidssl.tools.collection.make_list import make_list
 
     return make_list(Path(path), columns=dict(columns or ()), **options)
 
 
-def _add_split(commands: "Commands[Parser]") -> None:
-    parting = add(
+def _add_split(commands: "operands.Commands[operands.Parser]") -> None:
+    parting = operands.add(
         commands,
         "split",
         _split,
@@ -156,9 +146,11 @@ def _add_split(commands: "Commands[Parser]") -> None:
         metavar="A,B[,C]",
         help="train, (validation,) test; default 0.7,0.15,0.15",
     )
-    kinds.add_argument("--folds", type=at_least(2), metavar="K", help="each video is tested on in one of K")
+    kinds.add_argument(
+        "--folds", type=operands.at_least(2), metavar="K", help="each video is tested on in one of K"
+    )
     kinds.add_argument("--leave-one-group-out", action="store_true", help="a fold for each group")
-    parting.add_argument("--seed", type=at_least(0), metavar="N", help="default 0")
+    parting.add_argument("--seed", type=operands.at_least(0), metavar="N", help="default 0")
     parting.add_argument(
         "--stratify", metavar="LABEL", help="whose classes are shared out; default the first"
     )
@@ -174,20 +166,21 @@ def _add_split(commands: "Commands[Parser]") -> None:
 
 def _numbers(text: str) -> tuple[float, ...]:
     return tuple(
-        number(each, float, lambda x: 0 < x < 1, "fractions such as 0.7,0.3") for each in text.split(",")
+        operands.number(each, float, lambda x: 0 < x < 1, "fractions such as 0.7,0.3")
+        for each in text.split(",")
     )
 
 
 def _split(words: list[str], *, no_duplicates: bool = False, **options: Any) -> int:
-    path = only(words, "data split takes one list", "vidssl data split videos.csv")
+    path = operands.only(words, "data split takes one list", "vidssl data split videos.csv")
     from vidssl.tools.collection.split import Rule, split_list
 
-    rule = taken(options, "fractions", "folds", "leave_one_group_out", "seed", "stratify")
+    rule = operands.taken(options, "fractions", "folds", "leave_one_group_out", "seed", "stratify")
     return split_list(Path(path), Rule(**rule, duplicates=not no_duplicates), **options)
 
 
-def _add_check(commands: "Commands[Parser]") -> None:
-    check = add(
+def _add_check(commands: "operands.Commands[operands.Parser]") -> None:
+    check = operands.add(
         commands,
         "check",
         _check,
@@ -219,29 +212,33 @@ def _add_check(commands: "Commands[Parser]") -> None:
     )
     _add_shared(check, "files", "bad", root="list")
     limits = check.add_argument_group("limits", "a file past one of them is unreadable")
-    limits.add_argument("--max-pixels", type=at_least(1), metavar="N", help="of a frame; default: 36000000")
-    limits.add_argument("--max-frames", type=at_least(1), metavar="N", help="of a file; default: 1000000")
     limits.add_argument(
-        "--max-seconds", type=positive, metavar="S", help="for decoding a file once; default: 300"
+        "--max-pixels", type=operands.at_least(1), metavar="N", help="of a frame; default: 36000000"
+    )
+    limits.add_argument(
+        "--max-frames", type=operands.at_least(1), metavar="N", help="of a file; default: 1000000"
+    )
+    limits.add_argument(
+        "--max-seconds", type=operands.positive, metavar="S", help="for decoding a file once; default: 300"
     )
 
 
 def _fraction(text: str) -> float:
-    return number(text, float, lambda x: 0 < x < 1, "a number between 0 and 1")
+    return operands.number(text, float, lambda x: 0 < x < 1, "a number between 0 and 1")
 
 
 def _check(words: list[str], **options: Any) -> int:
-    path = only(words, "data check takes one folder or list", "vidssl data check videos/")
+    path = operands.only(words, "data check takes one folder or list", "vidssl data check videos/")
     from vidssl.data.decode.content import Limits
     from vidssl.tools.data.check import check_data
 
-    limits = Limits(**taken(options, "max_pixels", "max_frames", "max_seconds"))
+    limits = Limits(**operands.taken(options, "max_pixels", "max_frames", "max_seconds"))
     return check_data(Path(path), limits=limits, **options)
 
 
-def _add_prepare(commands: "Commands[Parser]") -> None:
+def _add_prepare(commands: "operands.Commands[operands.Parser]") -> None:
     code = _EXIT_CODE.format(done="prepared", flaw="were skipped")
-    prepare = add(
+    prepare = operands.add(
         commands,
         "prepare",
         _prepare,
@@ -269,7 +266,7 @@ def _add_prepare(commands: "Commands[Parser]") -> None:
 
 
 def _prepare(words: list[str], *, out: Path, jpeg_shards: bool = False, **options: Any) -> int:
-    path = only(
+    path = operands.only(
         words, "data prepare takes one folder, list or manifest", "vidssl data prepare videos/ --out prepared"
     )
     for name in ("gop", "crf", "cut") if jpeg_shards else ("quality",):
@@ -278,13 +275,13 @@ def _prepare(words: list[str], *, out: Path, jpeg_shards: bool = False, **option
     from vidssl.tools.data.encode import H264, Jpegs
     from vidssl.tools.data.prepare import prepare_data
 
-    form = taken(options, "short_side", "gop", "crf", "quality", "max_difference")
+    form = operands.taken(options, "short_side", "gop", "crf", "quality", "max_difference")
     return prepare_data(Path(path), out, (Jpegs if jpeg_shards else H264)(**form), **options)
 
 
-def _add_shard(commands: "Commands[Parser]") -> None:
+def _add_shard(commands: "operands.Commands[operands.Parser]") -> None:
     code = _EXIT_CODE.format(done="packed", flaw="are bad and left out")
-    shard = add(
+    shard = operands.add(
         commands,
         "shard",
         _shard,
@@ -301,7 +298,7 @@ def _add_shard(commands: "Commands[Parser]") -> None:
     shard.add_argument(
         "--shard-mb",
         dest="shard_bytes",
-        type=lambda text: at_least(1)(text) * 10**6,
+        type=lambda text: operands.at_least(1)(text) * 10**6,
         metavar="MB",
         help="of a shard; default: 256",
     )
@@ -310,7 +307,7 @@ def _add_shard(commands: "Commands[Parser]") -> None:
 
 
 def _shard(words: list[str], *, out: str, **options: Any) -> int:
-    path = only(
+    path = operands.only(
         words, "data shard takes one folder, list or manifest", "vidssl data shard videos/ --out shards"
     )
     from vidssl.tools.data.shard import shard_data
@@ -318,8 +315,8 @@ def _shard(words: list[str], *, out: str, **options: Any) -> int:
     return shard_data(Path(path), out, **options)
 
 
-def _add_index(commands: "Commands[Parser]") -> None:
-    index = add(
+def _add_index(commands: "operands.Commands[operands.Parser]") -> None:
+    index = operands.add(
         commands,
         "index",
         _index,
@@ -337,7 +334,7 @@ def _add_index(commands: "Commands[Parser]") -> None:
 
 
 def _index(words: list[str], **options: Any) -> int:
-    address = only(words, "data index takes the address of shards", "vidssl data index shards/")
+    address = operands.only(words, "data index takes the address of shards", "vidssl data index shards/")
     from vidssl.tools.data.index import index_data
 
     return index_data(address, **options)
@@ -346,13 +343,13 @@ def _index(words: list[str], **options: Any) -> int:
 _PLACES = ("top", "middle", "bottom", "far")
 
 
-def add_tokenize(commands: "Commands[Parser]") -> None:
-    tokenize = add(
+def add_tokenize(commands: "operands.Commands[operands.Parser]") -> None:
+    tokenize = operands.add(
         commands,
         "tokenize",
         _tokenize,
         "turn a recipe's videos into ids, once",
-        (RECIPE, "whose videos and tokenizer, overrides"),
+        (operands.RECIPE, "whose videos and tokenizer, overrides"),
     )
     tokenize.add_argument(
         "--out", type=Path, metavar="FOLDER", required=True, help="the store; one that was begun is resumed"
@@ -380,15 +377,21 @@ def add_tokenize(commands: "Commands[Parser]") -> None:
     )
     tokenize.add_argument("--flip", choices=("no", "both"), help="whether mirrored squares are stored too")
     tokenize.add_argument(
-        "--spot-checks", type=at_least(0), metavar="N", help="videos to compare afterwards; default: 3"
+        "--spot-checks",
+        type=operands.at_least(0),
+        metavar="N",
+        help="videos to compare afterwards; default: 3",
     )
     tokenize.add_argument(
-        "--videos-per-shard", type=at_least(1), metavar="N", help="lost by a kill at most; default: 128"
+        "--videos-per-shard",
+        type=operands.at_least(1),
+        metavar="N",
+        help="lost by a kill at most; default: 128",
     )
     tokenize.add_argument(
         "--retry-unreadable", action="store_true", help="make shards anew that lack a video"
     )
-    add(
+    operands.add(
         commands,
         "convert",
         _convert,
@@ -398,12 +401,12 @@ def add_tokenize(commands: "Commands[Parser]") -> None:
 
 
 def _fps(text: str) -> float | Literal["own"]:
-    return "own" if text == "own" else positive(text)
+    return "own" if text == "own" else operands.positive(text)
 
 
 def _resize(text: str) -> tuple[float, ...]:
     words = "numbers of at least 1, such as 1,1.25"
-    return tuple(number(side, float, lambda x: 1 <= x < math.inf, words) for side in text.split(","))
+    return tuple(operands.number(side, float, lambda x: 1 <= x < math.inf, words) for side in text.split(","))
 
 
 def _crops(text: str) -> tuple[str, ...]:
@@ -413,8 +416,8 @@ def _crops(text: str) -> tuple[str, ...]:
 
 
 def _tokenize(words: list[str], *, out: Path, **options: Any) -> int:
-    names, overrides = split(words)
-    name = only(names, "tokenize takes one recipe", "vidssl tokenize my.yaml --out tokens/mine")
+    names, overrides = operands.split(words)
+    name = operands.only(names, "tokenize takes one recipe", "vidssl tokenize my.yaml --out tokens/mine")
     from vidssl.config.recipe import load_recipe
     from vidssl.tools.tokenize.tokenize import tokenize
 

@@ -7,25 +7,14 @@ from typing import Any
 
 from rich.console import Console
 
-from vidssl.cli.operands import (
-    BAD_INPUT,
-    RECIPE,
-    Commands,
-    Parser,
-    add,
-    add_trust,
-    at_least,
-    only,
-    positive,
-    split,
-)
+from vidssl.cli import operands
 from vidssl.engine.process import Cpus, look_at_cpus
 from vidssl.errors import UsageError, printable
 
 
-def add_commands(commands: "Commands[Parser]") -> None:
-    files = (RECIPE, "file or name, overrides")
-    train = add(commands, "train", _train, "train what a recipe describes", files)
+def add_commands(commands: "operands.Commands[operands.Parser]") -> None:
+    files = (operands.RECIPE, "file or name, overrides")
+    train = operands.add(commands, "train", _train, "train what a recipe describes", files)
     train.add_argument(
         "--resume", metavar="RUN", help="resume a run at the very step of its newest checkpoint"
     )
@@ -37,34 +26,38 @@ def add_commands(commands: "Commands[Parser]") -> None:
     train.add_argument(
         "--deterministic", action="store_true", help="the same numbers in every run; run.deterministic=true"
     )
-    bench = add(
+    bench = operands.add(
         commands, "bench", _bench, "measure whether a recipe's runs wait for data on this machine", files
     )
-    bench.add_argument("--seconds", type=positive, metavar="N", help="that it takes, about; default: 20")
+    bench.add_argument(
+        "--seconds", type=operands.positive, metavar="N", help="that it takes, about; default: 20"
+    )
     bench.add_argument(
         "--floor",
         action="store_true",
         help="time the step beside its matrix products, convolutions and attention alone; needs no data",
     )
-    selftest = add(
+    selftest = operands.add(
         commands,
         "selftest",
         _selftest,
         "try promises of the package on your recipe or GPU",
-        (f"resume {RECIPE} | gpu", "what is tried"),
+        (f"resume {operands.RECIPE} | gpu", "what is tried"),
     )
     selftest.add_argument(
-        "--steps", type=at_least(1), metavar="N", help="resume: of each half of the run; default: 5"
+        "--steps", type=operands.at_least(1), metavar="N", help="resume: of each half of the run; default: 5"
     )
     selftest.add_argument(
         "--device", choices=("cuda", "cpu"), help="gpu: cpu tries the same with small sizes"
     )
-    selftest.add_argument("--seconds", type=positive, metavar="N", help="gpu: at most; default: 480, cpu 120")
+    selftest.add_argument(
+        "--seconds", type=operands.positive, metavar="N", help="gpu: at most; default: 480, cpu 120"
+    )
     selftest.add_argument(
         "--only", action="append", metavar="PART", help="gpu: parts that begin so; may be repeated"
     )
     selftest.add_argument("--out", metavar="FILE", help="gpu: default: selftest-gpu.json, a table beside it")
-    replay = add(
+    replay = operands.add(
         commands,
         "replay",
         _replay,
@@ -72,13 +65,13 @@ def add_commands(commands: "Commands[Parser]") -> None:
         ("CAPTURE", "a file in captures/ of a run"),
     )
     replay.add_argument("--precision", choices=("fp32", "run"), help="fp32 (default), or as in the run")
-    add_trust(replay)
+    operands.add_trust(replay)
 
 
 def _train(
     words: list[str], *, resume: str | None = None, dry_run: bool = False, deterministic: bool = False
 ) -> int:
-    names, overrides = split(words)
+    names, overrides = operands.split(words)
     hint = "put overrides that hold spaces in quotes" if overrides else "vidssl train recipes/bevt.yaml"
     if deterministic:
         overrides.append("run.deterministic=true")
@@ -91,7 +84,7 @@ def _train(
         from vidssl.train.run import resume_run
 
         return resume_run(resume, overrides, cpus=cpus, draw=_draw)
-    name = only(names, "train takes one recipe", hint if names else "vidssl train recipes/bevt.yaml")
+    name = operands.only(names, "train takes one recipe", hint if names else "vidssl train recipes/bevt.yaml")
     from vidssl.config.recipe import load_recipe
     from vidssl.engine.distributed import told_once_a_machine
 
@@ -129,8 +122,8 @@ def _free_cpus() -> Cpus | None:
 
 
 def _bench(words: list[str], **options: Any) -> int:
-    names, overrides = split(words)
-    name = only(names, "bench takes one recipe", "vidssl bench bevt")
+    names, overrides = operands.split(words)
+    name = operands.only(names, "bench takes one recipe", "vidssl bench bevt")
     from vidssl.config.recipe import load_recipe
     from vidssl.tools.bench import bench
 
@@ -139,7 +132,7 @@ def _bench(words: list[str], **options: Any) -> int:
 
 
 def _selftest(words: list[str], **options: Any) -> int:
-    names, overrides = split(words)
+    names, overrides = operands.split(words)
     kind, given = names[0] if names else "", " ".join(names) or "nothing"
     if (kind, len(names)) not in (("resume", 2), ("gpu", 1)) or (kind == "gpu" and overrides):
         raise UsageError(
@@ -159,7 +152,7 @@ def _selftest(words: list[str], **options: Any) -> int:
 
 
 def _replay(words: list[str], **options: Any) -> int:
-    name = only(words, "replay takes one capture", "vidssl replay RUN/captures/STEP")
+    name = operands.only(words, "replay takes one capture", "vidssl replay RUN/captures/STEP")
     from vidssl.tools.replay import replay
 
     return replay(name, **options)
@@ -174,15 +167,15 @@ LISTED = (
 SPECS = {"protocols": "evaluation", "recipes": "recipes"}  # and runs, which are listed by their folders
 
 
-def add_check(commands: "Commands[Parser]") -> None:
-    add(
+def add_check(commands: "operands.Commands[operands.Parser]") -> None:
+    operands.add(
         commands,
         "check",
         _check,
         "validate recipes; needs no data, weights or GPU",
         ("RECIPE", "recipes, protocols, tokenizers; default: all"),
     )
-    add(
+    operands.add(
         commands,
         "list",
         _list,
@@ -197,7 +190,7 @@ def _check(words: list[str]) -> int:
     from vidssl.config.published import published_path
     from vidssl.config.strict_yaml import displayed
 
-    overrides = split(words)[1]
+    overrides = operands.split(words)[1]
     if overrides:
         raise UsageError(f"check takes files as they are, without overrides; got {overrides[0]}")
     code = 0
@@ -209,7 +202,7 @@ def _check(words: list[str]) -> int:
             check_file(kind, path)
             print(f"{printable(displayed(path))}: ok", flush=True)
         except UsageError as error:
-            code = BAD_INPUT
+            code = operands.BAD_INPUT
             print(f"vidssl: {printable(str(error))}", file=sys.stderr, flush=True)
     return code
 
@@ -254,17 +247,20 @@ def _list(words: list[str]) -> int:
     return 0
 
 
-def add_grid(commands: "Commands[Parser]") -> None:
-    grid = add(
+def add_grid(commands: "operands.Commands[operands.Parser]") -> None:
+    grid = operands.add(
         commands,
         "grid",
         _grid,
         "train and score a grid of recipes, and compare its cells",
         ("GRID [KEY=VALUE ...]", "file or name in recipes/grids/, overrides of every cell and of the grid"),
     )
-    grid.add_argument("--jobs", type=at_least(1), metavar="N", help="runs at once; default: 1")
+    grid.add_argument("--jobs", type=operands.at_least(1), metavar="N", help="runs at once; default: 1")
     grid.add_argument(
-        "--processes", type=at_least(1), metavar="N", help="of each run, by torchrun (one a GPU); default: 1"
+        "--processes",
+        type=operands.at_least(1),
+        metavar="N",
+        help="of each run, by torchrun (one a GPU); default: 1",
     )
     grid.add_argument("--out", metavar="FOLDER", help="where the grid's folder goes; default: runs")
     grid.add_argument(
@@ -286,7 +282,7 @@ def add_grid(commands: "Commands[Parser]") -> None:
         help="of submitit's jobs, such as timeout_min=600 or slurm_partition=gpu; may be repeated",
     )
 
-    report = add(
+    report = operands.add(
         commands,
         "report",
         _report,
@@ -300,9 +296,9 @@ def add_grid(commands: "Commands[Parser]") -> None:
         action="store_false",
         help="leave out clips, neighbours and maps, which take the runs' networks and videos",
     )
-    add_trust(report)
+    operands.add_trust(report)
 
-    runs = add(
+    runs = operands.add(
         commands,
         "runs",
         _runs,
@@ -329,8 +325,8 @@ def _report(words: list[str], **options: Any) -> int:
 
 
 def _grid(words: list[str], *, tables_only: bool = False, **options: Any) -> int:
-    names, overrides = split(words)
-    name = only(names, "grid takes one grid", "vidssl grid recipes/grids/bevt_masks.yaml")
+    names, overrides = operands.split(words)
+    name = operands.only(names, "grid takes one grid", "vidssl grid recipes/grids/bevt_masks.yaml")
     from vidssl.tools.grid import Execution, run_grid
 
     where = {"out": options.pop("out")} if "out" in options else {}

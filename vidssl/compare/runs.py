@@ -10,23 +10,10 @@ from typing import Literal
 
 from rich.console import Console
 
-from vidssl.compare.tables import (
-    Grid,
-    difference_grids,
-    drawn,
-    latex,
-    markdown,
-    recipe_grids,
-    run_groups,
-    run_name,
-    score_grid,
-    summary_grid,
-)
+from vidssl.compare import tables
 from vidssl.config.published import QuotedTable, load_published
-from vidssl.engine.facts import Row, parsed
+from vidssl.engine import facts, process, runfolder
 from vidssl.engine.logging import print_line, terminal
-from vidssl.engine.process import trains_in, write_atomically
-from vidssl.engine.runfolder import RunFolder, named_path, runs_below
 from vidssl.errors import UsageError, printable
 from vidssl.evaluate.score_file import CONTENT, WHERE, ScoreFile, find_scores, flattened, read_scores
 from vidssl.evaluators.differences import what
@@ -74,21 +61,21 @@ def compare(
         raise UsageError(
             "measured and quoted numbers do not go into one CSV: leave out the runs or --published"
         )
-    files = alike([file for target in targets for file in find_scores(named_path(target))])
+    files = alike([file for target in targets for file in find_scores(runfolder.named_path(target))])
     quoted = load_published() if published else None
-    tables = () if quoted is None else quoted.chosen(papers, data_sets)
+    chosen = () if quoted is None else quoted.chosen(papers, data_sets)
     if output == "csv":
         by_protocol(files)
-        print(printable(csv_text(files) if files else quoted_csv(tables)), end="")
+        print(printable(csv_text(files) if files else quoted_csv(chosen)), end="")
         return 0
     grids = run_grids(files, each=each)
     if quoted is not None:
-        grids += [quoted_grid(table, quoted.papers[table.paper]) for table in tables]
+        grids += [quoted_grid(table, quoted.papers[table.paper]) for table in chosen]
     for grid in grids:
         if output == "table":
-            (console or terminal()).print(drawn(grid))
+            (console or terminal()).print(tables.drawn(grid))
         else:
-            print(printable((markdown if output == "markdown" else latex)(grid)))
+            print(printable((tables.markdown if output == "markdown" else tables.latex)(grid)))
     return 0
 
 
@@ -109,21 +96,23 @@ def alike(files: Sequence[ScoreFile]) -> list[ScoreFile]:
     return found
 
 
-def run_grids(files: Sequence[ScoreFile], *, each: bool) -> list[Grid]:
+def run_grids(files: Sequence[ScoreFile], *, each: bool) -> list[tables.Grid]:
     """All tables of measured scores.
 
     Raises:
         UsageError: if two files were made under different protocols of one name.
     """
-    groups = [run_groups(same, each=each) for same in by_protocol(files)]
-    differences = difference_grids(groups)
-    grids = [grid for e, more in zip(groups, differences, strict=True) for grid in (score_grid(e), *more)]
+    groups = [tables.run_groups(same, each=each) for same in by_protocol(files)]
+    differences = tables.difference_grids(groups)
+    grids = [
+        grid for e, more in zip(groups, differences, strict=True) for grid in (tables.score_grid(e), *more)
+    ]
     if len(groups) > 1:
-        grids.insert(0, summary_grid(groups))
+        grids.insert(0, tables.summary_grid(groups))
     runs: dict[str, ScoreFile] = {}
     for file in files:
-        runs.setdefault(run_name(file), file)
-    return grids + recipe_grids(run_groups(list(runs.values()), each=each))
+        runs.setdefault(tables.run_name(file), file)
+    return grids + tables.recipe_grids(tables.run_groups(list(runs.values()), each=each))
 
 
 def by_protocol(files: Sequence[ScoreFile]) -> list[list[ScoreFile]]:
@@ -150,7 +139,7 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
             raise UsageError(
                 f"'{first.name}' was not the same protocol for {first.path} and {other.path}: {differences}. "
                 f"Score one anew on the data of the other, if its network takes those clips: vidssl eval "
-                f"{run_name(other)} data={run_name(first)} --protocol {first.name}"
+                f"{tables.run_name(other)} data={tables.run_name(first)} --protocol {first.name}"
             )
 
 
@@ -185,7 +174,7 @@ def csv_text(files: Sequence[ScoreFile]) -> str:
         known = (file.settings.get("seed"), file.card_sha256)
         for network, scores in file.scores.items():
             for score in scores:
-                row = (file.name, run_name(file), file.step, network, *what(score))
+                row = (file.name, tables.run_name(file), file.step, network, *what(score))
                 values: Mapping[str, float | str | None] = vars(score)
                 spans = (score.top5_interval, score.class_interval, score.class_top5_interval)
                 bounds = [end for span in spans for end in span or ("", "")]
@@ -197,7 +186,7 @@ _BARE = ("data_set", "metric", "evaluation")  # whose value needs no name
 _IN_PERCENT = ("top-1", "mask accuracy")
 
 
-def quoted_grid(table: QuotedTable, title: str) -> Grid:
+def quoted_grid(table: QuotedTable, title: str) -> tables.Grid:
     """A paper's table, marked as quoted.
 
     Args:
@@ -215,7 +204,7 @@ def quoted_grid(table: QuotedTable, title: str) -> Grid:
     )
     shared = "; ".join(f"{_words(name)}: {value}" for name, value in table.shared.items())
     caption = f"quoted, not measured here: {title}, Table {table.number}, {table.title}"
-    return Grid(f"{caption} ({shared})" if shared else caption, heads or ("method",), rows)
+    return tables.Grid(f"{caption} ({shared})" if shared else caption, heads or ("method",), rows)
 
 
 def _head(settings: Mapping[str, str]) -> str:
@@ -233,12 +222,12 @@ def _digits(value: float | None) -> int:
     return 0 if value is None else len(repr(value).partition(".")[2])
 
 
-def quoted_csv(tables: Sequence[QuotedTable]) -> str:
+def quoted_csv(chosen: Sequence[QuotedTable]) -> str:
     """A line for every number, with a header; settings stand in one cell (``size: 224; frames: 16``)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("quoted_from", "table", "row", "method", "settings", "data_set", "metric", "value"))
-    for table in tables:
+    for table in chosen:
         for n in table.numbers():
             settings = "; ".join(f"{name}: {value}" for name, value in n.settings.items())
             writer.writerow((n.paper, n.table, n.row, n.method, settings, n.data_set, n.metric, n.value))
@@ -273,7 +262,7 @@ def runs_table(
     console = console or terminal()
     if settings and not (as_csv or parquet):
         raise UsageError("--settings adds columns to --csv and --parquet: add one of them")
-    rows = [run_row(run, settings=settings) for run in runs_below(Path(folder))]
+    rows = [run_row(run, settings=settings) for run in runfolder.runs_below(Path(folder))]
     if not rows:
         raise UsageError(f"no run below {Path(folder).resolve()}: name the folder that the runs lie in")
     if parquet is not None:
@@ -282,11 +271,11 @@ def runs_table(
     if as_csv:
         print(printable(_csv(rows)), end="")
     elif parquet is None:
-        console.print(drawn(_grid(folder, rows)))
+        console.print(tables.drawn(_grid(folder, rows)))
     return 0
 
 
-def run_row(run: RunFolder, *, settings: bool = False) -> dict[str, Cell]:
+def run_row(run: runfolder.RunFolder, *, settings: bool = False) -> dict[str, Cell]:
     """What is known of a run: column -> value.
 
     Scores stand under ``PROTOCOL.NETWORK.LABEL`` (with the setting behind it where there is one), in [0, 1]:
@@ -308,7 +297,7 @@ def run_row(run: RunFolder, *, settings: bool = False) -> dict[str, Cell]:
     newest = run.newest_checkpoint()
     row: dict[str, Cell] = {"run": str(run.path), "name": keys.get("name"), "seed": _number(keys.get("seed"))}
     row |= {part: keys.get(f"{part}.type", keys.get(part)) for part in _PARTS}
-    row |= {"step": None if newest is None else run.step_of(newest), "training": trains_in(run.path)}
+    row |= {"step": None if newest is None else run.step_of(newest), "training": process.trains_in(run.path)}
     with named(run.metrics.name):
         row |= _last_metrics(run.metrics) if run.metrics.is_file() else {}
     files: Sequence[ScoreFile] = ()
@@ -334,7 +323,9 @@ def _last_metrics(path: Path) -> dict[str, Cell]:
     found: dict[str, Cell] = {}
     for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("}\n"):
-            values = {name: value for name, value in Row(parsed(line)).entries() if name != "step"}
+            values = {
+                name: value for name, value in facts.Row(facts.parsed(line)).entries() if name != "step"
+            }
             found |= {name: value for name, value in values.items() if isinstance(value, (int, float, str))}
     return found
 
@@ -359,7 +350,7 @@ def _write_parquet(rows: list[dict[str, Cell]], path: Path) -> None:
 
     columns: Mapping[str, list[Cell]] = {name: [row.get(name) for row in rows] for name in _columns(rows)}
     table = pyarrow.table({name: _of_one_type(values) for name, values in columns.items()})
-    write_atomically(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
+    process.write_atomically(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
 
 
 def _of_one_type(values: list[Cell]) -> list[Cell]:
@@ -372,7 +363,7 @@ def _of_one_type(values: list[Cell]) -> list[Cell]:
     return [None if value is None else str(value) for value in values]
 
 
-def _grid(folder: str, rows: list[dict[str, Cell]]) -> Grid:
+def _grid(folder: str, rows: list[dict[str, Cell]]) -> tables.Grid:
     """What fits on a terminal: what a run is, how far it came, and its score under each protocol."""
     heads = ("run", "objective", "backbone", "seed", "step", "scores of the trained network, %")
     lines = []
@@ -389,4 +380,4 @@ def _grid(folder: str, rows: list[dict[str, Cell]]) -> Grid:
         if "damaged" in row:
             scores.append(f"damaged: {row['damaged']}")
         lines.append((name, *words, seed, state, "; ".join(scores) or "-"))
-    return Grid(f"runs in {folder}", heads, tuple(lines))
+    return tables.Grid(f"runs in {folder}", heads, tuple(lines))

@@ -14,16 +14,9 @@ from rich.text import Text
 from vidssl.errors import counted
 from vidssl.evaluate.report import CLASS_TOP5, class_mean_matters, difference_cells, p_cell, percent
 from vidssl.evaluate.score_file import ScoreFile
+from vidssl.evaluators import statistics
 from vidssl.evaluators.differences import LabelledVideos, RowKey, folded, network_differences, what
 from vidssl.evaluators.scores import Score
-from vidssl.evaluators.statistics import (
-    Difference,
-    holm,
-    mean_over_seeds,
-    method_difference,
-    welch,
-    wilson_interval,
-)
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -200,7 +193,7 @@ def run_name(file: ScoreFile) -> str:
 
 def seeds_cell(values: Sequence[float]) -> str:
     """Mean of several runs and half of its 95 % interval, in percent; runs that tie have no interval."""
-    mean, half = mean_over_seeds([100 * value for value in values])
+    mean, half = statistics.mean_over_seeds([100 * value for value in values])
     return f"{mean:.1f} (seeds tie)" if half is None else f"{mean:.1f} ± {half:.1f}"
 
 
@@ -389,7 +382,7 @@ def _value(score: Score, measure: str) -> float:
 def _interval(score: Score, measure: str) -> tuple[float, float]:
     if measure == TOP5:
         correct = (score.top5 or 0.0) * score.num_test
-        return score.top5_interval or wilson_interval(correct, score.num_test)
+        return score.top5_interval or statistics.wilson_interval(correct, score.num_test)
     if measure == CLASS_TOP5:
         return score.class_top5_interval or (0.0, 1.0)
     by_class = score.class_interval if measure == CLASS_MEAN else None
@@ -408,7 +401,7 @@ class _DifferenceRow:
 
     name: str
     cells: tuple[str, ...]
-    found: Difference | None
+    found: statistics.Difference | None
     more: tuple[str, ...] = ()
 
 
@@ -432,7 +425,7 @@ def difference_grids(groups: Sequence[Sequence[RunGroup]]) -> list[list[Grid]]:
     """
     pairs = [[_pair(first, other) for other in others] for first, *others in groups]
     tests = [row.found.p for some in pairs for pair in some for row in pair.rows if row.found is not None]
-    adjusted = iter(holm(tests))
+    adjusted = iter(statistics.holm(tests))
     return [[_grid(pair, adjusted, len(tests)) for pair in some] for some in pairs]
 
 
@@ -496,11 +489,11 @@ def _over_seeds(first: RunGroup, other: RunGroup) -> _Pair:
         one = scores[0]
         measure = CLASS_MEAN if one.unbalanced else TOP1
         values = [[_value(score, measure) for score in group] for group in (scores, others[key])]
-        found, by_seeds = None, welch(*values)
+        found, by_seeds = None, statistics.welch(*values)
         if not one.draws:
             videos = _tested(first, other, one.label)
             answers = [[videos.right(score) for score in group] for group in (scores, others[key])]
-            found = method_difference(answers[0], answers[1], videos.classes(one), videos.groups)
+            found = statistics.method_difference(answers[0], answers[1], videos.classes(one), videos.groups)
             shown = shown or f", {videos.shown()}"
         else:
             found = by_seeds  # of draws only the first one's answers are kept

@@ -4,28 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_args
 
+from vidssl.config import schema
 from vidssl.config.few_labels import FewLabels
 from vidssl.config.files import read
 from vidssl.config.recipe import Recipe, overridden
-from vidssl.config.schema import (
-    AugmentSpec,
-    Count,
-    Index,
-    ObjectiveSpec,
-    OptimizerSpec,
-    PartSpec,
-    ProbeSpec,
-    Quiet,
-    ScheduleSpec,
-    SourceSpec,
-    Text,
-    ViewsSpec,
-    above_zero,
-    at_least,
-    check_fields,
-    construct,
-    named_once,
-)
 from vidssl.config.strict_yaml import Node, moved
 
 Layers = Literal["last", "all", "patches"]
@@ -82,12 +64,12 @@ class FutureSpec:
         num_slots: steps of the grid in time that are added; a step is as many frames as a patch.
     """
 
-    seconds: Annotated[float, at_least(0)] = 1.0
-    fps: Annotated[float, above_zero] = 8.0
-    num_slots: Count = 1
+    seconds: Annotated[float, schema.at_least(0)] = 1.0
+    fps: Annotated[float, schema.above_zero] = 8.0
+    num_slots: schema.Count = 1
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        schema.check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,20 +96,20 @@ class Protocol:
         data: used instead of the recipe's ``data.probe`` where given.
     """
 
-    name: Text
-    evaluator: Annotated[PartSpec, "evaluators"]
+    name: schema.Text
+    evaluator: Annotated[schema.PartSpec, "evaluators"]
     layers: Layers = "last"
     average: Average = "features"
     frames: FrameOrders = ("normal",)
-    batch_size: Count = 32
-    patches: Quiet[PatchType | None] = None
-    blocks: Quiet[Annotated[tuple[Index, ...], named_once]] = ()
-    future: Quiet[FutureSpec | None] = None
-    few_labels: Quiet[FewLabels | None] = None
-    overlap: Quiet[OverlapRule] = "error"
-    views: Quiet[ViewsSpec | None] = None
-    train_views: Quiet[ViewsSpec | None] = None
-    data: Quiet[ProbeSpec | None] = None
+    batch_size: schema.Count = 32
+    patches: schema.Quiet[PatchType | None] = None
+    blocks: schema.Quiet[Annotated[tuple[schema.Index, ...], schema.named_once]] = ()
+    future: schema.Quiet[FutureSpec | None] = None
+    few_labels: schema.Quiet[FewLabels | None] = None
+    overlap: schema.Quiet[OverlapRule] = "error"
+    views: schema.Quiet[schema.ViewsSpec | None] = None
+    train_views: schema.Quiet[schema.ViewsSpec | None] = None
+    data: schema.Quiet[schema.ProbeSpec | None] = None
     node: Node = field(repr=False)
 
 
@@ -155,26 +137,26 @@ class FinetuneProtocol:
         data: the videos; None where neither the protocol nor the recipe names any.
     """
 
-    name: Text
-    objective: ObjectiveSpec
-    train_views: ViewsSpec
-    batch_size: Count
-    optim: OptimizerSpec
-    schedule: ScheduleSpec
-    augment: Quiet[AugmentSpec | None] = None
+    name: schema.Text
+    objective: schema.ObjectiveSpec
+    train_views: schema.ViewsSpec
+    batch_size: schema.Count
+    optim: schema.OptimizerSpec
+    schedule: schema.ScheduleSpec
+    augment: schema.Quiet[schema.AugmentSpec | None] = None
     backbone: Annotated[Mapping[str, Node], _without("init")] = field(default_factory=dict)
     run: Annotated[Mapping[str, Node], _without("out")] = field(default_factory=dict)
     average: ViewAverage = "probabilities"
     frames: FrameOrders = ("normal",)
-    seed: Index | None = None
-    labels: Annotated[tuple[str, ...], _some, named_once] | None = None
-    test_batch_size: Count = 8
+    seed: schema.Index | None = None
+    labels: Annotated[tuple[str, ...], _some, schema.named_once] | None = None
+    test_batch_size: schema.Count = 8
     compare_untrained: bool = False
-    balance: Quiet[Balance] = "none"
-    few_labels: Quiet[FewLabels | None] = None
-    overlap: Quiet[OverlapRule] = "error"
-    views: Quiet[ViewsSpec | None] = None
-    data: Quiet[ProbeSpec | None] = None
+    balance: schema.Quiet[Balance] = "none"
+    few_labels: schema.Quiet[FewLabels | None] = None
+    overlap: schema.Quiet[OverlapRule] = "error"
+    views: schema.Quiet[schema.ViewsSpec | None] = None
+    data: schema.Quiet[schema.ProbeSpec | None] = None
     node: Node = field(repr=False)
 
 
@@ -188,19 +170,19 @@ class MeasureSpec:
         shown: videos on the sheet of reconstructions.
     """
 
-    videos: Count = 200
-    noise: Annotated[float, at_least(0)] = 0.01
-    shown: Count = 4
+    videos: schema.Count = 200
+    noise: Annotated[float, schema.at_least(0)] = 0.01
+    shown: schema.Count = 4
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        schema.check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestSpec:
     """Videos to measure on, without labels."""
 
-    test: SourceSpec
+    test: schema.SourceSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +194,10 @@ class TokenizerProtocol:
         views: the clip of a video; the first slot of the first view is taken.
     """
 
-    name: Text
+    name: schema.Text
     measure: MeasureSpec
-    batch_size: Count = 32
-    views: ViewsSpec
+    batch_size: schema.Count = 32
+    views: schema.ViewsSpec
     data: TestSpec
     node: Node = field(repr=False)
 
@@ -228,8 +210,8 @@ class MaskedVideos:
         train: to learn from; None where a protocol learns nothing.
     """
 
-    test: SourceSpec
-    train: SourceSpec | None = None
+    test: schema.SourceSpec
+    train: schema.SourceSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,14 +229,14 @@ class Propagation:
         labels: of a cell of the first frame: the "shares" of its pixels, or its "middle" pixel, DINO's.
     """
 
-    neighbours: Count = 5
-    window: Count = 12
-    context: Count = 7
-    temperature: Annotated[float, above_zero] = 0.1
+    neighbours: schema.Count = 5
+    window: schema.Count = 12
+    context: schema.Count = 7
+    temperature: Annotated[float, schema.above_zero] = 0.1
     labels: Literal["shares", "middle"] = "middle"
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        schema.check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,14 +251,14 @@ class LinearSegmentation:
         batch_size: frames a step.
     """
 
-    frames: Count = 4
-    lr: Annotated[float, above_zero] = 1e-2
-    weight_decay: Annotated[float, at_least(0)] = 1e-2
-    epochs: Count = 20
-    batch_size: Count = 32
+    frames: schema.Count = 4
+    lr: Annotated[float, schema.above_zero] = 1e-2
+    weight_decay: Annotated[float, schema.at_least(0)] = 1e-2
+    epochs: schema.Count = 20
+    batch_size: schema.Count = 32
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        schema.check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,14 +275,14 @@ class MaskProtocol:
         shown: videos in the picture.
     """
 
-    name: Text
-    propagate: Quiet[Propagation | None] = None
-    segment: Quiet[LinearSegmentation | None] = None
+    name: schema.Text
+    propagate: schema.Quiet[Propagation | None] = None
+    segment: schema.Quiet[LinearSegmentation | None] = None
     feed: Literal["still", "clips"] = "still"
-    num_frames: Count | None = None
-    size: Count | tuple[int, int] | None = None
-    batch_size: Count = 32
-    shown: Count = 4
+    num_frames: schema.Count | None = None
+    size: schema.Count | tuple[int, int] | None = None
+    batch_size: schema.Count = 32
+    shown: schema.Count = 4
     data: MaskedVideos
     node: Node = field(repr=False)
 
@@ -316,7 +298,7 @@ def load_mask_protocol(name: str, overrides: Sequence[str] = ()) -> MaskProtocol
     Raises:
         UsageError: if a key is wrong, or it does not say one thing to do.
     """
-    found = construct(overridden(read("evaluation", name)[0], overrides), MaskProtocol)
+    found = schema.construct(overridden(read("evaluation", name)[0], overrides), MaskProtocol)
     if (found.propagate is None) == (found.segment is None):
         raise found.node.error("takes one of the sections 'propagate' and 'segment'")
     if found.segment is not None and found.data.train is None:
@@ -336,8 +318,8 @@ def load_protocol(
     node = protocol_tree(name, overrides, recipe)
     if "objective" in node.mapping():
         node = _with_tested(_with_views(node))
-        return construct(node, FinetuneProtocol, below=("schedule.epochs", "schedule.steps"))
-    return construct(_with_views(node), Protocol, below=_BELOW)
+        return schema.construct(node, FinetuneProtocol, below=("schedule.epochs", "schedule.steps"))
+    return schema.construct(_with_views(node), Protocol, below=_BELOW)
 
 
 def protocol_tree(name: str, overrides: Sequence[str] = (), recipe: Recipe | None = None) -> Node:
@@ -406,4 +388,4 @@ def measures_tokenizers(name: str) -> bool:
 
 def load_tokenizer_protocol(name: str, overrides: Sequence[str] = ()) -> TokenizerProtocol:
     """The protocol of a file or name, with dotted overrides applied."""
-    return construct(overridden(read("evaluation", name)[0], overrides), TokenizerProtocol)
+    return schema.construct(overridden(read("evaluation", name)[0], overrides), TokenizerProtocol)

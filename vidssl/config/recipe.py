@@ -9,27 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from vidssl.config.few_labels import Subset
-from vidssl.config.files import read
-from vidssl.config.schema import (
-    AugmentSpec,
-    Count,
-    Fraction,
-    Index,
-    OptimizerSpec,
-    PartSpec,
-    ProbeSpec,
-    Quiet,
-    ScheduleSpec,
-    SourceSpec,
-    Text,
-    ViewsSpec,
-    above_zero,
-    check_fields,
-    construct,
-    convert,
-    named_once,
-)
+from vidssl.config import few_labels, files, schema
 from vidssl.config.strict_yaml import Node, load, moved, override, parse
 from vidssl.errors import UsageError
 
@@ -80,24 +60,24 @@ class RunSpec:
     activation_checkpointing: bool | Literal["elementwise"] = False
     channels_last: bool = False
     deterministic: bool = False
-    workers: Index = 1
-    log_every_steps: Count = 10
-    checkpoint_every_steps: Count = 200
-    test_batches: Count = 8
-    knn_every_steps: Count | None = None
-    accumulate: Count = 1
+    workers: schema.Index = 1
+    log_every_steps: schema.Count = 10
+    checkpoint_every_steps: schema.Count = 200
+    test_batches: schema.Count = 8
+    knn_every_steps: schema.Count | None = None
+    accumulate: schema.Count = 1
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    timeout_minutes: Annotated[float, above_zero] = 30.0
-    keep_checkpoints: Count = 2
-    keep_every_steps: Count | None = None
-    max_skipped_steps: Count = 10
-    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], named_once] = ()
+    timeout_minutes: Annotated[float, schema.above_zero] = 30.0
+    keep_checkpoints: schema.Count = 2
+    keep_every_steps: schema.Count | None = None
+    max_skipped_steps: schema.Count = 10
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], schema.named_once] = ()
     on_changed_data: Literal["stop", "resume"] = "stop"
     on_collapse: Literal["warn", "stop"] = "warn"
     resume: Literal["never", "auto"] = "never"
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        schema.check_fields(self)
 
 
 STREAMS = ("video", "image")
@@ -117,9 +97,9 @@ class InitSpec:
         init_window: attention window of the network that ``init`` is of; None where the weights show it.
     """
 
-    init: Quiet[Text | None] = None
-    init_min_matched: Quiet[Fraction] = MIN_MATCHED
-    init_window: Quiet[tuple[Count, Count, Count] | None] = None
+    init: schema.Quiet[schema.Text | None] = None
+    init_min_matched: schema.Quiet[schema.Fraction] = MIN_MATCHED
+    init_window: schema.Quiet[tuple[schema.Count, schema.Count, schema.Count] | None] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +110,7 @@ class RestSpec:
         init: a run, whose student, predictor and heads are taken, or a file; None for random weights.
     """
 
-    init: Quiet[Text | None] = None
+    init: schema.Quiet[schema.Text | None] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,11 +125,11 @@ class WeightsSpec:
         command: that made them, where one did.
     """
 
-    weights: Text
-    sha256: Annotated[Text, str.lower]
-    source: Text
-    licence: Text
-    command: Quiet[Text | None] = None
+    weights: schema.Text
+    sha256: Annotated[schema.Text, str.lower]
+    source: schema.Text
+    licence: schema.Text
+    command: schema.Quiet[schema.Text | None] = None
     node: Node = field(repr=False)
 
     @property
@@ -167,7 +147,7 @@ class TokenizerSpec:
         node: the key that names it, or the mapping.
     """
 
-    part: PartSpec
+    part: schema.PartSpec
     weights: WeightsSpec | None
     name: str | None
     node: Node
@@ -185,13 +165,13 @@ class StreamSpec:
             epoch, those without the label never. None takes each sample once.
     """
 
-    source: SourceSpec
-    test_source: Quiet[SourceSpec | None] = None
-    subset: Quiet[Subset | None] = None
-    balance: Quiet[Text | None] = None
-    views: ViewsSpec
-    batch_size: Count
-    samples_per_decode: Quiet[Count] = 1
+    source: schema.SourceSpec
+    test_source: schema.Quiet[schema.SourceSpec | None] = None
+    subset: schema.Quiet[few_labels.Subset | None] = None
+    balance: schema.Quiet[schema.Text | None] = None
+    views: schema.ViewsSpec
+    batch_size: schema.Count
+    samples_per_decode: schema.Quiet[schema.Count] = 1
     node: Node = field(repr=False)
 
 
@@ -203,10 +183,10 @@ class DataSpec:
         max_unreadable_share: fraction of a source's samples; past it, training stops with their list.
     """
 
-    video: Quiet[StreamSpec | None] = None
-    image: Quiet[StreamSpec | None] = None
-    probe: Quiet[ProbeSpec | None] = None
-    max_unreadable_share: Fraction = 0.01
+    video: schema.Quiet[StreamSpec | None] = None
+    image: schema.Quiet[StreamSpec | None] = None
+    probe: schema.Quiet[schema.ProbeSpec | None] = None
+    max_unreadable_share: schema.Fraction = 0.01
     node: Node = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -228,17 +208,17 @@ class Recipe:
         node: the whole tree, overrides applied.
     """
 
-    name: Text
-    seed: Index = 0
-    objective: Annotated[PartSpec, "objectives", RestSpec]
-    backbone: Quiet[Annotated[PartSpec, "backbones", InitSpec] | None] = None
-    tokenizer: Quiet[TokenizerSpec | None] = None
-    masker: Quiet[Annotated[PartSpec, "maskers"] | None] = None
-    decoder_masker: Quiet[Annotated[PartSpec, "maskers"] | None] = None
+    name: schema.Text
+    seed: schema.Index = 0
+    objective: Annotated[schema.PartSpec, "objectives", RestSpec]
+    backbone: schema.Quiet[Annotated[schema.PartSpec, "backbones", InitSpec] | None] = None
+    tokenizer: schema.Quiet[TokenizerSpec | None] = None
+    masker: schema.Quiet[Annotated[schema.PartSpec, "maskers"] | None] = None
+    decoder_masker: schema.Quiet[Annotated[schema.PartSpec, "maskers"] | None] = None
     data: DataSpec
-    augment: Quiet[AugmentSpec | None] = None
-    optim: OptimizerSpec
-    schedule: ScheduleSpec
+    augment: schema.Quiet[schema.AugmentSpec | None] = None
+    optim: schema.OptimizerSpec
+    schedule: schema.ScheduleSpec
     run: RunSpec = RunSpec()
     node: Node = field(repr=False)
 
@@ -262,7 +242,7 @@ class Recipe:
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a file or name, with dotted overrides (``optim.lr=1e-3``) applied."""
-    tree, path = read("recipes", name)
+    tree, path = files.read("recipes", name)
     return read_recipe(overridden(tree, overrides), path.parent)
 
 
@@ -277,7 +257,7 @@ def load_tokenizer_spec(name: str) -> TokenizerSpec:
     Raises:
         UsageError: as ``load_recipe``, and if the file names no weights.
     """
-    node, path = read("tokenizers", name)
+    node, path = files.read("tokenizers", name)
     spec = replace(_tokenizer(node, path.parent), name=name)
     if spec.weights is None:
         raise node.error("missing 'weights': only a recipe that trains its tokenizer may hold one without")
@@ -298,7 +278,7 @@ def read_recipe(node: Node, folder: Path) -> Recipe:
         folder: that paths of tokenizer weights are relative to.
     """
     node = _with_shared_source(node)
-    recipe = construct(
+    recipe = schema.construct(
         node, Recipe, below=_BELOW, readers={"tokenizer": lambda entry: _recipe_tokenizer(entry, folder)}
     )
     entries = {} if recipe.backbone is None else recipe.backbone.node.mapping()
@@ -367,7 +347,7 @@ def _recipe_tokenizer(node: Node, folder: Path) -> TokenizerSpec:
     if (Path(node.value) / "recipe.yaml").is_file():
         return _of_run(Path(node.value), node)
     try:
-        path = read("tokenizers", node.value)[1]
+        path = files.read("tokenizers", node.value)[1]
     except UsageError as error:
         raise node.error(str(error)) from None
     return replace(load_tokenizer_spec(str(path)), name=node.value, node=node)
@@ -397,8 +377,8 @@ def _tokenizer(node: Node, folder: Path) -> TokenizerSpec:
     stray = [key.name for key in fields(WeightsSpec) if key.name in entries]
     if stray and "weights" not in entries:
         raise entries[stray[0]].error("describes weights, but there is no 'weights'")
-    part = convert(node, Annotated[PartSpec, "tokenizers", WeightsSpec])
-    assert isinstance(part, PartSpec), "convert gives what the annotation asks for"
+    part = schema.convert(node, Annotated[schema.PartSpec, "tokenizers", WeightsSpec])
+    assert isinstance(part, schema.PartSpec), "convert gives what the annotation asks for"
     weights = part.beside
     if not isinstance(weights, WeightsSpec):
         return TokenizerSpec(part, None, None, node)

@@ -15,8 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vidssl.config.schema import convert
-from vidssl.config.strict_yaml import Node
+from vidssl.config import schema, strict_yaml
 from vidssl.engine.checkpoint import below, broken_weights, listed, read_tensors, save_tensors
 from vidssl.engine.facts import Facts, record
 from vidssl.engine.gather import max_over_processes, num_processes, rank
@@ -211,7 +210,7 @@ def read_capture(path: Path) -> Capture:
     known = ("progress", "loss", "grad_norm", "scale", "conditions", "samples")
     facts = Facts(path, metadata).json("facts").entries(known)
     check_random_states(below(tensors, "random."), path)
-    scale = convert(facts["scale"], float | None)
+    scale = schema.convert(facts["scale"], float | None)
     attempt = Attempt(
         record(facts["progress"], Progress),
         _batch(tensors, path),
@@ -225,7 +224,7 @@ def read_capture(path: Path) -> Capture:
     return Capture(path, attempt, record(facts["conditions"], Conditions), samples)
 
 
-def _from_repr(node: Node) -> float:
+def _from_repr(node: strict_yaml.Node) -> float:
     """A number that was written as text, as it may be NaN."""
     try:
         return float(node.value if isinstance(node.value, str) else "")
@@ -233,7 +232,7 @@ def _from_repr(node: Node) -> float:
         raise node.error(f"expected a number in quotes, got {node.shown()}") from None
 
 
-def _sample_places(node: Node) -> tuple[SamplePlace, ...]:
+def _sample_places(node: strict_yaml.Node) -> tuple[SamplePlace, ...]:
     if not isinstance(node.value, tuple):
         raise node.error(f"expected a list, got {node.shown()}")
     return tuple(record(place, SamplePlace) for place in node.value)

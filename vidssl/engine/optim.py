@@ -13,9 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from vidssl.config.schema import check_fields
-from vidssl.engine.checkpoint import prefix_of
-from vidssl.engine.parallel import in_shards, norms, own_shards
-from vidssl.engine.schedules import StepPlan, cosine_between
+from vidssl.engine import checkpoint, parallel, schedules
 from vidssl.interfaces import Backbone, Objective
 
 Decay = Literal["layers", "tables", "biases", "all"]
@@ -122,7 +120,7 @@ def _encoder_scales(
     if not isinstance(module, Objective):
         raise ValueError("layer_decay and encoder_lr_scale ask for an objective, which has an encoder")
     encoder = module.trained_encoder()
-    prefix = prefix_of(encoder, module)
+    prefix = checkpoint.prefix_of(encoder, module)
     inside = [name for name in trained if name.startswith(prefix)]
     if not inside:
         raise ValueError("layer_decay and encoder_lr_scale act on the encoder, and nothing of it is trained")
@@ -213,17 +211,17 @@ class Update:
             module, decay=self.decay, layer_decay=self.layer_decay, encoder_lr_scale=self.encoder_lr_scale
         )
 
-    def lr_at(self, plan: StepPlan, step: int) -> float:
+    def lr_at(self, plan: schedules.StepPlan, step: int) -> float:
         """The learning rate of a step, of parameters with ``lr_scale`` 1."""
         return self.lr * plan.factor(step)
 
-    def weight_decay_at(self, plan: StepPlan, step: int) -> float:
+    def weight_decay_at(self, plan: schedules.StepPlan, step: int) -> float:
         """The weight decay of a step."""
         if self.final_weight_decay is None:
             return self.weight_decay
-        return cosine_between(self.weight_decay, self.final_weight_decay, step, plan.total_steps)
+        return schedules.cosine_between(self.weight_decay, self.final_weight_decay, step, plan.total_steps)
 
-    def set_rates(self, optimizer: Optimizer, plan: StepPlan, step: int) -> None:
+    def set_rates(self, optimizer: Optimizer, plan: schedules.StepPlan, step: int) -> None:
         """Gives every group its learning rate and weight decay of a step."""
         lr, weight_decay = self.lr_at(plan, step), self.weight_decay_at(plan, step)
         for group in optimizer.param_groups:
@@ -236,8 +234,8 @@ class Update:
         if self.clip_norm is not None and self.clip == "each":
             return _clip_each([p.grad for p in trained if p.grad is not None], self.clip_norm)
         gradients = [p.grad for p in trained if p.grad is not None]
-        sharded = in_shards(gradients)
-        norm = torch.linalg.vector_norm(norms(gradients)) if sharded else get_total_norm(gradients)
+        sharded = parallel.in_shards(gradients)
+        norm = torch.linalg.vector_norm(parallel.norms(gradients)) if sharded else get_total_norm(gradients)
         if self.clip_norm is not None:
             clip_grads_with_norm_(trained, self.clip_norm, norm)
         return norm
@@ -247,9 +245,11 @@ def _clip_each(gradients: list[Tensor], limit: float) -> Tensor:
     """Scales every tensor down to ``limit`` by itself; returns the norm of all before that."""
     if not gradients:
         return torch.zeros(())
-    each = norms(gradients)
+    each = parallel.norms(gradients)
     # SVT's release, and torch for the whole gradient, add 1e-6 so that nothing is divided by 0
-    torch._foreach_mul_(own_shards(gradients), [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in each])
+    torch._foreach_mul_(
+        parallel.own_shards(gradients), [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in each]
+    )
     return torch.linalg.vector_norm(each)
 
 

@@ -17,27 +17,10 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from vidssl.config.strict_yaml import Node, parse
-from vidssl.engine.checkpoint import (
-    Checkpoint,
-    below,
-    buffers_of,
-    load_objective,
-    objective_state,
-    read_checkpoint,
-    read_tensors,
-    refuse_broken,
-    save_tensors,
-    tensors_digest,
-)
-from vidssl.engine.collapse import CollapseWatch
-from vidssl.engine.distributed import World
+from vidssl.engine import checkpoint as checkpoints, collapse, distributed, guard, parallel, process, speed
 from vidssl.engine.facts import Facts
-from vidssl.engine.guard import Skips, check_random_states, random_states
 from vidssl.engine.logging import Meter
-from vidssl.engine.parallel import spread_like, whole
-from vidssl.engine.process import file_sha256
 from vidssl.engine.runfolder import RunFolder
-from vidssl.engine.speed import load_scaler, loss_scaler, scaler_tensors
 from vidssl.errors import UsageError
 from vidssl.interfaces import Objective
 
@@ -58,9 +41,9 @@ class Moving:
     optimizer: Optimizer
     generator: torch.Generator
     window: Meter
-    watch: CollapseWatch = field(default_factory=CollapseWatch)
-    skips: Skips = field(default_factory=Skips)
-    scaler: GradScaler = field(default_factory=lambda: loss_scaler(None, torch.device("cpu")))
+    watch: collapse.CollapseWatch = field(default_factory=collapse.CollapseWatch)
+    skips: guard.Skips = field(default_factory=guard.Skips)
+    scaler: GradScaler = field(default_factory=lambda: speed.loss_scaler(None, torch.device("cpu")))
 
 
 @dataclass(frozen=True)
@@ -72,7 +55,7 @@ class Restored:
 
 
 def save_state(
-    folder: RunFolder, moving: Moving, *, step: int, seconds: float, world: World | None = None
+    folder: RunFolder, moving: Moving, *, step: int, seconds: float, world: distributed.World | None = None
 ) -> None:
     """Writes the resume state that belongs to the checkpoint of ``step``, which is there already.
 
@@ -82,8 +65,8 @@ def save_state(
     Raises:
         UsageError: if it cannot be written; older ones stay.
     """
-    world = world or World()
-    optimizer = whole(optimizer_tensors(moving.optimizer), keep=world.first)
+    world = world or distributed.World()
+    optimizer = parallel.whole(optimizer_tensors(moving.optimizer), keep=world.first)
     everybodys = world.gather_tensors(_own_tensors(moving))
     if not world.first:
         return
@@ -96,9 +79,13 @@ def save_state(
         "step": json.dumps(step),
         "seconds": json.dumps(seconds),
         "processes": json.dumps(world.size),
-        "weights_sha256": file_sha256(folder.checkpoint_path(step)),
+        "weights_sha256": process.file_sha256(folder.checkpoint_path(step)),
     }
-    save_tensors(folder.state_path(step), tensors, {**metadata, "digest": tensors_digest(tensors, metadata)})
+    checkpoints.save_tensors(
+        folder.state_path(step),
+        tensors,
+        {**metadata, "digest": checkpoints.tensors_digest(tensors, metadata)},
+    )
 
 
 def _own_tensors(moving: Moving) -> dict[str, Tensor]:
@@ -107,8 +94,8 @@ def _own_tensors(moving: Moving) -> dict[str, Tensor]:
         **{f"window.{key}": value for key, value in moving.window.tensors().items()},
         **{f"watch.{key}": value for key, value in moving.watch.tensors().items()},
         **{f"skips.{key}": value for key, value in moving.skips.tensors().items()},
-        **{f"scaler.{key}": value for key, value in scaler_tensors(moving.scaler).items()},
-        **{f"random.{key}": value for key, value in random_states(moving.generator).items()},
+        **{f"scaler.{key}": value for key, value in speed.scaler_tensors(moving.scaler).items()},
+        **{f"random.{key}": value for key, value in guard.random_states(moving.generator).items()},
     }
 
 
@@ -118,7 +105,7 @@ def _owner(number: int) -> str:
 
 
 def restore(
-    folder: RunFolder, moving: Moving, *, say: Callable[[str], None], world: World | None = None
+    folder: RunFolder, moving: Moving, *, say: Callable[[str], None], world: distributed.World | None = None
 ) -> Restored:
     """Puts a run back to its newest step that is whole on disk, and takes away what was written after that.
 
@@ -131,7 +118,7 @@ def restore(
     Raises:
         UsageError: if there is no state to resume from.
     """
-    world = world or World()
+    world = world or distributed.World()
     found: list[_Whole] = []
 
     def newest() -> str:
@@ -140,8 +127,8 @@ def restore(
 
     step = int(world.from_first(newest))
     state = found[0] if found else _read_whole(folder, folder.state_path(step))
-    load_objective(moving.objective, state.checkpoint)
-    load_optimizer(moving.optimizer, below(state.tensors, "optimizer."))
+    checkpoints.load_objective(moving.objective, state.checkpoint)
+    load_optimizer(moving.optimizer, checkpoints.below(state.tensors, "optimizer."))
     _load_own(moving, state, world, say)
     world.barrier()
     if world.first:
@@ -154,7 +141,7 @@ class _Whole:
     """A checkpoint and its resume state, both undamaged."""
 
     step: int
-    checkpoint: Checkpoint
+    checkpoint: checkpoints.Checkpoint
     facts: Facts
     tensors: Mapping[str, Tensor]
 
@@ -164,9 +151,10 @@ def _newest_whole(folder: RunFolder, objective: Objective, say: Callable[[str], 
     for path in reversed(folder.states()):
         try:
             found = _read_whole(folder, path)
-            weights, buffers = objective_state(objective, found.checkpoint), buffers_of(objective)
-            refuse_broken(found.checkpoint.path, weights, buffers)
-            refuse_broken(path, below(found.tensors, "optimizer."), frozenset())
+            weights = checkpoints.objective_state(objective, found.checkpoint)
+            buffers = checkpoints.buffers_of(objective)
+            checkpoints.refuse_broken(found.checkpoint.path, weights, buffers)
+            checkpoints.refuse_broken(path, checkpoints.below(found.tensors, "optimizer."), frozenset())
             return found
         except UsageError as error:
             say(f"{error}. The state before it is used.")
@@ -184,14 +172,14 @@ def no_state(folder: RunFolder) -> UsageError:
 def _read_whole(folder: RunFolder, path: Path) -> _Whole:
     facts, tensors = _read_state(path)
     step = facts.count("step")
-    checkpoint = read_checkpoint(folder.checkpoint_path(step))
-    if file_sha256(checkpoint.path) != facts.text("weights_sha256"):
+    checkpoint = checkpoints.read_checkpoint(folder.checkpoint_path(step))
+    if process.file_sha256(checkpoint.path) != facts.text("weights_sha256"):
         raise UsageError(f"{checkpoint.path}: damaged, its checksum is not that of what was written")
-    check_random_states(below(tensors, "random."), path)
+    guard.check_random_states(checkpoints.below(tensors, "random."), path)
     return _Whole(step, checkpoint, facts, tensors)
 
 
-def _load_own(moving: Moving, state: _Whole, world: World, say: Callable[[str], None]) -> None:
+def _load_own(moving: Moving, state: _Whole, world: distributed.World, say: Callable[[str], None]) -> None:
     """Gives a process what it had of its own; of another number of processes, what the first had."""
     saved = state.facts.count("processes", 1)
     if saved != world.size:
@@ -202,13 +190,13 @@ def _load_own(moving: Moving, state: _Whole, world: World, say: Callable[[str], 
             "over rank 0's metrics up to here."
         )
     known = saved == world.size or world.first
-    own = below(state.tensors, _owner(world.rank if saved == world.size else 0))
+    own = checkpoints.below(state.tensors, _owner(world.rank if saved == world.size else 0))
     device = next(moving.objective.parameters()).device
-    moving.window.load(below(own, "window."), device)
-    moving.watch.load(below(own, "watch."), device)
-    moving.skips.load(below(own, "skips."))
-    load_scaler(moving.scaler, below(own, "scaler."))
-    if not _set_random_states(moving.generator, below(own, "random."), device, torchs_too=known):
+    moving.window.load(checkpoints.below(own, "window."), device)
+    moving.watch.load(checkpoints.below(own, "watch."), device)
+    moving.skips.load(checkpoints.below(own, "skips."))
+    speed.load_scaler(moving.scaler, checkpoints.below(own, "scaler."))
+    if not _set_random_states(moving.generator, checkpoints.below(own, "random."), device, torchs_too=known):
         say("The run resumes on another kind of device: dropout and drop path draw anew.")
 
 
@@ -277,7 +265,7 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
                 f"the resume state has {kind} of '{name}' in the shape {tuple(value.shape)}, and the "
                 f"parameter has {tuple(parameters[number].shape)}"
             )
-        placed = _laid_out_like(spread_like(value, parameters[number]), parameters[number])
+        placed = _laid_out_like(parallel.spread_like(value, parameters[number]), parameters[number])
         state.setdefault(number, {})[kind] = placed
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
@@ -326,9 +314,9 @@ def _read_state(path: Path) -> tuple[Facts, dict[str, Tensor]]:
     Raises:
         UsageError: if it is damaged or no resume state.
     """
-    metadata, tensors = read_tensors(path)
+    metadata, tensors = checkpoints.read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise UsageError(f"{path}: no resume state (its metadata lacks format: {FORMAT!r})")
-    if metadata.pop("digest", "") != tensors_digest(tensors, metadata):
+    if metadata.pop("digest", "") != checkpoints.tensors_digest(tensors, metadata):
         raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
     return Facts(path, {"processes": "1", **metadata}), tensors  # older files lack it

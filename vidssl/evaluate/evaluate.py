@@ -11,38 +11,16 @@ from rich.console import Console
 
 from vidssl.build import build
 from vidssl.build.registry import TOKENIZER, constructor_of
+from vidssl.config import schema, strict_yaml
 from vidssl.config.protocol import FinetuneProtocol, Protocol, finetunes, load_protocol
 from vidssl.config.recipe import Recipe, RunSpec
-from vidssl.config.schema import construct
-from vidssl.config.strict_yaml import dump, override, parse
 from vidssl.data.sources.origins import videos_of
+from vidssl.engine import distributed, runfolder, speed
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
-from vidssl.engine.distributed import World, processes, told_once_a_machine
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
-from vidssl.engine.runfolder import RunFolder, named_path, newest_run, no_run
-from vidssl.engine.speed import on_meta
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.feature_cache import FeatureStore
-from vidssl.evaluate.finetune import finetune_run
-from vidssl.evaluate.networks import (
-    ExternalNetwork,
-    external_recipe,
-    external_subject,
-    is_external,
-    recipe_named,
-)
+from vidssl.evaluate import feature_cache, finetune, networks, score_file, subject as subjects
 from vidssl.evaluate.report import NotKept, classes_of, report
-from vidssl.evaluate.score_file import check_kept, keep_probes
-from vidssl.evaluate.subject import (
-    Subject,
-    check_seen,
-    recipe_of,
-    spec_of,
-    subject_of,
-    trained_backbone,
-    trained_objective,
-    untrained_objective,
-)
 from vidssl.evaluators.extract import ALONE
 from vidssl.evaluators.features import FeatureTable, shared_labels
 from vidssl.evaluators.scores import labels_taken, probe
@@ -82,10 +60,10 @@ class EvalWords:
         Raises:
             UsageError: if a value is of another type or not among the choices.
         """
-        node = parse(dump({"run": asdict(run)}), lambda line: "run")
+        node = strict_yaml.parse(strict_yaml.dump({"run": asdict(run)}), lambda line: "run")
         for word in self.run:
-            node = override(node, word)
-        return construct(node.mapping()["run"], RunSpec)
+            node = strict_yaml.override(node, word)
+        return schema.construct(node.mapping()["run"], RunSpec)
 
 
 def eval_words(overrides: Sequence[str]) -> EvalWords:
@@ -112,7 +90,7 @@ def eval_words(overrides: Sequence[str]) -> EvalWords:
 
 
 def _plain(word: str, value: str) -> object:
-    return parse(value, lambda line: f"override '{word}'", "data").value
+    return strict_yaml.parse(value, lambda line: f"override '{word}'", "data").value
 
 
 def find_checkpoint(target: str | None) -> Path:
@@ -122,17 +100,17 @@ def find_checkpoint(target: str | None) -> Path:
         UsageError: if there is none.
     """
     if target is None:
-        run = newest_run(Path("runs"))
+        run = runfolder.newest_run(Path("runs"))
     else:
-        path = named_path(target)
+        path = runfolder.named_path(target)
         if path.is_file() and path.suffix == ".safetensors":
             return path
-        run = RunFolder(path)
+        run = runfolder.RunFolder(path)
     newest = run.newest_checkpoint() if target != "" else None
     if newest is None and target and (run.path / "recipe.yaml").is_file():
         raise UsageError(f"{run.path}: no checkpoint in it: its run saved none yet")
     if newest is None:
-        raise no_run(target or "")
+        raise runfolder.no_run(target or "")
     return newest
 
 
@@ -163,11 +141,15 @@ def evaluate_run(
     Raises:
         UsageError: for anything a user can mend.
     """
-    with told_once_a_machine():
+    with distributed.told_once_a_machine():
         words = eval_words(overrides)
-        data = None if words.data is None else _with_probe(recipe_named(words.data, trust=trust), words.data)
+        data = (
+            None
+            if words.data is None
+            else _with_probe(networks.recipe_named(words.data, trust=trust), words.data)
+        )
         asked = asked_network(target, words, trust, data)
-    with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
+    with distributed.processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
         console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
             say = partial(print_line, console)
@@ -176,16 +158,16 @@ def evaluate_run(
             for protocol in read:
                 build.check_any_protocol(protocol)
                 if save_probe:
-                    check_kept(protocol)
+                    score_file.check_kept(protocol)
                 _check_sizes(subject, protocol)
             return score_subject(subject, read, console, world, save_probe=save_probe)
 
 
 def score_subject(
-    subject: Subject,
+    subject: subjects.Subject,
     protocols: Sequence[Protocol | FinetuneProtocol],
     console: Console,
-    world: World = ALONE,
+    world: distributed.World = ALONE,
     *,
     save_probe: bool = False,
 ) -> int:
@@ -195,7 +177,7 @@ def score_subject(
         world: processes that all call this. They share the work of the network; rank 0 fits probes,
             prints and writes.
     """
-    store = FeatureStore(
+    store = feature_cache.FeatureStore(
         subject.spec,
         subject.networks,
         folder=subject.folder / "features",
@@ -208,20 +190,23 @@ def score_subject(
     lost: list[str] = []  # scores that could not be written, which is no reason to leave out the others
     for protocol, noted in zip(protocols, notes, strict=True):
         if isinstance(protocol, FinetuneProtocol):
-            if not finetune_run(subject, protocol, console, noted):
+            if not finetune.finetune_run(subject, protocol, console, noted):
                 return STOPPED
             continue
         features = store.tables(protocol)
         lost += [world.from_first(partial(_scored, subject, protocol, features, noted, console))]
         if save_probe:
-            world.from_first(partial(keep_probes, subject, protocol, features, console))
+            world.from_first(partial(score_file.keep_probes, subject, protocol, features, console))
     if any(lost):
         raise UsageError("; ".join(filter(None, lost)))
     return 0
 
 
 def _seen(
-    subject: Subject, protocol: Protocol | FinetuneProtocol, store: FeatureStore, world: World
+    subject: subjects.Subject,
+    protocol: Protocol | FinetuneProtocol,
+    store: feature_cache.FeatureStore,
+    world: distributed.World,
 ) -> list[str]:
     """Notes on test videos that were learned from before; rank 0 compares."""
     assert protocol.data is not None, "refused without labelled videos"
@@ -232,14 +217,14 @@ def _seen(
 
     def compare() -> str:
         train, test = map(videos_of, sources)
-        return json.dumps(check_seen(train, test, subject.pretraining, protocol.overlap))
+        return json.dumps(subjects.check_seen(train, test, subject.pretraining, protocol.overlap))
 
     notes: list[str] = json.loads(world.from_first(compare))
     return notes
 
 
 def _scored(
-    subject: Subject, protocol: Protocol, features: Tables, notes: Sequence[str], console: Console
+    subject: subjects.Subject, protocol: Protocol, features: Tables, notes: Sequence[str], console: Console
 ) -> str:
     """Fits the probes and reports; why the scores could not be written, or nothing."""
     evaluator = build.evaluator(protocol.evaluator)
@@ -275,7 +260,7 @@ class Asked:
 
     recipe: Recipe | None
     run: RunSpec
-    make: Callable[[Say], Subject]
+    make: Callable[[Say], subjects.Subject]
 
 
 def asked_network(
@@ -291,7 +276,7 @@ def asked_network(
     Raises:
         UsageError: if there is none, or words are given that it has no use for.
     """
-    if target is not None and is_external(target):
+    if target is not None and networks.is_external(target):
         return _external(target, words, data, trust)
     return _of_run(target, words, trust)
 
@@ -308,25 +293,30 @@ def _of_run(target: str | None, words: EvalWords, trust: bool) -> Asked:
     recipe = _network_recipe(checkpoint, trust)
     run = words.changed(recipe.run)
 
-    def make(say: Say) -> Subject:
-        networks = {"trained": trained_backbone(recipe, checkpoint), "untrained": _untrained(recipe)}
+    def make(say: Say) -> subjects.Subject:
+        backbones = {
+            "trained": subjects.trained_backbone(recipe, checkpoint),
+            "untrained": _untrained(recipe),
+        }
 
         def objectives() -> Mapping[str, Objective]:
-            trained = trained_objective(recipe, checkpoint, say)
-            return {"trained": trained, "untrained": untrained_objective(recipe)}
+            trained = subjects.trained_objective(recipe, checkpoint, say)
+            return {"trained": trained, "untrained": subjects.untrained_objective(recipe)}
 
-        return subject_of(checkpoint, replace(spec_of(recipe), run=run), networks, objectives)
+        return subjects.subject_of(
+            checkpoint, replace(subjects.spec_of(recipe), run=run), backbones, objectives
+        )
 
     return Asked(recipe, run, make)
 
 
 def _external(target: str, words: EvalWords, data: Recipe | None, trust: bool) -> Asked:
     """A network that is no run's."""
-    network = ExternalNetwork(target, words.weights, words.network, trust)
-    recipe = external_recipe(network)
+    network = networks.ExternalNetwork(target, words.weights, words.network, trust)
+    recipe = networks.external_recipe(network)
     like = recipe or data
     run = words.changed(RunSpec() if like is None else like.run)
-    return Asked(recipe, run, lambda say: external_subject(network, recipe, run, say))
+    return Asked(recipe, run, lambda say: networks.external_subject(network, recipe, run, say))
 
 
 def _with_probe(recipe: Recipe, word: str) -> Recipe:
@@ -335,14 +325,16 @@ def _with_probe(recipe: Recipe, word: str) -> Recipe:
     return recipe
 
 
-def _check_sizes(subject: Subject, protocol: Protocol | FinetuneProtocol) -> None:
+def _check_sizes(subject: subjects.Subject, protocol: Protocol | FinetuneProtocol) -> None:
     """Refuses views of sizes that the network does not take."""
     assert protocol.data is not None, "refused without labelled videos"
     network, spec = next(iter(subject.networks.values())), subject.spec
     part = spec.tokenizer.part if spec.tokenizer is not None and network.input_kind == "tokens" else None
-    with on_meta():
+    with speed.on_meta():
         tokenizer = (
-            None if part is None else construct(part.node, constructor_of(part, TOKENIZER), apart=part.apart)
+            None
+            if part is None
+            else schema.construct(part.node, constructor_of(part, TOKENIZER), apart=part.apart)
         )
     parts = [views for views in (protocol.data.views, protocol.train_views) if views is not None]
     for views in parts:
@@ -356,7 +348,7 @@ def _check_sizes(subject: Subject, protocol: Protocol | FinetuneProtocol) -> Non
 
 def _network_recipe(checkpoint: Checkpoint, trust: bool) -> Recipe:
     otherwise = "measure it in Python with vidssl.api.extract and vidssl.api.probe"
-    recipe = recipe_of(checkpoint, otherwise, trust=trust)
+    recipe = subjects.recipe_of(checkpoint, otherwise, trust=trust)
     if recipe.backbone is None:
         raise UsageError(
             f"{checkpoint.path}: this run trained a tokenizer, which has no features to probe: "

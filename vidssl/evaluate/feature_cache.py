@@ -25,29 +25,16 @@ import vidssl
 from vidssl.build import build
 from vidssl.build.checks import check_reads_ids, check_stored
 from vidssl.build.registry import SOURCE, VIEW_SAMPLER, patch_type, resolved_part
+from vidssl.config import schema, strict_yaml
 from vidssl.config.protocol import FrameOrder, FutureSpec, Layers, PatchType, Protocol
-from vidssl.config.schema import PartSpec
-from vidssl.config.strict_yaml import dump, plain
 from vidssl.data.classes import numbered_together
-from vidssl.data.sources.origins import versions_hash
-from vidssl.data.sources.token_store import TokenStore
-from vidssl.engine.checkpoint import read_tensors, save_tensors, tensors_digest
-from vidssl.engine.distributed import World, take_device
-from vidssl.engine.facts import Row, parsed
+from vidssl.data.sources import origins, token_store
+from vidssl.engine import checkpoint, distributed, facts, process, speed
 from vidssl.engine.logging import print_line
-from vidssl.engine.process import file_sha256, make_folder
-from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.subject import NetworkSpec, state_hash
+from vidssl.evaluators import features
 from vidssl.evaluators.extract import ALONE, Encoded, encode, table_of
-from vidssl.evaluators.features import (
-    FeatureTable,
-    KeepPatches,
-    PatchWriter,
-    SeveralBlocks,
-    patch_path,
-    read_patches,
-)
 from vidssl.interfaces import Backbone, DataSource, Tokenizer
 
 
@@ -62,8 +49,8 @@ class FeatureJob:
     """
 
     part: str
-    source: PartSpec
-    views: PartSpec
+    source: schema.PartSpec
+    views: schema.PartSpec
     layers: Layers
     frames: tuple[FrameOrder, ...] = ("normal",)
     patches: PatchType | None = None
@@ -90,7 +77,7 @@ class FeatureStore:
         *,
         folder: Path,
         console: Console,
-        world: World = ALONE,
+        world: distributed.World = ALONE,
         foreseeing: Callable[[FutureSpec], Mapping[str, Backbone]] | None = None,
     ) -> None:
         self.spec = spec
@@ -98,10 +85,10 @@ class FeatureStore:
         self.folder = folder
         self.console = console
         self.world = world
-        self._known: dict[tuple[str, PatchType | None], FeatureTable] = {}
+        self._known: dict[tuple[str, PatchType | None], features.FeatureTable] = {}
         self._sources: dict[str, DataSource] = {}
-        self._device = take_device(spec.run.device, world.local_rank)
-        self._autocast = use_bfloat16(spec.run.precision, self._device)
+        self._device = distributed.take_device(spec.run.device, world.local_rank)
+        self._autocast = speed.use_bfloat16(spec.run.precision, self._device)
         self._foreseeing = foreseeing
         self._foreseen: dict[FutureSpec, Mapping[str, Backbone]] = {}
         self._hashes: dict[tuple[str, FutureSpec | None], str] = {}
@@ -114,7 +101,7 @@ class FeatureStore:
     def _tokenizer_of(self, source: DataSource) -> Tokenizer | None:
         """The tokenizer for a source's pixels; none for stored ids and for networks that read pixels."""
         of_pixels = all(network.input_kind == "pixels" for network in self.networks.values())
-        return None if of_pixels or isinstance(source, TokenStore) else self._tokenizer
+        return None if of_pixels or isinstance(source, token_store.TokenStore) else self._tokenizer
 
     def encode_patches(self, protocols: Iterable[Protocol]) -> None:
         """Computes what protocols that read patch tokens need, so that the others find its vectors.
@@ -126,7 +113,7 @@ class FeatureStore:
             if patch_type(protocol) is not None:
                 self.tables(protocol)
 
-    def tables(self, protocol: Protocol) -> dict[str, tuple[FeatureTable, FeatureTable]]:
+    def tables(self, protocol: Protocol) -> dict[str, tuple[features.FeatureTable, features.FeatureTable]]:
         """Network -> the features of the videos to learn from and of those to test on, numbered together.
 
         Raises:
@@ -149,9 +136,9 @@ class FeatureStore:
             found[name] = (learn.renumbered(together), tested.renumbered(together))
         return found
 
-    def source(self, part: PartSpec) -> DataSource:
+    def source(self, part: schema.PartSpec) -> DataSource:
         """The source of a section, opened once; rank 0 makes what it keeps on disk."""
-        text = dump(resolved_part(part, SOURCE))
+        text = strict_yaml.dump(resolved_part(part, SOURCE))
         if text not in self._sources:
             self._sources[text] = self.world.one_first(lambda: build.source(part))
         return self._sources[text]
@@ -166,9 +153,9 @@ class FeatureStore:
             networks = self._foreseen[job.future]
         if (name, job.future) not in self._hashes:
             self._hashes[name, job.future] = state_hash(networks[name])
-        return SeveralBlocks(networks[name], job.blocks) if job.blocks else networks[name]
+        return features.SeveralBlocks(networks[name], job.blocks) if job.blocks else networks[name]
 
-    def _table(self, name: str, job: FeatureJob, batch_size: int) -> FeatureTable:
+    def _table(self, name: str, job: FeatureJob, batch_size: int) -> features.FeatureTable:
         source = self.source(job.source)
         sampler = build.views(job.views)
         network = self._network(name, job)
@@ -187,7 +174,7 @@ class FeatureStore:
                 )
             else:
                 if job.patches is not None:
-                    make_folder(self.folder)
+                    process.make_folder(self.folder)
                 found = self._encode(name, network, job, source, batch_size, path)
             try:
                 table = table_of(source, found, self._device)
@@ -195,7 +182,7 @@ class FeatureStore:
                 raise UsageError(f"{name} network, {job.part} videos: {error}") from error
             if self.world.first and not kept:
                 try:
-                    make_folder(self.folder)
+                    process.make_folder(self.folder)
                     write_encoded(path, found, key, source)
                 except UsageError as error:
                     self._say(f"{error}. These features are not kept, and the next probe computes them again")
@@ -218,9 +205,11 @@ class FeatureStore:
     ) -> Encoded:
         """Features of a source; patch tokens, where needed, are written beside ``path``."""
         with ExitStack() as stack:
-            keep: KeepPatches | None = None if job.patches is None else _kept_elsewhere
+            keep: features.KeepPatches | None = None if job.patches is None else _kept_elsewhere
             if job.patches is not None and self.world.first:
-                writer = PatchWriter(path, job.frames, job.patches, num_videos=len(source), say=self._say)
+                writer = features.PatchWriter(
+                    path, job.frames, job.patches, num_videos=len(source), say=self._say
+                )
                 keep = stack.enter_context(writer)
             found = encode(
                 network,
@@ -249,15 +238,15 @@ class FeatureStore:
         spec = None if tokenizer is None else self.spec.tokenizer
         made = (self.spec.backbone, None if spec is None else spec.part, job.source, job.views)
         parts = [part for part in made if part is not None]
-        return dump(
+        return strict_yaml.dump(
             {
                 "weights": self._hashes[name, job.future],
                 "backbone": self.spec.keys,
-                "tokenizer": None if spec is None else plain(spec.part.node),
+                "tokenizer": None if spec is None else strict_yaml.plain(spec.part.node),
                 "tokenizer_weights": None if tokenizer is None else state_hash(tokenizer),
-                "stored_ids": source.stored.tokenizer if isinstance(source, TokenStore) else None,
+                "stored_ids": source.stored.tokenizer if isinstance(source, token_store.TokenStore) else None,
                 "source": resolved_part(job.source, SOURCE),
-                "videos": versions_hash(source),
+                "videos": origins.versions_hash(source),
                 "views": resolved_part(job.views, VIEW_SAMPLER),
                 "layers": job.layers,
                 "blocks": list(job.blocks),
@@ -281,14 +270,14 @@ def _kept_elsewhere(order: FrameOrder, patches: Tensor) -> None:
 def patch_paths(path: Path, job: FeatureJob) -> list[Path]:
     """The files of patch tokens that a job needs beside its vectors."""
     kind = job.patches
-    return [] if kind is None else [patch_path(path, order, kind) for order in job.frames]
+    return [] if kind is None else [features.patch_path(path, order, kind) for order in job.frames]
 
 
 def with_patches(found: Encoded, path: Path, job: FeatureJob) -> Encoded:
     """The same with its patch tokens, mapped from their files, where a job needs them."""
     if job.patches is None:
         return found
-    return replace(found, patches=read_patches(path, job.frames, job.patches, len(found.numbers)))
+    return replace(found, patches=features.read_patches(path, job.frames, job.patches, len(found.numbers)))
 
 
 def write_encoded(path: Path, found: Encoded, key: str, source: DataSource) -> None:
@@ -301,8 +290,8 @@ def write_encoded(path: Path, found: Encoded, key: str, source: DataSource) -> N
     tensors["numbers"] = found.numbers
     keys = [source.key(number) for number in found.numbers.tolist()]
     metadata = {"key": key, "videos": json.dumps(keys), "unreadable": json.dumps(found.unreadable)}
-    metadata["digest"] = tensors_digest(tensors, metadata)
-    save_tensors(path, tensors, metadata)
+    metadata["digest"] = checkpoint.tensors_digest(tensors, metadata)
+    checkpoint.save_tensors(path, tensors, metadata)
 
 
 def read_encoded(path: Path, key: str, source: DataSource) -> Encoded:
@@ -315,8 +304,8 @@ def read_encoded(path: Path, key: str, source: DataSource) -> Encoded:
     Raises:
         UsageError: if it is damaged, or holds features of anything else.
     """
-    metadata, tensors = read_tensors(path)
-    if metadata.pop("digest", "") != tensors_digest(tensors, metadata):
+    metadata, tensors = checkpoint.read_tensors(path)
+    if metadata.pop("digest", "") != checkpoint.tensors_digest(tensors, metadata):
         raise UsageError(f"{path}: damaged, its checksum is not that of what was written")
     if metadata.get("key") != key:
         raise UsageError(f"{path}: it holds features of something else than its name says")
@@ -330,7 +319,9 @@ def read_encoded(path: Path, key: str, source: DataSource) -> Encoded:
     if not sound:
         raise UsageError(f"{path}: damaged, it holds no finite vectors of {counted(count, 'video')}")
     try:
-        unreadable = Row({"unreadable": parsed(metadata.get("unreadable", ""))}).many_texts("unreadable")
+        unreadable = facts.Row({"unreadable": facts.parsed(metadata.get("unreadable", ""))}).many_texts(
+            "unreadable"
+        )
     except ValueError as error:
         raise UsageError(f"{path}: its metadata: {error}") from error
     return Encoded(vectors, numbers, unreadable)
@@ -351,4 +342,4 @@ def code_hash() -> str:
 
 def file_hash(address: str) -> str:
     """Of the file of a component from outside the package, ``my_file.py:MyClass``."""
-    return file_sha256(Path(address.rpartition(":")[0]))
+    return process.file_sha256(Path(address.rpartition(":")[0]))

@@ -10,9 +10,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vidssl.build import build
-from vidssl.build.checks import check_stored
-from vidssl.build.registry import VIEW_SAMPLER, resolved_part
+from vidssl.build import build, checks, registry
 from vidssl.config.few_labels import Amount, Subset, drawn
 from vidssl.config.protocol import FinetuneProtocol, ViewAverage
 from vidssl.config.recipe import Recipe, read_recipe
@@ -20,12 +18,9 @@ from vidssl.config.schema import PartSpec
 from vidssl.config.strict_yaml import Node, dump, plain
 from vidssl.data.classes import class_weights, label_kind
 from vidssl.data.sources.listing import groups_of
-from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine import checkpoint, process, runfolder, speed
 from vidssl.engine.distributed import here, take_device
 from vidssl.engine.logging import print_line
-from vidssl.engine.process import write_text
-from vidssl.engine.runfolder import RunFolder
-from vidssl.engine.speed import on_meta, use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.report import classes_of, report
 from vidssl.evaluate.subject import NetworkSpec, Subject, trained_objective
@@ -106,7 +101,7 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
     assert protocol.data is not None, "refused without labelled videos"
     data, views = protocol.data, protocol.data.views
     train, test = here().one_first(lambda: (build.source(data.train), build.source(data.test)))
-    check_stored(subject.spec.tokenizer, protocol.data.test, views, test, build.views(views))
+    checks.check_stored(subject.spec.tokenizer, protocol.data.test, views, test, build.views(views))
     together = shared_labels(train.label_classes, test.label_classes)
     single = tuple(label for label, names in together.items() if label_kind(label, names) == "class")
     labels = _labels(protocol, single)
@@ -318,7 +313,7 @@ def _draw_name(subset: Subset | None) -> str:
 
 
 def _reads_ids(part: PartSpec) -> bool:
-    with on_meta():
+    with speed.on_meta():
         return build.network(part).input_kind == "tokens"
 
 
@@ -352,9 +347,9 @@ def _listed(source: DataSource) -> FeatureTable:
 def _note_test(protocol: FinetuneProtocol, classes: Sequence[str], label: str, folder: Path) -> str:
     """Keeps with the run how it is tested, for ``vidssl predict``."""
     assert protocol.data is not None, "refused without labelled videos"
-    views = resolved_part(protocol.data.views, VIEW_SAMPLER)
+    views = registry.resolved_part(protocol.data.views, registry.VIEW_SAMPLER)
     found = {"label": label, "classes": classes, "average": protocol.average, "views": dump(views)}
-    write_text(RunFolder(folder).classes, json.dumps(found, indent=2) + "\n")
+    process.write_text(runfolder.RunFolder(folder).classes, json.dumps(found, indent=2) + "\n")
     return ""
 
 
@@ -372,7 +367,7 @@ def _whole(objective: Classification, recipe: Recipe, result: TrainResult) -> Cl
     """The objective with all of its weights in every process; shards are read from the checkpoint."""
     if here().size == 1 or recipe.run.parallel == "ddp":
         return objective
-    whole = trained_objective(recipe, read_checkpoint(result.checkpoint), lambda text: None)
+    whole = trained_objective(recipe, checkpoint.read_checkpoint(result.checkpoint), lambda text: None)
     assert isinstance(whole, Classification), "it is of the same recipe"
     return whole.eval()
 
@@ -399,7 +394,7 @@ def _measured(
         batch_size=protocol.test_batch_size,
         workers=recipe.run.workers,
         device=device,
-        autocast=use_bfloat16(recipe.run.precision, device),
+        autocast=speed.use_bfloat16(recipe.run.precision, device),
         console=console,
         title=title,
         world=world,

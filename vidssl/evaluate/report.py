@@ -15,28 +15,14 @@ from rich.text import Text
 from vidssl.build.registry import resolved_text
 from vidssl.config.protocol import FinetuneProtocol, MaskProtocol, Protocol
 from vidssl.data.classes import class_counts
-from vidssl.engine.facts import Row, parsed
+from vidssl.engine import facts, process
 from vidssl.engine.logging import print_line
-from vidssl.engine.process import make_folder, write_text
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.networks import PIXELS
 from vidssl.evaluate.score_file import Scores, read_scores, score_card, score_record
 from vidssl.evaluate.subject import Subject
-from vidssl.evaluators.corruptions import STRENGTHS, is_corrupted
-from vidssl.evaluators.differences import (
-    MEAN,
-    LabelledVideos,
-    NetworkDifference,
-    RowKey,
-    best_and_worst,
-    findings,
-    network_differences,
-    tested_videos,
-    what,
-)
-from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators import corruptions, differences, features, statistics
 from vidssl.evaluators.scores import Score
-from vidssl.evaluators.statistics import LEVEL, Difference
 
 NOTABLE = 0.02
 _SPREAD = "; ±: standard deviation over draws of the labelled videos"
@@ -50,7 +36,7 @@ def report(
     subject: Subject,
     protocol: Protocol | FinetuneProtocol | MaskProtocol,
     scores: Scores,
-    videos: Mapping[str, FeatureTable],
+    videos: Mapping[str, features.FeatureTable],
     console: Console,
     *,
     notes: Sequence[str] = (),
@@ -66,17 +52,17 @@ def report(
     Raises:
         NotKept: if the file cannot be written, when all is shown.
     """
-    tested = tested_videos(videos["test"])
-    differences = network_differences(scores, tested)
-    console.print(Text.assemble((f"{protocol.name}: ", "bold"), verdict(scores, differences)))
-    for table in fitting(scores, f"{protocol.name} of {subject.title}", differences, console):
+    tested = differences.tested_videos(videos["test"])
+    compared = differences.network_differences(scores, tested)
+    console.print(Text.assemble((f"{protocol.name}: ", "bold"), verdict(scores, compared)))
+    for table in fitting(scores, f"{protocol.name} of {subject.title}", compared, console):
         console.print(table)
-    if differences:
-        console.print(difference_table(differences, list(scores), tested))
+    if compared:
+        console.print(difference_table(compared, list(scores), tested))
     for line in [*probe_lines(scores), *class_lines(scores, videos["test"])]:
         print_line(console, line)
     pixels = pixel_lines(subject, resolved_text(protocol), scores, videos)
-    said = findings(scores, differences, tested, videos["test"].classes, pixels_known=bool(pixels))
+    said = differences.findings(scores, compared, tested, videos["test"].classes, pixels_known=bool(pixels))
     for line in (*said, *pixels, *details, *notes):
         print_line(console, line)
     for name, part in videos.items():
@@ -88,9 +74,9 @@ def report(
     record = score_record(subject, resolved_text(protocol), scores, videos, notes)
     path = subject.scores / f"{protocol.name}-{subject.stem}.json"
     try:
-        make_folder(subject.scores)
+        process.make_folder(subject.scores)
         earlier = _set_aside(path, record["card_sha256"])
-        write_text(path, json.dumps(record, indent=2) + "\n")
+        process.write_text(path, json.dumps(record, indent=2) + "\n")
     except (UsageError, OSError) as error:
         raise NotKept(
             f"{error}. The scores of '{protocol.name}' are shown above and not kept: make room, or copy "
@@ -102,7 +88,7 @@ def report(
 
 
 def pixel_lines(
-    subject: Subject, protocol: str, scores: Scores, videos: Mapping[str, FeatureTable]
+    subject: Subject, protocol: str, scores: Scores, videos: Mapping[str, features.FeatureTable]
 ) -> list[str]:
     """How the first network stands beside what the pixels alone tell, where those scores lie near its own.
 
@@ -113,7 +99,7 @@ def pixel_lines(
     """
     if subject.title.partition(" ")[0] == PIXELS:
         return []
-    card, tested = score_card(protocol, videos), tested_videos(videos["test"])
+    card, tested = score_card(protocol, videos), differences.tested_videos(videos["test"])
     near = (parent / PIXELS / "scores" for parent in (*subject.folder.parents,)[:2])
     for path in (path for folder in near for path in sorted(folder.rglob("*.json"))):
         try:
@@ -125,17 +111,17 @@ def pixel_lines(
     else:
         return []
     name, rows = next(iter(scores.items()))
-    alone = {what(row): row for row in next(iter(file.scores.values()))}
+    alone = {differences.what(row): row for row in next(iter(file.scores.values()))}
     lines = []
     for row in rows:
-        other = alone.get(what(row))
+        other = alone.get(differences.what(row))
         if row.frames == "normal" and other is not None and not row.draws:
             units = tested[row.label]
             found = units.difference(row, units.right(other), units.right(row))
             told = f"{100 * (other.class_mean if row.unbalanced else other.top1):.1f} %"
             verb = "has" if row.added else "names"
             words = f"{name} {verb} {100 * found.mean:+.1f} points beside them (p {p_cell(found.p)})"
-            if found.p >= LEVEL:
+            if found.p >= statistics.LEVEL:
                 words += ": no clear difference, so that pixels may be all that is used"
             elif found.mean < 0:
                 words += ": less than the pixels tell"
@@ -143,7 +129,7 @@ def pixel_lines(
     return lines
 
 
-def classes_of(train: FeatureTable, test: FeatureTable) -> list[str]:
+def classes_of(train: features.FeatureTable, test: features.FeatureTable) -> list[str]:
     """The classes that are learned and tested, numbered together, and how many videos each has."""
     learned, tested = (
         {name: found.tolist() for name, found in part.labels.items()} for part in (train, test)
@@ -154,13 +140,13 @@ def classes_of(train: FeatureTable, test: FeatureTable) -> list[str]:
 _STYLES = {"+": "bold green", "-": "bold red"}
 
 
-def verdict(scores: Scores, differences: Sequence[NetworkDifference]) -> Text:
+def verdict(scores: Scores, compared: Sequence[differences.NetworkDifference]) -> Text:
     """What the scores of a table say, in a sentence: of the first network, against the second or chance."""
     first, *others = scores
-    if others and not differences:
+    if others and not compared:
         return Text(f"{first} and {' and '.join(others)} beside each other; several draws are not tested")
     marked: dict[str, list[str]] = {"+": [], "-": [], "": []}
-    for each in differences:
+    for each in compared:
         if each.row.frames == "normal":
             by = f" ({100 * each.found.mean:+.1f} points)" if each.mark else ""
             marked[each.mark].append(f"{_name(each.row)}{by}")
@@ -187,28 +173,31 @@ def _in_words(names: Sequence[str]) -> str:
 
 
 def fitting(
-    scores: Scores, title: str, differences: Sequence[NetworkDifference], console: Console
+    scores: Scores, title: str, compared: Sequence[differences.NetworkDifference], console: Console
 ) -> list[Table]:
     """Tables whose numbers the console need not break."""
-    tables = score_tables(scores, title, differences)
+    tables = score_tables(scores, title, compared)
     wide = console.options.update(width=10_000)
     if all(console.measure(table, options=wide).maximum <= console.width for table in tables):
         return tables
-    return score_tables(scores, title, differences, apart="\n")
+    return score_tables(scores, title, compared, apart="\n")
 
 
 def score_tables(
-    scores: Scores, title: str, differences: Sequence[NetworkDifference] = (), *, apart: str = " "
+    scores: Scores, title: str, compared: Sequence[differences.NetworkDifference] = (), *, apart: str = " "
 ) -> list[Table]:
     """One table of all networks side by side, or, where clips in other orders were scored, one of each.
 
     Args:
-        differences: of the networks, for marks beside the first one's numbers.
+        compared: of the networks, for marks beside the first one's numbers.
         apart: what stands between a number and its interval; a line feed makes narrow columns.
     """
-    marks = {what(each.row): each.mark for each in differences}
+    marks = {differences.what(each.row): each.mark for each in compared}
     tables = _by_corruption(scores, title)
-    scores = {name: [row for row in rows if not is_corrupted(row.frames)] for name, rows in scores.items()}
+    scores = {
+        name: [row for row in rows if not corruptions.is_corrupted(row.frames)]
+        for name, rows in scores.items()
+    }
     if all(score.frames == "normal" for rows in scores.values() for score in rows):
         return [_by_network(scores, title, marks, apart), *tables]
     by_order = [
@@ -223,14 +212,14 @@ def _by_corruption(scores: Scores, title: str) -> list[Table]:
 
     None where no clips were corrupted.
     """
-    tops = {name: {what(row): row.top1 for row in rows} for name, rows in scores.items()}
+    tops = {name: {differences.what(row): row.top1 for row in rows} for name, rows in scores.items()}
     first, *others = scores
     tables = []
     for clean in scores[first]:
         own = (clean.label, clean.setting)
         kinds = {
             kind: [f"{kind}-{n + 1}" for n in range(len(amounts)) if (*own, f"{kind}-{n + 1}") in tops[first]]
-            for kind, amounts in STRENGTHS.items()
+            for kind, amounts in corruptions.STRENGTHS.items()
         }
         kinds = {kind: names for kind, names in kinds.items() if names}
         if clean.frames != "normal" or not kinds:
@@ -246,17 +235,21 @@ def _by_corruption(scores: Scores, title: str) -> list[Table]:
             table.add_row(kind, *cells, *(percent(fmean(tops[n][(*own, k)] for k in names)) for n in tops))
         every = [name for names in kinds.values() for name in names]
         table.add_section()
-        table.add_row(MEAN, *[""] * 5, *(percent(fmean(tops[n][(*own, k)] for k in every)) for n in tops))
+        table.add_row(
+            differences.MEAN, *[""] * 5, *(percent(fmean(tops[n][(*own, k)] for k in every)) for n in tops)
+        )
         tables.append(table)
     return tables
 
 
 def difference_table(
-    differences: Sequence[NetworkDifference], names: Sequence[str], tested: Mapping[str, LabelledVideos]
+    compared: Sequence[differences.NetworkDifference],
+    names: Sequence[str],
+    tested: Mapping[str, differences.LabelledVideos],
 ) -> Table:
     """Differences of the first network from the second, a row for each label, setting and order of frames."""
-    count = counted(len(differences), "test")
-    test = " or ".join(sorted({"t-test" if each.row.added else "permutation test" for each in differences}))
+    count = counted(len(compared), "test")
+    test = " or ".join(sorted({"t-test" if each.row.added else "permutation test" for each in compared}))
     table = Table(
         title=f"{names[0]} minus {names[1]}, in percentage points, on the same videos",
         title_justify="left",
@@ -268,7 +261,7 @@ def difference_table(
     for head in ("difference", "95 % interval", "p", "p adjusted"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("test videos", justify="right")
-    for each in differences:
+    for each in compared:
         row, found = each.row, each.found
         name = f"{_name(row)}, {row.frames}" if row.frames != "normal" else _name(row)
         name += ", mean over classes" if row.unbalanced else ""
@@ -277,7 +270,7 @@ def difference_table(
     return table
 
 
-def difference_cells(found: Difference) -> tuple[str, str]:
+def difference_cells(found: statistics.Difference) -> tuple[str, str]:
     """A difference and its interval, in points."""
     return f"{100 * found.mean:+.1f}", f"{100 * found.low:+.1f} to {100 * found.high:+.1f}"
 
@@ -287,7 +280,7 @@ def p_cell(p: float) -> str:
     return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.001 else f"{p:.3f}"
 
 
-def _by_network(scores: Scores, title: str, marks: Mapping[RowKey, str], apart: str) -> Table:
+def _by_network(scores: Scores, title: str, marks: Mapping[differences.RowKey, str], apart: str) -> Table:
     """A row for each label and setting, below it what else there is of it: top-5, mean over classes."""
     table = _table(title, list(chain.from_iterable(scores.values())), marks.values())
     for name in scores:
@@ -295,9 +288,9 @@ def _by_network(scores: Scores, title: str, marks: Mapping[RowKey, str], apart: 
     table.add_column("chance %", justify="right")
     table.add_column("test videos", justify="right")
     for row in zip(*scores.values(), strict=True):
-        lead, *more = lines_of(row, marks.get(what(row[0]), ""), apart)
+        lead, *more = lines_of(row, marks.get(differences.what(row[0]), ""), apart)
         name = ", ".join(word for word in (_name(row[0]), lead.name) if word)
-        own = Text(lead.cells[0], _STYLES.get(marks.get(what(row[0]), ""), ""))
+        own = Text(lead.cells[0], _STYLES.get(marks.get(differences.what(row[0]), ""), ""))
         table.add_row(name, own, *lead.cells[1:], lead.chance, _videos(row[0]))
         for line in more:
             table.add_row(f"  {line.name}", *line.cells, line.chance, "")
@@ -382,7 +375,7 @@ def probe_lines(scores: Scores) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def class_lines(scores: Scores, test: FeatureTable) -> list[str]:
+def class_lines(scores: Scores, test: features.FeatureTable) -> list[str]:
     """Best and worst classes of the first network, a line for each label of three classes or more.
 
     Of several settings the first, and clips whose frames are in order.
@@ -392,12 +385,16 @@ def class_lines(scores: Scores, test: FeatureTable) -> list[str]:
         if not score.added and len(set(test.labels[score.label].tolist()) - {-1}) > 2:
             first.setdefault(score.label, score)
     return [
-        best_and_worst(score, [n for n in test.labels[label].tolist() if n >= 0], tuple(test.classes[label]))
+        differences.best_and_worst(
+            score, [n for n in test.labels[label].tolist() if n >= 0], tuple(test.classes[label])
+        )
         for label, score in first.items()
     ]
 
 
-def _by_order(rows: Sequence[Score], title: str, marks: Mapping[RowKey, str], apart: str) -> Table:
+def _by_order(
+    rows: Sequence[Score], title: str, marks: Mapping[differences.RowKey, str], apart: str
+) -> Table:
     """A row for each label and setting, a column for each order of frames."""
     orders = list(dict.fromkeys(score.frames for score in rows))
     found = {(_name(score), score.frames): score for score in rows}
@@ -408,7 +405,7 @@ def _by_order(rows: Sequence[Score], title: str, marks: Mapping[RowKey, str], ap
     table.add_column("test videos", justify="right")
     for score in rows:
         if score.frames == "normal":
-            mark = marks.get(what(score), "")
+            mark = marks.get(differences.what(score), "")
             others = (percent(found[_name(score), order].top1) for order in orders if order != "normal")
             cell = with_interval(score, f" {mark}{apart}" if mark else apart)
             table.add_row(_name(score), cell, *others, percent(score.chance), _videos(score))
@@ -459,7 +456,7 @@ def _set_aside(path: Path, card: object) -> Path | None:
     So the newest stand where ``vidssl compare`` looks, and no others are written over.
     """
     try:
-        old = Row(parsed(path.read_bytes())).text("card_sha256")
+        old = facts.Row(facts.parsed(path.read_bytes())).text("card_sha256")
     except (OSError, ValueError):  # there are none, or nothing that could be lost
         return None
     if old == card:

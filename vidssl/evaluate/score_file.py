@@ -16,25 +16,15 @@ from vidssl.build.registry import resolved_text
 from vidssl.config.protocol import FinetuneProtocol, FrameOrder, Protocol
 from vidssl.config.strict_yaml import dump_flow, parse, plain
 from vidssl.data.sources.listing import group_of
+from vidssl.engine import process, runfolder
 from vidssl.engine.facts import HIGHEST, Row, parsed
 from vidssl.engine.logging import print_line
-from vidssl.engine.process import make_folder
-from vidssl.engine.runfolder import RunFolder, describe_environment, no_run
 from vidssl.errors import UsageError
 from vidssl.evaluate.subject import Subject
-from vidssl.evaluators.differences import (
-    LabelledVideos,
-    confusion,
-    counted_rows,
-    difference_record,
-    network_differences,
-    tested_of,
-    tested_videos,
-)
+from vidssl.evaluators import differences, statistics
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.fitted import ENDING, FittedProbe, check_fits, fit_probes, save_probe
 from vidssl.evaluators.scores import Interval, Measure, Score
-from vidssl.evaluators.statistics import accuracy
 
 FORMAT = "vidssl scores 2"
 Scores = Mapping[str, Sequence[Score]]  # network -> its rows, the same rows for each
@@ -103,9 +93,9 @@ class ScoreFile:
         """Of the test videos that have the label, as they stand in ``Score.predicted``."""
         return tuple(number for number in self.truth[label] if number >= 0)
 
-    def tested(self, label: str) -> LabelledVideos:
+    def tested(self, label: str) -> differences.LabelledVideos:
         """The test videos that have the label."""
-        return tested_of(self.truth[label], self.groups)
+        return differences.tested_of(self.truth[label], self.groups)
 
 
 def score_record(
@@ -154,11 +144,14 @@ def score_record(
             for name, rows in scores.items()
         },
         "truth": {label: _packed(numbers) for label, numbers in truth.items()},
-        "differences": [difference_record(each) for each in network_differences(scores, tested_videos(test))],
+        "differences": [
+            differences.difference_record(each)
+            for each in differences.network_differences(scores, differences.tested_videos(test))
+        ],
         "classes": test.classes,
         "keys": test.keys,
         "groups": test.groups,
-        "environment": describe_environment(),
+        "environment": runfolder.describe_environment(),
     }
 
 
@@ -167,9 +160,9 @@ def _by_class(score: Score, truth: Sequence[int], num_classes: int) -> dict[str,
     if score.added:
         return {}
     known = [number for number in truth if number >= 0]
-    matrix = confusion(known, score.predicted, num_classes)
+    matrix = differences.confusion(known, score.predicted, num_classes)
     found = {"videos": _packed(matrix.sum(1).tolist()), "right": _packed(matrix.diagonal().tolist())}
-    return {**found, "confusion": counted_rows(matrix)} if score.names_classes else dict(found)
+    return {**found, "confusion": differences.counted_rows(matrix)} if score.names_classes else dict(found)
 
 
 def score_card(protocol: str, videos: Mapping[str, FeatureTable]) -> dict[str, str]:
@@ -243,7 +236,7 @@ def _score_file(path: Path, record: Row) -> ScoreFile:
     truth = {label: _numbers(truths, label, len(names)) for label, names in classes.items()}
     if any(len(numbers) != len(keys) for numbers in truth.values()) or len(named) != len(keys):
         raise ValueError("'truth' and 'groups' must have as many entries as 'keys'")
-    tested = {label: tested_of(numbers, groups) for label, numbers in truth.items()}
+    tested = {label: differences.tested_of(numbers, groups) for label, numbers in truth.items()}
     scores: dict[str, tuple[Score, ...]] = {}
     for network, _ in networks.entries():
         rows, predicted = networks.items(network), record.row("predicted").items(network)
@@ -280,13 +273,13 @@ def find_scores(target: Path) -> list[ScoreFile]:
     """
     if not target.is_dir():
         if target.suffix != ".json":
-            raise no_run(str(target))
+            raise runfolder.no_run(str(target))
         return [read_scores(target)]
     newest: dict[str, Path] = {}
-    for path in sorted(RunFolder(target).scores.glob("*.json"), key=_step):
+    for path in sorted(runfolder.RunFolder(target).scores.glob("*.json"), key=_step):
         newest[path.stem.rpartition("-step-")[0]] = path
-    if not newest and not RunFolder(target).scores.is_dir():
-        raise no_run(str(target))
+    if not newest and not runfolder.RunFolder(target).scores.is_dir():
+        raise runfolder.no_run(str(target))
     if not newest:
         raise UsageError(f"{target}: no scores in it; 'vidssl eval {target} --protocol linear' makes some")
     return [read_scores(path) for _, path in sorted(newest.items())]
@@ -297,7 +290,9 @@ def _step(path: Path) -> int:
     return int(found[1]) if found else -1
 
 
-def _score(row: Row, tested: Mapping[str, LabelledVideos], classes: Mapping[str, Sequence[str]]) -> Score:
+def _score(
+    row: Row, tested: Mapping[str, differences.LabelledVideos], classes: Mapping[str, Sequence[str]]
+) -> Score:
     """A row of the file, with the packed classes that were named."""
     label, chance = row.one_of("label", list(classes)), row.real_or_none("chance")
     truth, spans = tested[label], row.row("bootstrap", {})  # an earlier version's intervals, without groups
@@ -345,7 +340,7 @@ def _score(row: Row, tested: Mapping[str, LabelledVideos], classes: Mapping[str,
     if "bootstrap" not in row or truth.groups is None or draws:
         return found
     right = [a == b for a, b in zip(named, truth.truth, strict=True)]
-    top1, by_class = (accuracy(right, units, truth.groups) for units in (None, truth.truth))
+    top1, by_class = (statistics.accuracy(right, units, truth.groups) for units in (None, truth.truth))
     return replace(
         found,
         low=top1.low,
@@ -415,7 +410,7 @@ def keep_probes(
     """Fits the probe of a subject's network again, as it was scored, and writes it; an empty text."""
     evaluator = build.evaluator(protocol.evaluator)
     train, test = next(iter(features.values()))
-    make_folder(subject.scores)
+    process.make_folder(subject.scores)
     found = fit_probes(evaluator, train, test, protocol.average, subject.spec.seed)
     for label, (module, classes) in found.items():
         path = subject.scores / f"{protocol.name}-{label}-{subject.stem}{ENDING}"

@@ -11,16 +11,11 @@ from torch import nn
 
 from vidssl.build import build
 from vidssl.build.registry import BACKBONE, resolved_part
-from vidssl.config.protocol import FutureSpec, OverlapRule
+from vidssl.config import protocol, schema, strict_yaml
 from vidssl.config.recipe import Recipe, RunSpec, TokenizerSpec, overridden, read_recipe, recipe_from_text
-from vidssl.config.schema import PartSpec
-from vidssl.config.strict_yaml import parse
 from vidssl.data.sources.origins import Video, read_videos, shared_videos
+from vidssl.engine import own_code, process, runfolder, speed
 from vidssl.engine.checkpoint import Checkpoint, load_objective
-from vidssl.engine.own_code import addresses_in, code_in, kept_code, own_run, with_kept_code
-from vidssl.engine.process import file_sha256
-from vidssl.engine.runfolder import RunFolder
-from vidssl.engine.speed import on_meta
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Backbone, Foresees, Objective, Tokenizer
 from vidssl.interfaces.pretrained import WEIGHTS
@@ -42,7 +37,7 @@ class NetworkSpec:
     """
 
     keys: Mapping[str, object]
-    backbone: PartSpec | None
+    backbone: schema.PartSpec | None
     tokenizer: TokenizerSpec | None = None
     seed: int = 0
     run: RunSpec = field(default_factory=RunSpec)
@@ -101,7 +96,7 @@ class Subject:
     pretraining: Pretraining = field(default_factory=Pretraining)
     objectives: Callable[[], Mapping[str, Objective]] | None = None
 
-    def foreseeing(self, future: FutureSpec) -> Mapping[str, Backbone]:
+    def foreseeing(self, future: protocol.FutureSpec) -> Mapping[str, Backbone]:
         """The networks with what their predictors say of a time to come.
 
         Raises:
@@ -141,7 +136,7 @@ def home(checkpoint: Checkpoint) -> Path:
 
 def scores_of(checkpoint: Path) -> tuple[Path, Path]:
     """The folder of a checkpoint's run, or its own where it lies elsewhere, and that of its scores."""
-    run = RunFolder.of(checkpoint)
+    run = runfolder.RunFolder.of(checkpoint)
     begun = checkpoint.parent.name == run.checkpoints.name and (run.path / "recipe.yaml").is_file()
     if begun or run.scores.is_dir() or checkpoint.name == WEIGHTS:
         return run.path, run.scores
@@ -162,13 +157,15 @@ def subject_of(
         source=str(checkpoint.path),
         step=checkpoint.step,
         recipe=checkpoint.recipe,
-        weights=file_sha256(checkpoint.path),
+        weights=process.file_sha256(checkpoint.path),
         spec=spec,
         networks=networks,
         starts={"finetuned": str(checkpoint.path), "from scratch": None},
         folder=folder,
         scores=scores,
-        stem=(RunFolder(folder).checkpoint_path(checkpoint.step) if pushed else checkpoint.path).stem,
+        stem=(
+            runfolder.RunFolder(folder).checkpoint_path(checkpoint.step) if pushed else checkpoint.path
+        ).stem,
         pretraining=pretraining_of(checkpoint),
         objectives=objectives,
     )
@@ -198,7 +195,7 @@ def recipe_of(
     """
     if not checkpoint.recipe:
         raise UsageError(f"{checkpoint.path}: was trained without a recipe; {otherwise}")
-    run = RunFolder.of(checkpoint.path.absolute()).path
+    run = runfolder.RunFolder.of(checkpoint.path.absolute()).path
     return stored_recipe(checkpoint.recipe, checkpoint.path, run, trust=trust, overrides=overrides)
 
 
@@ -227,23 +224,23 @@ def stored_recipe(
         UsageError: if the recipe is wrong, or names code or addresses and is not trusted.
     """
     folder = folder or Path.cwd()
-    node = parse(text, lambda line: f"{file}:{line}")
+    node = strict_yaml.parse(text, lambda line: f"{file}:{line}")
     recipe = read_recipe(node, folder)
-    code = [leaf for tree in recipe.trees for leaf in code_in(tree)]
-    addresses = [leaf for tree in recipe.trees for leaf in addresses_in(tree)]
+    code = [leaf for tree in recipe.trees for leaf in own_code.code_in(tree)]
+    addresses = [leaf for tree in recipe.trees for leaf in own_code.addresses_in(tree)]
     named = {(leaf.path, str(leaf.value)) for leaf in (*code, *addresses)}
     if not named:
         return read_recipe(overridden(node, overrides), folder)
-    own = own_run(text, run)
+    own = own_code.own_run(text, run)
     if own is None and not trust:
         shown = ", ".join(f"{path}: {value}" for path, value in sorted(named))
-        copies = f" Its copies of them lie in {run / 'code'}." if kept_code(run) else ""
+        copies = f" Its copies of them lie in {run / 'code'}." if own_code.kept_code(run) else ""
         raise UsageError(
             f"{file}: its recipe runs code or fetches from elsewhere ({shown}), and is not one that you "
             f"trained here with these very files; nothing was imported or fetched.{copies} Read what it "
             "names, and add --trust if you trust it"
         )
-    return read_recipe(overridden(with_kept_code(node, own or run), overrides), folder)
+    return read_recipe(overridden(own_code.with_kept_code(node, own or run), overrides), folder)
 
 
 def trained_backbone(recipe: Recipe, checkpoint: Checkpoint) -> Backbone:
@@ -253,7 +250,7 @@ def trained_backbone(recipe: Recipe, checkpoint: Checkpoint) -> Backbone:
         UsageError: if the weights are of another architecture, which is looked at before memory is taken.
     """
     try:
-        with on_meta():
+        with speed.on_meta():
             bare = build.backbone(recipe, with_init=False)
     except (RuntimeError, OverflowError) as error:
         raise UsageError(
@@ -296,7 +293,7 @@ _READS_LABELS = "classification"
 
 def pretraining_of(checkpoint: Checkpoint) -> Pretraining:
     """The videos that a checkpoint was trained on, from the list of videos that each run keeps."""
-    lists = RunFolder.of(checkpoint.path).video_lists()
+    lists = runfolder.RunFolder.of(checkpoint.path).video_lists()
     if not lists or not checkpoint.recipe:
         return Pretraining(unknown=f"there is no list of what {checkpoint.path} was trained on")
     recipe = recipe_from_text(checkpoint.recipe, str(checkpoint.path))
@@ -334,7 +331,7 @@ def _of_init(init: str) -> Pretraining:
 
 
 def check_seen(
-    train: Sequence[Video], test: Sequence[Video], pretraining: Pretraining, rule: OverlapRule
+    train: Sequence[Video], test: Sequence[Video], pretraining: Pretraining, rule: protocol.OverlapRule
 ) -> list[str]:
     """Notes below a table on test videos that were learned from before.
 

@@ -11,8 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidssl.config.protocol import Balance
-from vidssl.config.schema import Quiet
+from vidssl.config import protocol, schema
 from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluators.held_out import Pairs, best_pair, rates_and_decays, shown
@@ -208,9 +207,9 @@ class Attentive(PatchEvaluator, Fits, LearnsTogether):
         epochs: int = 20,
         held_out: float = 0.2,
         variant: Variant = "scaled",
-        balance: Quiet[Balance] = "none",
-        together: Quiet[tuple[str, ...]] = (),
-        loss: Quiet[Loss] = "softmax",
+        balance: schema.Quiet[protocol.Balance] = "none",
+        together: schema.Quiet[tuple[str, ...]] = (),
+        loss: schema.Quiet[Loss] = "softmax",
     ) -> None:
         """
         Args:
@@ -255,7 +254,7 @@ class Attentive(PatchEvaluator, Fits, LearnsTogether):
         self.epochs = epochs
         self.held_out = held_out
         self.variant = variant
-        self.balance: Balance = balance
+        self.balance: protocol.Balance = balance
         if balance != "none" and (together or loss == "focal"):
             raise ValueError("balance is of one label and the softmax: leave it, or together and loss, out")
         if together and num_queries != 1:

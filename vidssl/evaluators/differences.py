@@ -13,20 +13,8 @@ from torch import Tensor
 from vidssl.data.classes import LabelClasses
 from vidssl.data.sources.listing import group_numbers
 from vidssl.errors import counted
-from vidssl.evaluators.corruptions import is_corrupted
-from vidssl.evaluators.features import FeatureTable
+from vidssl.evaluators import corruptions, features, statistics
 from vidssl.evaluators.scores import Score
-from vidssl.evaluators.statistics import (
-    FEWEST_GROUPS,
-    LEVEL,
-    POWER_Z,
-    Difference,
-    Z,
-    detectable_difference,
-    holm,
-    mean_of,
-    paired_difference,
-)
 
 RowKey = tuple[str, str, str]  # label, setting, order of frames
 
@@ -47,11 +35,11 @@ class LabelledVideos:
         """Which of them a row's network gets right; of mAP and R2 what each video adds."""
         return score.added or [a == b for a, b in zip(score.predicted, self.truth, strict=True)]
 
-    def difference(self, like: Score, one: ArrayLike, other: ArrayLike) -> Difference:
+    def difference(self, like: Score, one: ArrayLike, other: ArrayLike) -> statistics.Difference:
         """How much better the second of two networks is, by what ``right`` gives; ``like``: a row."""
         if like.added:
-            return mean_of(np.subtract(other, one), self.groups)
-        return paired_difference(one, other, self.classes(like), self.groups)
+            return statistics.mean_of(np.subtract(other, one), self.groups)
+        return statistics.paired_difference(one, other, self.classes(like), self.groups)
 
     def classes(self, score: Score) -> Sequence[int] | None:
         """The classes, where the mean over them is what a row is judged by."""
@@ -75,7 +63,7 @@ def tested_of(numbers: Sequence[int], names: Sequence[str]) -> LabelledVideos:
     return LabelledVideos([numbers[place] for place in known], groups)
 
 
-def tested_videos(test: FeatureTable) -> dict[str, LabelledVideos]:
+def tested_videos(test: features.FeatureTable) -> dict[str, LabelledVideos]:
     """Label -> the test videos that have it."""
     return {label: tested_of(numbers.tolist(), test.groups) for label, numbers in test.labels.items()}
 
@@ -95,13 +83,13 @@ class NetworkDifference:
     """
 
     row: Score
-    found: Difference
+    found: statistics.Difference
     p_holm: float
 
     @property
     def mark(self) -> str:
         """``+`` or ``-`` where the first is better or worse beyond chance."""
-        return self.found.sign if self.p_holm < LEVEL else ""
+        return self.found.sign if self.p_holm < statistics.LEVEL else ""
 
 
 def network_differences(
@@ -116,11 +104,11 @@ def network_differences(
         return []
     rows, found = [], []
     for one, other in zip(*scores.values(), strict=True):
-        if not one.draws and not is_corrupted(one.frames):
+        if not one.draws and not corruptions.is_corrupted(one.frames):
             videos = tested[one.label]
             rows.append(one)
             found.append(videos.difference(one, videos.right(other), videos.right(one)))
-    adjusted = holm([each.p for each in found])
+    adjusted = statistics.holm([each.p for each in found])
     return [NetworkDifference(*each) for each in zip(rows, found, adjusted, strict=True)]
 
 
@@ -167,13 +155,15 @@ def detectable(
     first, second = (rows[place] for rows in scores.values())
     videos = tested[first.label]
     if first.added:  # (z of the level + z of the power) standard errors
-        return (each.found.high - each.found.low) / (2 * Z) * (Z + POWER_Z)
-    return detectable_difference(
+        return (each.found.high - each.found.low) / (2 * statistics.Z) * (statistics.Z + statistics.POWER_Z)
+    return statistics.detectable_difference(
         videos.right(second), videos.right(first), videos.classes(first), videos.groups
     )
 
 
-def without_order(rows: Sequence[Score], tested: LabelledVideos, score: Score) -> Difference | None:
+def without_order(
+    rows: Sequence[Score], tested: LabelledVideos, score: Score
+) -> statistics.Difference | None:
     """How much better a row is than the same probe on clips of one frame each; None where there are none."""
     alone = [
         row
@@ -222,8 +212,8 @@ def findings(
     return lines
 
 
-def _order_in_words(gain: Difference) -> str:
-    if gain.p < LEVEL and gain.mean > 0:
+def _order_in_words(gain: statistics.Difference) -> str:
+    if gain.p < statistics.LEVEL and gain.mean > 0:
         return f"frames in order name {100 * gain.mean:.1f} points more than one frame: motion is used"
     return (
         f"one frame does as well as frames in order ({100 * gain.mean:+.1f} points, p {gain.p:.2g}): the "
@@ -246,10 +236,10 @@ def _power(
         return
     words = []
     for label, videos in tested.items():
-        if videos.groups is not None and (count := len(set(videos.groups))) < FEWEST_GROUPS:
+        if videos.groups is not None and (count := len(set(videos.groups))) < statistics.FEWEST_GROUPS:
             yield (
                 f"{label}: its test videos are of {counted(count, 'group')}, and a test by groups sees no "
-                f"difference in fewer than {FEWEST_GROUPS}: 'vidssl data split' says more"
+                f"difference in fewer than {statistics.FEWEST_GROUPS}: 'vidssl data split' says more"
             )
     for each in few:
         name = f"{each.row.label}, {each.row.setting}" if each.row.setting else each.row.label
@@ -275,12 +265,13 @@ def folded(rows: Sequence[Score]) -> list[Score]:
 
     Its numbers are means, its ``draws`` the ``top1`` of each, so that none takes its answers for a network's.
     """
-    found = [row for row in rows if not is_corrupted(row.frames)]
+    found = [row for row in rows if not corruptions.is_corrupted(row.frames)]
     for clean in [row for row in found if row.frames == "normal"]:
         same = [
             row
             for row in rows
-            if is_corrupted(row.frames) and (row.label, row.setting) == (clean.label, clean.setting)
+            if corruptions.is_corrupted(row.frames)
+            and (row.label, row.setting) == (clean.label, clean.setting)
         ]
         if same:
             top1, low, high, by_class = (

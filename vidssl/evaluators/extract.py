@@ -11,13 +11,10 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl.config.protocol import FrameOrder, Layers, PatchType
-from vidssl.data.loader import iterate_once
-from vidssl.data.samples import InOrder, Parcel, bytes_of_batch, parcels
-from vidssl.data.sources.listing import groups_of
-from vidssl.data.sources.origins import video_of
-from vidssl.engine.distributed import World
+from vidssl.data import loader, samples
+from vidssl.data.sources import listing, origins
+from vidssl.engine import distributed, speed
 from vidssl.engine.logging import progress_bar
-from vidssl.engine.speed import pick_device
 from vidssl.errors import UsageError, counted
 from vidssl.evaluators.features import FeatureTable, KeepPatches, encode_views, in_memory, joined
 from vidssl.interfaces import Backbone, DataSource, Tokenizer, ViewSampler, num_listed
@@ -28,7 +25,7 @@ TIMEOUT_SECONDS = 900.0  # that a batch of videos may take
 _ORDERS: tuple[FrameOrder, ...] = get_args(FrameOrder)
 
 
-ALONE = World()
+ALONE = distributed.World()
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def extract(
     autocast: bool = False,
     console: Console | None = None,
     title: str = "features",
-    world: World = ALONE,
+    world: distributed.World = ALONE,
 ) -> FeatureTable:
     """Features of every view of every readable video of a source, with the videos' labels.
 
@@ -102,7 +99,7 @@ def extract(
     Raises:
         UsageError: if no video can be read.
     """
-    device = device or pick_device("auto")
+    device = device or speed.pick_device("auto")
     kept: dict[FrameOrder, list[Tensor]] = {}
     found = encode(
         backbone, source, views, tokenizer=tokenizer, layers=layers, frames=frames, batch_size=batch_size,
@@ -127,7 +124,7 @@ def encode(
     console: Console | None,
     title: str,
     keep_patches: KeepPatches | None = None,
-    world: World = ALONE,
+    world: distributed.World = ALONE,
 ) -> Encoded:
     """``extract`` without the labels; patch tokens go to ``keep_patches``, batch by batch.
 
@@ -145,7 +142,7 @@ def encode(
         batches = _gathered(source, views, of_parcel, world, batch_size, workers)
         return _joined(batches, keep_patches if world.first else None, len(source))
     problems: list[str] = []
-    single = iterate_once(
+    single = loader.iterate_once(
         source, views, batch_size=batch_size, workers=workers, unreadable=lambda e: problems.append(str(e))
     )
     if console is not None:
@@ -162,7 +159,9 @@ def _told(batches: Iterator[Read], console: Console, title: str, total: int) -> 
 
 
 def _of_parcel(
-    one_pass: Callable[..., tuple[dict[FrameOrder, Tensor], Tensor]], with_patches: bool, parcel: Parcel
+    one_pass: Callable[..., tuple[dict[FrameOrder, Tensor], Tensor]],
+    with_patches: bool,
+    parcel: samples.Parcel,
 ) -> Encoded:
     unreadable = tuple(map(str, parcel.failures))
     if not len(parcel.indices):
@@ -177,18 +176,18 @@ def _of_parcel(
 def _gathered(
     source: DataSource,
     views: ViewSampler,
-    of_parcel: Callable[[Parcel], Encoded],
-    world: World,
+    of_parcel: Callable[[samples.Parcel], Encoded],
+    world: distributed.World,
     batch_size: int,
     workers: int,
 ) -> Iterator[Encoded]:
     """All batches in their order, in every process, a round of one for each process at a time."""
     batches = list(torch.arange(len(source)).split(batch_size))
-    own = parcels(
-        InOrder(source, views),
+    own = samples.parcels(
+        samples.InOrder(source, views),
         [batch.tolist() for batch in batches[world.rank :: world.size]],
         workers=workers,
-        batch_bytes=bytes_of_batch(views, batch_size),
+        batch_bytes=samples.bytes_of_batch(views, batch_size),
         timeout_seconds=TIMEOUT_SECONDS,
     )
     for _ in range(0, len(batches), world.size):
@@ -237,6 +236,6 @@ def table_of(source: DataSource, found: Encoded, device: torch.device) -> Featur
         unreadable=found.unreadable,
         reordered=vectors,
         patches=found.patches,
-        groups=groups_of(source, numbers),
-        origins=tuple(video_of(source, number).origin for number in numbers),
+        groups=listing.groups_of(source, numbers),
+        origins=tuple(origins.video_of(source, number).origin for number in numbers),
     )

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from vidssl.config.protocol import FrameOrder, Layers, PatchType
 from vidssl.data.classes import LabelClasses, numbered_together, renumbered
-from vidssl.engine.checkpoint import read_tensors
-from vidssl.engine.process import begun_beside
+from vidssl.engine import checkpoint, process
 from vidssl.errors import UsageError, counted
 from vidssl.evaluators.corruptions import corrupted, is_corrupted
 from vidssl.interfaces import Backbone, Features, Origin, Tokenizer, as_clip
@@ -249,7 +248,7 @@ def read_patches(
     found: dict[FrameOrder, Tensor] = {}
     for order in orders:
         path = patch_path(vectors, order, kind)
-        tensors = read_tensors(path)[1]
+        tensors = checkpoint.read_tensors(path)[1]
         if "patches" not in tensors or tensors["patches"].dim() != 4:
             raise UsageError(f"{path}: damaged, it holds no patch tokens [videos, views, tokens, values]")
         found[order] = tensors["patches"]
@@ -337,7 +336,7 @@ class PatchWriter:
             )
 
     def _open(self, order: FrameOrder) -> BinaryIO:
-        self._files[order] = file = begun_beside(self._paths[order])
+        self._files[order] = file = process.begun_beside(self._paths[order])
         file.write(bytes(HEADER))
         return file
 

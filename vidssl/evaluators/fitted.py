@@ -14,18 +14,15 @@ from vidssl.data.classes import label_kind
 from vidssl.engine.checkpoint import read_tensors, save_tensors
 from vidssl.engine.facts import Facts
 from vidssl.errors import UsageError
-from vidssl.evaluators.attentive import AttentiveNetwork
+from vidssl.evaluators import attentive, knn, linear, statistics
 from vidssl.evaluators.features import FeatureTable, shared_labels
-from vidssl.evaluators.knn import Neighbours
-from vidssl.evaluators.linear import Logistic
 from vidssl.evaluators.scores import labelled_rows, samples_of
-from vidssl.evaluators.statistics import average_views
 from vidssl.interfaces import Evaluator, Fits, LearnsTogether
 from vidssl.interfaces.evaluator import ScoreKind
 
 FORMAT, ENDING = "vidssl probe 1", ".probe.safetensors"
 _CLASSES: Mapping[str, type[nn.Module]] = {
-    made.__name__: made for made in (Logistic, Neighbours, AttentiveNetwork)
+    made.__name__: made for made in (linear.Logistic, knn.Neighbours, attentive.AttentiveNetwork)
 }
 
 
@@ -54,7 +51,7 @@ class FittedProbe:
     @property
     def reads_patches(self) -> bool:
         """Whether it reads tokens, not vectors."""
-        return isinstance(self.module, AttentiveNetwork)
+        return isinstance(self.module, attentive.AttentiveNetwork)
 
     @torch.no_grad()
     def probabilities(self, features: Tensor) -> Tensor:
@@ -73,7 +70,7 @@ class FittedProbe:
 
 def shares(scores: Tensor, average: Average, kind: ScoreKind) -> Tensor:
     """Probabilities [N, K] of the scores [N, V, K] of the views of videos."""
-    found = average_views(scores, average, kind)
+    found = statistics.average_views(scores, average, kind)
     if average == "scores":
         found = (
             found.softmax(-1) if kind == "logits" else found / found.sum(-1, keepdim=True).clamp(min=1e-30)
@@ -128,7 +125,7 @@ def save_probe(path: Path, probe: FittedProbe) -> None:
     name = type(probe.module).__name__
     if not isinstance(probe.module, tuple(_CLASSES.values())):
         raise UsageError(f"{name}: only probes of this package can be kept: {', '.join(_CLASSES)}")
-    module = cast(Logistic | Neighbours | AttentiveNetwork, probe.module)
+    module = cast(linear.Logistic | knn.Neighbours | attentive.AttentiveNetwork, probe.module)
     keys = {key: value for key, value in module.made_with().items() if key != "generator"}
     facts = {
         "format": FORMAT,
@@ -158,7 +155,7 @@ def read_probe(path: Path) -> FittedProbe:
     try:
         keys = json.loads(facts.text("keys"))
         classes = tuple(map(str, json.loads(facts.text("classes"))))
-        drawn = {"generator": torch.Generator()} if made_by == AttentiveNetwork.__name__ else {}
+        drawn = {"generator": torch.Generator()} if made_by == attentive.AttentiveNetwork.__name__ else {}
         module = _CLASSES[made_by](**keys, **drawn)
         module.load_state_dict(tensors)
         for name, _ in list(module.named_buffers()):

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidssl.config.protocol import Balance
-from vidssl.config.schema import Quiet
+from vidssl.config import protocol, schema
 from vidssl.evaluators.held_out import Pairs, best_pair, chosen_in_words, folds, rates_and_decays, shown
 from vidssl.interfaces import Evaluator, Fits, LabelledFeatures, LabelledPatches
 from vidssl.interfaces.pretrained import Recorded
@@ -254,7 +253,7 @@ class LinearSGD(Evaluator, Fits):
         batch_size: int = 32,
         epochs: int = 20,
         held_out: float = 0.2,
-        balance: Quiet[Balance] = "none",
+        balance: schema.Quiet[protocol.Balance] = "none",
     ) -> None:
         """
         Args:
@@ -281,7 +280,7 @@ class LinearSGD(Evaluator, Fits):
         self.batch_size = batch_size
         self.epochs = epochs
         self.held_out = held_out
-        self.balance: Balance = balance
+        self.balance: protocol.Balance = balance
 
     def settled(
         self, train: LabelledFeatures | LabelledPatches, generator: torch.Generator

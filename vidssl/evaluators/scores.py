@@ -14,23 +14,10 @@ from torch import Tensor
 from vidssl.config.few_labels import Amount, FewLabels, drawn
 from vidssl.config.protocol import Average, FrameOrder, OverlapRule
 from vidssl.data.classes import LabelClasses, LabelKind, label_kind, outputs_of
-from vidssl.data.sources.listing import group_numbers
-from vidssl.data.sources.origins import Video, shared_videos
+from vidssl.data.sources import listing, origins
 from vidssl.errors import UsageError
+from vidssl.evaluators import statistics
 from vidssl.evaluators.features import FeatureTable, Plain, as_table, shared_labels
-from vidssl.evaluators.statistics import (
-    Difference,
-    Estimate,
-    accuracy,
-    average_views,
-    check_scores,
-    explained,
-    fraction,
-    in_top,
-    mean_average_precision,
-    mean_of,
-    predict,
-)
 from vidssl.interfaces import (
     Evaluator,
     JointPatches,
@@ -77,7 +64,7 @@ class Rows:
     def groups(self) -> Tensor | None:
         """int64 [N], the group of each, videos without one by themselves; None where there are none."""
         names = [self.table.groups[number] for number in self.numbers.tolist()] if self.table.groups else []
-        numbers = group_numbers(names)
+        numbers = listing.group_numbers(names)
         return None if numbers is None else torch.tensor(numbers, device=self.numbers.device)
 
 
@@ -120,7 +107,7 @@ def scores_of_videos(
         rows, named = len(vectors), settled.named_scores(features, vectors, generator)
     found = {}
     for setting, scores in named.items():
-        check_scores(scores, rows, classes, f"{who} ({setting})" if setting else who)
+        statistics.check_scores(scores, rows, classes, f"{who} ({setting})" if setting else who)
         by_view = scores.unflatten(0, (orders, len(test.numbers), -1))
         if learn.kind != "class":
             sigmoid = learn.kind == "set" and evaluator.score_kind == "logits" and average == "probabilities"
@@ -129,7 +116,9 @@ def scores_of_videos(
         found[setting] = (
             by_view[:, :, 0]
             if average == "features"
-            else torch.stack([average_views(part, average, evaluator.score_kind) for part in by_view])
+            else torch.stack(
+                [statistics.average_views(part, average, evaluator.score_kind) for part in by_view]
+            )
         )
     return found, chosen
 
@@ -285,10 +274,10 @@ def score(
         chosen: what the probe chose, in words.
     """
     num_classes = scores.shape[1]
-    predicted = predict(scores, truth, kind)
+    predicted = statistics.predict(scores, truth, kind)
     right = predicted == truth
     counts_five = num_classes > 5 and kind != "found"
-    in_five = in_top(scores, truth, 5, kind) if counts_five else None
+    in_five = statistics.in_top(scores, truth, 5, kind) if counts_five else None
     five, recall = (None if in_five is None else _estimate(in_five, by, groups) for by in (None, truth))
     top1, by_class = (_estimate(right, classes, groups) for classes in (None, truth))
     videos = train_labels.bincount(minlength=num_classes)
@@ -338,16 +327,17 @@ def score_outputs(
     groups = None if test.groups is None else test.groups.cpu().numpy()
     num_groups = len(truth) if groups is None else len(np.unique(groups))
     error = None
-    found: Estimate | Difference
+    found: statistics.Estimate | statistics.Difference
     if test.kind == "set":
         there = truth.any(0)
         if not there.any():
             raise UsageError(f"no test video has any class of '{test.label}'")
-        added, chance = mean_average_precision(estimate, truth)[0], float(truth[:, there].mean())
-        found = fraction(added, groups)
+        added, chance = statistics.mean_average_precision(estimate, truth)[0], float(truth[:, there].mean())
+        found = statistics.fraction(added, groups)
     else:
-        added, chance = explained(estimate[:, 0], truth[:, 0]), 0.0
-        found, error = mean_of(added, groups), mean_of(abs(estimate - truth)[:, 0], groups)
+        added, chance = statistics.explained(estimate[:, 0], truth[:, 0]), 0.0
+        found = statistics.mean_of(added, groups)
+        error = statistics.mean_of(abs(estimate - truth)[:, 0], groups)
     return Score(
         label=test.label,
         setting=setting,
@@ -368,9 +358,9 @@ def score_outputs(
     )
 
 
-def _estimate(right: Tensor, classes: Tensor | None, groups: Tensor | None) -> Estimate:
+def _estimate(right: Tensor, classes: Tensor | None, groups: Tensor | None) -> statistics.Estimate:
     given = [None if part is None else part.cpu().numpy() for part in (classes, groups)]
-    return accuracy(right.cpu().numpy(), given[0], given[1])
+    return statistics.accuracy(right.cpu().numpy(), given[0], given[1])
 
 
 def unbalanced(truth: Tensor) -> bool:
@@ -409,7 +399,7 @@ def probe(
         UsageError: if there are such videos, or train and test share no label, or have no video with it.
     """
     train, test = as_table(train), as_table(test)
-    both = shared_videos(_videos(train), _videos(test))
+    both = origins.shared_videos(_videos(train), _videos(test))
     if both.keys and overlap == "error":
         raise UsageError(both.refusal())
     shared = shared_labels(train.classes, test.classes)
@@ -486,7 +476,9 @@ def _together(
     orders: tuple[FrameOrder, ...] = ("normal", *test.reordered)
     rows = []
     for label in labels:
-        check_scores(named[label], len(tokens), classes[label], f"{type(evaluator).__name__} ({label})")
+        statistics.check_scores(
+            named[label], len(tokens), classes[label], f"{type(evaluator).__name__} ({label})"
+        )
         truth = replace(tested, label=label).labels
         parts = named[label].unflatten(0, (len(orders), -1))
         for frames, part in zip(orders, parts, strict=True):
@@ -495,8 +487,8 @@ def _together(
     return rows
 
 
-def _videos(table: FeatureTable) -> list[Video]:
-    return [Video(key, origin) for key, origin in zip(table.keys, table.origins, strict=False)]
+def _videos(table: FeatureTable) -> list[origins.Video]:
+    return [origins.Video(key, origin) for key, origin in zip(table.keys, table.origins, strict=False)]
 
 
 def _of_label(

@@ -17,14 +17,11 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl.config.strict_yaml import nearest
+from vidssl.engine import process, runfolder
 from vidssl.engine.logging import print_line, terminal
-from vidssl.engine.process import make_folder, write_atomically
-from vidssl.engine.runfolder import named_path
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.report import percent
-from vidssl.evaluate.score_file import ScoreFile, find_scores
-from vidssl.evaluators.differences import confusion
-from vidssl.evaluators.scores import Score
+from vidssl.evaluate import report, score_file
+from vidssl.evaluators import differences, scores
 from vidssl.pictures import pages
 
 if TYPE_CHECKING:
@@ -117,7 +114,7 @@ def save_chart(figure: "Figure", path: Path) -> None:
         with _style():
             figure.savefig(temporary, format=kind, dpi=_DOTS_A_INCH, facecolor="white", metadata=metadata)
 
-    write_atomically(path, write)
+    process.write_atomically(path, write)
 
 
 def scores_chart(
@@ -314,7 +311,7 @@ def show_confusion(
         UsageError: if there are no such scores, or they name no classes.
     """
     console = console or terminal()
-    file = _chosen(find_scores(named_path(target)), protocol, target)
+    file = _chosen(score_file.find_scores(runfolder.named_path(target)), protocol, target)
     network = _known(network, list(file.scores), "network", file)
     rows = [score for score in file.scores[network] if score.frames == "normal"]
     if label is not None:
@@ -326,7 +323,7 @@ def show_confusion(
     setting = _known(setting, [row.setting for row in rows], "setting", file)
     own = Path(target) / "pictures" if Path(target).is_dir() else file.path.parent
     folder = own if out is None else Path(out)
-    make_folder(folder, "name another with --out")
+    process.make_folder(folder, "name another with --out")
     for row in rows:
         if row.setting == setting:
             words = (file.path.stem, row.label, row.setting, network)
@@ -337,7 +334,7 @@ def show_confusion(
     return 0
 
 
-def _chosen(files: Sequence[ScoreFile], protocol: str | None, target: str) -> ScoreFile:
+def _chosen(files: Sequence[score_file.ScoreFile], protocol: str | None, target: str) -> score_file.ScoreFile:
     names = [file.name for file in files]
     if protocol is None and len(files) > 1:
         raise UsageError(f"{target}: has scores of {', '.join(names)}: choose with --protocol")
@@ -347,18 +344,18 @@ def _chosen(files: Sequence[ScoreFile], protocol: str | None, target: str) -> Sc
     return files[names.index(wanted)]
 
 
-def _known(word: str | None, names: Sequence[str], kind: str, file: ScoreFile) -> str:
+def _known(word: str | None, names: Sequence[str], kind: str, file: score_file.ScoreFile) -> str:
     if word is not None and word not in names:
         raise UsageError(f"{file.path}: no {kind} '{word}'. {nearest(word, names, 'There are')}")
     return names[0] if word is None else word
 
 
-def confusion_page(file: ScoreFile, network: str, row: Score) -> Image.Image:
+def confusion_page(file: score_file.ScoreFile, network: str, row: scores.Score) -> Image.Image:
     """The matrix of a row of scores, what it is of, its most frequent mistakes, and a scale."""
     names = file.classes[row.label]
-    matrix = confusion(file.classes_of(row.label), row.predicted, len(names))
+    matrix = differences.confusion(file.classes_of(row.label), row.predicted, len(names))
     words = ", ".join(word for word in (file.name, row.label, row.setting, f"{network} network") if word)
-    right = percent(int(matrix.trace()) / row.num_test)
+    right = report.percent(int(matrix.trace()) / row.num_test)
     drawn = " in the first draw" if row.draws else ""
     facts = (
         f"{words}: {right} % of {counted(row.num_test, 'video')} right{drawn}",

@@ -11,14 +11,12 @@ from rich.console import Console
 from torch import Tensor
 
 from vidssl.build import build
+from vidssl.config import schema, strict_yaml
 from vidssl.config.recipe import Recipe, StreamSpec, overridden
-from vidssl.config.schema import PartSpec, SourceSpec, ViewsSpec, convert
-from vidssl.config.strict_yaml import Node
 from vidssl.data.samples import InOrder
 from vidssl.data.sources.moving_digits import MovingDigits
 from vidssl.data.sources.video_files import VideoFiles
-from vidssl.data.views.stored import StoredViews
-from vidssl.data.views.uniform import UniformClips
+from vidssl.data.views import stored, uniform
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
 from vidssl.engine.process import make_folder
 from vidssl.errors import UsageError, counted, printable
@@ -68,14 +66,14 @@ def clips_to_show(
     Raises:
         UsageError: if there are no such videos, or none can be read.
     """
-    root = overridden(Node({}, "overrides", ""), overrides)
+    root = overridden(strict_yaml.Node({}, "overrides", ""), overrides)
     entries = root.entries((), ("data", "views"))
-    tables = {"data": SourceSpec, "views": ViewsSpec}
-    given = {key: cast(PartSpec, convert(entry, tables[key])) for key, entry in entries.items()}
+    tables = {"data": schema.SourceSpec, "views": schema.ViewsSpec}
+    given = {key: cast(schema.PartSpec, schema.convert(entry, tables[key])) for key, entry in entries.items()}
     if files and "data" in given:
         raise given["data"].node.error("--video names the videos already: leave out one of the two")
     views = build.views(given["views"]) if "views" in given else _views(recipe, what)
-    if isinstance(views, StoredViews):
+    if isinstance(views, stored.StoredViews):
         raise UsageError(
             "this run learned from stored ids, and pictures are drawn of pixels: name videos, "
             f"{_EXAMPLE}, and how to cut them, e.g. views='{{type: uniform_clips, num_frames: 5}}'"
@@ -100,7 +98,7 @@ def _held_out(recipe: Recipe | None) -> DataSource:
 
 def _views(recipe: Recipe | None, what: Picture) -> ViewSampler:
     if recipe is None:
-        return UniformClips(num_frames=8, frame_stride=1, size=48)
+        return uniform.UniformClips(num_frames=8, frame_stride=1, size=48)
     if what == "attention" and recipe.data.probe is not None:
         return build.views(recipe.data.probe.views)
     return build.views(_stream(recipe).views)
@@ -177,7 +175,7 @@ def show_clips(
         recipe = recipe_named(target, overrides, trust=trust)
         make_folder(folder, "name another with --out")
         for name, source, views in _parts(recipe):
-            if isinstance(views, StoredViews):
+            if isinstance(views, stored.StoredViews):
                 say(f"{name}: stored ids, of which there is no picture")
                 continue
             strips = _strips(source, views, videos or _SAMPLES, say)

@@ -10,19 +10,9 @@ from torch import Tensor
 from vidssl.errors import counted
 from vidssl.interfaces import FilledIn, FilledPixels, Tokenizer
 from vidssl.objectives.parts.masked_prediction import copy_nearest
+from vidssl.pictures import pages
 from vidssl.pictures.clips import Clips
-from vidssl.pictures.pages import (
-    MAX_COLUMNS,
-    FrameRow,
-    Strip,
-    as_frames,
-    colour_bar,
-    heat_colours,
-    heat_over,
-    spread,
-)
-from vidssl.tokenizers.frame_networks import of_length
-from vidssl.tokenizers.measure import psnr
+from vidssl.tokenizers import frame_networks, measure
 
 HIDDEN = (240, 222, 130)  # what stands where a frame is hidden: light yellow, as in VIMPAC's Fig. 1
 
@@ -39,9 +29,9 @@ class Drawing:
     """
 
     title: str
-    strips: tuple[Strip, ...]
+    strips: tuple[pages.Strip, ...]
     moves: bool
-    details: tuple[Strip, ...] = ()
+    details: tuple[pages.Strip, ...] = ()
     legend: Image.Image | None = field(default=None, repr=False)
 
 
@@ -54,15 +44,15 @@ def attention_drawing(clips: Clips, weights: Tensor, title: str) -> Drawing:
     Args:
         weights: [B, heads, t, h, w].
     """
-    frames = [as_frames(clip) for clip in clips.pixels]
+    frames = [pages.as_frames(clip) for clip in clips.pixels]
     heat = weights.mean(dim=1)
     labelled = {
         "frames": frames,
-        "attention": [heat_over(own, _stretched(map_)) for own, map_ in zip(frames, heat, strict=True)],
+        "attention": [pages.heat_over(own, _stretched(map_)) for own, map_ in zip(frames, heat, strict=True)],
     }
     notes = [f"{_range(map_)} times the mean" for map_ in heat]
     heads = tuple(
-        FrameRow(f"head {number}, {_range(map_)}", heat_over(frames[0], _stretched(map_)))
+        pages.FrameRow(f"head {number}, {_range(map_)}", pages.heat_over(frames[0], _stretched(map_)))
         for number, map_ in enumerate(weights[0], start=1)
     )
     caption = f"{clips.keys[0]}: each head, with its range"
@@ -70,8 +60,8 @@ def attention_drawing(clips: Clips, weights: Tensor, title: str) -> Drawing:
         f"{title}attention of the class token in the last block",
         strips_of(clips.keys, labelled, notes, notes),
         clips.move,
-        details=(Strip(caption, _numbers(frames[0]), heads),),
-        legend=colour_bar("least weight of the clip", "largest"),
+        details=(pages.Strip(caption, _numbers(frames[0]), heads),),
+        legend=pages.colour_bar("least weight of the clip", "largest"),
     )
 
 
@@ -88,9 +78,9 @@ def _range(map_: Tensor) -> str:
 
 def tokenizer_drawing(clips: Clips, made: Tensor, title: str) -> Drawing:
     """Clips above what a tokenizer made of them, [B, 3, T, H, W]."""
-    made = of_length(made, clips.pixels.shape[2])
+    made = frame_networks.of_length(made, clips.pixels.shape[2])
     errors = (made - clips.pixels).square().flatten(1).mean(dim=1)
-    notes = [f"{float(psnr(error)):.1f} dB" for error in errors]
+    notes = [f"{float(measure.psnr(error)):.1f} dB" for error in errors]
     labelled = {"frames": _frames(clips.pixels), "tokenizer": _frames(made)}
     strips = strips_of(clips.keys, labelled, notes, notes)
     return Drawing(f"{title}what the tokenizer keeps", strips, clips.move)
@@ -106,7 +96,7 @@ def prediction_drawing(clips: Clips, filled: FilledIn, tokenizer: Tokenizer, tit
     """
     nearest = copy_nearest(filled.ids, filled.hidden)
     kept, predicted, copied = (
-        of_length(tokenizer.decode(ids).cpu(), clips.pixels.shape[2])
+        frame_networks.of_length(tokenizer.decode(ids).cpu(), clips.pixels.shape[2])
         for ids in (filled.ids, filled.predicted, nearest)
     )
     hidden = filled.hidden.cpu()
@@ -142,7 +132,7 @@ def filled_drawing(clips: Clips, filled: FilledPixels, title: str) -> Drawing:
     shares = hidden.flatten(1).float().mean(dim=1)
     # visible pixels are exact: of the hidden ones alone
     errors = ((made - clips.pixels).square().flatten(1).mean(dim=1) / shares for made in both)
-    ours, theirs = (psnr(error).tolist() for error in errors)
+    ours, theirs = (measure.psnr(error).tolist() for error in errors)
     notes = [
         f"{share:.0%} hidden, filled in at {own:.1f} dB, mean colours {other:.1f} dB"
         for share, own, other in zip(shares.tolist(), ours, theirs, strict=True)
@@ -181,8 +171,14 @@ def tokens_drawing(clips: Clips, ids: Tensor, made: Tensor, vocab_size: int, tit
     rank = counts.argsort(descending=True, stable=True).argsort().float() / max(
         1, int((counts > 0).sum()) - 1
     )
-    coloured = [heat_colours(rank[spread(own, (time, height, width))].clamp(max=1)) for own in ids]
-    labelled = {"frames": _frames(clips.pixels), "tokenizer": _frames(of_length(made, time)), "ids": coloured}
+    coloured = [
+        pages.heat_colours(rank[pages.spread(own, (time, height, width))].clamp(max=1)) for own in ids
+    ]
+    labelled = {
+        "frames": _frames(clips.pixels),
+        "tokenizer": _frames(frame_networks.of_length(made, time)),
+        "ids": coloured,
+    }
     notes = []
     for own in ids:
         shares = torch.bincount(own.flatten()).float() / own.numel()
@@ -192,7 +188,7 @@ def tokens_drawing(clips: Clips, ids: Tensor, made: Tensor, vocab_size: int, tit
         )
     strips = strips_of(clips.keys, labelled, notes, notes)
     return Drawing(
-        f"{title}ids of the tokenizer", strips, clips.move, legend=colour_bar("commonest id", "rarest")
+        f"{title}ids of the tokenizer", strips, clips.move, legend=pages.colour_bar("commonest id", "rarest")
     )
 
 
@@ -204,10 +200,10 @@ def views_drawing(views: Sequence[tuple[str, str, Tensor, Tensor]], title: str) 
     """
     strips = []
     for key, name, cut, augmented in views:
-        frames = as_frames(cut)
+        frames = pages.as_frames(cut)
         size = f"{counted(len(frames), 'frame')} of {frames.shape[1]} x {frames.shape[2]} pixels"
-        rows = (FrameRow("as cut", frames), FrameRow("augmented", as_frames(augmented)))
-        strips.append(Strip(f"{key}: {name}, {size}", _numbers(frames), rows))
+        rows = (pages.FrameRow("as cut", frames), pages.FrameRow("augmented", pages.as_frames(augmented)))
+        strips.append(pages.Strip(f"{key}: {name}, {size}", _numbers(frames), rows))
     return Drawing(f"{title}views of a step", tuple(strips), moves=False)
 
 
@@ -221,16 +217,16 @@ def _covered(frames: Tensor, hidden: Tensor) -> Tensor:
     """Frames uint8 [T, H, W, 3] with yellow in the place of hidden cells, bool [t, h, w]."""
     time, height, width = frames.shape[:3]
     cover = torch.tensor(HIDDEN, dtype=torch.uint8)
-    return torch.where(spread(hidden, (time, height, width)).unsqueeze(-1), cover, frames)
+    return torch.where(pages.spread(hidden, (time, height, width)).unsqueeze(-1), cover, frames)
 
 
 def _frames(clips: Tensor) -> list[Tensor]:
-    return [as_frames(clip) for clip in clips]
+    return [pages.as_frames(clip) for clip in clips]
 
 
 def strips_of(
     keys: Sequence[str], labelled: Mapping[str, Sequence[Tensor]], notes: Sequence[str], brief: Sequence[str]
-) -> tuple[Strip, ...]:
+) -> tuple[pages.Strip, ...]:
     """A strip for each clip; single images stand side by side, up to eight in a strip.
 
     Args:
@@ -241,20 +237,24 @@ def strips_of(
     first = next(iter(labelled.values()))
     if len(first[0]) > 1:
         return tuple(
-            Strip(
+            pages.Strip(
                 f"{key}: {note}",
                 _numbers(first[i]),
-                tuple(FrameRow(label, frames[i]) for label, frames in labelled.items()),
+                tuple(pages.FrameRow(label, frames[i]) for label, frames in labelled.items()),
             )
             for i, (key, note) in enumerate(zip(keys, notes, strict=True))
         )
-    groups = [range(len(keys))[start : start + MAX_COLUMNS] for start in range(0, len(keys), MAX_COLUMNS)]
+    groups = [
+        range(len(keys))[start : start + pages.MAX_COLUMNS]
+        for start in range(0, len(keys), pages.MAX_COLUMNS)
+    ]
     return tuple(
-        Strip(
+        pages.Strip(
             f"{keys[group[0]]} to {keys[group[-1]]}" if len(group) > 1 else keys[group[0]],
             tuple(brief[i] for i in group),
             tuple(
-                FrameRow(label, torch.cat([frames[i] for i in group])) for label, frames in labelled.items()
+                pages.FrameRow(label, torch.cat([frames[i] for i in group]))
+                for label, frames in labelled.items()
             ),
         )
         for group in groups

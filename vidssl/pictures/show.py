@@ -11,43 +11,21 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from vidssl.build import build
-from vidssl.build.registry import (
-    BACKBONE,
-    MASKER,
-    OBJECTIVE,
-    TOKENIZER,
-    Kind,
-    constructor_of,
-    has_ability,
-    names_of,
-)
+from vidssl.build import build, registry
 from vidssl.config.files import find, read, spec_files
 from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.config.schema import PartSpec, construct
 from vidssl.data.loader import Loader
+from vidssl.engine import process, runfolder, speed
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
-from vidssl.engine.process import make_folder
-from vidssl.engine.runfolder import named_path, no_run
-from vidssl.engine.speed import on_meta, pick_device
 from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import find_checkpoint
 from vidssl.evaluate.subject import home, recipe_of, trained_backbone, trained_objective, trained_tokenizer
 from vidssl.interfaces import ClassAttention, FilledPixels, MaskedPrediction, Tokenizer
 from vidssl.interfaces.grids import GridSize, common_grid
+from vidssl.pictures import drawings, pages
 from vidssl.pictures.clips import Clips, Picture, clips_to_show
-from vidssl.pictures.drawings import (
-    Drawing,
-    attention_drawing,
-    filled_drawing,
-    masks_drawing,
-    prediction_drawing,
-    tokenizer_drawing,
-    tokens_drawing,
-    views_drawing,
-)
-from vidssl.pictures.pages import animation, save_gif, save_png, save_webp, sheet
 
 ClipsOf = Callable[[Recipe | None], Clips]  # clips to draw of a run, or of no run's tokenizer
 
@@ -110,8 +88,10 @@ def draw_learned(checkpoint: Path, console: Console) -> None:
     recipe = recipe_of(read, "", trust=True)
     part = recipe.backbone
     what: Picture = "reconstruction"
-    if part is not None and not has_ability(constructor_of(recipe.objective, OBJECTIVE), MaskedPrediction):
-        if not has_ability(constructor_of(part, BACKBONE), ClassAttention):
+    if part is not None and not registry.has_ability(
+        registry.constructor_of(recipe.objective, registry.OBJECTIVE), MaskedPrediction
+    ):
+        if not registry.has_ability(registry.constructor_of(part, registry.BACKBONE), ClassAttention):
             return
         what = "attention"
     clips_of = partial(clips_to_show, what=what, say=say, videos=2)
@@ -133,29 +113,33 @@ def _names_tokenizer(target: str) -> bool:
     Raises:
         UsageError: if it is none of them.
     """
-    path = named_path(target)
+    path = runfolder.named_path(target)
     if path.is_dir() or path.suffix == ".safetensors":
         return False
     try:
         read("tokenizers", target)
     except UsageError:
         known = ", ".join(sorted(spec_files("tokenizers")))
-        raise UsageError(f"{no_run(target)}. Tokenizers: {known}") from None
+        raise UsageError(f"{runfolder.no_run(target)}. Tokenizers: {known}") from None
     return True
 
 
-def save_drawing(drawing: Drawing, folder: Path, name: str, animated: str = ".gif") -> list[Path]:
+def save_drawing(drawing: drawings.Drawing, folder: Path, name: str, animated: str = ".gif") -> list[Path]:
     """Writes the sheet, and for clips an animation, ".gif" or ".webp"; the files."""
-    make_folder(folder, "name another with --out")
+    process.make_folder(folder, "name another with --out")
     png, moving = folder / f"{name}.png", folder / f"{name}{animated}"
-    save_png(sheet(drawing.title, (*drawing.strips, *drawing.details), drawing.legend), png)
+    pages.save_png(pages.sheet(drawing.title, (*drawing.strips, *drawing.details), drawing.legend), png)
     if not drawing.moves:
         return [png]
-    (save_gif if animated == ".gif" else save_webp)(animation(drawing.title, drawing.strips), moving)
+    (pages.save_gif if animated == ".gif" else pages.save_webp)(
+        pages.animation(drawing.title, drawing.strips), moving
+    )
     return [png, moving]
 
 
-def drawing_of_run(checkpoint: Checkpoint, what: Picture, *, trust: bool, say: Say, videos: int) -> Drawing:
+def drawing_of_run(
+    checkpoint: Checkpoint, what: Picture, *, trust: bool, say: Say, videos: int
+) -> drawings.Drawing:
     """What a run has learned, on held-out videos of its recipe.
 
     Raises:
@@ -168,27 +152,29 @@ def drawing_of_run(checkpoint: Checkpoint, what: Picture, *, trust: bool, say: S
 
 def _of_run(
     checkpoint: Checkpoint, what: Picture, trust: bool, clips_of: ClipsOf, say: Say, *, on_cpu: bool = False
-) -> Drawing:
+) -> drawings.Drawing:
     without = "without one its parts and data are not known, and nothing can be drawn"
     recipe = recipe_of(checkpoint, without, trust=trust)
     if on_cpu:
         recipe = replace(recipe, run=replace(recipe.run, device="cpu"))
     title, owner = f"{recipe.name}, step {checkpoint.step}: ", str(checkpoint.path)
-    device = pick_device(recipe.run.device)
+    device = speed.pick_device(recipe.run.device)
     if recipe.backbone is None:
         if what == "attention":
             raise UsageError(f"{owner}: this run trained a tokenizer, which has no class token")
         return _tokenizer(trained_tokenizer(recipe, checkpoint), recipe, clips_of, title, owner)
     if what == "attention":
-        _require(recipe.backbone, BACKBONE, ClassAttention, "does not expose its class token's attention")
+        _require(
+            recipe.backbone, registry.BACKBONE, ClassAttention, "does not expose its class token's attention"
+        )
         network = trained_backbone(recipe, checkpoint)
         assert isinstance(network, ClassAttention), "its class was looked at"
         clips = clips_of(recipe)
         network.to(device).eval()
         with refusals_of(owner):
             weights = network.class_attention(clips.pixels.to(device))
-        return attention_drawing(clips, weights.float().cpu(), title)
-    _require(recipe.objective, OBJECTIVE, MaskedPrediction, "predicts nothing that is hidden")
+        return drawings.attention_drawing(clips, weights.float().cpu(), title)
+    _require(recipe.objective, registry.OBJECTIVE, MaskedPrediction, "predicts nothing that is hidden")
     objective = trained_objective(recipe, checkpoint, say)
     assert isinstance(objective, MaskedPrediction), "its class was looked at"
     clips = clips_of(recipe)
@@ -196,28 +182,30 @@ def _of_run(
     with refusals_of(owner):
         filled = objective.fill_in(clips.pixels.to(device), torch.Generator().manual_seed(0))
         if isinstance(filled, FilledPixels):
-            return filled_drawing(clips, filled, title)
+            return drawings.filled_drawing(clips, filled, title)
         assert recipe.tokenizer is not None, "without one there are no ids to predict"
         # printed for the objective's already
         tokenizer = build.tokenizer(recipe.tokenizer, say=lambda said: None).to(device)
-        return prediction_drawing(clips, filled, tokenizer, title)
+        return drawings.prediction_drawing(clips, filled, tokenizer, title)
 
 
 def _tokenizer(
     tokenizer: Tokenizer, recipe: Recipe | None, clips_of: ClipsOf, title: str, owner: str
-) -> Drawing:
-    device = pick_device("auto" if recipe is None else recipe.run.device)
+) -> drawings.Drawing:
+    device = speed.pick_device("auto" if recipe is None else recipe.run.device)
     clips = clips_of(recipe)
     tokenizer.to(device)
     with refusals_of(owner):
         ids = tokenizer.encode(clips.pixels.to(device))
-        return tokenizer_drawing(clips, tokenizer.decode(ids).cpu(), title)
+        return drawings.tokenizer_drawing(clips, tokenizer.decode(ids).cpu(), title)
 
 
-def _require(part: PartSpec, kind: Kind[object], ability: type, lacks: str) -> None:
+def _require(part: PartSpec, kind: registry.Kind[object], ability: type, lacks: str) -> None:
     """Refuses a component whose class lacks an ability, with the names of those that have it."""
-    if not has_ability(constructor_of(part, kind), ability):
-        raise part.node.error(f"{kind.word} '{part.type}' {lacks}; these do: {names_of(kind, ability)}")
+    if not registry.has_ability(registry.constructor_of(part, kind), ability):
+        raise part.node.error(
+            f"{kind.word} '{part.type}' {lacks}; these do: {registry.names_of(kind, ability)}"
+        )
 
 
 @contextmanager
@@ -283,11 +271,13 @@ def show_part(
             )
             with refusals_of(recipe.name):
                 if what == "masks":
-                    drawing = masks_drawing(clips, _masks(recipe, clips), title)
+                    drawing = drawings.masks_drawing(clips, _masks(recipe, clips), title)
                 else:
                     tokenizer = tokenizer or _tokenizer_of(recipe, say)
                     ids = tokenizer.encode(clips.pixels)
-                    drawing = tokens_drawing(clips, ids, tokenizer.decode(ids), tokenizer.vocab_size, title)
+                    drawing = drawings.tokens_drawing(
+                        clips, ids, tokenizer.decode(ids), tokenizer.vocab_size, title
+                    )
         for path in save_drawing(drawing, Path(out or folder), f"{what}-{name}", animated=".webp"):
             say(f"Picture: {path}")
     return 0
@@ -301,7 +291,7 @@ def _tokenizer_of(recipe: Recipe, say: Say) -> Tokenizer:
     return made
 
 
-def _views(recipe: Recipe, videos: int, title: str) -> Drawing:
+def _views(recipe: Recipe, videos: int, title: str) -> drawings.Drawing:
     """The first training videos of the first step, as they are cut and augmented."""
     streams = build.streams(recipe)
     few = {
@@ -322,7 +312,7 @@ def _views(recipe: Recipe, videos: int, title: str) -> Drawing:
                 for slot, (cut, augmented) in enumerate(both, 1):
                     called = f"{view} {slot}" if several else view
                     found.append((key, called, cut[place], augmented[place]))
-    return views_drawing(found, title)
+    return drawings.views_drawing(found, title)
 
 
 def _masks(recipe: Recipe, clips: Clips) -> Tensor:
@@ -330,14 +320,16 @@ def _masks(recipe: Recipe, clips: Clips) -> Tensor:
     if recipe.masker is None or recipe.backbone is None:
         raise UsageError(f"{recipe.name}: nothing is hidden: the recipe has no masker")
     part = recipe.masker
-    masker = construct(part.node, constructor_of(part, MASKER), apart=part.apart)
+    masker = construct(part.node, registry.constructor_of(part, registry.MASKER), apart=part.apart)
     size: GridSize = (clips.pixels.shape[2], clips.pixels.shape[3], clips.pixels.shape[4])
     ids = None
-    with on_meta():
+    with speed.on_meta():
         network = build.backbone(recipe, with_init=False)
         if recipe.tokenizer is not None:
             named = recipe.tokenizer.part
-            ids = construct(named.node, constructor_of(named, TOKENIZER), apart=named.apart).grid(*size)
+            ids = construct(
+                named.node, registry.constructor_of(named, registry.TOKENIZER), apart=named.apart
+            ).grid(*size)
     cells = network.grid(*(ids if network.input_kind == "tokens" and ids is not None else size))
     grid = cells if ids is None else common_grid(cells, ids)
     return torch.stack(

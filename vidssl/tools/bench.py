@@ -30,9 +30,8 @@ from vidssl.config.recipe import Recipe
 from vidssl.data.loader import Loader, Stream, merged, slices
 from vidssl.data.samples import Endless, Parcel, Sample, collate
 from vidssl.data.sources.token_store import TokenStore
+from vidssl.engine import process, speed
 from vidssl.engine.logging import shown_messages, terminal
-from vidssl.engine.process import num_cpus
-from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, DataSource
 from vidssl.train.trial import Trial, random_batch, random_states_kept
@@ -127,7 +126,7 @@ def bench(
     console = console or terminal()
     if floor:
         build.check(recipe)
-        with random_states_kept(), deterministic(recipe.run.deterministic):
+        with random_states_kept(), speed.deterministic(recipe.run.deterministic):
             torch.manual_seed(recipe.seed)
             plan = build.schedule(recipe).plan(dict.fromkeys(recipe.data.streams, 100.0))
             trial = Trial(recipe, build.untrained(recipe), plan)
@@ -144,7 +143,7 @@ def measured(recipe: Recipe, seconds: float, console: Console) -> Measured:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("bench looks at one process: start it without torchrun")
     build.check(recipe)
-    with shown_messages(console), random_states_kept(), deterministic(recipe.run.deterministic):
+    with shown_messages(console), random_states_kept(), speed.deterministic(recipe.run.deterministic):
         streams = slices(build.streams(recipe), 0, 1, recipe.run.accumulate)
         torch.manual_seed(recipe.seed)
         objective = build.objective(recipe, say=logging.getLogger(__name__).info)
@@ -269,7 +268,7 @@ def measure_parts(recipe: Recipe, streams: Mapping[str, Stream], trial: Trial, s
         descend,
         loader=_loader_seconds(streams, recipe.run.workers, seconds / 3),
         workers=recipe.run.workers,
-        cores=num_cpus(),
+        cores=process.num_cpus(),
         step_cores=1 if on_gpu else torch.get_num_threads(),
     )
 

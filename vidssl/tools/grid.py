@@ -39,24 +39,14 @@ from rich.console import Console
 
 from vidssl.build import build
 from vidssl.build.registry import resolved_text
+from vidssl.compare import runs, tables
 from vidssl.compare.grid_tables import StepPrice, grid_tables, read_results
-from vidssl.compare.runs import csv_text
-from vidssl.compare.tables import drawn, markdown
+from vidssl.config import protocol, strict_yaml
 from vidssl.config.grid import Cell, Grid, load_grid
-from vidssl.config.protocol import (
-    finetunes,
-    load_mask_protocol,
-    load_protocol,
-    measures_masks,
-    measures_tokenizers,
-)
 from vidssl.config.recipe import Recipe
-from vidssl.config.strict_yaml import parse, plain
+from vidssl.engine import resume, runfolder, speed
 from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
 from vidssl.engine.process import SIGNALS, make_folder, num_cpus, sole_process, write_text
-from vidssl.engine.resume import changed_keys
-from vidssl.engine.runfolder import RunFolder, check_name
-from vidssl.engine.speed import deterministic
 from vidssl.errors import UsageError, counted
 from vidssl.tools.dry_run import part_sizes, step_seconds, two_steps
 from vidssl.train.run import STOPPED
@@ -158,7 +148,7 @@ def through_submitit(cluster: str, parameters: Sequence[str], folder: Path) -> R
         key, equals, value = word.partition("=")
         if not equals:
             raise UsageError(f"--job {word}: write KEY=VALUE, such as timeout_min=600")
-        given[key] = plain(parse(value, lambda line: "--job", key))
+        given[key] = strict_yaml.plain(strict_yaml.parse(value, lambda line: "--job", key))
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
         executor.update_parameters(**given)
@@ -212,12 +202,12 @@ class _Trial:
     steps: int
 
     def trained(self) -> bool:
-        newest = RunFolder(self.folder).newest_checkpoint()
-        return newest is not None and RunFolder.step_of(newest) == self.steps
+        newest = runfolder.RunFolder(self.folder).newest_checkpoint()
+        return newest is not None and runfolder.RunFolder.step_of(newest) == self.steps
 
     def missing(self, protocols: Mapping[str, str]) -> list[str]:
         """Words of the protocols (word -> name) that it has no scores under."""
-        scores = RunFolder(self.folder).scores
+        scores = runfolder.RunFolder(self.folder).scores
         return [w for w, n in protocols.items() if not (scores / f"{n}-step-{self.steps:06d}.json").is_file()]
 
 
@@ -246,7 +236,7 @@ def run_grid(
     """
     console, execution = console or terminal(), execution or Execution()
     grid = load_grid(name, overrides)
-    check_name(grid.spec.name)
+    runfolder.check_name(grid.spec.name)
     folder = Path(out) / grid.spec.name
     if tables_only:
         return show_tables(folder, console)
@@ -275,10 +265,10 @@ def show_tables(folder: Path, console: Console) -> int:
     results = read_results(folder)
     grids = grid_tables(results)
     for grid in grids:
-        console.print(drawn(grid))
+        console.print(tables.drawn(grid))
     title = f"# {results.question}\n\n" if results.question else ""
-    write_text(folder / "results.md", title + "\n".join(map(markdown, grids)))
-    write_text(folder / "scores.csv", csv_text(results.files))
+    write_text(folder / "results.md", title + "\n".join(map(tables.markdown, grids)))
+    write_text(folder / "scores.csv", runs.csv_text(results.files))
     print_line(console, f"Tables: {folder / 'results.md'}")
     print_line(console, f"Scores: {folder / 'scores.csv'}")
     print_line(console, f"Next: vidssl report {folder} -o report.html")
@@ -297,24 +287,24 @@ def _check(grid: Grid, execution: Execution) -> dict[str, str]:
         build.check(recipe)
         build.check_ready(recipe, with_init=True)
         for word in grid.spec.protocols:
-            if measures_tokenizers(word):
+            if protocol.measures_tokenizers(word):
                 raise UsageError(f"{word}: measures tokenizers; a grid scores networks")
-            if measures_masks(word):
+            if protocol.measures_masks(word):
                 if execution.processes > 1:
                     raise UsageError(f"{word}: masks are measured by one process: leave --processes out")
-                masks = sized(load_mask_protocol(word, execution.evaluation), recipe)
+                masks = sized(protocol.load_mask_protocol(word, execution.evaluation), recipe)
                 build.check_mask_protocol(masks)
                 protocols[word] = masks.name
                 continue
-            given = [w for w in execution.evaluation if finetunes(word) or not w.startswith("run.")]
-            protocol = load_protocol(word, given, recipe)
-            if protocol.data is None:
+            given = [w for w in execution.evaluation if protocol.finetunes(word) or not w.startswith("run.")]
+            loaded = protocol.load_protocol(word, given, recipe)
+            if loaded.data is None:
                 raise UsageError(
                     f"{word}: neither it nor cell {cell.name} names labelled videos: add them with "
                     "--eval 'data.train={...}' --eval 'data.test={...}' --eval 'data.views={...}'"
                 )
-            build.check_any_protocol(protocol)
-            protocols[word] = protocol.name
+            build.check_any_protocol(loaded)
+            protocols[word] = loaded.name
     return protocols
 
 
@@ -383,7 +373,7 @@ def _trials(grid: Grid, folder: Path, say: Callable[[str], None]) -> list[_Trial
 
 def _price(recipe: Recipe, key: str) -> StepPrice:
     """What a step of a recipe takes on this machine, in this process."""
-    with random_states_kept(), deterministic(recipe.run.deterministic):
+    with random_states_kept(), speed.deterministic(recipe.run.deterministic):
         streams = build.streams(recipe)
         torch.manual_seed(recipe.seed)
         objective = build.objective(recipe, say=logging.getLogger(__name__).debug)
@@ -420,7 +410,7 @@ def _check_same(trials: Sequence[_Trial]) -> None:
     for trial in trials:
         path = trial.folder / "recipe.yaml"
         if path.is_file():
-            changed = changed_keys(path.read_text(encoding="utf-8"), resolved_text(trial.recipe))
+            changed = resume.changed_keys(path.read_text(encoding="utf-8"), resolved_text(trial.recipe))
             if changed:
                 raise UsageError(
                     f"{trial.folder} was begun with another grid ({', '.join(changed)}): give this one "

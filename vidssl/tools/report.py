@@ -17,29 +17,16 @@ from rich.console import Console
 from vidssl.compare.grid_tables import GridResults, ProtocolTable, grid_tables, is_grid, read_results
 from vidssl.compare.runs import by_protocol, run_grids
 from vidssl.compare.tables import Grid, RunGroup, head, measured, run_groups, run_name
+from vidssl.engine import process, runfolder
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
-from vidssl.engine.process import check_writable, make_folder, write_text
-from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.evaluate import find_checkpoint
-from vidssl.evaluate.score_file import ScoreFile, find_scores
+from vidssl.evaluate import evaluate, score_file
 from vidssl.evaluators.differences import RowKey
 from vidssl.evaluators.statistics import LEVEL, Difference, holm, mean_over_seeds, method_difference
-from vidssl.pictures.charts import (
-    Curve,
-    Dot,
-    confusion_page,
-    curves_chart,
-    effects_chart,
-    embedding_chart,
-    scores_chart,
-    svg,
-)
-from vidssl.pictures.clips import Picture
+from vidssl.pictures import charts, clips, show
 from vidssl.pictures.features import embedding, neighbour_pages, neighbour_strips, run_features
 from vidssl.pictures.pages import animation, webp
-from vidssl.pictures.show import drawing_of_run
 from vidssl.tools.watch import read_curves
 
 if TYPE_CHECKING:
@@ -119,22 +106,26 @@ def write_report(
         )
     if Path(out).suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{out}: a report is an HTML file: -o {Path(out).stem or 'report'}.html")
-    check_writable(Path(out), "name another with -o")
+    process.check_writable(Path(out), "name another with -o")
     console = console or terminal()
     grid = read_results(Path(targets[0])) if is_grid(Path(targets[0])) else None
     if grid is not None and len(targets) > 1:
         raise UsageError(f"{targets[0]}: a grid is reported by itself: leave out {targets[1]}")
-    files = grid.files if grid is not None else [f for word in targets for f in find_scores(Path(word))]
+    files = (
+        grid.files
+        if grid is not None
+        else [f for word in targets for f in score_file.find_scores(Path(word))]
+    )
     with shown_messages(console):
         page = _page(files, grid, list(targets), out, pictures, trust, console)
-    make_folder(Path(out).parent)
-    write_text(Path(out), page)
+    process.make_folder(Path(out).parent)
+    process.write_text(Path(out), page)
     print_line(console, f"Report: {out} ({len(page.encode()) / 2**20:.1f} MiB)")
     return 0
 
 
 def _page(
-    files: Sequence[ScoreFile],
+    files: Sequence[score_file.ScoreFile],
     grid: GridResults | None,
     targets: Sequence[str],
     out: str,
@@ -166,7 +157,7 @@ def _page(
     return template.render(title=title, verdict=verdict, sections=[s for s in sections if s is not None])
 
 
-def run_folder(file: ScoreFile) -> str:
+def run_folder(file: score_file.ScoreFile) -> str:
     """The run that scores lie in, though it was moved since; or what was scored, where they lie elsewhere."""
     return str(file.path.parent.parent) if file.path.parent.name == "scores" else run_name(file)
 
@@ -200,18 +191,18 @@ def _values(group: RunGroup, network: str, key: RowKey) -> list[float]:
     return [score.class_mean if score.unbalanced else score.top1 for score in group.rows(network)[key]]
 
 
-def _dot(name: str, group: RunGroup, network: str, key: RowKey) -> Dot:
+def _dot(name: str, group: RunGroup, network: str, key: RowKey) -> charts.Dot:
     values = _values(group, network, key)
     if len(values) > 1:
         mean, half = mean_over_seeds(values)
         half = half or 0.0
         least = -math.inf if group.rows(network)[key][0].measure == "R2" else 0.0
-        return Dot(name, mean, max(least, mean - half), min(1.0, mean + half))
+        return charts.Dot(name, mean, max(least, mean - half), min(1.0, mean + half))
     score = group.rows(network)[key][0]
     low, high = (
         (score.class_interval or (score.low, score.high)) if score.unbalanced else (score.low, score.high)
     )
-    return Dot(name, values[0], low, high)
+    return charts.Dot(name, values[0], low, high)
 
 
 def _normal_rows(group: RunGroup) -> list[RowKey]:
@@ -327,27 +318,27 @@ def grid_section(results: GridResults) -> Section:
     if len(results.axes) == 2:
         for protocol in results.protocols:
             table, (along, across) = ProtocolTable.of(results, protocol), results.axes
-            panels: dict[str, dict[str, list[Dot]]] = {}
+            panels: dict[str, dict[str, list[charts.Dot]]] = {}
             for key in table.rows:
                 for cell in table.present:
                     values = table.value(cell, key)
                     mean, half = mean_over_seeds(values) if len(values) > 1 else (values[0], None)
                     half = half or 0.0
                     least = -math.inf if table.score(key).measure == "R2" else 0.0
-                    dot = Dot(cell.levels[along], mean, max(least, mean - half), min(1.0, mean + half))
+                    dot = charts.Dot(cell.levels[along], mean, max(least, mean - half), min(1.0, mean + half))
                     panels.setdefault(measured(key, table.score(key)), {}).setdefault(
                         cell.levels[across], []
                     ).append(dot)
             text = f"{protocol}: mean over seeds with its 95 % interval, a line for each {across}"
-            figures.append(_chart(f"{along} x {across}", effects_chart(panels, along), text))
+            figures.append(_chart(f"{along} x {across}", charts.effects_chart(panels, along), text))
     return Section("The grid", tuple(figures), tuple(grid_tables(results)))
 
 
 def score_panels(
     groups: Sequence[RunGroup], names: Mapping[str, str]
-) -> tuple[dict[str, list[Dot]], dict[str, float | None], list[str]]:
+) -> tuple[dict[str, list[charts.Dot]], dict[str, float | None], list[str]]:
     """Label -> a score for each network, label -> chance, and the names of networks that were not trained."""
-    panels: dict[str, list[Dot]] = {}
+    panels: dict[str, list[charts.Dot]] = {}
     chance: dict[str, float | None] = {}
     hollow = []
     for key in _normal_rows(groups[0]):
@@ -367,7 +358,7 @@ def scores_section(groups: Sequence[RunGroup], names: Mapping[str, str]) -> Sect
     """Scores of trained and untrained networks, with intervals and chance."""
     protocol = groups[0].files[0].name
     text = "scores in % with its 95 % interval; hollow: not trained; dashed: chance"
-    figure = _chart(f"Scores under {protocol}", scores_chart(*score_panels(groups, names)), text)
+    figure = _chart(f"Scores under {protocol}", charts.scores_chart(*score_panels(groups, names)), text)
     return Section(f"Scores: {protocol}", (figure,))
 
 
@@ -376,7 +367,7 @@ def orders_section(groups: Sequence[RunGroup], names: Mapping[str, str]) -> Sect
     orders = {key[2] for group in groups for key in group.rows(next(iter(group.files[0].scores)))}
     if orders == {"normal"}:
         return None
-    panels: dict[str, list[Dot]] = {}
+    panels: dict[str, list[charts.Dot]] = {}
     for group in groups:
         network = next(iter(group.files[0].scores))
         for order in _ORDERS:
@@ -387,20 +378,20 @@ def orders_section(groups: Sequence[RunGroup], names: Mapping[str, str]) -> Sect
                     panels.setdefault(label, []).append(dot)
     text = "the same probe, tested on clips with their frames in another order"
     return Section(
-        "What it uses: order of frames", (_chart("Order of frames", scores_chart(panels, {}), text),)
+        "What it uses: order of frames", (_chart("Order of frames", charts.scores_chart(panels, {}), text),)
     )
 
 
-def curve_panels(runs: Sequence[Path], names: Mapping[str, str]) -> dict[str, list[Curve]]:
+def curve_panels(runs: Sequence[Path], names: Mapping[str, str]) -> dict[str, list[charts.Curve]]:
     """Metric -> the curves of the runs that logged it, those of held-out videos dashed."""
-    panels: dict[str, list[Curve]] = {}
+    panels: dict[str, list[charts.Curve]] = {}
     for run in runs:
-        metrics = RunFolder(run).metrics
+        metrics = runfolder.RunFolder(run).metrics
         for found in read_curves(metrics) if metrics.is_file() else ():
             metric = found.name.removeprefix("test_")
             if metric.startswith(_CURVES):
                 tested = metric != found.name
-                curve = Curve(names[str(run)], found.steps, found.values, dashed=tested)
+                curve = charts.Curve(names[str(run)], found.steps, found.values, dashed=tested)
                 panels.setdefault(metric, []).append(curve)
     return panels
 
@@ -409,9 +400,11 @@ def curves_section(runs: Sequence[Path], names: Mapping[str, str]) -> Section:
     """Metrics over steps, test over train, runs over one another."""
     panels = curve_panels(runs, names)
     notes = [
-        f"{names[str(run)]}: no metrics in its folder" for run in runs if not RunFolder(run).metrics.is_file()
+        f"{names[str(run)]}: no metrics in its folder"
+        for run in runs
+        if not runfolder.RunFolder(run).metrics.is_file()
     ]
-    figures = (_chart("Training", curves_chart(panels), "metrics over steps"),) if panels else ()
+    figures = (_chart("Training", charts.curves_chart(panels), "metrics over steps"),) if panels else ()
     return Section("Curves", figures, notes=tuple(notes))
 
 
@@ -434,7 +427,9 @@ def confusion_section(protocols: Sequence[Sequence[RunGroup]], names: Mapping[st
                     )
                     continue
                 title = f"{names[run_folder(file)]}, {file.name}, {row.label}"
-                figures.append(_picture(title, [confusion_page(file, network, row)], f"confusion: {title}"))
+                figures.append(
+                    _picture(title, [charts.confusion_page(file, network, row)], f"confusion: {title}")
+                )
     if not figures and not notes:
         notes.append("no row names one class a video: retrieval, mAP, R2 and masks name none")
     return Section("Confusion", tuple(figures), notes=tuple(dict.fromkeys(notes)), closed=True)
@@ -469,35 +464,37 @@ def picture_sections(
     return [Section(title, tuple(f), notes=(*n, *more)) for title, (f, n) in made.items()]
 
 
-def _clips(run: Path, what: Picture, trust: bool, console: Console) -> list[Figured]:
-    checkpoint = read_checkpoint(find_checkpoint(str(run)))
-    drawing = drawing_of_run(
+def _clips(run: Path, what: clips.Picture, trust: bool, console: Console) -> list[Figured]:
+    checkpoint = read_checkpoint(evaluate.find_checkpoint(str(run)))
+    drawing = show.drawing_of_run(
         checkpoint, what, trust=trust, say=partial(print_line, console), videos=CLIPS_A_RUN
     )
     return [_picture(drawing.title, animation(drawing.title, drawing.strips), drawing.title)]
 
 
 def _neighbours(run: Path, trust: bool, console: Console) -> list[Figured]:
-    features = run_features(read_checkpoint(find_checkpoint(str(run))), console, trust=trust)
+    features = run_features(read_checkpoint(evaluate.find_checkpoint(str(run))), console, trust=trust)
     title = "test videos, and the training videos whose features are nearest (cosine similarity)"
     strips = neighbour_strips(features, features.label(None))
     return [_picture(title, neighbour_pages(title, strips), title)]
 
 
 def _map(run: Path, trust: bool, console: Console) -> list[Figured]:
-    features = run_features(read_checkpoint(find_checkpoint(str(run))), console, trust=trust)
+    features = run_features(read_checkpoint(evaluate.find_checkpoint(str(run))), console, trust=trust)
     points, chosen = embedding(features)
     figures = []
     for label, numbers in features.test.labels.items():
         own = numbers[chosen].tolist()
-        chart = embedding_chart(points, own, features.test.classes[label], f"t-SNE of features, by {label}")
+        chart = charts.embedding_chart(
+            points, own, features.test.classes[label], f"t-SNE of features, by {label}"
+        )
         figures.append(
             _chart(f"by {label}", chart, f"t-SNE of the test videos' features, coloured by {label}")
         )
     return figures
 
 
-def cards_section(files: Sequence[ScoreFile]) -> Section:
+def cards_section(files: Sequence[score_file.ScoreFile]) -> Section:
     """The protocols, as they were, and what must be equal for scores to be compared."""
     texts = {}
     for file in files:
@@ -528,7 +525,7 @@ def _flat(value: object) -> str:
 
 
 def _chart(title: str, figure: "Figure", text: str) -> Figured:
-    return Figured(title, svg(figure), text)
+    return Figured(title, charts.svg(figure), text)
 
 
 def _picture(title: str, pages: Sequence[Image.Image], text: str) -> Figured:

@@ -8,13 +8,11 @@ from rich.console import Console
 
 from vidssl.compare.runs import by_protocol
 from vidssl.compare.tables import run_groups
+from vidssl.engine import process, runfolder
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
-from vidssl.engine.process import make_folder
-from vidssl.engine.runfolder import named_run
 from vidssl.errors import UsageError
-from vidssl.evaluate.evaluate import find_checkpoint
-from vidssl.evaluate.score_file import find_scores
+from vidssl.evaluate import evaluate, score_file
 from vidssl.pictures.charts import curves_chart, embedding_chart, require_matplotlib, save_chart, scores_chart
 from vidssl.pictures.features import QUERIES, embedding, neighbour_pages, neighbour_strips, run_features
 from vidssl.pictures.pages import save_png, save_webp
@@ -58,12 +56,12 @@ def show_chart(
     folder = Path(out) if out is not None else (own if own.is_dir() else own.parent) / "pictures"
     with shown_messages(console):
         if what == "curves":
-            runs = [named_run(word).path for word in targets]
+            runs = [runfolder.named_run(word).path for word in targets]
             panels = curve_panels(runs, short_names([str(run) for run in runs]))
             if not panels:
                 raise UsageError(f"{targets[0]}: nothing is logged yet")
             paths = [folder / "curves.png"]
-            make_folder(folder, "name another with --out")
+            process.make_folder(folder, "name another with --out")
             save_chart(curves_chart(panels), paths[0])
         elif what == "scores":
             paths = _scores(targets, protocol, folder)
@@ -77,14 +75,14 @@ def show_chart(
 
 
 def _scores(targets: Sequence[str], protocol: str | None, folder: Path) -> list[Path]:
-    files = [file for word in targets for file in find_scores(Path(word))]
+    files = [file for word in targets for file in score_file.find_scores(Path(word))]
     kept = [file for file in files if protocol in (None, file.name)]
     if not kept:
         known = ", ".join(dict.fromkeys(file.name for file in files))
         raise UsageError(f"no scores of '{protocol}'. There are: {known}")
     names = short_names([run_folder(file) for file in kept])
     paths = []
-    make_folder(folder, "name another with --out")
+    process.make_folder(folder, "name another with --out")
     for same in by_protocol(kept):
         path = folder / f"scores-{same[0].name}.png"
         save_chart(scores_chart(*score_panels(run_groups(same, each=False), names)), path)
@@ -102,10 +100,10 @@ def _features(
     trust: bool,
     console: Console,
 ) -> list[Path]:
-    checkpoint = read_checkpoint(find_checkpoint(word))
+    checkpoint = read_checkpoint(evaluate.find_checkpoint(word))
     features = run_features(checkpoint, console, protocol=protocol, trust=trust)
     asked = features.label(label)
-    make_folder(folder, "name another with --out")
+    process.make_folder(folder, "name another with --out")
     path = folder / f"{what}-{asked.replace('/', '_')}-{checkpoint.path.stem}.png"
     title = f"{word}, step {checkpoint.step}"
     if what == "embedding":

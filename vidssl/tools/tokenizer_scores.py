@@ -18,18 +18,15 @@ from vidssl.build.registry import resolved_text
 from vidssl.config.files import find, spec_files
 from vidssl.config.protocol import TokenizerProtocol, load_tokenizer_protocol, measures_tokenizers
 from vidssl.config.recipe import load_tokenizer_spec
+from vidssl.engine import process, runfolder
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
-from vidssl.engine.process import write_text
-from vidssl.engine.runfolder import describe_environment
 from vidssl.engine.speed import pick_device
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.evaluate import find_checkpoint
-from vidssl.evaluate.subject import home, recipe_of, trained_tokenizer
+from vidssl.evaluate import evaluate, subject
 from vidssl.interfaces import Tokenizer
+from vidssl.pictures import drawings, pages
 from vidssl.pictures.clips import Clips, draw_clips
-from vidssl.pictures.drawings import strips_of
-from vidssl.pictures.pages import as_frames, evenly_spaced, save_png, sheet
 from vidssl.tokenizers.frame_networks import of_length
 from vidssl.tokenizers.measure import TokenizerMeasure, ids_per_second, measure, psnr
 
@@ -150,12 +147,12 @@ def _named(target: str, say: Say, trust: bool) -> Candidate:
         made = build.tokenizer(spec, say=say)
         assert spec.weights is not None, "a tokenizer file names weights"
         return Candidate(find("tokenizers", target).stem, spec.part.type, made, spec.weights.path)
-    checkpoint = read_checkpoint(find_checkpoint(target))
-    recipe = recipe_of(checkpoint, "without one the tokenizer is not known", trust=trust)
+    checkpoint = read_checkpoint(evaluate.find_checkpoint(target))
+    recipe = subject.recipe_of(checkpoint, "without one the tokenizer is not known", trust=trust)
     if recipe.backbone is not None or recipe.tokenizer is None:
         raise UsageError(f"{target}: trained a network and no tokenizer: '--protocol knn' scores those")
-    made = trained_tokenizer(recipe, checkpoint)
-    run = (home(checkpoint), checkpoint.path.stem)
+    made = subject.trained_tokenizer(recipe, checkpoint)
+    run = (subject.home(checkpoint), checkpoint.path.stem)
     return Candidate(target.rstrip("/"), recipe.tokenizer.part.type, made, checkpoint.path, run)
 
 
@@ -254,10 +251,10 @@ def _keep(
         "videos": clips.keys,
         "tokenizers": [_record(row) for row in rows],
         "not_measured": missing,
-        "environment": describe_environment(),
+        "environment": runfolder.describe_environment(),
     }
-    write_text(folder / f"{stem}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
-    shown = evenly_spaced(len(clips.keys), protocol.measure.shown)
+    process.write_text(folder / f"{stem}.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    shown = pages.evenly_spaced(len(clips.keys), protocol.measure.shown)
     few = Clips(clips.pixels[shown], tuple(clips.keys[number] for number in shown))
     _save_sheet(few, [row.candidate for row in rows], folder / f"{stem}.png")
 
@@ -280,13 +277,13 @@ def _record(row: ScoredTokenizer) -> dict[str, object]:
 
 def _save_sheet(clips: Clips, candidates: Sequence[Candidate], path: Path) -> None:
     """Frames above what each tokenizer makes of them."""
-    labelled = {"frames": [as_frames(clip) for clip in clips.pixels]}
+    labelled = {"frames": [pages.as_frames(clip) for clip in clips.pixels]}
     errors = []
     for candidate in candidates:
         device = next(candidate.tokenizer.parameters()).device
         ids = candidate.tokenizer.encode(clips.pixels.to(device))
         made = of_length(candidate.tokenizer.decode(ids), clips.pixels.shape[2]).cpu()
-        labelled[candidate.name] = [as_frames(clip) for clip in made]
+        labelled[candidate.name] = [pages.as_frames(clip) for clip in made]
         errors.append((made - clips.pixels).square().flatten(1).mean(dim=1))
     heights = psnr(torch.stack(errors)).T.tolist()
     names = [candidate.name for candidate in candidates]
@@ -294,7 +291,9 @@ def _save_sheet(clips: Clips, candidates: Sequence[Candidate], path: Path) -> No
         ", ".join(f"{n} {db:.1f} dB" for n, db in zip(names, of_clip, strict=True)) for of_clip in heights
     ]
     brief = [" / ".join(f"{db:.0f}" for db in of_clip) for of_clip in heights]
-    save_png(sheet("what each tokenizer keeps", strips_of(clips.keys, labelled, notes, brief)), path)
+    pages.save_png(
+        pages.sheet("what each tokenizer keeps", drawings.strips_of(clips.keys, labelled, notes, brief)), path
+    )
 
 
 def _size(pixels: Tensor) -> str:

@@ -13,19 +13,12 @@ import torch
 from vidssl.config.recipe import RunSpec
 from vidssl.data.loader import Loader, Stream
 from vidssl.data.sources.origins import Overlap
-from vidssl.engine.accumulate import forward_backward, split_batch
+from vidssl.engine import accumulate, distributed, gather, optim, process, runfolder, schedules, speed
 from vidssl.engine.checkpoint import broken_weights, listed, save_checkpoint
-from vidssl.engine.distributed import World
-from vidssl.engine.gather import in_parts
 from vidssl.engine.guard import Conditions, Guard, save_capture
 from vidssl.engine.logging import Track, TrainDisplay, over_processes
-from vidssl.engine.optim import Update
 from vidssl.engine.parallel import Parallel, whole
-from vidssl.engine.process import StopAsked, StopRequest
 from vidssl.engine.resume import Moving, Restored, save_state
-from vidssl.engine.runfolder import RunFolder
-from vidssl.engine.schedules import StepPlan
-from vidssl.engine.speed import lower, peak_memory, scale_metrics, scale_of, use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Augment, Progress
 from vidssl.train.monitors import measure
@@ -77,16 +70,16 @@ class Fixed:
     """
 
     run: RunSpec
-    world: World
+    world: distributed.World
     parallel: Parallel
-    update: Update
-    plan: StepPlan
+    update: optim.Update
+    plan: schedules.StepPlan
     device: torch.device
     dtype: torch.dtype | None
     augment: Augment | None
     streams: Mapping[str, Stream]
     test_streams: Mapping[str, Stream]
-    folder: RunFolder
+    folder: runfolder.RunFolder
     recipe_text: str
     start: Restored
     stop_after: int | None
@@ -94,7 +87,7 @@ class Fixed:
     loader: Loader
     display: TrainDisplay
     track: Track
-    stop: StopRequest
+    stop: process.StopRequest
 
     @property
     def seconds(self) -> float:
@@ -121,33 +114,33 @@ def train_steps(fixed: Fixed, moving: Moving) -> TrainResult:
             # of several processes the others may be at work on this step
             with fixed.stop.ends_wait() if world.size == 1 else nullcontext():
                 loaded = next(fixed.loader)
-        except StopAsked:  # a machine that is taken back does not wait for slow data
+        except process.StopAsked:  # a machine that is taken back does not wait for slow data
             _save(fixed, moving, step)
             break
         guard.begin(progress, loaded)
         batch = loaded.to(fixed.device)
         if fixed.augment is not None:
-            with in_parts(run.accumulate):
+            with gather.in_parts(run.accumulate):
                 batch = fixed.augment(batch, generator)
 
         # forward, backward, clip
         optimizer.zero_grad(set_to_none=True)
-        micro_batches = split_batch(batch, run.accumulate)
-        output = forward_backward(
+        micro_batches = accumulate.split_batch(batch, run.accumulate)
+        output = accumulate.forward_backward(
             fixed.parallel, micro_batches, progress, generator, scaler=scaler, dtype=fixed.dtype
         )
         scaler.unscale_(optimizer)
         grad_norm = fixed.update.clip_gradients(objective.parameters())
 
         # look, step
-        if guard.passes(output.loss, grad_norm, scale_of(scaler)):
+        if guard.passes(output.loss, grad_norm, speed.scale_of(scaler)):
             scaler.step(optimizer)
             scaler.update()
             objective.after_step(progress, generator)
             moving.watch.add(output)
             moving.window.add(output.metrics, grad_norm, loaded, fixed.loader.waited_seconds)
         else:
-            lower(scaler)
+            speed.lower(scaler)
             moving.window.add({}, None, loaded, fixed.loader.waited_seconds)
         done, finished = step + 1, step + 1 == plan.total_steps
         # looked at once: a signal that comes below waits for the next step
@@ -233,8 +226,8 @@ def _means(fixed: Fixed, moving: Moving, step: int) -> dict[str, float]:
     means = over_processes(fixed.world.gather(measured)) | {"lr": fixed.update.lr_at(fixed.plan, step)}
     if fixed.update.final_weight_decay is not None:
         means["weight_decay"] = fixed.update.weight_decay_at(fixed.plan, step)
-    means |= scale_metrics(moving.scaler) | moving.skips.metrics()
-    return means | {"memory_gib": peak_memory(fixed.device) / 2**30}
+    means |= speed.scale_metrics(moving.scaler) | moving.skips.metrics()
+    return means | {"memory_gib": speed.peak_memory(fixed.device) / 2**30}
 
 
 def _look(fixed: Fixed, moving: Moving, done: int, metrics: Mapping[str, float]) -> str:
@@ -291,6 +284,6 @@ def _test(fixed: Fixed) -> dict[str, float]:
         fixed.test_streams,
         batches=fixed.run.test_batches,
         device=fixed.device,
-        autocast=use_bfloat16(fixed.run.precision, fixed.device),
+        autocast=speed.use_bfloat16(fixed.run.precision, fixed.device),
     )
     return over_processes(fixed.world.gather(found))

@@ -16,20 +16,16 @@ from vidssl.build.registry import OBJECTIVE, constructor_of, resolved_text
 from vidssl.config.recipe import Recipe, overridden, read_recipe
 from vidssl.config.strict_yaml import load
 from vidssl.data.loader import Stream
-from vidssl.engine.distributed import here, processes, told_once_a_machine
+from vidssl.engine import distributed, own_code, speed
 from vidssl.engine.logging import format_duration, print_line, say_wrapped, shown_messages, terminal
-from vidssl.engine.own_code import code_in, files_of
 from vidssl.engine.process import Cpus, check_writable, sole_process, write_text
 from vidssl.engine.resume import FREE, LENGTH, changed_keys, find_run, no_state
 from vidssl.engine.runfolder import RunFolder, check_name, named_run
-from vidssl.engine.speed import pick_device
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.interfaces import Backbone, Objective
 from vidssl.objectives.classification import Classification
+from vidssl.train import monitors, start, trial
 from vidssl.train.loop import Monitor, TrainResult
-from vidssl.train.monitors import KnnMonitor
-from vidssl.train.start import train
-from vidssl.train.trial import tell_fit
 
 STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can be resumed
 
@@ -57,7 +53,7 @@ def run_recipe(
         Exit code: 0, or 130 if the run was asked to stop before its last step.
     """
     started = time.monotonic()
-    with processes(recipe.run.device, timeout_minutes=recipe.run.timeout_minutes) as world:
+    with distributed.processes(recipe.run.device, timeout_minutes=recipe.run.timeout_minutes) as world:
         console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
             objective, result = train_recipe(recipe, console, resume, cpus=cpus)
@@ -90,7 +86,7 @@ def train_recipe(
     if resume is None:
         check_name(recipe.name)
         check_writable(Path(recipe.run.out) / recipe.name, "name one you can write with run.out=FOLDER")
-    world = here()
+    world = distributed.here()
     say, text = logging.getLogger(__name__).info, resolved_text(recipe)
     if resume is None and recipe.run.resume == "auto":
         found = world.from_first(lambda: _found(recipe, text, say))
@@ -109,8 +105,8 @@ def train_recipe(
     torch.manual_seed(recipe.seed)
     objective = build.objective(recipe, say=say, with_init=resume is None)
     if resume is None and world.first and recipe.tokenizer is not None:
-        tell_fit(recipe.tokenizer.part.type, objective, streams, say)
-    result = train(
+        trial.tell_fit(recipe.tokenizer.part.type, objective, streams, say)
+    result = start.train(
         objective,
         streams,
         optim=build.optim(recipe),
@@ -121,7 +117,7 @@ def train_recipe(
         augment=build.augment(recipe),
         test_streams=test_streams,
         recipe_text=text,
-        code=files_of(str(leaf.value) for tree in recipe.trees for leaf in code_in(tree)),
+        code=own_code.files_of(str(leaf.value) for tree in recipe.trees for leaf in own_code.code_in(tree)),
         resume=resume,
         stop_after=stop_after,
         monitor=_monitor(recipe, objective),
@@ -147,7 +143,7 @@ def _on_cpus(recipe: Recipe, cpus: Cpus, resume: Path | None, say: Callable[[str
         threads = min(RunFolder(resume).began_with_threads() or threads, cpus.allowed)
     torch.set_num_threads(threads)
     workers = run.workers if cpus.free >= 1.5 else min(run.workers, 1)
-    if pick_device(run.device).type == "cpu" or cpus.free < cpus.allowed / 2:
+    if speed.pick_device(run.device).type == "cpu" or cpus.free < cpus.allowed / 2:
         say(
             f"CPUs: {cpus.allowed}, {cpus.free:.1f} of them free: {counted(threads, 'thread')} "
             f"(OMP_NUM_THREADS=N for another number), {counted(workers, 'data worker')} a stream"
@@ -243,7 +239,7 @@ def _found(recipe: Recipe, text: str, say: Callable[[str], None]) -> str:
 def _monitor(recipe: Recipe, objective: Objective) -> Monitor | None:
     encoder = objective.encoder()
     wanted = recipe.run.knn_every_steps is not None and isinstance(encoder, Backbone)
-    return KnnMonitor(recipe, encoder) if wanted and isinstance(encoder, Backbone) else None
+    return monitors.KnnMonitor(recipe, encoder) if wanted and isinstance(encoder, Backbone) else None
 
 
 def resume_run(
@@ -267,7 +263,7 @@ def resume_run(
     Raises:
         UsageError: if it is no run's folder, or the recipe is changed.
     """
-    with told_once_a_machine():
+    with distributed.told_once_a_machine():
         path = named_run(run).path / "recipe.yaml"
         moved = [word for word in overrides if word.split("=")[0] in ("run.out", "run.resume")]
         if moved:

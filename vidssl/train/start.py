@@ -9,39 +9,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from vidssl.build.checks import check_repeats, check_whole
-from vidssl.build.registry import Probe, recipe_of_parts
+from vidssl.build import checks, registry
 from vidssl.config.recipe import RunSpec
 from vidssl.config.strict_yaml import parse
 from vidssl.data.loader import Loader, Stream, numbered_alike, slices
-from vidssl.data.sources.origins import (
-    Overlap,
-    Video,
-    changes,
-    read_videos,
-    shared_videos,
-    videos_of,
-    write_videos,
-)
-from vidssl.engine.collapse import CollapseWatch
-from vidssl.engine.distributed import World, here, take_device
-from vidssl.engine.logging import (
-    Meter,
-    Say,
-    TrainDisplay,
-    check_trackers,
-    open_trackers,
-    say_wrapped,
-    terminal,
-)
+from vidssl.data.sources import origins
+from vidssl.engine import collapse, distributed, logging, own_code, process, schedules, speed
 from vidssl.engine.optim import Optim
-from vidssl.engine.own_code import code_in, files_of, keep_own
 from vidssl.engine.parallel import Parallel
-from vidssl.engine.process import sole_process, stop_requests
 from vidssl.engine.resume import Moving, Restored, restore
 from vidssl.engine.runfolder import RunFolder, create_run, named_run
-from vidssl.engine.schedules import Schedule, StepPlan
-from vidssl.engine.speed import autocast_dtype, deterministic, loss_scaler, prepare
 from vidssl.errors import UsageError
 from vidssl.interfaces import Augment, ComparesVideos, Objective, Watched
 from vidssl.objectives.classification import Classification
@@ -55,20 +32,20 @@ def train(
     streams: Mapping[str, Stream],
     *,
     optim: Optim,
-    schedule: Schedule,
+    schedule: schedules.Schedule,
     name: str,
     seed: int = 0,
     run: RunSpec | None = None,
     augment: Augment | None = None,
     test_streams: Mapping[str, Stream] | None = None,
-    probe: Probe | None = None,
+    probe: registry.Probe | None = None,
     recipe_text: str = "",
     code: Mapping[str, bytes] | None = None,
     resume: Path | str | None = None,
     stop_after: int | None = None,
     monitor: Monitor | None = None,
     console: Console | None = None,
-    world: World | None = None,
+    world: distributed.World | None = None,
     from_weights: bool = False,
 ) -> TrainResult:
     """Minimise an objective over streams of views; log, test and save on the way.
@@ -103,23 +80,23 @@ def train(
             the disk is full, too many videos cannot be read, or the run cannot resume. Checkpoints written
             before stay, and are finite.
     """
-    run, world = run or RunSpec(), world or here()
+    run, world = run or RunSpec(), world or distributed.here()
     _check_arguments(objective, streams, optim, schedule, run)
-    check_trackers(run.trackers)
-    console = (console or terminal()) if world.first else terminal(quiet=True)
+    logging.check_trackers(run.trackers)
+    console = (console or logging.terminal()) if world.first else logging.terminal(quiet=True)
     if not recipe_text:
         labelled = probe and dict(zip(("train", "test", "views"), probe, strict=True))
         rest = {"name": name, "seed": seed, "probe": labelled, "augment": augment, "optim": optim}
         rest |= {"schedule": schedule}
-        recipe_text = recipe_of_parts(objective, streams, test_streams or {}, run, rest)
-        own = code_in(parse(recipe_text, lambda line: f"line {line}")) if recipe_text else ()
-        code = files_of(str(leaf.value) for leaf in own)
-    device = take_device(run.device, world.local_rank)
+        recipe_text = registry.recipe_of_parts(objective, streams, test_streams or {}, run, rest)
+        own = own_code.code_in(parse(recipe_text, lambda line: f"line {line}")) if recipe_text else ()
+        code = own_code.files_of(str(leaf.value) for leaf in own)
+    device = distributed.take_device(run.device, world.local_rank)
     objective.to(device).train()
-    prepare(objective, run)
-    check_whole(objective, run, world.size)
-    say = partial(say_wrapped, console)
-    for line in check_repeats(objective, streams):
+    speed.prepare(objective, run)
+    checks.check_whole(objective, run, world.size)
+    say = partial(logging.say_wrapped, console)
+    for line in checks.check_repeats(objective, streams):
         say(line)
     distinct = isinstance(objective, ComparesVideos)
     streams = {name: replace(each, distinct=distinct) for name, each in streams.items()}
@@ -128,12 +105,15 @@ def train(
     _check_classes(objective, streams, test_streams)
     test_streams = {name: replace(each, distinct=distinct, once=True) for name, each in test_streams.items()}
     test_streams = slices(test_streams, world.rank, world.size)
-    parallel, dtype = Parallel(objective, world, run.parallel, device), autocast_dtype(run.precision, device)
+    parallel, dtype = (
+        Parallel(objective, world, run.parallel, device),
+        speed.autocast_dtype(run.precision, device),
+    )
     watch = watch_of(objective, from_weights=from_weights)
     # the CPU's on every device: the same masks everywhere, and no draw waits for a GPU
     generator = torch.Generator().manual_seed(seed)
-    scaler = loss_scaler(dtype, device)
-    moving = Moving(objective, optim.build(objective), generator, Meter(), watch, scaler=scaler)
+    scaler = speed.loss_scaler(dtype, device)
+    moving = Moving(objective, optim.build(objective), generator, logging.Meter(), watch, scaler=scaler)
     if not world.first:
         torch.manual_seed(seed + world.rank)  # of dropout and drop path; all else is drawn by ``generator``
     plan = _plan(schedule, streams)
@@ -141,7 +121,7 @@ def train(
     say(f"Run folder: {folder.path}")
     videos = _listed(streams, test_streams) if world.first else {}
     fresh = resume is None and world.first
-    with sole_process(folder.path, say) if world.first else nullcontext(), _used(folder, fresh=fresh):
+    with process.sole_process(folder.path, say) if world.first else nullcontext(), _used(folder, fresh=fresh):
         world.from_first(lambda: _note_videos(folder, videos, run, say, resumes=resume is not None))
         start = Restored(0, 0.0)
         if resume is not None:
@@ -152,11 +132,11 @@ def train(
             if not moving.skips.in_a_row:  # a kill behind the last save has left one more than are kept
                 folder.prune(run.keep_checkpoints, run.keep_every_steps)
         if world.first and recipe_text:
-            keep_own(folder.path, recipe_text, code or {}, say)
+            own_code.keep_own(folder.path, recipe_text, code or {}, say)
         with (
-            deterministic(run.deterministic),
-            stop_requests() as stop,
-            TrainDisplay(
+            speed.deterministic(run.deterministic),
+            process.stop_requests() as stop,
+            logging.TrainDisplay(
                 plan.total_steps, console, start.step, objective.yardsticks(), on_cpu=device.type == "cpu"
             ) as display,
             Loader(
@@ -165,7 +145,7 @@ def train(
                 say=world.speaker(display.say),
                 restarted=partial(_restarted, folder, world, display),
             ) as loader,
-            open_trackers(
+            logging.open_trackers(
                 run.trackers if world.first else (), folder.path, config=recipe_text, first_step=start.step
             ) as track,
         ):
@@ -190,29 +170,36 @@ def _used(folder: RunFolder, *, fresh: bool) -> Iterator[None]:
         raise
 
 
-def watch_of(objective: Objective, *, from_weights: bool) -> CollapseWatch:
+def watch_of(objective: Objective, *, from_weights: bool) -> collapse.CollapseWatch:
     """The watch over an objective's metrics; ``from_weights`` as ``train`` has it."""
     bands = objective.bands() if isinstance(objective, Watched) else ()
-    return CollapseWatch([replace(band, after=0.0) for band in bands] if from_weights else bands)
+    return collapse.CollapseWatch([replace(band, after=0.0) for band in bands] if from_weights else bands)
 
 
 def _listed(
     streams: Mapping[str, Stream], test_streams: Mapping[str, Stream]
-) -> dict[str, tuple[Video, ...]]:
+) -> dict[str, tuple[origins.Video, ...]]:
     """The key of each source in a recipe -> its videos."""
-    train = {f"data.{name}.{TRAIN}": videos_of(stream.source) for name, stream in streams.items()}
-    return train | {f"data.{name}.test_source": videos_of(each.source) for name, each in test_streams.items()}
+    train = {f"data.{name}.{TRAIN}": origins.videos_of(stream.source) for name, stream in streams.items()}
+    return train | {
+        f"data.{name}.test_source": origins.videos_of(each.source) for name, each in test_streams.items()
+    }
 
 
-def _test_overlap(videos: Mapping[str, Sequence[Video]]) -> Overlap:
-    parts: dict[bool, list[Video]] = {True: [], False: []}
+def _test_overlap(videos: Mapping[str, Sequence[origins.Video]]) -> origins.Overlap:
+    parts: dict[bool, list[origins.Video]] = {True: [], False: []}
     for name, part in videos.items():
         parts[name.endswith(f".{TRAIN}")] += part
-    return shared_videos(parts[True], parts[False])
+    return origins.shared_videos(parts[True], parts[False])
 
 
 def _note_videos(
-    folder: RunFolder, videos: Mapping[str, Sequence[Video]], run: RunSpec, say: Say, *, resumes: bool
+    folder: RunFolder,
+    videos: Mapping[str, Sequence[origins.Video]],
+    run: RunSpec,
+    say: logging.Say,
+    *,
+    resumes: bool,
 ) -> str:
     """Keeps the lists of videos in a run's folder; of one that resumes, holds them against those of before.
 
@@ -222,7 +209,7 @@ def _note_videos(
     if resumes and not folder.videos.is_file():
         return ""  # begun by an earlier version
     if resumes:
-        changed = changes(read_videos(folder.videos), videos)
+        changed = origins.changes(origins.read_videos(folder.videos), videos)
         if not changed:
             return ""
         said = f"{folder.path}: the videos are not those that the run began with: {changed}"
@@ -234,12 +221,16 @@ def _note_videos(
         say(f"{said}. It resumes with other batches than an uninterrupted run (run.on_changed_data=resume).")
         number = len(folder.video_lists())
         folder.videos.rename(folder.path / f"videos-{number}.json.gz")
-    write_videos(folder.videos, videos)
+    origins.write_videos(folder.videos, videos)
     return ""
 
 
 def _check_arguments(
-    objective: Objective, streams: Mapping[str, Stream], optim: Optim, schedule: Schedule, run: RunSpec
+    objective: Objective,
+    streams: Mapping[str, Stream],
+    optim: Optim,
+    schedule: schedules.Schedule,
+    run: RunSpec,
 ) -> None:
     """Refuse what a recipe could not say and Python can, before anything is made.
 
@@ -251,7 +242,7 @@ def _check_arguments(
         raise TypeError("streams must be names with a Stream each, such as {'video': Stream(source, views)}")
     for name, given, wanted, example in (
         ("optim", optim, Optim, "AdamW(lr=1e-3) of vidssl.api: settings, not an optimizer of torch.optim"),
-        ("schedule", schedule, Schedule, "Cosine(epochs=100) of vidssl.api"),
+        ("schedule", schedule, schedules.Schedule, "Cosine(epochs=100) of vidssl.api"),
         ("run", run, RunSpec, "RunSpec(device='cpu') of vidssl.api"),
     ):
         if not isinstance(given, wanted):
@@ -271,14 +262,16 @@ def _folder(run: RunSpec, name: str, recipe_text: str, resume: Path | str | None
     return str(folder.path)
 
 
-def _plan(schedule: Schedule, streams: Mapping[str, Stream]) -> StepPlan:
+def _plan(schedule: schedules.Schedule, streams: Mapping[str, Stream]) -> schedules.StepPlan:
     try:
         return schedule.plan({name: len(stream) / stream.batch_size for name, stream in streams.items()})
     except ValueError as error:
         raise UsageError(f"schedule: {error}") from error
 
 
-def _restarted(folder: RunFolder, world: World, display: TrainDisplay, step: int, text: str) -> None:
+def _restarted(
+    folder: RunFolder, world: distributed.World, display: logging.TrainDisplay, step: int, text: str
+) -> None:
     """Says, and notes, that data workers were replaced."""
     if world.first:
         folder.note(step, "restarted", text)

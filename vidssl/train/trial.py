@@ -17,28 +17,12 @@ from vidssl.config.recipe import Recipe
 from vidssl.data.loader import Stream
 from vidssl.data.samples import InOrder
 from vidssl.data.views.stored import StoredViews
-from vidssl.engine.accumulate import forward_backward, split_batch
-from vidssl.engine.distributed import World
-from vidssl.engine.gather import in_parts
-from vidssl.engine.guard import Attempt, Guard
+from vidssl.engine import accumulate, distributed, gather, guard, parallel, resume, schedules, speed
 from vidssl.engine.logging import Meter, Say
-from vidssl.engine.parallel import Parallel
-from vidssl.engine.resume import Moving
-from vidssl.engine.schedules import StepPlan
-from vidssl.engine.speed import (
-    autocast_dtype,
-    load_scaler,
-    loss_scaler,
-    lower,
-    pick_device,
-    prepare,
-    scale_of,
-)
 from vidssl.errors import UsageError
 from vidssl.interfaces import Batch, Objective, Progress, Tokenizer, as_clip
 from vidssl.objectives.parts.masked_prediction import FrozenTokenizer
-from vidssl.tokenizers.frame_networks import of_length
-from vidssl.tokenizers.measure import psnr
+from vidssl.tokenizers import frame_networks, measure
 
 R = TypeVar("R")
 
@@ -52,21 +36,21 @@ class Trial:
         compiled: whether blocks are.
     """
 
-    def __init__(self, recipe: Recipe, objective: Objective, plan: StepPlan) -> None:
-        run, self.device = recipe.run, pick_device(recipe.run.device)
+    def __init__(self, recipe: Recipe, objective: Objective, plan: schedules.StepPlan) -> None:
+        run, self.device = recipe.run, speed.pick_device(recipe.run.device)
         self.compiled = run.compile
         objective.to(self.device).train()
-        prepare(objective, run)
-        self._parallel = Parallel(
-            objective, World(), run.parallel, self.device
+        speed.prepare(objective, run)
+        self._parallel = parallel.Parallel(
+            objective, distributed.World(), run.parallel, self.device
         )  # before the optimizer: shards
-        optim, self._dtype = build.optim(recipe), autocast_dtype(run.precision, self.device)
+        optim, self._dtype = build.optim(recipe), speed.autocast_dtype(run.precision, self.device)
         generator = torch.Generator().manual_seed(recipe.seed)
         scaler = _unscaled(self._dtype, self.device)
-        self.moving = Moving(objective, optim.build(objective), generator, Meter(), scaler=scaler)
+        self.moving = resume.Moving(objective, optim.build(objective), generator, Meter(), scaler=scaler)
         self._plan, self._update, self._parts = plan, optim.update, run.accumulate
         self._augment = build.augment(recipe)
-        self._guard = Guard(
+        self._guard = guard.Guard(
             objective, generator, self.moving.skips, most_in_a_row=1, say=_no_line, capture=_refuse
         )
 
@@ -74,7 +58,7 @@ class Trial:
         """A batch on the device as the recipe's ``augment`` makes it."""
         if self._augment is None:
             return batch
-        with in_parts(self._parts):
+        with gather.in_parts(self._parts):
             return self._augment(batch, self.moving.generator)
 
     def descend(self, step: int, batch: Batch) -> Mapping[str, Tensor]:
@@ -88,14 +72,14 @@ class Trial:
         progress = Progress(step, self._plan.total_steps, self._plan.steps_per_epoch)
         self._guard.begin(progress, batch)
         moving.optimizer.zero_grad(set_to_none=True)
-        micro_batches = split_batch(batch, self._parts)
-        output = forward_backward(
+        micro_batches = accumulate.split_batch(batch, self._parts)
+        output = accumulate.forward_backward(
             self._parallel, micro_batches, progress, moving.generator, scaler=scaler, dtype=self._dtype
         )
         scaler.unscale_(moving.optimizer)
         grad_norm = self._update.clip_gradients(moving.objective.parameters())
-        if not self._guard.passes(output.loss, grad_norm, scale_of(scaler)):
-            lower(scaler)
+        if not self._guard.passes(output.loss, grad_norm, speed.scale_of(scaler)):
+            speed.lower(scaler)
             return {}
         scaler.step(moving.optimizer)
         scaler.update()
@@ -147,8 +131,8 @@ def random_states_kept() -> Iterator[None]:
 
 def _unscaled(dtype: torch.dtype | None, device: torch.device) -> torch.amp.GradScaler:
     """A scaler that has settled: the first steps of a run under float16 are spent on finding its scale."""
-    scaler = loss_scaler(dtype, device)
-    load_scaler(scaler, {"scale": torch.tensor(1.0), "steps": torch.tensor(0)})
+    scaler = speed.loss_scaler(dtype, device)
+    speed.load_scaler(scaler, {"scale": torch.tensor(1.0), "steps": torch.tensor(0)})
     return scaler
 
 
@@ -156,7 +140,7 @@ def _no_line(step: int, text: str) -> None:
     """A step that is not taken ends the trial: there is nothing to report."""
 
 
-def _refuse(attempt: Attempt) -> Path:
+def _refuse(attempt: guard.Attempt) -> Path:
     raise UsageError(
         f"step {attempt.progress.step + 1}: the loss is {attempt.loss:.4g}, the gradient norm "
         f"{attempt.grad_norm:.4g}: lower optim.lr, or set run.precision=fp32"
@@ -210,7 +194,7 @@ def fit(tokenizer: Tokenizer, stream: Stream) -> float | None:
         return None
     clips = torch.stack([as_clip(next(iter(each.values()))[0])[:, :_FRAMES] for each in views])
     try:
-        made = of_length(tokenizer.decode(tokenizer.encode(clips)), clips.shape[2])
+        made = frame_networks.of_length(tokenizer.decode(tokenizer.encode(clips)), clips.shape[2])
     except ValueError:  # no decoder, or ids that span more frames
         return None
-    return float(psnr((made - clips).square().mean()))
+    return float(measure.psnr((made - clips).square().mean()))

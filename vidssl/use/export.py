@@ -24,8 +24,7 @@ from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
 from vidssl.engine.process import make_folder, write_atomically, write_text
 from vidssl.errors import UsageError
-from vidssl.evaluate.evaluate import find_checkpoint
-from vidssl.evaluate.subject import home, recipe_of, trained_backbone
+from vidssl.evaluate import evaluate, subject
 from vidssl.interfaces import Backbone, DataSource, as_clip
 from vidssl.interfaces.grids import GridSize
 from vidssl.interfaces.pretrained import load_pretrained
@@ -220,13 +219,13 @@ def export(
     console = console or terminal()
     with shown_messages(console):
         say = partial(print_line, console)
-        checkpoint = read_checkpoint(find_checkpoint(network))
-        recipe = recipe_of(checkpoint, "write it with Backbone.save_pretrained", trust=trust)
+        checkpoint = read_checkpoint(evaluate.find_checkpoint(network))
+        recipe = subject.recipe_of(checkpoint, "write it with Backbone.save_pretrained", trust=trust)
         if recipe.backbone is None:
             raise UsageError(f"{network}: trained a tokenizer, which has none of these formats")
-        made = trained_backbone(recipe, checkpoint).eval()
+        made = subject.trained_backbone(recipe, checkpoint).eval()
         size = clip or _usual_size(recipe, made)
-        folder = home(checkpoint) / "export"
+        folder = subject.home(checkpoint) / "export"
         target = out or folder / f"{to}{_ENDINGS.get(to, '')}"
         if to not in _ENDINGS:
             check_target(target)

@@ -24,11 +24,9 @@ from vidssl.config.schema import PartSpec, SourceSpec, ViewsSpec, convert
 from vidssl.config.strict_yaml import Node
 from vidssl.data.samples import InOrder, Parcel, bytes_of_batch, parcels
 from vidssl.data.sources.video_files import VideoFiles, VideoFolder, VideoList
-from vidssl.engine.checkpoint import read_tensors, save_tensors
-from vidssl.engine.distributed import World, processes, take_device, told_once_a_machine
+from vidssl.engine import checkpoint, distributed, speed
 from vidssl.engine.logging import Say, format_duration, print_line, shown_messages, terminal
 from vidssl.engine.process import make_folder, write_atomically, write_text
-from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.evaluate import EvalWords, asked_network, eval_words
 from vidssl.evaluate.subject import Subject
@@ -92,7 +90,7 @@ def written(path: Path, features: Tensor, rows: Sequence[Row]) -> list[Path]:
     else:
         times = {name: torch.tensor(columns.pop(name), dtype=torch.float64) for name in ("start", "end")}
         metadata = {name: json.dumps(column) for name, column in columns.items()}
-        save_tensors(path, {"features": features, **times}, metadata)
+        checkpoint.save_tensors(path, {"features": features, **times}, metadata)
     return [path]
 
 
@@ -230,13 +228,13 @@ def features(
         UsageError: for anything a user can mend.
     """
     wanted = Wanted(per, layer, tokens, half)
-    with told_once_a_machine():
+    with distributed.told_once_a_machine():
         check_format(out)
         specs, words = words_of(overrides, ("data", "views"))
         asked = asked_network(network, words, trust)
         views = build.views(specs["views"] if "views" in specs else usual_views(asked.recipe))
         source = videos_named(videos, specs.get("data"))
-    with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
+    with distributed.processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
         console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
             say = partial(print_line, console)
@@ -384,9 +382,9 @@ def make_plan(
     )
 
 
-def _run(plan: Plan, subject: Subject, out: Path, world: World, say: Say) -> int:
+def _run(plan: Plan, subject: Subject, out: Path, world: distributed.World, say: Say) -> int:
     network, spec = next(iter(subject.networks.values())), subject.spec
-    device = take_device(spec.run.device, world.local_rank)
+    device = distributed.take_device(spec.run.device, world.local_rank)
     tokenizer = None
     if network.input_kind == "tokens":
         if spec.tokenizer is None:
@@ -402,7 +400,7 @@ def _run(plan: Plan, subject: Subject, out: Path, world: World, say: Say) -> int
     if done:
         say(f"Resumed: {len(done)} of {counted(len(parts), 'part')} lie in {folder}")
     network.to(device).eval()
-    autocast = use_bfloat16(spec.run.precision, device)
+    autocast = speed.use_bfloat16(spec.run.precision, device)
     encode = partial(_encoded, plan, network, tokenizer, device=device, autocast=autocast)
     mine = [number for number in range(len(parts)) if number not in done][world.rank :: world.size]
     started = time.monotonic()
@@ -457,7 +455,7 @@ def _begin(folder: Path, digest: str) -> str:
     return ""
 
 
-def _done(folder: Path, num_parts: int, world: World) -> list[int]:
+def _done(folder: Path, num_parts: int, world: distributed.World) -> list[int]:
     """Parts that are there, as rank 0 found them: later another one may have written its first."""
 
     def look() -> str:
@@ -519,14 +517,14 @@ def _save_part(path: Path, batches: Sequence[_Encoded]) -> None:
         for name in ("rows", "samples", "cells")
     }
     unreadable = [line for batch in batches for line in batch.unreadable]
-    save_tensors(path, tensors, {"unreadable": json.dumps(unreadable)})
+    checkpoint.save_tensors(path, tensors, {"unreadable": json.dumps(unreadable)})
 
 
 def _join(plan: Plan, folder: Path, num_parts: int, cells: int, out: Path, say: Say) -> str:
     """Puts all parts into the file, and removes them."""
     unreadable, rows, tensors = list(plan.unreadable), list[Row](), list[Tensor]()
     for number in range(num_parts):
-        metadata, part = read_tensors(_part(folder, number))
+        metadata, part = checkpoint.read_tensors(_part(folder, number))
         unreadable += json.loads(metadata["unreadable"])
         if len(part["samples"]):
             rows += [

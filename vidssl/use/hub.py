@@ -12,19 +12,15 @@ from rich.console import Console
 from vidssl import __version__
 from vidssl.backbones import BACKBONES
 from vidssl.build import build
-from vidssl.compare.runs import run_grids
-from vidssl.compare.tables import markdown
+from vidssl.compare import runs, tables
 from vidssl.config.recipe import Recipe
 from vidssl.config.strict_yaml import dump
+from vidssl.engine import runfolder, speed
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
 from vidssl.engine.process import make_folder, write_atomically, write_text
-from vidssl.engine.runfolder import RunFolder
-from vidssl.engine.speed import on_meta
 from vidssl.errors import UsageError, counted
-from vidssl.evaluate.evaluate import find_checkpoint
-from vidssl.evaluate.score_file import ScoreFile, read_scores
-from vidssl.evaluate.subject import recipe_of, trained_backbone, trained_objective
+from vidssl.evaluate import evaluate, score_file, subject
 from vidssl.evaluators.fitted import ENDING
 from vidssl.interfaces import Backbone, Objective
 from vidssl.interfaces.pretrained import CONFIG, HUB, WEIGHTS, config_of, fetched, load_pretrained
@@ -44,13 +40,13 @@ def load(run: str | Path, *, trust: bool = False) -> Backbone:
     folder = fetched(run)
     if (folder / CONFIG).is_file() and (found := _saved(folder)) is not None:
         return found
-    checkpoint = read_checkpoint(find_checkpoint(str(folder)))
-    recipe = recipe_of(checkpoint, "load its tensors with vidssl.api.read_checkpoint", trust=trust)
+    checkpoint = read_checkpoint(evaluate.find_checkpoint(str(folder)))
+    recipe = subject.recipe_of(checkpoint, "load its tensors with vidssl.api.read_checkpoint", trust=trust)
     if recipe.backbone is None:
         raise UsageError(
             f"{run}: trained a tokenizer, no network with features: vidssl.api.load_objective(...).encoder()"
         )
-    network = trained_backbone(recipe, checkpoint).eval()
+    network = subject.trained_backbone(recipe, checkpoint).eval()
     network.started_from = str(checkpoint.path)  # of a training that goes on from it
     return network
 
@@ -89,13 +85,13 @@ def load_objective(run: str | Path, *, trust: bool = False) -> Objective:
     Raises:
         UsageError: if there is none, or weights that its recipe names are missing.
     """
-    checkpoint = read_checkpoint(find_checkpoint(str(fetched(run))))
-    recipe = recipe_of(checkpoint, "build the objective and load its tensors yourself", trust=trust)
-    return trained_objective(recipe, checkpoint, lambda line: None).eval()
+    checkpoint = read_checkpoint(evaluate.find_checkpoint(str(fetched(run))))
+    recipe = subject.recipe_of(checkpoint, "build the objective and load its tensors yourself", trust=trust)
+    return subject.trained_objective(recipe, checkpoint, lambda line: None).eval()
 
 
 def model_card(
-    recipe: Recipe, checkpoint: Checkpoint, scores: Sequence[ScoreFile], *, name: str, licence: str
+    recipe: Recipe, checkpoint: Checkpoint, scores: Sequence[score_file.ScoreFile], *, name: str, licence: str
 ) -> str:
     """A README.md with the front matter that model hubs read.
 
@@ -107,7 +103,7 @@ def model_card(
     return "\n".join([*_front(recipe, scores, licence), *_body(recipe, checkpoint, scores, name, licence)])
 
 
-def _front(recipe: Recipe, scores: Sequence[ScoreFile], licence: str) -> list[str]:
+def _front(recipe: Recipe, scores: Sequence[score_file.ScoreFile], licence: str) -> list[str]:
     classifies = recipe.objective.type == "classification"
     backbone = "" if recipe.backbone is None else recipe.backbone.type
     front: dict[str, object] = {
@@ -132,12 +128,12 @@ def _front(recipe: Recipe, scores: Sequence[ScoreFile], licence: str) -> list[st
     return ["---", dump(front).rstrip(), "---", ""]
 
 
-def _test_videos(file: ScoreFile) -> str:
+def _test_videos(file: score_file.ScoreFile) -> str:
     return file.card.get("data.test.type", "videos")
 
 
 def _body(
-    recipe: Recipe, checkpoint: Checkpoint, scores: Sequence[ScoreFile], name: str, licence: str
+    recipe: Recipe, checkpoint: Checkpoint, scores: Sequence[score_file.ScoreFile], name: str, licence: str
 ) -> list[str]:
     steps, what = checkpoint.step, recipe.objective.type
     network = "a tokenizer" if recipe.backbone is None else f"a network of type `{recipe.backbone.type}`"
@@ -168,7 +164,9 @@ def _body(
     if scores:
         lines += ["Brackets hold 95 % intervals.", ""]
         lines += [
-            line for grid in run_grids(scores, each=False)[: len(scores)] for line in (markdown(grid), "")
+            line
+            for grid in runs.run_grids(scores, each=False)[: len(scores)]
+            for line in (tables.markdown(grid), "")
         ]
         lines += ["Scores may be compared with others of the same card:", ""]
         for file in scores:
@@ -207,8 +205,8 @@ def push(
     console = console or terminal()
     with shown_messages(console):
         say = partial(print_line, console)
-        checkpoint = read_checkpoint(find_checkpoint(run))
-        recipe = recipe_of(checkpoint, "save its network with Backbone.save_pretrained", trust=trust)
+        checkpoint = read_checkpoint(evaluate.find_checkpoint(run))
+        recipe = subject.recipe_of(checkpoint, "save its network with Backbone.save_pretrained", trust=trust)
         if not target.startswith(HUB):
             folder = Path(target)
             check_target(folder)
@@ -239,13 +237,13 @@ def write_folder(
     Weights, the network's configuration, recipe, scores and kept probes of this checkpoint, names of classes,
     the recipe's own parts as text, and a card. Not what tells of this machine: environment, lists of videos.
     """
-    run = RunFolder.of(checkpoint.path)
+    run = runfolder.RunFolder.of(checkpoint.path)
     make_folder(folder)
     if checkpoint.path.absolute() != (folder / WEIGHTS).absolute():
         _copy(checkpoint.path, folder / WEIGHTS)
     write_text(folder / "recipe.yaml", checkpoint.recipe)
     if recipe.backbone is not None:
-        with on_meta():
+        with speed.on_meta():
             config = config_of(build.network(recipe.backbone))
         write_text(folder / CONFIG, json.dumps(config, indent=2) + "\n")
     stem = f"step-{checkpoint.step:06d}"
@@ -256,7 +254,7 @@ def write_folder(
         if path.is_file() and path.absolute() != copy.absolute():
             make_folder(copy.parent)
             _copy(path, copy)
-    read: list[ScoreFile] = [read_scores(path) for path in scores]
+    read: list[score_file.ScoreFile] = [score_file.read_scores(path) for path in scores]
     write_text(folder / CARD, model_card(recipe, checkpoint, read, name=name, licence=licence))
     return [path for path in folder.rglob("*") if path.is_file()]
 

@@ -17,10 +17,8 @@ from vidssl.compare.tables import Grid, markdown
 from vidssl.config.protocol import MaskProtocol, load_mask_protocol
 from vidssl.config.recipe import Recipe
 from vidssl.data.sources.origins import videos_of
-from vidssl.engine.distributed import processes, take_device
+from vidssl.engine import distributed, process, speed
 from vidssl.engine.logging import print_line, progress_bar, shown_messages, terminal
-from vidssl.engine.process import make_folder
-from vidssl.engine.speed import use_bfloat16
 from vidssl.errors import UsageError
 from vidssl.evaluate.evaluate import asked_network, eval_words
 from vidssl.evaluate.networks import recipe_named
@@ -33,8 +31,7 @@ from vidssl.evaluators.masks import Array
 from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import Estimate, fraction, pooled
 from vidssl.interfaces import Backbone, DataSource, KnowsMasks, Tokenizer, UnreadableSample
-from vidssl.pictures.drawings import strips_of
-from vidssl.pictures.pages import evenly_spaced, save_png, sheet
+from vidssl.pictures import drawings, pages
 
 _OBJECT_MEASURES: Mapping[str, Callable[[Array], float]] = {
     "J&F": lambda sums: float((sums[0] + sums[1]) / (2 * sums[2])) if sums[2] else 0.0,
@@ -108,7 +105,10 @@ def evaluate_masks(
         print_line(
             console, f"data={words.data} gives frames and size; videos with masks: data.train, data.test"
         )
-    with processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes), shown_messages(console):
+    with (
+        distributed.processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes),
+        shown_messages(console),
+    ):
         subject = asked.make(partial(print_line, console))
         found = _Measured(subject, settled, console).scores()
         print_line(console, f"Picture: {found.files[-1]}")
@@ -142,8 +142,8 @@ class _Measured:
 
     def __init__(self, subject: Subject, protocol: MaskProtocol, console: Console) -> None:
         self.subject, self.protocol, self.console = subject, protocol, console
-        self.device = take_device(subject.spec.run.device, 0)
-        self.autocast = use_bfloat16(subject.spec.run.precision, self.device)
+        self.device = distributed.take_device(subject.spec.run.device, 0)
+        self.autocast = speed.use_bfloat16(subject.spec.run.precision, self.device)
         parts = ("test",) if protocol.segment is None else ("train", "test")
         self.sources = {part: _with_masks(protocol, part) for part in parts}
         learned = [video for part in parts[:-1] for video in videos_of(self.sources[part])]
@@ -158,7 +158,7 @@ class _Measured:
     def scores(self) -> MaskScores:
         """Of all networks and of what needs none, with the file and the picture."""
         sums, shown = dict[str, Array](), dict[str, list[Tensor]]()
-        pictured = set(evenly_spaced(len(self.sources["test"]), self.protocol.shown))
+        pictured = set(pages.evenly_spaced(len(self.sources["test"]), self.protocol.shown))
         for name, predict in self._predictors():
             found = list[Array]()
             for number, video in self._videos("test", name):
@@ -229,7 +229,7 @@ class _Measured:
         how, features, truths = self.protocol.segment, list[Tensor](), list[Tensor]()
         assert how is not None, "of a protocol that learns"
         for _, video in self._videos("train", name):
-            some = evenly_spaced(len(video.frames), how.frames)
+            some = pages.evenly_spaced(len(video.frames), how.frames)
             frames = self._resized(network, video.frames)
             still = self.protocol.feed == "still"
             found = self._features(network, frames[some]) if still else self._features(network, frames)[some]
@@ -322,8 +322,8 @@ class _Measured:
         }
         notes = [f"{len(video[0])} frames" for video in shown.values()]
         path = self.subject.folder / "pictures" / f"{self.protocol.name}-{self.subject.stem}.png"
-        make_folder(path.parent)
-        save_png(sheet(title, strips_of(list(shown), rows, notes, notes)), path)
+        process.make_folder(path.parent)
+        pages.save_png(pages.sheet(title, drawings.strips_of(list(shown), rows, notes, notes)), path)
         return path
 
 

@@ -12,17 +12,13 @@ from rich.console import Console
 
 from vidssl.compare.runs import csv_text, run_grids
 from vidssl.compare.tables import markdown
-from vidssl.config.protocol import measures_masks
+from vidssl.config import protocol, strict_yaml
 from vidssl.config.recipe import Recipe, load_recipe, overridden, read_recipe
-from vidssl.config.strict_yaml import dump, parse
-from vidssl.engine.distributed import processes
+from vidssl.engine import distributed, runfolder
 from vidssl.engine.logging import shown_messages, terminal
-from vidssl.engine.runfolder import RunFolder, named_path
 from vidssl.errors import UsageError
+from vidssl.evaluate import networks, score_file, subject
 from vidssl.evaluate.evaluate import eval_words, evaluate_run, find_checkpoint
-from vidssl.evaluate.networks import ExternalNetwork, is_external
-from vidssl.evaluate.score_file import ScoreFile, find_scores, read_scores
-from vidssl.evaluate.subject import scores_of
 from vidssl.pictures.show import show as draw
 from vidssl.train.run import train_recipe as run_training
 from vidssl.use.masks import evaluate_masks
@@ -53,7 +49,7 @@ class Run:
 
     def table(self) -> Rows:
         """A row for each line of its metrics."""
-        path = RunFolder(self.folder).metrics
+        path = runfolder.RunFolder(self.folder).metrics
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def frame(self) -> "pandas.DataFrame":
@@ -64,7 +60,7 @@ class Run:
         rows = self.table()
         last = rows[-1] if rows else {}
         shown = ", ".join(f"{name} {last[name]:.4g}" for name in ("loss", "lr") if name in last)
-        newest = RunFolder(self.folder).newest_checkpoint()
+        newest = runfolder.RunFolder(self.folder).newest_checkpoint()
         return f"Run {self.folder}: step {last.get('step', 0)}, {shown}; checkpoint {newest}"
 
 
@@ -83,7 +79,10 @@ def train_recipe(
     """
     read = _recipe(recipe, overrides)
     console = terminal(quiet=quiet)
-    with processes(read.run.device, timeout_minutes=read.run.timeout_minutes), shown_messages(console):
+    with (
+        distributed.processes(read.run.device, timeout_minutes=read.run.timeout_minutes),
+        shown_messages(console),
+    ):
         _, result = run_training(read, console)
     return Run(result.folder)
 
@@ -91,7 +90,7 @@ def train_recipe(
 def _recipe(recipe: str | Path | Mapping[str, object], overrides: Sequence[str]) -> Recipe:
     if not isinstance(recipe, Mapping):
         return load_recipe(str(recipe), overrides)
-    node = parse(dump(recipe), lambda line: f"recipe, line {line}")
+    node = strict_yaml.parse(strict_yaml.dump(recipe), lambda line: f"recipe, line {line}")
     return read_recipe(overridden(node, overrides), Path.cwd())
 
 
@@ -103,7 +102,7 @@ class Scores:
         files: what was measured.
     """
 
-    files: tuple[ScoreFile, ...]
+    files: tuple[score_file.ScoreFile, ...]
 
     def table(self) -> Rows:
         """A row for each number: run, protocol, network, label and the rest that ``compare --csv`` has."""
@@ -148,19 +147,19 @@ def evaluate(
     """
     word = _word(network)
     names = [protocols] if isinstance(protocols, str) else list(protocols)
-    if is_external(word):
+    if networks.is_external(word):
         words = eval_words(overrides)
-        folder = ExternalNetwork(word, words.weights, words.network).folder.scores
+        folder = networks.ExternalNetwork(word, words.weights, words.network).folder.scores
     else:
-        folder = scores_of(find_checkpoint(word))[1]
+        folder = subject.scores_of(find_checkpoint(word))[1]
     before = _written_at(folder)
-    of_masks, console = [name for name in names if measures_masks(name)], terminal(quiet=quiet)
+    of_masks, console = [name for name in names if protocol.measures_masks(name)], terminal(quiet=quiet)
     for name in of_masks:
         evaluate_masks(word, name, overrides, console, trust=trust)
     if rest := [name for name in names if name not in of_masks]:
         evaluate_run(word, rest, overrides, console, trust=trust)
     made = [path for path, at in _written_at(folder).items() if before.get(path) != at]
-    return Scores(tuple(read_scores(path) for path in sorted(made)))
+    return Scores(tuple(score_file.read_scores(path) for path in sorted(made)))
 
 
 def _written_at(folder: Path) -> dict[Path, int]:
@@ -180,7 +179,7 @@ def compare(*runs: str | Path | Run) -> Scores:
     """
     if not runs:
         raise UsageError("compare takes runs or files of scores")
-    files = [file for run in runs for file in find_scores(named_path(_word(run)))]
+    files = [file for run in runs for file in score_file.find_scores(runfolder.named_path(_word(run)))]
     found = Scores(tuple(files))
     run_grids(files, each=True)  # refuses what cannot be compared
     return found

@@ -15,19 +15,14 @@ from vidssl.config.protocol import Layers, PatchType, ViewAverage
 from vidssl.config.recipe import Recipe
 from vidssl.config.schema import PartSpec, ViewsSpec, convert
 from vidssl.config.strict_yaml import Node, parse
+from vidssl.engine import own_code, runfolder, speed
 from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.logging import print_line, shown_messages, terminal
-from vidssl.engine.own_code import code_in
-from vidssl.engine.runfolder import RunFolder
-from vidssl.engine.speed import pick_device, use_bfloat16
 from vidssl.errors import UsageError
-from vidssl.evaluate.evaluate import asked_network, eval_words, find_checkpoint
-from vidssl.evaluate.networks import is_external
-from vidssl.evaluate.score_file import kept_probes
+from vidssl.evaluate import evaluate, networks, score_file
 from vidssl.evaluate.subject import recipe_of, trained_objective
+from vidssl.evaluators import features, fitted
 from vidssl.evaluators.extract import extract
-from vidssl.evaluators.features import FeatureTable
-from vidssl.evaluators.fitted import FittedProbe, read_probe, shares
 from vidssl.interfaces import Backbone, DataSource, Tokenizer, ViewSampler
 from vidssl.objectives.classification import Classification
 from vidssl.use.features import videos_named
@@ -139,8 +134,8 @@ def predict(
     given = [word for word in overrides if word.startswith("views=")]
     others = [word for word in overrides if word not in given]
     source = videos_named(videos)
-    if not probes and not is_external(network):
-        checkpoint = read_checkpoint(find_checkpoint(network))
+    if not probes and not networks.is_external(network):
+        checkpoint = read_checkpoint(evaluate.find_checkpoint(network))
         recipe = recipe_of(checkpoint, "name a network with a recipe", trust=trust)
         if recipe.objective.type == "classification":
             return _finetuned(checkpoint, recipe, source, _views(given), others, top)
@@ -170,19 +165,19 @@ def _finetuned(
     views = views or _tested_views(noted, recipe, checkpoint)
     answering = objective.answering().eval()
     tokenizer = None if objective.tokenizer is None else objective.tokenizer.tokenizer
-    run = eval_words(overrides).changed(recipe.run)
-    device = pick_device(run.device)
-    autocast = use_bfloat16(run.precision, device)
+    run = evaluate.eval_words(overrides).changed(recipe.run)
+    device = speed.pick_device(run.device)
+    autocast = speed.use_bfloat16(run.precision, device)
     table = _extract(answering.backbone, source, views, tokenizer, device, autocast, run.workers)
     with torch.no_grad():
         logits = answering.head.to(device)(table.vectors)
     average = cast(ViewAverage, noted.get("average", "probabilities"))
-    return _answers(table, {label: (shares(logits, average, "logits"), classes)}, top)
+    return _answers(table, {label: (fitted.shares(logits, average, "logits"), classes)}, top)
 
 
 def _noted(checkpoint: Checkpoint) -> Mapping[str, object]:
     """What the run kept of its classes; nothing where the checkpoint lies alone."""
-    path = RunFolder.of(checkpoint.path).classes
+    path = runfolder.RunFolder.of(checkpoint.path).classes
     if not path.is_file():
         return {}
     try:
@@ -195,8 +190,10 @@ def _noted(checkpoint: Checkpoint) -> Mapping[str, object]:
 def _tested_views(noted: Mapping[str, object], recipe: Recipe, checkpoint: Checkpoint) -> ViewSampler:
     """The views that the network was tested on, or those of its recipe's probes."""
     if "views" in noted:
-        node = parse(str(noted["views"]), lambda line: f"{RunFolder.of(checkpoint.path).classes}", "views")
-        _refuse_code(node, RunFolder.of(checkpoint.path).classes)
+        node = parse(
+            str(noted["views"]), lambda line: f"{runfolder.RunFolder.of(checkpoint.path).classes}", "views"
+        )
+        _refuse_code(node, runfolder.RunFolder.of(checkpoint.path).classes)
         return build.views(cast(PartSpec, convert(node, ViewsSpec)))
     if recipe.data.probe is not None:
         return build.views(recipe.data.probe.views)
@@ -204,7 +201,7 @@ def _tested_views(noted: Mapping[str, object], recipe: Recipe, checkpoint: Check
 
 
 def _refuse_code(node: Node, file: Path) -> None:
-    code = code_in(node)
+    code = own_code.code_in(node)
     if code:
         raise UsageError(f"{file}: names code ({code[0].value}): name the views yourself, e.g. {ALIKE}")
 
@@ -218,15 +215,15 @@ def _probed(
     top: int,
     trust: bool,
 ) -> Answers:
-    asked = asked_network(network, eval_words(overrides), trust)
+    asked = evaluate.asked_network(network, evaluate.eval_words(overrides), trust)
     subject = asked.make(lambda line: None)
-    files = files or kept_probes(subject.scores, subject.stem)
+    files = files or score_file.kept_probes(subject.scores, subject.stem)
     if not files:
         raise UsageError(
             f"{network}: names no classes: it is no finetuned network and has no probe. Fit one: vidssl eval "
             f"{network} --protocol linear --save-probe"
         )
-    probes = [(path, read_probe(path)) for path in files]
+    probes = [(path, fitted.read_probe(path)) for path in files]
     for path, probe in probes:
         if probe.weights != subject.weights:
             raise UsageError(f"{path}: was fitted to the features of other weights than {subject.source}'s")
@@ -235,8 +232,8 @@ def _probed(
     tokenizer = None
     if backbone.input_kind == "tokens" and spec.tokenizer is not None:
         tokenizer = build.tokenizer(spec.tokenizer, say=lambda line: None)
-    device = pick_device(spec.run.device)
-    autocast = use_bfloat16(spec.run.precision, device)
+    device = speed.pick_device(spec.run.device)
+    autocast = speed.use_bfloat16(spec.run.precision, device)
     found: dict[str, tuple[Tensor, tuple[str, ...]]] = {}
     for path, probe in probes:
         cut, layers, patches = _of_protocol(probe, path)
@@ -249,7 +246,7 @@ def _probed(
     return _answers(table, found, top)
 
 
-def _of_protocol(probe: FittedProbe, path: Path) -> tuple[ViewSampler, Layers, PatchType | None]:
+def _of_protocol(probe: fitted.FittedProbe, path: Path) -> tuple[ViewSampler, Layers, PatchType | None]:
     """Views, layers and patches of the protocol that a probe was fitted under."""
     node = parse(probe.protocol, lambda line: f"{path}:{line}")
     entries = node.mapping()
@@ -271,7 +268,7 @@ def _extract(
     workers: int,
     layers: Layers = "last",
     patches: PatchType | None = None,
-) -> FeatureTable:
+) -> features.FeatureTable:
     return extract(
         backbone,
         source,
@@ -286,7 +283,9 @@ def _extract(
     )
 
 
-def _answers(table: FeatureTable, found: Mapping[str, tuple[Tensor, tuple[str, ...]]], top: int) -> Answers:
+def _answers(
+    table: features.FeatureTable, found: Mapping[str, tuple[Tensor, tuple[str, ...]]], top: int
+) -> Answers:
     answers = []
     for row, video in enumerate(table.keys):
         for label, (probabilities, classes) in found.items():

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vidssl.engine.checkpoint import read_tensors
-from vidssl.engine.speed import on_meta
+from vidssl.engine import checkpoint, speed
 from vidssl.errors import UsageError
 from vidssl.weights.vit_keys import IMAGE_VIT, V_JEPA_2, V_JEPA_2_1, VIDEO_MAE
 
@@ -94,7 +93,7 @@ def read_external(init: str) -> Taken:
         return Taken(of_library(library, name, lambda: _fetched(library, name)))
     file, _, part = init.partition("#")
     path = Path(file)
-    content = read_tensors(path)[1] if path.suffix == ".safetensors" else _read_pickle(path)
+    content = checkpoint.read_tensors(path)[1] if path.suffix == ".safetensors" else _read_pickle(path)
     return _unwrapped(content, part, path)
 
 
@@ -239,7 +238,7 @@ def stated_by_library(init: str) -> Stated | None:
         return Stated(*PYTORCHVIDEO_PIXELS)
 
     def look() -> Stated:
-        with on_meta():
+        with speed.on_meta():
             if library == "timm":
                 import timm  # here: importing takes a second
 

@@ -11,30 +11,12 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from vidssl.config.recipe import MIN_MATCHED
-from vidssl.config.schema import convert
-from vidssl.config.strict_yaml import Node, parse
-from vidssl.engine.checkpoint import (
-    FORMAT,
-    Checkpoint,
-    buffers_of,
-    read_checkpoint,
-    read_tensors,
-    refuse_broken,
-)
-from vidssl.engine.runfolder import RunFolder, named_path, no_run
+from vidssl.config import recipe, schema, strict_yaml
+from vidssl.engine import checkpoint as checkpoints, runfolder
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Backbone, Objective, ResizesWindows, Translated
 from vidssl.interfaces.grids import GridSize
-from vidssl.weights.external import (
-    Stated,
-    check_stated,
-    check_unstated,
-    read_external,
-    stated_by_layout,
-    stated_by_library,
-)
-from vidssl.weights.swin import inflate_image_stage
+from vidssl.weights import external, swin
 
 
 @dataclass(frozen=True)
@@ -92,7 +74,7 @@ def load_init(
     network: Backbone,
     init: str,
     *,
-    min_matched: float = MIN_MATCHED,
+    min_matched: float = recipe.MIN_MATCHED,
     window: GridSize | None = None,
     given: Collection[str] | None = None,
 ) -> LoadReport:
@@ -120,17 +102,17 @@ def load_init(
     checkpoint = own_checkpoint(init)
     if checkpoint is not None:
         return _load_checkpoint(network, checkpoint, min_matched, window, given)
-    stated = stated_by_library(init)
-    notes = () if stated is None else check_stated(network, stated, init, given)
-    taken = read_external(init)
+    stated = external.stated_by_library(init)
+    notes = () if stated is None else external.check_stated(network, stated, init, given)
+    taken = external.read_external(init)
     found = _translated(network, taken.state, init, window)
     layout = "" if found is None else found.layout
     if stated is None:
-        known = stated_by_layout(layout, network.embed_dim)
+        known = external.stated_by_layout(layout, network.embed_dim)
         notes = (
-            check_unstated(network, layout, init, given)
+            external.check_unstated(network, layout, init, given)
             if known is None
-            else check_stated(network, known, init, given)
+            else external.check_stated(network, known, init, given)
         )
     report = load_state(network, taken.state if found is None else found.state, init, min_matched)
     report = replace(report, layout=layout, notes=(*taken.notes, *notes))
@@ -152,7 +134,7 @@ def load_rest(objective: Objective, init: str) -> LoadReport:
     checkpoint = own_checkpoint(init)
     if checkpoint is not None:
         return load_state(objective, checkpoint.objective, checkpoint.path)
-    taken = read_external(init)
+    taken = external.read_external(init)
     found = objective.translate(taken.state)
     if found is None:
         return load_state(objective, taken.state, init)
@@ -176,11 +158,11 @@ def check_init(init: str) -> None:
             hint = f". Did you mean '{library}:{close[0]}'?" if close else ""
             raise UsageError(f"{init}: {library} has no such network{hint}")
         return
-    path = named_path(init.partition("#")[0])
-    if path.is_dir() and RunFolder(path).newest_checkpoint() is None:
+    path = runfolder.named_path(init.partition("#")[0])
+    if path.is_dir() and runfolder.RunFolder(path).newest_checkpoint() is None:
         raise UsageError(f"{path}: no checkpoint in it; is it the folder of a training run?")
     if not path.exists():
-        raise no_run(init)
+        raise runfolder.no_run(init)
 
 
 def _networks_of(library: str) -> list[str]:
@@ -208,7 +190,7 @@ def _translated(
 
 def _load_checkpoint(
     network: Backbone,
-    checkpoint: Checkpoint,
+    checkpoint: checkpoints.Checkpoint,
     min_matched: float,
     window: GridSize | None,
     given: Collection[str] | None,
@@ -216,11 +198,11 @@ def _load_checkpoint(
     """Take over weights of this package; what its recipe states is held against the network."""
     sections = _sections(checkpoint)
     window = window or _window(sections["backbone"])
-    notes = check_stated(network, _stated(sections["backbone"]), str(checkpoint.path), given)
+    notes = external.check_stated(network, _stated(sections["backbone"]), str(checkpoint.path), given)
     # one trained in Python has no recipe, and it is not known on what: it is taken as it is
     if checkpoint.recipe and "video" not in sections["data"]:
         # what such a network has for clips was never trained, and is made from what it has for images
-        filled = inflate_image_stage(
+        filled = swin.inflate_image_stage(
             checkpoint.encoder, window or (1, 1, 1)
         )  # unread where there is no window
         report = _load_own(network, filled, checkpoint.path, min_matched, window)
@@ -246,51 +228,54 @@ def _load_own(
     return replace(report, layout=found.layout, reshaped=found.reshaped)
 
 
-def own_checkpoint(init: str) -> Checkpoint | None:
+def own_checkpoint(init: str) -> checkpoints.Checkpoint | None:
     """The checkpoint that ``init`` names, None if it names weights of another project.
 
     Raises:
         UsageError: if it is not there or damaged.
     """
-    path = named_path(init)
+    path = runfolder.named_path(init)
     if path.is_dir():
-        newest = RunFolder(path).newest_checkpoint()
+        newest = runfolder.RunFolder(path).newest_checkpoint()
         if newest is None:
             raise UsageError(
                 f"backbone.init: {path}: no checkpoint in it; is it the folder of a training run?"
             )
-        return read_checkpoint(newest)
-    if path.suffix == ".safetensors" and read_tensors(path)[0].get("format") == FORMAT:
-        return read_checkpoint(path)
+        return checkpoints.read_checkpoint(newest)
+    if (
+        path.suffix == ".safetensors"
+        and checkpoints.read_tensors(path)[0].get("format") == checkpoints.FORMAT
+    ):
+        return checkpoints.read_checkpoint(path)
     return None
 
 
-def _sections(checkpoint: Checkpoint) -> dict[str, Mapping[str, Node]]:
+def _sections(checkpoint: checkpoints.Checkpoint) -> dict[str, Mapping[str, strict_yaml.Node]]:
     """The sections ``data`` and ``backbone`` of a checkpoint's recipe; empty where it has none."""
-    tree = parse(checkpoint.recipe, lambda line: f"{checkpoint.path}: its recipe, line {line}")
+    tree = strict_yaml.parse(checkpoint.recipe, lambda line: f"{checkpoint.path}: its recipe, line {line}")
     entries = tree.mapping() if checkpoint.recipe else {}
     return {name: entries[name].mapping() if name in entries else {} for name in ("data", "backbone")}
 
 
-def _window(backbone: Mapping[str, Node]) -> GridSize | None:
+def _window(backbone: Mapping[str, strict_yaml.Node]) -> GridSize | None:
     """The attention window that a section names, if it names one."""
     if "window" not in backbone:
         return None
-    window = cast(GridSize, convert(backbone["window"], tuple[int, int, int]))
+    window = cast(GridSize, schema.convert(backbone["window"], tuple[int, int, int]))
     if min(window) < 1 or max(window) > 1024:
         raise backbone["window"].error(f"no window is of {window} cells")
     return window
 
 
-def _stated(backbone: Mapping[str, Node]) -> Stated:
+def _stated(backbone: Mapping[str, strict_yaml.Node]) -> external.Stated:
     """Pixel statistics and heads that a section of a recipe names."""
     colours = tuple[float, float, float]
     mean, std = (
-        cast(colours, convert(backbone[name], colours)) if name in backbone else None
+        cast(colours, schema.convert(backbone[name], colours)) if name in backbone else None
         for name in ("mean", "std")
     )
     heads = backbone["num_heads"].value if "num_heads" in backbone else None
-    return Stated(mean, std, (heads,) if type(heads) is int else ())
+    return external.Stated(mean, std, (heads,) if type(heads) is int else ())
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
@@ -299,8 +284,10 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     Raises:
         UsageError: if the file is missing or damaged.
     """
-    metadata, tensors = read_tensors(path)
-    return read_checkpoint(path).encoder if metadata.get("format") == FORMAT else tensors
+    metadata, tensors = checkpoints.read_tensors(path)
+    return (
+        checkpoints.read_checkpoint(path).encoder if metadata.get("format") == checkpoints.FORMAT else tensors
+    )
 
 
 def load_state(
@@ -338,7 +325,7 @@ def load_state(
             f"{_percent(min_matched)} is an error. It lacks {_some(new)}. {way_out}"
         )
     taken = {key: state[key] for key in shared}
-    refuse_broken(source, taken, buffers_of(network))
+    checkpoints.refuse_broken(source, taken, checkpoints.buffers_of(network))
     network.load_state_dict(taken, strict=False)
     return LoadReport(
         source,

@@ -13,9 +13,7 @@ from vidssl.config.few_labels import Subset, drawn
 from vidssl.data.classes import repeated
 from vidssl.data.decode.content import Content, File
 from vidssl.data.decode.decode import VideoFacts, probe, read_frames
-from vidssl.data.sources.listing import groups_of
-from vidssl.data.sources.origins import video_of
-from vidssl.data.sources.token_store import TokenStore
+from vidssl.data.sources import listing, origins, token_store
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
@@ -164,7 +162,7 @@ def labelled_subset(source: DataSource, subset: Subset) -> "Chosen":
         draw=subset.draw,
         seed=subset.seed,
         classes=source.label_classes[subset.label],
-        groups=groups_of(source, every),
+        groups=listing.groups_of(source, every),
     )
     return Chosen(source, places)
 
@@ -179,7 +177,7 @@ def balanced(source: DataSource, label: str) -> "Chosen":
 
 
 def _numbers(source: DataSource, label: str, key: str) -> list[int]:
-    if isinstance(source, TokenStore):
+    if isinstance(source, token_store.TokenStore):
         raise UsageError(f"{key}: a token store is read whole; this needs a source of videos")
     if label not in source.label_classes:
         known = ", ".join(source.label_classes) or "none"
@@ -208,7 +206,7 @@ class Chosen(DataSource, KnowsOrigins):
         return self._source.labels(self._numbers[index])
 
     def origin(self, index: int) -> Origin:
-        return video_of(self._source, self._numbers[index]).origin
+        return origins.video_of(self._source, self._numbers[index]).origin
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         return self._source.read(self._numbers[index], frames)

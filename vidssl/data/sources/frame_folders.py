@@ -15,18 +15,8 @@ from torch import Tensor
 
 from vidssl.data.classes import ordered_classes
 from vidssl.data.decode.images import read_image
-from vidssl.data.sources.listing import (
-    IMAGE_EXTENSIONS,
-    Listed,
-    ListedFiles,
-    Listing,
-    PartKeys,
-    labelled_by_folder,
-    refuse_parts,
-    select,
-)
+from vidssl.data.sources import listing as listings, origins
 from vidssl.data.sources.official.listed import DataSet, check_missing_share, tell_found
-from vidssl.data.sources.origins import image_origin
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import (
     NOT_JUDGED,
@@ -44,7 +34,7 @@ FRAMES = DataSet(
     "'VIDEO', 'VIDEO CLASS' or 'VIDEO FRAMES CLASS' on each line",
     "frame_folders",
 )
-_FRAME = re.compile(rf"(.*?)(\d+)\.(?:{'|'.join(IMAGE_EXTENSIONS)})", re.IGNORECASE | re.DOTALL)
+_FRAME = re.compile(rf"(.*?)(\d+)\.(?:{'|'.join(listings.IMAGE_EXTENSIONS)})", re.IGNORECASE | re.DOTALL)
 _LINE = re.compile(r"(\S.*?)(?:\s+(\d+))??(?:\s+(\d+))?")
 _KEPT = 8192  # videos whose frames' names are kept
 
@@ -58,7 +48,7 @@ class _Video:
 
 
 @dataclass(kw_only=True, eq=False)
-class FrameFolders(PartKeys, ListedFiles, KnowsOrigins):
+class FrameFolders(listings.PartKeys, listings.ListedFiles, KnowsOrigins):
     """Videos that are folders of numbered images, such as img_00001.jpg.
 
     A video's key is its folder below the root. Without a ``list`` the folders above the videos are their
@@ -94,7 +84,7 @@ class FrameFolders(PartKeys, ListedFiles, KnowsOrigins):
             listing, num_missing = _from_folders(root), 0
         else:
             listing, num_missing = self._from_list(root, Path(self.list))
-        listing = select(listing, self.part, self.test_share, self.limit, where=self.root)
+        listing = listings.select(listing, self.part, self.test_share, self.limit, where=self.root)
         # of a fraction of the videos none can say how many of the missing would be in it
         whole = self.part == "all" and self.limit is None
         self.take(self.root, listing, len(listing.files) + num_missing if whole else None)
@@ -106,7 +96,7 @@ class FrameFolders(PartKeys, ListedFiles, KnowsOrigins):
         return SampleInfo(self.key(index), len(self.frame_names(index)), self.fps, self.labels(index))
 
     def origin(self, index: int) -> Origin:
-        return image_origin(self.folder / self.files[index].path)
+        return origins.image_origin(self.folder / self.files[index].path)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         key, names = self.key(index), self.frame_names(index)
@@ -141,7 +131,7 @@ class FrameFolders(PartKeys, ListedFiles, KnowsOrigins):
             self._videos.popitem(last=False)
         return self._videos[index]
 
-    def _from_list(self, root: Path, path: Path) -> tuple[Listing, int]:
+    def _from_list(self, root: Path, path: Path) -> tuple[listings.Listing, int]:
         rows = _read_list(path)
         there = {key: (root / key).is_dir() for key in rows}
         missing = [key for key, exists in there.items() if not exists]
@@ -158,14 +148,14 @@ class FrameFolders(PartKeys, ListedFiles, KnowsOrigins):
         tell_found(str(path), len(rows) - len(missing), missing, self.max_missing_share, more)
         self._promised = {key: count for key, (count, _) in rows.items() if count is not None}
         files = tuple(
-            Listed(key, {} if number is None else {"class": numbers[str(number)]})
+            listings.Listed(key, {} if number is None else {"class": numbers[str(number)]})
             for key, (_, number) in rows.items()
             if there[key]
         )
-        return Listing(files, {"class": classes} if classes else {}), len(missing)
+        return listings.Listing(files, {"class": classes} if classes else {}), len(missing)
 
 
-def _from_folders(root: Path) -> Listing:
+def _from_folders(root: Path) -> listings.Listing:
     keys = _find_folders(root)
     if not keys or keys == ["."]:
         what = "images lie in it and not in a folder for each video" if keys else "no image below it"
@@ -176,9 +166,9 @@ def _from_folders(root: Path) -> Listing:
             f"{root}: {flat[0]} holds frames and lies beside folders that are taken for classes"
         )
     if flat:
-        return Listing(tuple(Listed(key, {}) for key in keys), {})
-    refuse_parts(root, {key.split("/")[0] for key in keys})
-    return Listing(*labelled_by_folder(keys))
+        return listings.Listing(tuple(listings.Listed(key, {}) for key in keys), {})
+    listings.refuse_parts(root, {key.split("/")[0] for key in keys})
+    return listings.Listing(*listings.labelled_by_folder(keys))
 
 
 def _read_list(path: Path) -> dict[str, tuple[int | None, int | None]]:

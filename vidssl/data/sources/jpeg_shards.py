@@ -22,10 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vidssl.data.decode.decode import part_of, seconds_of
+from vidssl.data.sources import lists, manifest, origins
 from vidssl.data.sources.listing import Listed, ListedFiles, Listing, ListKeys, named_listing, select
-from vidssl.data.sources.lists import listed_part
-from vidssl.data.sources.manifest import MOST_FRAMES, NamedSegment, parse_segments, unpacked
-from vidssl.data.sources.origins import derived_origin, recorded_origin
 from vidssl.data.sources.tar.storage import Address
 from vidssl.engine.facts import HIGHEST, Row, parsed
 from vidssl.errors import UsageError, counted
@@ -114,7 +112,7 @@ class Block:
 
     def times(self) -> "array[int]":
         """Timestamp of each frame; none where frames are evenly spaced."""
-        return unpacked(self.short, self.frames)
+        return manifest.unpacked(self.short, self.frames)
 
     @classmethod
     def from_row(cls, row: Row, sizes: Mapping[str, int]) -> "Block":
@@ -127,13 +125,13 @@ class Block:
             ValueError: if it describes none, naming the field, or the shard is too short for it.
         """
         shard, start = row.text("shard"), row.whole("start")
-        frames = row.whole("frames", lowest=1, highest=MOST_FRAMES)
+        frames = row.whole("frames", lowest=1, highest=manifest.MOST_FRAMES)
         if not _SHARD_NAME.fullmatch(shard):
             raise ValueError(f"'shard' must be the name of a shard, got {shard!r:.60}")
         if start + _OFFSET.itemsize * (frames + 1) > sizes.get(shard, HIGHEST):
             raise ValueError(f"{counted(frames, 'frame')} from byte {start} on do not fit into {shard}")
         short: tuple[int, ...] = tuple(row.whole_numbers("pts", ()))
-        unpacked(short, frames)
+        manifest.unpacked(short, frames)
         return cls(shard, start, frames, row.real("fps"), short, row.real("tick_seconds", 0.0))
 
 
@@ -152,7 +150,9 @@ class JpegShards(ListKeys, ListedFiles, KnowsOrigins):
         self._videos, own = _read_index(Path(self.root).absolute() / INDEX)
         part = self.part
         if self.list is not None:
-            listing, part = listed_part(self.list, self.test_list, part, exists=self._videos.__contains__)
+            listing, part = lists.listed_part(
+                self.list, self.test_list, part, exists=self._videos.__contains__
+            )
         elif self.test_list is not None:
             raise ValueError("'test_list' goes with 'list'")
         else:
@@ -171,7 +171,7 @@ class JpegShards(ListKeys, ListedFiles, KnowsOrigins):
     def origin(self, index: int) -> Origin:
         file = self.files[index]
         made, recorded = self.folder / self._block(file).shard, self._videos[file.path].origin
-        origin = derived_origin(recorded, store=self.folder, key=file.path, made=made)
+        origin = origins.derived_origin(recorded, store=self.folder, key=file.path, made=made)
         return replace(origin, segment=None if file.segment is None else file.segment.seconds)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
@@ -248,7 +248,7 @@ def _read_index(path: Path) -> tuple[dict[str, _Prepared], Listing]:
         ) from error
     sizes = {shard.name: shard.stat().st_size for shard in path.parent.glob("*.jpegs")}
     videos: dict[str, _Prepared] = {}
-    named: list[tuple[str, dict[str, str], tuple[NamedSegment, ...]]] = []
+    named: list[tuple[str, dict[str, str], tuple[manifest.NamedSegment, ...]]] = []
     classes: dict[str, tuple[str, ...]] = {}
     number = 1
     try:
@@ -263,14 +263,14 @@ def _read_index(path: Path) -> tuple[dict[str, _Prepared], Listing]:
             block = None if reason else Block.from_row(row, sizes)
             origin = row.row("origin", {})
             if any(origin.entries()):
-                recorded_origin(origin)
+                origins.recorded_origin(origin)
             videos[key] = _Prepared(reason, block, dict(origin.entries()))
             own = {
                 name: classes[name][labels.whole(name, highest=len(classes[name]) - 1)]
                 for name in classes
                 if name in labels
             }
-            named.append((key, own, parse_segments(row.items("segments", ()))))
+            named.append((key, own, manifest.parse_segments(row.items("segments", ()))))
         return videos, named_listing(named, classes)
     except UsageError:
         raise

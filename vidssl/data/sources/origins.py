@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
-from vidssl.engine.facts import Row, parsed, parts
-from vidssl.engine.process import file_sha256, write_atomically
+from vidssl.engine import facts, process
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin
 
@@ -135,7 +134,7 @@ def _same_content(one: Origin, other: Origin) -> bool:
 
 @cache
 def _checksum(origin: Origin) -> str:
-    return file_sha256(Path(origin.file))
+    return process.file_sha256(Path(origin.file))
 
 
 def origin_of(
@@ -169,7 +168,7 @@ def derived_origin(recorded: Mapping[str, object], *, store: Path, key: str, mad
     here, version = os.path.realpath(store), version_of(made)
     if not recorded:
         return Origin(f"{here}: {key}", version, store=here)
-    origin = replace(recorded_origin(Row(recorded, "origin")), version=version)
+    origin = replace(recorded_origin(facts.Row(recorded, "origin")), version=version)
     if origin.sha256 or version_of(Path(origin.file)).split()[0] == str(origin.bytes):
         return origin
     return replace(origin, bytes=-1, store=origin.store or here)
@@ -180,7 +179,7 @@ def recorded(origin: Origin) -> dict[str, object]:
     return {key: getattr(origin, key) for key in _KEPT}
 
 
-def recorded_origin(row: Row) -> Origin:
+def recorded_origin(row: facts.Row) -> Origin:
     """Inverse of ``recorded``.
 
     Raises:
@@ -243,7 +242,7 @@ def write_videos(path: Path, videos: Mapping[str, Sequence[Video]]) -> None:
     def write(temporary: Path) -> None:
         temporary.write_bytes(content)
 
-    write_atomically(path, write)
+    process.write_atomically(path, write)
 
 
 def read_videos(path: Path) -> dict[str, tuple[Video, ...]]:
@@ -253,7 +252,7 @@ def read_videos(path: Path) -> dict[str, tuple[Video, ...]]:
         UsageError: if the file is damaged or of another format.
     """
     try:
-        record = Row(parsed(_decompressed(path)))
+        record = facts.Row(facts.parsed(_decompressed(path)))
         if record.text("format") != FORMAT:
             raise ValueError(f"its format is {record.text('format')!r}")
         lists = record.row("videos")
@@ -277,7 +276,7 @@ def _decompressed(path: Path) -> bytes:
 
 
 def _video(values: object) -> Video:
-    row = parts(values, "a video", ("key", *_KEPT))
+    row = facts.parts(values, "a video", ("key", *_KEPT))
     return Video(row.path("key"), recorded_origin(row))
 
 

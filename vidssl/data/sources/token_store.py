@@ -24,8 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vidssl.data.sources.manifest import MOST_FRAMES
-from vidssl.data.sources.origins import derived_origin, recorded_origin
+from vidssl.data.sources import manifest, origins
 from vidssl.engine.facts import Row, parsed
 from vidssl.engine.process import begun_beside, write_text
 from vidssl.errors import UsageError, counted
@@ -254,14 +253,14 @@ def _video(row: Row, info: StoreInfo) -> StoredVideo:
     """Raises ValueError, naming the field, if it describes none."""
     labels, origin = row.row("labels"), row.row("origin", {})
     if any(origin.entries()):
-        recorded_origin(origin)
+        origins.recorded_origin(origin)
     return StoredVideo(
         key=row.path("key"),
         labels={
             name: labels.whole(name, highest=len(info.label_classes.get(name, ())) - 1)
             for name, _ in labels.entries()
         },
-        num_frames=row.whole("num_frames", highest=MOST_FRAMES),
+        num_frames=row.whole("num_frames", highest=manifest.MOST_FRAMES),
         fps=row.real("fps"),
         start=row.whole("start"),
         reason=row.text("reason", ""),
@@ -441,7 +440,7 @@ class TokenStore(DataSource, KnowsGroups, KnowsOrigins):
     def origin(self, index: int) -> Origin:
         video, folder = self._reader.videos[index], self._reader.folder
         made = data_path(folder, index // self.stored.videos_per_shard)
-        return derived_origin(video.origin, store=folder, key=video.key, made=made)
+        return origins.derived_origin(video.origin, store=folder, key=video.key, made=made)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         raise UsageError(

@@ -11,23 +11,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from vidssl.data.decode.content import why_not_a_file
+from vidssl.data.decode import content, decoders, images
 from vidssl.data.decode.decode import VideoFacts, part_of, probe, read_frames
-from vidssl.data.decode.decoders import DecoderName, PyAV, choose_decoder
-from vidssl.data.decode.images import read_image
-from vidssl.data.sources.listing import (
-    IMAGE_EXTENSIONS,
-    VIDEO_EXTENSIONS,
-    Listed,
-    ListedFiles,
-    Listing,
-    PartKeys,
-    list_folder,
-    select,
-)
-from vidssl.data.sources.lists import listed_part
+from vidssl.data.sources import listing as listings, lists, origins
 from vidssl.data.sources.manifest import FileRecord, Manifest, why_changed
-from vidssl.data.sources.origins import image_origin, origin_of
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import DataSource, KnowsOrigins, Origin, SampleInfo, UnreadableSample
 
@@ -110,14 +97,14 @@ class VideoKeys:
 
     root: str
     limit: int | None = None
-    decoder: DecoderName = "pyav"
+    decoder: decoders.DecoderName = "pyav"
     short: Short | None = None
     min_frames: int = 1
     square_pixels: bool = False
 
 
 @dataclass(kw_only=True, eq=False)
-class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
+class ListedVideos(VideoKeys, listings.ListedFiles, KnowsOrigins):
     """Listed video files, and what was found out about those that were opened last.
 
     Args:
@@ -136,7 +123,7 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
     manifest: str | None = None
 
     @abstractmethod
-    def listed(self) -> tuple[Listing, int]:
+    def listed(self) -> tuple[listings.Listing, int]:
         """The samples to read, and how many the data set has, those that are missing included."""
 
     def __post_init__(self) -> None:
@@ -147,11 +134,11 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
                 "short: skip needs 'manifest', which knows how long videos are; 'vidssl data check' makes one"
             )
         self._manifest = None if self.manifest is None else Manifest(Path(self.manifest))
-        self._decoder = choose_decoder(self.decoder)
+        self._decoder = decoders.choose_decoder(self.decoder)
         self._facts: OrderedDict[str, tuple[tuple[int, int], VideoFacts]] = OrderedDict()
         self.left_out: Counter[str] = Counter()
         if self._manifest is not None:
-            listing = Listing(self._usable(listing.files, self._manifest), listing.label_classes)
+            listing = listings.Listing(self._usable(listing.files, self._manifest), listing.label_classes)
         self.take(self.root, listing, num_listed)
 
     def info(self, index: int) -> SampleInfo:
@@ -165,9 +152,9 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
         file = self.files[index]
         segment = None if file.segment is None else file.segment.seconds
         if self._manifest is None:
-            return origin_of(self.folder / file.path, segment=segment)
+            return origins.origin_of(self.folder / file.path, segment=segment)
         entry = self._manifest.entry(file.path)
-        return origin_of(self.folder / file.path, entry.sha256, entry.bytes, segment=segment)
+        return origins.origin_of(self.folder / file.path, entry.sha256, entry.bytes, segment=segment)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         file = self.files[index]
@@ -182,7 +169,7 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
         except UnreadableSample as error:
             raise UnreadableSample(key, error.reason) from error
 
-    def _usable(self, files: Sequence[Listed], manifest: Manifest) -> tuple[Listed, ...]:
+    def _usable(self, files: Sequence[listings.Listed], manifest: Manifest) -> tuple[listings.Listed, ...]:
         unknown = [file.path for file in files if file.path not in manifest]
         if unknown:
             raise UsageError(
@@ -206,11 +193,11 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
             )
         _tell(manifest, len(files), "left out", self.left_out)
         del by_pyav[""]
-        if not isinstance(self._decoder, PyAV):
+        if not isinstance(self._decoder, decoders.PyAV):
             _tell(manifest, len(kept), f"read by PyAV, not {self._decoder.name}", by_pyav)
         return tuple(kept)
 
-    def _why_out(self, file: Listed, entry: FileRecord) -> str:
+    def _why_out(self, file: listings.Listed, entry: FileRecord) -> str:
         if not entry.usable or entry.facts is None:
             return entry.status
         try:
@@ -228,7 +215,7 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
         try:
             status = os.stat(path)
         except OSError:
-            raise UnreadableSample(file.key, why_not_a_file(path)) from None
+            raise UnreadableSample(file.key, content.why_not_a_file(path)) from None
         version = (status.st_size, status.st_mtime_ns)
         if file.path not in self._facts or self._facts[file.path][0] != version:
             facts = self._find_out(file, status)
@@ -238,7 +225,7 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
             self._facts.popitem(last=False)
         return self._facts[file.path][1]
 
-    def _find_out(self, file: Listed, status: os.stat_result) -> VideoFacts:
+    def _find_out(self, file: listings.Listed, status: os.stat_result) -> VideoFacts:
         path, key = self.folder / file.path, file.key
         if self._manifest is None:
             try:
@@ -254,7 +241,7 @@ class ListedVideos(VideoKeys, ListedFiles, KnowsOrigins):
         return entry.facts
 
 
-def _frames(file: Listed, facts: VideoFacts) -> range:
+def _frames(file: listings.Listed, facts: VideoFacts) -> range:
     """Numbers of the frames of a file that belong to a sample; raises UnreadableSample if none does."""
     if file.segment is None:
         return range(facts.num_frames)
@@ -307,7 +294,7 @@ class VideoFiles(DataSource):
 
 
 @dataclass(kw_only=True, eq=False)
-class VideoFolder(PartKeys, ListedVideos):
+class VideoFolder(listings.PartKeys, ListedVideos):
     """Videos in a folder for each class; a folder without folders holds unlabelled videos.
 
     The label is called "class". A video's key is its path below the root.
@@ -318,14 +305,14 @@ class VideoFolder(PartKeys, ListedVideos):
         manifest, decoder, short, min_frames, square_pixels: see ``VideoKeys``.
     """
 
-    def listed(self) -> tuple[Listing, int]:
-        listing = list_folder(Path(self.root), VIDEO_EXTENSIONS, "video")
-        listing = select(listing, self.part, self.test_share, self.limit, where=self.root)
+    def listed(self) -> tuple[listings.Listing, int]:
+        listing = listings.list_folder(Path(self.root), listings.VIDEO_EXTENSIONS, "video")
+        listing = listings.select(listing, self.part, self.test_share, self.limit, where=self.root)
         return listing, len(listing.files)
 
 
 @dataclass(kw_only=True, eq=False)
-class VideoList(PartKeys, ListedVideos):
+class VideoList(listings.PartKeys, ListedVideos):
     """Videos named in a text or CSV list: on each line a path below the root, then its labels.
 
     A CSV list may have a header, whose columns after the first name the labels; a single label without a
@@ -346,12 +333,12 @@ class VideoList(PartKeys, ListedVideos):
     list: str
     test_list: str | None = None
 
-    def listed(self) -> tuple[Listing, int]:
+    def listed(self) -> tuple[listings.Listing, int]:
         root = Path(self.root)
-        listing, part = listed_part(
+        listing, part = lists.listed_part(
             self.list, self.test_list, self.part, exists=lambda path: (root / path).is_file()
         )
-        listing = select(listing, part, self.test_share, self.limit, where=self.list)
+        listing = listings.select(listing, part, self.test_share, self.limit, where=self.list)
         if not any((root / file.path).exists() for file in listing.files):
             raise UsageError(
                 f"{self.list}: none of its {counted(len(listing.files), 'video')} is there; looked for "
@@ -360,7 +347,7 @@ class VideoList(PartKeys, ListedVideos):
         return listing, len(listing.files)
 
 
-class ListedImages(ListedFiles, KnowsOrigins):
+class ListedImages(listings.ListedFiles, KnowsOrigins):
     """Listed images, each a video of one frame."""
 
     root: str
@@ -369,17 +356,17 @@ class ListedImages(ListedFiles, KnowsOrigins):
         return SampleInfo(self.files[index].key, 1, 0.0, self.files[index].labels)
 
     def origin(self, index: int) -> Origin:
-        return image_origin(self.folder / self.files[index].path)
+        return origins.image_origin(self.folder / self.files[index].path)
 
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         if set(frames) != {0}:
             raise ValueError(f"an image has frame 0 only, asked for {list(frames)}")
         file = self.files[index]
-        return read_image(self.folder / file.path, file.key).expand(len(frames), -1, -1, -1)
+        return images.read_image(self.folder / file.path, file.key).expand(len(frames), -1, -1, -1)
 
 
 @dataclass(kw_only=True, eq=False)
-class ImageFolder(PartKeys, ListedImages):
+class ImageFolder(listings.PartKeys, ListedImages):
     """Images in a folder for each class, as ImageNet lies; a folder without folders has no labels.
 
     An image is a video of one frame. The label is called "class"; a key is a path below the root.
@@ -392,5 +379,7 @@ class ImageFolder(PartKeys, ListedImages):
     root: str
 
     def __post_init__(self) -> None:
-        listing = list_folder(Path(self.root), IMAGE_EXTENSIONS, "image")
-        self.take(self.root, select(listing, self.part, self.test_share, self.limit, where=self.root))
+        listing = listings.list_folder(Path(self.root), listings.IMAGE_EXTENSIONS, "image")
+        self.take(
+            self.root, listings.select(listing, self.part, self.test_share, self.limit, where=self.root)
+        )

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from vidssl.data.sources.token_store import Crop, StoreNeeds, TokenStore, Transform, transforms_of
-from vidssl.data.views.checks import check_counts, check_fps
+from vidssl.data.views import checks, times, uniform, vimpac
 from vidssl.data.views.crops import Shapes, Views
-from vidssl.data.views.times import draw, vimpac_last_start
-from vidssl.data.views.uniform import EvenClips
-from vidssl.data.views.vimpac import PairOfClips
 from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, ViewSampler
 
@@ -39,8 +36,8 @@ class _Transformed(StoredViews):
     flip: bool
 
     def __post_init__(self) -> None:
-        check_counts(self, "num_frames", "frame_stride", "size")
-        check_fps(self.fps)
+        checks.check_counts(self, "num_frames", "frame_stride", "size")
+        checks.check_fps(self.fps)
         if not self.resize or min(self.resize) < 1.0:
             raise ValueError(f"resize must list numbers of at least 1, got {self.resize}")
         if not self.crops:
@@ -55,15 +52,15 @@ class _Transformed(StoredViews):
         self, store: TokenStore, index: int, starts: Sequence[int], generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Ids of the clips at some starts; their transform is drawn as ``corner_clip`` draws."""
-        ratio = self.resize[draw(generator, 0, len(self.resize) - 1)]
-        crop = self.crops[draw(generator, 0, len(self.crops) - 1)]
-        transform = Transform(round(ratio * self.size), crop, self.flip and bool(draw(generator, 0, 1)))
+        ratio = self.resize[times.draw(generator, 0, len(self.resize) - 1)]
+        crop = self.crops[times.draw(generator, 0, len(self.crops) - 1)]
+        transform = Transform(round(ratio * self.size), crop, self.flip and bool(times.draw(generator, 0, 1)))
         span, stride = self.num_frames * self.frame_stride, self.frame_stride
         return tuple(store.read_ids(index, range(start, start + span, stride), transform) for start in starts)
 
 
 @dataclass(kw_only=True, eq=False)
-class StoredClipPair(PairOfClips, _Transformed):
+class StoredClipPair(vimpac.PairOfClips, _Transformed):
     """Two clips of one video out of a token store, the same as ``clip_pair`` takes of pixels.
 
     Where a video ends before its clip, what is missing is padding (VIMPAC's release), not its last frame.
@@ -84,7 +81,7 @@ class StoredClipPair(PairOfClips, _Transformed):
     flip: bool = False
 
     def __post_init__(self) -> None:
-        PairOfClips.__post_init__(self)
+        vimpac.PairOfClips.__post_init__(self)
         _Transformed.__post_init__(self)
 
     def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
@@ -126,12 +123,12 @@ class StoredClip(_Transformed):
 
     def sample(self, source: DataSource, index: int, generator: torch.Generator) -> Views:
         store = _store(source)
-        last = vimpac_last_start(store.info(index).num_frames, self.num_frames, self.frame_stride)
-        return {"clip": self.clips(store, index, (draw(generator, 0, last),), generator)}
+        last = times.vimpac_last_start(store.info(index).num_frames, self.num_frames, self.frame_stride)
+        return {"clip": self.clips(store, index, (times.draw(generator, 0, last),), generator)}
 
 
 @dataclass(kw_only=True, eq=False)
-class StoredUniformClips(EvenClips, StoredViews):
+class StoredUniformClips(uniform.EvenClips, StoredViews):
     """Test views out of a token store: the clips that ``uniform_clips`` takes of pixels, nothing random.
 
     The rules of ``uniform_clips`` for short videos hold too, so nothing is padding.

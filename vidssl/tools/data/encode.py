@@ -27,8 +27,7 @@ from vidssl.data.decode.container import open_video
 from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.decode import Picture, VideoFacts, limits_of, probe, read_frames
 from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE, FileToExamine, examine
-from vidssl.data.sources.jpeg_shards import Block, read_block, write_block
-from vidssl.data.sources.manifest import FileRecord, Segment, packed
+from vidssl.data.sources import jpeg_shards, manifest
 from vidssl.engine.facts import HIGHEST, Row
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import UnreadableSample
@@ -196,7 +195,7 @@ class FileToPrepare:
     form: Form
     timed: bool = False
     limits: Limits = LIMITS
-    cut: tuple[str, Segment] | None = None
+    cut: tuple[str, manifest.Segment] | None = None
 
     @property
     def path(self) -> Path:
@@ -251,9 +250,9 @@ class Prepared:
         about, reason = row.row("about"), row.text("reason")
         source = row.parts("source", "size", "mtime_ns")
         if not reason and blocks:
-            Block.from_row(Row({"frames": row.value("frames"), **dict(about.entries())}), {})
+            jpeg_shards.Block.from_row(Row({"frames": row.value("frames"), **dict(about.entries())}), {})
         elif not reason:
-            FileRecord.from_row(about)
+            manifest.FileRecord.from_row(about)
         return cls(
             row.path("key"),
             (source.whole("size", lowest=-1), source.whole("mtime_ns", lowest=-HIGHEST)),
@@ -338,19 +337,19 @@ def _make_jpegs(file: FileToPrepare, facts: VideoFacts, temporary: Path) -> Prep
     temporary.parent.mkdir(parents=True, exist_ok=True)
     with temporary.open("w+b") as block:
         images = (_jpeg(picture, form.quality) for picture in kept.pass_on(pictures(path, facts, size)))
-        length = write_block(block, images, facts.num_frames)
+        length = jpeg_shards.write_block(block, images, facts.num_frames)
         block.flush()
         part = partial(os.pread, block.fileno())
-        read = read_block(part, kept.numbers)
+        read = jpeg_shards.read_block(part, kept.numbers)
         kept.compare(read.permute(0, 2, 3, 1).numpy(), file)
         clip, before, after = a_clip(file.key, facts.num_frames), 0.0, 0.0
         if file.timed:
             before = core_seconds(lambda: read_frames(path, clip, facts))
-            after = core_seconds(lambda: read_block(part, clip))
+            after = core_seconds(lambda: jpeg_shards.read_block(part, clip))
     os.replace(temporary, file.target)
     about: dict[str, object] = {"fps": facts.fps, "height": size[0], "width": size[1]}
     if facts.uneven_times:
-        about |= {"tick_seconds": facts.tick_seconds, "pts": packed(facts.pts)}
+        about |= {"tick_seconds": facts.tick_seconds, "pts": manifest.packed(facts.pts)}
     return Prepared(file.key, bytes=length, before=before, after=after, about=about)
 
 

@@ -14,9 +14,8 @@ from vidssl.data.classes import ordered_classes
 from vidssl.data.sources.tar.index import INDEX, Member, Shard, ShardIndex, parse_shards, write_index
 from vidssl.data.sources.tar.storage import Address
 from vidssl.data.workers import Lost
-from vidssl.engine.facts import HIGHEST, Row, parsed, parts
+from vidssl.engine import facts, process
 from vidssl.engine.logging import terminal
-from vidssl.engine.process import num_cpus, write_atomically
 from vidssl.errors import UsageError, counted
 from vidssl.tools.data.check import say, shard_report
 from vidssl.tools.data.look import CannotRead, SeenShard, ShardToLookAt, look_at
@@ -36,17 +35,17 @@ class _Row:
     class_names: tuple[tuple[int, str], ...]
 
     @classmethod
-    def of(cls, row: Row) -> "_Row":
+    def of(cls, row: facts.Row) -> "_Row":
         """Raises ValueError if the row is damaged."""
         (shard,) = parse_shards(row.text("lines").encode())
         names = []
         for pair in row.items("class_names"):
-            entry = parts(pair, "class_names", ("number", "name"))
+            entry = facts.parts(pair, "class_names", ("number", "name"))
             names.append((entry.whole("number"), entry.text("name")))
         return cls(
             row.text("address"),
             shard,
-            row.whole("mtime_ns", lowest=-HIGHEST),
+            row.whole("mtime_ns", lowest=-facts.HIGHEST),
             row.text("flaw"),
             row.flag("videos"),
             row.whole("left_out"),
@@ -218,14 +217,14 @@ def index_data(
     names = _shards(place)
     try:
         index_path.parent.mkdir(parents=True, exist_ok=True)
-        _look(place, names, seen, processes or num_cpus(), console)
+        _look(place, names, seen, processes or process.num_cpus(), console)
         classes, flaws, left_out = seen.classes(names), seen.flaws(names), seen.left_out(names)
 
         def write(path: Path) -> None:
             with path.open("wb") as file:
                 write_index(file, seen.shards(names), classes)
 
-        write_atomically(index_path, write)
+        process.write_atomically(index_path, write)
         text = index_path.read_bytes()
         seen.remove()
     except OSError as error:
@@ -256,7 +255,7 @@ def _index_path(out: Path | None, given: str, address: Address) -> Path:
     out = out or Path(given.removeprefix("file://")) / INDEX
     try:
         with out.open("rb") as file:
-            head = Row(parsed(file.readline()))
+            head = facts.Row(facts.parsed(file.readline()))
     except (OSError, ValueError):
         return out
     if head.value("plan", ""):

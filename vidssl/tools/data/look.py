@@ -15,10 +15,8 @@ from pathlib import Path
 from PIL import Image
 
 from vidssl.data.classes import LARGEST, TARGET, check_cell, may_be_class
+from vidssl.data.decode import decode, examine, images
 from vidssl.data.decode.content import Content, why_not_a_file
-from vidssl.data.decode.decode import VideoFacts
-from vidssl.data.decode.examine import FileToExamine, examine_content
-from vidssl.data.decode.images import is_animated, read_image
 from vidssl.data.sources.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from vidssl.data.sources.manifest import FileRecord, NamedSegment, parse_segments
 from vidssl.data.sources.tar.index import IMAGE, Member, Shard
@@ -29,7 +27,7 @@ from vidssl.interfaces import UnreadableSample
 from vidssl.tools.data.pack import DamagedTar, split_name, walk_tar
 
 
-def examine_image(file: FileToExamine) -> FileRecord:
+def examine_image(file: examine.FileToExamine) -> FileRecord:
     """The entry of an image: a clip of one frame. Never raises for faults of the file."""
     path = file.root / file.key
     reason = why_not_a_file(path)
@@ -47,12 +45,12 @@ def examine_image_content(content: Content) -> FileRecord:
     """The same of an image that lies in memory, under its name."""
     about = {"bytes": len(content.data), "sha256": hashlib.sha256(content.data).hexdigest()}
     try:
-        _, _, height, width = read_image(content, content.name).shape
+        _, _, height, width = images.read_image(content, content.name).shape
         with Image.open(BytesIO(content.data)) as image:
             codec = (image.format or "").lower()
     except UnreadableSample as error:
         return FileRecord(content.name, "unreadable", error.reason, **about)  # type: ignore[arg-type]
-    facts = VideoFacts(
+    facts = decode.VideoFacts(
         num_frames=1, promised_frames=1, fps=0.0, height=height, width=width, rotation=0, codec=codec,
         no_seeking="", pts=array("q"), keyframes=(), tick_seconds=0.0,
     )  # fmt: skip
@@ -188,8 +186,8 @@ class _Seen:
         if name in self._task.fatal:
             return Member(FileRecord(name, "unreadable", self._task.fatal[name]), -1)
         self._task.note.write_text(json.dumps(name))
-        image = kind in IMAGE_EXTENSIONS and not is_animated(Content(name, content))
-        entry = (examine_image_content if image else examine_content)(Content(name, content))
+        image = kind in IMAGE_EXTENSIONS and not images.is_animated(Content(name, content))
+        entry = (examine_image_content if image else examine.examine_content)(Content(name, content))
         return Member(entry, info.offset_data if entry.usable else -1)
 
     def as_shard(self, size: int, flaw: str) -> SeenShard:

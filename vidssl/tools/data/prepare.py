@@ -12,39 +12,18 @@ from pathlib import Path, PurePosixPath
 from rich.console import Console
 
 from vidssl.config.strict_yaml import dump_flow
-from vidssl.data.decode.decode import limits_of
-from vidssl.data.decode.examine import CLIP_FRAMES, CLIP_STRIDE
+from vidssl.data.decode import decode, examine
 from vidssl.data.sources.jpeg_shards import INDEX, KIND, VERSION, shard_name
 from vidssl.data.sources.listing import Listed, Listing
 from vidssl.data.sources.manifest import FileRecord, Segment, header
 from vidssl.data.sources.origins import origin_of, recorded
 from vidssl.data.workers import Lost
-from vidssl.engine.facts import Row
+from vidssl.engine import facts, process
 from vidssl.engine.logging import format_duration, terminal
-from vidssl.engine.process import make_folder, num_cpus, sole_process, write_text
 from vidssl.errors import UsageError, agreed, counted
 from vidssl.tools.collection.annotations import CUTS, refuse_existing, rows_of, write_lists
+from vidssl.tools.data import encode, runner
 from vidssl.tools.data.check import format_size, print_list, say
-from vidssl.tools.data.encode import (
-    H264,
-    PATIENCE_SECONDS,
-    FileToPrepare,
-    Form,
-    Prepared,
-    prepare_file,
-    settings,
-)
-from vidssl.tools.data.runner import (
-    CLEAN,
-    FLAWED,
-    RESUMES,
-    CannotWrite,
-    Journal,
-    Operand,
-    read_operand,
-    refuse_overlap,
-    runner,
-)
 
 NAME = "prepared.jsonl"
 _JOURNAL_KIND, _JOURNAL_VERSION = "vidssl prepared videos", 1
@@ -57,7 +36,7 @@ _BUSY = "is preparing videos in this folder. Let it end or stop it, or take anot
 def prepare_data(
     path: Path,
     out: Path,
-    form: Form,
+    form: encode.Form,
     *,
     root: Path | None = None,
     cut: bool = False,
@@ -84,7 +63,7 @@ def prepare_data(
             is finished stays, and the same command resumes from there.
     """
     console = console or terminal()
-    operand = read_operand(path, root)
+    operand = runner.read_operand(path, root)
     if cut and not operand.listing.segments():
         raise UsageError(f"{path}: --cut makes files of segments, and none are listed")
     listing, cuts = cut_listing(operand.listing) if cut else (operand.listing.whole(), {})
@@ -92,11 +71,11 @@ def prepare_data(
     beside = out.absolute().with_name(f"{out.absolute().name}.csv")
     if cut:
         refuse_existing(beside, CUTS)
-    make_folder(out)
-    with sole_process(out, lambda line: say(console, line), _BUSY):
-        made = PreparedVideos(out, settings(form))
-        output = Files(out) if isinstance(form, H264) else Shards(out, made)
-        job = _Job(operand, listing, cuts, out, form, made, output, console, processes or num_cpus())
+    process.make_folder(out)
+    with process.sole_process(out, lambda line: say(console, line), _BUSY):
+        made = PreparedVideos(out, encode.settings(form))
+        output = Files(out) if isinstance(form, encode.H264) else Shards(out, made)
+        job = _Job(operand, listing, cuts, out, form, made, output, console, processes or process.num_cpus())
         prediction = job.do_all()
         where = output.describe(listing if cut else operand.listing, made.latest, operand.root)
         rows = [made.latest[file.path] for file in listing.files]
@@ -105,7 +84,7 @@ def prepare_data(
     if cut and usable:
         write_lists({beside: usable}, out, f"{CUTS} {path} --cut")
         say(console, f"List: {beside}, the recording of each segment being its group")
-    return FLAWED if any(row.reason for row in rows) else CLEAN
+    return runner.FLAWED if any(row.reason for row in rows) else runner.CLEAN
 
 
 def cut_listing(listing: Listing) -> tuple[Listing, dict[str, tuple[str, Segment]]]:
@@ -125,7 +104,7 @@ def cut_listing(listing: Listing) -> tuple[Listing, dict[str, tuple[str, Segment
 
 def _check_places(root: Path, listing: Listing, out: Path) -> None:
     """Raises UsageError if a result could take the place of an original."""
-    refuse_overlap(
+    runner.refuse_overlap(
         root,
         out,
         f"--out {out} and the folder of the videos, {root}, lie one in the other: originals could be "
@@ -143,7 +122,7 @@ class PreparedVideos:
     """The journal of a folder of results. Of several rows about a video the last one counts.
 
     Args:
-        settings: of the results; a folder holds results of one kind only.
+        wanted: settings of the results; a folder holds results of one kind only.
 
     Attributes:
         latest: key -> what became of it.
@@ -153,11 +132,11 @@ class PreparedVideos:
         UsageError: if the folder holds results of another kind, or other files, or cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, object]) -> None:
-        self._journal = Journal(folder / NAME, sync=True)
-        self.latest: dict[str, Prepared] = {}
-        self.rows: list[Prepared] = []
-        path, head = self._journal.path, {"kind": _JOURNAL_KIND, "version": _JOURNAL_VERSION, **settings}
+    def __init__(self, folder: Path, wanted: Mapping[str, object]) -> None:
+        self._journal = runner.Journal(folder / NAME, sync=True)
+        self.latest: dict[str, encode.Prepared] = {}
+        self.rows: list[encode.Prepared] = []
+        path, head = self._journal.path, {"kind": _JOURNAL_KIND, "version": _JOURNAL_VERSION, **wanted}
         if not path.exists() and any(not other.name.startswith(".") for other in folder.iterdir()):
             raise UsageError(
                 f"{folder} holds files and no {NAME}, so they are not of 'data prepare'. Take another folder"
@@ -172,18 +151,18 @@ class PreparedVideos:
             )
         for row in rows[1:]:
             with suppress(ValueError):  # of a damaged line: its video is made anew
-                self._take(Prepared.from_row(row, blocks=settings["form"] != "h264"))
+                self._take(encode.Prepared.from_row(row, blocks=wanted["form"] != "h264"))
         if not rows:
             try:
                 self._journal.add(head)
             except OSError as error:
                 raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
-    def _take(self, done: Prepared) -> None:
+    def _take(self, done: encode.Prepared) -> None:
         self.latest[done.key] = done
         self.rows.append(done)
 
-    def add(self, done: Prepared) -> None:
+    def add(self, done: encode.Prepared) -> None:
         """Writes a row and waits until the disk has it.
 
         Raises:
@@ -197,11 +176,11 @@ class PreparedVideos:
 class _Job:
     """Videos on their way into one folder."""
 
-    operand: Operand
+    operand: runner.Operand
     listing: Listing
     cuts: Mapping[str, tuple[str, Segment]]
     out: Path
-    form: Form
+    form: encode.Form
     made: PreparedVideos
     output: "Files | Shards"
     console: Console
@@ -221,8 +200,8 @@ class _Job:
         known = {file.path for file in finished}
         left = [file for file in self.listing.files if file.path not in known | bad.keys()]
         for key, reason in bad.items():
-            if self.made.latest.get(key) != Prepared(key, reason=reason):
-                self._finish(Prepared(key, reason=reason))
+            if self.made.latest.get(key) != encode.Prepared(key, reason=reason):
+                self._finish(encode.Prepared(key, reason=reason))
         say(
             self.console,
             f"{counted(len(left), 'video')} below {self.operand.root} to prepare, {self.processes} at a time"
@@ -252,32 +231,34 @@ class _Job:
         return done is not None and not done.reason and done.source == sources[key] and self.output.has(done)
 
     def _make(self, files: Sequence[Listed], timed_every: int) -> None:
-        with runner(self.console, "prepare", len(files), self.processes) as crew:
+        with runner.runner(self.console, "prepare", len(files), self.processes) as crew:
             tasks = self._tasks(files, timed_every)
-            for task, result in crew.run(tasks, prepare_file, patience_seconds=2 * PATIENCE_SECONDS):
-                if isinstance(result, CannotWrite):
+            for task, result in crew.run(
+                tasks, encode.prepare_file, patience_seconds=2 * encode.PATIENCE_SECONDS
+            ):
+                if isinstance(result, runner.CannotWrite):
                     raise self._full(result.reason)
                 if isinstance(result, Lost):
                     task.target.with_name(f".{task.target.name}.part").unlink(missing_ok=True)
-                    result = Prepared(task.key, reason=result.reason)
+                    result = encode.Prepared(task.key, reason=result.reason)
                 self._finish(result)
                 crew.advance()
 
-    def _tasks(self, files: Sequence[Listed], timed_every: int) -> Iterator[FileToPrepare]:
+    def _tasks(self, files: Sequence[Listed], timed_every: int) -> Iterator[encode.FileToPrepare]:
         for place, file in enumerate(files):
             known = self.operand.entry(self._source(file.path))
-            yield FileToPrepare(
+            yield encode.FileToPrepare(
                 self.operand.root,
                 file.path,
                 self.listing.class_names(file),
                 self.output.target(file.path),
                 self.form,
                 timed=place % timed_every == 0,
-                limits=limits_of(None if known is None else known.facts),
+                limits=decode.limits_of(None if known is None else known.facts),
                 cut=self.cuts.get(file.path),
             )
 
-    def _finish(self, result: Prepared) -> None:
+    def _finish(self, result: encode.Prepared) -> None:
         try:
             self.made.add(result if result.reason else self.output.keep(result))
         except OSError as error:
@@ -288,7 +269,7 @@ class _Job:
         return UsageError(
             f"{reason}. {counted(done, 'video', of=len(self.listing.files), verb='are')} prepared and kept; "
             "once there is room "
-            f"{RESUMES}"
+            f"{runner.RESUMES}"
         )
 
 
@@ -306,16 +287,16 @@ class Files:
     def target(self, key: str) -> Path:
         return self.folder / key
 
-    def keep(self, done: Prepared) -> Prepared:
+    def keep(self, done: encode.Prepared) -> encode.Prepared:
         return done
 
-    def has(self, done: Prepared) -> bool:
+    def has(self, done: encode.Prepared) -> bool:
         try:
             return os.stat(self.folder / done.key).st_size == done.bytes
         except OSError:
             return False
 
-    def describe(self, listing: Listing, made: Mapping[str, Prepared], root: Path) -> Path:
+    def describe(self, listing: Listing, made: Mapping[str, encode.Prepared], root: Path) -> Path:
         whole = self.folder.absolute()
         manifest = whole.with_name(f"{whole.name}.manifest.jsonl")
         lines = [header(self.folder)]
@@ -324,10 +305,10 @@ class Files:
             done = made[file.path]
             entry = FileRecord(file.path, "unreadable", f"it could not be prepared: {done.reason}")
             if not done.reason:
-                entry = FileRecord.from_row(Row(done.about))
+                entry = FileRecord.from_row(facts.Row(done.about))
             labels, own = listing.class_names(file), segments.get(file.path, ())
             lines.append(replace(entry, labels=labels, segments=own).to_line())
-        write_text(manifest, "".join(lines))
+        process.write_text(manifest, "".join(lines))
         return manifest
 
 
@@ -354,7 +335,7 @@ class Shards:
     def target(self, key: str) -> Path:
         return self._work / hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:32]
 
-    def keep(self, done: Prepared) -> Prepared:
+    def keep(self, done: encode.Prepared) -> encode.Prepared:
         name = shard_name(self._number)
         if self._ends.get(name, 0) >= _SHARD_BYTES:
             self._number += 1
@@ -372,14 +353,14 @@ class Shards:
         self._ends[name] = start + done.bytes
         return replace(done, about={**done.about, "shard": name, "start": start})
 
-    def has(self, done: Prepared) -> bool:
+    def has(self, done: encode.Prepared) -> bool:
         name, start = _place(done)
         try:
             return os.stat(self.folder / name).st_size >= start + done.bytes
         except OSError:
             return False
 
-    def describe(self, listing: Listing, made: Mapping[str, Prepared], root: Path) -> Path:
+    def describe(self, listing: Listing, made: Mapping[str, encode.Prepared], root: Path) -> Path:
         head = {"kind": KIND, "version": VERSION, "label_classes": listing.label_classes}
         rows: list[Mapping[str, object]] = [head]
         segments = listing.segments()
@@ -388,12 +369,12 @@ class Shards:
             row = {"key": file.path, "labels": file.labels, "reason": done.reason, "frames": done.frames}
             own = {"segments": segments[file.path]} if file.path in segments else {}
             rows.append({**row, **own, **done.about, "origin": recorded(origin_of(root / file.path))})
-        write_text(self.folder / INDEX, "".join(json.dumps(row) + "\n" for row in rows))
+        process.write_text(self.folder / INDEX, "".join(json.dumps(row) + "\n" for row in rows))
         shutil.rmtree(self._work, ignore_errors=True)
         return self.folder / INDEX
 
 
-def _place(done: Prepared) -> tuple[str, int]:
+def _place(done: encode.Prepared) -> tuple[str, int]:
     shard, start = done.about["shard"], done.about["start"]
     assert isinstance(start, int)
     return str(shard), start
@@ -425,7 +406,7 @@ class Prediction:
     core_seconds: float
 
 
-def predict(done: Sequence[Prepared], sizes: Sequence[int]) -> Prediction | None:
+def predict(done: Sequence[encode.Prepared], sizes: Sequence[int]) -> Prediction | None:
     """A prediction for all videos from the results so far; None if there is none.
 
     Args:
@@ -443,7 +424,7 @@ def predict(done: Sequence[Prepared], sizes: Sequence[int]) -> Prediction | None
     return Prediction(len(made), round(size * everything), size, gain(made), round(size * left), seconds)
 
 
-def gain(rows: Sequence[Prepared]) -> float:
+def gain(rows: Sequence[encode.Prepared]) -> float:
     """How many times as fast clips are read from results as from their sources; 0 if none was timed."""
     timed = [row for row in rows if row.before > 0 and row.after > 0]
     return sum(row.before for row in timed) / sum(row.after for row in timed) if timed else 0.0
@@ -472,7 +453,7 @@ def print_prediction(prediction: Prediction | None, out: Path, processes: int, c
 
 
 def prepare_report(
-    rows: Sequence[Prepared],
+    rows: Sequence[encode.Prepared],
     where: Path,
     prediction: Prediction | None,
     out: Path,
@@ -507,4 +488,5 @@ def prepare_report(
 def _read_time(gain: float) -> str:
     if not gain:
         return "no clip was timed"
-    return f"a clip of {CLIP_FRAMES} frames at stride {CLIP_STRIDE} is read in {1 / gain:.2f} of the time"
+    clip = f"a clip of {examine.CLIP_FRAMES} frames at stride {examine.CLIP_STRIDE}"
+    return f"{clip} is read in {1 / gain:.2f} of the time"

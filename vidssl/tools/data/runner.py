@@ -14,14 +14,7 @@ from rich.console import Console
 from vidssl.data.classes import ordered_classes
 from vidssl.data.decode.content import LIMITS, Limits
 from vidssl.data.decode.examine import FileToExamine
-from vidssl.data.sources.listing import (
-    IMAGE_EXTENSIONS,
-    VIDEO_EXTENSIONS,
-    Listing,
-    list_folder,
-    named_listing,
-)
-from vidssl.data.sources.lists import list_root, read_lists
+from vidssl.data.sources import listing as listings, lists
 from vidssl.data.sources.manifest import FileRecord, Manifest
 from vidssl.data.workers import Lost, Made, Task, work
 from vidssl.engine.facts import Row, parsed
@@ -51,7 +44,7 @@ class Operand:
     """
 
     root: Path
-    listing: Listing
+    listing: listings.Listing
     manifest: Manifest | None = None
 
     def entry(self, key: str) -> FileRecord | None:
@@ -92,15 +85,17 @@ def read_operand(path: Path, root: Path | None = None, *, images: bool = False) 
     if path.is_dir():
         if root is not None:
             raise UsageError(f"{path}: --root goes with a list or a manifest, not with a folder")
-        kind, extensions = ("image", IMAGE_EXTENSIONS) if images else ("video", VIDEO_EXTENSIONS)
-        return Operand(path, list_folder(path, extensions, kind))
+        kind, extensions = (
+            ("image", listings.IMAGE_EXTENSIONS) if images else ("video", listings.VIDEO_EXTENSIONS)
+        )
+        return Operand(path, listings.list_folder(path, extensions, kind))
     if images:
         raise UsageError(f"{path}: --images goes with a folder; lists and manifests are of videos")
     if path.suffix == ".jsonl":
         manifest = Manifest(path)
         return Operand(root or manifest.root, _listing_of(manifest), manifest)
-    root = root or list_root(path)
-    (listing,) = read_lists(path, exists=lambda key: (root / key).is_file())
+    root = root or lists.list_root(path)
+    (listing,) = lists.read_lists(path, exists=lambda key: (root / key).is_file())
     return Operand(root, listing)
 
 
@@ -117,7 +112,7 @@ def refuse_overlap(root: Path, out: Path, message: str) -> None:
         raise UsageError(message)
 
 
-def _listing_of(manifest: Manifest) -> Listing:
+def _listing_of(manifest: Manifest) -> listings.Listing:
     files = [(entry.key, entry.labels, entry.segments) for entry in manifest]
     found: dict[str, set[str]] = {}
     for _, labels, segments in files:
@@ -125,7 +120,7 @@ def _listing_of(manifest: Manifest) -> Listing:
             for name, value in given.items():
                 found.setdefault(name, set()).add(value)
     classes = {name: ordered_classes(values, name, manifest.path) for name, values in found.items()}
-    return named_listing(files, classes)
+    return listings.named_listing(files, classes)
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,11 @@ from vidssl.data.sources.manifest import FileRecord, NamedSegment
 from vidssl.data.sources.tar.index import INDEX, Shard, ShardIndex, parse_shards, write_index
 from vidssl.data.sources.tar.storage import Address
 from vidssl.data.workers import Lost
-from vidssl.engine.facts import Row, parsed
+from vidssl.engine import facts, process
 from vidssl.engine.logging import terminal
-from vidssl.engine.process import make_folder, num_cpus, sole_process
 from vidssl.errors import UsageError, counted
+from vidssl.tools.data import look, pack, runner
 from vidssl.tools.data.check import format_size, say, shard_report
-from vidssl.tools.data.look import examine_image
-from vidssl.tools.data.pack import ShardToPack, pack_shard
-from vidssl.tools.data.runner import (
-    CLEAN,
-    FLAWED,
-    RESUMES,
-    CannotWrite,
-    Operand,
-    Runner,
-    read_operand,
-    refuse_overlap,
-    runner,
-)
 
 _BUSY = "is packing shards in this folder. Let it end or stop it, or take another folder"
 
@@ -70,10 +57,10 @@ def shard_data(
             finished stays, and the same command resumes from there.
     """
     console = console or terminal()
-    operand = read_operand(path, root, images=images)
+    operand = runner.read_operand(path, root, images=images)
     place = Address(out)
     if place.local is not None:
-        refuse_overlap(
+        runner.refuse_overlap(
             operand.root,
             place.local,
             f"--out {place} and the folder of the originals, {operand.root}, lie one in the other. Take a "
@@ -82,21 +69,23 @@ def shard_data(
     plan = _plan(operand, seed=seed, shard_bytes=shard_bytes, images=images)
     with _sole(place, console):
         try:
-            index = _Job(operand, plan, place, console, processes or num_cpus(), images=images).do_all()
+            index = _Job(
+                operand, plan, place, console, processes or process.num_cpus(), images=images
+            ).do_all()
         except OSError as error:
             raise UsageError(
                 f"{error.filename or place}: {error.strerror or error}. What is finished stays; once that is "
-                f"mended {RESUMES}"
+                f"mended {runner.RESUMES}"
             ) from error
     clean = shard_report(index, out, "", console, show_all=show_all)
-    return CLEAN if clean else FLAWED
+    return runner.CLEAN if clean else runner.FLAWED
 
 
 @dataclass(frozen=True)
 class _Job:
     """Files on their way into the shards of a plan."""
 
-    operand: Operand
+    operand: runner.Operand
     plan: "Plan"
     out: Address
     console: Console
@@ -111,7 +100,9 @@ class _Job:
         finished = parts.finished()
         left = [shard for shard in self.plan.shards if shard.name not in finished]
         self._announce(left)
-        with runner(self.console, "shard", sum(len(shard.files) for shard in left), self.processes) as crew:
+        with runner.runner(
+            self.console, "shard", sum(len(shard.files) for shard in left), self.processes
+        ) as crew:
             for place in range(0, len(left), self.processes):
                 batch = left[place : place + self.processes]
                 files = {file.key: file for shard in batch for file in shard.files}
@@ -119,7 +110,7 @@ class _Job:
                     FileToExamine(self.operand.root, key, file.labels, self.operand.entry(key))
                     for key, file in files.items()
                 )
-                found = crew.examine(tasks, examine_image if self.images else examine)
+                found = crew.examine(tasks, look.examine_image if self.images else examine)
                 entries = {entry.key: replace(entry, segments=files[entry.key].segments) for entry in found}
                 self._pack(batch, entries, parts, crew)
         return parts.finish()
@@ -145,13 +136,17 @@ class _Job:
                 )
 
     def _pack(
-        self, batch: "Sequence[PlannedShard]", entries: Mapping[str, FileRecord], parts: "Parts", crew: Runner
+        self,
+        batch: "Sequence[PlannedShard]",
+        entries: Mapping[str, FileRecord],
+        parts: "Parts",
+        crew: runner.Runner,
     ) -> None:
         classes = self.plan.label_classes.get("class", ())
         own = all(name.isdecimal() for name in classes)  # other readers find the numbers of the list
         numbers = {name: int(name) if own else number for number, name in enumerate(classes)}
         tasks = [
-            ShardToPack(
+            pack.ShardToPack(
                 self.out,
                 shard.name,
                 shard.first,
@@ -162,12 +157,12 @@ class _Job:
             for shard in batch
         ]
         largest = max(sum(max(entry.bytes, 0) for entry in task.entries) for task in tasks)
-        for task, result in crew.run(tasks, pack_shard, largest=largest):
-            if isinstance(result, (Lost, CannotWrite)):
+        for task, result in crew.run(tasks, pack.pack_shard, largest=largest):
+            if isinstance(result, (Lost, runner.CannotWrite)):
                 lost = f"{task.name} could not be packed: " if isinstance(result, Lost) else ""
                 raise UsageError(
                     f"{lost}{result.reason}. {len(parts.finished())} of {len(self.plan.shards)} shards are "
-                    f"finished and stay; once that is mended {RESUMES}"
+                    f"finished and stay; once that is mended {runner.RESUMES}"
                 )
             parts.add(result)
 
@@ -179,8 +174,8 @@ def _sole(out: Address, console: Console) -> Iterator[None]:
         say(console, f"{out} keeps no locks: take care that no second process packs into it")
         yield
         return
-    make_folder(out.local)
-    with sole_process(out.local, lambda line: say(console, line), _BUSY):
+    process.make_folder(out.local)
+    with process.sole_process(out.local, lambda line: say(console, line), _BUSY):
         yield
 
 
@@ -246,7 +241,7 @@ class Plan:
         return sum(max(file.bytes, 0) for shard in self.shards for file in shard.files)
 
 
-def _plan(operand: Operand, *, seed: int, shard_bytes: int, images: bool) -> Plan:
+def _plan(operand: runner.Operand, *, seed: int, shard_bytes: int, images: bool) -> Plan:
     listing, segments = operand.listing, operand.listing.segments()
     files = [
         PlannedFile(
@@ -359,7 +354,7 @@ class Parts:
 
     def _compare(self, begun: bytes) -> None:
         try:
-            row = Row(parsed(begun))
+            row = facts.Row(facts.parsed(begun))
             settings = {name: row.value(name) for name in self._plan.settings}
         except ValueError as error:
             raise self._other(f"{_PLAN} is damaged: {error}") from error

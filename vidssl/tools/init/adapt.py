@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from vidssl.config.files import find
-from vidssl.config.recipe import STREAMS
+from vidssl.config import files, recipe
 from vidssl.config.strict_yaml import dump, dump_flow, parse, plain
 from vidssl.engine.checkpoint import Checkpoint
 from vidssl.errors import UsageError
@@ -14,11 +13,9 @@ from vidssl.evaluate.subject import recipe_of
 from vidssl.tools.collection.survey import Seen
 from vidssl.tools.init.choices import Choice
 from vidssl.tools.init.text import Sources
-from vidssl.weights.external import read_external
-from vidssl.weights.load import own_checkpoint
-from vidssl.weights.vit_keys import V_JEPA_2, V_JEPA_2_1, VIDEO_MAE, layout_of
+from vidssl.weights import external, load, vit_keys
 
-_KNOWN = {V_JEPA_2: "vjepa", VIDEO_MAE: "videomae"}  # layout -> recipe in recipes/adapt
+_KNOWN = {vit_keys.V_JEPA_2: "vjepa", vit_keys.VIDEO_MAE: "videomae"}  # layout -> recipe in recipes/adapt
 _SEEN_RATES = {"vjepa": 4.0, "videomae": 7.5}  # frames a second of the releases' clips
 _LOWER = 0.25  # of the rate that a run was trained with, for going on with its weights
 
@@ -58,13 +55,13 @@ def start_from(word: str, *, trust: bool = False) -> Start:
     Raises:
         UsageError: if they cannot be read or trusted, or there are no settings for going on with them.
     """
-    checkpoint = own_checkpoint(word)
+    checkpoint = load.own_checkpoint(word)
     if checkpoint is not None:
         recipe_of(checkpoint, "there is none to go on by", trust=trust)
         return Start(word, checkpoint, "")
-    layout = layout_of(read_external(word).state)
+    layout = vit_keys.layout_of(external.read_external(word).state)
     known = [name for start, name in _KNOWN.items() if layout.startswith(start)]
-    if not known or layout.startswith(V_JEPA_2_1):
+    if not known or layout.startswith(vit_keys.V_JEPA_2_1):
         raise UsageError(
             f"--from {word}: {layout or 'no network of a known layout'}. There are settings for runs, and "
             "for releases of V-JEPA 2 and VideoMAE (recipes/adapt); others start by 'backbone.init'"
@@ -97,7 +94,7 @@ def _of_release(
 ) -> str:
     """``recipes/adapt`` with what depends on weights and videos changed, its comments kept."""
     whole = start.word.endswith(".safetensors")  # of the transformers library: both keys take the file
-    shipped = find("recipes", f"adapt/{start.adapts}").read_text(encoding="utf-8")
+    shipped = files.find("recipes", f"adapt/{start.adapts}").read_text(encoding="utf-8")
     stride = _stride(start.adapts, seen, int(re.findall(r"num_frames: (\d+)", shipped)[0]))
     lines: list[str] = [*(f"# {line}".rstrip() for line in heading), "#"]
     skipped = ""
@@ -154,7 +151,7 @@ def _of_run(
     data = {
         key: value for key, value in tree["data"].items() if key not in ("source", "train", "test", "probe")
     }
-    for stream in set(STREAMS) & set(data):
+    for stream in set(recipe.STREAMS) & set(data):
         data[stream] = {
             key: value
             for key, value in data[stream].items()

@@ -12,9 +12,7 @@ from torch import Tensor
 
 from vidssl.engine.logging import format_duration
 from vidssl.errors import UsageError, counted
-from vidssl.evaluators.held_out import folds
-from vidssl.evaluators.linear import fit_logistic, standardisation
-from vidssl.evaluators.statistics import LEVEL, Difference, paired_difference
+from vidssl.evaluators import held_out, linear, statistics
 from vidssl.interfaces import LabelledFeatures
 from vidssl.tools.collection.glimpses import Glimpse
 from vidssl.tools.collection.survey import Seen, enlarged, rates_differ, suitable_clip
@@ -43,11 +41,11 @@ class OrderProbe:
     chance: float
     one_frame: float
     in_order: float
-    gain: Difference
+    gain: statistics.Difference
 
     @property
     def order_matters(self) -> bool:
-        return self.gain.mean > 0 and self.gain.p < LEVEL
+        return self.gain.mean > 0 and self.gain.p < statistics.LEVEL
 
     @property
     def order_may_matter(self) -> bool:
@@ -102,7 +100,7 @@ def probe_order(
         return None
     counts = np.bincount(labels.numpy())
     unit = None if numbers is None else numbers.numpy()
-    gain = paired_difference(one, ordered, groups=unit)
+    gain = statistics.paired_difference(one, ordered, groups=unit)
     chance = max(1 / len(names), float(counts.max() / counts.sum()))
     return OrderProbe(len(kept), chance, float(one.mean()), float(ordered.mean()), gain)
 
@@ -127,11 +125,11 @@ def _right(
     """Which samples are named right while they are held out; None where nothing can be held out."""
     train = LabelledFeatures(vectors, labels, num_classes, groups)
     found = torch.zeros(len(labels), dtype=torch.bool)
-    parts = folds(train, 0.2, torch.Generator().manual_seed(0), small=10**9)
+    parts = held_out.folds(train, 0.2, torch.Generator().manual_seed(0), small=10**9)
     for kept, held in parts:
-        mean, scale = standardisation(vectors[kept])
+        mean, scale = linear.standardisation(vectors[kept])
         rows = (vectors - mean) / scale
-        weight, bias = fit_logistic(
+        weight, bias = linear.fit_logistic(
             rows[kept], labels[kept], num_classes, _PENALTY, max_iterations=_ITERATIONS
         )
         found[held] = (rows[held] @ weight.T + bias).argmax(1) == labels[held]

@@ -22,36 +22,11 @@ from vidssl.engine.logging import format_duration, shown_messages, terminal
 from vidssl.engine.process import check_writable, make_folder, num_cpus, write_text
 from vidssl.engine.runfolder import check_name
 from vidssl.errors import UsageError, counted
-from vidssl.tools.collection.annotations import Row, rows_of
+from vidssl.tools.collection import annotations, split, survey
 from vidssl.tools.collection.glimpses import Glimpse, glimpses
-from vidssl.tools.collection.split import united
-from vidssl.tools.collection.survey import Seen
 from vidssl.tools.data.check import say
 from vidssl.tools.dry_run import step_seconds, two_steps
-from vidssl.tools.init.adapt import adapted_text, start_from
-from vidssl.tools.init.choices import (
-    FRAMES,
-    MOST,
-    NEEDS_TOKENIZER,
-    SIDE,
-    Choice,
-    Choices,
-    Machine,
-    ObjectiveName,
-    OrderProbe,
-    check_objective,
-    choose,
-    probe_order,
-    steps_for,
-)
-from vidssl.tools.init.text import (
-    Sources,
-    grid_text,
-    recipe_text,
-    runs_in_words,
-    tokenizer_text,
-    what_can_show,
-)
+from vidssl.tools.init import adapt, choices, text
 from vidssl.train.run import train_recipe
 from vidssl.train.trial import random_states_kept
 
@@ -98,7 +73,7 @@ def write_recipe(
     """
     console = console or terminal()
     asked = "svt" if objective is None else objective
-    names = list(dict.fromkeys(check_objective(name.strip()) for name in asked.split(",")))
+    names = list(dict.fromkeys(choices.check_objective(name.strip()) for name in asked.split(",")))
     if start is not None and (objective is not None or tokenizer is not None):
         raise UsageError("--from: the weights decide the objective; --objective and --tokenizer start anew")
     if out.suffix not in (".yaml", ".yml"):
@@ -108,45 +83,55 @@ def write_recipe(
         raise UsageError(f"{there[0]}: is there already. Remove it, or write another")
     if gpu and minutes is not None:
         raise UsageError("--gpu counts passes over the videos, and --minutes time on this machine: give one")
-    if tokenizer is not None and not set(names) & set(NEEDS_TOKENIZER):
+    if tokenizer is not None and not set(names) & set(choices.NEEDS_TOKENIZER):
         raise UsageError(f"--tokenizer: {' and '.join(names)} has no use for one")
     check_writable(out, "name another")
     check_name(out.stem)
-    begun = None if start is None else start_from(start, trust=trust)
+    begun = None if start is None else adapt.start_from(start, trust=trust)
     gpu = gpu or (begun is not None and not begun.timed)
-    machine = Machine(gpu, num_cpus(), None if gpu else minutes or MINUTES)
+    machine = choices.Machine(gpu, num_cpus(), None if gpu else minutes or MINUTES)
     rows, root, sources = training_samples(videos)
     if len(names) > 1 and not sources.probed:
         raise UsageError(f"{videos}: its videos have no labels to compare objectives by: write one at a time")
-    seen = glimpses(rows, root, console, "look at the videos", count=FRAMES, height=SIDE, width=SIDE)
+    seen = glimpses(
+        rows,
+        root,
+        console,
+        "look at the videos",
+        count=choices.FRAMES,
+        height=choices.SIDE,
+        width=choices.SIDE,
+    )
     usable = [_seen(row, one) for row, one in zip(rows, seen, strict=True) if not one.reason]
     order = _order(rows, seen)
     if order is not None:
         say(console, f"Probe: {order.words}")
-    choices = choose(usable, machine, order)
+    chosen = choices.choose(usable, machine, order)
     look = _Look(videos, machine, len(usable), len(rows), order, sources.tested)
     if begun is not None:
-        made = adapted_text(begun, out.stem, sources, usable, choices.flip, _heading(out, begun.words, look))
+        made = adapt.adapted_text(
+            begun, out.stem, sources, usable, chosen.flip, _heading(out, begun.words, look)
+        )
         _write(out, made, look, console, timed=begun.timed, loaded=True)
         _say_next(console, out, f"train {out}")
         return 0
-    ids = None if tokenizer is None else Choice(tokenizer, "as asked for")
-    if ids is None and set(names) & set(NEEDS_TOKENIZER):
-        ids = _trained(out.stem, choices, sources, tokenizer_steps, console)
+    ids = None if tokenizer is None else choices.Choice(tokenizer, "as asked for")
+    if ids is None and set(names) & set(choices.NEEDS_TOKENIZER):
+        ids = _trained(out.stem, chosen, sources, tokenizer_steps, console)
     for name, path in files.items():
         made = partial(
-            recipe_text,
+            text.recipe_text,
             path.stem,
             name,
-            choices,
+            chosen,
             sources,
-            tokenizer=ids if name in NEEDS_TOKENIZER else None,
+            tokenizer=ids if name in choices.NEEDS_TOKENIZER else None,
             heading=_heading(path, _PAPERS[name], look),
         )
         _write(path, made, look, console, timed=True)
     if len(names) > 1:
-        write_text(out, grid_text(out, videos, files, machine))
-        say(console, f"Grid: {out}, {runs_in_words(machine, len(files))}")
+        write_text(out, text.grid_text(out, videos, files, machine))
+        say(console, f"Grid: {out}, {text.runs_in_words(machine, len(files))}")
     _say_next(console, next(iter(files.values())), f"grid {out}" if len(names) > 1 else f"train {out}")
     return 0
 
@@ -160,16 +145,16 @@ class _Look:
     """What was found: list and machine; training videos that can be used and are listed; test videos."""
 
     videos: Path
-    machine: Machine
+    machine: choices.Machine
     usable: int
     listed: int
-    order: OrderProbe | None
+    order: choices.OrderProbe | None
     tested: int
 
 
 def _write(
     path: Path,
-    made: Callable[[Choice[int]], str],
+    made: Callable[[choices.Choice[int]], str],
     look: _Look,
     console: Console,
     *,
@@ -177,23 +162,23 @@ def _write(
     loaded: bool = False,
 ) -> None:
     """Write a recipe that is a function of its steps, once a step is timed."""
-    recipe = recipe_from_text(made(Choice(1000, "")), str(path))
+    recipe = recipe_from_text(made(choices.Choice(1000, "")), str(path))
     build.check(recipe)
     if loaded:
         say(console, "Loading the weights once, to see that they fit")
         build.objective(recipe, lambda report: say(console, f"  {report.splitlines()[0]}"))
     batch = next(iter(recipe.data.streams.values())).batch_size
     seconds = _seconds_a_step(recipe, console) if timed and not look.machine.gpu else None
-    steps = steps_for(seconds, look.machine, look.usable, batch)
-    text = made(steps)
-    build.check(recipe_from_text(text, str(path)))
+    steps = choices.steps_for(seconds, look.machine, look.usable, batch)
+    words = made(steps)
+    build.check(recipe_from_text(words, str(path)))
     make_folder(path.parent)
-    write_text(path, text)
+    write_text(path, words)
     length = f", {counted(steps.value, 'step')}: {steps.why}" if timed else ""
     say(console, f"Recipe: {path}{length}")
 
 
-def training_samples(videos: Path) -> tuple[list[Row], Path, Sources]:
+def training_samples(videos: Path) -> tuple[list[annotations.Row], Path, text.Sources]:
     """The samples to train on, their root, and the sources that a recipe names.
 
     A list that ``data split`` wrote has its test and validation parts beside it.
@@ -203,7 +188,7 @@ def training_samples(videos: Path) -> tuple[list[Row], Path, Sources]:
         shared: dict[str, object] = {"type": "video_folder", "root": videos.as_posix()}
         part = select(listing, "train", where=str(videos))
         held_out = select(listing, "test", where=str(videos)) if listing.label_classes else Listing((), {})
-        return rows_of(part), videos, _parts(shared, listing, held_out)
+        return annotations.rows_of(part), videos, _parts(shared, listing, held_out)
     (listing,) = read_lists(videos, labels_needed=False)
     root, stem = list_root(videos), videos.name.removesuffix(".train.csv")
     shared = {"type": "video_list", "root": root.as_posix(), "list": videos.as_posix()}
@@ -219,7 +204,7 @@ def training_samples(videos: Path) -> tuple[list[Row], Path, Sources]:
     if (manifest := _manifest([videos, *(each for each in others if each.exists())])) is not None:
         shared["manifest"] = manifest
     held_out = read_lists(test)[0] if "test_list" in shared else select(listing, "test", where=str(videos))
-    return rows_of(part), root, _parts(shared, listing, held_out, watched)
+    return annotations.rows_of(part), root, _parts(shared, listing, held_out, watched)
 
 
 def _manifest(lists: Sequence[Path]) -> str | None:
@@ -239,40 +224,44 @@ def _parts(
     listing: Listing,
     held_out: Listing,
     watched: Mapping[str, object] | None = None,
-) -> Sources:
+) -> text.Sources:
     probed = bool(listing.label_classes)
-    return Sources(shared, {"part": "train"}, {"part": "test"}, watched, probed, len(held_out.files) * probed)
+    return text.Sources(
+        shared, {"part": "train"}, {"part": "test"}, watched, probed, len(held_out.files) * probed
+    )
 
 
-def _seen(row: Row, glimpse: Glimpse) -> Seen:
-    return Seen(row.labels, glimpse.num_frames, glimpse.fps, glimpse.height, glimpse.width)
+def _seen(row: annotations.Row, glimpse: Glimpse) -> survey.Seen:
+    return survey.Seen(row.labels, glimpse.num_frames, glimpse.fps, glimpse.height, glimpse.width)
 
 
-def _order(rows: Sequence[Row], seen: Sequence[Glimpse]) -> OrderProbe | None:
+def _order(rows: Sequence[annotations.Row], seen: Sequence[Glimpse]) -> choices.OrderProbe | None:
     """Of the first label of one class a video, on some of the training samples; None without labels."""
     if not rows or not rows[0].labels:
         return None
     label = label_of_one_class({name: [row.labels[name] for row in rows] for name in rows[0].labels})
     if label is None:
         return None
-    chosen = sorted(random.Random(0).sample(range(len(rows)), min(MOST, len(rows))))
+    chosen = sorted(random.Random(0).sample(range(len(rows)), min(choices.MOST, len(rows))))
     names = [rows[n].group or (rows[n].path if rows[n].times else f"{n}") for n in chosen]
-    units = united(names, [])
+    units = split.united(names, [])
     groups = units if len(set(units)) < len(units) else None
-    return probe_order([seen[n] for n in chosen], [rows[n].labels[label] for n in chosen], groups)
+    return choices.probe_order([seen[n] for n in chosen], [rows[n].labels[label] for n in chosen], groups)
 
 
-def _trained(name: str, choices: Choices, sources: Sources, steps: int, console: Console) -> Choice[str]:
+def _trained(
+    name: str, chosen: choices.Choices, sources: text.Sources, steps: int, console: Console
+) -> choices.Choice[str]:
     """A tokenizer of frames of the same videos, trained now; its run records how."""
     run = f"{name}_tokenizer"
-    recipe = recipe_from_text(tokenizer_text(run, choices, sources, steps), f"{run}.yaml")
+    recipe = recipe_from_text(text.tokenizer_text(run, chosen, sources, steps), f"{run}.yaml")
     say(console, f"Training a tokenizer on frames of these videos, {counted(steps, 'step')}")
     with shown_messages(console):
         _, result = train_recipe(recipe, console)
     psnr = next((value for key, value in result.test_metrics.items() if "psnr" in key), None)
     quality = "" if psnr is None else f", PSNR {psnr:.1f} dB on held-out ones"
     say(console, f"Tokenizer: {result.folder}{quality}")
-    return Choice(result.folder.as_posix(), f"trained on frames of these videos{quality}")
+    return choices.Choice(result.folder.as_posix(), f"trained on frames of these videos{quality}")
 
 
 def _seconds_a_step(recipe: Recipe, console: Console) -> float:
@@ -288,7 +277,7 @@ def _seconds_a_step(recipe: Recipe, console: Console) -> float:
         return step_seconds(two_steps(recipe, made, streams, plan), recipe.run.workers)
 
 
-_PAPERS: Mapping[ObjectiveName, str] = {
+_PAPERS: Mapping[choices.ObjectiveName, str] = {
     "svt": "SVT, Ranasinghe et al. (2022)",
     "bevt": "BEVT, Wang et al. (2022)",
     "vimpac": "VIMPAC, Tan et al. (2021)",
@@ -312,5 +301,5 @@ def _heading(out: Path, what: str, look: _Look) -> list[str]:
     if look.order is not None:
         lines.append(f"Quick probe: {look.order.words}.")
     if look.tested:
-        lines.append(f"{what_can_show(look.tested)}.")
+        lines.append(f"{text.what_can_show(look.tested)}.")
     return [part for line in lines for part in (wrap(line, 105) if len(line) > 105 else [line])]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vidssl.config.grid import GridSpec
-from vidssl.config.strict_yaml import dump_flow
+from vidssl.config import grid, strict_yaml
 from vidssl.engine.logging import format_duration
 from vidssl.errors import counted
 from vidssl.evaluators.statistics import detectable_difference
@@ -37,7 +36,7 @@ class Sources:
 
 
 def _line(indent: int, key: str, value: object, why: str = "") -> str:
-    text = f"{'  ' * indent}{key}: {dump_flow(value)}"
+    text = f"{'  ' * indent}{key}: {strict_yaml.dump_flow(value)}"
     return f"{text:<{_WIDTH - 1}} # {why}" if why else text
 
 
@@ -239,11 +238,11 @@ def what_can_show(tested: int) -> str:
 
 def runs_in_words(machine: Machine, objectives: int) -> str:
     """How many runs a grid of so many objectives has, and how long they take."""
-    count = objectives * len(GridSpec.seeds)
+    count = objectives * len(grid.GridSpec.seeds)
     time = (
         "" if machine.minutes is None else f", {format_duration(60 * machine.minutes * count)} and the scores"
     )
-    return f"{objectives} objectives with {len(GridSpec.seeds)} seeds, {count} runs{time}"
+    return f"{objectives} objectives with {len(grid.GridSpec.seeds)} seeds, {count} runs{time}"
 
 
 def grid_text(out: Path, videos: Path, files: Mapping[ObjectiveName, Path], machine: Machine) -> str:
@@ -266,7 +265,7 @@ def grid_text(out: Path, videos: Path, files: Mapping[ObjectiveName, Path], mach
         ),
         "cells:",
         *(_line(1, name, {"recipe": path.as_posix()}) for name, path in files.items()),
-        _line(0, "seeds", list(GridSpec.seeds)),
+        _line(0, "seeds", list(grid.GridSpec.seeds)),
         _line(0, "protocols", ["linear"]),
     ]
     return "\n".join(lines) + "\n"

@@ -18,29 +18,10 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from vidssl.build import build
-from vidssl.build.checks import keys_hash, tokenizer_keys
-from vidssl.build.registry import SOURCE, resolved_part
+from vidssl.build import build, checks, registry
+from vidssl.config import schema, strict_yaml
 from vidssl.config.recipe import Recipe
-from vidssl.config.schema import PartSpec
-from vidssl.config.strict_yaml import dump_flow
-from vidssl.data.sources.token_store import (
-    CROPS,
-    DTYPE,
-    HIGHEST_ID,
-    PLACES,
-    Crop,
-    ShardWriter,
-    StoredVideo,
-    StoreInfo,
-    TokenStore,
-    index_path,
-    read_ids,
-    read_info,
-    read_shard,
-    transforms_of,
-    write_info,
-)
+from vidssl.data.sources import token_store
 from vidssl.data.views.stored import StoredUniformClips
 from vidssl.data.views.uniform import UniformClips
 from vidssl.engine.logging import Say, format_duration, print_line, shown_messages, terminal
@@ -66,7 +47,7 @@ class StoreSettings:
     """
 
     fps: float | None
-    crops: tuple[Crop, ...] = ("middle",)
+    crops: tuple[token_store.Crop, ...] = ("middle",)
     resize: tuple[float, ...] = (1.0,)
     flips: tuple[bool, ...] = (False,)
 
@@ -84,7 +65,7 @@ def purpose_settings(recipe: Recipe, purpose: Purpose) -> StoreSettings:
     if purpose == "pretraining":
         return StoreSettings(2.0)
     if purpose == "finetuning":
-        return StoreSettings(16.0, CROPS, (1.0, 1.25), (False, True))
+        return StoreSettings(16.0, token_store.CROPS, (1.0, 1.25), (False, True))
     if recipe.data.probe is None:
         raise recipe.data.node.error("has no 'probe', for whose test views ids would be stored")
     part = recipe.data.probe.views
@@ -97,7 +78,7 @@ def purpose_settings(recipe: Recipe, purpose: Purpose) -> StoreSettings:
     return StoreSettings(views.fps, ("top", "middle", "far") if views.num_crops == 3 else ("middle",))
 
 
-def videos_and_views(recipe: Recipe, videos: VideoSection) -> tuple[PartSpec, PartSpec]:
+def videos_and_views(recipe: Recipe, videos: VideoSection) -> tuple[schema.PartSpec, schema.PartSpec]:
     """The sections of a recipe that name its videos, and how they are seen.
 
     Raises:
@@ -131,7 +112,7 @@ def tokenize(
     purpose: Purpose | None = None,
     fps: float | Literal["own"] | None = None,
     resize: tuple[float, ...] | None = None,
-    crops: tuple[Crop, ...] | None = None,
+    crops: tuple[token_store.Crop, ...] | None = None,
     flip: Literal["no", "both"] | None = None,
     spot_checks: int = 3,
     videos_per_shard: int = 128,
@@ -169,7 +150,7 @@ def tokenize(
     settings = StoreSettings(
         fps=usual.fps if fps is None else None if fps == "own" else fps,
         resize=resize or usual.resize,
-        crops=tuple(crop for crop in PLACES if crop in crops) if crops else usual.crops,
+        crops=tuple(crop for crop in token_store.PLACES if crop in crops) if crops else usual.crops,
         flips=usual.flips if flip is None else (False, True) if flip == "both" else (False,),
     )
     with shown_messages(console):
@@ -192,17 +173,17 @@ def tokenize(
 
 def _described(
     recipe: Recipe,
-    part: PartSpec,
-    views: PartSpec,
+    part: schema.PartSpec,
+    views: schema.PartSpec,
     source: DataSource,
     settings: StoreSettings,
     videos_per_shard: int,
     say: Say,
-) -> tuple[Tokenizer, StoreInfo]:
+) -> tuple[Tokenizer, token_store.StoreInfo]:
     """The tokenizer, and what the store will hold."""
     if recipe.tokenizer is None or recipe.tokenizer.weights is None:
         raise recipe.node.error("tokenize needs a 'tokenizer' section with trained weights")
-    if isinstance(source, TokenStore):
+    if isinstance(source, token_store.TokenStore):
         raise part.node.error("holds ids already: name the videos that they are to be made of")
     size = _size(views)
     tokenizer = build.tokenizer(recipe.tokenizer, say=say)
@@ -212,19 +193,19 @@ def _described(
             f"an id stands for {counted(tokenizer.strides[0], 'frame')}, and a store keeps ids of single "
             "frames"
         )
-    if tokenizer.vocab_size > HIGHEST_ID:
+    if tokenizer.vocab_size > token_store.HIGHEST_ID:
         raise recipe.tokenizer.node.error(f"ids of {tokenizer.vocab_size} codes do not fit into 16 bits")
-    keys = tokenizer_keys(recipe.tokenizer)
+    keys = checks.tokenizer_keys(recipe.tokenizer)
     names = "\n".join(_key(source, index) for index in range(len(source)))
-    return tokenizer, StoreInfo(
-        tokenizer=keys_hash(keys),
+    return tokenizer, token_store.StoreInfo(
+        tokenizer=checks.keys_hash(keys),
         tokenizer_keys=keys,
         vocab_size=tokenizer.vocab_size,
         size=size,
         grid=(grid[0], grid[1]),
         fps=settings.fps,
-        transforms=transforms_of(size, settings.resize, settings.crops, settings.flips),
-        source=resolved_part(part, SOURCE),
+        transforms=token_store.transforms_of(size, settings.resize, settings.crops, settings.flips),
+        source=registry.resolved_part(part, registry.SOURCE),
         videos=hashlib.sha256(names.encode()).hexdigest(),
         num_videos=len(source),
         videos_per_shard=videos_per_shard,
@@ -232,7 +213,7 @@ def _described(
     )
 
 
-def _size(views: PartSpec) -> int:
+def _size(views: schema.PartSpec) -> int:
     shapes = {shape for slots in build.views(views).shapes.values() for shape in slots}
     sides = {side for _, *rows_and_columns in shapes for side in rows_and_columns}
     if len(sides) != 1:
@@ -247,12 +228,12 @@ def _key(source: DataSource, index: int) -> str:
         return error.key
 
 
-def _begin(folder: Path, info: StoreInfo) -> None:
+def _begin(folder: Path, info: token_store.StoreInfo) -> None:
     """Every process writes the same, or finds the same there."""
     if not (folder / "store.json").exists():
-        write_info(folder, info)
+        token_store.write_info(folder, info)
         return
-    changed = read_info(folder).changed(info)
+    changed = token_store.read_info(folder).changed(info)
     if changed:
         raise UsageError(
             f"{folder}: a store with another {', '.join(changed)} was begun there: give the settings that it "
@@ -263,7 +244,7 @@ def _begin(folder: Path, info: StoreInfo) -> None:
 def _fill(maker: VideoTokenizer, folder: Path, max_unreadable: float, say: Say) -> None:
     """This process's shards that are not there yet."""
     info, (rank, world) = maker.info, _rank_and_world()
-    done = {shard: read_shard(folder, info, shard) for shard in _own_shards(info)}
+    done = {shard: token_store.read_shard(folder, info, shard) for shard in _own_shards(info)}
     todo = [shard for shard, videos in done.items() if videos is None]
     failed = [video for videos in done.values() for video in videos or () if video.reason]
     who = f"process {rank} of {world}: " if world > 1 else ""
@@ -274,7 +255,7 @@ def _fill(maker: VideoTokenizer, folder: Path, max_unreadable: float, say: Say) 
         say(f"{who}resumes: {counted(len(done) - len(todo), 'shard', of=len(done), verb='are')} there.")
     _estimate(maker, todo, folder, who, say)
 
-    def note(video: StoredVideo) -> None:
+    def note(video: token_store.StoredVideo) -> None:
         failed.append(video)
         say(f"unreadable, left out: {video.key}: {video.reason}")
         _check_unreadable(failed, info, max_unreadable)
@@ -283,7 +264,7 @@ def _fill(maker: VideoTokenizer, folder: Path, max_unreadable: float, say: Say) 
     # closing ends the workers at once, whatever is raised
     with closing(maker.videos([index for shard in todo for index in info.videos_of(shard)])) as found:
         for number, shard in enumerate(todo, 1):
-            with ShardWriter(folder, info, shard) as writer:
+            with token_store.ShardWriter(folder, info, shard) as writer:
                 for video, ids in islice(found, len(info.videos_of(shard))):
                     if video.reason:
                         note(video)
@@ -297,19 +278,21 @@ def _rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
-def _own_shards(info: StoreInfo) -> range:
+def _own_shards(info: token_store.StoreInfo) -> range:
     """The shards of this process."""
     rank, world = _rank_and_world()
     return range(rank, info.num_shards, world)
 
 
-def _forget_unreadable(folder: Path, info: StoreInfo) -> None:
+def _forget_unreadable(folder: Path, info: token_store.StoreInfo) -> None:
     for shard in _own_shards(info):
-        if any(video.reason for video in read_shard(folder, info, shard) or ()):
-            index_path(folder, shard).unlink(missing_ok=True)
+        if any(video.reason for video in token_store.read_shard(folder, info, shard) or ()):
+            token_store.index_path(folder, shard).unlink(missing_ok=True)
 
 
-def _check_unreadable(failed: Sequence[StoredVideo], info: StoreInfo, max_unreadable: float) -> None:
+def _check_unreadable(
+    failed: Sequence[token_store.StoredVideo], info: token_store.StoreInfo, max_unreadable: float
+) -> None:
     allowed = int(max_unreadable * info.num_videos)
     if len(failed) > allowed:
         listed = "".join(f"\n  {video.key}: {video.reason}" for video in failed[:20])
@@ -335,7 +318,7 @@ def _estimate(maker: VideoTokenizer, todo: Sequence[int], folder: Path, who: str
     shown = f"{frames:.0f} frames"
     if len(counts) < len(indices):
         shown = f"about {shown} (give or take {spread:.0f}, by {len(counts)} of them)"
-    size = info.ids_of(1) * frames * DTYPE.itemsize
+    size = info.ids_of(1) * frames * token_store.DTYPE.itemsize
     free = shutil.disk_usage(folder).free
     say(
         f"{who}{counted(len(indices), 'video')}, {shown}, "
@@ -385,25 +368,27 @@ def _spot_check(maker: VideoTokenizer, folder: Path, count: int) -> int:
 def _same(maker: VideoTokenizer, folder: Path, index: int) -> bool:
     """Whether a video could be compared; one that is unreadable cannot."""
     info, shard = maker.info, index // maker.info.videos_per_shard
-    videos = read_shard(folder, info, shard)
+    videos = token_store.read_shard(folder, info, shard)
     assert videos is not None, "this process has just filled its shards"
     stored = videos[index - info.videos_of(shard).start]
     if stored.reason:
         return False
-    ids = read_ids(folder, info, shard, stored)
+    ids = token_store.read_ids(folder, info, shard, stored)
     ((_, again),) = maker.alone().videos([index])
     differ = 1.0 if again.shape != ids.shape else float((again != ids).mean())
     if differ > _MAY_DIFFER[maker.device.type]:
         raise UsageError(
             f"{stored.key}: tokenized again, {differ:.2%} of its ids differ from the stored ones: the video, "
-            f"the software or the disk is no longer what it was. Remove {index_path(folder, shard)} to make "
-            "that shard anew"
+            "the software or the disk is no longer what it was. Remove "
+            f"{token_store.index_path(folder, shard)} to make that shard anew"
         )
     return True
 
 
-def _conclude(folder: Path, info: StoreInfo, which: VideoSection, max_unreadable: float, say: Say) -> None:
-    shards = [read_shard(folder, info, shard) for shard in range(info.num_shards)]
+def _conclude(
+    folder: Path, info: token_store.StoreInfo, which: VideoSection, max_unreadable: float, say: Say
+) -> None:
+    shards = [token_store.read_shard(folder, info, shard) for shard in range(info.num_shards)]
     unfinished = sum(videos is None for videos in shards)
     if unfinished:
         say(
@@ -420,6 +405,6 @@ def _conclude(folder: Path, info: StoreInfo, which: VideoSection, max_unreadable
     }
     say(
         f"{folder}: {info.num_videos - len(failed)} of {counted(info.num_videos, 'video')}, "
-        f"{format_size(size * DTYPE.itemsize)}. To read it, set {which}="
-        f"'{dump_flow({'type': 'token_store', 'root': str(folder)})}' and {views[which[:10]]}."
+        f"{format_size(size * token_store.DTYPE.itemsize)}. To read it, set {which}="
+        f"'{strict_yaml.dump_flow({'type': 'token_store', 'root': str(folder)})}' and {views[which[:10]]}."
     )

@@ -10,8 +10,7 @@ from torch.utils.data import Dataset
 from vidssl.data.samples import Failure, Parcel, Sample, parcels
 from vidssl.data.sources.origins import recorded, video_of
 from vidssl.data.sources.token_store import DTYPE, Ids, StoredVideo, StoreInfo, Transform, crop_offset
-from vidssl.data.views.crops import resize_short_side
-from vidssl.data.views.times import kept_frames
+from vidssl.data.views import crops, times
 from vidssl.interfaces import DataSource, KnowsGroups, SampleInfo, Tokenizer, UnreadableSample, as_clip
 
 PIECE = 64  # frames at a time: 400 MB at 1080p
@@ -44,16 +43,16 @@ class WholeVideos(Dataset[Sample]):
         Raises:
             UnreadableSample: as the source does.
         """
-        return len(kept_frames(self.source.info(index), self.fps))
+        return len(times.kept_frames(self.source.info(index), self.fps))
 
     def __getitem__(self, number: int) -> Sample:
         index, piece = divmod(number, _PIECES)
         try:
-            kept = kept_frames(self.source.info(index), self.fps)[piece * PIECE : (piece + 1) * PIECE]
+            kept = times.kept_frames(self.source.info(index), self.fps)[piece * PIECE : (piece + 1) * PIECE]
             frames = self.source.read(index, kept)
         except UnreadableSample as error:
             return Sample(index, None, (Failure(index, error.key, error.reason),))
-        slots = (resize_short_side(frames, side) for side in self.short_sides)
+        slots = (crops.resize_short_side(frames, side) for side in self.short_sides)
         return Sample(index, {"frames": tuple(slot.transpose(0, 1).contiguous() for slot in slots)})
 
 

@@ -8,18 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from vidssl.data.sources.listing import (
-    IMAGE_EXTENSIONS,
-    VIDEO_EXTENSIONS,
-    Listed,
-    Listing,
-    check_choice,
-    find_files,
-    select,
-)
-from vidssl.data.sources.lists import read_text, rows_of_csv
-from vidssl.data.sources.manifest import Segment
-from vidssl.data.sources.video_files import ListedImages
+from vidssl.data.sources import listing as listings, lists, manifest, video_files
 from vidssl.engine.facts import parsed
 from vidssl.errors import UsageError, counted
 
@@ -46,7 +35,7 @@ class DataSet:
             UsageError: if it cannot be read, or is no text in UTF-8 or UTF-16.
         """
         try:
-            return read_text(path)
+            return lists.read_text(path)
         except FileNotFoundError:
             raise self.error(
                 f"{path}: no such file (paths are relative to the working folder, {Path.cwd()})"
@@ -66,7 +55,7 @@ class DataSet:
         Raises:
             UsageError: if a needed column is missing, or a row is shorter than the header.
         """
-        rows = rows_of_csv(self.text(path).splitlines(), path)
+        rows = lists.rows_of_csv(self.text(path).splitlines(), path)
         header = [name.strip() for name in next(rows, (0, []))[1]]
         lacking = [name for name in needed if name not in header]
         if lacking:
@@ -115,7 +104,7 @@ class OfficialEntry:
     names: tuple[str, ...]
     folder: str = ""
     label: str | None = None
-    segment: Segment | None = None
+    segment: manifest.Segment | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -155,7 +144,7 @@ def find_listed(
     extensions: Sequence[str],
     *,
     max_missing_share: float,
-) -> tuple[Listing, int]:
+) -> tuple[listings.Listing, int]:
     """The listed files that are somewhere below ``root``, and how many are listed; the log counts them.
 
     A file is looked for by name, first in the folder of its class, and in folders called "replacement..."
@@ -186,7 +175,7 @@ def find_listed(
         else:
             taken.setdefault(key, []).append(wanted)
     found = [
-        Listed(
+        listings.Listed(
             key,
             {label: numbers[label][name] for label, name in wanted.named.items()},
             wanted.segment
@@ -211,7 +200,7 @@ def find_listed(
         f", {whole} named without times: of those longer than the list says its segment is read" * (whole > 0)
     )
     tell_found(official.what, len(found), missing, max_missing_share, more)
-    listing = Listing(tuple(found), official.named)
+    listing = listings.Listing(tuple(found), official.named)
     return listing, len(found) + len(missing)
 
 
@@ -264,7 +253,7 @@ def _keys(data_set: DataSet, root: Path, extensions: Sequence[str]) -> list[str]
     if not root.is_dir():
         what = "is no folder" if root.exists() else "no such folder"
         raise data_set.error(f"{root}: {what} (paths are relative to the working folder, {Path.cwd()})")
-    return find_files(root, extensions)
+    return listings.find_files(root, extensions)
 
 
 class _FilesByName:
@@ -306,7 +295,7 @@ def _plain(name: str) -> str:
 def without_extension(name: str) -> str:
     """A name less the extension of a video, if it has one; dots elsewhere are part of it."""
     stem, dot, ending = name.rpartition(".")
-    return stem if dot and ending.lower() in VIDEO_EXTENSIONS else name
+    return stem if dot and ending.lower() in listings.VIDEO_EXTENSIONS else name
 
 
 IMAGENET = DataSet(
@@ -319,7 +308,7 @@ _SYNSET = re.compile(r"n\d{8}")
 
 
 @dataclass(kw_only=True, eq=False)
-class ImageNet(ListedImages):
+class ImageNet(video_files.ListedImages):
     """ImageNet as it is published, classes in the order of their synsets.
 
     An image is a video of one frame. The label is called "class"; a key is a path below the root.
@@ -343,7 +332,7 @@ class ImageNet(ListedImages):
     def __post_init__(self) -> None:
         check_missing_share(self.max_missing_share)
         root = Path(self.root)
-        check_choice("part", self.part, ("train", "val"))
+        listings.check_choice("part", self.part, ("train", "val"))
         if self.solution is not None and self.part == "train":
             raise ValueError("solution is for the part val: training images lie in a folder each class")
         if self.solution is None:
@@ -352,18 +341,18 @@ class ImageNet(ListedImages):
         else:
             listing, num_listed = _by_solution(root, self.part, Path(self.solution), self.max_missing_share)
         listing = listing if self.synsets is None else _renumbered(listing, Path(self.synsets))
-        listing = select(listing, limit=self.limit, where=f"{self.root}/{self.part}")
+        listing = listings.select(listing, limit=self.limit, where=f"{self.root}/{self.part}")
         self.take(self.root, listing, num_listed if self.limit is None else None)
 
 
-def _by_folders(root: Path, part: str) -> Listing:
+def _by_folders(root: Path, part: str) -> listings.Listing:
     """Images by the folders of their synsets."""
     folder = root / part
     if not folder.is_dir():
         raise IMAGENET.error(
             f"{folder}: no such folder (paths are relative to the working folder, {Path.cwd()})"
         )
-    keys = find_files(folder, IMAGE_EXTENSIONS)
+    keys = listings.find_files(folder, listings.IMAGE_EXTENSIONS)
     stray = [key for key in keys if not _SYNSET.fullmatch(key.split("/")[0])]
     if not keys or stray:
         what = (
@@ -373,17 +362,23 @@ def _by_folders(root: Path, part: str) -> Listing:
     classes = tuple(sorted({key.split("/")[0] for key in keys}))
     number = {name: place for place, name in enumerate(classes)}
     _log.info("ImageNet %s: %d images of %d classes found", part, len(keys), len(classes))
-    files = tuple(Listed(f"{part}/{key}", {"class": number[key.split("/")[0]]}) for key in keys)
-    return Listing(files, {"class": classes})
+    files = tuple(listings.Listed(f"{part}/{key}", {"class": number[key.split("/")[0]]}) for key in keys)
+    return listings.Listing(files, {"class": classes})
 
 
-def _by_solution(root: Path, part: str, solution: Path, max_missing_share: float) -> tuple[Listing, int]:
+def _by_solution(
+    root: Path, part: str, solution: Path, max_missing_share: float
+) -> tuple[listings.Listing, int]:
     """Images by a list of their synsets."""
     listing, num_listed = find_listed(
-        IMAGENET, _read_solution(solution), root / part, IMAGE_EXTENSIONS, max_missing_share=max_missing_share
+        IMAGENET,
+        _read_solution(solution),
+        root / part,
+        listings.IMAGE_EXTENSIONS,
+        max_missing_share=max_missing_share,
     )
-    files = tuple(Listed(f"{part}/{file.path}", file.labels) for file in listing.files)
-    return Listing(files, listing.label_classes), num_listed
+    files = tuple(listings.Listed(f"{part}/{file.path}", file.labels) for file in listing.files)
+    return listings.Listing(files, listing.label_classes), num_listed
 
 
 def _read_solution(path: Path) -> OfficialList:
@@ -400,7 +395,7 @@ def _read_solution(path: Path) -> OfficialList:
     return OfficialList("ImageNet val", tuple(wanted), classes)
 
 
-def _renumbered(listing: Listing, path: Path) -> Listing:
+def _renumbered(listing: listings.Listing, path: Path) -> listings.Listing:
     """The same files with all classes of LOC_synset_mapping.txt, "n01440764 tench, Tinca tinca"."""
     lines = [line.strip() for line in IMAGENET.text(path).splitlines() if line.strip()]
     number = {line.split(" ")[0]: place for place, line in enumerate(lines)}
@@ -408,5 +403,7 @@ def _renumbered(listing: Listing, path: Path) -> Listing:
     if unknown:
         raise IMAGENET.error(f"{path}: it lacks the synset {unknown[0]} and {len(unknown) - 1} more")
     old = listing.label_classes["class"]
-    files = tuple(Listed(file.path, {"class": number[old[file.labels["class"]]]}) for file in listing.files)
-    return Listing(files, {"class": tuple(lines)})
+    files = tuple(
+        listings.Listed(file.path, {"class": number[old[file.labels["class"]]]}) for file in listing.files
+    )
+    return listings.Listing(files, {"class": tuple(lines)})
