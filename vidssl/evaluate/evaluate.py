@@ -143,11 +143,9 @@ def evaluate_run(
     """
     with distributed.told_once_a_machine():
         words = eval_words(overrides)
-        data = (
-            None
-            if words.data is None
-            else _with_probe(networks.recipe_named(words.data, trust=trust), words.data)
-        )
+        data = None
+        if words.data is not None:
+            data = _with_probe(networks.recipe_named(words.data, trust=trust), words.data)
         asked = asked_network(target, words, trust, data)
     with distributed.processes(asked.run.device, timeout_minutes=asked.run.timeout_minutes) as world:
         console = (console or terminal()) if world.first else terminal(quiet=True)

@@ -319,9 +319,8 @@ def read_encoded(path: Path, key: str, source: DataSource) -> Encoded:
     if not sound:
         raise UsageError(f"{path}: damaged, it holds no finite vectors of {counted(count, 'video')}")
     try:
-        unreadable = facts.Row({"unreadable": facts.parsed(metadata.get("unreadable", ""))}).many_texts(
-            "unreadable"
-        )
+        row = facts.Row({"unreadable": facts.parsed(metadata.get("unreadable", ""))})
+        unreadable = row.many_texts("unreadable")
     except ValueError as error:
         raise UsageError(f"{path}: its metadata: {error}") from error
     return Encoded(vectors, numbers, unreadable)

@@ -105,10 +105,8 @@ def train(
     _check_classes(objective, streams, test_streams)
     test_streams = {name: replace(each, distinct=distinct, once=True) for name, each in test_streams.items()}
     test_streams = slices(test_streams, world.rank, world.size)
-    parallel, dtype = (
-        Parallel(objective, world, run.parallel, device),
-        speed.autocast_dtype(run.precision, device),
-    )
+    parallel = Parallel(objective, world, run.parallel, device)
+    dtype = speed.autocast_dtype(run.precision, device)
     watch = watch_of(objective, from_weights=from_weights)
     # the CPU's on every device: the same masks everywhere, and no draw waits for a GPU
     generator = torch.Generator().manual_seed(seed)
