@@ -88,7 +88,8 @@ def rows_of(folders: Sequence[Path]) -> list[Row]:
             [grid / f"{c}-seed-{n}" for c in record["cells"] for n in record["seeds"]]
         ).items():
             price = record["prices"][cell]
-            condition = f"{price['steps']} steps" if record["equal"] is None else "equal compute"
+            by_steps = "steps" in (record["equal"] or ("steps",))
+            condition = f"{price['steps']} steps" if by_steps else "equal compute"
             rows.append(Row(cell, condition, runs, price["steps"] * price["flops"]))
     rows += [
         Row(name, "", runs, 0.0)
@@ -98,10 +99,10 @@ def rows_of(folders: Sequence[Path]) -> list[Row]:
     return sorted(rows, key=lambda row: order.index(row.method))
 
 
-def compared(folders: Sequence[Path], protocol: str) -> list[str]:
+def compared(rows: Sequence[Row], protocol: str) -> list[str]:
     """A row for each objective and condition: trained ± half its interval (untrained), bold where apart."""
     lines: list[str] = []
-    for row in rows_of(folders):
+    for row in rows:
         found = by_label(row.runs, protocol)
         if not lines:
             chances = [score.chance or 0.0 for score in scores_of(row.runs[0], protocol).scores["trained"]]
@@ -285,7 +286,9 @@ def main() -> None:
     if given.summary:
         print("\n".join(summary(given.summary)))
     elif given.compared:
-        print("\n\n".join("\n".join(compared(given.compared, protocol)) for protocol in PROTOCOLS))
+        rows = rows_of(given.compared)
+        scored = [p for p in PROTOCOLS if any((rows[0].runs[0] / "scores").glob(f"{p}-step-*.json"))]
+        print("\n\n".join("\n".join(compared(rows, protocol)) for protocol in scored))
     elif given.chart:
         print(chart(given.chart), end="")
     elif given.gate:
