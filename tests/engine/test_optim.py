@@ -279,6 +279,7 @@ def test_adamw_takes_the_steps_of_the_golden_file():
     optim = AdamW(lr=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.05)
     optimizer = optim.build(net)
     plan = LinearDecay(steps=6, final=1.0).plan({"video": 1.0})
+    assert optimizer.param_groups[0]["fused"], "one kernel, on a CPU too"
     for step, gradient in enumerate(golden["grads"]):
         net.weight.grad = gradient.clone()
         optim.update.set_rates(optimizer, plan, step)

@@ -315,7 +315,7 @@ class AdamW(Optim):
             lr=self.lr,
             betas=self.betas,
             eps=self.eps,
-            fused=_all_on_cuda(groups) or None,
+            fused=_in_one_kernel(groups) or None,
         )
         _start(made, self.weight_decay)
         return made
@@ -358,15 +358,15 @@ class SGD(Optim):
             lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
-            fused=_all_on_cuda(groups) or None,
+            fused=_in_one_kernel(groups) or None,
         )
         _start(made, self.weight_decay)
         return made
 
 
-def _all_on_cuda(groups: list[Group]) -> bool:
-    """Whether one kernel can update them all."""
-    return all(parameter.is_cuda for group in groups for parameter in group["params"])
+def _in_one_kernel(groups: list[Group]) -> bool:
+    """Whether PyTorch has a kernel that updates them all, in one pass over memory."""
+    return all(p.device.type in ("cuda", "cpu") for group in groups for p in group["params"])
 
 
 def _start(optimizer: Optimizer, weight_decay: float) -> None:
