@@ -25,7 +25,7 @@ from vidssl.engine.speed import (
     scaler_tensors,
     use_bfloat16,
 )
-from vidssl.layers.transformer import attend
+from vidssl.layers.transformer import attend, drop
 
 CPU = torch.device("cpu")
 
@@ -84,6 +84,21 @@ def test_the_fused_kernel_is_called_where_it_is_faster(dtype, autocast, keys, fu
     with _Kernels() as kernels, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         attend(q, k, k)
     assert kernels.fused == fused
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_its_share_and_scales_the_rest(dtype) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(300, 401, dtype=dtype, requires_grad=True)
+    dropped = drop(x, 0.25)
+    (gradient,) = torch.autograd.grad(dropped.sum(), x)
+    assert dropped.dtype == dtype
+    assert torch.equal(gradient, dropped)
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3], rel=4e-3)
+    for share in ((dropped == 0).float(), (dropped == 0).float()[:, ::4], (dropped == 0).float()[100:200]):
+        assert share.mean() == pytest.approx(0.25, abs=0.01)
+    assert not torch.equal(drop(x, 0.25), dropped)
+    assert torch.equal(drop(x, 0.0), x)
 
 
 def test_attention_weights_are_dropped_in_half_precision_too() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, Features, HasBlocks, Translated
 from vidssl.interfaces.grids import GridSize
-from vidssl.layers.transformer import Mlp, attend, check_depth, check_heads
+from vidssl.layers.transformer import Dropout, Mlp, attend, check_depth, check_heads
 from vidssl.weights.published_keys import from_published, is_published, resize_table, with_resized_tables
 
 NormOrder = Literal["post", "pre", "pre_published"]
@@ -69,19 +69,20 @@ class Branch(nn.Module):
                 computed all the same, and a line that has no others still counts in the class token's mean.
         """
         t, h, w = grid
-        qkv = self.qkv(tokens)
-        lines = rearrange(qkv[:, 1:], self.to_lines, t=t, h=h, w=w)
-        copies = qkv[:, :1].view(len(qkv), *[1] * (lines.dim() - 2), -1).expand(*lines.shape[:-2], 1, -1)
-        lines = torch.cat((copies, lines), dim=-2).flatten(1, -3)
-        q, k, v = rearrange(lines, "b l n (three m d) -> three (b l) m n d", three=3, m=self.num_heads)
+        # split and unbound, so that the gradients come together in one copy each
+        cls, cells = self.qkv(tokens).split((1, t * h * w), dim=1)
+        lines = rearrange(cells, self.to_lines, t=t, h=h, w=w)
+        copies = cls.view(len(cls), *[1] * (lines.dim() - 2), -1).expand(*lines.shape[:-2], 1, -1)
+        lines = torch.cat((copies, lines), dim=-2).flatten(0, -3)
+        q, k, v = (x.transpose(1, 2) for x in lines.unflatten(-1, (3, self.num_heads, -1)).unbind(2))
         key_mask = None
         if seen is not None:
             keys = rearrange(seen.unsqueeze(-1), self.to_lines, t=t, h=h, w=w).flatten(1, -3)
             key_mask = F.pad(rearrange(keys, "b l n 1 -> (b l) 1 1 n"), (1, 0), value=True)
         attended = attend(q, k, v, key_mask, self.dropout if self.training else 0.0)
         attended = rearrange(attended, "(b l) m n d -> b l n (m d)", b=tokens.shape[0])
-        cells = rearrange(attended[:, :, 1:], self.to_cells, t=t, h=h, w=w)
-        return torch.cat((attended[:, :, 0].mean(dim=1, keepdim=True), cells), dim=1)
+        cls, cells = attended.split((1, attended.shape[2] - 1), dim=2)
+        return torch.cat((cls.mean(dim=1), rearrange(cells, self.to_cells, t=t, h=h, w=w)), dim=1)
 
 
 class AxisAttention(nn.Module):
@@ -140,7 +141,7 @@ class Layer(nn.Module):
         self.attention_norms = nn.ModuleList(nn.LayerNorm(dim, eps=eps) for _ in blocks)
         self.mlp = Mlp(dim, mlp_dim)
         self.mlp_norm = nn.LayerNorm(dim, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def num_branches(self) -> int:
         """How many times something is added to the residual stream."""
@@ -369,7 +370,7 @@ class Factorized(Backbone, HasBlocks):
         self.class_token = nn.Parameter(torch.empty(dim))
         self.positions = POSITIONS[positions]((num_frames, height, width), dim)
         self.embed_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if norm == "post" else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             Layer(
                 dim,
