@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """
 
 
+class LabelError(UsageError):
+    """What keeps one label from being learned or scored; other labels may be."""
+
+
 # control characters but line feed and tab, half surrogates (bytes of a name that is not UTF-8), and
 # characters that break lines or turn the direction of writing
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

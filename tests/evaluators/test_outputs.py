@@ -1,5 +1,6 @@
 """Several classes a video (mAP) and numbers (R2): against scikit-learn, and what takes one class alone."""
 
+import csv
 import io
 import json
 import logging
@@ -16,13 +17,14 @@ from score_files import write_scores
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score
 from sklearn.multiclass import OneVsRestClassifier
+from toy_runs import recipe_text
 
 from vidssl.cli.main import main
 from vidssl.compare.runs import compare, run_row
 from vidssl.config.few_labels import FewLabels
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
-from vidssl.evaluate.report import classes_of, score_tables, verdict
+from vidssl.evaluate.report import class_lines, classes_of, score_tables, verdict
 from vidssl.evaluate.score_file import read_scores
 from vidssl.evaluators.attentive import Attentive
 from vidssl.evaluators.differences import findings, network_differences, tested_videos as videos_of
@@ -37,6 +39,7 @@ from vidssl.interfaces import Evaluator
 from vidssl.tools.report import write_report
 
 RNG = np.random.default_rng(0)
+PARTS, KINDS = ("train", "test"), ("both", "one")
 
 
 def test_average_precision_is_sklearns_and_what_a_video_adds_is_its_derivative():
@@ -68,7 +71,7 @@ def test_r2_is_sklearns_and_what_a_video_adds_is_its_derivative():
         weights = np.ones(40)
         weights[place] += 1e-5
         assert added[place] == pytest.approx(of() + 40 * (of(sample_weight=weights) - of()) / 1e-5, abs=1e-3)
-    with pytest.raises(UsageError, match="same number"):
+    with pytest.raises(UsageError, match="40 test videos have the number 1: R2"):
         explained(guess, np.ones(40))
 
 
@@ -118,6 +121,9 @@ def test_linear_probe_of_sets_is_one_regression_against_the_rest_and_scored_by_m
     expected = average_precision_score(y2, other.predict_proba((x2 - mean) / std))
     assert row.measure == "mAP"
     assert row.top1 == pytest.approx(expected, abs=2e-4)
+    each = average_precision_score(y2, other.predict_proba((x2 - mean) / std), average=None)
+    assert [name for name, _ in row.precisions] == ["a", "b", "c"]
+    assert [value for _, value in row.precisions] == pytest.approx(each, abs=5e-4)
     assert row.chance == pytest.approx(y2.mean())
     assert row.low < row.top1 < row.high < 1
     assert row.low > row.chance
@@ -230,11 +236,12 @@ def test_what_takes_one_class_refuses_by_name(evaluator):
 
 
 def test_few_labels_and_kept_probes_take_one_class(caplog):
+    said = []
     train, test = made(40)[0], made(40, prefix="t", seed=1)[0]
     with pytest.raises(UsageError, match="few_labels takes one class"):
         probe(KNN(k=3), train, test, few_labels=FewLabels(per_class=(1,)))
-    with pytest.raises(UsageError, match="--save-probe: 'objects'"):
-        fit_probes(Linear(), train, test, "features", 0)
+    with pytest.raises(UsageError, match=r"'objects' is a set, .*: --save-probe takes one class a video"):
+        fit_probes(Linear(), train, test, "features", 0, said.append)
     both = [
         replace(
             one,
@@ -245,8 +252,48 @@ def test_few_labels_and_kept_probes_take_one_class(caplog):
     ]
     with caplog.at_level(logging.WARNING):
         (row,) = probe(LinearSGD(), *both)
+        kept = fit_probes(Linear(), *both, "features", 0, said.append)
     assert row.label == "side"
+    assert list(kept) == ["side"]
     assert "left out: 'objects' is a set" in caplog.text
+    assert said[0].startswith("left out: 'objects' is a set")
+    nowhere = replace(both[0], labels={**both[0].labels, "side": torch.full((40,), -1)})
+    with pytest.raises(UsageError, match="label 'side': none of the videos to learn from has it"):
+        fit_probes(Linear(), nowhere, both[1], "features", 0, said.append)
+
+
+def with_cells(one, **cells):
+    """The same videos with more labels."""
+    more = table(one.vectors[:, 0], cells)
+    return replace(one, labels={**one.labels, **more.labels}, classes={**one.classes, **more.classes})
+
+
+def unscorable():
+    """Videos with two labels that can be scored, and three that cannot."""
+    train, test = made(40)[0], made(40, prefix="t", seed=1)[0]
+    train = with_cells(train, **{"target:flat": ["1", "2"] * 20}, none=["a|", "|"] * 20, side=["l", "r"] * 20)
+    test = with_cells(test, **{"target:flat": ["3.0"] * 40}, none=["|"] * 40, side=["l", "r"] * 20)
+    return train, replace(test, labels={**test.labels, "side": torch.full((40,), -1)})
+
+
+def test_a_label_that_cannot_be_scored_is_named_and_the_others_are_scored():
+    said = []
+    rows = probe(KNN(k=3), *unscorable(), say=said.append)
+    assert [row.label for row in rows] == ["objects", "target:speed"]
+    assert said == [
+        "left out: label 'target:flat': all 40 test videos have the number 3: R2 is not defined",
+        "left out: label 'none': no test video has any class of it",
+        "left out: label 'side': none of the videos to test on has it",
+    ]
+
+
+def test_no_label_that_can_be_scored_is_an_error():
+    def only(one, label="target:flat"):
+        return replace(one, classes={label: one.classes[label]}, labels={label: one.labels[label]})
+
+    train, test = map(only, unscorable())
+    with pytest.raises(UsageError, match="label 'target:flat': all 40 test videos have the number 3"):
+        probe(KNN(k=3), train, test)
 
 
 def blurred(one: FeatureTable, much: float, seed: int = 5) -> FeatureTable:
@@ -270,6 +317,10 @@ def test_a_table_names_the_measure_and_says_which_network_is_better():
     for each, (one, other) in zip(found, zip(*scores.values(), strict=True), strict=True):
         assert each.found.mean == pytest.approx(one.top1 - other.top1, abs=1e-5)
         assert each.mark == "+"
+    (said,) = class_lines(scores, videos["test"])
+    lowest, _, highest = sorted(scores["trained"][0].precisions, key=lambda pair: pair[1])
+    best, worst = (f"{name} {100 * value:.0f} %" for name, value in (highest, lowest))
+    assert said == f"objects, average precision: best {best}; worst {worst}"
     words = verdict(scores, found).plain
     assert words.startswith("trained, against untrained, is better on objects mAP (+")
     console = Console(file=io.StringIO(), width=200)
@@ -293,6 +344,7 @@ def test_classes_that_no_video_has_are_said_and_left_out_of_the_mean():
     test = table(torch.randn(3, 3), {"objects": ["a", "a|c", "|"]}, "t")
     (row,) = probe(KNN(k=2), train, test)
     assert row.chance == pytest.approx((2 + 1) / (2 * 3))  # of a and c
+    assert [name for name, _ in row.precisions] == ["a", "c"]
     shared = {"objects": ("a", "a|b", "b", "|", "a|c")}
     assert classes_of(train.renumbered(shared), test.renumbered(shared)) == [
         "train, label 'objects': several a video, 3 classes: a (2), b (2), c (0)",
@@ -329,7 +381,10 @@ def test_files_of_scores_are_read_compared_and_drawn(tmp_path: Path, monkeypatch
         == 0
     )
     path = Path("runs/good-1/scores") / path.name
-    differences = json.loads(path.read_text())["differences"]
+    record = json.loads(path.read_text())
+    own = dict(scores["trained"][0].precisions)
+    assert record["by_class"]["trained"] == [{"average_precision": own}, {}]
+    differences = record["differences"]
     assert [row["measure"] for row in differences] == ["mAP", "R2"]
     console = Console(file=io.StringIO(), width=250)
     assert compare(["runs/good-0", "runs/bad-0"], console=console) == 0
@@ -339,13 +394,27 @@ def test_files_of_scores_are_read_compared_and_drawn(tmp_path: Path, monkeypatch
     assert "target:speed R2" in said
     points = 100 * (scores["untrained"][0].top1 - scores["trained"][0].top1)
     assert said.count(f"{points:+.1f}") == 2
+    capsys.readouterr()
+    assert compare(["runs/good-0", "runs/bad-0"], output="markdown") == 0
+    said = capsys.readouterr().out
+    assert "toy: mAP, R2 by what each video adds, and the difference in points, 120 videos" in said
+    assert "gets right" not in said
+    assert "mean absolute error in the target's unit" in said
+    assert "target:speed mean absolute error" in said
+    low, high = scores["trained"][1].mae_interval
+    assert f"| {scores['trained'][1].mae:.3g} ({low:.3g} to {high:.3g}) |" in said
     assert compare(["runs/good-0"], output="csv") == 0
-    assert ",mAP," in capsys.readouterr().out
+    row = [*csv.DictReader(io.StringIO(capsys.readouterr().out))][1]
+    assert row["measure"] == "R2"
+    assert float(row["mae"]) == scores["trained"][1].mae
     row = run_row(RunFolder(Path("runs/good-0")))
     assert row["toy.trained.objects"] == scores["trained"][0].top1
     assert write_report(["runs/good-0", "runs/bad-0"], out="page.html", console=console) == 0
     page = Path("page.html").read_text()
     assert "objects mAP" in page
+    assert "target:speed mean absolute error" in page
+    told = ", ".join(f"{name} {100 * value:.0f} %" for name, value in own.items())
+    assert f"toy, objects, average precision: {told}" in page
     assert "leads" in page
 
 
@@ -376,3 +445,96 @@ def test_a_list_of_sets_and_targets_is_scored_by_the_commands(tmp_path: Path, mo
     assert main([*words, "--protocol", "attentive"]) == 2
     assert "takes one class a video" in capsys.readouterr().err
     assert not list(Path("runs/pixels").rglob("*patches*"))  # refused before any were computed
+
+
+def test_a_target_that_is_the_same_for_all_test_videos_ends_no_scores_and_no_training(
+    tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    files = sorted(write_takes(Path("videos"), {"left": 3, "rise": 3}))
+    for name, more in (("both", True), ("one", False)):
+        for part, some in (("train", files[::2]), ("test", files[1::2])):
+            rows = [
+                f"{path.name},{n if part == 'train' else 7}" + (f",{path.stem[5:-2]}" if more else "")
+                for n, path in enumerate(some)
+            ]
+            head = "path,target:age" + (",action" if more else "")
+            Path(f"{name}-{part}.csv").write_text("\n".join([head, *rows]) + "\n")
+
+    def data(name):
+        return [f"{part}: {{type: video_list, root: videos, list: {name}-{part}.csv}}" for part in PARTS]
+
+    views = "views: {type: uniform_clips, num_frames: 4, frame_stride: 1, size: 16}"
+    words = [f"data.{line.replace(': ', '=', 1)}" for line in (*data("both"), views)]
+    command = [
+        "eval",
+        "pixels",
+        *words,
+        "run.device=cpu",
+        "run.workers=0",
+        "--protocol",
+        "knn",
+        "--save-probe",
+    ]
+    assert main(command) == 0
+    note = "left out: label 'target:age': all 6 test videos have the number 7"
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count(note) == 1
+    assert "left out: 'target:age' is a number: --save-probe takes one class a video" in said
+    kept = json.loads(Path("runs/pixels/scores/knn-step-000000.json").read_text())
+    assert [row["label"] for row in kept["scores"]["no weights"]] == ["action"]
+    assert kept["notes"][0].startswith(note)
+    assert [path.name for path in Path("runs/pixels/scores").glob("knn-*.safetensors")] == [
+        "knn-action-step-000000.probe.safetensors"
+    ]
+    recipe, probes = recipe_text("classification"), {name: ", ".join([*data(name), views]) for name in KINDS}
+    for name, probe_data in probes.items():
+        Path("toy.yaml").write_text(recipe.replace("augment:", f"  probe: {{{probe_data}}}\naugment:"))
+        assert main(["train", "toy.yaml", f"name={name}", "schedule.steps=2", "run.knn_every_steps=1"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert said.count("label 'target:age': all 6 test videos have the number 7") == 1
+        assert ("knn_action" in Path(f"runs/{name}/metrics.jsonl").read_text()) == (name == "both")
+
+
+FINETUNE = """
+name: ft
+objective: {type: classification}
+batch_size: 4
+train_views: {type: single_clip, num_frames: 4, frame_stride: 1, size: 16}
+optim: {type: adamw, lr: 1e-3}
+schedule: {type: cosine, steps: 1}
+run: {log_every_steps: 1, checkpoint_every_steps: 1}
+"""
+
+
+def test_training_on_classes_refuses_sets_and_numbers(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files, lists = write_takes(Path("videos"), {"left": 4, "rise": 4}, cameras=1), {}
+    for part, some in (("train", files[::2]), ("test", files[1::2])):
+        rows = [f"{path.name},{'a|b' if n % 2 else 'a'},{n},{n % 2}" for n, path in enumerate(some)]
+        Path(f"{part}.csv").write_text("\n".join(["path,sees,target:age,side", *rows]) + "\n")
+        lists[part] = f"{{type: video_list, root: videos, list: {part}.csv}}"
+    recipe = recipe_text("classification").replace("num_classes: 10, label: digit", "num_classes: 2")
+    Path("toy.yaml").write_text(recipe)
+    Path("aged.yaml").write_text(recipe.replace("num_classes: 2", "num_classes: 2, label: 'target:age'"))
+
+    def refused(*words):
+        assert main([*words]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    told = "objective 'classification' takes a label of one class a video, and"
+    assert f"aged.yaml:2: objective.label: {told} 'target:age' is a number" in refused("check", "aged.yaml")
+    source = f"data.video.source={lists['train']}"
+    train = ["train", "toy.yaml", source, "data.video.test_source=null", "schedule.steps=1"]
+    assert f"{told} 'sees' is a set" in refused(*train, "objective.label=sees")
+    told = "balance: takes a label of one class a video, and 'sees' is a set"
+    assert told in refused(*train, "objective.label=side", "data.video.balance=sees")
+    assert main([*train, "objective.label=side"]) == 0
+    Path("ft.yaml").write_text(FINETUNE)
+    views = "data.views={type: uniform_clips, num_frames: 4, frame_stride: 1, size: 16}"
+    data = [f"data.{part}={text}" for part, text in lists.items()]
+    capsys.readouterr()
+    assert main(["eval", "runs/classification", "--protocol", "ft.yaml", *data, views, "overlap=allow"]) == 0
+    assert "left out: sees, target:age: ft takes labels of one class" in " ".join(
+        capsys.readouterr().out.split()
+    )

@@ -162,7 +162,7 @@ def test_videos_without_a_label_are_left_out_of_its_rows():
     assert (whole.num_train, whole.num_test) == (4, 4)
     assert (some.num_train, some.num_test, some.top1, some.predicted) == (2, 2, 0.5, (0, 2))
     nothing = table(ONE_HOT[:, None], {"class": [-1] * 4})
-    with pytest.raises(UsageError, match="none of the videos to test on has the label 'class'"):
+    with pytest.raises(UsageError, match="label 'class': none of the videos to test on has it"):
         probe(Recorder(), videos, nothing)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from vidssl.config.schema import Count, Index, Quiet, check_fields
-from vidssl.errors import UsageError
+from vidssl.errors import LabelError
 
 
 def _fraction(share: float) -> float:
@@ -141,7 +141,7 @@ def drawn(
         groups: of the videos, empty for those of none; none at all where there are no groups.
 
     Raises:
-        UsageError: if a class would have no video, or has fewer than are asked for.
+        LabelError: if a class would have no video, or has fewer than are asked for.
     """
     by_class: dict[int, list[int]] = {}
     for place, label in enumerate(labels):
@@ -151,13 +151,13 @@ def drawn(
     for label, places in sorted(by_class.items()):
         number = amount.of(len(places))
         if number == 0:
-            raise UsageError(
+            raise LabelError(
                 f"{amount}: class '{classes[label]}' has {len(places)} labelled videos, so none would be "
                 "learned from: take a larger fraction, or per_class: "
                 f"'few_labels={{per_class: [{_few(len(places))}], draws: 3}}'"
             )
         if number > len(places):
-            raise UsageError(
+            raise LabelError(
                 f"{amount}: class '{classes[label]}' has only {len(places)} labelled videos: take fewer, or "
                 "shares"
             )

@@ -22,8 +22,8 @@ from vidssl.errors import UsageError, counted
 from vidssl.evaluate import feature_cache, finetune, networks, score_file, subject as subjects
 from vidssl.evaluate.report import NotKept, classes_of, report
 from vidssl.evaluators.extract import ALONE
-from vidssl.evaluators.features import FeatureTable, shared_labels
-from vidssl.evaluators.scores import labels_taken, probe
+from vidssl.evaluators.features import FeatureTable, of_labels, shared_labels
+from vidssl.evaluators.scores import probe
 from vidssl.interfaces import Backbone, Objective
 from vidssl.train.run import STOPPED
 
@@ -183,7 +183,7 @@ def score_subject(
         world=world,
         foreseeing=subject.foreseeing,
     )
-    notes = [_seen(subject, protocol, store, world) for protocol in protocols]
+    notes = [_seen(subject, protocol, store, world, save_probe) for protocol in protocols]
     store.encode_patches(each for each in protocols if isinstance(each, Protocol))
     lost: list[str] = []  # scores that could not be written, which is no reason to leave out the others
     for protocol, noted in zip(protocols, notes, strict=True):
@@ -205,13 +205,15 @@ def _seen(
     protocol: Protocol | FinetuneProtocol,
     store: feature_cache.FeatureStore,
     world: distributed.World,
+    keep: bool,
 ) -> list[str]:
     """Notes on test videos that were learned from before; rank 0 compares."""
     assert protocol.data is not None, "refused without labelled videos"
     sources = [store.source(part) for part in (protocol.data.train, protocol.data.test)]
     shared = shared_labels(*(source.label_classes for source in sources))
     if isinstance(protocol, Protocol):  # what its probe cannot learn is refused before features are computed
-        labels_taken(build.evaluator(protocol.evaluator), shared, protocol.few_labels)
+        single = "few_labels" if protocol.few_labels else "--save-probe" if keep else ""
+        of_labels(build.evaluator(protocol.evaluator), shared, str, lambda line: None, single=single)
 
     def compare() -> str:
         train, test = map(videos_of, sources)
@@ -225,7 +227,7 @@ def _scored(
     subject: subjects.Subject, protocol: Protocol, features: Tables, notes: Sequence[str], console: Console
 ) -> str:
     """Fits the probes and reports; why the scores could not be written, or nothing."""
-    evaluator = build.evaluator(protocol.evaluator)
+    evaluator, noted = build.evaluator(protocol.evaluator), dict.fromkeys(notes)
     scores = {
         name: probe(
             evaluator,
@@ -234,13 +236,14 @@ def _scored(
             seed=subject.spec.seed,
             few_labels=protocol.few_labels,
             overlap=protocol.overlap,
+            say=noted.setdefault,  # of each network the same
         )
         for name, tables in features.items()
     }
     found = next(iter(features.values()))
     videos = dict(zip(("train", "test"), found, strict=True))
     try:
-        report(subject, protocol, scores, videos, console, notes=notes, details=classes_of(*found))
+        report(subject, protocol, scores, videos, console, notes=[*noted], details=classes_of(*found))
     except NotKept as error:
         return str(error)
     return ""

@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import get_args
 
@@ -34,12 +34,8 @@ NO_MATTER = ("name", "batch_size", "evaluator.backend")
 # of a protocol that finetunes; with batches of another size it learns otherwise
 NO_MATTER_FINETUNING = ("name", "test_batch_size", "labels", "compare_untrained")
 CONTENT = "content"  # last word of keys that only scores have whose videos had known checksums
-WHERE = (
-    "root",
-    "list",
-    "test_list",
-    "manifest",
-)  # last words of keys: where videos lie; which they are is hashed
+# last words of keys: where videos lie; which they are is hashed
+WHERE = ("root", "list", "test_list", "manifest")
 
 
 @dataclass(frozen=True)
@@ -156,9 +152,9 @@ def score_record(
 
 
 def _by_class(score: Score, truth: Sequence[int], num_classes: int) -> dict[str, object]:
-    """Counts for each class: its videos, how many are right, and, where classes are named, which they are."""
+    """Counts for each class: its videos, how many are right, and which are named; of sets the precision."""
     if score.added:
-        return {}
+        return {"average_precision": dict(score.precisions)} if score.precisions else {}
     known = [number for number in truth if number >= 0]
     matrix = differences.confusion(known, score.predicted, num_classes)
     found = {"videos": _packed(matrix.sum(1).tolist()), "right": _packed(matrix.diagonal().tolist())}
@@ -240,12 +236,14 @@ def _score_file(path: Path, record: Row) -> ScoreFile:
     scores: dict[str, tuple[Score, ...]] = {}
     for network, _ in networks.entries():
         rows, predicted = networks.items(network), record.row("predicted").items(network)
-        if len(rows) != len(predicted):
-            raise ValueError(f"'predicted.{network}' must have as many entries as 'scores.{network}'")
-        scores[network] = tuple(
-            _score(Row({**dict(Row(row, "scores").entries()), "predicted": given}, "scores"), tested, classes)
-            for row, given in zip(rows, predicted, strict=True)
-        )
+        by_class = record.row("by_class", {}).items(network, [{}] * len(rows))
+        if not len(rows) == len(predicted) == len(by_class):
+            raise ValueError(f"'predicted' and 'by_class' must have a row for each of 'scores.{network}'")
+        joined = [
+            {**dict(Row(row, "scores").entries()), **dict(Row(of, "by_class").entries()), "predicted": given}
+            for row, given, of in zip(rows, predicted, by_class, strict=True)
+        ]
+        scores[network] = tuple(_score(Row(row, "scores"), tested, classes) for row in joined)
     return ScoreFile(
         path=path,
         checkpoint=record.text("checkpoint"),
@@ -296,7 +294,7 @@ def _score(
     """A row of the file, with the packed classes that were named."""
     label, chance = row.one_of("label", list(classes)), row.real_or_none("chance")
     truth, spans = tested[label], row.row("bootstrap", {})  # an earlier version's intervals, without groups
-    draws = tuple(row.reals("draws"))
+    draws, precisions = tuple(row.reals("draws")), row.row("average_precision", {})
     measure: Measure = row.one_of("measure", get_args(Measure)) if "measure" in row else "top-1"
     least = -1e300 if measure == "R2" else 0.0
     named: tuple[int, ...] = ()
@@ -334,6 +332,7 @@ def _score(
         chosen=row.text("chosen", ""),
         measure=measure,
         added=added,
+        precisions=tuple((name, precisions.real(name)) for name, _ in precisions.entries()),
         mae=row.real_or_none("mae"),
         mae_interval=_interval(row, "mae_interval"),
     )
@@ -372,7 +371,7 @@ def _numbers(row: Row, name: str, count: int) -> tuple[int, ...]:
 
 def _row(score: Score) -> dict[str, object]:
     row = asdict(score)
-    del row["predicted"], row["added"]  # kept apart, packed
+    del row["predicted"], row["added"], row["precisions"]  # kept apart, packed or by class
     return row
 
 
@@ -411,7 +410,8 @@ def keep_probes(
     evaluator = build.evaluator(protocol.evaluator)
     train, test = next(iter(features.values()))
     process.make_folder(subject.scores)
-    found = fit_probes(evaluator, train, test, protocol.average, subject.spec.seed)
+    say = partial(print_line, console)
+    found = fit_probes(evaluator, train, test, protocol.average, subject.spec.seed, say)
     for label, (module, classes) in found.items():
         path = subject.scores / f"{protocol.name}-{label}-{subject.stem}{ENDING}"
         kept = FittedProbe(
@@ -424,7 +424,7 @@ def keep_probes(
             weights=subject.weights,
         )
         save_probe(path, kept)
-        print_line(console, f"Probe: {path}")
+        say(f"Probe: {path}")
     return ""
 
 

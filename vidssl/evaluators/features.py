@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from vidssl.config.protocol import FrameOrder, Layers, PatchType
-from vidssl.data.classes import LabelClasses, numbered_together, renumbered
+from vidssl.data.classes import LabelClasses, label_kind, numbered_together, renumbered
 from vidssl.engine import checkpoint, process
-from vidssl.errors import UsageError, counted
+from vidssl.engine.logging import Say
+from vidssl.errors import LabelError, UsageError, counted
 from vidssl.evaluators.corruptions import corrupted, is_corrupted
-from vidssl.interfaces import Backbone, Features, Origin, Tokenizer, as_clip
+from vidssl.interfaces import Backbone, Evaluator, Features, Origin, Tokenizer, as_clip
 
 
 def in_order(clip: Tensor, order: FrameOrder, numbers: Tensor, *, draw: int) -> Tensor:
@@ -436,3 +437,34 @@ def shared_labels(train: LabelClasses, test: LabelClasses) -> LabelClasses:
             "labels; of folders and of a single label without a name it is 'class'"
         )
     return shared
+
+
+Made = TypeVar("Made")
+
+
+def of_labels(
+    evaluator: Evaluator, classes: LabelClasses, of: Callable[[str], Made], say: Say, *, single: str = ""
+) -> dict[str, Made]:
+    """What is made of each label that a probe can learn; the others are named, with why.
+
+    Args:
+        single: what takes one class a video, whatever the evaluator takes.
+
+    Raises:
+        LabelError: if nothing is made of any.
+    """
+    learns = ("class",) if single else evaluator.learns
+    kinds = {label: label_kind(label, names) for label, names in classes.items()}
+    others = ", ".join(f"'{label}' is a {kind}" for label, kind in kinds.items() if kind not in learns)
+    who, cure = single or type(evaluator).__name__, "leave it out" if single else "linear and knn take all"
+    made, without = {}, [f"{others}: {who} takes one class a video; {cure}"] if others else []
+    for label in (label for label, kind in kinds.items() if kind in learns):
+        try:
+            made[label] = of(label)
+        except LabelError as error:
+            without.append(f"label '{label}': {error}")
+    if not made:
+        raise LabelError("; ".join(without))
+    for line in without:
+        say(f"left out: {line}")
+    return made

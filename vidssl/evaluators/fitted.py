@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from vidssl.config.protocol import Average
-from vidssl.data.classes import label_kind
 from vidssl.engine.checkpoint import read_tensors, save_tensors
 from vidssl.engine.facts import Facts
-from vidssl.errors import UsageError
+from vidssl.engine.logging import Say
+from vidssl.errors import LabelError, UsageError
 from vidssl.evaluators import attentive, knn, linear, statistics
-from vidssl.evaluators.features import FeatureTable, shared_labels
+from vidssl.evaluators.features import FeatureTable, of_labels, shared_labels
 from vidssl.evaluators.scores import labelled_rows, samples_of
 from vidssl.interfaces import Evaluator, Fits, LearnsTogether
 from vidssl.interfaces.evaluator import ScoreKind
@@ -94,26 +94,28 @@ def check_fits(evaluator: Evaluator) -> None:
 
 
 def fit_probes(
-    evaluator: Evaluator, train: FeatureTable, test: FeatureTable, average: Average, seed: int
+    evaluator: Evaluator, train: FeatureTable, test: FeatureTable, average: Average, seed: int, say: Say
 ) -> dict[str, tuple[nn.Module, tuple[str, ...]]]:
     """Label -> what a probe learns of it, just as in ``probe``, and the names of its classes.
 
     Args:
         test: whose classes are numbered together with those of ``train``, as in ``probe``.
+        say: gets a line for each label that is left out; if none is left, that is an error.
     """
     check_fits(evaluator)
     shared = shared_labels(train.classes, test.classes)
     table = train.renumbered(shared)
-    found = {}
-    if others := [label for label, names in shared.items() if label_kind(label, names) != "class"]:
-        raise UsageError(f"--save-probe: '{others[0]}' has no one class a video, which a kept probe names")
-    for label, names in shared.items():
-        generator = torch.Generator().manual_seed(seed)
-        samples = samples_of(evaluator, labelled_rows(table, label), average)
+
+    def fitted(label: str) -> tuple[nn.Module, tuple[str, ...]]:
+        generator, rows = torch.Generator().manual_seed(seed), labelled_rows(table, label)
+        if not len(rows.numbers):
+            raise LabelError("none of the videos to learn from has it")
+        samples = samples_of(evaluator, rows, average)
         settled, _ = evaluator.settled(samples, generator)
         assert isinstance(settled, Fits), "settling changes no kind"
-        found[label] = (settled.fit(samples, generator), names)
-    return found
+        return settled.fit(samples, generator), shared[label]
+
+    return of_labels(evaluator, shared, fitted, say, single="--save-probe")
 
 
 def save_probe(path: Path, probe: FittedProbe) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vidssl.config.protocol import Balance
 from vidssl.data.classes import class_weights, repeated
-from vidssl.errors import UsageError, counted
+from vidssl.errors import LabelError, counted
 from vidssl.interfaces import LabelledFeatures, LabelledPatches
 
 Pairs = tuple[tuple[float, float], ...]  # learning rate, weight decay
@@ -120,14 +120,14 @@ def best_pair(
         No words where there is but one pair.
 
     Raises:
-        UsageError: if there are too few videos to hold any out.
+        LabelError: if there are too few videos to hold any out.
     """
     pairs = tuple(product(rates, decays))
     if len(pairs) == 1:
         return ((pairs[0][0],), (pairs[0][1],)), ""
     found = folds(train, share, generator, small=small)
     if not found:
-        raise UsageError(
+        raise LabelError(
             f"{counted(len(train.labels), 'video')}, one of each class, are too few to hold out "
             f"{share:g} of them: give one lr and one weight_decay"
         )

@@ -2,10 +2,11 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from vidssl.config.few_labels import Amount, FewLabels, drawn
 from vidssl.config.protocol import Average, FrameOrder, OverlapRule
-from vidssl.data.classes import LabelClasses, LabelKind, label_kind, outputs_of
+from vidssl.data.classes import LabelKind, label_kind, outputs_of
 from vidssl.data.sources import listing, origins
-from vidssl.errors import UsageError
+from vidssl.errors import LabelError, UsageError
 from vidssl.evaluators import statistics
-from vidssl.evaluators.features import FeatureTable, Plain, as_table, shared_labels
+from vidssl.evaluators.features import FeatureTable, Plain, as_table, of_labels, shared_labels
 from vidssl.interfaces import (
     Evaluator,
     JointPatches,
@@ -205,6 +206,7 @@ class Score:
             and more than drawing at random makes, so that the mean over classes leads.
         num_groups: of the test videos, where clips were cut from one source; None where none are known.
         added: what each test video adds to mAP, R2 or a measure of masks, their mean; else empty.
+        precisions: name and average precision of each class of sets that a test video has; else empty.
         mae, mae_interval: mean absolute error of numbers, in their unit, and its 95 % interval; else None.
         chosen: the setting that the training videos chose, in words; empty where there was nothing to choose.
         num_train, num_test: videos with this label.
@@ -238,6 +240,7 @@ class Score:
     chosen: str = ""
     measure: Measure = "top-1"
     added: tuple[float, ...] = field(default=(), repr=False)
+    precisions: tuple[tuple[str, float], ...] = field(default=(), repr=False)
     mae: float | None = None
     mae_interval: Interval | None = None
 
@@ -321,18 +324,22 @@ def score_outputs(
         scores: [M, P] of the test videos, views averaged.
 
     Raises:
-        UsageError: if no test video has a class, or all have the same number.
+        LabelError: if no test video has a class, or all have the same number.
     """
     estimate, truth = scores.double().cpu().numpy(), test.outputs.cpu().numpy()
     groups = None if test.groups is None else test.groups.cpu().numpy()
     num_groups = len(truth) if groups is None else len(np.unique(groups))
-    error = None
+    error, precisions = None, tuple[tuple[str, float], ...]()
     found: statistics.Estimate | statistics.Difference
     if test.kind == "set":
         there = truth.any(0)
         if not there.any():
-            raise UsageError(f"no test video has any class of '{test.label}'")
-        added, chance = statistics.mean_average_precision(estimate, truth)[0], float(truth[:, there].mean())
+            raise LabelError("no test video has any class of it")
+        added, of_class = statistics.mean_average_precision(estimate, truth)
+        names, _ = outputs_of(test.label, test.table.classes[test.label])
+        pairs = zip(names, of_class.round(6).tolist(), strict=True)
+        precisions = tuple((name, value) for name, value in pairs if value == value)  # no NaN
+        chance = float(truth[:, there].mean())
         found = statistics.fraction(added, groups)
     else:
         added, chance = statistics.explained(estimate[:, 0], truth[:, 0]), 0.0
@@ -352,6 +359,7 @@ def score_outputs(
         num_test=len(truth),
         num_groups=None if groups is None else len(set(groups.tolist())),
         added=tuple(float(f"{value:.6g}") for value in added),
+        precisions=precisions,
         mae=None if error is None else error.mean,
         mae_interval=(max(0.0, error.low), error.high) if error and num_groups > 1 else None,
         chosen=chosen,
@@ -379,11 +387,13 @@ def probe(
     seed: int = 0,
     few_labels: FewLabels | None = None,
     overlap: OverlapRule = "error",
+    say: Callable[[str], None] = _log.warning,
 ) -> list[Score]:
     """Scores of each label that train and test share, a row for each setting and order of frames.
 
-    Videos without the label are left out of its rows. Those of train are learned from in the order of their
-    keys, so that the order of a list changes nothing. Classes are numbered together, by name.
+    A label that cannot be scored is left out, and videos without a label out of its rows. Those of train
+    are learned from in the order of their keys, so that the order of a list changes nothing. Classes are
+    numbered together, by name.
 
     Args:
         train, test: tables that ``extract`` made; or vectors [N, D] (or [N, V, D]) with class numbers [N],
@@ -394,9 +404,11 @@ def probe(
         seed: of what the evaluator draws: held-out parts, initial weights, orders.
         few_labels: amounts of labelled videos to learn from, a row each; None for all.
         overlap: whether test videos that are in train too are an error.
+        say: gets a line for each label that is left out, with why.
 
     Raises:
-        UsageError: if there are such videos, or train and test share no label, or have no video with it.
+        UsageError: if there are such videos, or train and test share no label; a ``LabelError`` if none of
+            those that they share can be scored.
     """
     train, test = as_table(train), as_table(test)
     both = origins.shared_videos(_videos(train), _videos(test))
@@ -406,34 +418,12 @@ def probe(
     train, test = train.renumbered(shared), test.renumbered(shared)
     if isinstance(evaluator, LearnsTogether) and evaluator.together:
         return _together(evaluator, train, test, average, seed, few_labels)
-    labels, left_out = labels_taken(evaluator, shared, few_labels)
-    if left_out:
-        _log.warning("left out: %s", left_out)
-    return [
-        row
-        for label in labels
-        for row in _of_label(evaluator, train, test, label, average=average, seed=seed, few_labels=few_labels)
-    ]
 
+    def of(label: str) -> list[Score]:
+        return _of_label(evaluator, train, test, label, average=average, seed=seed, few_labels=few_labels)
 
-def labels_taken(
-    evaluator: Evaluator, classes: LabelClasses, few_labels: FewLabels | None
-) -> tuple[list[str], str]:
-    """The labels that a probe can learn, and what is left out, in words.
-
-    Raises:
-        UsageError: if it can learn none.
-    """
-    learns = ("class",) if few_labels is not None else evaluator.learns
-    found = {label: label_kind(label, names) for label, names in classes.items()}
-    others = {label: kind for label, kind in found.items() if kind not in learns}
-    who = "few_labels" if few_labels is not None else type(evaluator).__name__
-    kinds = ", ".join(f"'{label}' is a {kind}" for label, kind in others.items())
-    cure = "leave it out" if few_labels is not None else "linear and knn take all"
-    words = f"{kinds}: {who} takes one class a video; {cure}"
-    if len(others) == len(classes):
-        raise UsageError(words)
-    return [label for label in classes if label not in others], words if others else ""
+    found = of_labels(evaluator, shared, of, say, single="few_labels" if few_labels else "")
+    return list(chain.from_iterable(found.values()))
 
 
 def _together(
@@ -504,7 +494,7 @@ def _of_label(
     learn, tested = labelled_rows(train, label), tested_rows(test, label)
     for name, rows in (("to learn from", learn), ("to test on", tested)):
         if not len(rows.numbers):
-            raise UsageError(f"none of the videos {name} has the label '{label}'")
+            raise LabelError(f"none of the videos {name} has it")
 
     def scored(some: Rows) -> list[Score]:
         generator = torch.Generator().manual_seed(seed)
@@ -563,22 +553,20 @@ def mean_over_draws(draws: Sequence[Sequence[Score]], amount: Amount) -> list[Sc
     return [_mean_of(same, amount) for same in zip(*draws, strict=True)]
 
 
+_MEANS = ("top1", "low", "high", "top5", "class_mean", "class_top5", "chance")
+_SPANS = ("top5_interval", "class_interval", "class_top5_interval")
+
+
 def _mean_of(same: Sequence[Score], amount: Amount) -> Score:
     first, draws = same[0], tuple(row.top1 for row in same)
     choices = Counter(row.chosen for row in same if row.chosen)
+    known = [name for name in _MEANS if getattr(first, name) is not None]
+    means: dict[str, Any] = {name: fmean(getattr(row, name) for row in same) for name in known}
+    means |= {name: _mean_interval([getattr(row, name) for row in same]) for name in _SPANS}
     return replace(
         first,
         setting=f"{first.setting}, {amount}" if first.setting else str(amount),
-        top1=fmean(draws),
-        low=fmean(row.low for row in same),
-        high=fmean(row.high for row in same),
-        top5=None if first.top5 is None else fmean(row.top5 or 0.0 for row in same),
-        top5_interval=_mean_interval([row.top5_interval for row in same]),
-        class_mean=fmean(row.class_mean for row in same),
-        class_interval=_mean_interval([row.class_interval for row in same]),
-        class_top5=None if first.class_top5 is None else fmean(row.class_top5 or 0.0 for row in same),
-        class_top5_interval=_mean_interval([row.class_top5_interval for row in same]),
-        chance=None if first.chance is None else fmean(row.chance or 0.0 for row in same),
+        **means,
         draws=draws,
         spread=stdev(draws) if len(draws) > 1 else None,
         chosen="; ".join(f"{words} in {n} of {len(same)}" for words, n in choices.items())

@@ -16,7 +16,7 @@ from scipy import special, stats
 from torch import Tensor
 
 from vidssl.config.protocol import Average
-from vidssl.errors import UsageError
+from vidssl.errors import LabelError, UsageError
 from vidssl.interfaces.evaluator import ScoreKind
 
 Array = NDArray[Any]
@@ -345,12 +345,12 @@ def explained(estimate: ArrayLike, truth: ArrayLike) -> Array:
     """What each of N videos adds to R2, the variance explained: [N], as ``mean_average_precision``.
 
     Raises:
-        UsageError: if all of ``truth`` is one number, of which nothing can be explained.
+        LabelError: if all of ``truth`` is one number, of which nothing can be explained.
     """
     wanted = np.asarray(truth, dtype=float)
     errors, about = np.square(np.asarray(estimate, dtype=float) - wanted), np.square(wanted - wanted.mean())
     if not about.any():
-        raise UsageError("all test videos have the same number: there is nothing to explain of it (R2)")
+        raise LabelError(f"all {len(wanted)} test videos have the number {wanted[0]:g}: R2 is not defined")
     share = float(errors.sum() / about.sum())
     return np.asarray(1 - share + (share * about - errors) / about.mean())
 

@@ -160,8 +160,9 @@ def train_steps(fixed: Fixed, moving: Moving) -> TrainResult:
             display.tested(done, tested)
         if fixed.monitor is not None and run.knn_every_steps and done % run.knn_every_steps == 0:
             found = json.loads(world.from_first(partial(_monitored, fixed.monitor)))
-            _log(fixed, done, found)
-            display.probed(done, found)
+            if found:
+                _log(fixed, done, found)
+                display.probed(done, found)
 
         # save
         if due or stopped or collapse:

@@ -1,6 +1,8 @@
 """A kNN probe in the course of a run, so that a curve of quality stands beside the loss."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +15,13 @@ from vidssl.data.sources.origins import shared_videos, videos_of
 from vidssl.data.views.stored import StoredViews
 from vidssl.engine.parallel import Parallel
 from vidssl.engine.speed import pick_device, use_bfloat16
+from vidssl.errors import LabelError
 from vidssl.evaluators.extract import extract
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.scores import probe
 from vidssl.interfaces import Backbone, Progress
 
+_log = logging.getLogger(__name__)
 K, TEMPERATURE = 200, 0.07  # VIMPAC's and, before it, Wu et al.'s (2018)
 
 
@@ -49,9 +53,10 @@ class KnnMonitor:
         self._device = pick_device(recipe.run.device)
         self._autocast = use_bfloat16(recipe.run.precision, self._device)
         self._workers = recipe.run.workers
+        self._say = cache(_log.warning)  # each line once
 
     def __call__(self) -> dict[str, float]:
-        """``knn_LABEL``, the share of test videos classified right, for each label; modes are kept."""
+        """``knn_LABEL``, the share of test videos classified right, of labels that can be scored."""
         modes: dict[nn.Module, bool] = {module: module.training for module in self._encoder.modules()}
         tables = [
             extract(
@@ -67,7 +72,11 @@ class KnnMonitor:
         ]
         for module, mode in modes.items():
             module.training = mode
-        scores = probe(KNN(k=K, temperature=TEMPERATURE), tables[0], tables[1])
+        try:
+            scores = probe(KNN(k=K, temperature=TEMPERATURE), tables[0], tables[1], say=self._say)
+        except LabelError as error:
+            self._say(f"the kNN probe scores no label: {error}")
+            return {}
         return {f"knn_{score.label}": score.top1 for score in scores}
 
 
