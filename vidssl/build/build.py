@@ -169,6 +169,7 @@ def test_streams(recipe: Recipe) -> dict[str, Stream]:
 def _stream(recipe: Recipe, name: str, part: PartSpec, seed: int) -> Stream:
     spec = recipe.data.streams[name]
     opened, sampler = source(part), views(spec.views)
+    checks.check_label(recipe, opened.label_classes)
     check_stored(recipe.tokenizer, part, spec.views, opened, sampler)
     if spec.subset is not None and part is spec.source:
         opened = labelled_subset(opened, spec.subset)
@@ -276,6 +277,7 @@ def check(recipe: Recipe) -> None:
     if recipe.data.probe is not None:
         _check_probe(recipe.data.probe)
     checks.check_streams(recipe)
+    checks.check_label(recipe, {})
     update = optim(recipe).update
     schedule(recipe)
     _check_augment(recipe, shapes)

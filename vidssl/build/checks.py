@@ -14,6 +14,7 @@ from vidssl.config.protocol import FinetuneProtocol, Protocol
 from vidssl.config.recipe import UNKNOWN_SHA256, Recipe, RunSpec, TokenizerSpec, WeightsSpec
 from vidssl.config.schema import PartSpec, bind, construct
 from vidssl.config.strict_yaml import Node
+from vidssl.data.classes import LabelClasses, label_kind
 from vidssl.data.loader import Stream
 from vidssl.data.sources.token_store import TokenStore
 from vidssl.data.views.stored import StoredViews
@@ -59,6 +60,16 @@ def check_sections(recipe: Recipe, takes: Mapping[str, bool]) -> None:
     for part in registry.OBJECTIVE.parts:
         if part in sections and part not in takes:
             raise sections[part].error(f"unused: objective '{name}' takes no {part}. Remove the section")
+
+
+def check_label(recipe: Recipe, classes: LabelClasses) -> None:
+    """Refuse a label of sets or numbers for classes; without ``classes`` the videos are not opened yet."""
+    if recipe.objective.type == "classification":
+        given = recipe.objective.node.mapping().get("label")
+        label = str(given.value) if given and given.value else next(iter(classes), "")
+        if (kind := label_kind(label, classes.get(label, ()))) != "class":
+            at, which = given or recipe.objective.node, f"'{label}' is a {kind}"
+            raise at.error(f"objective 'classification' takes a label of one class a video, and {which}")
 
 
 def check_streams(recipe: Recipe) -> None:

@@ -103,13 +103,17 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
     train, test = here().one_first(lambda: (build.source(data.train), build.source(data.test)))
     checks.check_stored(subject.spec.tokenizer, protocol.data.test, views, test, build.views(views))
     together = shared_labels(train.label_classes, test.label_classes)
-    single = tuple(label for label, names in together.items() if label_kind(label, names) == "class")
-    labels = _labels(protocol, single)
+    listed, tested = (_listed(source).renumbered(together) for source in (train, test))
+    there = [name for name in together if all((part.labels[name] >= 0).any() for part in (listed, tested))]
+    single = tuple(label for label in there if label_kind(label, together[label]) == "class")
+    labels, starts = _labels(protocol, single), _starts(subject, protocol)
+    what = "takes labels of one class a video that videos to learn from and to test on have"
     if not labels:
-        raise UsageError(f"{protocol.name} takes labels of one class a video, not {', '.join(together)}")
-    starts, listed = _starts(subject, protocol), _listed(train).renumbered(together)
-    for line in (*classes_of(listed, _listed(test).renumbered(together)), *_other_clips(protocol)):
+        raise UsageError(f"{protocol.name} {what}, not {', '.join(together)}")
+    for line in (*classes_of(listed, tested), *_other_clips(protocol)):
         print_line(console, line)
+    if others := [label for label in together if not protocol.labels and label not in single]:
+        print_line(console, f"left out: {', '.join(others)}: {protocol.name} {what}")
     rows = [
         _row(subject.spec, protocol, name=name, init=init, label=label, amount=amount, listed=listed, out=out)
         for label in labels

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vidssl.config.few_labels import Subset, drawn
-from vidssl.data.classes import repeated
+from vidssl.data.classes import label_kind, repeated
 from vidssl.data.decode.content import Content, File
 from vidssl.data.decode.decode import VideoFacts, probe, read_frames
 from vidssl.data.sources import listing, origins, token_store
@@ -182,6 +182,8 @@ def _numbers(source: DataSource, label: str, key: str) -> list[int]:
     if label not in source.label_classes:
         known = ", ".join(source.label_classes) or "none"
         raise UsageError(f"{key}: the videos have no label '{label}', but {known}")
+    if (kind := label_kind(label, source.label_classes[label])) != "class":
+        raise UsageError(f"{key}: takes a label of one class a video, and '{label}' is a {kind}")
     return [source.labels(number).get(label, -1) for number in range(len(source))]
 
 
