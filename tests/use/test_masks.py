@@ -378,10 +378,8 @@ def test_other_commands_read_the_scores(
     }  # fmt: skip
     assert main(["compare", *runs, "--markdown"]) == 0
     said = capsys.readouterr().out
-    assert (
-        "video_segmentation: videos that only one of the two gets right, and the difference in points" in said
-    )
-    assert "| J&F masks | - | - | " in said
+    assert "video_segmentation: masks by what each video adds, and the difference in points" in said
+    assert "| label | difference | " in said
     assert main(["runs", str(tiny.parent), "--csv"]) == 0
     assert "video_segmentation.trained.J&F" in capsys.readouterr().out
     page = tmp_path / "page.html"
@@ -402,6 +400,36 @@ def test_what_cannot_be_measured_is_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="has no masks"):
         evaluate_masks(str(tiny), "segmentation", [*CLIPS, "data.test={type: video_folder, root: videos}"])
     build.check_file("evaluation", Path(__file__).parents[2] / "evaluation" / "segmentation.yaml")
+
+
+def test_videos_without_what_is_measured_are_left_out_and_named(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = np.zeros((4, 40, 60), np.uint8)
+    late = truth.copy()
+    late[1:, 8:24, 8:40], late[0, 0] = 1, 255
+    davis(tmp_path, "late", late)
+    words = [f"data.test={{type: davis, root: {tmp_path}}}", "size=32", "num_frames=4"]
+    with pytest.raises(UsageError, match="none can be measured: late: its first mask shows no object"):
+        evaluate_masks(str(tiny), "video_segmentation", words)
+    truth[:, 8:24, 8:40] = 1
+    davis(tmp_path, "seen", truth)
+    davis(tmp_path, "unjudged", np.full((4, 40, 60), 255, np.uint8))
+    capsys.readouterr()
+    found = evaluate_masks(str(tiny), "video_segmentation", words)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "test: 1 video found of 3 listed left out: late: its first mask shows no object" in said
+    assert read_scores(found.files[0]).keys == ("seen",)
+    assert found.scores["first mask held"]["J&F"].mean == 1
+    davis(tmp_path / "other", "blank", np.full((4, 40, 60), 255, np.uint8))
+    data = [
+        f"data.{part}={{type: davis, root: {root}, classes: [a, b]}}"
+        for part, root in (("train", tmp_path), ("test", tmp_path / "other"))
+    ]
+    with pytest.raises(
+        UsageError, match="test videos: none can be measured: blank: no pixel of it is judged"
+    ):
+        evaluate_masks(str(tiny), "segmentation", [*words[1:], *data])
 
 
 def test_davis_is_scored_at_its_own_size(tiny: Path, tmp_path: Path) -> None:

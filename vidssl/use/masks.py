@@ -30,7 +30,7 @@ from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.masks import Array
 from vidssl.evaluators.scores import Score
 from vidssl.evaluators.statistics import Estimate, fraction, pooled
-from vidssl.interfaces import Backbone, DataSource, KnowsMasks, Tokenizer, UnreadableSample
+from vidssl.interfaces import NOT_JUDGED, Backbone, DataSource, KnowsMasks, Tokenizer, UnreadableSample
 from vidssl.pictures import drawings, pages
 
 _OBJECT_MEASURES: Mapping[str, Callable[[Array], float]] = {
@@ -241,7 +241,7 @@ class _Measured:
         return layer, int(pixels.bincount(minlength=256)[:classes].argmax())
 
     def _videos(self, part: str, name: str) -> Iterator[tuple[int, _Video]]:
-        """Number and video of all of a part that can be read; behind the last one their table is there."""
+        """Number and video of all of a part that can be measured; after the last their table is there."""
         source, read, lost = self.sources[part], list[int](), list[str]()
         with progress_bar(self.console, f"{name}, {part} videos", len(source)) as advance:
             for number in range(len(source)):
@@ -250,13 +250,18 @@ class _Measured:
                     of = source.class_masks if self.protocol.segment is not None else source.object_masks
                     if len(frames) < 3:
                         raise UnreadableSample(source.key(number), "has fewer than three frames")
-                    yield number, _Video(source.key(number), source.read(number, frames), of(number, frames))
+                    truth = of(number, frames)
+                    carried = self.protocol.propagate is not None
+                    if not (truth[0] % NOT_JUDGED if carried else truth != NOT_JUDGED).any():
+                        why = "its first mask shows no object" if carried else "no pixel of it is judged"
+                        raise UnreadableSample(source.key(number), why)
+                    yield number, _Video(source.key(number), source.read(number, frames), truth)
                     read.append(number)
                 except UnreadableSample as error:
                     lost.append(str(error))
                 advance()
         if not read:
-            raise UsageError(f"{name}, {part} videos: none can be read: {'; '.join(lost[:3])}")
+            raise UsageError(f"{name}, {part} videos: none can be measured: {'; '.join(lost[:3])}")
         none = Encoded({"normal": torch.zeros(len(read), 1, 1)}, torch.tensor(read), tuple(lost))
         self.tables[part] = replace(
             table_of(source, none, torch.device("cpu")),
