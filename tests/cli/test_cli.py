@@ -363,6 +363,20 @@ def test_list_shows_names_sentences_and_keys(capsys: pytest.CaptureFixture[str])
     assert all(kind in said for kind in LISTED)
 
 
+def test_both_spellings_of_the_list_of_runs_show_one_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/older").mkdir(parents=True)
+    Path("runs/older/environment.json").write_text('{"started_unix": 1.0}')
+    said = []
+    for words in (["runs"], ["list", "runs"]):
+        assert cli.main(words) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert "older" in said[0]
+
+
 def test_every_kind_of_component_can_be_listed() -> None:
     assert tuple(KINDS) == LISTED
 

@@ -165,7 +165,7 @@ def test_seeds_that_tie_are_said_to():
     one, other = write_seeds("svt", [15, 15, 15]), write_seeds("bevt", [15] * 3, objective="{type: bevt}")
     (grid,) = differences(*one, *other)
     assert grid.rows[0][1:] == (
-        *("50.0 (seeds tie)",) * 2, "no test: all runs answer alike", "-", "-", "-", "-"
+        *("50.0 (seeds tie)",) * 2, "no test: all runs are alike", "-", "-", "-", "-"
     )  # fmt: skip
     assert "Welch: no p where the seeds of both tie" in grid.title
 
@@ -267,6 +267,22 @@ def test_unlike_protocols_are_refused_with_the_difference():
     for output in ("table", "csv"):
         with pytest.raises(UsageError, match=r"evaluator\.k is 20 and 5"):
             compare(("runs/a", "runs/b"), output=output)
+
+
+def test_the_refusal_lists_what_differs_and_the_command_that_mends_it():
+    write_run(Path("runs/a"), TRUTH, guess(15))
+    other = PROTOCOL.replace("k: 20", "k: 5, temperature: 0.1, backend: torch").replace("last", "all")
+    other = other.replace("root: here", "root: here, part: train, decoder: x, extensions: [mp4], pattern: y")
+    write_run(Path("runs/b"), TRUTH, guess(15), protocol=other)
+    with pytest.raises(UsageError) as caught:
+        compare(("runs/a", "runs/b"))
+    first, *keys, more, last = str(caught.value).splitlines()
+    assert first.endswith(":")
+    assert keys[0] == "  evaluator.k is 20 and 5"
+    assert len(keys) == 5
+    assert more == "  and 2 more"
+    command = "vidssl eval runs/b --protocol toy data=runs/a evaluator.k=20 layers=last"
+    assert last.endswith(f"if its network takes those clips: {command}")
 
 
 def test_csv_holds_every_run_with_all_intervals_and_its_card(capsys):

@@ -132,6 +132,10 @@ def test_what_cannot_is_refused_by_name(tiny: Path, tmp_path: Path, capsys: pyte
         assert "holds other files (notes.txt): name a new folder" in capsys.readouterr().err
     assert main(["export", str(tiny), "--to", "torchscript", "-o", str(tmp_path / "notes.txt")]) == 2
     assert "notes.txt: is there already, and no .pt" in capsys.readouterr().err
+    (tmp_path / "old.pt").touch()
+    words = ["--clip", "3,17,19", "-o", str(tmp_path / "old.pt")]
+    assert main(["export", str(tiny), "--to", "torchscript", *words]) == 2
+    assert "old.pt: is there already, and is replaced" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "ended").mkdir()
     for left in ("config.json", ".model.safetensors.tmp"):
         (tmp_path / "ended" / left).touch()

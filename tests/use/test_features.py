@@ -167,6 +167,9 @@ def test_a_damaged_video_is_named_and_left_out(
     (tmp_path / "own" / "bad.mp4").write_bytes(b"no video at all")
     features(str(tiny), str(tmp_path / "own"), VIEWS, "-o", str(tmp_path / "f.npy"), "--per", "clip")
     said = capsys.readouterr().out
+    assert "is replaced" not in said
+    features(str(tiny), str(tmp_path / "own"), VIEWS, "-o", str(tmp_path / "f.npy"))
+    assert "f.npy: is there already, and is replaced" in " ".join(capsys.readouterr().out.split())
     assert "left out: bad.mp4" in said
     assert "(2 rows of 1 video; 1 left out)" in said
 

@@ -208,16 +208,9 @@ def _check(words: list[str]) -> int:
 
 
 def _names(kind: str) -> str:
-    """Names of protocols or recipes with what their files say first, or the runs below ``runs``."""
+    """Names of protocols or recipes with what their files say first."""
     from vidssl.config.files import spec_files
-    from vidssl.engine.runfolder import runs_below
 
-    if kind == "runs":
-        found = [(run.path, run.newest_checkpoint()) for run in runs_below(Path("runs"))]
-        lines = [
-            f"  {path}  {'no checkpoint yet' if newest is None else newest.stem}" for path, newest in found
-        ]
-        return "\n".join(["runs", *lines])
     files = spec_files("evaluation" if kind == "protocols" else "recipes")
     lines = []
     for name, path in sorted(files.items()):
@@ -240,6 +233,10 @@ def _list(words: list[str]) -> int:
     for kind in words or LISTED:
         if kind in LISTED:
             console.print(component_table(kind))
+        elif kind == "runs":
+            from vidssl.compare.runs import runs_table
+
+            runs_table()
         else:
             print(printable(_names(kind)), flush=True)
     if "backbones" in words:  # not for a list of everything: it builds them all

@@ -340,7 +340,7 @@ class ProtocolTable:
         adjusted = iter(holm([test.found.p for test in tests if test.found is not None]))
         rows = []
         for test in tests:
-            cells = ("no test: all answer alike", "-", "-", "-")
+            cells = ("no test: all are alike", "-", "-", "-")
             if test.found is not None:
                 cells = (*difference_cells(test.found), p_cell(test.found.p), p_cell(next(adjusted)))
             rows.append((*test.words, *cells))

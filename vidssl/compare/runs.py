@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ _NUMBERS = (
     *("measure", "top1", "low", "high", "top5", "chance", "num_train", "num_test"),
     *("num_groups", "class_mean", "class_top5", "spread", "mae", "chosen"),
 )
+_NAMED = 5  # settings that differ, in a refusal
 
 
 def compare(
@@ -133,13 +135,17 @@ def _check_comparable(files: Sequence[ScoreFile]) -> None:
     first = files[0]
     for other in files[1:]:
         if keys := _differing(first, other):
-            differences = "; ".join(
-                f"{key} is {_shown(first.card.get(key))} and {_shown(other.card.get(key))}" for key in keys
-            )
+            lines = [f"{_shown(first.card.get(key))} and {_shown(other.card.get(key))}" for key in keys]
+            lines = [f"\n  {key} is {values}" for key, values in zip(keys, lines, strict=True)]
+            lines[_NAMED:] = [f"\n  and {len(keys) - _NAMED} more"] * (len(keys) > _NAMED)
+            of_data = [key for key in keys if key.startswith(("data.", "videos."))]
+            words = [f"data={tables.run_name(first)}"] if of_data else []
+            words += [f"{key}={first.card[key]}" for key in keys if key in first.card and key not in of_data]
+            command = ("vidssl", "eval", tables.run_name(other), "--protocol", first.name, *words)
             raise UsageError(
-                f"'{first.name}' was not the same protocol for {first.path} and {other.path}: {differences}. "
-                f"Score one anew on the data of the other, if its network takes those clips: vidssl eval "
-                f"{tables.run_name(other)} data={tables.run_name(first)} --protocol {first.name}"
+                f"'{first.name}' was not the same protocol for {first.path} and {other.path}:"
+                f"{''.join(lines)}\nScore the second as the first was, if its network takes "
+                f"those clips: {shlex.join(command)}"
             )
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vidssl.errors import counted
-from vidssl.evaluate.report import CLASS_TOP5, class_mean_matters, difference_cells, p_cell, percent
+from vidssl.evaluate.report import CLASS_TOP5, class_mean_matters, difference_cells, mae_cell, p_cell, percent
 from vidssl.evaluate.score_file import ScoreFile
 from vidssl.evaluators import statistics
 from vidssl.evaluators.differences import LabelledVideos, RowKey, folded, network_differences, what
@@ -191,13 +191,15 @@ def run_name(file: ScoreFile) -> str:
     return str(folder.parent) if folder.name == "checkpoints" else file.checkpoint
 
 
-def seeds_cell(values: Sequence[float]) -> str:
+def seeds_cell(values: Sequence[float], scale: float = 100, digits: str = ".1f") -> str:
     """Mean of several runs and half of its 95 % interval, in percent; runs that tie have no interval."""
-    mean, half = statistics.mean_over_seeds([100 * value for value in values])
-    return f"{mean:.1f} (seeds tie)" if half is None else f"{mean:.1f} ± {half:.1f}"
+    mean, half = statistics.mean_over_seeds([scale * value for value in values])
+    return f"{mean:{digits}} (seeds tie)" if half is None else f"{mean:{digits}} ± {half:{digits}}"
 
 
 TOP1, TOP5, CLASS_MEAN = "", "top-5", "mean over classes"
+MAE = "mean absolute error"
+NOT_TOP1 = (TOP5, CLASS_TOP5, MAE)
 TWO_SEEDS = (
     "two seeds hardly show how far seeds differ: an interval takes 12.7 standard errors each way (4.3 with "
     "three seeds, 2.8 with five), and tests with two reject up to 8 % where nothing differs"
@@ -259,8 +261,9 @@ def _protocol(groups: Sequence[RunGroup]) -> str:
 
 
 def _legend(groups: Sequence[RunGroup]) -> str:
-    drawn = any(score.spread is not None for _, score in _all_scores(groups[0].files[0]))
-    parts = []
+    scores = [score for _, score in _all_scores(groups[0].files[0])]
+    drawn = any(score.spread is not None for score in scores)
+    parts = [f"{MAE} in the target's unit"] if any(score.mae is not None for score in scores) else []
     if any(len(group.files) == 1 for group in groups):
         by_groups = ", by groups of clips cut from one source" if groups[0].files[0].groups else ""
         parts.append(f"in brackets the 95 % interval over test videos{by_groups}")
@@ -336,6 +339,8 @@ def _asked(columns: Sequence[tuple[RunGroup, str]]) -> Iterator[tuple[RowKey, st
         if leads:
             yield key, CLASS_MEAN
         yield key, TOP1 if first[0].measure == "top-1" else first[0].measure
+        if key[2] == "normal" and first[0].mae is not None:
+            yield key, MAE
         if key[2] == "normal" and first[0].top5 is not None:
             yield key, TOP5
         if key[2] == "normal" and leads and first[0].class_top5 is not None:
@@ -352,7 +357,7 @@ def head(key: RowKey) -> str:
 
 def _chance(group: RunGroup, key: RowKey, measure: str) -> str:
     score = group.rows(next(iter(group.files[0].scores)))[key][0]
-    if measure in (TOP5, CLASS_TOP5):
+    if measure in NOT_TOP1:
         return ""
     if measure == CLASS_MEAN:
         return percent(score.class_chance) if score.class_chance else ""
@@ -361,22 +366,21 @@ def _chance(group: RunGroup, key: RowKey, measure: str) -> str:
 
 def _cell(scores: Sequence[Score], measure: str, mark: str = "") -> str:
     values = [_value(score, measure) for score in scores]
+    if measure == MAE:
+        return mae_cell(scores[0]) if len(values) == 1 else seeds_cell(values, 1, ".3g")
     if len(values) > 1:
         return seeds_cell(values)
     score = scores[0]
     if score.spread is not None and measure == TOP1:
         return f"{percent(score.top1)} ± {percent(score.spread)}"
     low, high = _interval(score, measure)
-    led = measure not in (TOP5, CLASS_TOP5) and (measure == CLASS_MEAN) == score.unbalanced
+    led = measure not in NOT_TOP1 and (measure == CLASS_MEAN) == score.unbalanced
     return f"{percent(values[0])}{(mark and led and f' {mark}') or ''} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _value(score: Score, measure: str) -> float:
-    if measure == TOP5:
-        return score.top5 or 0.0
-    if measure == CLASS_TOP5:
-        return score.class_top5 or 0.0
-    return score.class_mean if measure == CLASS_MEAN else score.top1
+    others = {TOP5: score.top5, CLASS_TOP5: score.class_top5, CLASS_MEAN: score.class_mean, MAE: score.mae}
+    return others.get(measure, score.top1) or 0.0
 
 
 def _interval(score: Score, measure: str) -> tuple[float, float]:
@@ -418,10 +422,10 @@ class _Pair:
 def difference_grids(groups: Sequence[Sequence[RunGroup]]) -> list[list[Grid]]:
     """For each protocol, how each group differs from the first: on the same videos, or from seed to seed.
 
-    Two runs are compared on the videos that only one of them gets right, by a permutation test; two groups
-    of seeds by seeds and videos together, with Welch's test, which leaves out the videos, beside it. One run
-    and a group of seeds cannot be: a single run does not show how far seeds differ. Holm's p are
-    adjusted for all tests of all protocols.
+    Two runs are compared on the videos that only one of them gets right, by a permutation test, or by what
+    each video adds to mAP, R2 and masks; two groups of seeds by seeds and videos together, with Welch's test,
+    which leaves out the videos, beside it. One run and a group of seeds cannot be: a single run does not show
+    how far seeds differ. Holm's p are adjusted for all tests of all protocols.
     """
     pairs = [[_pair(first, other) for other in others] for first, *others in groups]
     tests = [row.found.p for some in pairs for pair in some for row in pair.rows if row.found is not None]
@@ -432,7 +436,7 @@ def difference_grids(groups: Sequence[Sequence[RunGroup]]) -> list[list[Grid]]:
 def _grid(pair: _Pair, adjusted: Iterator[float], tests: int) -> Grid:
     rows = []
     for row in pair.rows:
-        cells = ("no test: all runs answer alike", "-", "-", "-")
+        cells = ("no test: all runs are alike", "-", "-", "-")
         if row.found is not None:
             cells = (*difference_cells(row.found), p_cell(row.found.p), p_cell(next(adjusted)))
         rows.append((row.name, *row.cells, *cells, *row.more))
@@ -465,20 +469,22 @@ def _tested(first: RunGroup, other: RunGroup, label: str) -> LabelledVideos:
 def _on_videos(first: RunGroup, other: RunGroup) -> _Pair:
     rows: list[_DifferenceRow] = []
     others, shown = _rows(other), ""
-    for key, (one,) in _rows(first).items():
-        if one.draws:
-            continue  # of several draws only the first one's answers are kept
+    # of several draws only the first one's answers are kept
+    tested = {key: one for key, (one,) in _rows(first).items() if not one.draws}
+    measures = list(dict.fromkeys(one.measure for one in tested.values() if one.added))
+    named = not measures or not all(one.added for one in tested.values())
+    for key, one in tested.items():
         videos = _tested(first, other, one.label)
         right = [videos.right(score) for score in (one, others[key][0])]
         only = (sum(a > b for a, b in zip(*pair, strict=True)) for pair in (right, right[::-1]))
-        cells = ("-", "-") if one.added else tuple(map(str, only))
+        cells = (("-", "-") if one.added else tuple(map(str, only))) if named else ()
         rows.append(_DifferenceRow(measured(key, one), cells, videos.difference(one, *right)))
         shown = shown or f", {videos.shown()}"
-    title = (
-        f"{first.files[0].name}: videos that only one of the two gets right, and the difference in points"
-        f"{shown}"
-    )
-    return _Pair(title, (f"only {first.name}", f"only {other.name}"), tuple(rows))
+    words = ["videos that only one of the two gets right"] if named else []
+    words += [f"{', '.join(measures)} by what each video adds"] if measures else []
+    title = f"{first.files[0].name}: {'; '.join(words)}, and the difference in points{shown}"
+    heads = (f"only {first.name}", f"only {other.name}") if named else ()
+    return _Pair(title, heads, tuple(rows))
 
 
 def _over_seeds(first: RunGroup, other: RunGroup) -> _Pair:

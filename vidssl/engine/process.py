@@ -490,11 +490,12 @@ def make_folder(path: Path, otherwise: str = "") -> None:
         raise UsageError(f"cannot make the folder {path}: {error.strerror or error}{hint}") from error
 
 
-def check_writable(path: Path, otherwise: str) -> None:
+def check_writable(path: Path, otherwise: str, say: Callable[[str], None] = lambda line: None) -> None:
     """Refuse a path that nothing can be written to, before the work that is to be written there.
 
     Args:
         otherwise: how to name another, for the message.
+        say: gets a line where a file is there that will be replaced.
 
     Raises:
         UsageError: if the nearest folder above it that exists cannot be written.
@@ -502,6 +503,8 @@ def check_writable(path: Path, otherwise: str) -> None:
     folder = next(above for above in path.absolute().parents if above.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write {path}: {folder} is not a folder that can be written; {otherwise}")
+    if path.is_file():
+        say(f"{path}: is there already, and is replaced; {otherwise} to keep it")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -332,9 +332,7 @@ def lines_of(row: Sequence[Score], mark: str = "", apart: str = " ") -> list[Lin
         spans = ((each.class_top5, each.class_top5_interval) for each in row)
         found.append(Line(CLASS_TOP5, tuple(_spanned(*each, apart) for each in spans), ""))
     if row[0].mae is not None:
-        ends = [" to ".join(f"{end:.3g}" for end in each.mae_interval or ()) for each in row]
-        cells = tuple(f"{each.mae:.3g}{apart}({span})" for each, span in zip(row, ends, strict=True))
-        found.append(Line("mean absolute error", cells, ""))
+        found.append(Line("mean absolute error", tuple(mae_cell(each, apart) for each in row), ""))
     if by_class or class_mean_matters(row):
         ends = [f"{one if by_class else ''}{apart}" for one in marks]
         cells = tuple(
@@ -342,6 +340,12 @@ def lines_of(row: Sequence[Score], mark: str = "", apart: str = " ") -> list[Lin
         )
         found.insert(0 if by_class else 2, Line("mean over classes", cells, percent(row[0].class_chance)))
     return found
+
+
+def mae_cell(score: Score, apart: str = " ") -> str:
+    """The mean absolute error, in the target's unit, with its interval where one is known."""
+    span = " to ".join(f"{end:.3g}" for end in score.mae_interval or ())
+    return f"{score.mae:.3g}{apart}({span})" if span else f"{score.mae:.3g}"
 
 
 def class_mean_matters(row: Sequence[Score]) -> bool:
@@ -382,7 +386,8 @@ def class_lines(scores: Scores, test: features.FeatureTable) -> list[str]:
     """
     first: dict[str, Score] = {}
     for score in next(iter(scores.values())):
-        if not score.added and len(set(test.labels[score.label].tolist()) - {-1}) > 2:
+        named = score.precisions or (set() if score.added else set(test.labels[score.label].tolist()) - {-1})
+        if len(named) > 2:
             first.setdefault(score.label, score)
     return [
         differences.best_and_worst(

@@ -214,10 +214,10 @@ def findings(
 
 def _order_in_words(gain: statistics.Difference) -> str:
     if gain.p < statistics.LEVEL and gain.mean > 0:
-        return f"frames in order name {100 * gain.mean:.1f} points more than one frame: motion is used"
+        return f"frames in order score {100 * gain.mean:.1f} points more than one frame: motion is used"
     return (
         f"one frame does as well as frames in order ({100 * gain.mean:+.1f} points, p {gain.p:.2g}): the "
-        "classes can be told from one frame, or this network does not use more"
+        "label can be told from one frame, or this network does not use more"
     )
 
 
@@ -280,7 +280,7 @@ def folded(rows: Sequence[Score]) -> list[Score]:
             setting = f"{clean.setting}, {MEAN}" if clean.setting else MEAN
             of = replace(clean, setting=setting, draws=tuple(row.top1 for row in same), top5=None)
             of = replace(of, top1=top1, low=low, high=high, class_mean=by_class, class_interval=None)
-            found.append(replace(of, class_top5=None, class_top5_interval=None))
+            found.append(replace(of, class_top5=None, class_top5_interval=None, precisions=()))
     return found
 
 
@@ -299,31 +299,32 @@ def counted_rows(matrix: Tensor) -> list[str]:
 
 
 def best_and_worst(score: Score, truth: Sequence[int], names: Sequence[str]) -> str:
-    """One line: the classes that are right most and least often, and what these are taken for instead.
+    """One line: the classes that are right most and least often (of sets those of the highest and lowest
+    average precision), and what these are taken for instead.
 
     Args:
         truth: classes of the videos that were predicted.
         names: of the classes, at least two of which have videos.
     """
-    matrix = confusion(truth, score.predicted, len(names))
-    videos = matrix.sum(1)
-    there = (videos > 0).nonzero()[:, 0].tolist()
-    share = (matrix.diagonal() / videos.clamp(min=1)).tolist()
-    ranked = sorted(there, key=lambda number: -share[number])
-    some = min(NUM_NAMED, len(ranked) // 2)
-    worst = [number for number in reversed(ranked[-some:]) if share[number] < 1]
+    found = [(share, name, number) for number, (name, share) in enumerate(score.precisions)]
+    matrix = (
+        confusion(truth, score.predicted, len(names)) if not found else torch.zeros(len(found), len(found))
+    )
+    if not found:
+        rows = enumerate(zip(matrix.diagonal().tolist(), matrix.sum(1).tolist(), strict=True))
+        found = [(right / of, names[number], number) for number, (right, of) in rows if of]
+    ranked = sorted(found, key=lambda each: -each[0])
+    some, label = min(NUM_NAMED, len(ranked) // 2), score.label
+    label += ", average precision" if score.precisions else ""
+    worst = [each for each in reversed(ranked[-some:]) if each[0] < 1]
     if not worst:
-        return f"{score.label}: all of {len(ranked)} classes 100 %"
+        return f"{label}: all of {len(ranked)} classes 100 %"
     # a class at 0 % is not the best one, though no other is better
-    best = [_of(names[number], share[number]) for number in ranked[:some] if share[number] > 0]
+    best = [f"{name} {100 * share:.0f} %" for share, name, _ in ranked[:some] if share > 0]
     if not best:
-        return f"{score.label}: no video of any of {len(ranked)} classes is named right"
-    worse = [_of(names[n], share[n]) + _instead(score, matrix, n, names) for n in worst]
-    return f"{score.label}: best {', '.join(best)}; worst {', '.join(worse)}"
-
-
-def _of(name: str, share: float) -> str:
-    return f"{name} {100 * share:.0f} %"
+        return f"{label}: no video of any of {len(ranked)} classes is named right"
+    worse = [f"{name} {100 * share:.0f} %{_instead(score, matrix, n, names)}" for share, name, n in worst]
+    return f"{label}: best {', '.join(best)}; worst {', '.join(worse)}"
 
 
 def _instead(score: Score, matrix: Tensor, number: int, names: Sequence[str]) -> str:

@@ -106,8 +106,8 @@ def write_report(
         )
     if Path(out).suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{out}: a report is an HTML file: -o {Path(out).stem or 'report'}.html")
-    process.check_writable(Path(out), "name another with -o")
     console = console or terminal()
+    process.check_writable(Path(out), "name another with -o", partial(print_line, console))
     grid = read_results(Path(targets[0])) if is_grid(Path(targets[0])) else None
     if grid is not None and len(targets) > 1:
         raise UsageError(f"{targets[0]}: a grid is reported by itself: leave out {targets[1]}")
@@ -192,17 +192,17 @@ def _values(group: RunGroup, network: str, key: RowKey) -> list[float]:
 
 
 def _dot(name: str, group: RunGroup, network: str, key: RowKey) -> charts.Dot:
-    values = _values(group, network, key)
+    values, score = _values(group, network, key), group.rows(network)[key][0]
     if len(values) > 1:
-        mean, half = mean_over_seeds(values)
-        half = half or 0.0
-        least = -math.inf if group.rows(network)[key][0].measure == "R2" else 0.0
-        return charts.Dot(name, mean, max(least, mean - half), min(1.0, mean + half))
-    score = group.rows(network)[key][0]
-    low, high = (
-        (score.class_interval or (score.low, score.high)) if score.unbalanced else (score.low, score.high)
-    )
-    return charts.Dot(name, values[0], low, high)
+        return _mean_dot(name, values, score.measure)
+    span = score.class_interval if score.unbalanced else None
+    return charts.Dot(name, values[0], *(span or (score.low, score.high)))
+
+
+def _mean_dot(name: str, values: Sequence[float], measure: str) -> charts.Dot:
+    mean, half = mean_over_seeds(values) if len(values) > 1 else (values[0], None)
+    least = -math.inf if measure == "R2" else 0.0
+    return charts.Dot(name, mean, max(least, mean - (half or 0.0)), min(1.0, mean + (half or 0.0)))
 
 
 def _normal_rows(group: RunGroup) -> list[RowKey]:
@@ -321,11 +321,7 @@ def grid_section(results: GridResults) -> Section:
             panels: dict[str, dict[str, list[charts.Dot]]] = {}
             for key in table.rows:
                 for cell in table.present:
-                    values = table.value(cell, key)
-                    mean, half = mean_over_seeds(values) if len(values) > 1 else (values[0], None)
-                    half = half or 0.0
-                    least = -math.inf if table.score(key).measure == "R2" else 0.0
-                    dot = charts.Dot(cell.levels[along], mean, max(least, mean - half), min(1.0, mean + half))
+                    dot = _mean_dot(cell.levels[along], table.value(cell, key), table.score(key).measure)
                     panels.setdefault(measured(key, table.score(key)), {}).setdefault(
                         cell.levels[across], []
                     ).append(dot)
@@ -409,7 +405,7 @@ def curves_section(runs: Sequence[Path], names: Mapping[str, str]) -> Section:
 
 
 def confusion_section(protocols: Sequence[Sequence[RunGroup]], names: Mapping[str, str]) -> Section:
-    """What the videos of each class are taken for: the first seed of each group, every label."""
+    """What the videos of each class are taken for, or its average precision: each group's first seed."""
     figures, notes = [], []
     for groups in protocols:
         for group in groups[:MOST_DRAWN]:
@@ -417,21 +413,23 @@ def confusion_section(protocols: Sequence[Sequence[RunGroup]], names: Mapping[st
             network = next(iter(file.scores))
             seen = set()
             for row in file.scores[network]:
-                if row.frames != "normal" or not row.names_classes or row.label in seen:
+                if row.frames != "normal" or row.label in seen or not (row.names_classes or row.precisions):
                     continue
                 seen.add(row.label)
-                if len(file.classes[row.label]) > MOST_CONFUSED:
+                title = f"{names[run_folder(file)]}, {file.name}, {row.label}"
+                if row.precisions:
+                    told = ", ".join(f"{name} {100 * value:.0f} %" for name, value in row.precisions)
+                    notes.append(f"{title}, average precision: {told}")
+                elif len(file.classes[row.label]) > MOST_CONFUSED:
                     notes.append(
                         f"{row.label}: {len(file.classes[row.label])} classes; "
                         f"vidssl show {run_folder(file)} --what confusion draws them"
                     )
-                    continue
-                title = f"{names[run_folder(file)]}, {file.name}, {row.label}"
-                figures.append(
-                    _picture(title, [charts.confusion_page(file, network, row)], f"confusion: {title}")
-                )
+                else:
+                    drawn = charts.confusion_page(file, network, row)
+                    figures.append(_picture(title, [drawn], f"confusion: {title}"))
     if not figures and not notes:
-        notes.append("no row names one class a video: retrieval, mAP, R2 and masks name none")
+        notes.append("no row names one class a video: retrieval, R2 and masks name none")
     return Section("Confusion", tuple(figures), notes=tuple(dict.fromkeys(notes)), closed=True)
 
 

@@ -22,7 +22,7 @@ from vidssl.build import build
 from vidssl.config.recipe import Recipe
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.logging import Say, print_line, shown_messages, terminal
-from vidssl.engine.process import make_folder, write_atomically, write_text
+from vidssl.engine.process import check_writable, make_folder, write_atomically, write_text
 from vidssl.errors import UsageError
 from vidssl.evaluate import evaluate, subject
 from vidssl.interfaces import Backbone, DataSource, as_clip
@@ -231,6 +231,7 @@ def export(
             check_target(target)
         elif target.exists() and target.suffix != _ENDINGS[to]:
             raise UsageError(f"{target}: is there already, and no {_ENDINGS[to]}: name another with -o")
+        check_writable(target, "name another with -o", say)
         try:
             made.grid(*size)
         except ValueError as error:

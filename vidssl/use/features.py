@@ -26,7 +26,7 @@ from vidssl.data.samples import InOrder, Parcel, bytes_of_batch, parcels
 from vidssl.data.sources.video_files import VideoFiles, VideoFolder, VideoList
 from vidssl.engine import checkpoint, distributed, speed
 from vidssl.engine.logging import Say, format_duration, print_line, shown_messages, terminal
-from vidssl.engine.process import make_folder, write_atomically, write_text
+from vidssl.engine.process import check_writable, make_folder, write_atomically, write_text
 from vidssl.errors import UsageError, counted
 from vidssl.evaluate.evaluate import EvalWords, asked_network, eval_words
 from vidssl.evaluate.subject import Subject
@@ -238,6 +238,7 @@ def features(
         console = (console or terminal()) if world.first else terminal(quiet=True)
         with shown_messages(console):
             say = partial(print_line, console)
+            check_writable(out, "name another with -o", say)
             subject = world.one_first(lambda: asked.make(say))
             made = next(iter(subject.networks.values()))
             wanted.check(made, views, every)
