@@ -65,11 +65,24 @@ def test_runs_are_drawn_over_one_another_and_held_out_curves_over_those_in_train
     said = shown(one, two, shown_later := a_run(tmp_path / "three", []), width=120)
     assert f"nothing logged yet in {shown_later}" in said
     assert said.count("╭") == 1
-    assert " loss 3 test 9 1 " in said
+    assert " loss a 3 a test 9 b 1 " in said
     assert "│ 9 " in said
     assert "│ 1 " in said
     assert "│   1" in said.splitlines()[-2]
     assert said.splitlines()[-2].endswith("4 │")
+    heads, body = said.splitlines()[:3], "".join(said.splitlines()[4:-2])
+    assert [head[:2] for head in heads] == ["a ", "b ", "c "]
+    assert body.count("a") == 2  # of the curve in training and of that on held-out videos
+    assert body.count("b") == 1
+    coloured = Console(file=(out := io.StringIO()), width=120, force_terminal=True, color_system="256")
+    assert watch_run([str(one), str(two)], (), once=True, console=coloured) == 0
+    assert "━━" in out.getvalue()
+    assert not set("ab") & set(out.getvalue().split("╭")[1].replace("\x1b[", ""))
+
+
+def test_letters_of_lines_that_end_together_stand_side_by_side() -> None:
+    lines = [Line([0, 1], [1.0, 1.0], mark="a"), Line([0, 1], [1.0, 1.0], mark="b")]
+    assert drawn(*lines, width=3, height=1) == ["⠤ba"]
 
 
 def test_the_usual_metrics_come_first_and_the_others_are_named(tmp_path: Path) -> None:

@@ -28,17 +28,18 @@ _DOTS = (
     (0x02, 0x10),
     (0x04, 0x20),
     (0x40, 0x80),
-)  # [row][column] of a letter, from the top left
+)  # [row][column] of a letter from the top left
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve of a plot: values over steps that rise, as many; dashed on held-out videos."""
+    """A curve of a plot: values over steps that rise, as many; dashed on held-out videos; a mark ends it."""
 
     steps: Sequence[float]
     values: Sequence[float]
     style: str = ""
     dashed: bool = False
+    mark: str = ""
 
 
 def plot(lines: Sequence[Line], *, width: int, height: int) -> Text:
@@ -55,6 +56,7 @@ def plot(lines: Sequence[Line], *, width: int, height: int) -> Text:
     styles = [[""] * width for _ in range(height)]
     low, high = _range(value for line in lines for value in line.values)
     first, last = _range(step for line in lines for step in line.steps)
+    marks: dict[tuple[int, int], str] = {}
     for line in lines:
         before: tuple[float, float] | None = None
         for step, value in zip(line.steps, line.values, strict=True):
@@ -71,6 +73,13 @@ def plot(lines: Sequence[Line], *, width: int, height: int) -> Text:
                 letters[row // 4][column // 2] |= _DOTS[row % 4][column % 2]
                 styles[row // 4][column // 2] = line.style
             before = place
+        if line.mark and before:
+            row, column = round(before[1]) // 4, round(before[0]) // 2
+            while (row, column) in marks and column:
+                column -= 1
+            marks[row, column] = line.mark
+    for (row, column), mark in marks.items():
+        letters[row][column] = ord(mark)
     rows = [
         Text.assemble(*((chr(letter), style) for letter, style in zip(*row, strict=True)))
         for row in zip(letters, styles, strict=True)
@@ -195,12 +204,14 @@ def _page(folders: Sequence[RunFolder], patterns: Sequence[str], console: Consol
     for place, folder in enumerate(folders):
         curves = read_curves(folder.metrics) if folder.metrics.is_file() else []
         style = COLOURS[place % len(COLOURS)] if len(folders) > 1 else ""
-        mark = Text("━━ " if style else "", style=style)
+        plain = len(folders) > 1 and (console.color_system is None or console.no_color)
+        letter = chr(ord("a") + place % 26) if plain else ""  # in the place of a colour
+        mark = Text(f"{letter or '━━'} " if style else "", style=style)
         head = _headline(folder, curves) if curves else f"nothing logged yet in {folder.path}"
         lines.append(Text.assemble(mark, head, no_wrap=True, overflow="ellipsis"))
         for each in curves:
             dashed = each.name.startswith(TESTED)
-            line = Line(each.steps, each.values, style, dashed)
+            line = Line(each.steps, each.values, style, dashed, letter)
             metrics.setdefault(each.name.removeprefix(TESTED), []).append(line)
             logged.append(each.name)
     if not metrics:
@@ -251,7 +262,8 @@ def _panel(name: str, lines: Sequence[Line]) -> Panel:
     body.append(Text(" " * gutter + steps, style="dim"))
     title = Text(name)
     for line in lines:
-        value = f" {'test ' if line.dashed else ''}{format_metric(name, line.values[-1])}"
+        words = (line.mark, "test" if line.dashed else "", format_metric(name, line.values[-1]))
+        value = f" {' '.join(filter(None, words))}"
         if len(title) + len(value) <= PANEL_WIDTH - 4:
             title.append(value, f"bold {line.style}")
     return Panel(Text("\n").join(body), title=title, width=PANEL_WIDTH, padding=(0, 1))
