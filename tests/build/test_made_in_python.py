@@ -153,6 +153,10 @@ def test_the_weights_that_a_network_started_from_are_named(capsys: pytest.Captur
     probe = (source, test, v.UniformClips(num_frames=4, frame_stride=1, size=16))
     train(vit, "first", test)
     again = v.ViT(embed_dim=16, depth=1, num_heads=2, patch_size=(2, 8, 8))
+    other = v.ViT(embed_dim=24, depth=1, num_heads=2, patch_size=(2, 8, 8))
+    with pytest.raises(v.UsageError):
+        v.load_init(other, "runs/first")
+    assert other.started_from is None
     v.load_init(again, "runs/first")
     train(again, "second", source, probe=probe)
     capsys.readouterr()

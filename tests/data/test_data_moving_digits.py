@@ -114,6 +114,15 @@ def test_the_defaults_are_those_of_the_world() -> None:
     assert {field.name: keys[field.name].default for field in fields(DigitsWorld)} == asdict(DigitsWorld())
 
 
+def test_what_is_written_is_said_where_nobody_has_asked_for_messages(
+    cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    MovingDigits(split="train", num_videos=2)
+    assert [line.partition(" to ")[0] for line in caplog.messages] == [
+        "Writing 2 moving digits videos (train)"
+    ]
+
+
 def test_written_once_and_said_where_and_how_large(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="vidssl")
     MovingDigits(split="test", num_videos=3)

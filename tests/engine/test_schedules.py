@@ -183,10 +183,16 @@ def test_plans_refuse_what_does_not_fit_the_run_or_the_data():
 
 def test_a_warmup_as_long_as_a_run_in_steps_is_refused_before_data_are_opened():
     for keys, said in (
-        ({"warmup_steps": 50}, "50 steps does not fit into a run of 20; shorten it with 'warmup_steps'"),
-        ({"warmup_share": 1.0}, "20 steps does not fit into a run of 20; shorten it with 'warmup_share'"),
+        (
+            {"warmup_steps": 50},
+            "50 steps does not fit into a run of 20; shorten it with schedule.warmup_steps=2",
+        ),
+        (
+            {"warmup_share": 1.0},
+            "20 steps does not fit into a run of 20; shorten it with schedule.warmup_share",
+        ),
     ):
         with pytest.raises(ValueError, match=said):
             Cosine(steps=20, **keys)
-    with pytest.raises(ValueError, match="shorten it with 'warmup_epochs'"):
+    with pytest.raises(ValueError, match=r"shorten it with schedule\.warmup_epochs"):
         Cosine(epochs=2, warmup_epochs=2).plan({"video": 10})

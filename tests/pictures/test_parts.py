@@ -1,5 +1,6 @@
 """Pictures of what goes into a step, and of which features lie near one another."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ def test_ids_are_coloured_from_the_commonest_to_the_rarest() -> None:
 
 
 def test_parts_of_a_recipe_are_drawn_before_it_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
@@ -56,6 +57,17 @@ def test_parts_of_a_recipe_are_drawn_before_it_is_trained(
         assert moving.n_frames == 4
     with pytest.raises(UsageError, match="leave out --video, data and views"):
         show_part("r.yaml", "views", files=["a.mp4"])
+    alone = Path("r.yaml").read_text().replace("name: toy", "name: alone")
+    alone = re.sub(r"(?m)^ +test_source:.*\n|^  probe:\n(    .*\n)+", "", alone)
+    assert "test_source" not in alone
+    assert "probe" not in alone
+    Path("alone.yaml").write_text(alone)
+    capsys.readouterr()
+    for what in ("masks", "tokens"):
+        assert show_part("alone.yaml", what, videos=1) == 0
+        assert "names no held-out videos: these are training videos" in " ".join(
+            capsys.readouterr().out.split()
+        )
 
 
 def table(vectors: torch.Tensor, numbers: list[int], prefix: str) -> FeatureTable:

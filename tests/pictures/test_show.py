@@ -182,6 +182,16 @@ def test_video_files_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     with Image.open("red/attention-step-000007.png") as sheet:
         red = [count for count, (r, g, b) in sheet.getcolors(1 << 24) or [] if r > 170 and g < 30 and b < 30]
     assert sum(red) >= 2 * 2 * 96 * 96  # two videos of two frames
+    own = Path("runs/looks/pictures/attention-step-000007.png")
+    assert main(["show", "runs/looks", "--what", "attention"]) == 0
+    before = own.read_bytes()
+    for words, name in (
+        (("--video", "red.mp4"), "red"),
+        ((f"data={{{WORLD}, split: test}}", "--videos", "1"), "data"),
+    ):
+        assert main(["show", "runs/looks", "--what", "attention", *words]) == 0
+        assert own.with_name(f"attention-step-000007-{name}.png").is_file()
+    assert own.read_bytes() == before
     capsys.readouterr()
     words = ("runs/looks", "--what", "attention", "--video", "nothing.mp4")
     assert "nothing.mp4: the file does not exist" in fails(capsys, *words)

@@ -165,6 +165,13 @@ def test_rows_are_joined_to_sets_and_a_column_becomes_a_target(takes: Path, tmp_
     parts = tmp_path / "parts"
     split_list(out, Rule(fractions=(0.5, 0.5), duplicates=False), root=takes, out=parts, console=said())
     assert "stratified by side" in (parts / "list.train.csv").read_text()
+    sets = tmp_path / "sets.csv"
+    sets.write_text(
+        "path,what\n" + "".join(f"{name}.mp4,{'a|b' if n else 'a'}\n" for n, name in enumerate(names))
+    )
+    split_list(sets, Rule((0.5, 0.5), duplicates=False), root=takes, console=(told := said()))
+    assert "in 2 groups, not stratified: no label has one class a video" in text_of(told)
+    assert ": all 2" not in text_of(told)
     with pytest.raises(UsageError, match="a target is a number"):
         split_list(out, Rule(stratify="target:steering"), root=takes, out=tmp_path / "y", console=said())
 

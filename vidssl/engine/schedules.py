@@ -162,9 +162,10 @@ class Schedule(ABC):
         if warmup and warmup >= total:
             keys = ("warmup_steps", "warmup_epochs", "warmup_share")
             key = next(name for name in keys if getattr(self, name))
+            way = f"schedule.{key}" + (f"={total // 10}" if key == "warmup_steps" else "")
             raise ValueError(
                 f"a warm-up of {counted(warmup, 'step')} does not fit into a run of {total}; shorten it "
-                f"with '{key}'"
+                f"with {way}"
             )
 
     def in_steps(self, steps_per_epoch: Mapping[str, float]) -> tuple[int, int, float]:

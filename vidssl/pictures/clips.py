@@ -44,7 +44,7 @@ class Clips:
 
 def clips_to_show(
     recipe: Recipe | None,
-    what: Picture,
+    what: str,
     say: Say,
     *,
     videos: int | None = None,
@@ -53,8 +53,8 @@ def clips_to_show(
 ) -> Clips:
     """Clips to draw: of held-out videos of the run unless others are named.
 
-    Attention is shown on the views that features are measured on, reconstruction on those that the
-    objective learned from. A tokenizer file, which has no recipe, is shown on moving digits and on clips of
+    Attention is shown on the views that features are measured on, all else on those that the objective
+    learned from. A tokenizer file, which has no recipe, is shown on moving digits and on clips of
     8 frames in their size, 48 pixels.
 
     Args:
@@ -81,22 +81,25 @@ def clips_to_show(
     if files:
         source: DataSource = VideoFiles(files)
     else:
-        source = build.source(given["data"]) if "data" in given else _held_out(recipe)
+        source = build.source(given["data"]) if "data" in given else _held_out(recipe, what, say)
     return draw_clips(source, views, videos, say)
 
 
-def _held_out(recipe: Recipe | None) -> DataSource:
+def _held_out(recipe: Recipe | None, what: str, say: Say) -> DataSource:
     if recipe is None:
         return MovingDigits(split="test")
     held_out = _stream(recipe).test_source
     if held_out is None and recipe.data.probe is not None:
         held_out = recipe.data.probe.test
+    if held_out is None and what in ("masks", "tokens"):  # of which nothing is learned
+        say("the recipe names no held-out videos: these are training videos")
+        held_out = _stream(recipe).source
     if held_out is None:
         raise UsageError(f"the recipe of this run names no held-out videos: name some, {_EXAMPLE}")
     return build.source(held_out)
 
 
-def _views(recipe: Recipe | None, what: Picture) -> ViewSampler:
+def _views(recipe: Recipe | None, what: str) -> ViewSampler:
     if recipe is None:
         return uniform.UniformClips(num_frames=8, frame_stride=1, size=48)
     if what == "attention" and recipe.data.probe is not None:

@@ -72,10 +72,16 @@ def show(
             checkpoint = read_checkpoint(find_checkpoint(target))
             drawing = _of_run(checkpoint, what, trust, clips_of, say)
             folder, name = home(checkpoint) / "pictures", checkpoint.path.stem
-        for path in save_drawing(drawing, Path(out or folder), f"{what}-{name}"):
+        for path in save_drawing(drawing, Path(out or folder), f"{what}-{name}{_of(files, overrides, out)}"):
             say(f"Picture: {path}")
             keep(path)
     return 0
+
+
+def _of(files: Sequence[str], overrides: Sequence[str], out: str | None) -> str:
+    """The end of a picture's name, where it shows other videos than the run's own and lies beside those."""
+    others = [Path(file).stem for file in files[:1]] or [w[:4] for w in overrides if w.startswith("data")][:1]
+    return f"-{others[0]}" if others and out is None else ""
 
 
 def draw_learned(checkpoint: Path, console: Console) -> None:
@@ -101,9 +107,8 @@ def draw_learned(checkpoint: Path, console: Console) -> None:
     except UsageError as error:  # a tokenizer that cannot draw, a clip that is too short: the run is done
         say(f"No picture: {error}")
         return
-    path = save_drawing(replace(drawing, moves=False), home(read) / "pictures", f"{what}-{checkpoint.stem}")[
-        0
-    ]
+    folder = home(read) / "pictures"
+    (path,) = save_drawing(replace(drawing, moves=False), folder, f"{what}-{checkpoint.stem}")
     say(f"Picture: {path}")
 
 
@@ -266,9 +271,7 @@ def show_part(
                 raise UsageError("--what views shows the training videos: leave out --video, data and views")
             drawing = _views(recipe, videos or NUM_VIDEOS, title)
         else:
-            clips = clips_to_show(
-                recipe, "reconstruction", say, videos=videos, files=files, overrides=overrides
-            )
+            clips = clips_to_show(recipe, what, say, videos=videos, files=files, overrides=overrides)
             with refusals_of(recipe.name):
                 if what == "masks":
                     drawing = drawings.masks_drawing(clips, _masks(recipe, clips), title)
@@ -278,7 +281,8 @@ def show_part(
                     drawing = drawings.tokens_drawing(
                         clips, ids, tokenizer.decode(ids), tokenizer.vocab_size, title
                     )
-        for path in save_drawing(drawing, Path(out or folder), f"{what}-{name}", animated=".webp"):
+        name = f"{what}-{name}{_of(files, overrides, out)}"
+        for path in save_drawing(drawing, Path(out or folder), name, animated=".webp"):
             say(f"Picture: {path}")
     return 0
 

@@ -98,10 +98,11 @@ def load_init(
     """
     if window is not None and not isinstance(network, ResizesWindows):
         raise UsageError(f"init_window: a {type(network).__name__} has no windows; leave it out")
-    network.started_from = init
     checkpoint = own_checkpoint(init)
     if checkpoint is not None:
-        return _load_checkpoint(network, checkpoint, min_matched, window, given)
+        report = _load_checkpoint(network, checkpoint, min_matched, window, given)
+        network.started_from = init
+        return report
     stated = external.stated_by_library(init)
     notes = () if stated is None else external.check_stated(network, stated, init, given)
     taken = external.read_external(init)
@@ -115,6 +116,7 @@ def load_init(
             else external.check_stated(network, known, init, given)
         )
     report = load_state(network, taken.state if found is None else found.state, init, min_matched)
+    network.started_from = init
     report = replace(report, layout=layout, notes=(*taken.notes, *notes))
     if found is None:
         return report

@@ -161,7 +161,7 @@ def prepare(world: DigitsWorld, *, seed: int, split: str, num_videos: int) -> Pa
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        waiting = partial(_log.info, "Another process is writing %s; waiting for it", folder)
+        waiting = partial(_log.warning, "Another process is writing %s; waiting for it", folder)
         with locked(folder.with_suffix(".lock"), waiting):
             if not (folder / _MANIFEST).is_file():
                 _check_room(folder.parent, world, num_videos)
@@ -204,7 +204,8 @@ def _write(folder: Path, world: DigitsWorld, codec: str, *, seed: int, split: st
     """Fills a folder beside the final one, then renames it; takes up where a killed process left off."""
     unfinished = folder.with_suffix(".unfinished")
     unfinished.mkdir(exist_ok=True)
-    _log.info("Writing %d moving digits videos (%s) to %s, once", num_videos, split, folder)
+    # a warning is shown in Python too
+    _log.warning("Writing %d moving digits videos (%s) to %s, once", num_videos, split, folder)
     said, total_bytes, checksums = time.monotonic(), 0, list[str]()
     for index in range(num_videos):
         path = unfinished / f"{index:06d}.mp4"

@@ -159,7 +159,7 @@ def _usable(rows: list[Row], manifest: Path) -> tuple[list[Row], list[str]]:
 
 
 def _classes(rows: Sequence[Row], rule: Rule) -> list[str]:
-    return [row.labels[rule.stratify] if rule.stratify else "all" for row in rows]
+    return [row.labels[rule.stratify] if rule.stratify else "" for row in rows]
 
 
 def united(groups: Sequence[str], pairs: Sequence[tuple[int, int]]) -> list[int]:
@@ -264,7 +264,8 @@ def _report(
             ", ..." if len(names) > 10 else ""
         )
         part = [rows[number] for number in chosen]
-        say(console, f"{file}: {shown(len(part), part)} in {counted(groups, 'group')}: {words}")
+        words = f": {words}" if names != [""] else ", not stratified: no label has one class a video"
+        say(console, f"{file}: {shown(len(part), part)} in {counted(groups, 'group')}{words}")
         if groups < FEWEST_GROUPS and file.name.endswith("test.csv") and any(row.group for row in part):
             cure = (
                 ": '--fractions 0.5,0.5' tests on more of them" if half_is_more else ": record more of them"
