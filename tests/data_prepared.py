@@ -26,7 +26,7 @@ def write_three(root: Path) -> Path:
 def run(path: Path, out: Path, form: Form = SMALL, **how: object) -> tuple[int, str]:
     text = StringIO()
     console = Console(file=text, width=300, force_terminal=False)
-    code = prepare_data(path, out, form, console=console, **{"processes": 2, **how})
+    code = prepare_data(path, out, form, console=console, **{"processes": 1, **how})
     return code, text.getvalue()
 
 
@@ -37,5 +37,5 @@ def numbers(clip: torch.Tensor, turned: bool = False) -> list[int]:
 def check(path: Path, **how: object) -> tuple[int, str]:
     text = StringIO()
     console = Console(file=text, width=300, force_terminal=False)
-    code = check_data(path, console=console, **{"processes": 2, **how})
+    code = check_data(path, console=console, **{"processes": 1, **how})
     return code, text.getvalue()

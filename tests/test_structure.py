@@ -97,6 +97,14 @@ def nodes_of(path: Path) -> tuple[ast.AST, ...]:
     return tuple(ast.walk(tree_of(path)))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten() -> Iterator[None]:
+    """Trees of all files take half a gigabyte, which processes that later tests fork would pay for."""
+    yield
+    tree_of.cache_clear()
+    nodes_of.cache_clear()
+
+
 def code_lines(path: Path) -> tuple[int, int]:
     """How many lines hold code (no docstring, no comment, not empty), and how many of those import."""
     lines = enumerate(path.read_text().splitlines(), 1)

@@ -62,12 +62,15 @@ def test_torchvisions_mvit_gives_its_class_token() -> None:
 
 
 def test_sizes_that_a_network_does_not_take_are_refused_with_those_it_does() -> None:
+    with torch.device("meta"):
+        mvit, s3d = TorchvisionNet(name="mvit_v2_s"), TorchvisionNet(name="s3d")
+        slowfast = PyTorchVideoNet(name="slowfast_r50")
     with pytest.raises(ValueError, match="takes 16 frames of 224x224 only"):
-        TorchvisionNet(name="mvit_v2_s").grid(8, 112, 112)
+        mvit.grid(8, 112, 112)
     with pytest.raises(ValueError, match="s3d has nothing left of a clip of"):
-        TorchvisionNet(name="s3d").grid(4, 64, 64)
+        s3d.grid(4, 64, 64)
     with pytest.raises(ValueError, match="slowfast_r50 takes a multiple of 4 frames"):
-        PyTorchVideoNet(name="slowfast_r50").grid(6, 64, 64)
+        slowfast.grid(6, 64, 64)
 
 
 _LARGE = (

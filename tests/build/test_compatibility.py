@@ -57,7 +57,8 @@ def test_the_covering_combinations_name_every_component_of_all(objective: str) -
         assert {getattr(one, part.name) for one in some} == {getattr(one, part.name) for one in every}
 
 
-HEAVY = ("bevt_image", "bevt_video", "svt", "vimpac")  # of one kind with others, or with many networks
+# of one kind with others, or with many networks
+HEAVY = ("bevt_image", "bevt_video", "svt", "vimpac", "vimpac_contrast")
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ class Secretive:
 
 class Placed(v.MovingDigits):
     def __init__(self, number: int, *, seed: int = 0) -> None:
-        super().__init__(split="train", seed=number + seed)
+        super().__init__(split="train", seed=number + seed, **DIGITS)
 
 
 def test_what_a_part_was_made_with_is_known_or_it_is_not_named() -> None:

@@ -68,7 +68,8 @@ def patches(tokens: Tensor, labels: Tensor) -> LabelledPatches:
 QUICK = {"lr": 3e-3, "num_heads": 2, "epochs": 12, "batch_size": 32}
 
 
-@pytest.mark.parametrize("depth", [1, 2])
+# of one block alone, on the same videos: test_other_orders_of_frames_...
+@pytest.mark.parametrize("depth", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_it_learns_what_a_mean_over_patches_cannot_tell(depth):
     train, test = table(*hidden_in_one_patch(300, 1)), table(*hidden_in_one_patch(200, 2))
     (found,) = probe(Attentive(depth=depth, **QUICK), train, test)

@@ -199,7 +199,10 @@ def test_wilson_interval_of_worked_examples(right, total, low, high):
     assert wilson_interval(right, total) == pytest.approx((low, high), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(EVALUATORS))
+ORDERED = [name for name in sorted(EVALUATORS) if name != "attentive"]  # of which test_attentive.py asks it
+
+
+@pytest.mark.parametrize("name", ORDERED)
 def test_the_order_of_a_list_of_videos_changes_nothing(name):
     vectors, labels = blobs(60, 4, 0.7, 12)
     test_vectors, test_labels = blobs(40, 4, 0.7, 13)
@@ -212,7 +215,6 @@ def test_the_order_of_a_list_of_videos_changes_nothing(name):
             keys=tuple(f"{number:03d}.mp4" for number in order.tolist()),
             num_listed=len(order),
             unreadable=(),
-            patches={"normal": vectors[order, None, None].half()},
         )
 
     test = table(torch.arange(40), test_vectors, test_labels)

@@ -43,8 +43,14 @@ def everything(features: Features) -> torch.Tensor:
     return torch.cat([part.flatten() for part in parts])
 
 
-@backbones
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=[pytest.mark.slow] * (name in LIBRARIES and size != SIZES[0]))
+        for name in BACKBONES
+        for size in SIZES
+    ],
+)
 def test_features_have_the_announced_shapes(name: str, size: tuple[int, int, int]) -> None:
     net = backbone(name).eval()
     x = example(net, size)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -197,32 +198,36 @@ def test_twenty_updates_differ_by_the_vocabulary(vocab_size: int, lowest: float,
     assert lowest < max(differences) < highest
 
 
-def objectives() -> dict[str, Objective]:
-    torch.manual_seed(0)
+def objectives() -> dict[str, Callable[[], Objective]]:
     small = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": (2, 16, 16), "init_std": 0.1}
     swin = {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2), "window": (2, 4, 4), "init_std": 0.1}
     mask, tokens = Block3D(num_blocks=3), Brightness()
     return {
-        "ids": VIMPAC(reads_ids(), tokens, mask, **HEAD),
-        "whole": VIMPAC(reads_ids(), tokens, mask, contrast_on="whole", **HEAD),
-        "bert": VIMPAC(reads_ids(), tokens, mask, replace="bert", **HEAD),
-        "pixels": VIMPAC(ViT(**small, class_token=True), tokens, mask, **HEAD),
-        "pooled": VIMPAC(ViT(**small), tokens, mask, **HEAD),
-        "stages": VIMPAC(VideoSwin(**swin), tokens, Random3D(ratio=0.3), **HEAD),
-        "predict": VIMPACPredict(reads_ids(), tokens, mask),
-        "predict_pixels": VIMPACPredict(ViT(**small, class_token=True), tokens, mask),
-        "contrast": VIMPACContrast(reads_ids(), tokens, mask, **HEAD),
-        "contrast_whole": VIMPACContrast(reads_ids(), tokens, **HEAD),
-        "contrast_pixels": VIMPACContrast(ViT(**small), **HEAD),
-    }
+        "ids": lambda: VIMPAC(reads_ids(), tokens, mask, **HEAD),
+        "whole": lambda: VIMPAC(reads_ids(), tokens, mask, contrast_on="whole", **HEAD),
+        "bert": lambda: VIMPAC(reads_ids(), tokens, mask, replace="bert", **HEAD),
+        "pixels": lambda: VIMPAC(ViT(**small, class_token=True), tokens, mask, **HEAD),
+        "pooled": lambda: VIMPAC(ViT(**small), tokens, mask, **HEAD),
+        "stages": lambda: VIMPAC(VideoSwin(**swin), tokens, Random3D(ratio=0.3), **HEAD),
+        "predict": lambda: VIMPACPredict(reads_ids(), tokens, mask),
+        "predict_pixels": lambda: VIMPACPredict(ViT(**small, class_token=True), tokens, mask),
+        "contrast": lambda: VIMPACContrast(reads_ids(), tokens, mask, **HEAD),
+        "contrast_whole": lambda: VIMPACContrast(reads_ids(), tokens, **HEAD),
+        "contrast_pixels": lambda: VIMPACContrast(ViT(**small), **HEAD),
+    }  # fmt: skip
 
 
 NAMES = list(objectives())
 
 
+def made(name: str) -> Objective:
+    torch.manual_seed(0)
+    return objectives()[name]()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_dozen_steps_on_one_batch_lower_every_loss(name: str) -> None:
-    objective = objectives()[name]
+    objective = made(name)
     optimizer, batch, draws = torch.optim.AdamW(objective.parameters(), lr=1e-2), clips(), generator()
     history = []
     for _ in range(12):
@@ -238,7 +243,7 @@ def test_a_dozen_steps_on_one_batch_lower_every_loss(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_parameter_that_should_learn(name: str) -> None:
-    objective = objectives()[name]
+    objective = made(name)
     objective(clips(), START, generator()).loss.backward()
     still = {key for key, p in objective.named_parameters() if p.grad is None or not p.grad.any()}
     # clips never pass through what serves images, and in whole clips nothing is masked
@@ -330,7 +335,7 @@ def test_prediction_alone_reads_as_many_clips_as_there_are() -> None:
 @pytest.mark.parametrize("name", ["ids", "predict", "contrast"])
 @torch.no_grad()
 def test_held_out_metrics_are_put_into_words(name: str) -> None:
-    objective = objectives()[name].eval()
+    objective = made(name).eval()
     metrics = {key: float(x) for key, x in objective(clips(), START, generator()).metrics.items()}
     said = objective.describe(metrics)
     if name != "contrast":

@@ -72,7 +72,7 @@ def test_bad_files_are_listed_and_the_exit_code_is_one(root: Path) -> None:
     cut_off(
         write_clip(root / "run" / "z.mp4", 60, noise=60, container_options={"movflags": "faststart"}), 0.6
     )
-    code, text = check(root)
+    code, text = check(root, processes=2)
     assert code == 1
     assert "5 usable videos found of 7 listed" in text
     assert (

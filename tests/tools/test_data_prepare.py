@@ -52,7 +52,7 @@ def done(made: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tupl
     folder = tmp_path_factory.mktemp("done")
     found = {}
     for name, form in {"h264": SMALL, "jpegs": Jpegs(short_side=24, quality=90)}.items():
-        code, text = run(made, folder / name, form)
+        code, text = run(made, folder / name, form, processes=2)
         assert code == 0, text
         found[name] = folder / name, text
     return found

@@ -27,6 +27,8 @@ from vidssl.tools.dry_run import (
 )
 from vidssl.train.run import train_recipe
 
+LIKE_BEVT = pytest.param("vimpac", marks=pytest.mark.slow)  # masks and a tokenizer
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -58,7 +60,7 @@ def cost_of(recipe: Recipe) -> StepCost:
     return two_steps(recipe, objective, streams, plan)
 
 
-@pytest.mark.parametrize("name", ["svt", "bevt", "tokenizer", "vimpac"])
+@pytest.mark.parametrize("name", ["svt", "bevt", "tokenizer", LIKE_BEVT])
 def test_it_shows_all_and_changes_nothing(name: str, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     build.streams(load_recipe(f"{name}.yaml"))  # made videos are the data set's own
     before, random = files(world), torch.get_rng_state()
@@ -76,7 +78,7 @@ def test_it_shows_all_and_changes_nothing(name: str, world: Path, capsys: pytest
     assert "…" not in said
 
 
-@pytest.mark.parametrize("name", ["bevt", "classification", "svt", "vimpac"])
+@pytest.mark.parametrize("name", ["bevt", "classification", "svt", LIKE_BEVT])
 def test_its_steps_are_those_of_the_run(name: str) -> None:
     recipe = load_recipe(f"{name}.yaml", ["run.log_every_steps=1"])
     _, result = train_recipe(recipe, Console(quiet=True), stop_after=2)

@@ -100,7 +100,7 @@ def pairs():
     empty, full = np.zeros((30, 40), bool), np.ones((30, 40), bool)
     corner, edge = empty.copy(), empty.copy()
     corner[-1, -1], edge[:, -3:] = True, True
-    # 180 x 200 has a radius of 3 pixels: the disk is no square
+    # 24 x 256 has a radius of 3 pixels: the disk is no square
     fixed = [
         (empty, empty),
         (empty, edge),
@@ -110,7 +110,7 @@ def pairs():
         (corner, edge),
         (corner, corner),
     ]
-    large = [(blob(180, 200, 50), blob(180, 200, 50) ^ blob(180, 200, 51))]
+    large = [(blob(24, 256, 61), blob(24, 256, 61) ^ blob(24, 256, 62))]
     return [*fixed, *large, *((blob(30, 40, seed), blob(30, 40, seed + 1)) for seed in range(0, 20, 2))]
 
 
@@ -391,7 +391,7 @@ def test_what_cannot_be_measured_is_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one of the sections 'propagate' and 'segment'"):
         load_mask_protocol("segmentation", ["propagate.window=3"])
     with pytest.raises(UsageError, match="num_frames=16 size=224"):
-        evaluate_masks("untrained:torchvision:swin3d_t", "video_segmentation", CLIPS[2:])
+        evaluate_masks("untrained:timm:test_vit", "video_segmentation", CLIPS[2:])
     with pytest.raises(UsageError, match="does not take clips of"):
         evaluate_masks(str(tiny), "video_segmentation", [*CLIPS, "size=[15, 16]"])
     davis(tmp_path, "dogs", np.ones((3, 16, 16), np.uint8))

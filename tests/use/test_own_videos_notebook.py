@@ -31,7 +31,11 @@ def test_ten_cells_go_from_videos_to_a_picture(videos: Path) -> None:
     names: dict[str, object] = {}
     code = cells()
     assert len(code) == 10
+    small = {"v.Linear()": "v.Linear(penalties=[1.0])", '"steps": 20': '"steps": 6'}
+    assert all("".join(code).count(word) == 1 for word in small)
     for text in code:
+        for word, other in small.items():
+            text = text.replace(word, other)
         exec(compile(text, str(NOTEBOOK), "exec"), names)
     assert isinstance(names["score"], v.Score)
     assert names["score"].num_test == len(names["test"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special  # not scipy.stats, which takes as long to import as all of vidssl
 from torch import Tensor
 
 from vidssl.config.protocol import Average
@@ -223,7 +223,7 @@ def _swapped(parts: Array) -> tuple[float, float]:
     limit = Z * float(np.sqrt(np.square(sizes).sum()))
     if np.ptp(sizes) < 1e-9 * sizes.max() and number <= LARGEST_EXACT:
         heads = round((number - total / sizes.mean()) / 2)
-        p = 2 * stats.binom.cdf(heads, number, 0.5) - stats.binom.pmf(heads, number, 0.5)
+        p = special.bdtr(heads, number, 0.5) + (special.bdtr(heads - 1, number, 0.5) if heads else 0.0)
     elif number <= LARGEST_FLIPPED:
         signs = np.random.default_rng(0).integers(0, 2, size=(FLIPS, number), dtype=np.int8) * 2 - 1
         sums = np.abs(signs @ sizes)
