@@ -395,10 +395,11 @@ def test_what_cannot_be_measured_is_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not take clips of"):
         evaluate_masks(str(tiny), "video_segmentation", [*CLIPS, "size=[15, 16]"])
     davis(tmp_path, "dogs", np.ones((3, 16, 16), np.uint8))
+    words = [*CLIPS, f"data.train={{{DIGITS}, split: train, num_videos: 6}}"]
     with pytest.raises(UsageError, match=r"no names of the classes of pixels"):
-        evaluate_masks(str(tiny), "segmentation", [*CLIPS, f"data.test={{type: davis, root: {tmp_path}}}"])
+        evaluate_masks(str(tiny), "segmentation", [*words, f"data.test={{type: davis, root: {tmp_path}}}"])
     with pytest.raises(UsageError, match="has no masks"):
-        evaluate_masks(str(tiny), "segmentation", [*CLIPS, "data.test={type: video_folder, root: videos}"])
+        evaluate_masks(str(tiny), "segmentation", [*words, "data.test={type: video_folder, root: videos}"])
     build.check_file("evaluation", Path(__file__).parents[2] / "evaluation" / "segmentation.yaml")
 
 
