@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,8 +46,13 @@ def reasons() -> dict[str, str]:
 
 def place(one: Combination) -> tuple[str, str]:
     column = one.tokenizer or "no tokenizer"
-    optional = len({other.masker is None for other in combinations(one.objective)}) > 1
-    return one.backbone or "(none)", f"{column}, masked" if optional and one.masker else column
+    masked = f"{column}, masked" if one.masker and mask_is_optional(one.objective) else column
+    return one.backbone or "(none)", masked
+
+
+@cache
+def mask_is_optional(objective: str) -> bool:
+    return len({one.masker is None for one in combinations(objective)}) > 1
 
 
 @objectives
