@@ -225,7 +225,13 @@ def made(name: str) -> Objective:
     return objectives()[name]()
 
 
-@pytest.mark.parametrize("name", NAMES)
+LIKE_OTHERS = ("bert", "contrast_pixels", "contrast_whole", "pooled", "predict_pixels", "whole")
+
+
+# gradients of all are followed in the next test; steps of one of each kind of network, and of each task
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIKE_OTHERS)) for name in NAMES]
+)
 def test_a_dozen_steps_on_one_batch_lower_every_loss(name: str) -> None:
     objective = made(name)
     optimizer, batch, draws = torch.optim.AdamW(objective.parameters(), lr=1e-2), clips(), generator()
