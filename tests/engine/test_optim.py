@@ -291,6 +291,19 @@ def test_adamw_takes_the_steps_of_the_golden_file():
     assert 0 < float((net.weight.data - official).abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("optim", [AdamW(lr=0.1, weight_decay=0.0), SGD(lr=0.1)])
+def test_a_parameter_with_gaps_in_memory_is_stepped_and_what_lies_between_is_left(optim):
+    whole, net = torch.zeros(3, 4), nn.Linear(2, 3, bias=False)
+    net.weight = nn.Parameter(whole[:, :2])
+    optimizer = optim.build(net)
+    for _ in range(2):
+        optimizer.zero_grad()
+        net.weight.sum().backward()
+        optimizer.step()
+    assert (whole[:, :2] < -0.1).all()
+    assert not whole[:, 2:].any()
+
+
 def test_sgd_takes_the_steps_of_its_definition():
     net = nn.Linear(2, 1, bias=False)
     net.weight.data = torch.tensor([[1.0, -2.0]])

@@ -365,8 +365,14 @@ class SGD(Optim):
 
 
 def _in_one_kernel(groups: list[Group]) -> bool:
-    """Whether PyTorch has a kernel that updates them all, in one pass over memory."""
-    return all(p.device.type in ("cuda", "cpu") for group in groups for p in group["params"])
+    """Whether PyTorch has a kernel that updates them all, in one pass over memory.
+
+    It takes no heed of strides: a parameter that is a part of a larger tensor has gaps, its gradient none.
+    """
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    return all(
+        p.device.type in ("cuda", "cpu") and torch.empty_like(p).stride() == p.stride() for p in parameters
+    )
 
 
 def _start(optimizer: Optimizer, weight_decay: float) -> None:
