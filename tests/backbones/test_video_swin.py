@@ -127,3 +127,9 @@ def test_large_windows_one_by_one_give_what_all_at_once_do(
         layer.zero_grad()
     for one, other in zip(*found, strict=True):
         assert (one - other).abs().max() < 1e-5 * other.abs().max()
+    parameters = {name: p.detach() for name, p in attention.float().named_parameters()}
+    loss = torch.func.grad(
+        lambda given: torch.func.functional_call(attention, given, (x, plan)).square().sum()
+    )
+    for one, other in zip(loss(parameters).values(), found[0][1:], strict=True):
+        assert (one - other).abs().max() < 1e-5 * other.abs().max()

@@ -164,8 +164,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 def _gains_one_by_one(joined: Tensor) -> bool:
     """On a CPU, with several large windows; in half precision the products are too quick for it."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False  # what they trace and transform are PyTorch's own operations
     several = joined.shape[0] * joined.shape[1] >= 4 and joined.shape[2] >= 256
-    return several and joined.is_cpu and joined.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return several and joined.is_cpu and joined.dtype == torch.float32
 
 
 class _OneByOne(torch.autograd.Function):

@@ -192,12 +192,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, dropout:
     """Softmax attention of [..., heads, N, d].
 
     Args:
-        seen: bool, broadcast to [..., heads, N, keys]: which keys each query may look at.
+        seen: bool, broadcast to [..., heads, N, keys]: which keys each query may look at, one at least.
         dropout: share of the attention weights that are dropped.
     """
-    half = q.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled(q.device.type)
+    on_cpu = q.device.type == "cpu"
+    half = on_cpu and (q.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu"))
     # with dropout there is no fused kernel on a CPU
-    if q.device.type != "cpu" or not (dropout or (half and k.shape[-2] <= _FEW_KEYS)):
+    if not (on_cpu and dropout) and not (half and k.shape[-2] <= _FEW_KEYS):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if seen is not None:
@@ -208,7 +209,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, dropout:
 
 def drop(x: Tensor, rate: float) -> Tensor:
     """Dropout. On a CPU four numbers share a draw, at a rate in 1 / 65,536: half the time of PyTorch's."""
-    if rate == 0 or not x.is_cpu or torch.compiler.is_compiling():
+    if rate == 0:
+        return x
+    # compiled code draws once more in its backward pass, but for operations that are known to be random
+    if not x.is_cpu or torch.compiler.is_compiling():
         return F.dropout(x, rate)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     dropped = int(rate * 2**16)
