@@ -162,7 +162,7 @@ def _compile(blocks: Sequence[nn.Module]) -> None:
     config = torch._dynamo.config
     config.cache_size_limit = max(config.cache_size_limit, _COMPILED_FORMS)
     for block in blocks:
-        # in place: names of parameters stay. Shapes are few and stay; draws are those of the uncompiled block
+        # in place: names of parameters stay. Shapes are few and stay; the same paths are dropped
         block.compile(dynamic=False, options={"fallback_random": True})
 
 

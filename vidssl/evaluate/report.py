@@ -46,7 +46,7 @@ def report(
 
     Args:
         videos: those to learn from ("train") and to test on ("test"), as they were found.
-        notes: on test videos that were learned from before.
+        notes: on test videos that were learned from before, and on labels that are left out.
         details: lines that are printed below the tables, and not kept.
 
     Raises:

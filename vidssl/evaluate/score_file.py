@@ -106,7 +106,7 @@ def score_record(
     Args:
         protocol: its text.
         videos: those to learn from ("train"), if they were encoded, and to test on ("test").
-        notes: on test videos that were learned from before.
+        notes: on test videos that were learned from before, and on labels that are left out.
     """
     card = score_card(protocol, videos)
     test = videos["test"]
