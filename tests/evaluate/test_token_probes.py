@@ -16,6 +16,7 @@ from vidssl.data.sources.token_store import TokenStore, read_info
 from vidssl.data.sources.video_files import VideoFolder
 from vidssl.data.views.stored import StoredUniformClips
 from vidssl.data.views.uniform import UniformClips
+from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.evaluators.extract import extract
 from vidssl.evaluators.features import in_order
 from vidssl.train.run import train_recipe
@@ -131,6 +132,20 @@ def test_knn_in_the_course_of_a_run_and_after_it_needs_no_pixels_and_no_tokenize
     tables = re.findall(r"^. class .*$", capsys.readouterr().out, re.M)
     assert len(tables) == 6  # scores, and what differs between trained and untrained
     assert len(set(tables)) == 2
+
+
+def test_knn_of_pixels_in_the_course_of_a_run_changes_no_bit_of_it_under_dropout() -> None:
+    probed, alone = (
+        next(
+            (run(name, "backbone.dropout=0.2", "schedule.steps=2", *knn) / "checkpoints").glob(
+                "*02.safetensors"
+            )
+        )
+        for name, knn in (("watched", (PIXELS, "run.knn_every_steps=1")), ("alone", ()))
+    )
+    torch.testing.assert_close(
+        read_checkpoint(probed).encoder, read_checkpoint(alone).encoder, atol=0, rtol=0
+    )
 
 
 @pytest.mark.parametrize(

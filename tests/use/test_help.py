@@ -1,6 +1,7 @@
 """Every help page has a description and two examples that can be typed; what there is can be listed."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -66,6 +67,6 @@ def test_examples_can_be_typed() -> None:
 def test_protocols_recipes_and_runs_are_listed(tiny: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["list", "protocols", "recipes", "runs"]) == 0
     said = capsys.readouterr().out
-    assert "runs/tiny  step-000002" in said
+    assert re.search(r"^│ tiny +│ .*│ +0 │ +2 │", said, re.M)  # the table of runs: seed and step
     assert "\n  linear" in said
     assert "\n  bevt" in said

@@ -20,6 +20,7 @@ from vidssl.evaluators.extract import extract
 from vidssl.evaluators.knn import KNN
 from vidssl.evaluators.scores import probe
 from vidssl.interfaces import Backbone, Progress
+from vidssl.train.trial import random_states_kept
 
 _log = logging.getLogger(__name__)
 K, TEMPERATURE = 200, 0.07  # VIMPAC's and, before it, Wu et al.'s (2018)
@@ -49,7 +50,8 @@ class KnnMonitor:
         if both.keys:
             raise data.test.node.error(both.refusal(way_out=""))
         makes_ids = encoder.input_kind == "tokens" and not isinstance(self._views, StoredViews)
-        self._tokenizer = build.tokenizer(recipe.tokenizer) if makes_ids and recipe.tokenizer else None
+        with random_states_kept():  # first weights are drawn before those of the file take their place
+            self._tokenizer = build.tokenizer(recipe.tokenizer) if makes_ids and recipe.tokenizer else None
         self._device = pick_device(recipe.run.device)
         self._autocast = use_bfloat16(recipe.run.precision, self._device)
         self._workers = recipe.run.workers
