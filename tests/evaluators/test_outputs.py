@@ -240,7 +240,9 @@ def test_few_labels_and_kept_probes_take_one_class(caplog):
     train, test = made(40)[0], made(40, prefix="t", seed=1)[0]
     with pytest.raises(UsageError, match="few_labels takes one class"):
         probe(KNN(k=3), train, test, few_labels=FewLabels(per_class=(1,)))
-    with pytest.raises(UsageError, match=r"'objects' is a set, .*: --save-probe takes one class a video"):
+    with pytest.raises(
+        UsageError, match=r"'objects' is a set, .*: --save-probe takes .* video; leave --save-probe out"
+    ):
         fit_probes(Linear(), train, test, "features", 0, said.append)
     both = [
         replace(
@@ -483,7 +485,7 @@ def test_a_target_that_is_the_same_for_all_test_videos_ends_no_scores_and_no_tra
     note = "left out: label 'target:age': all 6 test videos have the number 7"
     said = " ".join(capsys.readouterr().out.split())
     assert said.count(note) == 1
-    assert "left out: 'target:age' is a number: --save-probe takes one class a video" in said
+    assert "left out: 'target:age' is a number: --save-probe takes one class a video Probe:" in said
     kept = json.loads(Path("runs/pixels/scores/knn-step-000000.json").read_text())
     assert [row["label"] for row in kept["scores"]["no weights"]] == ["action"]
     assert kept["notes"][0].startswith(note)

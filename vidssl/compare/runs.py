@@ -270,7 +270,7 @@ def runs_table(
         raise UsageError("--settings adds columns to --csv and --parquet: add one of them")
     rows = [run_row(run, settings=settings) for run in runfolder.runs_below(Path(folder))]
     if not rows:
-        raise UsageError(f"no run below {Path(folder).resolve()}: name the folder that the runs lie in")
+        raise UsageError(f"no run below {Path(folder).resolve()}: 'vidssl runs FOLDER' looks elsewhere")
     if parquet is not None:
         _write_parquet(rows, Path(parquet))
         print_line(console, f"Table: {parquet} ({len(rows)} x {len(_columns(rows))})")

@@ -456,15 +456,15 @@ def of_labels(
     learns = ("class",) if single else evaluator.learns
     kinds = {label: label_kind(label, names) for label, names in classes.items()}
     others = ", ".join(f"'{label}' is a {kind}" for label, kind in kinds.items() if kind not in learns)
-    who, cure = single or type(evaluator).__name__, "leave it out" if single else "linear and knn take all"
-    made, without = {}, [f"{others}: {who} takes one class a video; {cure}"] if others else []
+    who, cure = single or type(evaluator).__name__, "" if single else "; linear and knn take all"
+    made, without = {}, [f"{others}: {who} takes one class a video{cure}"] if others else []
     for label in (label for label, kind in kinds.items() if kind in learns):
         try:
             made[label] = of(label)
         except LabelError as error:
             without.append(f"label '{label}': {error}")
     if not made:
-        raise LabelError("; ".join(without))
+        raise LabelError("; ".join(without) + (f"; leave {single} out" if single and others else ""))
     for line in without:
         say(f"left out: {line}")
     return made

@@ -223,7 +223,7 @@ def push(
 def check_target(folder: Path) -> None:
     """Refuse to write a network into a folder that holds anything but one that was written there."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: a file, not a folder")
+        raise UsageError(f"{folder}: a file, not a folder; name a new folder")
     held = [path.name for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
     if WEIGHTS not in held and set(held) - {CONFIG}:  # without weights where a write was ended
         raise UsageError(f"{folder}: holds other files ({held[0]}): name a new folder")
