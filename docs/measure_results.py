@@ -147,9 +147,9 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
 
 
 def apart(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether the 95 % intervals of two means over seeds do not meet."""
+    """Whether the 95 % intervals of two means over seeds do not meet; not where all seeds tie."""
     (a, half_a), (b, half_b) = over_seeds(one), over_seeds(other)
-    return min(len(one), len(other)) > 1 and abs(a - b) > half_a + half_b
+    return min(len(one), len(other)) > 1 and abs(a - b) > half_a + half_b > 0
 
 
 def summary(runs: Sequence[Path]) -> list[str]:

@@ -140,7 +140,7 @@ def _in_child(words: Sequence[str], folder: Path, strike: Strike, count: mmap.mm
         os.chdir(folder)
         for number in (1, 2):
             os.dup2(output, number)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  they stay open
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

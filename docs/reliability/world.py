@@ -131,7 +131,7 @@ def _run_each(folder: Path, commands: Sequence[tuple[str, ...]], output: TextIO)
         with tempfile.TemporaryFile("w+", errors="replace") as said:
             for number in (1, 2):
                 os.dup2(said.fileno(), number)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115  they stay open
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             try:
                 code = main(words)
             except BaseException:

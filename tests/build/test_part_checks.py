@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -337,7 +338,7 @@ class Pooled(Backbone):
 
 
 class Mean(Objective):
-    needs_views = {"clip": 1}  # noqa: RUF012
+    needs_views: ClassVar = {"clip": 1}
 
     def __init__(self) -> None:
         super().__init__()

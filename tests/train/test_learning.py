@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from docs.measure_results import PROTOCOLS, blocks, chart, compared, gate, rows_of, scores_of, summary
+from docs.measure_results import PROTOCOLS, apart, blocks, chart, compared, gate, rows_of, scores_of, summary
 from vidssl.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -128,3 +128,8 @@ def test_two_grids_come_to_one_table_and_one_chart(tmp_path: Path, monkeypatch: 
     assert [
         drawn.index(name) for name in ("BEVT, 300 steps", "BEVT, equal compute", "SVT, 200 steps")
     ] == sorted(drawn.index(name) for name in ("BEVT, 300 steps", "BEVT, equal compute", "SVT, 200 steps"))
+
+
+def test_seeds_that_tie_do_not_make_means_apart() -> None:
+    assert not apart((0.5, 0.5), (0.75, 0.75))
+    assert apart((0.50, 0.51), (0.90, 0.91))
