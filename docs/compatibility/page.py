@@ -1,7 +1,7 @@
 """Which components work together, as a page of tables."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vidssl.build.registry import BACKBONE
@@ -18,7 +18,7 @@ tokenizer and masker, at toy size.
 - **{WORKS}**: `vidssl check` accepts the recipe, and a training step on random clips leaves finite numbers.
 - **no (1)**: `vidssl check` refuses it, for the reason of that number below, in its own words.
 
-A tokenizer's column stands for all maskers unless a cell says otherwise; "masked" is with a masker where an
+A tokenizer's column stands for all maskers unless a cell says otherwise; "+ masker" is with a masker where an
 objective can do without. Sizes matter too: `vidssl check` knows whether those of a recipe fit.
 """
 
@@ -109,12 +109,12 @@ def _table(own: Outcomes, reasons: Reasons) -> str:
     rows: dict[str, dict[str, list[tuple[Combination, str]]]] = {}
     for one, refusal in own.items():
         column = "no tokenizer" if one.tokenizer is None else one.tokenizer
-        column += ", masked" if one.masker is not None and len(masked) > 1 else ""
+        column += " + masker" if one.masker is not None and len(masked) > 1 else ""
         cell = rows.setdefault(one.backbone or "(none)", {}).setdefault(column, [])
         cell.append((one, reasons.mark(one, refusal)))
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    cells = [[name, *(_cell(row[column]) for column in columns)] for name, row in rows.items()]
-    return _markdown(["backbone", *columns], cells)
+    marks = {name: {column: _cell(row[column]) for column in columns} for name, row in rows.items()}
+    return _markdown("backbone", marks)
 
 
 def _cell(tried: Sequence[tuple[Combination, str]]) -> str:
@@ -128,13 +128,25 @@ def _cell(tried: Sequence[tuple[Combination, str]]) -> str:
 
 
 def _named_table(named: Outcomes, reasons: Reasons) -> str:
-    marks = {(one.backbone, one.objective): reasons.mark(one, why) for one, why in named.items()}
-    objectives = list(dict.fromkeys(objective for _, objective in marks))
-    networks = dict.fromkeys(network for network, _ in marks)
-    cells = [[str(net), *(marks[net, objective] for objective in objectives)] for net in networks]
-    return _markdown(["network", *objectives], cells)
+    rows: dict[str, dict[str, str]] = {}
+    for one, why in named.items():
+        rows.setdefault(str(one.backbone), {})[one.objective] = reasons.mark(one, why)
+    return _markdown("network", rows)
 
 
-def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
+def _markdown(head: str, rows: Mapping[str, Mapping[str, str]]) -> str:
+    """A table in which rows that read alike are one row, and so are columns, with the names of all."""
+    names = [*dict.fromkeys(name for row in rows.values() for name in row)]
+    columns = _alike({name: tuple(row[name] for row in rows.values()) for name in names})
+    lines = [[head, *columns], ["---"] * (1 + len(columns))]
+    marks = {label: [row[group[0]] for group in columns.values()] for label, row in rows.items()}
+    lines += [[label, *marks[group[0]]] for label, group in _alike(marks).items()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _alike(cells: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Names whose cells are equal, under all of these names joined."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, row in cells.items():
+        groups.setdefault(tuple(row), []).append(name)
+    return {", ".join(group): group for group in groups.values()}

@@ -3,6 +3,7 @@
 import re
 from dataclasses import fields
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,13 @@ def said_of(objective: str) -> dict[tuple[str, str], str]:
     sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)
     (section,) = (part for part in sections if objective in part.split("\n")[0].split(", "))
     heads, _, *rows = (row.split(" | ") for row in ROW.findall(section))
-    return {(row[0], head): cell for row in rows for head, cell in zip(heads[1:], row[1:], strict=True)}
+    return {
+        (name, head): cell
+        for row in rows
+        for joined, cell in zip(heads[1:], row[1:], strict=True)
+        for name in row[0].split(", ")
+        for head in joined.split(", ")
+    }
 
 
 def reasons() -> dict[str, str]:
@@ -46,7 +53,7 @@ def reasons() -> dict[str, str]:
 
 def place(one: Combination) -> tuple[str, str]:
     column = one.tokenizer or "no tokenizer"
-    masked = f"{column}, masked" if one.masker and mask_is_optional(one.objective) else column
+    masked = f"{column} + masker" if one.masker and mask_is_optional(one.objective) else column
     return one.backbone or "(none)", masked
 
 
@@ -119,6 +126,19 @@ def test_a_network_of_one_size_is_refused_alike_by_whatever_name() -> None:
         assert reason(Combination("svt", f"{kind} {name}", None, None), refusal) == (
             "the backbone takes 8 frames only"
         )
+
+
+def test_parts_that_do_alike_share_a_row_or_a_column() -> None:
+    parts = (("vit", "timm", "timesformer"), ("vqvae", "fsq", "dalle"))
+    outcomes = {
+        Combination("bevt", backbone, tokenizer, "tube"): None
+        if backbone != "timm" or tokenizer == "dalle"
+        else "toy: backbone: no mask"
+        for backbone, tokenizer in product(*parts)
+    }
+    text = whole_page(outcomes, {})
+    assert "| backbone | vqvae, fsq | dalle |\n" in text
+    assert "| vit, timesformer | yes | yes |\n| timm | no (1) | yes |\n" in text
 
 
 def test_maskers_that_differ_are_named_in_their_cell() -> None:
