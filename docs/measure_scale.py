@@ -41,7 +41,6 @@ class Counts:
         gathered: parameters that FSDP brings together in a step: a block for each call, once more where that
             has a backward pass; what is in no block for the whole of either.
         kept: bytes for the backward pass, of one sample of every stream.
-        batch: samples of a step, of the stream that has most.
     """
 
     trained: int
@@ -50,7 +49,6 @@ class Counts:
     largest: int
     gathered: int
     kept: float
-    batch: int
 
 
 def count(name: str) -> Counts:
@@ -60,7 +58,6 @@ def count(name: str) -> Counts:
     with on_meta():
         objective = build.untrained(recipe)
     tokenizer = frozen_tokenizer(objective)
-    whole = load_recipe(f"paper/{name}")
     blocks = [
         block
         for part in objective.modules()
@@ -83,7 +80,6 @@ def count(name: str) -> Counts:
         largest=max(*sizes, rest),
         gathered=sum(gathered) + 2 * rest,
         kept=kept,
-        batch=max(stream.batch_size for stream in whole.data.streams.values()),
     )
 
 
@@ -152,8 +148,8 @@ def main() -> None:
         millions = (f"{number / 1e6:.0f}" for number in (each.trained, each.averaged, each.frozen))
         print(f"| `{name}` | {' | '.join(millions)} | {each.kept / GIB:.2f} |", flush=True)
     several = "; ".join(map(str, GPUS))
-    print(f"\n| recipe | samples a GPU, on {several} | state, GiB: DDP | FSDP2 | traffic, GiB: DDP | FSDP2 |")
-    print("| --- |" + " ---: |" * 5)
+    print(f"\n| recipe, on {several} GPUs | state, GiB: DDP | FSDP2 | traffic, GiB: DDP | FSDP2 |")
+    print("| --- |" + " ---: |" * 4)
     for name, each in found.items():
         shares = [(gpus - 1) / gpus for gpus in GPUS]
         # DDP's buckets are a second copy of the gradients
@@ -165,9 +161,7 @@ def main() -> None:
         ddp = [BYTES * 2 * share * each.trained for share in shares]
         fsdp = [BYTES * share * (each.gathered + each.trained) for share in shares]
         cells = ["; ".join(f"{value / GIB:.2f}" for value in values) for values in (sharded, ddp, fsdp)]
-        # a batch divides, or cannot be
-        samples = "; ".join("-" if each.batch % gpus else str(each.batch // gpus) for gpus in GPUS)
-        print(f"| `{name}` | {samples} | {state:.2f} | {' | '.join(cells)} |")
+        print(f"| `{name}` | {state:.2f} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
