@@ -2,7 +2,7 @@
 
     python docs/measure_scale.py
 
-Prints the tables of docs/long_runs.md, section "Memory and traffic, counted". Parameters are those of the
+Prints the table of docs/long_runs.md, section "Memory and traffic, counted". Parameters are those of the
 objectives as they are built. What the forward pass keeps for the backward pass is counted as PyTorch keeps
 it, on two clips of every view, in fp32.
 """
@@ -141,16 +141,12 @@ def kept_bytes(objective: Objective, recipe: Recipe) -> int:
 
 
 def main() -> None:
-    print("| recipe | trained, M | averaged, M | frozen, M | kept a sample, GiB |\n| --- |" + " ---: |" * 4)
-    found = {}
+    heads = "trained; averaged; frozen, M | kept a sample, GiB | state, GiB: DDP | FSDP2"
+    print(f"| recipe, on {'; '.join(map(str, GPUS))} GPUs | {heads} | traffic a step, GiB: DDP | FSDP2 |")
+    print("| --- |" + " ---: |" * 6)
     for name in RECIPES:
-        found[name] = each = count(name)
-        millions = (f"{number / 1e6:.0f}" for number in (each.trained, each.averaged, each.frozen))
-        print(f"| `{name}` | {' | '.join(millions)} | {each.kept / GIB:.2f} |", flush=True)
-    several = "; ".join(map(str, GPUS))
-    print(f"\n| recipe, on {several} GPUs | state, GiB: DDP | FSDP2 | traffic, GiB: DDP | FSDP2 |")
-    print("| --- |" + " ---: |" * 4)
-    for name, each in found.items():
+        each = count(name)
+        millions = "; ".join(f"{number / 1e6:.0f}" for number in (each.trained, each.averaged, each.frozen))
         shares = [(gpus - 1) / gpus for gpus in GPUS]
         # DDP's buckets are a second copy of the gradients
         state = BYTES * (5 * each.trained + each.averaged + each.frozen) / GIB
@@ -161,7 +157,8 @@ def main() -> None:
         ddp = [BYTES * 2 * share * each.trained for share in shares]
         fsdp = [BYTES * share * (each.gathered + each.trained) for share in shares]
         cells = ["; ".join(f"{value / GIB:.2f}" for value in values) for values in (sharded, ddp, fsdp)]
-        print(f"| `{name}` | {state:.2f} | {' | '.join(cells)} |")
+        kept = f"{each.kept / GIB:.2f} | {state:.2f}"
+        print(f"| `{name}` | {millions} | {kept} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
