@@ -5,7 +5,7 @@ Of WebP FFmpeg reads single pictures only, so Pillow reads the animations.
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -122,8 +122,13 @@ class OpenVideo:
                 self._limits.check_size(self._key, frame.width, frame.height)
             yield from frames
 
-    def frames_from(self, pts: int) -> Iterator[VideoFrame]:
-        """Frames from the keyframe with this timestamp on; none if the file cannot be entered there."""
+    def frames_from(self, pts: int, wanted: Container[int]) -> Iterator[VideoFrame]:
+        """Frames from the keyframe with this timestamp on; none if the file cannot be entered there.
+
+        H.264 marks frames that no other is predicted from: of these only the ones whose timestamps are in
+        ``wanted`` are decoded, which changes no other. HEVC's mark holds within one temporal layer alone.
+        """
+        context = self.stream.codec_context
         try:
             self.container.seek(pts, stream=self.stream, backward=True, any_frame=False)
         except av.FFmpegError:
@@ -133,6 +138,8 @@ class OpenVideo:
             if not entered and (not packet.is_keyframe or packet.pts is None or packet.pts > pts):
                 return  # an MP4's index is in decoding time: a seek can land behind the keyframe
             entered = True
+            if self.codec == "h264":
+                context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
             try:
                 frames = packet.decode()
             except av.FFmpegError:
@@ -179,7 +186,7 @@ class OpenWebP:
     def packets(self) -> Iterator[Packet]:
         return iter(())
 
-    def frames_from(self, pts: int) -> Iterator[VideoFrame]:
+    def frames_from(self, pts: int, wanted: Container[int]) -> Iterator[VideoFrame]:
         return iter(())
 
     def frames(self) -> Iterator[VideoFrame]:

@@ -311,7 +311,7 @@ def _read_by_seeking(
         runs.setdefault(facts.keyframes[bisect_right(numbers, number) - 1], []).append(number)
     for keyframe, run in runs.items():
         by_pts = {facts.pts[number]: number for number in run}
-        for frame in video.frames_from(keyframe.pts):
+        for frame in video.frames_from(keyframe.pts, by_pts):
             if frame.pts in by_pts:
                 found[by_pts[frame.pts]] = picture.rgb(frame)
             if frame.pts is None or frame.pts >= facts.pts[run[-1]]:
