@@ -1,5 +1,6 @@
-"""What ``measure_loading.py`` measures beside our samplers: the same views by three other libraries."""
+"""What ``measure_loading.py`` measures beside our samplers: the same views by four other libraries."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +139,28 @@ def by_torchcodec(path: Path, frames: Sequence[int], facts: VideoFacts) -> Tenso
     return VideoDecoder(str(path), num_ffmpeg_threads=1).get_frames_at([*frames]).data
 
 
+def by_spdl(path: Path, frames: Sequence[int], facts: VideoFacts) -> Tensor:
+    """Its calls without its threads, which take processor time of their own.
+
+    Where groups of frames can be skipped, wanted ones are sampled; else they are picked as they come, since
+    sampling keeps all that it decodes. Only wanted frames are converted.
+    """
+    import spdl.io
+
+    starts = [keyframe.number for keyframe in facts.keyframes]
+    packets = spdl.io.demux_video(str(path))
+    if len({bisect_right(starts, frame) for frame in frames}) < bisect_right(starts, frames[-1]):
+        graph = spdl.io.FilterGraph(f"{spdl.io.get_buffer_desc(packets.codec)},format=rgb24,buffersink")
+        found = []
+        for picture in spdl.io.sample_decode_video(packets, [*frames], filter_desc=None):
+            graph.add_frames(picture)
+            found.append(graph.get_frames())
+        return spdl.io.to_torch(spdl.io.convert_frames(found)).squeeze(1).permute(0, 3, 1, 2)
+    picked = "+".join(f"eq(n\\,{frame})" for frame in frames)
+    found = spdl.io.decode_packets(packets, f"select={picked},format=rgb24", num_frames=len(frames))
+    return spdl.io.to_torch(spdl.io.convert_frames(found)).permute(0, 3, 1, 2)
+
+
 def by_pytorchvideo(path: Path, frames: Sequence[int], facts: VideoFacts) -> Tensor:
     """It knows clips by seconds only: one from the first to the last wanted frame, others thrown away."""
     from pytorchvideo.data.encoded_video import EncodedVideo
@@ -154,5 +177,6 @@ def by_pytorchvideo(path: Path, frames: Sequence[int], facts: VideoFacts) -> Ten
 OTHERS: dict[str, Read] = {
     "decord": by_decord,
     "torchcodec": by_torchcodec,
+    "spdl": by_spdl,
     "pytorchvideo": by_pytorchvideo,
 }

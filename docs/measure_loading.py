@@ -4,9 +4,9 @@
 
 Takes turns in one process and on one thread: views of BEVT, SVT and VIMPAC at the papers' settings, out of
 original files with and without a manifest, of files and shards that ``vidssl data`` made of them, of a token
-store; and the same frames, boxes and sizes by decord, torchcodec and pytorchvideo, where they are installed.
-What they give is compared with ours first. Then: what the ten views of SVT cost, over one pass over the
-frames that they need, and what several crops of one decode gain (``samples_per_decode``).
+store; and the same frames, boxes and sizes by decord, torchcodec, spdl and pytorchvideo, where they are
+installed. What they give is compared with ours first. Then: what the ten views of SVT cost, over one pass
+over the frames that they need, and what several crops of one decode gain (``samples_per_decode``).
 
 Each FOLDER holds videos of one kind. Without one, videos are made: moving textures under grain, as many bytes
 a frame and as long to decode as files of Kinetics and UCF101. What counts is processor time, the shortest of
