@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_runs import records
 
 from vidssl import api as v
+from vidssl.backbones.video_swin import attend as swin_attend
 from vidssl.config.recipe import RunSpec
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.runfolder import RunFolder
@@ -60,7 +61,7 @@ def test_short_attention_in_half_precision_is_softmax_attention(dtype, masked) -
     with _Kernels() as kernels:
         found = attend(*inputs, seen=seen if masked else None)
     expected = F.scaled_dot_product_attention(*exact, attn_mask=seen if masked else None)
-    assert (kernels.fused, found.dtype) == (False, dtype)
+    assert (kernels.fused, found.dtype) == (dtype == torch.float16, dtype)
     assert torch.allclose(found.double(), expected, atol=0.02)
     for x, y in zip(
         torch.autograd.grad(found.square().sum(), inputs),
@@ -75,6 +76,7 @@ def test_short_attention_in_half_precision_is_softmax_attention(dtype, masked) -
     [
         (torch.float32, False, 20, True),
         (torch.float32, True, 20, False),
+        (torch.float16, False, 20, True),
         (torch.bfloat16, False, 256, False),
         (torch.bfloat16, False, 257, True),
     ],
@@ -84,6 +86,21 @@ def test_the_fused_kernel_is_called_where_it_is_faster(dtype, autocast, keys, fu
     with _Kernels() as kernels, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         attend(q, k, k)
     assert kernels.fused == fused
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("kind", ["vit", "dropout", "swin"])
+def test_attention_in_fp16_has_weights_where_scores_pass_its_largest_number(kind, autocast) -> None:
+    q = torch.tensor([[300.0, 0.0], [0.0, 300.0]]).repeat(1, 8)[None, None].half()
+    bias = torch.zeros(1, 1, 2, 2, requires_grad=True)
+    q, k = q.requires_grad_(), 2 * q.detach()
+    with torch.autocast("cpu", torch.float16, enabled=autocast):
+        if kind == "swin":
+            found = swin_attend(q, k, q, bias)
+        else:
+            found = attend(q, k, q, dropout=1e-6 if kind == "dropout" else 0.0)
+    assert torch.equal(found, q)
+    assert torch.autograd.grad(found.sum(), q)[0].isfinite().all()
 
 
 def test_attention_has_shapes_without_memory() -> None:

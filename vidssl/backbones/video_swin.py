@@ -154,6 +154,9 @@ class WindowAttention(Lean):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Softmax attention of [B, heads, N, d] with ``bias`` [1, heads, N, N] added to its scores."""
+    if q.is_cpu and q.dtype == torch.float16:  # scores may pass 65,504, and products take five times as long
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), bias.float()).half()
     bias = bias.to(q.dtype)
     if bias.requires_grad and q.device.type == "cpu":
         # PyTorch has no fused CPU kernel for a bias that learns, and its fallback takes half as long again

@@ -183,7 +183,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(x, before=self.norm2))
 
 
-# keys up to which, in half precision on a CPU, products and a softmax take less time than PyTorch's fused
+# keys up to which, in bf16 on a CPU, products and a softmax take less time than PyTorch's fused
 # kernel: 0.1 to 0.6 of it, forward and backward, at 36 to 200; from 400 on as much or more
 _FEW_KEYS = 256
 
@@ -196,9 +196,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, dropout:
         dropout: share of the attention weights that are dropped.
     """
     on_cpu = q.device.type == "cpu"
-    half = on_cpu and (q.dtype in (torch.bfloat16, torch.float16) or torch.is_autocast_enabled("cpu"))
+    autocast = on_cpu and torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else q.dtype
+    if on_cpu and dtype == torch.float16:  # scores may pass 65,504, and products take five times as long
+        with torch.autocast("cpu", enabled=False):
+            return attend(q.float(), k.float(), v.float(), seen, dropout).half()
+    few = dtype == torch.bfloat16 and k.shape[-2] <= _FEW_KEYS
     # with dropout there is no fused kernel on a CPU
-    if not (on_cpu and dropout) and not (half and k.shape[-2] <= _FEW_KEYS):
+    if not (on_cpu and (dropout or few)):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if seen is not None:
