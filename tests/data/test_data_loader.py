@@ -337,7 +337,7 @@ class Signalled(Numbers):
 
 
 def test_workers_leave_interrupts_to_their_parent() -> None:
-    source = Signalled(signal.SIGINT, signal.SIGINT, signal.SIGTERM)
+    source = Signalled(signal.SIGINT, signal.SIGINT, signal.SIGHUP, signal.SIGTERM)
     assert len(take(4, Stream(source, CLIP, batch_size=2, workers=1))) == 4
 
 

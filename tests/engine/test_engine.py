@@ -195,6 +195,33 @@ def test_first_signal_is_a_request_and_a_second_interrupt_ends_at_once():
     signal.signal(signal.SIGINT, before)
 
 
+def test_a_closed_terminal_is_a_request_and_what_is_printed_then_no_error():
+    kept, (terminal, end) = os.dup(1), os.openpty()
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
+    try:
+        os.dup2(end, 1)
+        with stop_requests() as stop:
+            os.close(terminal)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(1, b"lost")
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signal == signal.SIGHUP
+            os.write(1, b"saved\n")
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(end)
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_under_nohup_a_closed_terminal_asks_for_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_window_averages_and_starts_anew():
     window = Meter()
     batch = Batch({"clip": (torch.zeros(4, 3, 2, 8, 8),)})

@@ -457,7 +457,7 @@ def test_a_run_killed_at_random_moments_ends_as_the_whole_run_does(name, start):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_run_that_is_asked_to_stop_says_130_and_goes_on(number, start):
     name = f"asked-{number.name}"
     words = ["vimpac.yaml", f"name={name}", *LONG]

@@ -453,6 +453,7 @@ def _leave_signals_to_parent(worker: int) -> None:
     signal.signal(signal.SIGTERM, _obey_the_next)
     if sys.platform != "win32":
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _obey_the_next(number: int, frame: FrameType | None) -> None:

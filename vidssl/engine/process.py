@@ -332,9 +332,34 @@ def end_with_launcher() -> None:
                 remove_left(_TORCHRUN)
 
 
-# Windows has no SIGUSR1
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+# Windows has no SIGUSR1 and no SIGHUP
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 SIGNALS = tuple(signal.Signals[name] for name in _NAMES if name in signal.Signals.__members__)
+
+
+@contextmanager
+def signals_to(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Have a function take Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP, the latter unless ``nohup`` has it ignored.
+
+    What is printed after SIGHUP goes nowhere: its terminal is gone, and writing to that is an error.
+    """
+    shown = [number for number in (1, 2) if os.isatty(number)]
+
+    def take(number: int, frame: FrameType | None) -> None:
+        if number == signal.Signals.__members__.get("SIGHUP"):
+            for each in shown:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), each)
+        handler(number, frame)
+
+    previous = {
+        number: signal.signal(number, take) for number in SIGNALS
+        if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN
+    }  # fmt: skip
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 class StopAsked(BaseException):
@@ -373,18 +398,15 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C, SIGTERM or SIGUSR1 into a request to stop after the step, or in a wait for data.
+    """Turn the first of ``signals_to`` into a request to stop after the step, or in a wait for data.
 
     A second Ctrl-C ends at once. SIGTERM comes from schedulers that take a machine back, SIGUSR1 from SLURM
-    some time before it does (``--signal``). Works in the main thread only, as Python's signal handlers do.
+    some time before it does (``--signal``), SIGHUP from a terminal that is closed. Works in the main thread
+    only, as Python's signal handlers do.
     """
     request = StopRequest()
-    previous = {number: signal.signal(number, request.note) for number in SIGNALS}
-    try:
+    with signals_to(request.note):
         yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -67,7 +67,7 @@ def finetune_run(
         notes: printed below the table, on test videos that were learned from before.
 
     Returns:
-        Whether it was finished; False after Ctrl-C or SIGTERM, which is printed.
+        Whether it was finished; False after Ctrl-C or a signal, which is printed.
 
     Raises:
         UsageError: for anything a user can mend.
@@ -96,7 +96,7 @@ def finetune(subject: Subject, protocol: FinetuneProtocol, console: Console, *, 
 
     Raises:
         UsageError: for anything a user can mend.
-        FinetuningStopped: after Ctrl-C or SIGTERM.
+        FinetuningStopped: after Ctrl-C or a signal.
     """
     assert protocol.data is not None, "refused without labelled videos"
     data, views = protocol.data, protocol.data.views

@@ -46,7 +46,7 @@ from vidssl.config.grid import Cell, Grid, load_grid
 from vidssl.config.recipe import Recipe
 from vidssl.engine import resume, runfolder, speed
 from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
-from vidssl.engine.process import SIGNALS, make_folder, num_cpus, sole_process, write_text
+from vidssl.engine.process import make_folder, num_cpus, signals_to, sole_process, write_text
 from vidssl.errors import UsageError, counted
 from vidssl.tools.dry_run import part_sizes, step_seconds, two_steps
 from vidssl.train.run import STOPPED
@@ -477,14 +477,11 @@ def _ends(stop: threading.Event) -> Iterator[None]:
             for process in tuple(_under_way):
                 process.terminate()
 
-    before = {number: signal.signal(number, end) for number in SIGNALS}
-    try:
-        yield
-    except KeyboardInterrupt:
-        stop.set()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with signals_to(end):
+        try:
+            yield
+        except KeyboardInterrupt:
+            stop.set()
 
 
 def _run_one(

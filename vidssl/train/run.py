@@ -27,7 +27,7 @@ from vidssl.objectives.classification import Classification
 from vidssl.train import monitors, start, trial
 from vidssl.train.loop import Monitor, TrainResult
 
-STOPPED = 130  # exit code after Ctrl-C, SIGTERM or SIGUSR1, as a shell has it: the run can be resumed
+STOPPED = 130  # exit code after Ctrl-C or a signal, as a shell has it: the run can be resumed
 
 
 Draw = Callable[[Path, Console], None]  # draws a picture of a checkpoint, and names it
