@@ -83,7 +83,7 @@ def test_a_machine_is_slow_where_the_process_lacks_cpus_and_others_want_them(
         monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, load, load))
         assert bool(process.slow_machine(share)) is slow
     monkeypatch.setattr(os, "getloadavg", lambda: (5.0, 0.0, 0.0))
-    assert "60% of the time (load 5.0 on 2 CPUs)" in process.slow_machine(0.6)
+    assert "60 % of the time (load 5.0 on 2 CPUs)" in process.slow_machine(0.6)
 
 
 def test_threads_that_a_user_sets_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

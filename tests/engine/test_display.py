@@ -52,14 +52,14 @@ def test_lines_without_a_terminal_name_the_pretext_first_and_are_short() -> None
     file = io.StringIO()
     shown(Console(file=file, width=300))
     first, test, probe = file.getvalue().splitlines()
-    assert first.startswith("step 400/1200  0 s left  accuracy_video 40.0 %  38.2 clips/s  data wait 2%")
+    assert first.startswith("step 400/1200  0 s left  accuracy_video 40.0 %  38.2 clips/s  data wait 2 %")
     assert "loss_video 2.5" in first
     assert "grad_norm" not in first
     assert (
         test
         == "step 400, held-out videos: hidden ids of clips 39.0 % (the most frequent id 28.6 %, chance 5.0 %)"
     )
-    assert probe == "step 400, kNN: digit 50.0%"
+    assert probe == "step 400, kNN: digit 50.0 %"
 
 
 def test_a_line_leaves_out_what_does_not_fit() -> None:
@@ -82,7 +82,7 @@ def test_a_terminal_shows_a_table_that_fits_with_baselines_beside_the_metric(wid
     assert max(map(len, lines)) <= width
     (row,) = (line for line in lines if "hidden ids of clips" in line)
     assert row.split()[-8:] == ["40.0", "%", "39.0", "%", "28.6", "%", "5.0", "%"]
-    assert any("38.2 clips/s  data wait 2%" in line for line in lines)
+    assert any("38.2 clips/s  data wait 2 %" in line for line in lines)
 
 
 def test_lines_break_between_words_and_paths_stay_whole() -> None:

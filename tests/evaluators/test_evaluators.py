@@ -189,6 +189,17 @@ def test_knn_with_fewer_videos_than_neighbours():
     vectors, labels = blobs(5, 2, 10.0, 2)
     scores = KNN(k=20).class_scores(LabelledFeatures(vectors, labels, 2), vectors, torch.Generator())
     assert scores.shape == (5, 2)
+    said: list[str] = []
+    views = vectors[:, None].expand(-1, 2, -1)
+    test = blobs(4, 2, 10.0, 3)
+    for k, average in ((4, "features"), (9, "scores"), ((2, 5, 7), "features"), (10, "scores")):
+        probe(KNN(k=k), (views, labels), test, average=average, say=said.append)
+    assert said == [
+        "label 'class': k=5, k=7: all 5 training samples vote, the nearer the more; fewer do with a smaller "
+        "evaluator.k",
+        "label 'class': k=10: all 10 training samples vote, the nearer the more; fewer do with a smaller "
+        "evaluator.k",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import re
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -412,7 +413,8 @@ def test_files_of_scores_are_read_compared_and_drawn(tmp_path: Path, monkeypatch
     assert row["measure"] == "R2"
     assert float(row["mae"]) == scores["trained"][1].mae
     row = run_row(RunFolder(Path("runs/good-0")))
-    assert row["toy.trained.objects"] == scores["trained"][0].top1
+    assert row["toy.trained.objects.mAP"] == scores["trained"][0].top1
+    assert row["toy.trained.target:speed.R2"] == scores["trained"][1].top1
     assert write_report(["runs/good-0", "runs/bad-0"], out="page.html", console=console) == 0
     page = Path("page.html").read_text()
     assert "objects mAP" in page
@@ -447,6 +449,17 @@ def test_a_list_of_sets_and_targets_is_scored_by_the_commands(tmp_path: Path, mo
     assert place.mae is not None
     assert place.mae < 3
     assert sees.top1 > sees.chance
+    probe = ", ".join(word.removeprefix("data.").replace("=", ": ", 1) for word in (*data, views))
+    recipe = recipe_text("classification").replace("augment:", f"  probe: {{{probe}}}\naugment:")
+    Path("toy.yaml").write_text(recipe)
+    assert main(["train", "toy.yaml", "schedule.steps=2", "run.knn_every_steps=2"]) == 0
+    monitored = re.search("kNN: sees_mAP (.*) %  target:place_R2 (.*) %$", capsys.readouterr().out, re.M)
+    metrics = [
+        json.loads(line) for line in Path("runs/classification/metrics.jsonl").read_text().splitlines()
+    ]
+    found = {key: value for record in metrics for key, value in record.items() if key.startswith("knn_")}
+    assert [f"{100 * value:.1f}" for value in found.values()] == [*monitored.groups()]
+    assert [*found] == ["knn_sees_mAP", "knn_target:place_R2"]
     assert main([*words, "--protocol", "attentive"]) == 2
     assert "takes one class a video" in capsys.readouterr().err
     assert not list(Path("runs/pixels").rglob("*patches*"))  # refused before any were computed

@@ -9,18 +9,23 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vidssl import api as v
 from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import load_recipe
 from vidssl.engine.checkpoint import FORMAT, read_checkpoint
+from vidssl.errors import UsageError
+from vidssl.evaluators.features import FeatureTable
+from vidssl.train import monitors
 
 WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
 TOKENIZER = f"""
@@ -153,7 +158,7 @@ def test_train_says_what_was_learned_draws_it_and_names_what_comes_next(said):
     assert said.endswith("Next: vidssl eval runs/bevt --protocol linear\n")
     assert Path("runs/bevt/pictures/reconstruction-step-000006.png").stat().st_size > 1000
     assert "Picture: runs/bevt/pictures/reconstruction-step-000006.png" in said
-    assert re.search(r"^step 6/6  0 s left  accuracy_video [\d.]+ %.* clips/s  .*data wait \d+%", said, re.M)
+    assert re.search(r"^step 6/6  0 s left  accuracy_video [\d.]+ %.* clips/s  .*data wait \d+ %", said, re.M)
     assert re.search(
         r"^step 4, held-out videos: hidden ids of clips [\d.]+ % \(the most frequent id", said, re.M
     )
@@ -257,6 +262,32 @@ def test_a_knn_probe_in_the_course_of_a_run_is_what_eval_finds_and_changes_nothi
     assert main(["eval", "runs/watched", "--protocol", "knn", "evaluator.k=200"]) == 0
     scores = json.loads(Path("runs/watched/scores/knn-step-000006.json").read_text())["scores"]["trained"]
     assert {f"knn_{row['label']}": row["top1"] for row in scores}.items() <= probes[1].items()
+
+
+@pytest.mark.parametrize("fault", ["not finite", "none of the 24 samples can be read"])
+def test_a_knn_probe_that_finds_nothing_ends_no_training(fault, monkeypatch, capsys):
+    real = monitors.extract
+
+    def broken(encoder: nn.Module, *others: object, **how: object) -> FeatureTable:
+        table = real(encoder, *others, **how)
+        if fault == "not finite":
+            return replace(table, vectors=torch.full_like(table.vectors, torch.nan))
+        raise UsageError(fault)
+
+    monkeypatch.setattr(monitors, "extract", broken)
+    name = f"unscored-{fault[:4].strip()}"
+    assert main(["train", "bevt.yaml", f"name={name}", "run.knn_every_steps=3"]) == 0
+    assert capsys.readouterr().out.count("The kNN probe finds nothing, and training goes on: ") == 2
+    events = [json.loads(line) for line in Path(f"runs/{name}/events.jsonl").read_text().splitlines()]
+    assert [(event["step"], event["kind"], fault in event["text"]) for event in events] == [
+        (3, "unscored", True),
+        (6, "unscored", True),
+    ]
+    watched, plain = (
+        read_checkpoint(Path(f"runs/{run}/checkpoints/step-000006.safetensors")).encoder
+        for run in (name, "bevt")
+    )
+    torch.testing.assert_close(watched, plain, atol=0, rtol=0)
 
 
 def test_a_knn_probe_needs_videos_and_something_to_probe(capsys):

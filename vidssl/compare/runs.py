@@ -284,9 +284,9 @@ def runs_table(
 def run_row(run: runfolder.RunFolder, *, settings: bool = False) -> dict[str, Cell]:
     """What is known of a run: column -> value.
 
-    Scores stand under ``PROTOCOL.NETWORK.LABEL`` (with the setting behind it where there is one), in [0, 1]:
-    top-1, or where classes are unbalanced the mean over them. What is missing is left out; what is damaged
-    too, and named under ``damaged``.
+    Scores stand under ``PROTOCOL.NETWORK.LABEL`` (behind it mAP or R2, and the setting, where there is one),
+    as fractions: top-1, or where classes are unbalanced the mean over them. What is missing is left out; what
+    is damaged too, and named under ``damaged``.
     """
     damaged: list[str] = []
 
@@ -312,7 +312,7 @@ def run_row(run: runfolder.RunFolder, *, settings: bool = False) -> dict[str, Ce
     for file in files:
         for network, scores in file.scores.items():
             for score in scores:
-                words = (file.name, network, score.label, score.setting)
+                words = (file.name, network, score.label, score.measure_named, score.setting)
                 order = "" if score.frames == "normal" else f".{score.frames}"
                 column = ".".join(filter(None, words)) + order
                 row[column] = score.class_mean if score.unbalanced else score.top1

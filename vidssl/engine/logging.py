@@ -122,8 +122,9 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
 
 def format_metric(name: str, value: float) -> str:
     """A metric's value as it is shown: shares in percent, rates in powers of ten."""
-    if "accuracy" in name or name.endswith("_share") or name.startswith(("most_frequent", "copy_nearest")):
-        return f"{100 * value:.1f}%"
+    shares = ("most_frequent", "copy_nearest", "knn_")
+    if "accuracy" in name or name.endswith("_share") or name.startswith(shares):
+        return f"{100 * value:.1f} %"
     if name == "lr":
         return f"{value:.2e}"
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:.0f}"
@@ -414,7 +415,9 @@ class TrainDisplay:
 
     def probed(self, done: int, found: Mapping[str, float]) -> None:
         """Shows what probes in the course of the run find."""
-        numbers = "  ".join(f"{name.removeprefix('knn_')} {value:.1%}" for name, value in found.items())
+        numbers = "  ".join(
+            f"{name.removeprefix('knn_')} {format_metric(name, value)}" for name, value in found.items()
+        )
         self._probed = f"step {done}, kNN: {numbers}"
         self._show(self._probed)
 
@@ -460,7 +463,7 @@ class TrainDisplay:
         waits = {"data wait": means.get("data_wait_share")}
         if means.get("off_cpu_share", 0.0) >= _NOTABLE:
             waits["without a CPU"] = means["off_cpu_share"]
-        return rates + [f"{name} {share:.0%}" for name, share in waits.items() if share is not None]
+        return rates + [f"{name} {100 * share:.0f} %" for name, share in waits.items() if share is not None]
 
     def _losses(self) -> list[str]:
         """And accuracies, but for those of the yardsticks."""

@@ -133,8 +133,8 @@ def slow_machine(off_cpu_share: float) -> str:
     if off_cpu_share < _HELD_UP or load < cpus + 0.5:
         return ""
     return (
-        f"The machine is slow, not the data: other processes had the CPU for {off_cpu_share:.0%} of the time "
-        f"(load {load:.1f} on {cpus} CPUs)"
+        f"The machine is slow, not the data: other processes had the CPU for {100 * off_cpu_share:.0f} % of "
+        f"the time (load {load:.1f} on {cpus} CPUs)"
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vidssl.errors import UsageError
+from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Evaluator, Fits, LabelledFeatures, LabelledPatches
 from vidssl.interfaces.pretrained import Recorded
 
@@ -134,7 +134,7 @@ class KNN(Evaluator, Fits):
     ) -> None:
         """
         Args:
-            k: neighbours that vote; all of them where the training set is smaller. Several give a row each.
+            k: neighbours that vote; all, which a line says, where there are no more. Several give a row each.
             temperature: a neighbour of similarity s votes exp(s / temperature).
             backend: what searches, exactly in any case: "faiss", plain "torch", or "auto", faiss wherever it
                 is there and can. Each on the GPU where the features are there.
@@ -149,6 +149,12 @@ class KNN(Evaluator, Fits):
             raise ValueError(f"temperature must be at least {LOWEST_TEMPERATURE}, got {temperature}")
         self.temperature = temperature
         self.backend = backend
+
+    def remark(self, num_train: int) -> str:
+        """Names each k that leaves no training sample out."""
+        whole = ", ".join(f"k={k}" for k in self.several if k >= num_train)
+        samples = counted(num_train, "training sample", verb="vote")
+        return whole and f"{whole}: all {samples}, the nearer the more; fewer do with a smaller evaluator.k"
 
     def class_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator
@@ -221,6 +227,11 @@ class Retrieval(Evaluator):
         self.k = k
         self.centre = centre
         self.backend = backend
+
+    def remark(self, num_train: int) -> str:
+        """Names each k that leaves no gallery video out."""
+        whole = ", ".join(f"R@{k}" for k in self.k if k >= num_train)
+        return whole and f"{whole}: of a gallery of {num_train}, in which every class is found by any network"
 
     def class_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator

@@ -254,6 +254,11 @@ class Score:
         """Whether each video was given one class; retrieval finds only whether the right one was found."""
         return self.chance is not None and self.measure == "top-1"
 
+    @property
+    def measure_named(self) -> str:
+        """``mAP`` or ``R2``; empty for accuracies, and for masks, whose labels are their measures."""
+        return self.measure if self.measure in ("mAP", "R2") else ""
+
 
 def score(
     scores: Tensor,
@@ -404,7 +409,7 @@ def probe(
         seed: of what the evaluator draws: held-out parts, initial weights, orders.
         few_labels: amounts of labelled videos to learn from, a row each; None for all.
         overlap: whether test videos that are in train too are an error.
-        say: gets a line for each label that is left out, with why.
+        say: gets a line for each label that is left out, with why, and for ``Evaluator.remark``.
 
     Raises:
         UsageError: if there are such videos, or train and test share no label; a ``LabelError`` if none of
@@ -423,7 +428,12 @@ def probe(
         return _of_label(evaluator, train, test, label, average=average, seed=seed, few_labels=few_labels)
 
     found = of_labels(evaluator, shared, of, say, single="few_labels" if few_labels else "")
-    return list(chain.from_iterable(found.values()))
+    scores = list(chain.from_iterable(found.values()))
+    views = 1 if average == "features" else train.vectors.shape[1]
+    for label, count in dict.fromkeys((score.label, score.num_train * views) for score in scores):
+        if remark := evaluator.remark(count):
+            say(f"label '{label}': {remark}")
+    return scores
 
 
 def _together(

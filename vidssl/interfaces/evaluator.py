@@ -56,6 +56,10 @@ class Evaluator(Shown, ABC):
         """
         return self, ""
 
+    def remark(self, num_train: int) -> str:
+        """What to know of scores that so many samples were learned from for; by default an empty text."""
+        return ""
+
     @abstractmethod
     def class_scores(
         self, train: LabelledFeatures, test_vectors: Tensor, generator: torch.Generator

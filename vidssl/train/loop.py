@@ -159,10 +159,12 @@ def train_steps(fixed: Fixed, moving: Moving) -> TrainResult:
             _log(fixed, done, {f"test_{key}": value for key, value in tested.items()})
             display.tested(done, tested)
         if fixed.monitor is not None and run.knn_every_steps and done % run.knn_every_steps == 0:
-            found = json.loads(world.from_first(partial(_monitored, fixed.monitor)))
+            found, failed = json.loads(world.from_first(partial(_monitored, fixed.monitor)))
             if found:
                 _log(fixed, done, found)
                 display.probed(done, found)
+            if failed:
+                _say(fixed, done, "unscored", f"The kNN probe finds nothing, and training goes on: {failed}")
 
         # save
         if due or stopped or collapse:
@@ -204,17 +206,12 @@ def _guard(fixed: Fixed, moving: Moving) -> Guard:
         world=fixed.world.size,
     )
 
-    def say(step: int, text: str) -> None:
-        if fixed.world.first:
-            fixed.folder.note(step, "skipped", text)
-        fixed.display.say(text)
-
     return Guard(
         moving.objective,
         moving.generator,
         moving.skips,
         most_in_a_row=fixed.run.max_skipped_steps,
-        say=say,
+        say=lambda step, text: _say(fixed, step, "skipped", text),
         capture=partial(save_capture, fixed.folder, fixed.streams, conditions),
         agree=fixed.world.any,
         state=lambda: whole(moving.objective.state_dict()),
@@ -234,14 +231,23 @@ def _means(fixed: Fixed, moving: Moving, step: int) -> dict[str, float]:
 def _look(fixed: Fixed, moving: Moving, done: int, metrics: Mapping[str, float]) -> str:
     """Reports signs of collapse; the first of them if the run is to stop for it, or an empty text."""
     signs = moving.watch.look(done, fixed.plan.total_steps, metrics)
-    for sign in signs if fixed.world.first else ():
-        fixed.folder.note(done, "collapse", sign)
-        fixed.display.say(sign)
+    for sign in signs:
+        _say(fixed, done, "collapse", sign)
     return signs[0] if signs and fixed.run.on_collapse == "stop" else ""
 
 
 def _monitored(monitor: Monitor) -> str:
-    return json.dumps(dict(monitor()))
+    """What it finds, and why it finds nothing: features that are not finite, say, which ends no training."""
+    try:
+        return json.dumps([dict(monitor()), ""])
+    except UsageError as error:
+        return json.dumps([{}, str(error)])
+
+
+def _say(fixed: Fixed, step: int, kind: str, text: str) -> None:
+    if fixed.world.first:
+        fixed.folder.note(step, kind, text)
+    fixed.display.say(text)
 
 
 def _log(fixed: Fixed, done: int, metrics: Mapping[str, float]) -> None:

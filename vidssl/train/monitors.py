@@ -58,28 +58,36 @@ class KnnMonitor:
         self._say = cache(_log.warning)  # each line once
 
     def __call__(self) -> dict[str, float]:
-        """``knn_LABEL``, the share of test videos classified right, of labels that can be scored."""
+        """Of labels that can be scored: ``knn_LABEL``, the share of test videos classified right, or
+        ``knn_LABEL_mAP`` or ``knn_LABEL_R2``.
+
+        Raises:
+            UsageError: if no video of a part can be read, or features are not finite.
+        """
         modes: dict[nn.Module, bool] = {module: module.training for module in self._encoder.modules()}
-        tables = [
-            extract(
-                self._encoder,
-                source,
-                self._views,
-                tokenizer=self._tokenizer,
-                workers=self._workers,
-                device=self._device,
-                autocast=self._autocast,
-            )
-            for source in (self._train, self._test)
-        ]
-        for module, mode in modes.items():
-            module.training = mode
+        try:
+            tables = [
+                extract(
+                    self._encoder,
+                    source,
+                    self._views,
+                    tokenizer=self._tokenizer,
+                    workers=self._workers,
+                    device=self._device,
+                    autocast=self._autocast,
+                )
+                for source in (self._train, self._test)
+            ]
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
         try:
             scores = probe(KNN(k=K, temperature=TEMPERATURE), tables[0], tables[1], say=self._say)
         except LabelError as error:
             self._say(f"the kNN probe scores no label: {error}")
             return {}
-        return {f"knn_{score.label}": score.top1 for score in scores}
+        names = ("_".join(filter(None, ("knn", score.label, score.measure_named))) for score in scores)
+        return dict(zip(names, (score.top1 for score in scores), strict=True))
 
 
 @torch.no_grad()
