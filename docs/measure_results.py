@@ -16,6 +16,7 @@ that are run. Runs of one recipe are called NAME-SEED (in the folder of a grid N
 
 import argparse
 import json
+import math
 import re
 import subprocess
 from collections.abc import Sequence
@@ -202,6 +203,7 @@ def chart(folders: Sequence[Path]) -> str:
     found = [by_label(row.runs, protocol) for row in rows]
     first = scores_of(rows[0].runs[0], protocol)
     chances = {score.label: score.chance or 0.0 for score in first.scores["trained"]}
+    measures = {score.label: score.measure_named for score in first.scores["trained"]}
     alike = len({row.condition for row in rows}) == 1
     names = [
         ", ".join(filter(None, (METHODS.get(row.method, (row.method,))[0], "" if alike else row.condition)))
@@ -213,22 +215,27 @@ def chart(folders: Sequence[Path]) -> str:
         for place, name in enumerate(names)
     ]
     for column, (label, chance) in enumerate(chances.items()):
-        left = left_of_all + column * (PANEL + 20)
+        left, measure = left_of_all + column * (PANEL + 20), measures[label]
+        shown = [[over_seeds(scores[name][label]) for name in ("trained", "untrained")] for scores in found]
+        # the end of the scale, in whole tenths: R2 has values below 0
+        ends = [min(mean - half, start) for (mean, half), (start, _) in shown] if measure == "R2" else []
+        least = math.floor(10 * min([0.0, *ends])) / 10
+
+        def at(value: float, left: int = left, least: float = least) -> float:
+            return left + PANEL * (min(1.0, max(least, value)) - least) / (1 - least)
+
         parts.append(
-            f'<text x="{left}" y="{TOP - 12}" font-weight="bold">{label}, %</text>'
+            f'<text x="{left}" y="{TOP - 12}" font-weight="bold">{f"{label} {measure}".strip()}, %</text>'
             f'<rect x="{left}" y="{TOP}" width="{PANEL}" height="{bottom - TOP}" fill="none" stroke="#bbb"/>'
-            f'<path d="M{left + PANEL * chance:.1f} {TOP}V{bottom}" stroke="#777" stroke-dasharray="3,3"/>'
-            f'<text x="{left}" y="{bottom + 16}">0</text>'
+            f'<path d="M{at(chance):.1f} {TOP}V{bottom}" stroke="#777" stroke-dasharray="3,3"/>'
+            f'<text x="{left}" y="{bottom + 16}">{100 * least:.0f}</text>'
             f'<text x="{left + PANEL}" y="{bottom + 16}" text-anchor="end">100</text>'
         )
-        for place, scores in enumerate(found):
+        for place, (scores, ((mean, half), (start, _))) in enumerate(zip(found, shown, strict=True)):
             y = TOP + ROW * (place + 0.5)
-            (mean, half), (start, _) = (over_seeds(scores[name][label]) for name in ("trained", "untrained"))
             won = "#1a7f37" if mean >= start else "#cf222e"
             colour = won if apart(scores["trained"][label], scores["untrained"][label]) else "#888"
-            a, b, low, high = (
-                left + PANEL * min(1.0, max(0.0, x)) for x in (start, mean, mean - half, mean + half)
-            )
+            a, b, low, high = map(at, (start, mean, mean - half, mean + half))
             parts.append(
                 f'<line x1="{a:.1f}" x2="{b:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>'
                 f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="6" '

@@ -61,10 +61,14 @@ def test_a_damaged_file_of_one_run_spoils_no_table(file: str, content: bytes, ca
     assert "damaged:" in capsys.readouterr().out
 
 
-def test_parquet_has_one_type_a_column() -> None:
+def test_parquet_has_one_type_a_column(capsys: pytest.CaptureFixture[str]) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     (Path("runs/a") / "metrics.jsonl").write_text('{"step": 3, "loss": 2}\n')
     runs_table(parquet="runs.parquet")
+    assert "is replaced" not in capsys.readouterr().out
+    runs_table(parquet="runs.parquet")
+    replaced = "runs.parquet: is there already, and is replaced; name another with --parquet to keep it"
+    assert replaced in " ".join(capsys.readouterr().out.split())
     table = parquet.read_table("runs.parquet").to_pydict()
     assert table["loss"] == [2.0, 1.5]
     assert table["seed"] == [0, 1]

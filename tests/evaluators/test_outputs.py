@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os
 import re
 from dataclasses import replace
 from functools import cache, partial
@@ -14,6 +15,7 @@ import pytest
 import torch
 from recordings import write_takes
 from rich.console import Console
+from safetensors.torch import save_file
 from score_files import write_scores
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import average_precision_score, mean_absolute_error, r2_score
@@ -26,15 +28,21 @@ from vidssl.config.few_labels import FewLabels
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.evaluate.report import class_lines, classes_of, score_tables, verdict
-from vidssl.evaluate.score_file import read_scores
+from vidssl.evaluate.score_file import kept_probes, read_scores
 from vidssl.evaluators.attentive import Attentive
-from vidssl.evaluators.differences import findings, network_differences, tested_videos as videos_of
+from vidssl.evaluators.differences import (
+    LabelledVideos,
+    detectable,
+    findings,
+    network_differences,
+    tested_videos as videos_of,
+)
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.fitted import fit_probes
 from vidssl.evaluators.held_out import folds
 from vidssl.evaluators.knn import KNN, Retrieval
 from vidssl.evaluators.linear import Linear, LinearSGD, fit_ridge
-from vidssl.evaluators.scores import labelled_rows, probe, samples_of
+from vidssl.evaluators.scores import Score, labelled_rows, probe, samples_of
 from vidssl.evaluators.statistics import explained, mean_average_precision, mean_of
 from vidssl.interfaces import Evaluator
 from vidssl.tools.report import write_report
@@ -88,6 +96,33 @@ def test_intervals_are_those_of_a_bootstrap_over_groups():
     found, alone = mean_of(added, groups), mean_of(added)
     assert (found.high - found.low) / 4 == pytest.approx(spread, rel=0.15)
     assert alone.high - alone.low < 0.7 * (found.high - found.low)
+
+
+def test_a_difference_of_map_is_at_most_100_points_and_of_r2_any():
+    first = Score(
+        label="objects", measure="mAP", top1=1.0, low=0.0, high=1.0, class_mean=1.0, chance=0.1, num_train=4,
+        num_test=4, added=(1.0, 1.0, 1.0, 1.0),
+    )  # fmt: skip
+    second = replace(first, top1=0.5, added=(-1.5, 1.0, 1.5, 1.0))
+    videos = LabelledVideos([0] * 4)
+    found = videos.difference(first, second.added, first.added)
+    of_r2 = videos.difference(replace(first, measure="R2"), second.added, first.added)
+    assert (found.mean, found.high) == (0.5, 1.0)
+    assert of_r2.high > 2
+    assert (of_r2.low, of_r2.p) == (pytest.approx(0.5 - (of_r2.high - 0.5)), found.p)
+    scores, tested = {"a": [first], "b": [second]}, {"objects": videos}
+    (each,) = network_differences(scores, tested)
+    # of four videos 2.8 standard errors, though the interval ends at 100 points
+    assert detectable(scores, tested, each) == pytest.approx((of_r2.high - of_r2.low) / 3.92 * 2.8, rel=0.01)
+
+
+def test_kept_probes_are_told_apart_by_their_whole_label(tmp_path):
+    for time, name in enumerate(("linear-left-hand", "linear-right-hand", "knn-right-hand")):
+        path = tmp_path / f"{name}-step-000002.probe.safetensors"
+        save_file({"x": torch.zeros(1)}, path, metadata={"label": name.partition("-")[2]})
+        os.utime(path, (time, time))
+    found = kept_probes(tmp_path, "step-000002")
+    assert [path.name.partition("-step")[0] for path in found] == ["knn-right-hand", "linear-left-hand"]
 
 
 def table(vectors, cells, prefix="v", **others):

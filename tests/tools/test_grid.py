@@ -196,6 +196,15 @@ def test_commands_run_one_after_another_up_to_the_first_that_fails() -> None:
     assert [line for line in log.read_text().splitlines() if not line.startswith("$")] == ["ran 0", "ran 3"]
 
 
+def test_tables_refuse_what_they_would_not_heed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run.device=cpu", "name=other", "seeds=[0]", "--jobs", "2", "--eval", "evaluator.k=3"]
+    assert cli.main(["grid", "targets", "--tables", *words]) == 2
+    named = "run.device=cpu, seeds=[0], --jobs, --eval: --tables shows what was trained and scored, as it was"
+    assert named in capsys.readouterr().err
+    assert cli.main(["grid", "targets", "--tables", "name=other"]) == 2
+    assert "runs/other: no grid was begun in it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_after_a_signal_the_run_under_way_has_the_time_to_save(number: signal.Signals) -> None:
     child = (

@@ -151,6 +151,13 @@ def test_steps_are_whole_numbers_below_a_single_one() -> None:
     assert all(tick == round(tick) for tick in axes.get_xticks())
 
 
+def test_numbers_beside_an_axis_are_the_values_without_an_offset() -> None:
+    figure = curves_chart({"loss": [Curve("run", [1, 2], [-2.24901, -2.24899])]})
+    figure.canvas.draw()
+    assert not figure.axes[0].yaxis.get_offset_text().get_text()
+    assert all(label.get_text().startswith("−2.24") for label in figure.axes[0].get_yticklabels())
+
+
 def test_what_cannot_be_reported_is_named() -> None:
     with pytest.raises(UsageError, match="takes runs"):
         write_report([])

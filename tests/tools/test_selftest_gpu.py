@@ -109,8 +109,11 @@ def test_mistakes_are_one_line(words: list[str], said: str, capsys: pytest.Captu
 
 def test_a_part_runs_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--device", "cpu", "--only", "nvdec", "--seconds", "300", "--out", "found.json"]
+    Path("found.json").touch()
     assert main(["selftest", "gpu", *words]) == 0
-    assert "NOT A GPU" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "NOT A GPU" in said
+    assert "found.json: is there already, and is replaced" in said
     found = json.loads(Path("found.json").read_text())
     assert [row["part"] for row in found["rows"]] == ["nvdec"]
     assert found["rows"][0]["status"] in ("ok", "absent")

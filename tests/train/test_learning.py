@@ -1,6 +1,7 @@
 """Whether the laptop recipes learn what they learned: ``pytest -m learning``, half an hour on two cores."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,7 +111,9 @@ def test_two_grids_come_to_one_table_and_one_chart(tmp_path: Path, monkeypatch: 
         return SimpleNamespace(
             step=300,
             scores={
-                network: [SimpleNamespace(label="texture", top1=top1, chance=0.17, num_test=1000)]
+                network: [
+                    SimpleNamespace(label="texture", top1=top1, chance=0.17, num_test=1000, measure_named="")
+                ]
                 for network, top1 in rows
             },
         )
@@ -128,6 +131,36 @@ def test_two_grids_come_to_one_table_and_one_chart(tmp_path: Path, monkeypatch: 
     assert [
         drawn.index(name) for name in ("BEVT, 300 steps", "BEVT, equal compute", "SVT, 200 steps")
     ] == sorted(drawn.index(name) for name in ("BEVT, 300 steps", "BEVT, equal compute", "SVT, 200 steps"))
+
+
+def test_a_chart_names_its_measure_and_has_room_for_numbers_below_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scores(run: Path, protocol: str) -> SimpleNamespace:
+        of = {"num_test": 1000, "chance": 0.0}
+        rows = {"trained": 0.5, "untrained": -0.75}
+        return SimpleNamespace(
+            scores={
+                network: [
+                    SimpleNamespace(label="speed", measure_named="R2", top1=top1, **of),
+                    SimpleNamespace(label="digit", measure_named="", top1=0.0, **of),
+                ]
+                for network, top1 in rows.items()
+            }
+        )
+
+    monkeypatch.setattr("docs.measure_results.scores_of", scores)
+    drawn = chart([scored(tmp_path, "bevt-0", 0.5, -0.75)])
+    assert re.findall(r">([^<>]* %)<", drawn) == ["speed R2, %", "digit, %"]
+    assert re.findall(r">(-?\d+)<", drawn) == ["-80", "100", "0", "100"]
+    dashed, ring, disc = (
+        float(x)
+        for x in (
+            re.search(p, drawn)[1]
+            for p in ('d="M([0-9.]+)', 'cx="([0-9.]+)" cy="56.0" r="4"', 'r="4".*?cx="([0-9.]+)"')
+        )
+    )
+    assert (disc - dashed) / (dashed - ring) == pytest.approx(0.5 / 0.75, rel=0.02)
 
 
 def test_seeds_that_tie_do_not_make_means_apart() -> None:

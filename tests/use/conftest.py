@@ -1,6 +1,8 @@
 """Tiny runs that several tests use: one of VideoMAE's objective, one finetuned; made once."""
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,16 +35,34 @@ run: {{workers: 0, device: cpu, log_every_steps: 1, checkpoint_every_steps: 2, t
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A working folder with ``runs/tiny``, and ``videos`` of 31, 10 and 6 frames at 30 fps."""
-    folder = tmp_path_factory.mktemp("world")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("VIDSSL_CACHE", str(folder / "cache"))
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``world`` is a copy of."""
+    folder = tmp_path_factory.mktemp("trained")
+    with inside(folder):
         (folder / "tiny.yaml").write_text(RECIPE)
         assert main(["train", "tiny.yaml"]) == 0
         for name, length in {"long": 31, "middle": 10, "short": 6}.items():
             write_clip(folder / "videos" / f"{name}.mp4", length)
+    return folder
+
+
+@contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("VIDSSL_CACHE", str(folder / "cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder with ``runs/tiny``, and ``videos`` of 31, 10 and 6 frames at 30 fps.
+
+    Each file of tests has one, as they leave protocols, scores and probes there.
+    """
+    folder = tmp_path_factory.mktemp("world")
+    shutil.copytree(trained, folder, dirs_exist_ok=True)
+    with inside(folder):
         yield folder
 
 

@@ -99,3 +99,12 @@ def test_a_model_of_transformers_is_named_by_its_own_word(
         v.load("hf:videomae")
     assert main(["eval", "hf:videomae", "--protocol", "knn"]) == 2
     assert "name it transformers:videomae" in capsys.readouterr().err
+
+
+def test_a_report_reads_the_features_of_a_run_once(
+    pushed: Path, tiny: Path, capsys: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    assert main(["report", str(tiny), "-o", "page.html"]) == 0
+    assert capsys.readouterr().out.count("features read from") == 2  # of train and of test

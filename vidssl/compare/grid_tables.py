@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations, product
 from pathlib import Path
 
@@ -217,10 +217,7 @@ class ProtocolTable:
         score = self.score(key)
         if len(self.seeds) > 1:
             found = method_difference(one, other, videos.classes(score), videos.groups)
-            if score.measure == "R2":
-                return found
-            # a difference of accuracies has ends; of two seeds that hardly differ an interval by t has none
-            return found and replace(found, low=max(found.low, -most), high=min(found.high, most))
+            return found and found.within(score.measure, most)
         return videos.difference(score, one[0], other[0])
 
     def _head(self, key: RowKey) -> str:

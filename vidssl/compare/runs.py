@@ -5,6 +5,7 @@ import io
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -272,6 +273,8 @@ def runs_table(
     if not rows:
         raise UsageError(f"no run below {Path(folder).resolve()}: 'vidssl runs FOLDER' looks elsewhere")
     if parquet is not None:
+        other = "name another with --parquet"
+        process.check_writable(Path(parquet), other, partial(print_line, console))
         _write_parquet(rows, Path(parquet))
         print_line(console, f"Table: {parquet} ({len(rows)} x {len(_columns(rows))})")
     if as_csv:

@@ -503,6 +503,7 @@ def _over_seeds(first: RunGroup, other: RunGroup) -> _Pair:
             shown = shown or f", {videos.shown()}"
         else:
             found = by_seeds  # of draws only the first one's answers are kept
+        found = found and found.within(one.measure)
         if by_seeds is None:
             tie = "; Welch: no p where the seeds of both tie"
         p = "-" if by_seeds is None else p_cell(by_seeds.p)

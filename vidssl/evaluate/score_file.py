@@ -17,6 +17,7 @@ from vidssl.config.protocol import FinetuneProtocol, FrameOrder, Protocol
 from vidssl.config.strict_yaml import dump_flow, parse, plain
 from vidssl.data.sources.listing import group_of
 from vidssl.engine import process, runfolder
+from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.facts import HIGHEST, Row, parsed
 from vidssl.engine.logging import print_line
 from vidssl.errors import UsageError
@@ -413,7 +414,7 @@ def keep_probes(
     say = partial(print_line, console)
     found = fit_probes(evaluator, train, test, protocol.average, subject.spec.seed, say)
     for label, (module, classes) in found.items():
-        path = subject.scores / f"{protocol.name}-{label}-{subject.stem}{ENDING}"
+        path = subject.scores / f"{protocol.name}-{label.replace('/', '_')}-{subject.stem}{ENDING}"
         kept = FittedProbe(
             module=module,
             kind=evaluator.score_kind,
@@ -433,6 +434,5 @@ def kept_probes(scores: Path, stem: str) -> list[Path]:
     newest: dict[str, Path] = {}
     found = [path for path in scores.glob(f"*{ENDING}") if path.name.endswith(f"-{stem}{ENDING}")]
     for path in sorted(found, key=lambda path: path.stat().st_mtime):
-        label = path.name.removesuffix(f"-{stem}{ENDING}").rpartition("-")[2]
-        newest[label] = path
+        newest[read_tensors(path)[0].get("label", path.name)] = path
     return sorted(newest.values())

@@ -38,7 +38,7 @@ class LabelledVideos:
     def difference(self, like: Score, one: ArrayLike, other: ArrayLike) -> statistics.Difference:
         """How much better the second of two networks is, by what ``right`` gives; ``like``: a row."""
         if like.added:
-            return statistics.mean_of(np.subtract(other, one), self.groups)
+            return statistics.mean_of(np.subtract(other, one), self.groups).within(like.measure)
         return statistics.paired_difference(one, other, self.classes(like), self.groups)
 
     def classes(self, score: Score) -> Sequence[int] | None:
@@ -155,7 +155,8 @@ def detectable(
     first, second = (rows[place] for rows in scores.values())
     videos = tested[first.label]
     if first.added:  # (z of the level + z of the power) standard errors
-        return (each.found.high - each.found.low) / (2 * statistics.Z) * (statistics.Z + statistics.POWER_Z)
+        found = statistics.mean_of(np.subtract(first.added, second.added), videos.groups)
+        return (found.high - found.low) / (2 * statistics.Z) * (statistics.Z + statistics.POWER_Z)
     return statistics.detectable_difference(
         videos.right(second), videos.right(first), videos.classes(first), videos.groups
     )

@@ -6,7 +6,7 @@ classes instead of the fraction of videos. docs/measure_statistics.py measures h
 and the tests reject."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -57,6 +57,12 @@ class Difference:
     def sign(self) -> str:
         """``+`` or ``-`` where the second is better or worse."""
         return "" if self.mean == 0 else "-" if self.mean < 0 else "+"
+
+    def within(self, measure: str, most: float = 1.0) -> "Difference":
+        """The same with an interval that ends at ``most``, as all differences do but those of R2."""
+        if measure == "R2":
+            return self
+        return replace(self, low=max(self.low, -most), high=min(self.high, most))
 
 
 def wilson_interval(right: float, total: float, z: float = Z) -> tuple[float, float]:

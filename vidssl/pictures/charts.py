@@ -193,6 +193,7 @@ def curves_chart(panels: Mapping[str, Sequence[Curve]]) -> "Figure":
             axes.set_title(f"{metric}, held out dashed and hollow" if dashed else metric)
             axes.grid(alpha=0.2, color=_INK)
             axes.locator_params(axis="x", integer=True, min_n_ticks=1)
+            axes.ticklabel_format(useOffset=False)  # "1e-5-2.249" above the axis is no number that one reads
             axes.set_xlabel("step")
         _legend(figure, names)
     return figure

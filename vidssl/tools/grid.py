@@ -226,7 +226,7 @@ def run_grid(
         name: file or name of a grid.
         overrides: as for ``load_grid``.
         out: folder that the grid's own lies in.
-        tables_only: train nothing; show what there is.
+        tables_only: train nothing; show what there is, which only ``name=`` chooses.
 
     Returns:
         Exit code: 0; 1 where a run failed; 130 where one was stopped.
@@ -239,6 +239,12 @@ def run_grid(
     runfolder.check_name(grid.spec.name)
     folder = Path(out) / grid.spec.name
     if tables_only:
+        ignored = [word for word in overrides if not word.startswith("name=")]
+        for name, default in vars(Execution()).items():
+            if vars(execution)[name] != default:
+                ignored.append({"evaluation": "--eval", "parameters": "--job"}.get(name, f"--{name}"))
+        if ignored:
+            raise UsageError(f"{', '.join(ignored)}: --tables shows what was trained and scored, as it was")
         return show_tables(folder, console)
     protocols = _check(grid, execution)
     runner = on_this_machine(execution.jobs, execution.processes)

@@ -3,9 +3,9 @@
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,7 @@ from vidssl.evaluate import evaluate, score_file
 from vidssl.evaluators.differences import RowKey
 from vidssl.evaluators.statistics import LEVEL, Difference, holm, mean_over_seeds, method_difference
 from vidssl.pictures import charts, clips, show
-from vidssl.pictures.features import embedding, neighbour_pages, neighbour_strips, run_features
+from vidssl.pictures.features import RunFeatures, embedding, neighbour_pages, neighbour_strips, run_features
 from vidssl.pictures.pages import animation, webp
 from vidssl.tools.watch import read_curves
 
@@ -439,15 +439,15 @@ def picture_sections(
     """Clips with what was hidden and filled in, neighbours and maps: what each run can be drawn by."""
     made: dict[str, tuple[list[Figured], list[str]]] = {}
     for run in runs[:MOST_DRAWN]:
-        name = names[str(run)]
+        name, features = names[str(run)], cache(partial(_features, run, trust, console))
         for title, draw in (
             (
                 "Clips: what was hidden, and what was filled in",
                 partial(_clips, run, "reconstruction", trust, console),
             ),
             ("Clips: where the class token looks", partial(_clips, run, "attention", trust, console)),
-            ("Nearest neighbours of test videos", partial(_neighbours, run, trust, console)),
-            ("Map of test videos", partial(_map, run, trust, console)),
+            ("Nearest neighbours of test videos", partial(_neighbours, features)),
+            ("Map of test videos", partial(_map, features)),
         ):
             figures, notes = made.setdefault(title, ([], []))
             try:
@@ -470,22 +470,22 @@ def _clips(run: Path, what: clips.Picture, trust: bool, console: Console) -> lis
     return [_picture(drawing.title, animation(drawing.title, drawing.strips), drawing.title)]
 
 
-def _neighbours(run: Path, trust: bool, console: Console) -> list[Figured]:
-    features = run_features(read_checkpoint(evaluate.find_checkpoint(str(run))), console, trust=trust)
+def _features(run: Path, trust: bool, console: Console) -> RunFeatures:
+    return run_features(read_checkpoint(evaluate.find_checkpoint(str(run))), console, trust=trust)
+
+
+def _neighbours(features: Callable[[], RunFeatures]) -> list[Figured]:
     title = "test videos, and the training videos whose features are nearest (cosine similarity)"
-    strips = neighbour_strips(features, features.label(None))
+    strips = neighbour_strips(features(), features().label(None))
     return [_picture(title, neighbour_pages(title, strips), title)]
 
 
-def _map(run: Path, trust: bool, console: Console) -> list[Figured]:
-    features = run_features(read_checkpoint(evaluate.find_checkpoint(str(run))), console, trust=trust)
-    points, chosen = embedding(features)
+def _map(features: Callable[[], RunFeatures]) -> list[Figured]:
+    test, (points, chosen) = features().test, embedding(features())
     figures = []
-    for label, numbers in features.test.labels.items():
+    for label, numbers in test.labels.items():
         own = numbers[chosen].tolist()
-        chart = charts.embedding_chart(
-            points, own, features.test.classes[label], f"t-SNE of features, by {label}"
-        )
+        chart = charts.embedding_chart(points, own, test.classes[label], f"t-SNE of features, by {label}")
         figures.append(
             _chart(f"by {label}", chart, f"t-SNE of the test videos' features, coloured by {label}")
         )

@@ -33,7 +33,7 @@ from vidssl.build import build
 from vidssl.config.recipe import Recipe, load_recipe
 from vidssl.data.decode.decoders import why_unusable
 from vidssl.engine.logging import print_line, terminal
-from vidssl.engine.process import write_text
+from vidssl.engine.process import check_writable, write_text
 from vidssl.engine.runfolder import RunFolder, describe_environment
 from vidssl.engine.speed import peak_memory
 from vidssl.errors import UsageError, counted
@@ -147,6 +147,7 @@ def selftest_gpu(
         raise UsageError(f"--only: no part begins with {' or '.join(only)}; there are {', '.join(PARTS)}")
     until = time.monotonic() + (seconds or (480.0 if device == "cuda" else 120.0))
     file, rows = Path(out), list[Row]()
+    check_writable(file, "name another with --out", lambda line: print_line(console, line))
     with tempfile.TemporaryDirectory(prefix="vidssl-selftest-") as folder:
         for name, part in parts.items():
             waiting = [PARTS[each].weight for each in list(parts)[len(rows) :]]
