@@ -2,11 +2,11 @@
 
 import hashlib
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,20 +123,21 @@ def test_on_a_cpu_the_step_takes_its_threads_of_the_cores() -> None:
     assert replace(FOUND, step_cores=6).cores_wanted == 9
 
 
-class Sleepy(DataSource):
-    """Takes 5 ms to look at a sample and 20 ms to read it; the first one cannot be read."""
+class Slow(DataSource):
+    """Takes 5 s to look at a sample and 20 s to read it, by a clock of its own."""
 
     label_classes: Mapping[str, tuple[str, ...]] = {}
 
     def __init__(self, bad: Sequence[int] = ()) -> None:
         self.bad = bad
         self.reads = 0
+        self.now = 0.0
 
     def __len__(self) -> int:
         return 16
 
     def info(self, index: int) -> SampleInfo:
-        time.sleep(0.005)
+        self.now += 5
         return SampleInfo(str(index), 4, 1.0, {})
 
     def labels(self, index: int) -> Mapping[str, int]:
@@ -145,39 +146,40 @@ class Sleepy(DataSource):
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         self.reads += 1
         self.info(index)  # part of reading, and not to be counted twice
-        time.sleep(0.015)
+        self.now += 15
         if index in self.bad:
             raise UnreadableSample(str(index), "spoilt")
         return torch.randint(0, 256, (len(frames), 3, 16, 16), dtype=torch.uint8)
 
 
-def measured(source: DataSource, seconds: float, batch_size: int) -> Measured:
+def measured(source: Slow, seconds: float, batch_size: int) -> Measured:
     recipe = load_recipe("bevt_video.yaml", ["run.workers=0"])
     objective = build.objective(recipe, say=lambda text: None)
     stream = Stream(source, SingleClip(num_frames=4, frame_stride=1, size=16), batch_size=batch_size)
     trial = Trial(recipe, objective, build.schedule(recipe).plan({"video": 10.0}))
-    return measure_parts(recipe, {"video": stream}, trial, seconds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vidssl.tools.bench.time", SimpleNamespace(perf_counter=lambda: source.now))
+        return measure_parts(recipe, {"video": stream}, trial, seconds)
 
 
 def test_looking_and_reading_are_told_apart() -> None:
-    found = measured(Sleepy(), 0.1, batch_size=4)
+    found = measured(Slow(), 100, batch_size=4)
     video = found.streams["video"]
     assert video.clips == 1
-    assert 4 * 0.005 <= video.look < video.decode / 2
-    assert 4 * 0.020 <= video.decode <= video.seconds
-    assert found.loader >= 4 * 0.025
+    assert (video.look, video.decode, video.seconds) == (4 * 5, 4 * 20, 4 * 25)
+    assert found.loader == 4 * 25
 
 
 def test_what_a_large_batch_takes_is_reckoned_from_a_few_samples() -> None:
-    source = Sleepy()
-    found = measured(source, 0.01, batch_size=16)
-    assert found.streams["video"].decode >= 16 * 0.020
+    source = Slow()
+    found = measured(source, 10, batch_size=16)
+    assert found.streams["video"].decode == 16 * 20
     assert source.reads == 4 * 4 + 2 * 16  # rounds of four samples, then two batches of the loader
 
 
 def test_a_source_that_gives_nothing_is_an_error() -> None:
     with pytest.raises(UsageError, match=r"none of the 16 samples can be read, such as .*: spoilt"):
-        measured(Sleepy(bad=range(16)), 0.01, batch_size=2)
+        measured(Slow(bad=range(16)), 10, batch_size=2)
 
 
 def test_the_floor_is_of_all_flops_of_a_step_and_of_nothing_else() -> None:
