@@ -213,17 +213,17 @@ def read_frames(file: File, frames: Sequence[int], facts: VideoFacts | None = No
 
 def _read(file: File, frames: Sequence[int], facts: VideoFacts | None) -> Tensor:
     wanted = sorted(set(frames))
-    found: dict[int, NDArray[np.uint8]] = {}
+    found = _Found(len(wanted))
     if facts is not None and not facts.no_seeking:
         with open_video(file, limits_of(facts)) as video:
             found = _read_by_seeking(video, facts, wanted)
-    if len(found) < len(wanted):
+    if len(found.rows) < len(wanted):
         with open_video(file, limits_of(facts)) as video:
             found, decoded = _read_in_order(video, facts, wanted)
-        missing = [number for number in wanted if number not in found]
+        missing = [number for number in wanted if number not in found.rows]
         if missing:
             raise UnreadableSample(str(file), _why_missing(missing[0], decoded, facts))
-    return _stack(found, frames)
+    return found.stacked(frames)
 
 
 def limits_of(facts: VideoFacts | None) -> Limits:
@@ -299,11 +299,34 @@ def _why_no_index(video: OpenVideo | OpenWebP) -> str:
     return ""
 
 
-def _read_by_seeking(
-    video: OpenVideo | OpenWebP, facts: VideoFacts, wanted: Sequence[int]
-) -> dict[int, NDArray[np.uint8]]:
+class _Found:
+    """Frames by number, each copied when it comes: it is in the cache still, and its memory serves the next.
+
+    Attributes:
+        rows: number -> its row in what is kept.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.rows: dict[int, int] = {}
+        self._count = count
+
+    def add(self, number: int, picture: NDArray[np.uint8]) -> None:
+        """Keeps a picture [H, W, 3]."""
+        if not self.rows:
+            self._pictures = np.empty((self._count, *picture.shape), dtype=np.uint8)
+        self._pictures[self.rows.setdefault(number, len(self.rows))] = picture
+
+    def stacked(self, frames: Sequence[int]) -> Tensor:
+        """uint8 [len(frames), 3, H, W]; colours stay innermost in memory: resizing is twice as fast there."""
+        clip, rows = torch.from_numpy(self._pictures), [self.rows[number] for number in frames]
+        if rows != [*range(self._count)]:
+            clip = clip[rows]
+        return clip.permute(0, 3, 1, 2)
+
+
+def _read_by_seeking(video: OpenVideo | OpenWebP, facts: VideoFacts, wanted: Sequence[int]) -> _Found:
     """The wanted frames, run by run from the keyframe before each; fewer if the file misleads."""
-    found: dict[int, NDArray[np.uint8]] = {}
+    found = _Found(len(wanted))
     picture = Picture.stated(facts)
     numbers = [keyframe.number for keyframe in facts.keyframes]
     runs: dict[Keyframe, list[int]] = {}
@@ -313,17 +336,17 @@ def _read_by_seeking(
         by_pts = {facts.pts[number]: number for number in run}
         for frame in video.frames_from(keyframe.pts, by_pts):
             if frame.pts in by_pts:
-                found[by_pts[frame.pts]] = picture.rgb(frame)
+                found.add(by_pts[frame.pts], picture.rgb(frame))
             if frame.pts is None or frame.pts >= facts.pts[run[-1]]:
                 break
-        if run[-1] not in found:
+        if run[-1] not in found.rows:
             break
     return found
 
 
 def _read_in_order(
     video: OpenVideo | OpenWebP, facts: VideoFacts | None, wanted: Sequence[int]
-) -> tuple[dict[int, NDArray[np.uint8]], int]:
+) -> tuple[_Found, int]:
     """The wanted frames by decoding from the start, and how many frames were decoded for it.
 
     A frame lost to damage keeps its number where timestamps tell: those behind it do not move up.
@@ -331,15 +354,15 @@ def _read_in_order(
     pts = array("q") if facts is None else facts.pts
     by_place: dict[int | None, int] = {pts[number] if pts else number: number for number in wanted}
     picture = None if facts is None else Picture.stated(facts)
-    found: dict[int, NDArray[np.uint8]] = {}
+    found = _Found(len(wanted))
     decoded = 0
     for frame in video.frames():
         picture = picture or Picture.of(frame)
         number = by_place.get(frame.pts if pts else decoded)
         decoded += 1
         if number is not None:
-            found[number] = picture.rgb(frame)
-        if len(found) == len(wanted):
+            found.add(number, picture.rgb(frame))
+        if len(found.rows) == len(wanted):
             break
     return found, decoded
 
@@ -404,12 +427,3 @@ def _orientation(frame: VideoFrame) -> tuple[int, bool]:
     if mirrored:
         a, b = -a, -b
     return round(math.atan2(-b, a) / (math.pi / 2)) % 4, mirrored
-
-
-def _stack(found: dict[int, NDArray[np.uint8]], frames: Sequence[int]) -> Tensor:
-    height, width, _ = found[frames[0]].shape
-    # colours stay innermost in memory, as decoded: resizing is twice as fast there
-    clip = torch.empty((len(frames), height, width, 3), dtype=torch.uint8)
-    for row, number in zip(clip.numpy(), frames, strict=True):
-        row[:] = found[number]
-    return clip.permute(0, 3, 1, 2)
