@@ -122,11 +122,12 @@ class OpenVideo:
                 self._limits.check_size(self._key, frame.width, frame.height)
             yield from frames
 
-    def frames_from(self, pts: int, wanted: Container[int]) -> Iterator[VideoFrame]:
+    def frames_from(self, pts: int, unused: Container[int] = ()) -> Iterator[VideoFrame]:
         """Frames from the keyframe with this timestamp on; none if the file cannot be entered there.
 
-        H.264 marks frames that no other is predicted from: of these only the ones whose timestamps are in
-        ``wanted`` are decoded, which changes no other. HEVC's mark holds within one temporal layer alone.
+        H.264 marks frames that no other is predicted from: those whose timestamps are in ``unused`` are not
+        decoded, which changes no other. HEVC's mark holds within one temporal layer alone. A packet without a
+        timestamp, or with one that is no frame's, may be a wanted frame's second field.
         """
         context = self.stream.codec_context
         try:
@@ -139,7 +140,7 @@ class OpenVideo:
                 return  # an MP4's index is in decoding time: a seek can land behind the keyframe
             entered = True
             if self.codec == "h264":
-                context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+                context.skip_frame = "NONREF" if packet.pts in unused else "DEFAULT"
             try:
                 frames = packet.decode()
             except av.FFmpegError:
@@ -186,7 +187,7 @@ class OpenWebP:
     def packets(self) -> Iterator[Packet]:
         return iter(())
 
-    def frames_from(self, pts: int, wanted: Container[int]) -> Iterator[VideoFrame]:
+    def frames_from(self, pts: int, unused: Container[int] = ()) -> Iterator[VideoFrame]:
         return iter(())
 
     def frames(self) -> Iterator[VideoFrame]:

@@ -332,9 +332,10 @@ def _read_by_seeking(video: OpenVideo | OpenWebP, facts: VideoFacts, wanted: Seq
     runs: dict[Keyframe, list[int]] = {}
     for number in wanted:
         runs.setdefault(facts.keyframes[bisect_right(numbers, number) - 1], []).append(number)
+    unused = set(facts.pts).difference(facts.pts[number] for number in wanted)
     for keyframe, run in runs.items():
         by_pts = {facts.pts[number]: number for number in run}
-        for frame in video.frames_from(keyframe.pts, by_pts):
+        for frame in video.frames_from(keyframe.pts, unused):
             if frame.pts in by_pts:
                 found.add(by_pts[frame.pts], picture.rgb(frame))
             if frame.pts is None or frame.pts >= facts.pts[run[-1]]:
