@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from score_files import write_run
 
-from vidssl.compare.runs import runs_table
+from vidssl.compare.runs import compare, runs_table
 from vidssl.errors import UsageError
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "score_schema.json"
@@ -79,6 +79,11 @@ def test_what_makes_no_table_is_named() -> None:
         runs_table("none")
     with pytest.raises(UsageError, match="--settings adds"):
         runs_table(settings=True)
+
+
+def test_scores_are_not_compared_with_themselves() -> None:
+    with pytest.raises(UsageError, match=r"runs/a/scores/toy-step-000005.json: named twice"):
+        compare(["runs/a", "runs/deeper/b", "runs/../runs/a"])
 
 
 def test_files_of_scores_keep_to_the_published_schema() -> None:

@@ -195,10 +195,9 @@ def test_knn_with_fewer_videos_than_neighbours():
     for k, average in ((4, "features"), (9, "scores"), ((2, 5, 7), "features"), (10, "scores")):
         probe(KNN(k=k), (views, labels), test, average=average, say=said.append)
     assert said == [
-        "label 'class': k=5, k=7: all 5 training samples vote, the nearer the more; fewer do with a smaller "
+        "class: k=5, k=7: all 5 training samples vote, the nearer the more; fewer do with a smaller "
         "evaluator.k",
-        "label 'class': k=10: all 10 training samples vote, the nearer the more; fewer do with a smaller "
-        "evaluator.k",
+        "class: k=10: all 10 training samples vote, the nearer the more; fewer do with a smaller evaluator.k",
     ]
 
 

@@ -437,7 +437,7 @@ def test_files_of_scores_are_read_compared_and_drawn(tmp_path: Path, monkeypatch
     capsys.readouterr()
     assert compare(["runs/good-0", "runs/bad-0"], output="markdown") == 0
     said = capsys.readouterr().out
-    assert "toy: mAP, R2 by what each video adds, and the difference in points, 120 videos" in said
+    assert "toy: mAP, R2 by what each video adds, and the second less the first in points, 120 videos" in said
     assert "gets right" not in said
     assert "mean absolute error in the target's unit" in said
     assert "target:speed mean absolute error" in said

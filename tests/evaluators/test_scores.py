@@ -219,7 +219,7 @@ def test_retrieval_looks_for_the_class_among_the_nearest():
     said: list[str] = []
     rows = probe(Retrieval(k=(1, 3, 4, 10)), train, test, say=said.append)
     every = "of a gallery of 4, in which every class is found by any network"
-    assert said == [f"label 'class': R@4, R@10: {every}"]
+    assert said == [f"class: R@4, R@10: {every}"]
     rows.pop(2)
     assert [(row.setting, round(3 * row.top1)) for row in rows] == [("R@1", 1), ("R@3", 2), ("R@10", 3)]
     assert rows[1].chance is None

@@ -378,7 +378,9 @@ def test_other_commands_read_the_scores(
     }  # fmt: skip
     assert main(["compare", *runs, "--markdown"]) == 0
     said = capsys.readouterr().out
-    assert "video_segmentation: masks by what each video adds, and the difference in points" in said
+    assert (
+        "video_segmentation: masks by what each video adds, and the second less the first in points" in said
+    )
     assert "| label | difference | " in said
     assert main(["runs", str(tiny.parent), "--csv"]) == 0
     assert "video_segmentation.trained.J&F" in capsys.readouterr().out

@@ -302,8 +302,9 @@ def add_grid(commands: "operands.Commands[operands.Parser]") -> None:
         "show a folder of runs as a table",
         ("[FOLDER]", "that they lie in, at any depth; default: runs"),
     )
-    runs.add_argument("--csv", dest="as_csv", action="store_true", help="a line for each run, all columns")
-    runs.add_argument("--parquet", metavar="FILE", help="write the same as Parquet, with the package pyarrow")
+    kind = runs.add_mutually_exclusive_group()
+    kind.add_argument("--csv", dest="as_csv", action="store_true", help="a line for each run, all columns")
+    kind.add_argument("--parquet", metavar="FILE", help="write the same as Parquet, with the package pyarrow")
     runs.add_argument("--settings", action="store_true", help="add every key of the recipes")
 
 

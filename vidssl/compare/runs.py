@@ -122,8 +122,12 @@ def by_protocol(files: Sequence[ScoreFile]) -> list[list[ScoreFile]]:
     """The files of each protocol, in the order of the first of each.
 
     Raises:
-        UsageError: if two files were made under different protocols of one name, naming what differs.
+        UsageError: if a file is named twice, or two were made under different protocols of one name, naming
+            what differs.
     """
+    paths = [file.path.resolve() for file in files]
+    if twice := [path for path in dict.fromkeys(paths) if paths.count(path) > 1]:
+        raise UsageError(f"{twice[0]}: named twice: leave one out, scores differ from themselves by nothing")
     names = dict.fromkeys(file.name for file in files)
     found = [[file for file in files if file.name == name] for name in names]
     for same in found:
@@ -273,10 +277,10 @@ def runs_table(
     if not rows:
         raise UsageError(f"no run below {Path(folder).resolve()}: 'vidssl runs FOLDER' looks elsewhere")
     if parquet is not None:
-        other = "name another with --parquet"
-        process.check_writable(Path(parquet), other, partial(print_line, console))
+        say = partial(print_line, console)
+        process.check_writable(Path(parquet), "name another with --parquet", say)
         _write_parquet(rows, Path(parquet))
-        print_line(console, f"Table: {parquet} ({len(rows)} x {len(_columns(rows))})")
+        say(f"Table: {parquet} ({len(rows)} x {len(_columns(rows))})")
     if as_csv:
         print(printable(_csv(rows)), end="")
     elif parquet is None:

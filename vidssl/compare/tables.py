@@ -482,7 +482,7 @@ def _on_videos(first: RunGroup, other: RunGroup) -> _Pair:
         shown = shown or f", {videos.shown()}"
     words = ["videos that only one of the two gets right"] if named else []
     words += [f"{', '.join(measures)} by what each video adds"] if measures else []
-    title = f"{first.files[0].name}: {'; '.join(words)}, and the difference in points{shown}"
+    title = f"{first.files[0].name}: {'; '.join(words)}, and the second less the first in points{shown}"
     heads = (f"only {first.name}", f"only {other.name}") if named else ()
     return _Pair(title, heads, tuple(rows))
 
@@ -510,8 +510,8 @@ def _over_seeds(first: RunGroup, other: RunGroup) -> _Pair:
         rows.append(_DifferenceRow(measured(key, one), tuple(map(seeds_cell, values)), found, (p,)))
     fewest = min(len(group.files) for group in (first, other))
     title = (
-        f"{first.files[0].name}: means over seeds, and their difference in points for other seeds and other "
-        f"test videos{shown}{tie}{f'; {TWO_SEEDS}' if fewest == 2 else ''}"
+        f"{first.files[0].name}: means over seeds, and the second less the first in points for other seeds "
+        f"and other test videos{shown}{tie}{f'; {TWO_SEEDS}' if fewest == 2 else ''}"
     )
     return _Pair(title, (first.name, other.name), tuple(rows), ("Welch's p, seeds alone",))
 

@@ -57,15 +57,9 @@ class _Terminal(Console):
         highlighter: HighlighterType | None = None,
     ) -> Text:
         return super().render_str(
-            printable(text),
-            style=style,
-            justify=justify,
-            overflow=overflow,
-            emoji=emoji,
-            markup=markup,
-            highlight=highlight,
-            highlighter=highlighter,
-        )
+            printable(text), style=style, justify=justify, overflow=overflow, emoji=emoji, markup=markup,
+            highlight=highlight, highlighter=highlighter,
+        )  # fmt: skip
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         for text, style, control in super().render(renderable, options):
@@ -109,14 +103,8 @@ def progress_bar(console: Console, title: str, total: int) -> Iterator[Callable[
     if not console.is_terminal:
         yield _Lines(console, title, total).advance
         return
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    counts = (MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("left"))
+    with Progress(TextColumn(title), BarColumn(), *counts, console=console, transient=True) as bar:
         yield partial(bar.advance, bar.add_task("", total=total))
 
 

@@ -346,15 +346,12 @@ def signals_to(handler: Callable[[int, FrameType | None], object]) -> Iterator[N
     shown = [number for number in (1, 2) if os.isatty(number)]
 
     def take(number: int, frame: FrameType | None) -> None:
-        if number == signal.Signals.__members__.get("SIGHUP"):
-            for each in shown:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), each)
+        for each in shown if signal.Signals(number).name == "SIGHUP" else ():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), each)
         handler(number, frame)
 
-    previous = {
-        number: signal.signal(number, take) for number in SIGNALS
-        if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN
-    }  # fmt: skip
+    heeded = [n for n in SIGNALS if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, take) for number in heeded}
     try:
         yield
     finally:

@@ -230,16 +230,12 @@ def _scored(
     evaluator, noted = build.evaluator(protocol.evaluator), dict.fromkeys(notes)
     scores = {
         name: probe(
-            evaluator,
-            *tables,
-            average=protocol.average,
-            seed=subject.spec.seed,
-            few_labels=protocol.few_labels,
-            overlap=protocol.overlap,
+            evaluator, *tables, average=protocol.average, seed=subject.spec.seed,
+            few_labels=protocol.few_labels, overlap=protocol.overlap,
             say=noted.setdefault,  # of each network the same
         )
         for name, tables in features.items()
-    }
+    }  # fmt: skip
     found = next(iter(features.values()))
     videos = dict(zip(("train", "test"), found, strict=True))
     try:

@@ -430,9 +430,11 @@ def probe(
     found = of_labels(evaluator, shared, of, say, single="few_labels" if few_labels else "")
     scores = list(chain.from_iterable(found.values()))
     views = 1 if average == "features" else train.vectors.shape[1]
+    remarks: dict[str, list[str]] = {}
     for label, count in dict.fromkeys((score.label, score.num_train * views) for score in scores):
-        if remark := evaluator.remark(count):
-            say(f"label '{label}': {remark}")
+        remarks.setdefault(evaluator.remark(count), []).append(label)
+    for remark in filter(None, remarks):
+        say(f"{', '.join(remarks[remark])}: {remark}")
     return scores
 
 

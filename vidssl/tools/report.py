@@ -4,7 +4,7 @@ import base64
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,11 +111,7 @@ def write_report(
     grid = read_results(Path(targets[0])) if is_grid(Path(targets[0])) else None
     if grid is not None and len(targets) > 1:
         raise UsageError(f"{targets[0]}: a grid is reported by itself: leave out {targets[1]}")
-    files = (
-        grid.files
-        if grid is not None
-        else [f for word in targets for f in score_file.find_scores(Path(word))]
-    )
+    files = grid.files if grid is not None else [f for t in targets for f in score_file.find_scores(Path(t))]
     with shown_messages(console):
         page = _page(files, grid, list(targets), out, pictures, trust, console)
     process.make_folder(Path(out).parent)
@@ -451,10 +447,7 @@ def picture_sections(
         ):
             figures, notes = made.setdefault(title, ([], []))
             try:
-                figures += [
-                    Figured(f"{name}: {each.title}", each.html, each.text, each.is_picture, each.wide)
-                    for each in draw()
-                ]
+                figures += [replace(each, title=f"{name}: {each.title}") for each in draw()]
             except UsageError as error:  # a run without pixels or without its videos still has its scores
                 notes.append(f"{name}: {error}")
     left = [names[str(run)] for run in runs[MOST_DRAWN:]]

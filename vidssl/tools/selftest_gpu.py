@@ -156,12 +156,8 @@ def selftest_gpu(
             row = _in_own_process(bench, left)
             rows.append(row)
             print_line(console, f"{row.status:7} {row.part}: {row.said}")
-            content = {
-                "environment": describe_environment(),
-                "device": device,
-                "rows": list(map(asdict, rows)),
-            }
-            write_text(file, json.dumps(content, indent=1) + "\n")
+            found = {"environment": describe_environment(), "device": device, "rows": [*map(asdict, rows)]}
+            write_text(file, json.dumps(found, indent=1) + "\n")
             write_text(file.with_suffix(".md"), page(rows, device))
     failed = [row.part for row in rows if row.status == "failed"]
     print_line(console, f"{_heading(device)} {file} and {file.with_suffix('.md')} are written.")

@@ -68,16 +68,11 @@ class KnnMonitor:
         try:
             tables = [
                 extract(
-                    self._encoder,
-                    source,
-                    self._views,
-                    tokenizer=self._tokenizer,
-                    workers=self._workers,
-                    device=self._device,
-                    autocast=self._autocast,
+                    self._encoder, source, self._views, tokenizer=self._tokenizer, workers=self._workers,
+                    device=self._device, autocast=self._autocast,
                 )
                 for source in (self._train, self._test)
-            ]
+            ]  # fmt: skip
         finally:
             for module, mode in modes.items():
                 module.training = mode
