@@ -414,7 +414,7 @@ def keep_probes(
     say = partial(print_line, console)
     found = fit_probes(evaluator, train, test, protocol.average, subject.spec.seed, say)
     for label, (module, classes) in found.items():
-        path = subject.scores / f"{protocol.name}-{label.replace('/', '_')}-{subject.stem}{ENDING}"
+        path = subject.scores / f"{protocol.name}-{label}-{subject.stem}{ENDING}"
         kept = FittedProbe(
             module=module,
             kind=evaluator.score_kind,
