@@ -463,7 +463,9 @@ def test_a_run_that_is_asked_to_stop_says_130_and_goes_on(number, start):
     words = ["vimpac.yaml", f"name={name}", *LONG]
     whole = train(load_recipe(words[0], words[1:]))
     folder = RunFolder(Path(f"runs/{name}-2"))
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which a child inherits; nohup has it ignored
     process = start(*words)
+    signal.signal(signal.SIGHUP, before)
     wait_for_states(folder, 0, process)
     process.send_signal(number)
     said, _ = process.communicate(timeout=300)

@@ -219,10 +219,12 @@ def test_after_a_signal_the_run_under_way_has_the_time_to_save(number: signal.Si
         os.kill(os.getpid(), number)
 
     stop, striker = threading.Event(), threading.Thread(target=strike)
+    before = signal.signal(number, signal.default_int_handler)  # nohup has SIGHUP ignored
     striker.start()
     with grids._ends(stop):
         code = grids.run_commands([[sys.executable, "-c", child]], Path("log.txt"), {})
     striker.join()
+    signal.signal(number, before)
     assert code == 130
     assert stop.is_set()
     assert Path("saved").read_text() == ("" if number == signal.SIGINT else "asked")
