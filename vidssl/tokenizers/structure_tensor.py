@@ -124,11 +124,15 @@ def describe(clip: Tensor, cell: tuple[int, int, int]) -> Tensor:
     y = (around[:, 1:-1, 2:, 1:-1] - around[:, 1:-1, :-2, 1:-1]) / 2.0
     t = (around[:, 2:, 1:-1, 1:-1] - around[:, :-2, 1:-1, 1:-1]) / 2.0
     t[:, 0], t[:, -1] = 2.0 * t[:, 0], 2.0 * t[:, -1]  # one-sided there
-    products = torch.stack((x * x, y * y, t * t, x * y, x * t, y * t, grey, grey * grey), dim=1)
-    means = rearrange(
-        products, "b n (t p) (h q) (w r) -> b n t h w p q r", p=cell[0], q=cell[1], r=cell[2]
-    ).mean(dim=(-3, -2, -1))
-    xx, yy, tt, xy, xt, yt, mean, square = _with_neighbours(means).unbind(1)
+
+    def of_cells(x: Tensor) -> Tensor:
+        cells = rearrange(x, "b (t p) (h q) (w r) -> b t h w p q r", p=cell[0], q=cell[1], r=cell[2])
+        return cells.mean(dim=(-3, -2, -1))
+
+    pairs = ((x, x), (y, y), (t, t), (x, y), (x, t), (y, t), (grey, grey))
+    # one after the other: a product is in the cache still when it is averaged
+    means = torch.stack([*(of_cells(one * other) for one, other in pairs), of_cells(grey)], dim=1)
+    xx, yy, tt, xy, xt, yt, square, mean = _with_neighbours(means).unbind(1)
     energy = xx + yy + _LEAST
     variance = (square - mean * mean).clamp(min=0.0) + _LEAST
     speed = (tt / energy).clamp(max=_FASTEST).sqrt()
