@@ -332,9 +332,9 @@ def _read_by_seeking(video: OpenVideo | OpenWebP, facts: VideoFacts, wanted: Seq
     runs: dict[Keyframe, list[int]] = {}
     for number in wanted:
         runs.setdefault(facts.keyframes[bisect_right(numbers, number) - 1], []).append(number)
-    unused = set(facts.pts).difference(facts.pts[number] for number in wanted)
     for keyframe, run in runs.items():
         by_pts = {facts.pts[number]: number for number in run}
+        unused = {*facts.pts[keyframe.number : run[-1]]} - by_pts.keys()
         for frame in video.frames_from(keyframe.pts, unused):
             if frame.pts in by_pts:
                 found.add(by_pts[frame.pts], picture.rgb(frame))
