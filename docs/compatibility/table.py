@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import get_args
@@ -26,6 +27,7 @@ from vidssl.build.registry import BACKBONE, MASKER, OBJECTIVE, TOKENIZER, Kind
 from vidssl.config.recipe import Recipe, read_recipe
 from vidssl.config.schema import keys_of, parts_of
 from vidssl.config.strict_yaml import parse
+from vidssl.engine.speed import on_meta
 from vidssl.errors import UsageError, counted
 from vidssl.interfaces import Batch, Objective, Progress
 
@@ -179,6 +181,7 @@ def _target(objective: str, parts: Mapping[str, Section]) -> Section:
     return {"target": "tokens"} if objective == "videomae" and "tokenizer" in parts else {}
 
 
+@cache
 def needed_views(objective: str) -> Mapping[str, int]:
     """``needs_views`` of an objective; where its keys decide them, of its toy."""
     made = OBJECTIVE.table[objective]
@@ -187,7 +190,7 @@ def needed_views(objective: str) -> Mapping[str, int]:
         "tokenizer": TOKENIZER.table["fsq"],
         "masker": MASKER.table["random_3d" if getattr(made, "visible_only", False) else "tube"],
     }
-    with torch.device("meta"):
+    with on_meta():
         parts = [some[part](**some[part].toy) for part, needed in parts_of(made).items() if needed]
         return made(*parts, **made.toy).needs_views
 

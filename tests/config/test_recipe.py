@@ -310,6 +310,13 @@ def test_files_in_subfolders_are_found_by_their_path(folder: Path) -> None:
     assert locate("evaluation/linear.yaml") == ("evaluation", find("evaluation", "linear"))
 
 
+def test_what_lies_beside_the_folder_of_its_kind_has_no_name(folder: Path) -> None:
+    write(folder / "recipes" / "grids" / "toy.yaml", RECIPE)
+    write(folder / "mine.yaml", RECIPE)
+    for name in ("grids/toy", "../mine", str(folder / "mine")):
+        assert message(lambda name=name: find("recipes", name)).startswith(f"{name}: ")
+
+
 def test_any_existing_file_is_a_recipe_whatever_its_folder(folder: Path) -> None:
     own = write(folder / "mine.yaml", RECIPE)
     assert locate("mine.yaml") == ("recipes", Path("mine.yaml"))

@@ -38,14 +38,14 @@ def spec_files(kind: SpecKind) -> dict[str, Path]:
     """Name (path below the folder, without ``.yaml``) -> file of every spec that ``find`` reaches by name."""
     files: dict[str, Path] = {}
     for root in reversed(spec_roots()):
-        folder, grids = root / FOLDERS[kind], root / FOLDERS["grids"]
-        found = (
-            path
-            for path in sorted(folder.rglob("*.yaml"))
-            if path != root / PUBLISHED and (folder == grids or grids not in path.parents)
-        )
+        folder = root / FOLDERS[kind]
+        found = (path for path in sorted(folder.rglob("*.yaml")) if _is_of(kind, root, path))
         files |= {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
     return files
+
+
+def _is_of(kind: SpecKind, root: Path, path: Path) -> bool:
+    return path != root / PUBLISHED and (kind == "grids" or root / FOLDERS["grids"] not in path.parents)
 
 
 def find(kind: SpecKind, name: str) -> Path:
@@ -53,10 +53,13 @@ def find(kind: SpecKind, name: str) -> Path:
     given = Path(name)
     if given.suffix in (".yaml", ".yml") and given.is_file():
         return given
-    files, short = spec_files(kind), _short(kind, name)
-    if short not in files:
-        raise UsageError(f"{name or repr(name)}: {_missing(kind, name, files)}")
-    return files[short]
+    short = _short(kind, name)
+    if not given.is_absolute() and ".." not in given.parts:
+        for root in spec_roots():  # without a look through all the folders
+            path = root / FOLDERS[kind] / f"{short}.yaml"
+            if path.is_file() and _is_of(kind, root, path):
+                return path
+    raise UsageError(f"{name or repr(name)}: {_missing(kind, name, spec_files(kind))}")
 
 
 def read(kind: SpecKind, name: str) -> tuple[Node, Path]:

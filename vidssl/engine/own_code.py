@@ -61,10 +61,12 @@ def files_of(addresses: Iterable[str]) -> dict[str, bytes]:
     files = list(map(_file, addresses))
     found = {file.name: file.read_bytes() for file in files}
     for folder in {file.parent for file in files}:
+        tops = {name.split(".")[0] for name in list(sys.modules)} - {"vidssl"}
+        beside = {top for top in tops if (folder / top).is_dir() or (folder / f"{top}.py").is_file()}
         for name, module in list(sys.modules.items()):
-            known, inner = getattr(module, "__file__", None), Path(*name.split("."))
-            if not known or name.split(".")[0] == "vidssl":
+            if name.split(".")[0] not in beside or not (known := getattr(module, "__file__", None)):
                 continue
+            inner = Path(*name.split("."))
             for path in (inner.with_name(f"{inner.name}.py"), inner / "__init__.py"):
                 if (folder / path).is_file() and (folder / path).samefile(known):
                     found[path.as_posix()] = (folder / path).read_bytes()

@@ -236,9 +236,11 @@ def pick_device(name: Device) -> torch.device:
     return torch.device(name)
 
 
-_NORMAL = (
+_DRAWS = {  # and what a truncated normal is made of
     Tensor.normal_, nn.init.normal_, nn.init.trunc_normal_, nn.init.kaiming_normal_, nn.init.xavier_normal_,
-)  # fmt: skip
+    Tensor.uniform_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.xavier_uniform_,
+    Tensor.erfinv_, Tensor.clamp_,
+}  # fmt: skip
 
 
 class _NoDraws(TorchFunctionMode):
@@ -250,7 +252,7 @@ class _NoDraws(TorchFunctionMode):
         kwargs: dict[str, object] | None = None,
     ) -> object:
         tensor = args[0] if args else (kwargs or {}).get("tensor")
-        if func in _NORMAL and isinstance(tensor, Tensor) and tensor.is_meta:
+        if func in _DRAWS and isinstance(tensor, Tensor) and tensor.is_meta:
             return tensor
         if func is torch.randn and not kwargs:  # neither another device nor a generator
             func = torch.empty
@@ -259,9 +261,10 @@ class _NoDraws(TorchFunctionMode):
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """``torch.device("meta")``, on which networks have shapes and no memory, without normal draws.
+    """``torch.device("meta")``, on which networks have shapes and no memory, without random draws.
 
-    There is nothing to draw, and PyTorch would import its compiler for it, which takes a second or two.
+    There is nothing to draw, and PyTorch would go through Python for it, and for normal draws import its
+    compiler, which takes a second or two.
     """
     with torch.device("meta"), _NoDraws():
         yield
