@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from data_clips import number_shown, write_clip
+from data_shards import do_here
 from rich.table import Table
 
 from vidssl.cli.main import main
@@ -144,6 +145,7 @@ def here(tmp_path: Path, clip: Path, monkeypatch) -> Path:
         shutil.copy(clip, tmp_path / f"videos/a/{name}.mp4")
     (tmp_path / "list.csv").write_text(SEGMENTS)
     monkeypatch.chdir(tmp_path)
+    do_here(monkeypatch)
     return tmp_path
 
 

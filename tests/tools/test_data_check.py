@@ -64,7 +64,7 @@ def test_a_folder_in_order_is_scanned_and_summed_up(root: Path) -> None:
         assert said in text, said
 
 
-def test_bad_files_are_listed_and_the_exit_code_is_one(root: Path) -> None:
+def test_bad_files_are_listed_and_the_exit_code_is_one(root: Path, crew) -> None:
     (root / "run" / "x.mp4").touch()
     damage_middle(
         write_clip(root / "run" / "y.mp4", 60, gop=6, noise=60, container_options={"movflags": "faststart"})
@@ -144,7 +144,9 @@ def test_a_scan_that_was_ended_in_its_first_line_goes_on(root: Path, decoded: li
     assert decoded == ["a.mp4", "b.mp4", "c.mp4", "d.avi"]
 
 
-def test_a_file_that_takes_the_decoder_down_is_unreadable_and_tried_again(root: Path, monkeypatch) -> None:
+def test_a_file_that_takes_the_decoder_down_is_unreadable_and_tried_again(
+    root: Path, monkeypatch, crew
+) -> None:
     real = scan.examine
 
     def dies(file):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from data_clips import write_clip
-from data_shards import content, do_here, look, pack, read_index, rows, write_tar
+from data_shards import content, look, pack, read_index, rows, write_tar
 from PIL import Image
 
 from vidssl.cli.main import main
@@ -22,18 +22,6 @@ from vidssl.errors import UsageError
 from vidssl.tools.data import index, look as looking
 from vidssl.tools.data.index import Seen
 from vidssl.tools.data.look import SeenShard, ShardToLookAt, look_at
-
-
-@pytest.fixture
-def crew() -> None:
-    """Work is done by processes."""
-
-
-@pytest.fixture(autouse=True)
-def _here(request: pytest.FixtureRequest, monkeypatch) -> None:
-    """Otherwise it is done in this process, which is quicker."""
-    if "crew" not in request.fixturenames:
-        do_here(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -281,7 +281,7 @@ def json_bytes(journal: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("form", [SMALL, Jpegs(short_side=24)])
 def test_a_full_disk_stops_the_work_and_keeps_what_is_finished(
-    root: Path, tmp_path: Path, form: Form
+    root: Path, tmp_path: Path, form: Form, crew
 ) -> None:
     write_clip(root / "run" / "large.mp4", 8, height=128, noise=120, gop=4)
     out = tmp_path / "out"
@@ -301,7 +301,9 @@ def test_a_full_disk_stops_the_work_and_keeps_what_is_finished(
     assert "4 of 4 videos are prepared" in text
 
 
-def test_a_disk_that_fills_up_within_the_journal_keeps_what_is_finished(root: Path, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_within_the_journal_keeps_what_is_finished(
+    root: Path, tmp_path: Path, crew
+) -> None:
     for number in range(4):
         shutil.copy(root / "walk" / "c.avi", root / "walk" / f"{number}{'long' * 50}.avi")
     whole, out = tmp_path / "whole", tmp_path / "out"

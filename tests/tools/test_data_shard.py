@@ -19,7 +19,6 @@ from data_shards import (
     TWO,
     content,
     contents,
-    do_here,
     members,
     pack,
     pack_five,
@@ -43,18 +42,6 @@ from vidssl.tools.data.runner import CannotWrite
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_five(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def crew() -> None:
-    """Work is done by processes."""
-
-
-@pytest.fixture(autouse=True)
-def _here(request: pytest.FixtureRequest, monkeypatch) -> None:
-    """Otherwise it is done in this process, which is quicker."""
-    if "crew" not in request.fixturenames:
-        do_here(monkeypatch)
 
 
 @pytest.fixture

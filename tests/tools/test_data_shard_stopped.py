@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from data_clips import write_clip
-from data_shards import TWO, contents, do_here, members, pack, pack_five, read_index, rows, write_five
+from data_shards import TWO, contents, members, pack, pack_five, read_index, rows, write_five
 
 from vidssl.data.decode.examine import FileToExamine, examine
 from vidssl.errors import UsageError
@@ -23,18 +23,6 @@ from vidssl.tools.data.pack import ShardToPack, pack_shard
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_five(tmp_path_factory.mktemp("made"))
-
-
-@pytest.fixture
-def crew() -> None:
-    """Work is done by processes."""
-
-
-@pytest.fixture(autouse=True)
-def _here(request: pytest.FixtureRequest, monkeypatch) -> None:
-    """Otherwise it is done in this process, which is quicker."""
-    if "crew" not in request.fixturenames:
-        do_here(monkeypatch)
 
 
 @pytest.fixture

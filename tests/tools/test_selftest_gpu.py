@@ -2,7 +2,9 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from vidssl.build import build
 from vidssl.cli.main import main
 from vidssl.config.recipe import load_recipe
 from vidssl.engine.parallel import in_shards
+from vidssl.tools import selftest_gpu
 from vidssl.tools.selftest_gpu import PARTS, Bench, Row, _group_of_one, _row_of, apart, page, peak_flops
 from vidssl.train.trial import Trial, random_batch
 
@@ -107,7 +110,26 @@ def test_mistakes_are_one_line(words: list[str], said: str, capsys: pytest.Captu
     assert said in line
 
 
-def test_a_part_runs_in_a_process_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+class Here:
+    """A part's process, which takes three seconds to import everything: the part is run in this one."""
+
+    pid = 2**30  # nobody's
+
+    def __init__(self, command: list[str], **_: object) -> None:
+        name, device, seconds, file = command[-4:]
+        PARTS[name].run(Bench(name, device, float(seconds), Path(file)))
+
+    def wait(self, limit: float) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_part_runs_in_a_process_of_its_own(
+    own: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not own:
+        theirs = {"STDOUT": subprocess.STDOUT, "TimeoutExpired": subprocess.TimeoutExpired}
+        monkeypatch.setattr(selftest_gpu, "subprocess", SimpleNamespace(Popen=Here, **theirs))
     words = ["--device", "cpu", "--only", "nvdec", "--seconds", "300", "--out", "found.json"]
     Path("found.json").touch()
     assert main(["selftest", "gpu", *words]) == 0
@@ -125,7 +147,7 @@ def test_one_process_trains_in_shards_what_it_trains_whole() -> None:
     found = {}
     for parallel in ("ddp", "fsdp"):
         words = ["data.video.batch_size=2", "run.device=cpu", f"run.parallel={parallel}"]
-        recipe = load_recipe("svt", ["backbone.depth=2", *words])
+        recipe = load_recipe("svt", ["backbone.depth=2", "backbone.embed_dim=16", *words])
         with _group_of_one(Bench("fsdp", "cpu", 1.0, Path("row.json"))):
             torch.manual_seed(0)
             trial = Trial(recipe, build.untrained(recipe), build.schedule(recipe).plan({"video": 100.0}))
