@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import av
@@ -35,39 +37,61 @@ def write_clip(
     codec: str = "libx264",
     options: dict[str, str] | None = None,
     times: Sequence[int] | None = None,
+    container_options: dict[str, str] | None = None,
+    **how: object,
+) -> Path:
+    """Writes a numbered clip; ``times`` are the frames' timestamps in units of 1/30 s.
+
+    ``how``: other keys of ``_clip``.
+    """
+    if options is None and codec == "libx264":  # no keyframes but those of the regular groups
+        options = {"sc_threshold": "0", "preset": "superfast"}
+    given = (*(options or {}).items(),), (*(container_options or {}).items(),)
+    stamps = tuple(range(num_frames) if times is None else times[:num_frames])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_clip(path.suffix, codec, *given, stamps, **how))
+    return path
+
+
+@cache  # many tests want the same clip
+def _clip(
+    suffix: str,
+    codec: str,
+    options: tuple[tuple[str, str], ...],
+    container_options: tuple[tuple[str, str], ...],
+    stamps: tuple[int, ...],
+    *,
     gop: int = 12,
     max_b_frames: int = 2,
     height: int = 48,
-    container_options: dict[str, str] | None = None,
     noise: int = 0,
     pixel_aspect: Fraction = Fraction(1),
-) -> Path:
-    """Writes a numbered clip; ``times`` are the frames' timestamps in units of 1/30 s.
+) -> bytes:
+    """A clip's file.
 
     ``noise`` makes the frames harder to compress, and so the file long enough to be damaged in its middle.
     """
     rng = np.random.default_rng(0)
-    if options is None and codec == "libx264":
-        options = {"sc_threshold": "0"}  # no keyframes but those of the regular groups
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options=container_options or {}) as container:
-        stream = container.add_stream(codec, rate=30, options=options or {})
-        stream.height, stream.width, stream.pix_fmt = height, BITS * SIDE, "yuv420p"
-        stream.codec_context.gop_size = gop
-        stream.codec_context.max_b_frames = max_b_frames
-        stream.codec_context.time_base = Fraction(1, 30)
-        stream.codec_context.sample_aspect_ratio = pixel_aspect
-        stream.codec_context.thread_count = 1
-        for number in range(num_frames):
-            picture = numbered_frame(number, height)
-            if noise:
-                picture = picture + rng.integers(0, noise, picture.shape, dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p", threads=1)
-            frame.pts = number if times is None else times[number]
-            frame.time_base = Fraction(1, 30)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"clip{suffix}"
+        with av.open(str(path), "w", options=dict(container_options)) as container:
+            stream = container.add_stream(codec, rate=30, options=dict(options))
+            stream.height, stream.width, stream.pix_fmt = height, BITS * SIDE, "yuv420p"
+            stream.codec_context.gop_size = gop
+            stream.codec_context.max_b_frames = max_b_frames
+            stream.codec_context.time_base = Fraction(1, 30)
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+            stream.codec_context.thread_count = 1
+            for number, stamp in enumerate(stamps):
+                picture = numbered_frame(number, height)
+                if noise:
+                    picture = picture + rng.integers(0, noise, picture.shape, dtype=np.uint8)
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame = frame.reformat(format="yuv420p", threads=1)
+                frame.pts, frame.time_base = stamp, Fraction(1, 30)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path.read_bytes()
 
 
 def write_sound(path: Path, codec: str = "aac") -> Path:

@@ -53,8 +53,8 @@ def same_by_hand(source: VideoFolder, index: int, transform: Transform) -> Tenso
     """Ids [frame, h, w] of a whole video, one frame at a time."""
     net = build.tokenizer("toy")
     rows = []
-    for frame in kept_frames(source.info(index), FPS):
-        pixels = resize_short_side(source.read(index, [frame]), transform.short_side)[0]
+    for frame in source.read(index, kept_frames(source.info(index), FPS)):
+        pixels = resize_short_side(frame[None], transform.short_side)[0]
         down, right = pixels.shape[1] - 16, pixels.shape[2] - 16
         top, left = {"top": (0, 0), "middle": (down // 2, right // 2), "bottom": (down, right)}[
             transform.crop
