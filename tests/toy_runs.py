@@ -108,6 +108,9 @@ def _of_its_toy(name: str) -> dict[str, str]:
 
 
 TOYS |= {name: _of_its_toy(name) for name in OBJECTIVES if name not in TOYS}
+# halves of others of the toys: where each objective is tested alike, these run with the slow ones
+PARTS_OF_OTHERS = ("bevt_image", "bevt_video", "vimpac_contrast", "vimpac_predict")
+BY_DEFAULT = [pytest.param(name, marks=[pytest.mark.slow] * (name in PARTS_OF_OTHERS)) for name in TOYS]
 PARTS = ("backbone", "tokenizer", "masker", "decoder_masker")
 OPTIMS = {
     "svt": "{type: adamw, lr: 1e-2, final_weight_decay: 0.4, clip_norm: 3.0, clip: each, decay: tables}",

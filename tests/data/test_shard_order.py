@@ -110,7 +110,7 @@ def test_workers_that_know_nothing_of_each_other_read_every_sample_once() -> Non
 
 
 def test_a_job_that_goes_on_with_fewer_nodes_reads_what_was_left_and_nothing_twice() -> None:
-    stream = stream_of(uneven(5_000, mean=10), batch_size=96)
+    stream = stream_of(uneven(2_000, mean=10), batch_size=96)
     steps = steps_of(stream, 1)
     middle = steps[len(steps) // 3]
     before, _ = count(stream, 32, 4, range(steps[0], middle), epoch=1)

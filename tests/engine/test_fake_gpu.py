@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from toy_runs import PARTS_OF_OTHERS
 
 from docs.compatibility.table import Trials, combinations, random_batch
 from vidssl.build import build
@@ -161,9 +162,6 @@ def toy(name: str, backbone: str, folder: Path) -> Recipe:
     raise AssertionError(f"no toy of {name}")
 
 
-PARTS_OF_OTHERS = ("bevt_image", "bevt_video", "vimpac_contrast", "vimpac_predict")
-
-
 @pytest.mark.parametrize(
     ("name", "backbone"),
     [
@@ -288,7 +286,8 @@ def test_what_a_run_watches_waits_only_where_it_is_logged() -> None:
     assert {"rankme", "feature_std", "loss", "grad_norm"} <= found.keys()
 
 
-EVERY_OPERATION = {"num_ops": 20, "magnitude": 20.0, "flip": 0.5, "erase": 1.0}
+# one round, in which 64 clips draw each of the fourteen operations
+EVERY_OPERATION = {"num_ops": 1, "magnitude": 20.0, "flip": 0.5, "erase": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -303,13 +302,14 @@ EVERY_OPERATION = {"num_ops": 20, "magnitude": 20.0, "flip": 0.5, "erase": 1.0}
 )
 def test_augmentation_happens_on_the_device_of_the_clips(make: Callable[[], Augment]) -> None:
     gpu = AsOnGPU()
-    clips = (torch.rand(2, 3, 4, 16, 16),)
-    batch = gpu.batch(Batch({"global": clips * 2, "local": clips}))
+    many = isinstance(make, partial) and make.func is FinetuneAugment
+    clips = (torch.rand(64 if many else 2, 3, 2, 16, 16),)
+    batch = gpu.batch(Batch({"clip": clips} if many else {"global": clips * 2, "local": clips}))
     with gpu:
         made = make()(batch, torch.Generator().manual_seed(0))
     assert {slot.device.type for slots in made.views.values() for slot in slots} == {"cuda"}
     # torchvision's equalisation looks whether there is anything to equalise
-    assert len(gpu.waits.found) == (isinstance(make, partial) and make.func is FinetuneAugment)
+    assert len(gpu.waits.found) == many
 
 
 @pytest.mark.parametrize("keys", [{"mixup": 0.8}, {"cutmix": 1.0}])

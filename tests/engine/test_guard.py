@@ -18,8 +18,7 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from stumbling import write_recipe
 from torch import Tensor, nn
-from toy_runs import TOYS, make_world
-from working_folder import work_in
+from toy_runs import BY_DEFAULT, make_world
 
 from vidssl.build import build
 from vidssl.cli.main import main
@@ -46,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work_in(world, monkeypatch)
+    monkeypatch.chdir(world)
 
 
 def train(*overrides: str) -> tuple[RunFolder, Objective, str]:
@@ -215,7 +214,7 @@ def stepped(objective: Objective, recipe: Recipe, guard: Guard, batch: Batch, nu
     objective.after_step(progress, generator)
 
 
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("name", BY_DEFAULT)
 def test_a_step_that_is_not_taken_leaves_no_trace_in_any_objective(name: str, toys: Path) -> None:
     """After a good step and a bad one, a good one does what it does without the bad one."""
     recipe = load_recipe(f"{name}.yaml")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 from torch import nn
-from toy_runs import TOYS, assert_same_end, make_world, records
+from toy_runs import BY_DEFAULT, assert_same_end, make_world, records
 
 from vidssl.build import build
 from vidssl.cli.main import main
@@ -53,7 +53,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
-    monkeypatch.setenv("VIDSSL_CACHE", str(world / "cache"))
 
 
 def train(recipe: Recipe, resume: Path | None = None, stop_after: int | None = None) -> RunFolder:
@@ -69,12 +68,7 @@ class Signals:
     expected = False
 
 
-PARTS_OF_OTHERS = ("bevt_image", "bevt_video", "vimpac_contrast", "vimpac_predict")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in PARTS_OF_OTHERS)) for name in TOYS]
-)
+@pytest.mark.parametrize("name", BY_DEFAULT)
 def test_a_run_that_goes_on_ends_as_the_whole_run_does(name: str) -> None:
     """Stopped after 3 of 6 steps: between two log lines, before the first checkpoint was due."""
     whole = train(load_recipe(f"{name}.yaml"))
@@ -123,7 +117,6 @@ def halfway(world: Path) -> Path:
     """A run of vimpac_contrast with states after 2 and 3 steps, stopped there; to be copied."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(world)
-        patch.setenv("VIDSSL_CACHE", str(world / "cache"))
         recipe = load_recipe("vimpac_contrast.yaml", ["run.checkpoint_every_steps=2", "run.out=halfway"])
         folder = train(recipe, stop_after=3)
         return folder.path.resolve()

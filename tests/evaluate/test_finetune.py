@@ -22,7 +22,7 @@ from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.process import StopRequest
 from vidssl.errors import UsageError
 
-WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
+WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 12"
 RECIPE = f"""
 name: NAME
 objective: {{type: classification, label: digit, num_classes: 10}}
@@ -32,7 +32,7 @@ data:
     source: {{{WORLD}, split: train}}
     test_source: {{{WORLD}, split: test}}
     views: {{type: single_clip, num_frames: 4, frame_stride: 1, size: 32}}
-    batch_size: 8
+    batch_size: 4
   probe:
     train: {{{WORLD}, split: train}}
     test: {{{WORLD}, split: test}}
@@ -50,7 +50,7 @@ name: tune
 objective: {type: classification}
 labels: [digit]
 train_views: {type: single_clip, num_frames: 4, frame_stride: 1, size: 32}
-batch_size: 8
+batch_size: 4
 test_batch_size: 5
 optim: {type: adamw, lr: 1e-3}
 schedule: {type: cosine, epochs: 1}
@@ -64,7 +64,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setenv("VIDSSL_CACHE", str(path / "cache"))
         Path("evaluation").mkdir()
         Path("evaluation/tune.yaml").write_text(PROTOCOL)
         for name, backbone in BACKBONES.items():
@@ -76,7 +75,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("VIDSSL_CACHE", str(folder / "cache"))
 
 
 def tune(*words: str, run: str = "runs/vit") -> int:
@@ -97,11 +95,11 @@ def test_a_network_is_finetuned_for_each_label_and_scored(capsys: pytest.Capture
     said = capsys.readouterr().out
     rows = scores(name="each")["finetuned"]
     assert [row["label"] for row in rows] == ["digit", "direction"]
-    assert all(row["num_train"] == row["num_test"] == 24 for row in rows)
+    assert all(row["num_train"] == row["num_test"] == 12 for row in rows)
     assert "finetuned %" in said
-    assert "train: 24 listed" in said
-    assert "test: 24 videos found of 24 listed" in said
-    assert "None of 24 test videos was seen in pretraining" in said
+    assert "train: 12 listed" in said
+    assert "test: 12 videos found of 12 listed" in said
+    assert "None of 12 test videos was seen in pretraining" in said
     for label, classes in (("digit", 10), ("direction", 8)):
         checkpoint = read_checkpoint(
             Path(f"runs/vit/finetune/each-{label}/checkpoints/step-000003.safetensors")
@@ -113,7 +111,7 @@ def test_a_network_is_finetuned_for_each_label_and_scored(capsys: pytest.Capture
 
 def test_test_videos_that_were_learned_from_are_refused_before_anything_is_trained(capsys) -> None:
     said = fails(capsys, "name=both", "data.test.split=train")
-    assert said.startswith("vidssl: 24 of 24 test videos (train/000000.mp4, ")
+    assert said.startswith("vidssl: 12 of 12 test videos (train/000000.mp4, ")
     assert "are in train too" in said
     said = fails(capsys, "name=both", "data.test.split=train", "data.train.split=test")
     assert "are trained on with their labels" in said  # by the classification that is finetuned here
@@ -129,7 +127,7 @@ def test_scores_are_compared_only_where_the_same_was_learned_in_the_same_way() -
     assert plain["objective.type"] == "classification"
     assert card("alike", "run.log_every_steps=2", "compare_untrained=true", "test_batch_size=3") == plain
     assert card("explicit", "objective.dropout=0.0") == plain
-    for name, word in {"smaller": "batch_size=6", "fewer": "data.train.limit=20"}.items():
+    for name, word in {"smaller": "batch_size=3", "fewer": "data.train.limit=10"}.items():
         assert card(name, word) != plain
 
 

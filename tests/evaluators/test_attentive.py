@@ -97,16 +97,16 @@ def test_other_orders_of_frames_are_scored_by_the_probe_that_learned_on_normal_o
 
 
 def test_the_order_of_videos_changes_nothing():
-    tokens, labels = hidden_in_one_patch(80, 1)
-    test = table(*hidden_in_one_patch(40, 2))
-    shuffled = torch.randperm(80, generator=seeded(4))
+    tokens, labels = hidden_in_one_patch(40, 1)
+    test = table(*hidden_in_one_patch(20, 2))
+    shuffled = torch.randperm(40, generator=seeded(4))
     train = table(tokens, labels)
     other = FeatureTable(
         vectors=train.vectors[shuffled],
         labels={"class": labels[shuffled]},
         classes=train.classes,
         keys=tuple(train.keys[number] for number in shuffled.tolist()),
-        num_listed=80,
+        num_listed=40,
         unreadable=(),
         patches={"normal": train.patches["normal"][shuffled]},
     )

@@ -12,9 +12,13 @@ from vidssl.maskers import MASKERS
 SIZES = [(4, 32, 32), (2, 16, 48), (1, 32, 32)]
 backbones = pytest.mark.parametrize("name", BACKBONES)
 maskers = pytest.mark.parametrize("name", MASKERS)
-LIBRARIES = ("pytorchvideo", "timm", "torchvision")  # whose networks are no toys
+LARGE = ("pytorchvideo", "torchvision")
+LIBRARIES = (*LARGE, "timm")  # whose networks are no toys
 own_by_default = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LIBRARIES)) for name in BACKBONES]
+)
+one_library_by_default = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in BACKBONES]
 )
 
 
@@ -74,7 +78,7 @@ def test_same_input_gives_the_same_features_whatever_is_beside_it(name: str) -> 
         assert not torch.equal(whole, everything(backbone(name, seed=1).eval()(x)))
 
 
-@backbones
+@one_library_by_default
 def test_gradients_reach_every_parameter_from_clips_and_images(name: str) -> None:
     net = backbone(name)
     with torch.no_grad():
@@ -133,7 +137,7 @@ def test_half_precision_autocast_stays_finite_and_near(name: str) -> None:
     assert (low - net(x).pooled()).abs().max() < 0.1
 
 
-@backbones
+@one_library_by_default
 def test_weights_survive_a_copy_by_state(name: str) -> None:
     net, other = backbone(name).eval(), backbone(name, seed=1).eval()
     other.load_state_dict(net.state_dict())

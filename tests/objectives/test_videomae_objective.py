@@ -128,9 +128,8 @@ def test_what_is_filled_in_is_what_the_metrics_measure(target: str) -> None:
     assert objective.describe({key: float(x) for key, x in output.metrics.items()})
 
 
-@pytest.mark.parametrize("target", ["pixels", "tokens"])
-@pytest.mark.parametrize("joint", [False, True])
-def test_twenty_steps_lower_the_loss(target: str, joint: bool) -> None:
+@pytest.mark.parametrize(("target", "joint"), [("pixels", False), ("tokens", True)])
+def test_ten_steps_lower_the_loss(target: str, joint: bool) -> None:
     torch.manual_seed(0)
     net = TimeSformer(
         embed_dim=24, depth=1, num_heads=2, patch_size=8, num_frames=4, size=32, attention="joint"
@@ -144,7 +143,7 @@ def test_twenty_steps_lower_the_loss(target: str, joint: bool) -> None:
         3, 1, 1, 1, 1
     )
     losses = []
-    for _ in range(20):
+    for _ in range(10):
         loss = step(objective, shown).loss
         optimizer.zero_grad()
         loss.backward()

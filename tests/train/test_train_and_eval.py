@@ -27,7 +27,7 @@ from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.train import monitors
 
-WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 24"
+WORLD = "type: moving_digits, size: 32, digit_size: 24, num_frames: 4, num_videos: 12"
 TOKENIZER = f"""
 name: tokenizer
 objective: {{type: tokenizer}}
@@ -79,7 +79,6 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setenv("VIDSSL_CACHE", str(path / "cache"))
         Path("tokenizer.yaml").write_text(TOKENIZER)
         assert main(["train", "tokenizer.yaml"]) == 0
         shutil.copy("runs/tokenizer/checkpoints/step-000004.safetensors", "tokenizer.safetensors")
@@ -100,7 +99,6 @@ def said(folder):
 @pytest.fixture(autouse=True)
 def in_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("VIDSSL_CACHE", str(folder / "cache"))
 
 
 def fails(capsys, *words: str) -> str:
@@ -173,11 +171,11 @@ def test_eval_without_a_name_takes_the_newest_run_and_reports_every_label(capsys
     assert "runs/newest" in said
     for word in ("digit", "texture", "direction", "speed", "profile", "untrained", "chance", "95 %"):
         assert word in said
-    assert "24 videos found of 24 listed" in said
+    assert "12 videos found of 12 listed" in said
     record = json.loads(Path("runs/newest/scores/knn-step-000001.json").read_text())
     rows = record["scores"]["trained"]
     assert [row["label"] for row in rows] == ["digit", "texture", "direction", "speed", "profile"]
-    assert all(row["low"] <= row["top1"] <= row["high"] and row["num_test"] == 24 for row in rows)
+    assert all(row["low"] <= row["top1"] <= row["high"] and row["num_test"] == 12 for row in rows)
     assert "k: 20" in record["protocol"]
     assert Path("runs/newest/scores/retrieval-step-000001.json").is_file()
 
@@ -204,17 +202,17 @@ def test_trained_scores_come_from_the_trained_weights():
 
 
 def test_all_layers_are_the_means_of_every_stage_side_by_side():
-    videos = v.MovingDigits(split="test", size=32, digit_size=24, num_frames=4, num_videos=24)
+    videos = v.MovingDigits(split="test", size=32, digit_size=24, num_frames=4, num_videos=12)
     views = v.UniformClips(num_frames=4, frame_stride=1, size=32)
     recipe = load_recipe("bevt.yaml")
     net = build.backbone(recipe)
     features = v.extract(net, videos, views, layers="all")
-    assert features.vectors.shape == (24, 1, 8 + 16 + 32)
+    assert features.vectors.shape == (12, 1, 8 + 16 + 32)
     clip = videos.read(3, range(4)).transpose(0, 1)[None].float() / 255
     with torch.no_grad():
         expected = torch.cat([stage.mean((1, 2, 3)) for stage in net.eval()(clip).stages], dim=1)
     torch.testing.assert_close(features.vectors[3], expected, atol=1e-5, rtol=1e-4)
-    assert v.extract(net, videos, views).vectors.shape == (24, 1, 32)
+    assert v.extract(net, videos, views).vectors.shape == (12, 1, 32)
 
 
 def test_a_protocol_says_which_layers_are_read():
@@ -337,7 +335,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(capsys):
             ("eval", "runs/nothing.safetensors", "--protocol", "knn"),
             "nothing.safetensors: no such run or file",
         ),
-        (("eval", "cache", "--protocol", "knn"), "a folder, but not that of a run"),
+        (("eval", "runs", "--protocol", "knn"), "a folder, but not that of a run"),
         (("eval", "runs/bevt", "--protocol", "knnn"), "Did you mean 'knn'?"),
         (("eval", "runs/tokenizer", "--protocol", "knn"), "trained a tokenizer"),
         (("eval", "runs/bevt", "--protocol", "knn", "evaluator.kk=3"), "unknown key. Did you mean 'k'?"),
