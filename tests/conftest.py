@@ -9,6 +9,7 @@ which took a tenth of all the time.
 
 import gc
 import os
+import shutil
 import signal
 import tempfile
 from types import FrameType
@@ -18,6 +19,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, which reads it once
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="vidssl-tests-")  # what runs of own parts are noted in
 _OWN_PID = os.getpid()
+_VIDEOS = ""
+if "PYTEST_XDIST_WORKER" not in os.environ:  # moving digits, which all tests of all processes share
+    _VIDEOS = os.environ["VIDSSL_CACHE"] = tempfile.mkdtemp(prefix="vidssl-tests-videos-")
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -35,3 +39,8 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    if _VIDEOS and os.getpid() == _OWN_PID:
+        shutil.rmtree(_VIDEOS, ignore_errors=True)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from pages import ROOT, commands, copy_small, words_of
-from working_folder import work_in
 
 from vidssl.cli.main import main
 
@@ -27,7 +26,7 @@ def test_lines_that_install_are_those_that_ci_and_newcomers_run() -> None:
 def test_every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     assert OWN_VIDEOS in README, "tests/tools/test_init.py runs those of docs/own_videos.md"
     copy_small(tmp_path, README)
-    work_in(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     ran = 0
     for line in commands(README.replace(OWN_VIDEOS, "")):
         for command in line.split(" && "):

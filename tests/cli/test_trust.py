@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from toy_runs import CLIP, SOURCE
-from working_folder import work_in
 
 from vidssl.cli.main import main
 from vidssl.engine.checkpoint import read_tensors
@@ -55,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with a run of a backbone of its own, whose module imports another."""
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
-        work_in(folder, patch)
+        patch.chdir(folder)
         patch.setenv("XDG_STATE_HOME", str(folder / "state"))
         Path("my_part.py").write_text(PART)
         Path("my_layers.py").write_text(LAYERS)
@@ -69,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def here(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder = tmp_path / "work"
     shutil.copytree(trained, folder)
-    work_in(folder, monkeypatch)
+    monkeypatch.chdir(folder)
     record = folder / "state/vidssl/trained"
     record.write_text(record.read_text().replace(str(trained), str(folder)))
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))

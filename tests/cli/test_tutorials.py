@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from data_clips import write_clip
 from pages import ROOT, blocks, commands, copy_small, lines_of, made_small, words_of
-from working_folder import work_in
 
 from vidssl.cli.main import main, parsers
 
@@ -16,7 +15,7 @@ PAGES = {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("docs
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    work_in(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

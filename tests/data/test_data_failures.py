@@ -249,7 +249,6 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 

@@ -38,7 +38,6 @@ from vidssl.interfaces import KnowsOrigins, Origin
 def vids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two classes of three files, no two of which have the same content, in the working folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     for name in ("run", "walk"):
         for number in range(3):
             path = tmp_path / "vids" / name / f"v{number}.mp4"

@@ -1,7 +1,5 @@
 """Test views: how many there are of a video, and that a video's views are averaged with each other only."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,10 +10,8 @@ from vidssl.interfaces import Backbone, Evaluator, Features, LabelledFeatures, V
 
 
 @pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[v.MovingDigits]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VIDSSL_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield v.MovingDigits(split="test", size=32, digit_size=24, num_frames=8, num_videos=5)
+def videos() -> v.MovingDigits:
+    return v.MovingDigits(split="test", size=32, digit_size=24, num_frames=8, num_videos=5)
 
 
 class Colours(Backbone):

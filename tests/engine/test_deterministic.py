@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from toy_runs import make_world
-from working_folder import work_in
 
 from vidssl.cli.main import main
 from vidssl.engine.speed import deterministic
@@ -16,7 +15,7 @@ from vidssl.errors import UsageError
 
 def test_the_option_deterministic_is_the_key(tmp_path, monkeypatch) -> None:
     make_world(tmp_path)
-    work_in(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     assert main(["train", "vimpac_contrast.yaml", "--deterministic", "schedule.steps=1"]) == 0
     assert "deterministic: true" in Path("runs/vimpac_contrast/recipe.yaml").read_text()
 

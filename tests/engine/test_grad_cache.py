@@ -282,7 +282,6 @@ def trained(folder: Path, **run: object) -> tuple[list[dict[str, float]], nn.Mod
 def test_the_loop_keeps_all_negatives_however_a_batch_is_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     (whole, one), (split, other) = trained(tmp_path), trained(tmp_path, accumulate=4)
     for step, line in enumerate(whole):
         for key in ("loss_contrast", "grad_norm", "negatives"):

@@ -201,7 +201,6 @@ def steep_run(folder: Path, resume: Path | None = None, stop_after: int | None =
 
 @pytest.mark.slow
 def test_float16_lowers_the_scale_of_the_loss_until_gradients_are_numbers(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     result = steep_run(tmp_path)
     found = records(RunFolder(result.folder))
     scales = [record["loss_scale"] for record in found]

@@ -275,7 +275,6 @@ def steps_until(monkeypatch: pytest.MonkeyPatch, step: int, happens: Callable[[R
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """Six steps, saved after every second."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.yaml").write_text(RECIPE)
     return load_recipe("a.yaml", ["objective.bad_steps=[]", "run.checkpoint_every_steps=2"])
 

@@ -75,7 +75,6 @@ def on_one_and_on_two(folder: Path, runs: Mapping[str, Sequence[str]], more: Seq
     make_world(folder)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         patch.chdir(folder)
-        patch.setenv("VIDSSL_CACHE", str(folder / "cache"))
         for name, words in runs.items():
             run(folder / "one", name, words)
         # forked, as importing everything anew takes half a minute; Python 3.12 warns of threads

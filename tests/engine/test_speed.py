@@ -336,7 +336,6 @@ def test_a_recipe_s_run_takes_the_switch(switch: str, tmp_path, monkeypatch) -> 
     """With image stream and stochastic depth; the last bit is the same but for float16."""
     make_world(tmp_path)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     quiet = Console(quiet=True)
     _, plain = train_recipe(load_recipe("bevt.yaml"), quiet, stop_after=3)
     _, result = train_recipe(load_recipe("bevt.yaml", [f"run.{switch}"]), quiet, stop_after=3)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from recordings import ACTIONS, moving, write_frames
 from released_layouts import write_vjepa
-from working_folder import work_in
 
 from vidssl.backbones.vit import ViT
 from vidssl.cli.main import main
@@ -70,7 +69,7 @@ def kitchen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_vjepa(tmp_path / "vitl.pt", net, net, made.predictor)
     (tmp_path / "tiny.yaml").write_text(RECIPE % "init: vitl.pt#predictor, ")
     (tmp_path / "headless.yaml").write_text(RECIPE % "")
-    work_in(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

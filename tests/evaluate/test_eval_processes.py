@@ -17,7 +17,6 @@ from safetensors import safe_open
 from torch import Tensor
 from toy_probe import make_run, recipe_text
 from toy_runs import skip_without_shards
-from working_folder import work_in
 
 from vidssl import api as v
 from vidssl.engine.distributed import end_group, here
@@ -102,7 +101,7 @@ def one_of_two(number: int, folder: Path, work: Callable[[Path], None]) -> None:
 def on_one_and_on_two(path: Path, work: Callable[[Path], None]) -> Path:
     """A folder with what one process found, and what two did."""
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        work_in(path, patch)
+        patch.chdir(path)
         Path("toy.yaml").write_text(RECIPE)
         for name in ("one", "two"):
             make_run(Path(name, "runs", "toy"), RECIPE, seed=5, step=1)

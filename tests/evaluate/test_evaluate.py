@@ -11,7 +11,6 @@ import toy_probe
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from toy_probe import encoder_passes, recipe_text
-from working_folder import work_in
 
 from vidssl.cli.main import main
 from vidssl.data.sources.moving_digits import MovingDigits
@@ -29,7 +28,7 @@ def make_run(name: str, *, seed: int, change: tuple[str, str] = ("", "")) -> Non
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
-        work_in(path, patch)
+        patch.chdir(path)
         for number, name in enumerate(("a", "b")):
             make_run(name, seed=number)
         assert main(["eval", "runs/a", "--protocol", "knn"]) == 0
@@ -39,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work_in(folder, monkeypatch)
+    monkeypatch.chdir(folder)
 
 
 @pytest.fixture

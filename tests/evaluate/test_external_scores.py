@@ -15,7 +15,6 @@ import torchvision
 from safetensors import safe_open
 from torch import nn
 from toy_probe import encoder_passes, recipe_text
-from working_folder import work_in
 
 from vidssl.backbones.pixels import Pixels
 from vidssl.cli.main import main
@@ -31,7 +30,7 @@ KNN = ("--protocol", "knn", "evaluator.k=[3]")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
-        work_in(path, patch)
+        patch.chdir(path)
         Path("toy.yaml").write_text(RECIPE)
         assert main(["train", "toy.yaml"]) == 0
         assert main(["eval", "runs/toy", *KNN]) == 0
@@ -40,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work_in(folder, monkeypatch)
+    monkeypatch.chdir(folder)
 
 
 def flat(said: str) -> str:
@@ -199,7 +198,7 @@ def test_features_are_kept_for_each_network_and_its_keys(folder, monkeypatch):
         (("untrained:torchvision:mc3_18", "weights=x.pth"), "has no use for weights=x.pth"),
         (("untrained:timm:test_vit", "data.views.size=20"), "does not take a clip of 4 frames at 20x20"),
         (("untrained:nothing",), "nothing: no such recipe"),
-        (("untrained:cache",), "no recipe.yaml in it"),
+        (("untrained:runs",), "no recipe.yaml in it"),
         (("untrained:toy.yaml", "network.depht=2"), "Did you mean 'depth'?"),
         (("untrained:timm:resnet18", "network.seed=-1"), "must be at least 0"),
         (("pixels", "network.sze=3"), "network.sze: unknown key. Did you mean 'size'?"),

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from toy_probe import recipe_text
-from working_folder import work_in
 
 from vidssl.backbones.transformers_nets import TransformersNet, pixel_statistics, published_state
 from vidssl.cli.main import main
@@ -101,7 +100,7 @@ def test_what_the_library_would_lose_or_make_up_is_refused(tmp_path: Path) -> No
 
 
 def test_eval_scores_it_beside_random_weights(tmp_path: Path, monkeypatch, capsys) -> None:
-    work_in(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     Path("toy.yaml").write_text(recipe_text(steps=2, seed=3))
     saved("videomae", Path("mae"))
     words = ("--protocol", "knn", "evaluator.k=[3]", "data=toy.yaml")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from toy_probe import encoder_passes, make_run, recipe_text
-from working_folder import work_in
 
 from vidssl import api as v
 from vidssl.build import build
@@ -27,7 +26,7 @@ TOKENS = (12, 1, 8, 16)  # videos, views, cells, channels
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
-        work_in(path, patch)
+        patch.chdir(path)
         make_run(Path("runs/a"), RECIPE, seed=1)
         Path("evaluation").mkdir()
         Path("evaluation/look.yaml").write_text(LOOK)
@@ -36,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work_in(folder, monkeypatch)
+    monkeypatch.chdir(folder)
     shutil.rmtree("runs/a/features", ignore_errors=True)
 
 

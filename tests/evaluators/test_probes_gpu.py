@@ -76,7 +76,6 @@ def test_a_grid_on_a_gpu_chooses_as_on_the_cpu():
 
 
 def test_patch_tokens_of_bfloat16_features_feed_an_attentive_probe(monkeypatch, tmp_path):
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path))
     keys = {"size": 32, "digit_size": 24, "num_frames": 4, "num_videos": 40}
     views = v.UniformClips(num_frames=4, frame_stride=1, size=32)
     network = v.ViT(embed_dim=32, depth=2, num_heads=2, patch_size=(2, 8, 8))

@@ -82,7 +82,6 @@ def test_the_recipe_of_the_example_is_checked_by_file_and_by_name() -> None:
 
 def test_the_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path))
     videos = "{type: moving_digits, split: train, num_videos: 16, size: 48, num_frames: 8}"
     small = [f"data.video.{key}={videos}" for key in ("source", "test_source")]
     small += ["schedule.steps=2", "schedule.warmup_steps=0", "run.workers=0", "run.test_batches=1"]

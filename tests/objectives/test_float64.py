@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from toy_runs import TOYS, make_world
-from working_folder import work_in
 
 from vidssl.build import build
 from vidssl.config.recipe import load_recipe
@@ -27,7 +26,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_derivatives_are_differences_of_the_loss(
     name: str, world: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work_in(world, monkeypatch)
+    monkeypatch.chdir(world)
     recipe = load_recipe(f"{name}.yaml")
     torch.manual_seed(0)
     objective = build.objective(recipe, say=lambda line: None).double().train()

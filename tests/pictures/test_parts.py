@@ -45,7 +45,6 @@ def test_parts_of_a_recipe_are_drawn_before_it_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     Path("r.yaml").write_text(
         recipe_text(num_videos=4).replace("data:\n", "augment: {type: per_clip}\ndata:\n", 1)
     )

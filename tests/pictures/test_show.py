@@ -77,7 +77,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(path)
-        patch.setenv("VIDSSL_CACHE", str(path / "cache"))
         for name, text in RECIPES.items():
             Path(f"{name}.yaml").write_text(f"name: {name}{chr(10)}{text}")
             recipe = load_recipe(f"{name}.yaml")
@@ -98,7 +97,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("VIDSSL_CACHE", str(folder / "cache"))
 
 
 def drawn(run: str, what: str, *words: str) -> Image.Image:
@@ -215,7 +213,7 @@ def test_pictures_follow_from_the_run_alone() -> None:
         ("runs/tokenizer", "trained a tokenizer, which has no class token"),
         ("mine.yaml", "has no class token: --what reconstruction"),
         ("runs/no_videos", "names no held-out videos: name some, data="),
-        ("cache", "a folder, but not that of a run"),
+        ("runs", "a folder, but not that of a run"),
         ("runs/nothing", "no such run or file. Runs: "),
         ("python.safetensors", "was trained without a recipe"),
         ("runs/looks dta=x", "unknown key. Did you mean 'data'?"),

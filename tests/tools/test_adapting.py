@@ -11,7 +11,6 @@ import torch
 from recordings import write_takes
 from released_layouts import write_videomae, write_vjepa
 from rich.console import Console
-from working_folder import work_in
 
 from vidssl.backbones.vit import ViT
 from vidssl.build import build
@@ -91,7 +90,7 @@ def adapting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     net = toy(positions="line", key_bias=False)
     mae = VideoMAE(net, RandomTube(ratio=0.9), decoder_dim=24, decoder_depth=1, decoder_heads=2)
     write_videomae(tmp_path / "weights" / "checkpoint.pth", net, mae.decoder)
-    work_in(tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

@@ -62,7 +62,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
-    monkeypatch.setenv("VIDSSL_CACHE", str(world / "cache"))
     monkeypatch.setenv("COLUMNS", "80")
 
 

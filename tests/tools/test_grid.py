@@ -40,7 +40,6 @@ data: {test: {type: moving_digits, split: test, size: 16, digit_size: 12, num_fr
 @pytest.fixture(autouse=True)
 def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(grids, "TIMED", 1)
     Path("recipes/grids").mkdir(parents=True)
     text = recipe_text(num_videos=8).replace("tokenizer: moving_digits\n", "")  # asking it takes longest

@@ -11,7 +11,6 @@ from rich.console import Console
 from safetensors.torch import save_file
 from stumbling import write_recipe
 from torch import nn
-from working_folder import work_in
 
 from vidssl.build import build
 from vidssl.cli.main import main
@@ -33,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work_in(world, monkeypatch)
+    monkeypatch.chdir(world)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def captured(world: Path) -> dict[str, tuple[Path, str]]:
     found = {}
     for where in ("module", "gradient", "loss"):
         with pytest.MonkeyPatch.context() as patch:
-            work_in(world, patch)
+            patch.chdir(world)
             words = [f"name={where}", f"objective.where={where}", "run.max_skipped_steps=2"]
             with pytest.raises(UsageError) as error:
                 train_recipe(load_recipe("stumbling.yaml", words), Console(quiet=True))

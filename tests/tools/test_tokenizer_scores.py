@@ -221,7 +221,6 @@ def save_run() -> None:
 @pytest.fixture(autouse=True)
 def _in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("VIDSSL_CACHE", str(folder / "cache"))
 
 
 def evaluate(*words: str) -> int:

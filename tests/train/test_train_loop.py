@@ -44,7 +44,6 @@ class Recorder(v.Objective):
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     videos = v.MovingDigits(split="train", size=32, digit_size=24, num_frames=4, num_videos=8)
     stream = v.Stream(videos, v.SingleClip(num_frames=4, frame_stride=1, size=32), batch_size=4)
     objective = Recorder()
@@ -184,7 +183,6 @@ class Apart(Mean, ComparesVideos):
 
 
 def run_of(tmp_path, monkeypatch, objective, batch_size=4, num_test=0, console=None, **run):
-    monkeypatch.setenv("VIDSSL_CACHE", str(tmp_path / "cache"))
     videos = v.MovingDigits(split="train", size=16, digit_size=12, num_frames=2, num_videos=8)
     stream = v.Stream(videos, v.SingleClip(num_frames=2, frame_stride=1, size=16), batch_size=batch_size)
     size = {"size": 16, "digit_size": 12, "num_frames": 2, "num_videos": 8}

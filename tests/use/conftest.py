@@ -50,7 +50,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inside(folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setenv("VIDSSL_CACHE", str(folder / "cache"))
         yield
 
 
@@ -70,5 +69,4 @@ def world(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 def tiny(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run, relative to the working folder, which is its world."""
     monkeypatch.chdir(world)
-    monkeypatch.setenv("VIDSSL_CACHE", str(world / "cache"))
     return Path("runs/tiny")

@@ -18,7 +18,6 @@ BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", PAGE.read_text(), re.MULTIL
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch says that TorchScript is old
 def test_the_page_does_what_it_says(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VIDSSL_CACHE", str(world / "cache"))
     shutil.copytree(world / "runs" / "tiny", "runs/mine")
     shutil.rmtree("runs/mine/scores")  # of other tests
     Path("runs/mine/scores").mkdir()
