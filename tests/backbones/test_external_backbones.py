@@ -122,7 +122,9 @@ def test_pytorchvideos_mvit_gives_what_its_head_would_read() -> None:
     assert features.patches.shape[1:4] == net.grid(16, 224, 224)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vit_tiny_patch16_224", pytest.param("convnext_atto", marks=pytest.mark.slow)]
+)
 @torch.no_grad()
 def test_timm_networks_see_each_frame_alone(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

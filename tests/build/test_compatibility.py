@@ -71,7 +71,7 @@ def test_the_covering_combinations_name_every_component_of_all(objective: str) -
 
 
 # of one kind with others, or with many networks
-HEAVY = ("bevt_image", "bevt_video", "svt", "vimpac", "vimpac_contrast")
+HEAVY = ("bevt_image", "bevt_video", "svt", "vimpac", "vimpac_contrast", "vimpac_predict")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import copy
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -22,7 +23,7 @@ from vidssl.backbones.video_swin import VideoSwin
 from vidssl.backbones.vit import ViT
 from vidssl.build import build
 from vidssl.config.recipe import RunSpec, load_recipe
-from vidssl.engine.checkpoint import read_checkpoint
+from vidssl.engine.checkpoint import Checkpoint, read_checkpoint
 from vidssl.engine.resume import load_optimizer, optimizer_tensors
 from vidssl.engine.speed import prepare, refusal
 from vidssl.errors import UsageError
@@ -331,15 +332,24 @@ def test_compiled_blocks_give_the_same_to_rounding_under_the_same_names(again: b
 # in a recipe
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Checkpoint]:
+    """A world of toy recipes, and where bevt's is after three steps."""
+    world = tmp_path_factory.mktemp("world")
+    make_world(world)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(world)
+        _, result = train_recipe(load_recipe("bevt.yaml"), Console(quiet=True), stop_after=3)
+        return world, read_checkpoint(result.checkpoint)
+
+
 @pytest.mark.parametrize("switch", ["precision=fp16", "activation_checkpointing=true", "deterministic=true"])
-def test_a_recipe_s_run_takes_the_switch(switch: str, tmp_path, monkeypatch) -> None:
+def test_a_recipe_s_run_takes_the_switch(switch: str, plain: tuple[Path, Checkpoint], monkeypatch) -> None:
     """With image stream and stochastic depth; the last bit is the same but for float16."""
-    make_world(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    quiet = Console(quiet=True)
-    _, plain = train_recipe(load_recipe("bevt.yaml"), quiet, stop_after=3)
-    _, result = train_recipe(load_recipe("bevt.yaml", [f"run.{switch}"]), quiet, stop_after=3)
-    one, other = (read_checkpoint(each.checkpoint) for each in (plain, result))
+    world, one = plain
+    monkeypatch.chdir(world)
+    _, result = train_recipe(load_recipe("bevt.yaml", [f"run.{switch}"]), Console(quiet=True), stop_after=3)
+    other = read_checkpoint(result.checkpoint)
     assert one.encoder.keys() == other.encoder.keys()
     same = all(torch.equal(other.encoder[key], value) for key, value in one.encoder.items())
     assert same == (switch != "precision=fp16")

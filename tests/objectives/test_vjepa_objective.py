@@ -139,7 +139,7 @@ def test_collapse_shows_in_the_metrics() -> None:
     assert float(step(same, clips()).metrics["teacher_student_gap"]) < float(healthy["teacher_student_gap"])
 
 
-@pytest.mark.parametrize("version", ["2", "2.1"])
+@pytest.mark.parametrize("version", [pytest.param("2", marks=pytest.mark.slow), "2.1"])
 def test_twenty_steps_lower_the_loss(version: str) -> None:
     newer = version == "2.1"
     torch.manual_seed(0)

@@ -87,7 +87,7 @@ def test_ids_can_be_the_target_of_a_loss(tokenizer: Tokenizer) -> None:
     assert logits.grad is not None
 
 
-@pytest.mark.parametrize("num_frames", [1, 3])
+@pytest.mark.parametrize("num_frames", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_ids_do_not_depend_on_the_batch_around_a_clip(tokenizer: Tokenizer, num_frames: int) -> None:
     clips = smooth_clips(21, num_frames, 48)
     together = tokenizer.encode(clips)

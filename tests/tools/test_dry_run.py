@@ -27,6 +27,7 @@ from vidssl.tools.dry_run import (
 )
 from vidssl.train.run import train_recipe
 
+SUPERVISED = pytest.param("classification", marks=pytest.mark.slow)
 LIKE_BEVT = pytest.param("vimpac", marks=pytest.mark.slow)  # masks and a tokenizer
 
 
@@ -77,7 +78,7 @@ def test_it_shows_all_and_changes_nothing(name: str, world: Path, capsys: pytest
     assert "…" not in said
 
 
-@pytest.mark.parametrize("name", ["bevt", "classification", "svt", LIKE_BEVT])
+@pytest.mark.parametrize("name", ["bevt", "svt", SUPERVISED, LIKE_BEVT])
 def test_its_steps_are_those_of_the_run(name: str) -> None:
     recipe = load_recipe(f"{name}.yaml", ["run.log_every_steps=1"])
     _, result = train_recipe(recipe, Console(quiet=True), stop_after=2)

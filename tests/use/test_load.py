@@ -20,10 +20,6 @@ CLIPS = torch.rand(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 TOYS = {
     name: made for name, made in BACKBONES.items() if name != "pytorchvideo"
 }  # x3d does not know its blocks
-# of other libraries' networks timm's is small
-toys = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "torchvision")) for name in TOYS]
-)
 
 
 def toy(name: str) -> tuple[Backbone, torch.Tensor]:
@@ -79,7 +75,7 @@ def test_an_objective_comes_back_with_its_decoder(tiny: Path) -> None:
     assert all(torch.equal(objective.state_dict()[key], value) for key, value in stored.items())
 
 
-@toys
+@pytest.mark.parametrize("name", TOYS)
 def test_the_last_intermediate_behind_its_norm_is_what_forward_gives(name: str) -> None:
     network, x = toy(name)
     last, maps = network.forward_intermediates(x, 1, norm=True, output_fmt="NTHWC")
@@ -103,7 +99,9 @@ def test_class_tokens_come_beside_the_maps() -> None:
     torch.testing.assert_close(prefix[:, 0], network(x).cls)
 
 
-@toys
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "torchvision")) for name in TOYS]
+)
 def test_a_network_knows_its_keys_after_a_copy(name: str, tmp_path: Path) -> None:
     network, x = toy(name)
     copied = copy.deepcopy(network)
