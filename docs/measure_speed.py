@@ -1,6 +1,6 @@
 """The switches of ``run``, each beside the same steps without it: time, memory, difference.
 
-    OMP_NUM_THREADS=1 python docs/measure_speed.py [--rounds 5] [--compile]
+    OMP_NUM_THREADS=1 python docs/measure_speed.py [--rounds 5] [--compile | --compiled RECIPE ...]
 
 Prints the tables of docs/performance.md, section "Switches". A ratio is that of the shortest of some steps
 without the switch to the shortest with it, taken in turns: above 1 is faster. On a CPU it is of processor
@@ -12,16 +12,20 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from vidssl import api as v
 from vidssl.backbones import BACKBONES
+from vidssl.build import build
+from vidssl.config.recipe import load_recipe
 from vidssl.engine.speed import autocast_dtype, loss_scaler, pick_device, prepare
 from vidssl.interfaces import Backbone
+from vidssl.train.trial import Trial, random_batch
 
 DEVICE = pick_device("auto")
 CLOCK = time.perf_counter if DEVICE.type == "cuda" else time.process_time
@@ -159,7 +163,7 @@ def step(make: Callable[[], Backbone], shape: tuple[int, ...], run: v.RunSpec) -
     return Step(network, clips.to(DEVICE), run)
 
 
-def seconds(steps: list[Callable[[], None]], rounds: int) -> list[float]:
+def seconds(steps: Sequence[Callable[[], object]], rounds: int) -> list[float]:
     """The shortest time of each, taken in turns after a first one that is thrown away."""
     times: list[list[float]] = [[] for _ in steps]
     for turn in range(rounds + 1):
@@ -182,6 +186,26 @@ def switches(compiled: bool) -> Iterator[tuple[str, v.RunSpec]]:
     )
     if compiled:
         yield "compile", v.RunSpec(precision="fp32", compile=True)
+
+
+def print_compiled(recipes: list[str], rounds: int) -> None:
+    """Whole steps of recipes with ``compile``, over the same steps without."""
+    print("| recipe | fp32 | bf16 |\n| --- | ---: | ---: |")
+    for name in recipes:
+        ratios = []
+        for precision in ("fp32", "bf16"):
+            taken = []
+            for compiled in ("false", "true"):
+                recipe = load_recipe(name, [f"run.precision={precision}", f"run.compile={compiled}"])
+                torch.manual_seed(0)
+                plan = build.schedule(recipe).plan(dict.fromkeys(recipe.data.streams, 100.0))
+                take = partial(Trial(recipe, build.untrained(recipe), plan).take, batch=random_batch(recipe))
+                for number in range(2):  # compiled at the first, and once more for what differs at the second
+                    take(number)
+                taken.append(partial(take, 2))
+            plain, compiled = seconds(taken, rounds)
+            ratios.append(compiled / plain)
+        print(f"| `{name}` | {' | '.join(f'{ratio:.2f}' for ratio in ratios)} |", flush=True)
 
 
 def print_papers(rounds: int) -> None:
@@ -241,6 +265,9 @@ def main() -> None:
     parser.add_argument(
         "--papers", action="store_true", help="'elementwise' at the papers' widths, and no more"
     )
+    parser.add_argument(
+        "--compiled", nargs="+", metavar="RECIPE", help="steps of recipes with 'compile', and no more"
+    )
     arguments = parser.parse_args()
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else platform.processor() or "CPU"
     print(
@@ -248,6 +275,9 @@ def main() -> None:
     )
     if arguments.papers:
         print_papers(arguments.rounds)
+        return
+    if arguments.compiled:
+        print_compiled(arguments.compiled, arguments.rounds)
         return
     print_own(arguments.rounds, arguments.compile)
     print_channels_last(arguments.rounds)
