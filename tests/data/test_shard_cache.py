@@ -10,12 +10,16 @@ from uuid import uuid4
 import pytest
 from counted_shards import Counting, count_fetches, fetched, pack_two, put, reasons, write_videos
 
+from vidssl.data import samples
 from vidssl.data.sources.tar import reader as shard_cache
 from vidssl.data.sources.tar.index import INDEX
 from vidssl.data.sources.tar.source import TarShards
 from vidssl.data.sources.tar.storage import Address
+from vidssl.data.views.random import SingleClip
 from vidssl.engine.process import locked
 from vidssl.errors import UsageError
+
+SECOND = ("run/2.mkv", "walk/3.mp4", "run/4.mp4")  # keys of the second shard
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +97,37 @@ def test_what_a_killed_process_left_is_fetched_anew(elsewhere: str, tmp_path: Pa
     assert not reasons(source)
     assert sorted(fetched()) == sorted(2 * ["00000.tar", "more/00001.tar"])
     assert [path.name for path in cache.glob(".*")] == [".lock"]
+
+
+@pytest.mark.parametrize("order", ["shards", "samples"])
+def test_the_next_shard_is_fetched_while_one_is_read(
+    elsewhere: str, tmp_path: Path, monkeypatch, order: str
+) -> None:
+    monkeypatch.setattr(samples, "_AHEAD", 2)
+    source = TarShards(root=elsewhere, cache=str(tmp_path / "cache"), order=order)
+    views = SingleClip(num_frames=1, frame_stride=1, size=16)
+    endless = samples.Endless(source, views, batch_size=1, seed=0, tries=1)
+    shards = [source.key(endless.index(place)) in SECOND for place in range(len(source))]
+    monkeypatch.setattr(Address, "read_range", None)  # all comes from the cache
+    for place in range(len(source)):
+        assert endless[place].views is not None
+        for thread in threading.enumerate():
+            if thread.name == shard_cache._AHEAD:
+                thread.join(20)
+        seen = len(set(shards[: place + 3])) if order == "shards" else len(set(shards[: place + 1]))
+        assert len(fetched()) == seen, place
+
+
+def test_what_cannot_be_fetched_ahead_is_told_where_it_is_read(elsewhere: str, tmp_path: Path) -> None:
+    source = TarShards(root=elsewhere, cache=str(tmp_path / "cache"))
+    Address(elsewhere).remove("more/00001.tar")
+    for index in range(len(source)):
+        source.soon(index)
+        for thread in threading.enumerate():
+            if thread.name == shard_cache._AHEAD:
+                thread.join(20)
+    assert fetched() == ["00000.tar"]
+    assert len(reasons(source)) == 3
 
 
 def test_the_oldest_shard_makes_room(elsewhere: str, tmp_path: Path, packed, monkeypatch, caplog) -> None:

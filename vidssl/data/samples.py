@@ -27,6 +27,7 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import DataSource, EpochOrder, OrdersEpochs, SampleInfo, UnreadableSample, ViewSampler
 
 _log = logging.getLogger(__name__)
+_AHEAD = 32  # batches from where a source is told of a sample to where it is read
 _DESCRIPTORS, _ENOUGH = 256, 4096  # open files that workers take at least, and that are always enough
 _LAST_SECONDS = 2  # of a worker that is told to end
 # in shared memory: what a batch's tensors take to whole pages, the queue of a worker, and what all have
@@ -252,6 +253,9 @@ class Endless(Dataset[Sample]):
                 self._reads = position, SharedReads(self.samples.source)
             reads = self._reads[1]
             reads.generator = None
+        later = place + _AHEAD * self.batch_size
+        if isinstance(self.samples.source, OrdersEpochs) and later < self.length:
+            self.samples.source.soon(int(self._order(epoch)[later]))
         failures: tuple[Failure, ...] = ()
         for attempt in range(self.tries):
             index = self.index(position, attempt)

@@ -213,3 +213,7 @@ class OrdersEpochs(ABC):
             seed: another for each epoch.
             batch_size: of all processes together; a process fills the same places of each batch.
         """
+
+    def soon(self, index: int) -> None:
+        """Is told of a sample that is read some batches later; a source that can fetch it by then does."""
+        return

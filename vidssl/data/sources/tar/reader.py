@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import tarfile
+import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -27,6 +28,7 @@ from vidssl.interfaces import UnreadableSample
 _log = logging.getLogger(__name__)
 IN_USE_SECONDS = 60.0
 _GIB = 1 << 30
+_AHEAD = "vidssl: a shard ahead"  # the thread that fetches it
 _OURS = re.compile(r"(\.?)[0-9a-f]{16}-.*?(?:\.(\d+)\.part)?")  # nothing else in the folder is touched
 
 
@@ -92,9 +94,25 @@ class ShardCache:
                 os.utime(file.fileno())
                 file.seek(start)
                 return file.read(length)
-            if not self._fetch(name, size, path):
+            if why := self._fetch(name, size, path):
+                self._tell(why)
                 return None
         return None
+
+    def fetch_ahead(self, name: str, size: int) -> None:
+        """Starts to fetch a shard that is read later, unless it is there or a fetch of this process goes on.
+
+        What fails is tried again, and reported, where the shard is read. Does nothing once room was short.
+        """
+        path = self._path(name, size)
+        if self._told or path.exists() or any(thread.name == _AHEAD for thread in threading.enumerate()):
+            return
+
+        def fetch() -> None:
+            with suppress(OSError):
+                self._fetch(name, size, path)
+
+        threading.Thread(target=fetch, name=_AHEAD, daemon=True).start()
 
     def forget(self, name: str, size: int) -> None:
         """Removes a shard, which turned out to be damaged."""
@@ -105,13 +123,13 @@ class ShardCache:
         digest = hashlib.sha256(f"{self._source} {name} {size}".encode()).hexdigest()[:16]
         return self._folder / f"{digest}-{name.rpartition('/')[2]}"
 
-    def _fetch(self, name: str, size: int, path: Path) -> bool:
-        """Whether the shard could be fetched, by this process or another while this one waited."""
+    def _fetch(self, name: str, size: int, path: Path) -> str:
+        """Fetches a shard, or waits while another does; why there is no room for it, empty if it is there."""
         partial = path.with_name(f".{path.name}.{size}.part")
         with locked(partial):
             if path.exists():
                 partial.unlink(missing_ok=True)
-                return True
+                return ""
             there = self._source.size(name)
             if there != size:  # asked first, so that a wrong shard is not fetched for each of its samples
                 partial.unlink(missing_ok=True)
@@ -120,8 +138,7 @@ class ShardCache:
                 )
             if not self._make_room(size, partial):
                 partial.unlink(missing_ok=True)
-                self._tell(f"all {self._room / _GIB:.3g} GiB are taken by shards that are being read")
-                return False
+                return f"all {self._room / _GIB:.3g} GiB are taken by shards that are being read"
             try:
                 self._source.fetch(name, partial)
                 _sync(partial, size)
@@ -129,10 +146,9 @@ class ShardCache:
                 partial.unlink(missing_ok=True)
                 if not isinstance(error, OSError) or error.errno not in OWN_DISK:
                     raise
-                self._tell(error.strerror or "no space is left")
-                return False
+                return error.strerror or "no space is left"
             os.replace(partial, path)
-            return True
+            return ""
 
     def _make_room(self, size: int, own: Path) -> bool:
         """Removes what was not read for the longest time until a shard fits; whether it does."""
@@ -225,6 +241,12 @@ class ShardReader:
         except OSError as error:
             raise UnreadableSample(key, f"{name} cannot be read: {error.strerror or error}") from error
         return found[BLOCK:]
+
+    def soon(self, number: int) -> None:
+        """Has the cache, if there is one, fetch the shard of a sample that is read later."""
+        if self._cache is not None:
+            shard = int(self._index.shard[number])
+            self._cache.fetch_ahead(self._index.shards[shard], int(self._index.shard_bytes[shard]))
 
     def mend(self, number: int, member: Member, content: bytes) -> bytes | None:
         """Content to decode instead of one that does not decode; None if it is as it was indexed.

@@ -143,6 +143,10 @@ class TarShards(ListKeys, VideoKeys, DataSource, KnowsGroups, KnowsMissing, Orde
         counts = np.bincount(self._index.shard[self._numbers], minlength=len(self._index.shards))
         return ShardOrder(counts.tolist(), batch_size=batch_size, seed=seed)
 
+    def soon(self, index: int) -> None:
+        if self.order == "shards":
+            self._reader.soon(int(self._numbers[index]))
+
     def read(self, index: int, frames: Sequence[int]) -> Tensor:
         member, facts, own = self._look(index)
         key = self.key(index)
