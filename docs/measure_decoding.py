@@ -84,7 +84,8 @@ def look(path: Path, tally: Tally) -> None:
 
 
 def make_kinds(folder: Path) -> list[Path]:
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "data"))
+    tests = Path(__file__).parent.parent / "tests"
+    sys.path[:0] = [str(tests), str(tests / "data")]
     from test_data_kinds import KINDS
 
     for name, kind in KINDS.items():

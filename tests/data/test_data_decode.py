@@ -108,6 +108,17 @@ def test_h264_frames_that_no_other_needs_are_left_out_and_the_others_keep_their_
     )
 
 
+def test_a_spoilt_keyframe_is_what_decoding_in_order_makes_of_it(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "a.mkv", 13, noise=60, gop=12, max_b_frames=0)
+    with av.open(str(path)) as container:
+        last = bytes([packet for packet in container.demux(video=0) if packet.size][-1])
+    spoilt = last[: len(last) // 2] + bytes(len(last) - len(last) // 2)
+    path.write_bytes(path.read_bytes().replace(last, spoilt))
+    facts = probe(path)
+    assert [keyframe.number for keyframe in facts.keyframes] == [0, 12]
+    assert torch.equal(read_frames(path, [12], facts)[0], read_frames(path, range(13))[12])
+
+
 def test_a_file_that_cannot_be_entered_midway_is_read_from_its_start(tmp_path: Path, monkeypatch) -> None:
     path = write_clip(tmp_path / "a.mp4", 30)
     facts = probe(path)

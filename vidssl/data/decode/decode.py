@@ -336,6 +336,8 @@ def _read_by_seeking(video: OpenVideo | OpenWebP, facts: VideoFacts, wanted: Seq
         by_pts = {facts.pts[number]: number for number in run}
         unused = {*facts.pts[keyframe.number : run[-1]]} - by_pts.keys()
         for frame in video.frames_from(keyframe.pts, unused):
+            if frame.is_corrupt:  # filled in from frames before it, which may lie before the keyframe
+                return found
             if frame.pts in by_pts:
                 found.add(by_pts[frame.pts], picture.rgb(frame))
             if frame.pts is None or frame.pts >= facts.pts[run[-1]]:
