@@ -417,8 +417,8 @@ def start() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
 
     yield starts
     for process in started:
-        process.kill()
-        process.communicate()
+        with process:  # waits and closes its pipe, also where its words were read to their end
+            process.kill()
 
 
 def wait_for_states(folder: RunFolder, more_than: int, process: "subprocess.Popen[str]") -> None:
