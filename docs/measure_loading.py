@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -277,6 +278,24 @@ def print_per_decode(kind: str, forms: Forms, given: argparse.Namespace) -> None
         print(f"| {kind} | {form} | {rate:.1f} | {gains} |", flush=True)
 
 
+def print_threads(kind: str, forms: Forms, given: argparse.Namespace) -> None:
+    """BEVT's clips by two threads of one process, over one thread: time passed and processor time."""
+    way, places = forms.ways[ORIGINAL], range(16 * len(forms.originals))
+
+    def draw(place: int) -> None:
+        way(SAMPLERS["BEVT"], place % len(forms.originals), place)
+
+    def taken(threads: int) -> tuple[float, float]:
+        passed, busy = time.perf_counter(), time.process_time()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(draw, places))
+        return time.perf_counter() - passed, time.process_time() - busy
+
+    turns = [(taken(1), taken(2)) for _ in range(given.turns)]
+    found = [min(two[k] for _, two in turns) / min(one[k] for one, _ in turns) for k in (0, 1)]
+    print(f"| {kind} | {found[0]:.2f} | {found[1]:.2f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -304,6 +323,9 @@ def main() -> None:
         print("| --- | --- | ---: | ---: | ---: | ---: |")
         for name, each in forms.items():
             print_per_decode(name, each, given)
+        print("\n| two threads over one | time passed | processor time |\n| --- | ---: | ---: |")
+        for name, each in forms.items():
+            print_threads(name, each, given)
 
 
 if __name__ == "__main__":

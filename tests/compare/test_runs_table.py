@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from score_files import write_run
 
+from vidssl.cli.main import main
 from vidssl.compare.runs import compare, runs_table
 from vidssl.errors import UsageError
 
@@ -100,3 +101,9 @@ def test_files_of_scores_keep_to_the_published_schema() -> None:
     for broken in ({**record, "more": 1}, {**record, "step": -1}, {**record, "keys": None}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(broken, schema)
+
+
+def test_a_table_is_printed_or_written_not_both(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--csv", "--parquet", "runs.parquet"]) == 2
+    assert "--parquet: not allowed with argument --csv" in capsys.readouterr().err
+    assert not Path("runs.parquet").exists()

@@ -192,7 +192,10 @@ def test_a_death_between_batches_is_not_heard_of_before_the_next() -> None:
     said: list[tuple[int, str]] = []
     stream = Stream(Numbers(), CLIP, batch_size=4, workers=2)
     batches = []
-    note: Callable[[int, str], None] = lambda step, line: said.append((step, line))  # noqa: E731
+
+    def note(step: int, line: str) -> None:
+        said.append((step, line))
+
     with Loader({"video": stream}, start_step=2, restarted=note) as loader:
         for step in range(9):
             batches.append(next(loader))

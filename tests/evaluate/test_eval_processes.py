@@ -147,9 +147,10 @@ def test_features_of_two_processes_are_those_of_one_to_the_last_bit(folder: Path
             safe_open(path, "pt") as one,
             safe_open(folder / "two" / path.relative_to(folder / "one"), "pt") as two,
         ):
-            assert one.keys() == two.keys()
+            names = one.keys()
+            assert names == two.keys()
             assert one.metadata() == two.metadata()
-            for key in one.keys():  # noqa: SIM118
+            for key in names:
                 assert torch.equal(one.get_tensor(key), two.get_tensor(key))
 
 
