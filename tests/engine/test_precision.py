@@ -14,9 +14,11 @@ from toy_runs import records
 from vidssl import api as v
 from vidssl.backbones.video_swin import attend as swin_attend
 from vidssl.config.recipe import RunSpec
+from vidssl.engine import speed
 from vidssl.engine.checkpoint import read_checkpoint
 from vidssl.engine.runfolder import RunFolder
 from vidssl.engine.speed import (
+    Precision,
     autocast_dtype,
     load_scaler,
     loss_scaler,
@@ -38,6 +40,21 @@ def test_precision_names_a_type() -> None:
     assert autocast_dtype("fp16", CPU) == torch.float16
     assert use_bfloat16("bf16", CPU)
     assert not use_bfloat16("fp16", CPU)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("has", [True, False])
+def test_a_precision_that_this_cpu_emulates_is_named_once(
+    precision: Precision, has: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{precision}_supported", lambda: has)
+    speed._note_emulation.cache_clear()
+    for _ in range(2):
+        autocast_dtype(precision, CPU)
+    autocast_dtype("fp32", CPU)
+    named = [line for line in caplog.messages if f"{precision}: this CPU has no instructions" in line]
+    assert len(named) == (not has)
 
 
 class _Kernels(TorchDispatchMode):

@@ -6,13 +6,14 @@ their names and their values stay as they are.
 Device, precision and the memory at hand are worked out here too.
 """
 
+import logging
 import os
 import resource
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Literal, TypeVar
 
@@ -28,6 +29,8 @@ from vidssl.errors import UsageError
 from vidssl.interfaces import Backbone, HasBlocks, TrainableTokenizer
 
 R = TypeVar("R")
+
+_log = logging.getLogger(__name__)
 
 # compiled forms of one piece of code that dynamo keeps before it gives up and runs it uncompiled: all blocks
 # of a network are one piece, a form each for every width, shape, mode and precision
@@ -279,7 +282,10 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
     """Type of the forward pass of training, None for full precision; "auto" as ``use_bfloat16``."""
     if use_bfloat16(precision, device):
         return torch.bfloat16
-    return torch.float16 if precision == "fp16" else None
+    if precision != "fp16":
+        return None
+    _note_emulation("fp16", device.type)
+    return torch.float16
 
 
 def use_bfloat16(precision: Precision, device: torch.device) -> bool:
@@ -291,7 +297,22 @@ def use_bfloat16(precision: Precision, device: torch.device) -> bool:
     """
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bf16"
+    if precision != "bf16":
+        return False
+    _note_emulation("bf16", device.type)
+    return True
+
+
+@cache  # once in a process
+def _note_emulation(precision: Literal["bf16", "fp16"], device: str) -> None:
+    """Says so where products on this CPU go through a reference kernel, number by number."""
+    if device == "cpu" and torch.backends.mkldnn.is_available():
+        known = torch.ops.mkldnn
+        fast = known._is_mkldnn_bf16_supported if precision == "bf16" else known._is_mkldnn_fp16_supported
+        if not fast():
+            _log.warning(
+                f"run.precision {precision}: this CPU has no instructions for it; auto is many times as fast"
+            )
 
 
 def peak_memory(device: torch.device) -> int:

@@ -19,7 +19,27 @@ from vidssl.maskers.shapes import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tube(Masker):
+class _Blocks(Masker):
+    toy: ClassVar = {"min_block": 4}
+    ratio: float = 0.5
+    min_block: int = 16
+
+    def planes(self, number: int, grid: GridSize, generator: torch.Generator) -> Tensor:
+        """Blockwise planes, bool [number, h, w], True is hidden."""
+        _, h, w = grid
+        return blockwise_planes(number, h, w, ratio=self.ratio, min_block=self.min_block, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _BlocksInFrames(_Blocks):
+    length: tuple[float, float] = (0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        check_length(self.length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tube(_BlocksInFrames):
     """One blockwise plane per clip, repeated along a run of frames (BEVT, Sec. 3, "Mask strategy").
 
     On an image (one frame) it is BEiT's blockwise mask.
@@ -32,26 +52,16 @@ class Tube(Masker):
             meets its end; "straight" as the paper says, from t to t + l.
     """
 
-    toy: ClassVar = {"min_block": 4}
-    ratio: float = 0.5
-    length: tuple[float, float] = (0.5, 1.0)
-    min_block: int = 16
     placement: Placement = "circular"
 
-    def __post_init__(self) -> None:
-        check_length(self.length)
-
     def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
-        t, h, w = grid
-        planes = blockwise_planes(
-            batch_size, h, w, ratio=self.ratio, min_block=self.min_block, generator=generator
-        )
+        t, planes = grid[0], self.planes(batch_size, grid, generator)
         frames = draw_spans(batch_size, t, length=self.length, placement=self.placement, generator=generator)
         return frames[:, :, None, None] & planes[:, None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blockwise(Masker):
+class Blockwise(_Blocks):
     """One blockwise plane per clip, the same in every frame (BEiT, Algorithm 1; BEVT, Table 9, length T).
 
     Args:
@@ -59,20 +69,13 @@ class Blockwise(Masker):
         min_block: cells of the smallest block. BEiT: 16, on planes of 14x14.
     """
 
-    toy: ClassVar = {"min_block": 4}
-    ratio: float = 0.5
-    min_block: int = 16
-
     def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
-        t, h, w = grid
-        planes = blockwise_planes(
-            batch_size, h, w, ratio=self.ratio, min_block=self.min_block, generator=generator
-        )
-        return planes[:, None].repeat(1, t, 1, 1)
+        planes = self.planes(batch_size, grid, generator)
+        return planes[:, None].repeat(1, grid[0], 1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrameDiff(Masker):
+class FrameDiff(_BlocksInFrames):
     """A run of frames, each with a blockwise plane of its own (BEVT, Table 9, "Frame-Diff").
 
     Args:
@@ -82,26 +85,17 @@ class FrameDiff(Masker):
         placement: of the run of frames, as the tube's.
     """
 
-    toy: ClassVar = {"min_block": 4}
-    ratio: float = 0.5
-    length: tuple[float, float] = (0.5, 1.0)
-    min_block: int = 16
     placement: Placement = "circular"
 
-    def __post_init__(self) -> None:
-        check_length(self.length)
-
     def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
-        t, h, w = grid
-        planes = blockwise_planes(
-            batch_size * t, h, w, ratio=self.ratio, min_block=self.min_block, generator=generator
-        )
+        t = grid[0]
+        planes = self.planes(batch_size * t, grid, generator)
         frames = draw_spans(batch_size, t, length=self.length, placement=self.placement, generator=generator)
         return frames[:, :, None, None] & planes.unflatten(0, (batch_size, t))
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomFrame(Masker):
+class RandomFrame(_BlocksInFrames):
     """One blockwise plane per clip, on frames that need not be neighbours (BEVT, Table 9, "Random-Frame").
 
     Args:
@@ -110,21 +104,14 @@ class RandomFrame(Masker):
         min_block: cells of the smallest block.
     """
 
-    toy: ClassVar = {"min_block": 4}
-    ratio: float = 0.5
-    length: tuple[float, float] = (0.5, 1.0)
-    min_block: int = 16
-
-    def __post_init__(self) -> None:
-        check_length(self.length)
-
     def __call__(self, batch_size: int, grid: GridSize, generator: torch.Generator) -> Tensor:
-        t, h, w = grid
-        planes = blockwise_planes(
-            batch_size, h, w, ratio=self.ratio, min_block=self.min_block, generator=generator
+        planes = self.planes(batch_size, grid, generator)
+        lengths = draw_lengths(batch_size, grid[0], self.length, generator)
+        rank = (
+            torch.rand((batch_size, grid[0]), generator=generator, device=generator.device)
+            .argsort(1)
+            .argsort(1)
         )
-        lengths = draw_lengths(batch_size, t, self.length, generator)
-        rank = torch.rand((batch_size, t), generator=generator, device=generator.device).argsort(1).argsort(1)
         return (rank < lengths)[:, :, None, None] & planes[:, None]
 
 
