@@ -10,7 +10,7 @@ from vidssl.config.few_labels import Amount, FewLabels, drawn
 from vidssl.errors import UsageError
 from vidssl.evaluators.features import FeatureTable
 from vidssl.evaluators.knn import KNN
-from vidssl.evaluators.linear import Linear
+from vidssl.evaluators.linear import Linear, LinearSGD
 from vidssl.evaluators.scores import probe
 
 KEYS = tuple(f"video {number}.mp4" for number in range(60))
@@ -112,11 +112,12 @@ def test_all_labels_are_learned_from_once_and_as_without_the_key():
     assert (whole.top1, whole.low, whole.predicted) == (plain.top1, plain.low, plain.predicted)
 
 
-def test_the_order_of_a_list_changes_no_row():
+@pytest.mark.parametrize("probed", [QUICK, LinearSGD(batch_size=8, epochs=2)], ids=["linear", "linear_sgd"])
+def test_the_order_of_a_list_changes_no_row(probed):
     order = torch.randperm(45, generator=torch.Generator().manual_seed(3))
     few = FewLabels(shares=(0.4, 1.0), draws=2)
     test = blobs(30, 2)
-    ours, theirs = (probe(QUICK, blobs(45, 1, order=given), test, few_labels=few) for given in (None, order))
+    ours, theirs = (probe(probed, blobs(45, 1, order=given), test, few_labels=few) for given in (None, order))
     assert ours == theirs
 
 

@@ -25,6 +25,7 @@ from toy_runs import recipe_text
 from vidssl.cli.main import main
 from vidssl.compare.runs import compare, run_row
 from vidssl.config.few_labels import FewLabels
+from vidssl.engine.checkpoint import read_tensors
 from vidssl.engine.runfolder import RunFolder
 from vidssl.errors import UsageError
 from vidssl.evaluate.report import class_lines, classes_of, score_tables, verdict
@@ -122,6 +123,8 @@ def test_kept_probes_are_told_apart_by_their_whole_label(tmp_path):
         save_file({"x": torch.zeros(1)}, path, metadata={"label": name.partition("-")[2]})
         os.utime(path, (time, time))
     found = kept_probes(tmp_path, "step-000002")
+    metadata, tensors = read_tensors(found[0], only=())  # they may be as large as the training set
+    assert (metadata, tensors) == ({"label": "right-hand"}, {})
     assert [path.name.partition("-step")[0] for path in found] == ["knn-right-hand", "linear-left-hand"]
 
 

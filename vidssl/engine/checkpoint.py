@@ -7,7 +7,7 @@ is copied to.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,8 +147,10 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     )
 
 
-def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file.
+def read_tensors(
+    path: Path, *, only: Collection[str] | None = None
+) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file, or those tensors of them that ``only`` names.
 
     Raises:
         UsageError: if the file is missing or cut short.
@@ -157,7 +159,8 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise UsageError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            names = file.keys() if only is None else only
+            return file.metadata() or {}, {key: file.get_tensor(key) for key in names}
     except (SafetensorError, OSError) as error:
         raise UsageError(
             f"{path}: damaged or cut short ({error}); take another checkpoint, or make it again"

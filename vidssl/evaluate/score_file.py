@@ -434,5 +434,5 @@ def kept_probes(scores: Path, stem: str) -> list[Path]:
     newest: dict[str, Path] = {}
     found = [path for path in scores.glob(f"*{ENDING}") if path.name.endswith(f"-{stem}{ENDING}")]
     for path in sorted(found, key=lambda path: path.stat().st_mtime):
-        newest[read_tensors(path)[0].get("label", path.name)] = path
+        newest[read_tensors(path, only=())[0].get("label", path.name)] = path
     return sorted(newest.values())
