@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from score_files import write_run
+from score_files import PROTOCOL, write_run
 from toy_probe import recipe_text
 
 from vidssl.cli import main as cli
@@ -132,6 +132,41 @@ def test_effects_are_differences_of_means_over_all_else() -> None:
     ]  # fmt: skip
     assert [row[3] for row in pairs.rows] == ["+8.3", "+12.5", "+33.3", "+29.2"]
     assert costs.rows[0] == ("a-x", "7", "100", "400", "10", "1e+03", "12 s")
+
+
+def test_cells_that_see_clips_of_their_own_are_compared_and_named() -> None:
+    """The answers are made up: of eight videos the second cell gets two more right."""
+    truth, price = [0, 1] * 4, StepPrice("", 10, 0.5, 7, 4, 100)
+    protocol = PROTOCOL + "  views: {type: uniform_clips, num_frames: NUMBER}\n"
+    for name, number, wrong in (("short", 4, 3), ("long", 8, 1)):
+        run, guess = Path(f"runs/g/{name}-seed-0"), [1 - each for each in truth[:wrong]] + truth[wrong:]
+        write_run(run, truth, guess, protocol=protocol.replace("NUMBER", str(number)))
+        (run / "metrics.jsonl").write_text('{"step": 5, "seconds": 12.0}\n')
+    described = {
+        "format": "vidssl grid 1", "name": "g", "question": "", "equal": {"steps": 100}, "labels": [],
+        "axes": ["cell"], "seeds": [0], "cells": {name: {"cell": name} for name in ("short", "long")},
+        "prices": {name: asdict(price) for name in ("short", "long")},
+    }  # fmt: skip
+    Path("runs/g/grid.json").write_text(json.dumps(described))
+    cells, pairs, _ = grid_tables(read_results(Path("runs/g")))
+    assert cells.title.endswith("1 seed; scored on clips of their own: long (data.views.num_frames 8)")
+    assert pairs.rows[0][3] == "+25.0"
+    assert cli.main(["report", "runs/g", "-o", "g.html", "--no-pictures"]) == 0
+    write_run(Path("runs/g/long-seed-0"), truth, truth, protocol=protocol.replace("k: 20", "k: 5"))
+    with pytest.raises(UsageError, match=r"evaluator.k is 20 and 5"):
+        read_results(Path("runs/g"))
+
+
+def test_cells_that_would_be_scored_in_two_ways_are_refused_before_anything_is_trained() -> None:
+    text = (
+        GRID.split("axes")[0] + "cells: {all: {}, few: {data.probe.train.num_videos: 4}}\nprotocols: [knn]\n"
+    )
+    Path("recipes/grids/toy.yaml").write_text(text)
+    with pytest.raises(
+        UsageError, match=r"knn: cells all and few .*\n  data.train.num_videos is 8 and 4\n.*--eval"
+    ):
+        run_grid("toy")
+    assert not Path("runs").exists()
 
 
 def test_equal_compute_gives_a_dearer_cell_fewer_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vidssl.compare.runs import by_protocol
+from vidssl.compare.runs import by_protocol, differing
 from vidssl.compare.tables import TWO_SEEDS, Grid, measured, seeds_cell
 from vidssl.engine.logging import format_duration
 from vidssl.engine.runfolder import RunFolder
@@ -128,7 +128,7 @@ def read_results(folder: Path) -> GridResults:
     )  # fmt: skip
     if not made.files:
         raise UsageError(f"{folder}: no run of this grid has scores yet")
-    by_protocol(made.files)
+    by_protocol(made.files, own_views=True)
     return made
 
 
@@ -230,7 +230,17 @@ class ProtocolTable:
     def _about(self) -> str:
         seeds = counted(len(self.seeds), "seed")
         missing = f"; without scores yet: {', '.join(self.left_out)}" if self.left_out else ""
-        return f"{seeds}{missing}"
+        return f"{seeds}{missing}{self._own_views()}"
+
+    def _own_views(self) -> str:
+        """Cells whose networks are shown other clips than the first one's, and by which keys."""
+        first, *others = (cell.scores[self.protocol][self.seeds[0]].card for cell in self.present)
+        shown = [
+            f"{cell.name} ({', '.join(f'{key} {card.get(key)}' for key in keys)})"
+            for cell, card in zip(self.present[1:], others, strict=True)
+            if (keys := differing(first, card))
+        ]
+        return f"; scored on clips of their own: {', '.join(shown)}" if shown else ""
 
     def cells(self) -> Grid:
         """Scores of every cell, the same networks untrained, and chance."""

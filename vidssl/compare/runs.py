@@ -26,6 +26,7 @@ _NUMBERS = (
     *("num_groups", "class_mean", "class_top5", "spread", "mae", "chosen"),
 )
 _NAMED = 5  # settings that differ, in a refusal
+_VIEWS = ("data.views.", "data.train_views.")
 
 
 def compare(
@@ -92,9 +93,9 @@ def alike(files: Sequence[ScoreFile]) -> list[ScoreFile]:
     found = []
     for file in files:
         first = firsts.setdefault(file.name, file)
-        if _differing(first, file):
+        if differing(first.card, file.card):
             others = map(read_scores, sorted((file.path.parent / "earlier").glob(f"{file.path.stem}-*.json")))
-            file = next((other for other in others if not _differing(first, other)), file)
+            file = next((other for other in others if not differing(first.card, other.card)), file)
         found.append(file)
     return found
 
@@ -118,8 +119,11 @@ def run_grids(files: Sequence[ScoreFile], *, each: bool) -> list[tables.Grid]:
     return grids + tables.recipe_grids(tables.run_groups(list(runs.values()), each=each))
 
 
-def by_protocol(files: Sequence[ScoreFile]) -> list[list[ScoreFile]]:
+def by_protocol(files: Sequence[ScoreFile], *, own_views: bool = False) -> list[list[ScoreFile]]:
     """The files of each protocol, in the order of the first of each.
+
+    Args:
+        own_views: whether networks may have been shown clips of other shapes of the same videos.
 
     Raises:
         UsageError: if a file is named twice, or two were made under different protocols of one name, naming
@@ -131,32 +135,37 @@ def by_protocol(files: Sequence[ScoreFile]) -> list[list[ScoreFile]]:
     names = dict.fromkeys(file.name for file in files)
     found = [[file for file in files if file.name == name] for name in names]
     for same in found:
-        _check_comparable(same)
+        _check_comparable(same, own_views)
     return found
 
 
-def _check_comparable(files: Sequence[ScoreFile]) -> None:
+def _check_comparable(files: Sequence[ScoreFile], own_views: bool) -> None:
     """Scores stand in one column only if protocol and videos were the same."""
     first = files[0]
     for other in files[1:]:
-        if keys := _differing(first, other):
-            lines = [f"{_shown(first.card.get(key))} and {_shown(other.card.get(key))}" for key in keys]
-            lines = [f"\n  {key} is {values}" for key, values in zip(keys, lines, strict=True)]
-            lines[_NAMED:] = [f"\n  and {len(keys) - _NAMED} more"] * (len(keys) > _NAMED)
+        if keys := differing(first.card, other.card, own_views=own_views):
             of_data = [key for key in keys if key.startswith(("data.", "videos."))]
             words = [f"data={tables.run_name(first)}"] if of_data else []
             words += [f"{key}={first.card[key]}" for key in keys if key in first.card and key not in of_data]
             command = ("vidssl", "eval", tables.run_name(other), "--protocol", first.name, *words)
             raise UsageError(
                 f"'{first.name}' was not the same protocol for {first.path} and {other.path}:"
-                f"{''.join(lines)}\nScore the second as the first was, if its network takes "
-                f"those clips: {shlex.join(command)}"
+                f"{key_lines(keys, first.card, other.card)}\nScore the second as the first was, if its "
+                f"network takes those clips: {shlex.join(command)}"
             )
 
 
-def _differing(one: ScoreFile, other: ScoreFile) -> list[str]:
-    """Keys of their cards by which they may not be compared."""
-    return [key for key in {**one.card, **other.card} if _differs(key, one.card, other.card)]
+def key_lines(keys: Sequence[str], one: Mapping[str, str], other: Mapping[str, str]) -> str:
+    """A line for each key, with both values, for a message."""
+    lines = [f"\n  {key} is {_shown(one.get(key))} and {_shown(other.get(key))}" for key in keys]
+    lines[_NAMED:] = [f"\n  and {len(keys) - _NAMED} more"] * (len(keys) > _NAMED)
+    return "".join(lines)
+
+
+def differing(one: Mapping[str, str], other: Mapping[str, str], *, own_views: bool = False) -> list[str]:
+    """Keys of two cards by which their scores may not be compared; ``own_views`` as in ``by_protocol``."""
+    keys = [key for key in {**one, **other} if _differs(key, one, other)]
+    return [key for key in keys if not (own_views and key.startswith(_VIEWS))]
 
 
 def _differs(key: str, one: Mapping[str, str], other: Mapping[str, str]) -> bool:

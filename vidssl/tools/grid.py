@@ -48,6 +48,7 @@ from vidssl.engine import resume, runfolder, speed
 from vidssl.engine.logging import format_duration, print_line, shown_messages, terminal
 from vidssl.engine.process import make_folder, num_cpus, signals_to, sole_process, write_text
 from vidssl.errors import UsageError, counted
+from vidssl.evaluate.score_file import score_card
 from vidssl.tools.dry_run import part_sizes, step_seconds, two_steps
 from vidssl.train.run import STOPPED
 from vidssl.train.trial import random_states_kept
@@ -288,6 +289,7 @@ def _check(grid: Grid, execution: Execution) -> dict[str, str]:
     if execution.parameters and execution.submit is None:
         raise UsageError("--job is for jobs that submitit starts: add --submit slurm")
     protocols: dict[str, str] = {}
+    cards: dict[str, tuple[str, dict[str, str]]] = {}
     for cell in grid.cells:
         recipe = _priced(cell, grid, 0, Path("runs"))
         build.check(recipe)
@@ -311,6 +313,13 @@ def _check(grid: Grid, execution: Execution) -> dict[str, str]:
                 )
             build.check_any_protocol(loaded)
             protocols[word] = loaded.name
+            card = score_card(resolved_text(loaded), {})
+            name, first = cards.setdefault(word, (cell.name, card))
+            if keys := runs.differing(first, card, own_views=True):
+                raise UsageError(
+                    f"{word}: cells {name} and {cell.name} would be scored in two ways, and not be compared:"
+                    f"{runs.key_lines(keys, first, card)}\nGive all the same: 'set' in the grid, or --eval"
+                )
     return protocols
 
 

@@ -131,7 +131,7 @@ def _page(
 ) -> str:
     from jinja2 import Environment, StrictUndefined
 
-    protocols = [run_groups(same, each=False) for same in by_protocol(files)]
+    protocols = [run_groups(same, each=False) for same in by_protocol(files, own_views=grid is not None)]
     names = short_names([run_folder(file) for file in files])
     sections = []
     if grid is not None:
