@@ -1,6 +1,9 @@
 """``vidssl show``: what is drawn of a run, and of which videos."""
 
+import base64
 import hashlib
+import io
+import re
 from functools import partial
 from pathlib import Path
 
@@ -144,6 +147,30 @@ def test_what_was_predicted_is_drawn_of_a_run(run: str, rows: int) -> None:
     assert sheet.height > 2 * rows * 96
     with Image.open(f"runs/{run}/pictures/reconstruction-step-000007.gif") as gif:
         assert gif.n_frames == 4  # the views that it learned from, not the probe's
+
+
+@pytest.mark.slow
+def test_a_page_has_moving_clips_neighbours_and_a_map_and_says_what_it_lacks() -> None:
+    """Two runs: one that fills in what is hidden, one with a class token."""
+    pytest.importorskip("jinja2")
+    pytest.importorskip("matplotlib")
+    for run in ("bevt", "looks"):
+        assert main(["eval", f"runs/{run}", "--protocol", "knn"]) == 0
+    assert main(["report", "runs/bevt", "runs/looks", "-o", "page.html"]) == 0
+    parts = Path("page.html").read_text().split("<h2>")[1:]
+    sections = {part.partition("<")[0]: part for part in parts}
+    for title, frames, lacks in (
+        ("Clips: what was hidden, and what was filled in", [4], "looks: .* predicts nothing that is hidden"),
+        ("Clips: where the class token looks", [2], r"bevt: .*\(class_token: false\)"),
+        ("Nearest neighbours of test videos", [2, 2], ""),
+    ):
+        drawn = re.findall(r'src="data:image/webp;base64,([^"]+)"', sections[title])
+        opened = [Image.open(io.BytesIO(base64.b64decode(data))) for data in drawn]
+        assert [picture.n_frames for picture in opened] == frames, title
+        assert min(min(picture.size) for picture in opened) > 160
+        assert re.search(lacks, sections[title])
+    assert sections["Map of test videos"].count("<svg") == 2 * 5  # labels
+    assert sections["Confusion"].count("data:image/webp") == 2 * 5
 
 
 def test_single_images_stand_side_by_side_and_do_not_move() -> None:

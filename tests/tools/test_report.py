@@ -197,18 +197,29 @@ def test_an_untrained_twin_has_the_colour_and_the_mark_of_its_network() -> None:
 
 @pytest.mark.slow
 def test_nothing_runs_out_of_the_page_in_a_browser() -> None:
+    """Of runs in light colours and of a grid in dark ones, on a phone, a tablet and a screen."""
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium here")
-    write_report(two_runs(), "page.html", pictures=False)
-    for width in (500, 820, 1280):  # a headless window is 500 pixels wide at least
-        command = [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-            f"--window-size={width},1500", f"--user-data-dir={Path.cwd()}/browser", "--screenshot=shot.png",
-            (Path.cwd() / "page.html").as_uri(),
-        ]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
-        shot = Image.open("shot.png").convert("L")
-        assert shot.width == width
-        assert np.asarray(shot.crop((width - 8, 0, width, 1500))).min() > 240  # the margin is empty
-        assert np.asarray(shot).min() < 60
+    write_report(two_runs(), "light.html", pictures=False)
+    make_grid()
+    write_report(["runs/g"], "dark.html", pictures=False)
+    for scheme, number in (("light", 1), ("dark", 0)):
+        for width in (390, 820, 1280):  # in a frame: a headless window is 500 pixels wide at least
+            Path("frame.html").write_text(
+                '<meta name="color-scheme" content="light dark"><body style="margin: 0">'
+                f'<iframe src="{scheme}.html" width="{width}" height="1500" style="border: 0">'
+            )
+            command = [
+                browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+                f"--window-size={max(500, width)},1500", f"--user-data-dir={Path.cwd()}/browser",
+                f"--blink-settings=preferredColorScheme={number}", "--screenshot=shot.png",
+                (Path.cwd() / "frame.html").as_uri(),
+            ]  # fmt: skip
+            subprocess.run(command, check=True, capture_output=True, timeout=300)
+            shot = np.asarray(Image.open("shot.png").convert("L"))[:, :width].astype(int)
+            assert shot.shape == (1500, width)
+            ink = shot if scheme == "light" else 255 - shot  # dark letters on light paper in both
+            assert ink[:, width - 8 :].min() > 220  # the margin is empty
+            assert np.median(ink) > 220
+            assert ink.min() < 60
