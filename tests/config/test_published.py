@@ -1,5 +1,6 @@
 """What the papers report: all of it is there, as printed, and a mistake in the file is named."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,30 @@ def test_numbers_are_those_of_the_paper(published, table):
             and set(words.split()) <= set(" ".join((number.method, *number.settings.values())).split())
         ]
         assert float(value) in same, line
+
+
+ABLATIONS = {"bevt": (1, 6, 7, 8, 9), "svt": range(4, 9), "vimpac": range(6, 17)}
+
+
+@pytest.mark.parametrize("paper", ABLATIONS)
+def test_grids_of_the_papers_state_every_row_of_every_ablation(published, paper):
+    """The numbers of a row stand together: behind a cell, or at the top where it trains nothing."""
+    comments = []
+    for path in (published_path().parents[1] / "recipes/grids/paper").glob(f"{paper}_*.yaml"):
+        top, _, cells = path.read_text().partition("\nname: ")
+        behind = (line.partition(" # ")[2] for line in cells.splitlines())
+        comments += [set(map(float, re.findall(r"\d+\.\d+", text))) for text in (top, *behind)]
+    rows = [
+        (f"Table {table.number}", row.cells, set(row.values) - {None})
+        for table in published.tables
+        if table.paper == paper and int(table.number) in ABLATIONS[paper]
+        for row in table.rows
+    ]
+    assert len(rows) == sum(ROWS[paper][number] for number in ABLATIONS[paper])
+    for table, cells, values in rows:
+        # a row of VIMPAC's Table 13 is two trainings
+        parts = [{value} for value in values] if (paper, table) == ("vimpac", "Table 13") else [values]
+        assert all(any(part <= found for found in comments) for part in parts), (table, cells, values)
 
 
 def test_numbers_are_in_their_range(published):

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vidssl.errors import UsageError
 from vidssl.tools import grid as grids
 from vidssl.tools.grid import Execution, run_grid
 
+ROOT = Path(__file__).parents[2]
 GRID = """name: toy
 question: Does it matter?
 recipe: base
@@ -51,6 +52,8 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("recipes/grids/toy.yaml").write_text(GRID)
     Path("evaluation").mkdir()
     Path("evaluation/masks.yaml").write_text(MASKS)
+    finetune = (ROOT / "evaluation/finetune.yaml").read_text()
+    Path("evaluation/windows.yaml").write_text(f"{finetune}\nbackbone: {{window: [8, 7, 7]}}\n")
 
 
 def here(given: list[Sequence[str]], fails: str = "") -> grids.Runner:
@@ -185,6 +188,61 @@ def test_equal_compute_gives_a_dearer_cell_fewer_steps(monkeypatch: pytest.Monke
         run_grid("toy", ["name=less", "equal={flops: 10}"])
 
 
+@pytest.mark.parametrize("measure", ["seconds", "epochs"])
+def test_equal_time_and_equal_epochs_set_the_steps(measure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grids, "_run_all", lambda *_: 130)  # nothing is trained
+    cells = "cells: {one: {}, half: {data.video.batch_size: 2}}\n"
+    Path("recipes/grids/toy.yaml").write_text(GRID.split("axes")[0] + cells + f"equal: {{{measure}: 3}}\n")
+    assert run_grid("toy") == 130
+    prices = json.loads(Path("runs/toy/grid.json").read_text())["prices"]
+    for price in prices.values():
+        # 8 videos an epoch, and as many clips a step as the cell has
+        wanted = 3 / price["seconds"] if measure == "seconds" else 3 * 8 / price["samples"]
+        assert price["steps"] == int(wanted)
+    assert [price["samples"] for price in prices.values()] == [4, 2]
+    recipe = Path("runs/toy/recipes/half-seed-0.yaml").read_text()
+    assert f"{measure}: 3" in recipe or f"steps: {prices['half']['steps']}" in recipe
+
+
+def test_several_runs_go_at_once_each_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    both, given = threading.Barrier(2), []
+
+    def run(commands: grids.Commands, log: Path, name: str) -> int:
+        both.wait(60)  # nobody comes before another does
+        given.extend(commands)
+        log.write_text("")
+        return 1
+
+    monkeypatch.setattr(grids, "on_this_machine", lambda *_: run)
+    with pytest.raises(UsageError, match="has scores yet"):  # to show tables of
+        run_grid("toy", ["protocols=[knn]"], execution=Execution(jobs=2, processes=2))
+    assert len(given) == 2 * 4
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "vidssl",
+    ]
+    assert all(command[: len(launcher)] == launcher for command in given)
+
+
+def test_each_job_has_its_share_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grids.torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(grids, "num_cpus", lambda: 12)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    seen: list[Mapping[str, str]] = []
+    monkeypatch.setattr(
+        grids, "run_commands", lambda commands, log, environment: seen.append(environment) or 0
+    )
+    run = grids.on_this_machine(2, 2)
+    assert run((), Path("log"), "a") == run((), Path("log"), "b") == 0
+    assert seen == [{"OMP_NUM_THREADS": "3", "CUDA_VISIBLE_DEVICES": devices} for devices in ("0,1", "2,3")]
+
+
 @pytest.mark.parametrize(
     ("changed", "execution", "said"),
     [
@@ -192,6 +250,7 @@ def test_equal_compute_gives_a_dearer_cell_fewer_steps(monkeypatch: pytest.Monke
         (["protocols=[tokenizer]"], Execution(), "measures tokenizers"),
         (["data.probe=null"], Execution(), "--eval 'data.train={...}'"),
         (["optim.rate=1"], Execution(), "unknown key"),
+        (["protocols=[windows]"], Execution(), "backbone.window: unknown key"),
     ],
 )
 def test_what_would_fail_later_is_refused_before_anything_is_trained(

@@ -9,10 +9,7 @@ runs/GRID/
   scores.csv       a line for every score
 
 A grid that was interrupted goes on with the same command: what is trained and scored is left alone, and a run
-that was stopped resumes.
-
-A run that is stopped (exit code 130) can be given again and resumes, on this machine and as a job of a
-cluster.
+that was stopped (exit code 130) resumes, on this machine and as a job of a cluster.
 """
 
 import hashlib
@@ -312,6 +309,10 @@ def _check(grid: Grid, execution: Execution) -> dict[str, str]:
                     "--eval 'data.train={...}' --eval 'data.test={...}' --eval 'data.views={...}'"
                 )
             build.check_any_protocol(loaded)
+            if isinstance(loaded, protocol.FinetuneProtocol):  # a key of one network is none of another
+                keys = {f"backbone.{key}": strict_yaml.plain(node) for key, node in loaded.backbone.items()}
+                with speed.on_meta():
+                    build.backbone(cell.recipe(keys), with_init=False)
             protocols[word] = loaded.name
             card = score_card(resolved_text(loaded), {})
             name, first = cards.setdefault(word, (cell.name, card))
