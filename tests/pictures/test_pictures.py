@@ -22,8 +22,8 @@ from vidssl.pictures.pages import (
     heat_colours,
     heat_over,
     line,
-    save_gif,
     save_png,
+    save_webp,
     sheet,
     spread,
 )
@@ -172,23 +172,24 @@ def test_the_colour_bar_runs_from_its_low_to_its_high_end() -> None:
 
 
 def test_files_are_written_whole_and_twice_the_same(tmp_path: Path) -> None:
-    pictures = animation("t", [strip(5)])
+    shades = torch.arange(0, 250, 50, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 48, 48, 3)
+    pictures = animation("t", [Strip("c", tuple("abcde"), (FrameRow("r", shades),))])
     for name in ("a", "b"):
         save_png(pictures[0], tmp_path / f"{name}.png")
-        save_gif(pictures, tmp_path / f"{name}.gif")
-    for kind in ("png", "gif"):
+        save_webp(pictures, tmp_path / f"{name}.webp")
+    for kind in ("png", "webp"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
     with Image.open(tmp_path / "a.png") as png:
         assert np.array_equal(np.asarray(png), np.asarray(pictures[0]))
-    with Image.open(tmp_path / "a.gif") as gif:
-        assert gif.n_frames == 5
-        assert gif.info["loop"] == 0
+    with Image.open(tmp_path / "a.webp") as moving:
+        assert moving.n_frames == 5
+        assert moving.info["loop"] == 0
         for number in range(5):
-            gif.seek(number)
-            assert gif.info["duration"] == 200
-            shown = np.asarray(gif.convert("RGB")).astype(int)
+            moving.seek(number)
+            shown = np.asarray(moving.convert("RGB")).astype(int)
+            assert moving.info["duration"] == 200
             assert np.abs(shown - np.asarray(pictures[number]).astype(int)).mean() < 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "a.png", "b.gif", "b.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.webp", "b.png", "b.webp"]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

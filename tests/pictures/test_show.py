@@ -133,20 +133,20 @@ def test_attention_is_drawn_of_a_run_as_a_sheet_and_an_animation(
     sheet = drawn(run, "attention", "--videos", "2")
     said = capsys.readouterr().out
     assert f"Picture: runs/{run}/pictures/attention-step-000007.png" in said
-    assert f"Picture: runs/{run}/pictures/attention-step-000007.gif" in said
+    assert f"Picture: runs/{run}/pictures/attention-step-000007.webp" in said
     heads, rows = {"looks": 2, "timesformer": 3}[run], 4
     assert sheet.height > 96 * (rows + heads)
-    with Image.open(f"runs/{run}/pictures/attention-step-000007.gif") as gif:
+    with Image.open(f"runs/{run}/pictures/attention-step-000007.webp") as moving:
         # the run with a probe is shown on the probe's views of two frames
-        assert gif.n_frames == {"looks": 2, "timesformer": 4}[run]
+        assert moving.n_frames == {"looks": 2, "timesformer": 4}[run]
 
 
 @pytest.mark.parametrize(("run", "rows"), [("bevt", 5), ("vimpac", 5)])
 def test_what_was_predicted_is_drawn_of_a_run(run: str, rows: int) -> None:
     sheet = drawn(run, "reconstruction", "--videos", "2")
     assert sheet.height > 2 * rows * 96
-    with Image.open(f"runs/{run}/pictures/reconstruction-step-000007.gif") as gif:
-        assert gif.n_frames == 4  # the views that it learned from, not the probe's
+    with Image.open(f"runs/{run}/pictures/reconstruction-step-000007.webp") as moving:
+        assert moving.n_frames == 4  # the views that it learned from, not the probe's
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ def test_single_images_stand_side_by_side_and_do_not_move() -> None:
         sheet = drawn(run, "reconstruction")
         assert 8 * 96 < sheet.width < 11 * 96
         assert rows * 96 < sheet.height < (rows + 1) * 96 + 100
-        assert not Path(f"runs/{run}/pictures/reconstruction-step-000007.gif").exists()
+        assert not Path(f"runs/{run}/pictures/reconstruction-step-000007.webp").exists()
 
 
 def test_a_tokenizer_file_is_drawn_on_moving_digits_or_on_what_is_named(
@@ -187,14 +187,14 @@ def test_a_tokenizer_file_is_drawn_on_moving_digits_or_on_what_is_named(
     few = partial(MovingDigits, num_videos=5)
     monkeypatch.setattr("vidssl.pictures.clips.MovingDigits", few)
     assert main(["show", "mine.yaml", "--what", "reconstruction", "--videos", "1"]) == 0
-    with Image.open("pictures/reconstruction-mine.gif") as gif:
-        assert gif.n_frames == 8
+    with Image.open("pictures/reconstruction-mine.webp") as moving:
+        assert moving.n_frames == 8
     views = "views={type: uniform_clips, num_frames: 3, frame_stride: 1, size: 16}"
     data = f"data={{{WORLD}, split: test}}"
     words = ["mine.yaml", "--what", "reconstruction", "--videos", "1", data, views, "--out", "small"]
     assert main(["show", *words]) == 0
-    with Image.open("small/reconstruction-mine.gif") as gif:
-        assert gif.n_frames == 3
+    with Image.open("small/reconstruction-mine.webp") as moving:
+        assert moving.n_frames == 3
 
 
 def test_video_files_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,7 +224,7 @@ def test_video_files_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_pictures_follow_from_the_run_alone() -> None:
     for run, what in (("bevt", "reconstruction"), ("looks", "attention")):
-        files = [Path(f"runs/{run}/pictures/{what}-step-000007.{kind}") for kind in ("png", "gif")]
+        files = [Path(f"runs/{run}/pictures/{what}-step-000007.{kind}") for kind in ("png", "webp")]
         main(["show", f"runs/{run}", "--what", what, "--videos", "1"])
         first = [file.read_bytes() for file in files]
         torch.manual_seed(123)

@@ -17,7 +17,7 @@ from vidssl.compare.grid_tables import StepPrice, read_results
 from vidssl.compare.tables import run_groups
 from vidssl.errors import UsageError
 from vidssl.evaluate.score_file import find_scores
-from vidssl.pictures.charts import Curve, Dot, curves_chart, scores_chart
+from vidssl.pictures.charts import COLOURS, Curve, Dot, curves_chart, scores_chart
 from vidssl.tools.report import (
     grid_section,
     grid_verdict,
@@ -144,6 +144,36 @@ def test_lines_differ_in_mark_or_colour_and_the_legend_has_both() -> None:
     assert len(set(looks)) == 8
     assert [(line.get_color(), line.get_marker()) for line in figure.legends[0].get_lines()] == looks
     assert (tested.get_markerfacecolor(), lines[0].get_markerfacecolor()) == ("none", looks[0][0])
+
+
+def test_colours_differ_for_the_colour_blind() -> None:
+    """By Machado et al. (2009), for whoever lacks one kind of cone; a difference of 2.3 is just seen."""
+    seen = {
+        "red": (
+            (0.152286, 1.052583, -0.204868),
+            (0.114503, 0.786281, 0.099216),
+            (-0.003882, -0.048116, 1.051998),
+        ),
+        "green": (
+            (0.367322, 0.860646, -0.227968),
+            (0.280085, 0.672501, 0.047413),
+            (-0.011820, 0.042940, 0.968881),
+        ),
+        "blue": (
+            (1.255528, -0.076749, -0.178779),
+            (-0.078411, 0.930809, 0.147602),
+            (0.004733, 0.691367, 0.303900),
+        ),
+    }
+    to_xyz = np.array(((0.4124, 0.3576, 0.1805), (0.2126, 0.7152, 0.0722), (0.0193, 0.1192, 0.9505)))
+    rgb = np.array([[int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)] for colour in COLOURS])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    for lacking, matrix in seen.items():
+        xyz = np.clip(linear @ np.array(matrix).T, 0, 1) @ to_xyz.T / (0.9505, 1.0, 1.089)
+        x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
+        lab = np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), axis=1)  # CIE L*a*b*
+        apart = np.linalg.norm(lab[:, None] - lab, axis=-1)[np.triu_indices(len(lab), 1)]
+        assert apart.min() > 9, lacking
 
 
 def test_steps_are_whole_numbers_below_a_single_one() -> None:

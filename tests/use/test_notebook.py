@@ -44,7 +44,7 @@ def test_scores_and_comparisons_are_tables_and_frames(tiny: Path, capsys: pytest
 
 def test_pictures_are_drawn_and_shown(tiny: Path, tmp_path: Path) -> None:
     pictures = v.show(tiny, "reconstruction", videos=1, out=str(tmp_path))
-    assert [path.suffix for path in pictures.files] == [".png", ".gif"]
+    assert [path.suffix for path in pictures.files] == [".png", ".webp"]
     assert all(path.is_file() for path in pictures.files)
     assert pictures._repr_html_().startswith('<img src="data:image/png;base64,')
 

@@ -261,21 +261,3 @@ def save_webp(pictures: Sequence[Image.Image], path: Path) -> None:
         temporary.write_bytes(webp(pictures))
 
     write_atomically(path, write)
-
-
-def save_gif(pictures: Sequence[Image.Image], path: Path) -> None:
-    """Write pictures of one size as an animation without end, all in the same 256 colours.
-
-    Raises:
-        UsageError: if it cannot be written.
-    """
-    # with a palette for each picture, what stands still would flicker
-    together = below(pictures, gap=0).quantize(256)
-    width, height = pictures[0].size
-    first, *others = (together.crop((0, i * height, width, (i + 1) * height)) for i in range(len(pictures)))
-    write_atomically(
-        path,
-        lambda temporary: first.save(
-            temporary, format="GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0
-        ),
-    )

@@ -42,7 +42,7 @@ def show(
     console: Console | None = None,
     keep: Callable[[Path], None] = lambda path: None,
 ) -> int:
-    """Draw pictures of a run, a checkpoint or a tokenizer: a PNG sheet, and for clips a GIF as well.
+    """Draw pictures of a run, a checkpoint or a tokenizer: a PNG sheet, and for clips an animated WebP too.
 
     Args:
         target: run folder, checkpoint, or name or file of a tokenizer; None for the newest run.
@@ -129,16 +129,14 @@ def _names_tokenizer(target: str) -> bool:
     return True
 
 
-def save_drawing(drawing: drawings.Drawing, folder: Path, name: str, animated: str = ".gif") -> list[Path]:
-    """Writes the sheet, and for clips an animation, ".gif" or ".webp"; the files."""
+def save_drawing(drawing: drawings.Drawing, folder: Path, name: str) -> list[Path]:
+    """Writes the sheet, and for clips an animation; the files."""
     process.make_folder(folder, "name another with --out")
-    png, moving = folder / f"{name}.png", folder / f"{name}{animated}"
+    png, moving = folder / f"{name}.png", folder / f"{name}.webp"
     pages.save_png(pages.sheet(drawing.title, (*drawing.strips, *drawing.details), drawing.legend), png)
     if not drawing.moves:
         return [png]
-    (pages.save_gif if animated == ".gif" else pages.save_webp)(
-        pages.animation(drawing.title, drawing.strips), moving
-    )
+    pages.save_webp(pages.animation(drawing.title, drawing.strips), moving)
     return [png, moving]
 
 
@@ -282,7 +280,7 @@ def show_part(
                         clips, ids, tokenizer.decode(ids), tokenizer.vocab_size, title
                     )
         name = f"{what}-{name}{_of(files, overrides, out)}"
-        for path in save_drawing(drawing, Path(out or folder), name, animated=".webp"):
+        for path in save_drawing(drawing, Path(out or folder), name):
             say(f"Picture: {path}")
     return 0
 
