@@ -9,6 +9,7 @@ from data_clips import write_clip
 from pages import ROOT, blocks, commands, copy_small, lines_of, made_small, words_of
 
 from vidssl.cli.main import main, parsers
+from vidssl.errors import UsageError
 
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("docs/tutorials/*.md")}
 
@@ -49,6 +50,37 @@ def test_every_command_of_a_page_can_be_said(name: str) -> None:
         for word in words[1:]:
             if re.match(r"(recipes|docs)/", word):
                 assert (ROOT / word).is_file(), word
+
+
+def test_every_command_of_every_page_can_be_said() -> None:
+    """Options are those that the command takes, and recipes are there; of headers of recipes, too."""
+    parser, _ = parsers()
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")]
+    specs = [*ROOT.glob("recipes/**/*.yaml"), *ROOT.glob("evaluation/*.yaml")]
+    said = 0
+    for page in {*pages, *specs} - {ROOT / "CHANGELOG.md"}:
+        text = page.read_text(encoding="utf-8")
+        if page.suffix == ".md":
+            lines = [
+                line for kind, block in blocks(text) if kind in ("bash", "sh") for line in lines_of(block)
+            ]
+        else:  # "#   vidssl train ...", which goes on behind a backslash
+            lines = re.sub(r"\\\n#\s*", "", text).splitlines()
+            lines = [line.lstrip("# ") for line in lines if re.match(r"# +vidssl \w", line)]
+        for line in lines:
+            if not line.startswith("vidssl "):
+                continue
+            words = words_of(re.split(r" [>|&]|<\(", line)[0])[1:]
+            try:
+                _, others = parser.parse_known_args(words)
+            except (SystemExit, UsageError) as error:
+                pytest.fail(f"{page.relative_to(ROOT)}: {line}: {error}")
+            assert [word for word in others if word.startswith("-")] == [], (page, line)
+            for word in words:
+                if re.match(r"recipes/.*\.yaml$", word):
+                    assert (ROOT / word).is_file() or "*" in word, (page, line)
+            said += 1
+    assert said > 200
 
 
 @pytest.mark.slow
