@@ -310,9 +310,11 @@ def _check(grid: Grid, execution: Execution) -> dict[str, str]:
                 )
             build.check_any_protocol(loaded)
             if isinstance(loaded, protocol.FinetuneProtocol):  # a key of one network is none of another
-                keys = {f"backbone.{key}": strict_yaml.plain(node) for key, node in loaded.backbone.items()}
+                of_network = {
+                    f"backbone.{key}": strict_yaml.plain(node) for key, node in loaded.backbone.items()
+                }
                 with speed.on_meta():
-                    build.backbone(cell.recipe(keys), with_init=False)
+                    build.backbone(cell.recipe(of_network), with_init=False)
             protocols[word] = loaded.name
             card = score_card(resolved_text(loaded), {})
             name, first = cards.setdefault(word, (cell.name, card))

@@ -190,7 +190,7 @@ class Pictures:
     """Pictures that were drawn; a notebook shows the first.
 
     Attributes:
-        files: PNG, and GIF for clips.
+        files: PNG, and animated WebP for clips.
     """
 
     files: tuple[Path, ...]
