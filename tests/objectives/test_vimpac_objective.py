@@ -418,6 +418,6 @@ def test_recipes_state_the_negatives_that_their_batches_give() -> None:
             parts = recipe.run.accumulate if keys.get("negatives_from") == "part" else 1
             assert keys["negatives"] == recipe.data.streams["video"].batch_size // parts - 1, path
             stated[path] = keys["negatives"]
-    assert len(stated) == 61
+    assert len(stated) == 63
     for count in (255, 511, 1023):  # Table 11
         assert stated[f"paper/vimpac_clips/negatives_{count}"] == count
